@@ -1,0 +1,84 @@
+"""Every key, with its unit, constraint or source. Other configs start from this one and override."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of the initial parameters, the order of the pairs and the tokenizer
+    c.init_from = ''  # a run's directory, or run@step: start from its parameters, with its tokenizer
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.path = ''  # a sentencepiece model, a tokenizer.json, or a directory with either; '': train one on the sources
+    c.tokenizer.vocab_size = 50_261  # ids, the four delimiters included; only for training one (GPT-2 has 50,257)
+    c.tokenizer.model_type = 'bpe'  # bpe or unigram
+    c.tokenizer.normalization = 'identity'  # a sentencepiece rule; nmt_nfkc_cf folds case and white space
+    c.tokenizer.whitespace = 'prefix'  # prefix: on the first piece of a word. apart: a piece of its own
+    c.tokenizer.characters = 100_000_000  # of the sources' texts that it is trained on
+
+    c.data = ConfigDict()
+    # name -> kind (python_source, jsonl, tfds, text), weight (its share of the batches; a batch has pairs of one source), and the keyword
+    # arguments of that kind's class in cpt_jax/data/.
+    c.data.sources = {'python': {'kind': 'python_source', 'weight': 1.0}}
+    c.data.max_tokens_x = 256  # ids, the two delimiters included; longer texts are cut
+    c.data.max_tokens_y = 256
+    c.data.negatives = 0  # hard negatives of each pair that take part, the first ones
+    c.data.row_length = 512  # columns of a packed row: at least the longest text
+    c.data.rows = 0  # rows a device and chunk; 0: measured, so that fewer than 1 pair in 1,000 does not fit
+    c.data.threads = 2  # that read, tokenise and pack
+    c.data.prefetch = 8  # batches made ahead
+
+    c.model = ConfigDict()
+    c.model.width = 1024
+    c.model.layers = 24
+    c.model.heads = 16
+    c.model.kv_heads = 0  # key and value heads; 0: as many as heads (each serves heads / kv_heads of them)
+    c.model.head_width = 0  # 0: width / heads
+    c.model.hidden = 0  # of the feed-forward part; 0: 4 x width for gelu, 8/3 x width for swiglu
+    c.model.max_length = 2048  # positions (GPT-3: 2048)
+    c.model.positions = 'learned'  # learned or rotary
+    c.model.norm = 'layernorm'  # layernorm or rmsnorm
+    c.model.norm_epsilon = 1e-5
+    c.model.activation = 'gelu'  # gelu or swiglu
+    c.model.bias = True  # in every projection
+    c.model.causal = True  # the paper starts from GPT; False: every token sees its whole text
+    c.model.init = 'gpt2'  # gpt2, or passthrough for training from scratch (cpt_jax/model/encoder.py says why)
+    c.model.remat = 'full'  # what the backward pass computes again: none, dots or full
+    c.model.dtype = 'auto'  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU. Parameters are float32
+    c.model.layer_loop = 'auto'  # scan or unroll; auto: unroll on CPU
+
+    c.mesh = ConfigDict()
+    c.mesh.data = -1  # copies of the model; -1: all devices that are left
+    c.mesh.fsdp = 1  # as data, with parameters and optimizer state split over it
+    c.mesh.tensor = 1  # devices that share one layer's heads and hidden units
+
+    c.loss = ConfigDict()
+    c.loss.form = 'dense'  # one gather, one matrix product
+    c.loss.initial_temperature = 0.07  # CLIP's; the cpt paper trains it from a value it does not state
+    c.loss.symmetric = True  # both directions (cpt); False: x finds y alone
+
+    c.optimizer = ConfigDict()
+    c.optimizer.peak_lr = 1e-4
+    c.optimizer.warmup_steps = 1000
+    c.optimizer.final_share = 0.1  # of peak_lr, at the last step
+    c.optimizer.weight_decay = 0.1  # of matrices (cpt_jax/train/optimizer.py lists them)
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.98
+    c.optimizer.epsilon = 1e-8
+    c.optimizer.clip_norm = 1.0  # of the whole gradient
+
+    c.train = ConfigDict()
+    c.train.steps = 10_000
+    c.train.batch_pairs = 12_288  # over all devices; each is a negative of every other
+    c.train.encode_chunks = 1  # encode the batch in so many parts, exactly; saves activation memory, costs a second forward pass
+    c.train.log_every = 10  # steps between rows of metrics.jsonl
+
+    c.evaluation = ConfigDict()
+    c.evaluation.every_steps = 500  # held-out retrieval; 0: never
+    c.evaluation.pairs = 1000  # held-out pairs, each y a candidate for every x
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_steps = 500
+    c.checkpoint.keep_latest = 2  # for going on
+    c.checkpoint.keep_every = 5000  # multiples of it stay for good; 0: none does
+    return c

@@ -1,0 +1,21 @@
+"""cpt-code S: 300M parameters, on (docstring, function) pairs (arXiv 2201.10005, section 3)."""
+
+from ml_collections import ConfigDict
+
+from configs import cpt_s
+
+
+def code_pairs(c: ConfigDict) -> ConfigDict:
+    """Changes the data of a cpt-text config to CodeSearchNet's files."""
+    c.data.sources = {
+        'code': {
+            'kind': 'jsonl', 'weight': 1.0, 'path': 'data/code', 'x': 'docstring', 'y': 'code', 'group': ('repo', 'path'), 'holdout': 0.01,
+        }
+    }  # fmt: skip
+    c.data.max_tokens_x = 128
+    c.data.max_tokens_y = 512
+    return c
+
+
+def get_config() -> ConfigDict:
+    return code_pairs(cpt_s.get_config())  # table 1 has one column of batches for text and code

@@ -1,0 +1,15 @@
+"""cpt-text M: 1.2B parameters (arXiv 2201.10005, table 1)."""
+
+from ml_collections import ConfigDict
+
+from configs import cpt_s
+
+
+def get_config() -> ConfigDict:
+    c = cpt_s.get_config()
+    c.train.batch_pairs = 6912  # table 1
+    c.model.width = 2048  # table 1
+    c.model.layers = 24  # GPT-3 XL, table 2.1 of arXiv 2005.14165
+    c.model.heads = 16  # of that table's width, 128; its 24 heads of 128 are wider than the model
+    c.mesh.fsdp = 8
+    return c

@@ -1,0 +1,178 @@
+"""Checkpoints of a run: Orbax, asynchronous, whole or not there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from cpt_jax.errors import UserError
+from cpt_jax.tokenizer import Tokenizer, tokenizer_from_file
+
+_SAVE = ocp.training.save_decision_policies
+_KEEP = ocp.training.preservation_policies
+About = dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints in a directory: `<step>/` each, with the state, the tokenizer's file, and `about` (config, code version, ...).
+
+    Orbax writes into a directory with a temporary name and renames it at the end, so a checkpoint that a crash cut short is never
+    taken for one.
+    """
+
+    def __init__(self, directory: Path, tokenizer: Tokenizer, about: About, *, every_steps: int, keep_latest: int, keep_every: int):
+        """Opens a directory for training.
+
+        Args:
+          directory: made if it is not there.
+          tokenizer, about: what goes into every checkpoint beside the state.
+          every_steps: save at each multiple.
+          keep_latest: so many latest ones stay, for going on.
+          keep_every: those at its multiples stay for good, for looking back; 0: none does.
+        """
+        self._tokenizer, self._about, self._directory = tokenizer, about, directory
+        forever = [_KEEP.EveryNSteps(keep_every)] if keep_every else []
+        self._open = lambda: ocp.training.Checkpointer(
+            directory,
+            save_decision_policy=_SAVE.FixedIntervalPolicy(every_steps),
+            preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(keep_latest), *forever]),
+            cleanup_tmp_directories=True,
+        )
+        for name in _unfinished(directory):
+            _say(f'checkpoint {name} was cut short while it was written: it is not used')
+        self._checkpointer = self._open()
+
+    def due(self, step: int) -> bool:
+        """Is a save due after this many steps?"""
+        return self._checkpointer.should_save(step)
+
+    def save(self, step: int, state: Any, *, force: bool = False) -> None:
+        """Starts saving the state after `step` steps; `force`: also between the regular saves. Returns when the state is copied."""
+        if self._checkpointer.latest is not None and self._checkpointer.latest.step == step:
+            return
+        file_name, data = self._tokenizer.file
+        content = {'state': by_name(state), 'tokenizer': {file_name: np.frombuffer(data, np.uint8)}}
+        self._checkpointer.save_checkpointables_async(step, content, force=force, custom_metadata=self._about)
+
+    def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
+        """The newest state that can be read and its step, on the shardings of `abstract_state`; None where there is no checkpoint.
+
+        Raises:
+          UserError: there are checkpoints and none can be read.
+        """
+        unreadable = []
+        for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
+            try:
+                state = self._checkpointer.load_checkpointables(step, {'state': by_name(abstract_state)})['state']
+            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+                _say(f'checkpoint {step} cannot be read ({type(error).__name__}): the one before it is taken')
+                logging.debug('%s', error)
+                unreadable.append(step)
+                continue
+            self._set_aside(unreadable)
+            return step, like(abstract_state, state)
+        if unreadable:
+            raise UserError(f'{self._directory}: none of the checkpoints {unreadable} can be read; start in another --workdir')
+        return None
+
+    def close(self) -> None:
+        """Waits for a save that is under way."""
+        self._checkpointer.close()
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames checkpoints that cannot be read, so that their steps can be saved anew and nothing is deleted."""
+        if not steps:
+            return
+        self._checkpointer.close()
+        if jax.process_index() == 0:
+            for step in steps:
+                (self._directory / str(step)).rename(self._directory / f'{step}.unreadable')
+        multihost_utils.sync_global_devices('unreadable checkpoints set aside')
+        self._checkpointer = self._open()
+
+
+def steps_in(directory: Path) -> list[int]:
+    """The steps of the finished checkpoints in a directory, oldest first."""
+    return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit()) if directory.is_dir() else []
+
+
+def find(reference: str, flag: str) -> tuple[Path, int]:
+    """The checkpoints' directory and the step of a model reference: a run's directory (its latest step), or `run@step`.
+
+    Raises:
+      UserError: there is no such run or checkpoint; the message begins with `flag`.
+    """
+    name, _, wanted = reference.partition('@')
+    directory = Path(name).absolute() / 'checkpoints'
+    steps = steps_in(directory)
+    if not steps:
+        raise UserError(f'{flag} {reference}: no run with a checkpoint ({Path(name) / "checkpoints"} holds none)')
+    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+        raise UserError(f'{flag} {reference}: no such checkpoint; there are {", ".join(map(str, steps))}')
+    return directory, int(wanted) if wanted else steps[-1]
+
+
+def read_about(directory: Path, step: int) -> About:
+    """What was stored beside a checkpoint's state."""
+    return ocp.metadata(directory / str(step)).custom_metadata
+
+
+def load_tokenizer_of(directory: Path, step: int) -> Tokenizer:
+    """The tokenizer inside a checkpoint."""
+    files = ocp.load_checkpointables(directory / str(step), {'tokenizer': None})['tokenizer']
+    ((name, data),) = files.items()
+    return tokenizer_from_file(name, np.asarray(data).tobytes())
+
+
+def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
+    """The parameters of a checkpoint alone, on the shardings of `abstract_params`: no optimizer state is read."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        loaded = ocp.load_checkpointables(directory / str(step), {'state': {'params': by_name(abstract_params)}})
+    return like(abstract_params, loaded['state']['params'])
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """Nested dicts with the leaves of a tree of modules, tuples and dicts: the plain names that stand on disk."""
+    names: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        *folders, name = _names(path)
+        place = names
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return names
+
+
+def like(tree: Any, names: dict[str, Any]) -> Any:
+    """The inverse of `by_name`: the structure of `tree` with the leaves of `names`."""
+
+    def find(path: tuple, _: Any) -> Any:
+        place = names
+        for name in _names(path):
+            place = place[name]
+        return place
+
+    return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def _names(path: tuple) -> list[str]:
+    names = [str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', None)))) for key in path]
+    # An nnx.Param is a node with one leaf, "value"; a parameter may have that name itself.
+    return names[:-1] if isinstance(path[-1], jax.tree_util.GetAttrKey) and names[-1] == 'value' and len(names) > 1 else names
+
+
+def _unfinished(directory: Path) -> list[str]:
+    names = [path.name for path in directory.glob('*.orbax-checkpoint-tmp*')] if directory.is_dir() else []
+    return sorted({match[1] for name in names if (match := re.match(r'(\d+)\.', name))})
+
+
+def _say(line: str) -> None:
+    if jax.process_index() == 0:
+        print(line, flush=True)

@@ -1,0 +1,78 @@
+"""Configs: a section is the keyword arguments of one function, and a run keeps the one that it began with."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cpt_jax.errors import UserError
+
+T = TypeVar('T')
+
+# What may change between the parts of a run: how far it goes, what it writes down, where and in which order of operations it computes.
+# None of these changes what was learned so far. A prefix that ends in a dot stands for its section.
+CHANGEABLE = (
+    'train.steps',
+    'train.log_every',
+    'train.encode_chunks',
+    'checkpoint.',
+    'evaluation.',
+    'mesh.',
+    'loss.form',
+    'model.remat',
+    'model.layer_loop',
+    'data.rows',
+    'data.threads',
+    'data.prefetch',
+)
+
+
+def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any) -> T:
+    """Calls `function` with a section of the config, and with what the config does not know.
+
+    Raises:
+      UserError: the section has a key that is no argument of the function, or lacks one without a default.
+    """
+    known = {key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in given}
+    for key in section:
+        if key not in known:
+            raise UserError(f'unknown config key {name}.{key}: {name} has {", ".join(known)}')
+    for key, parameter in known.items():
+        if key not in section and parameter.default is inspect.Parameter.empty:
+            raise UserError(f'config key {name}.{key} is missing')
+    return function(**section, **given)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """('section.key', value) of every leaf."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
+
+
+def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it comes back from a JSON file: tuples are lists."""
+    return json.loads(json.dumps(config))
+
+
+def check_resume(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Path) -> list[str]:
+    """Compares a run's config with the one that it is started with again; returns a line for each change that is allowed.
+
+    Raises:
+      UserError: a key differs that decides what was learned.
+    """
+    old, new = dict(flatten(before)), dict(flatten(as_json(now)))
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    allowed = [key for key in changed if any(key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE)]
+    refused = [f'{key} was {old.get(key)!r} and is {new.get(key)!r}' for key in changed if key not in allowed]
+    if refused:
+        raise UserError(f'{workdir} holds a run of another config: {"; ".join(refused)}. Set it back, or give another --workdir')
+    return [f'{key}: {old.get(key)!r} -> {new.get(key)!r}' for key in allowed]
+
+
+def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json into a run's directory."""
+    (workdir / 'config.json').write_text(json.dumps(config, indent=2) + '\n')

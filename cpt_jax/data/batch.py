@@ -1,0 +1,171 @@
+"""A batch: the tokens of a fixed number of pairs, packed into a fixed number of rows a device.
+
+NOTE on indices. A step's batch is `batch_pairs` pairs. They are dealt to G x C groups: G parts of the mesh that hold rows of their own
+(data x fsdp), and for each part C chunks that are encoded one after the other. A group's pairs are packed into rows of their own, and
+an EOS place counts within the group: no device ever needs another's rows. Which pairs a step holds does not depend on G and C.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cpt_jax.data.mixture import BatchIndex
+from cpt_jax.data.packing import pack, propose_rows
+from cpt_jax.data.pairs import Source, content_id
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import BATCH, batch_shards
+from cpt_jax.tokenizer import Tokenizer
+
+
+class Batch(NamedTuple):
+    """Arrays int32; C chunks lead, then R rows or B pairs of a chunk. See Encoder and InfoNCE for what they hold."""
+
+    tokens_CxRxS: jax.Array | np.ndarray
+    segments_CxRxS: jax.Array | np.ndarray
+    positions_CxRxS: jax.Array | np.ndarray
+    eos_CxBxT: jax.Array | np.ndarray
+    ids_CxBxT: jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a batch lies on devices: G parts x C chunks, each of `pairs` pairs of `texts` texts in `rows` rows of `row_length` columns."""
+
+    parts: int
+    chunks: int
+    pairs: int
+    texts: int
+    rows: int
+    row_length: int
+
+    @property
+    def tokens(self) -> int:
+        """Columns computed in a step, padding included."""
+        return self.parts * self.chunks * self.rows * self.row_length
+
+
+class Texts:
+    """The tokens of pairs: reads, tokenises and remembers them.
+
+    Args:
+      sources: where pairs come from, in the order of the mixture.
+      max_tokens_x, max_tokens_y: ids of a text at most, its two delimiters included; hard negatives count as y.
+      negatives: hard negatives taken from each pair, the first ones; a pair with fewer has gaps.
+    """
+
+    REMEMBERED = 1 << 18  # pairs; about 200 MB at 150 tokens a pair
+
+    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens_x: int, max_tokens_y: int, negatives: int):
+        self.sources, self.tokenizer, self.negatives = sources, tokenizer, negatives
+        self._max_x, self._max_y = max_tokens_x, max_tokens_y
+        self._known: dict[tuple[int, int], tuple[list[np.ndarray], list[int]]] = {}
+        self.tokens, self.seconds = 0, 0.0
+
+    def __call__(self, source: int, indices: np.ndarray) -> tuple[list[list[np.ndarray]], np.ndarray]:
+        """Tokens of x, y and the negatives (an empty array where there is none) of each pair; ids int32[pairs, T]."""
+        keys = [(source, int(index)) for index in indices]
+        missing = [key for key in keys if key not in self._known]
+        fresh = dict(zip(missing, self._read(missing), strict=True)) if missing else {}
+        if len(self._known) < self.REMEMBERED:
+            self._known.update(fresh)
+        found = [fresh[key] if key in fresh else self._known[key] for key in keys]
+        return [tokens for tokens, _ in found], np.array([ids for _, ids in found], np.int32)
+
+    def _read(self, keys: list[tuple[int, int]]) -> list[tuple[list[np.ndarray], list[int]]]:
+        pairs = [self.sources[source][index] for source, index in keys]
+        start = time.perf_counter()
+        x = self.tokenizer.encode([pair.x for pair in pairs], 'x', self._max_x)
+        y = self.tokenizer.encode([pair.y for pair in pairs], 'y', self._max_y)
+        hard = iter(self.tokenizer.encode([text for pair in pairs for text in pair.negatives[: self.negatives]], 'y', self._max_y))
+        self.seconds += time.perf_counter() - start
+        out = []
+        for pair, x_tokens, y_tokens in zip(pairs, x, y, strict=True):
+            texts = [pair.x, pair.y, *pair.negatives[: self.negatives]]
+            gaps = 2 + self.negatives - len(texts)
+            tokens = [x_tokens, y_tokens, *[next(hard) for _ in texts[2:]], *[np.zeros(0, np.int32)] * gaps]
+            out.append((tokens, [content_id(text) for text in texts] + [0] * gaps))
+            self.tokens += sum(map(len, tokens))
+        return out
+
+
+def plan_layout(
+    texts: Texts, mesh: jax.sharding.Mesh, batch_pairs: int, chunks: int, row_length: int, rows: int, sample: int = 4096
+) -> Layout:
+    """The layout of a run's batches; with `rows` 0, as many as a sample of every source shows to be needed.
+
+    Raises:
+      UserError: the batch does not divide by the parts of the mesh and the chunks.
+    """
+    parts = batch_shards(mesh)
+    if batch_pairs % (parts * chunks):
+        raise UserError(
+            f'train.batch_pairs={batch_pairs} is not a multiple of mesh.data x mesh.fsdp = {parts} times train.encode_chunks={chunks}'
+        )
+    pairs = batch_pairs // (parts * chunks)
+    if not rows:
+        rows = max(propose_rows(sample_lengths(texts, source, sample), pairs, row_length) for source in range(len(texts.sources)))
+    return Layout(parts, chunks, pairs, 2 + texts.negatives, rows, row_length)
+
+
+def sample_lengths(texts: Texts, source: int, sample: int) -> np.ndarray:
+    """int[P, T]: tokens of the texts of up to `sample` pairs, spread evenly over a source."""
+    size = len(texts.sources[source])
+    tokens, _ = texts(source, np.unique(np.linspace(0, size - 1, min(sample, size)).astype(np.int64)))
+    return np.array([[len(text) for text in pair] for pair in tokens])
+
+
+def pack_group(tokens: Sequence[Sequence[np.ndarray]], ids_bxT: np.ndarray, layout: Layout) -> Batch:
+    """Packs one group. A pair with a text that does not fit gets ids of 0: the loss leaves it out and the metrics count it."""
+    flat = [text for pair in tokens for text in pair]
+    lengths = np.array([len(text) for text in flat])
+    starts = pack(lengths, layout.rows, layout.row_length)
+    starts[lengths == 0] = 0
+    fits_bxT = (starts >= 0).reshape(ids_bxT.shape)
+    ids_bxT = ids_bxT * fits_bxT.all(1, keepdims=True)
+
+    rows_RxS = np.zeros((3, layout.rows, layout.row_length), np.int32)
+    placed = np.flatnonzero((starts >= 0) & (lengths > 0))
+    within = np.concatenate([np.arange(n) for n in lengths[placed]])
+    where = np.repeat(starts[placed], lengths[placed]) + within
+    values = (np.concatenate([flat[i] for i in placed]), np.repeat(placed + 1, lengths[placed]), within)
+    for row, value in zip(rows_RxS.reshape(3, -1), values, strict=True):
+        row[where] = value
+    eos_bxT = np.maximum(starts + lengths - 1, 0).reshape(ids_bxT.shape).astype(np.int32)
+    return Batch(*rows_RxS, eos_bxT, ids_bxT.astype(np.int32))
+
+
+def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh: jax.sharding.Mesh) -> grain.MapDataset:
+    """[step] -> {part: Batch of numpy arrays [C, ...]} for those parts of the mesh that this process holds."""
+    shape = (layout.parts * layout.rows, layout.row_length)
+    places = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map(shape)
+    mine = sorted({(place[0].start or 0) // layout.rows for place in places.values()})
+
+    def build(index: BatchIndex) -> Mapping[int, Batch]:
+        pairs_GxCxb = index.pairs.reshape(layout.parts, layout.chunks, layout.pairs)
+        tokens, ids = texts(index.source, pairs_GxCxb[mine].reshape(-1))
+        groups = [
+            pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout) for k in range(0, len(tokens), layout.pairs)
+        ]
+        chunked = [groups[k : k + layout.chunks] for k in range(0, len(groups), layout.chunks)]
+        return {part: Batch(*map(np.stack, zip(*chunks, strict=True))) for part, chunks in zip(mine, chunked, strict=True)}
+
+    return indices.map(build)
+
+
+def place(local: Mapping[int, Batch], mesh: jax.sharding.Mesh, layout: Layout) -> Batch:
+    """This process's parts as arrays over all processes: chunks whole, rows and pairs over data and fsdp."""
+
+    def assemble(field: int) -> jax.Array:
+        chunks, size, last = next(iter(local.values()))[field].shape
+        sharding = NamedSharding(mesh, P(None, BATCH))
+        read = lambda index: local[(index[1].start or 0) // size][field]  # noqa: E731
+        return jax.make_array_from_callback((chunks, size * layout.parts, last), sharding, read)
+
+    return Batch(*map(assemble, range(len(Batch._fields))))

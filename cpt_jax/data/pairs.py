@@ -1,0 +1,58 @@
+"""A pair of texts that belong together, and what a source of pairs looks like."""
+
+import hashlib
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+
+class Pair(NamedTuple):
+    """Two texts that belong together.
+
+    Attributes:
+      x: the first text (a docstring, a query, a piece of prose).
+      y: the second (a function, a document, the next piece).
+      negatives: texts that look like `y` and are not (hard negatives); often empty.
+      id: a name that is unique in the source, for people: a file and a line, say.
+    """
+
+    x: str
+    y: str
+    negatives: tuple[str, ...] = ()
+    id: str = ''
+
+
+class Source(Protocol):
+    """Random access to pairs; reading `source[i]` twice gives the same pair, in any thread.
+
+    Attributes:
+      fingerprint: hex digits that change when any pair could differ; stored in the run.
+      documents: None, or int64[number of documents + 1]: pairs `documents[d] : documents[d + 1]` come from one document,
+        and no batch holds two of them.
+    """
+
+    fingerprint: str
+    documents: np.ndarray | None
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Pair: ...
+
+
+def digest(*parts: str) -> str:
+    """32 hex digits of the parts, the same on every machine and Python."""
+    return hashlib.blake2b('\0'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
+
+
+def content_id(text: str) -> int:
+    """An int32 that stands for a text's content: equal texts in a batch are not negatives of each other.
+
+    31 bits of a hash, so that two different texts of a batch of 65,536 share one about once in a batch, which costs one
+    negative; 0 is left for "no text".
+    """
+    return int(digest(text)[:8], 16) % (2**31 - 1) + 1
+
+
+def unit_hash(name: str) -> float:
+    """A stable number in [0, 1) for a name: `unit_hash(name) < share` holds out that share of the names."""
+    return int(digest(name)[:13], 16) / 16**13

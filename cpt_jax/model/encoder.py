@@ -1,0 +1,225 @@
+"""The GPT-style pre-norm transformer of cpt: packed rows of tokens -> one unit vector a text."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import BATCH
+from cpt_jax.model.attention import attend, rotate, segment_mask
+from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter
+from cpt_jax.model.shape import Shape
+
+# What the backward pass finds kept and need not compute again, by the name that a config gives.
+REMAT = {
+    'none': jax.checkpoint_policies.everything_saveable,
+    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Norm(nnx.Module):
+    """LayerNorm, or RMSNorm without a mean and a bias, in float32."""
+
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
+        self.shape = shape
+        self.scale = parameter(rngs, constant(1.0), *stack, (shape.width, None))
+        if shape.norm == 'layernorm':
+            self.bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float[..., D] -> the same, normalised over D."""
+        h = x.astype(jnp.float32)
+        if self.shape.norm == 'layernorm':
+            h = h - h.mean(-1, keepdims=True)
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + self.shape.norm_epsilon)
+        h = h * self.scale[...]
+        return (h + self.bias[...] if self.shape.norm == 'layernorm' else h).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention in two halves, so that the last layer can go on with the EOS states alone."""
+
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
+        self.shape = shape
+        width, heads, groups = (shape.width, 'fsdp'), (shape.heads, 'tensor'), (shape.kv_heads, 'tensor')
+        head_width = (shape.head_width, None)
+        value, out = value_and_out(shape)
+        self.query = parameter(rngs, normal(0.02), *stack, width, heads, head_width)
+        self.key = parameter(rngs, normal(0.02), *stack, width, groups, head_width)
+        self.value = parameter(rngs, value, *stack, width, groups, head_width)
+        self.out = parameter(rngs, out, *stack, heads, head_width, width)
+        if shape.bias:
+            self.query_bias = parameter(rngs, constant(0.0), *stack, heads, head_width)
+            self.key_bias = parameter(rngs, constant(0.0), *stack, groups, head_width)
+            self.value_bias = parameter(rngs, constant(0.0), *stack, groups, head_width)
+            self.out_bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
+
+    def mix(self, h_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+        """Each head's mixture of values: [R, S, H, K]."""
+        q_RxSxHxK, k_RxSxGxK, v_RxSxGxK = (self._project(h_RxSxD, name) for name in ('query', 'key', 'value'))
+        if self.shape.positions == 'rotary':
+            q_RxSxHxK, k_RxSxGxK = rotate(q_RxSxHxK, positions_RxS), rotate(k_RxSxGxK, positions_RxS)
+        return attend(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, mask_RxSxS)
+
+    def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
+        weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
+        out = jnp.einsum('rsd,dhk->rshk', h_RxSxD, weight, out_sharding=P(BATCH, None, 'tensor', None))
+        return out + getattr(self, name + '_bias')[...].astype(out.dtype) if self.shape.bias else out
+
+    def combine(self, a: jax.Array) -> jax.Array:
+        """The heads' mixtures [..., H, K] back to the width: [..., D]."""
+        weight = gathered(self.out, a.dtype, 'tensor', None, None)
+        out = jnp.einsum('...hk,hkd->...d', a, weight, out_sharding=P(BATCH))
+        return out + self.out_bias[...].astype(out.dtype) if self.shape.bias else out
+
+
+class FeedForward(nnx.Module):
+    """Two matrices around a GELU, or SwiGLU's three (arXiv 2002.05202)."""
+
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
+        self.shape = shape
+        width, hidden = (shape.width, 'fsdp'), (shape.hidden, 'tensor')
+        self.up = parameter(rngs, normal(0.02), *stack, width, hidden)
+        self.down = parameter(rngs, normal(residual_std(shape)), *stack, hidden, width)
+        if shape.activation == 'swiglu':
+            self.gate = parameter(rngs, normal(0.02), *stack, width, hidden)
+        if shape.bias:
+            self.up_bias = parameter(rngs, constant(0.0), *stack, hidden)
+            self.down_bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
+
+    def __call__(self, h: jax.Array) -> jax.Array:
+        """float[..., D] -> the same."""
+        up = self._widen(h, self.up)
+        if self.shape.bias:
+            up = up + self.up_bias[...].astype(up.dtype)
+        # GPT-2's form of GELU, the tanh approximation.
+        up = jax.nn.silu(self._widen(h, self.gate)) * up if self.shape.activation == 'swiglu' else jax.nn.gelu(up, approximate=True)
+        down = jnp.einsum('...f,fd->...d', up, gathered(self.down, up.dtype, 'tensor', None), out_sharding=P(BATCH))
+        return down + self.down_bias[...].astype(down.dtype) if self.shape.bias else down
+
+    def _widen(self, h: jax.Array, weight: nnx.Param) -> jax.Array:
+        spec = P(BATCH, *[None] * (h.ndim - 2), 'tensor')
+        return jnp.einsum('...d,df->...f', h, gathered(weight, h.dtype, None, 'tensor'), out_sharding=spec)
+
+
+class Block(nnx.Module):
+    """One layer. Built with a leading axis of N layers, called on one slice of it."""
+
+    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+        stack = (shape.layers, None)
+        self.attention_norm = Norm(shape, rngs, stack)
+        self.attention = Attention(shape, rngs, stack)
+        self.feed_forward_norm = Norm(shape, rngs, stack)
+        self.feed_forward = FeedForward(shape, rngs, stack)
+
+    def mix(self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+        """The half that looks at other positions."""
+        return self.attention.mix(self.attention_norm(x_RxSxD), mask_RxSxS, positions_RxS)
+
+    def finish(self, x: jax.Array, a: jax.Array) -> jax.Array:
+        """The half that works on each position alone: x [..., D] and its heads' mixtures a [..., H, K] -> [..., D]."""
+        x = x + self.attention.combine(a)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Encoder(nnx.Module):
+    """Tokens -> vectors."""
+
+    def __init__(self, shape: Shape, rngs: nnx.Rngs):
+        self.shape = shape
+        self.token_embedding = parameter(rngs, normal(0.02), (shape.table_rows, 'tensor'), (shape.width, 'fsdp'))
+        if shape.positions == 'learned':
+            self.position_embedding = parameter(rngs, normal(0.01), (shape.max_length, None), (shape.width, 'fsdp'))
+        self.blocks = Block(shape, rngs)
+        self.final_norm = Norm(shape, rngs)
+
+    def __call__(self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+        """One vector a text.
+
+        Args:
+          tokens_RxS: int32 ids; rows lie over the mesh's data and fsdp axes.
+          segments_RxS: int32, from 1: which text of its row a token belongs to; 0 is padding.
+          positions_RxS: int32, from 0 in each text.
+          eos_BxT: int32, for T texts of each of B pairs: where its closing delimiter stands, as row * S + column counted within the rows
+            of the device that holds the pair.
+
+        Returns:
+          float32[B, T, D] of unit length: the last layer's state at the closing delimiter, after the final norm. The layer's second
+          half is computed for these positions alone.
+        """
+        mask_RxSxS = segment_mask(segments_RxS, self.shape.causal)
+        x_RxSxD, last = self._layers_but_last(self._embed(tokens_RxS, positions_RxS), mask_RxSxS, positions_RxS)
+
+        @self._remat
+        def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
+            a_RxSxHxK = block.mix(x_RxSxD, mask_RxSxS, positions_RxS)
+            return block.finish(pick(x_RxSxD, eos_BxT), pick(a_RxSxHxK, eos_BxT))
+
+        e_BxTxD = self.final_norm(last_layer(last, x_RxSxD)).astype(jnp.float32)
+        return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
+
+    def _embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+        dtype = self.shape.compute_dtype
+        x_RxSxD = gathered(self.token_embedding, dtype, None, None).at[tokens_RxS].get(out_sharding=P(BATCH))
+        if self.shape.positions == 'learned':
+            x_RxSxD = x_RxSxD + gathered(self.position_embedding, dtype, None, None).at[positions_RxS].get(out_sharding=P(BATCH))
+        return x_RxSxD
+
+    def _layers_but_last(self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> tuple[jax.Array, Block]:
+        @self._remat
+        def layer(x_RxSxD: jax.Array, block: Block) -> tuple[jax.Array, None]:
+            return block.finish(x_RxSxD, block.mix(x_RxSxD, mask_RxSxS, positions_RxS)), None
+
+        inner = self.shape.layers - 1
+        unroll = inner if self.shape.layer_loop == 'unroll' else 1
+        if inner:
+            x_RxSxD, _ = jax.lax.scan(layer, x_RxSxD, jax.tree.map(lambda w: w[:inner], self.blocks), unroll=unroll)
+        return x_RxSxD, jax.tree.map(lambda w: w[inner], self.blocks)
+
+    def _remat(self, function):
+        # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost time (jax.checkpoint's own advice).
+        return jax.checkpoint(function, policy=REMAT[self.shape.remat], prevent_cse=False) if self.shape.remat != 'none' else function
+
+
+def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+    """The states [B, T, ...] at the given places of the rows [R, S, ...], each device from its own rows."""
+    rest = jax.typeof(h_RxSx).sharding.spec[2:]
+
+    @partial(jax.shard_map, in_specs=(P(BATCH, None, *rest), P(BATCH)), out_specs=P(BATCH, None, *rest))
+    def local(h: jax.Array, eos: jax.Array) -> jax.Array:
+        return h.reshape(-1, *h.shape[2:])[eos]
+
+    return local(h_RxSx, eos_BxT)
+
+
+def residual_std(shape: Shape) -> float:
+    """GPT-2's rule: what is added to the residual stream starts smaller by the square root of the number of additions."""
+    return 0.02 / (2 * shape.layers) ** 0.5
+
+
+def value_and_out(shape: Shape) -> tuple[Initializer, Initializer]:
+    """How the value and output projections start; see `passthrough`."""
+    if shape.init == 'gpt2':
+        return normal(0.02), normal(residual_std(shape))
+    if shape.kv_heads != shape.heads or shape.heads * shape.head_width != shape.width:
+        raise UserError('model.init=passthrough needs model.kv_heads = model.heads and model.heads x model.head_width = model.width')
+    return passthrough, passthrough
+
+
+def passthrough(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P) -> jax.Array:
+    """Starts a value or output projection of every layer as the identity.
+
+    A fresh model attends evenly, so with the identity between them the EOS state starts as the mean of its text's token embeddings:
+    texts that share words have close vectors before the first step, and InfoNCE has something to sharpen. With GPT-2's 0.02 in both,
+    what passes is smaller than the closing delimiter's own embedding by an order of magnitude: all vectors start alike and the loss
+    rests at log B for tens of thousands of pairs. A model that starts from trained weights needs none of this.
+    """
+    del key
+    layers, width = shape[0], math.isqrt(math.prod(shape[1:]))
+    identity = jnp.broadcast_to(jnp.eye(width, dtype=dtype), (layers, width, width))
+    return jax.reshard(jax.lax.reshape(identity, shape), out_sharding)

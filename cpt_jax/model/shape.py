@@ -1,0 +1,84 @@
+"""The sizes and choices of an encoder: the `model` section of a config."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from cpt_jax.errors import UserError
+
+# So that a vocabulary shards over any tensor axis and fills the lanes of a matrix unit.
+VOCABULARY_MULTIPLE = 128
+
+_CHOICES = {
+    'positions': ('learned', 'rotary'),
+    'norm': ('layernorm', 'rmsnorm'),
+    'activation': ('gelu', 'swiglu'),
+    'init': ('gpt2', 'passthrough'),
+    'remat': ('none', 'dots', 'full'),
+    'dtype': ('auto', 'float32', 'bfloat16'),
+    'layer_loop': ('auto', 'scan', 'unroll'),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Everything that decides which parameters an encoder has and what it computes.
+
+    Attributes: configs/base.py comments each. `kv_heads`, `head_width` and `hidden` may be 0: heads, width / heads, and the
+    family's usual multiple of the width (4 for GELU; 8/3, which has as many parameters, for SwiGLU).
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    max_length: int
+    kv_heads: int = 0
+    head_width: int = 0
+    hidden: int = 0
+    positions: str = 'learned'
+    norm: str = 'layernorm'
+    norm_epsilon: float = 1e-5
+    activation: str = 'gelu'
+    bias: bool = True
+    causal: bool = True
+    init: str = 'gpt2'
+    remat: str = 'full'
+    dtype: str = 'auto'
+    layer_loop: str = 'auto'
+
+    def __post_init__(self):
+        for key, known in _CHOICES.items():
+            if getattr(self, key) not in known:
+                raise UserError(f'model.{key}={getattr(self, key)!r}: choose one of {", ".join(known)}')
+        derived = {
+            'kv_heads': self.kv_heads or self.heads,
+            'head_width': self.head_width or self.width // self.heads,
+            'hidden': self.hidden or (4 * self.width if self.activation == 'gelu' else -(-8 * self.width // 3 // 64) * 64),
+        }
+        for key, value in derived.items():
+            object.__setattr__(self, key, value)
+        if self.heads % self.kv_heads:
+            raise UserError(f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}')
+        if self.positions == 'rotary' and self.head_width % 2:
+            raise UserError(f'model.head_width={self.head_width} is odd: rotary positions turn pairs of units')
+
+    def on(self, platform: str) -> 'Shape':
+        """The same with 'auto' decided for 'cpu', 'gpu' or 'tpu'.
+
+        bfloat16 where there is hardware for it. XLA:CPU runs the body of a scan at about half the speed of straight code; elsewhere
+        a scan compiles in a time that does not grow with the depth.
+        """
+        dtype = ('float32' if platform == 'cpu' else 'bfloat16') if self.dtype == 'auto' else self.dtype
+        loop = ('unroll' if platform == 'cpu' else 'scan') if self.layer_loop == 'auto' else self.layer_loop
+        return dataclasses.replace(self, dtype=dtype, layer_loop=loop)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The dtype of activations and of weights where they are used."""
+        return jnp.dtype('float32' if self.dtype == 'auto' else self.dtype)
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the token table: the vocabulary, padded."""
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,0 +1,87 @@
+"""How every program in launch/ starts and ends: absl flags, one line for a user's mistake, exit statuses."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from cpt_jax.errors import UserError
+
+# 0 done; 1 something that the user gave is wrong; 42 stopped early by SIGTERM with everything saved: start again to go on.
+EXIT_PREEMPTED = 42
+
+
+def run_program(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main` and exits with what it returns (None: 0)."""
+
+    def run(argv: list[str]) -> int | None:
+        if not flags.FLAGS['verbosity'].present:  # our libraries say at level INFO what is of interest to their authors
+            logging.set_verbosity(logging.WARNING)
+        try:
+            if len(argv) > 1:
+                raise UserError(f'{argv[1]}: not a flag; flags start with --')
+            return main()
+        except UserError as error:
+            return _fail(error)
+
+    app.run(run, flags_parser=_parse)
+
+
+def define_config() -> Callable[[], tuple[str, ConfigDict]]:
+    """Defines the flag --config FILE.py, whose keys are set with --config.section.key=value; returns its reader.
+
+    The reader gives the file's name without its suffix, and the config. It raises UserError where the file is missing or broken.
+    """
+    holder = config_flags.DEFINE_config_file('config', None, 'A file with get_config(), such as configs/quickstart.py.', lock_config=True)
+    def read() -> tuple[str, ConfigDict]:
+        path = flags.FLAGS['config'].config_filename if flags.FLAGS['config'].present else None
+        if not path:
+            raise UserError('--config is missing: give a file such as configs/quickstart.py')
+        if not Path(path).is_file():
+            raise UserError(f'--config {path}: no such file')
+        try:
+            return Path(path).stem, ConfigDict(holder.value)
+        except Exception as error:  # whatever the user's file raises
+            reason = error.__cause__ or error
+            raise UserError(f'--config {path}: {type(reason).__name__}: {reason}') from error
+
+    return read
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS([_from_root(word) for word in argv])
+    except flags.Error as error:
+        sys.exit(_fail(error))
+    except (KeyError, AttributeError) as error:  # config_flags: an unknown key, with the nearest known one
+        sys.exit(_fail('--config has no key ' + str(error.args[0]).replace('\\n', '. ').replace('\n', '. ').replace('"', '').strip("'")))
+    except (TypeError, ValueError) as error:
+        sys.exit(_fail(f'--config: {error}'))
+
+
+def _from_root(word: str) -> str:
+    """Lets configs/x.py be named from any directory: what is not found here is looked for beside launch/."""
+    flag, equals, path = word.rpartition('=')
+    at_root = Path(__file__).parents[1] / path
+    found = path.endswith('.py') and not Path(path).exists() and at_root.is_file()
+    return f'{flag}{equals}{at_root}' if found else word
+
+
+def _fail(error: object) -> int:
+    logging.flush()
+    print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
+    return 1
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that a second start need not compile."""
+    import jax
+
+    from cpt_jax.data.cache import cache_folder
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', os.fspath(cache_folder() / 'xla'))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

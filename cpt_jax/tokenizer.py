@@ -1,0 +1,192 @@
+"""Texts to token ids: sentencepiece models and Hugging Face tokenizer.json behind one face, with the paper's delimiters."""
+
+import functools
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from cpt_jax.errors import UserError
+
+Side = Literal['x', 'y']
+
+# "Text and Code Embeddings by Contrastive Pre-Training", section 2: x is wrapped in [ ], y in { }. They are four ids of their own
+# behind the model's vocabulary, so no text can produce them or merge with them.
+DELIMITERS = ('[', ']', '{', '}')
+_OPEN = {'x': 0, 'y': 2}
+
+
+class _Model(Protocol):
+    """A subword model: what differs between the two file formats."""
+
+    file_name: str
+    data: bytes
+    size: int
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class _SentencePiece:
+    file_name = 'tokenizer.model'
+
+    def __init__(self, data: bytes):
+        self.data = data
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
+        self.size = self._processor.get_piece_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._processor.encode(list(texts), num_threads=-1)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._processor.decode([int(i) for i in ids])
+
+
+class _HuggingFace:
+    file_name = 'tokenizer.json'
+
+    def __init__(self, data: bytes):
+        self.data = data
+        self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # "[CLS]" in a text is text: only we add special tokens.
+        self._tokenizer.encode_special_tokens = True
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+class Tokenizer:
+    """Wraps texts in their side's delimiters and turns them into ids.
+
+    Attributes:
+      vocab_size: number of ids, the four delimiters (the last four) included.
+      fingerprint: hex digits that differ when any text could get other ids; stored in checkpoints.
+    """
+
+    def __init__(self, model: _Model):
+        self._model = model
+        self.vocab_size = model.size + len(DELIMITERS)
+
+    @property
+    def file(self) -> tuple[str, bytes]:
+        """The model's file, in its own format: its usual name and its content."""
+        return self._model.file_name, self._model.data
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return hashlib.blake2b(self._model.data + repr(DELIMITERS).encode(), digest_size=16).hexdigest()
+
+    def delimiters(self, side: Side) -> tuple[int, int]:
+        """The opening and the closing id of a side."""
+        opening = self._model.size + _OPEN[side]
+        return opening, opening + 1
+
+    def encode(self, texts: Sequence[str], side: Side, max_tokens: int) -> list[np.ndarray]:
+        """Ids of each text between its delimiters, at most `max_tokens` of them: int32 arrays of at least two ids.
+
+        The text is cut before the delimiters are added, so that the closing one, whose state is the embedding, is never lost.
+        """
+        if max_tokens < 2:
+            raise ValueError(f'max_tokens = {max_tokens} leaves no room for the two delimiters')
+        opening, closing = self.delimiters(side)
+        return [np.array([opening, *ids[: max_tokens - 2], closing], np.int32) for ids in self._model.encode(texts)]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of ids of each text, without delimiters."""
+        return [len(ids) for ids in self._model.encode(texts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, without delimiters."""
+        return self._model.decode([i for i in ids if i < self._model.size])
+
+    def save(self, directory: Path | str) -> None:
+        """Writes the model's file, in its own format, into a directory."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / self._model.file_name).write_bytes(self._model.data)
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Reads a sentencepiece model or a tokenizer.json: the file, or a directory that holds `tokenizer.model` or `tokenizer.json`.
+
+    Raises:
+      UserError: there is no such file, or it is neither format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / kind.file_name for kind in (_HuggingFace, _SentencePiece) if (path / kind.file_name).is_file()]
+        if not found:
+            raise UserError(f'{path}: holds neither tokenizer.json nor tokenizer.model')
+        path = found[0]
+    if not path.is_file():
+        raise UserError(f'{path}: no such tokenizer file')
+    return tokenizer_from_file(str(path), path.read_bytes())
+
+
+def tokenizer_from_file(name: str, data: bytes) -> Tokenizer:
+    """A tokenizer from the content of its file; `name` ends in .json for a tokenizer.json, anything else is a sentencepiece model."""
+    kind = _HuggingFace if name.endswith('.json') else _SentencePiece
+    try:
+        return Tokenizer(kind(data))
+    except Exception as error:  # both libraries raise bare exceptions of their own
+        raise UserError(f'{name}: not a {kind.file_name} that can be read: {str(error).splitlines()[0]}') from error
+
+
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, model_type: str, normalization: str, whitespace: str, characters: int, seed: int
+) -> Tokenizer:
+    """Trains a sentencepiece model on texts; the same texts and arguments give the same bytes.
+
+    Args:
+      texts: what to learn the pieces from, in a fixed order.
+      vocab_size: ids to make, the four delimiters included; fewer where the texts do not hold as many pieces.
+      model_type: 'unigram' or 'bpe'.
+      normalization: a sentencepiece rule: 'identity', 'nfkc', 'nmt_nfkc', or with case folding 'nfkc_cf', 'nmt_nfkc_cf'.
+      whitespace: 'prefix' marks the start of a word on its first piece, as usual. 'apart' makes a space a piece of its own, so that a
+        word is one piece wherever it stands: behind a space, a bracket or an underscore (underscores are pieces too).
+      characters: stop reading after so many characters.
+      seed: of sentencepiece's own random choices.
+    """
+    sentencepiece.set_random_generator_seed(seed)
+    written = io.BytesIO()
+    sample = list(_first_characters(texts, characters))
+    if not sample:
+        raise UserError('tokenizer: the sources hold no text to train it on')
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sample),
+        model_writer=written,
+        vocab_size=vocab_size - len(DELIMITERS),
+        hard_vocab_limit=False,
+        model_type=model_type,
+        byte_fallback=True,  # any text has ids, none is unknown
+        normalization_rule_name=normalization,
+        remove_extra_whitespaces=normalization != 'identity',
+        user_defined_symbols=['\u2581', '_'] if whitespace == 'apart' else [],
+        max_sentence_length=1 << 20,
+        num_threads=1,  # sums of several threads depend on their number
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        minloglevel=2,
+    )
+    return Tokenizer(_SentencePiece(written.getvalue()))
+
+
+def _first_characters(texts: Iterable[str], characters: int) -> Iterable[str]:
+    for text in texts:
+        if characters <= 0:
+            return
+        yield text[:characters]
+        characters -= len(text)

@@ -1,0 +1,173 @@
+"""The training loop, top to bottom."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from cpt_jax import checkpoint
+from cpt_jax.config import build, write_config
+from cpt_jax.data.batch import Batch, place
+from cpt_jax.data.pairs import Pair
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import shardings
+from cpt_jax.program import EXIT_PREEMPTED
+from cpt_jax.train.heldout import heldout_scores
+from cpt_jax.train.loss import Metrics
+from cpt_jax.train.metrics import Clock, Recorder
+from cpt_jax.train.setup import Run, heldout_pairs, set_up
+from cpt_jax.train.start import starting_state, startup_table
+from cpt_jax.train.step import TrainState, make_step
+from cpt_jax.train.stop import Preemption
+
+
+def train(config: Mapping[str, Any], workdir: Path) -> int:
+    """Trains a run to its last step, from its latest checkpoint if it has one.
+
+    Args:
+      config: the sections of configs/base.py, as plain values.
+      workdir: the run's directory.
+
+    Returns:
+      The exit status: 0, or 42 if SIGTERM ended it early.
+
+    Raises:
+      UserError: the config or the data cannot be used; the directory holds another run; the loss is no number any more.
+    """
+    preemption = Preemption()
+    run = set_up(config, workdir)
+    with jax.set_mesh(run.mesh):
+        saved = build(
+            checkpoint.Checkpoints, 'checkpoint', config['checkpoint'],
+            directory=workdir.absolute() / 'checkpoints', tokenizer=run.tokenizer, about=run.about,
+        )  # fmt: skip
+        first, state = starting_state(run, saved)
+        if jax.process_index() == 0:
+            write_config(workdir, run.about['config'])
+            run.tokenizer.save(workdir / 'tokenizer')
+            (workdir / 'data.json').write_text(json.dumps(_describe_data(run), indent=2) + '\n')
+            print(startup_table(run, state, first, workdir), flush=True)
+        try:
+            return _Loop(run, workdir, saved, preemption, first).go(state)
+        finally:
+            saved.close()
+
+
+class _Loop:
+    """The steps of one part of a run, and what happens between them."""
+
+    def __init__(self, run: Run, workdir: Path, saved: checkpoint.Checkpoints, preemption: Preemption, first: int):
+        self.run, self.workdir, self.saved, self.preemption, self.first = run, workdir, saved, preemption, first
+        self.records = Recorder(workdir, first, run.train.steps, jax.process_index() == 0)
+        self.clock = Clock(self.records.last.get('seconds', 0.0), self.records.last.get('paused_seconds', 0.0))
+        self.late: tuple[int, Metrics] | None = None
+        self.since = (first, self.clock.trained)
+        self.heldout: Sequence[Pair] = heldout_pairs(run)
+        self.embedder = None
+        self.scores: dict[str, float] = {}
+
+    def go(self, state: TrainState) -> int:
+        try:
+            return self._steps(state)
+        finally:
+            self.records.close()
+
+    def _steps(self, state: TrainState) -> int:
+        run, steps = self.run, self.run.train.steps
+        if self.first >= steps:
+            self.records.say(f'all {steps} steps are done: raise train.steps to go on')
+            return 0
+        upcoming = run.batches_after(self.first)
+        step_fn = None
+        for step in range(self.first + 1, steps + 1):
+            batch = place(next(upcoming), run.mesh, run.layout)
+            if step_fn is None:
+                with self.clock.pause():
+                    step_fn = compile_step(run, state, batch)
+            with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
+                state, metrics = step_fn(state, batch)
+            self._read_late()  # the step before this one: the device is busy with this one meanwhile
+            self.late = step, metrics
+            self.records.advance(1)
+            stop = self.preemption.reached(step)
+            if stop or step == steps or self._evaluation_due(step) or self.saved.due(step):
+                self._pause(step, state, stop)
+            if stop:
+                self.records.say(f'SIGTERM: saved step {step}; start again to go on')
+                return EXIT_PREEMPTED
+        return 0
+
+    def _pause(self, step: int, state: TrainState, stop: bool) -> None:
+        """Between two steps: the held-out pairs, the checkpoint."""
+        self._read_late(evaluate=state if not stop and (self._evaluation_due(step) or step == self.run.train.steps) else None)
+        with self.clock.pause():
+            if stop or step == self.run.train.steps or self.saved.due(step):
+                self.saved.save(step, state, force=True)
+
+    def _evaluation_due(self, step: int) -> bool:
+        return bool(self.heldout) and step % self.run.evaluation.every_steps == 0
+
+    def _read_late(self, evaluate: TrainState | None = None) -> None:
+        """Reads the metrics of the last step not yet read, stops at what is no number, and writes a row if one is due."""
+        if self.late is None:
+            return
+        step, on_device = self.late
+        self.late = None
+        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
+            self._stop_at_nan(step, metrics)
+        scores = self._evaluate(evaluate) if evaluate is not None and self.heldout else {}
+        if step % self.run.train.log_every == 0 or step == self.run.train.steps or scores:
+            self._record(step, metrics, scores)
+
+    def _evaluate(self, state: TrainState) -> dict[str, float]:
+        with self.clock.pause():
+            if self.embedder is None:
+                self.embedder = self.run.embedder(state)
+            self.embedder.encoder = state.params.encoder
+            return heldout_scores(self.embedder, self.heldout)
+
+    def _record(self, step: int, metrics: dict[str, float], scores: dict[str, float]) -> None:
+        run, seconds = self.run, self.clock.trained
+        rate = (step - self.since[0]) / max(seconds - self.since[1], 1e-9)
+        self.since = step, seconds
+        row = metrics | {
+            'dropped_pairs': run.train.batch_pairs - metrics['pairs'],
+            'pairs_seen': step * run.train.batch_pairs,
+            'padding_share': 1 - metrics['tokens'] / run.layout.tokens,
+            'pairs_per_second': rate * run.train.batch_pairs,
+            'tokens_per_second': rate * metrics['tokens'],
+            'seconds': seconds,
+            'paused_seconds': self.clock.paused,
+        }
+        self.records.write(step, row | scores)
+        self.records.show(row)
+        if scores:
+            self.records.say(
+                f'step {step:,}: loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy {row["accuracy_xy"]:.1%}, '
+                f'held-out MRR {scores["heldout_mrr"]:.3f} among {scores["heldout_pairs"]:,}, {row["seconds"]:.0f} s'
+            )
+
+    def _stop_at_nan(self, step: int, metrics: dict[str, float]) -> None:
+        steps = checkpoint.steps_in(self.workdir / 'checkpoints')
+        good = f'the checkpoint of step {steps[-1]} is good' if steps else 'there is no checkpoint yet'
+        raise UserError(
+            f'loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]} at step {step}: stopped, nothing saved since; {good}.'
+            f' Lower optimizer.peak_lr={float(np.max([self.run.schedule(s) for s in (0, step)])):.2g} or look at the data of that step'
+        )
+
+
+def compile_step(run: Run, state: TrainState, batch: Batch) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step as a program for these devices; the state's memory is used again for the next one."""
+    step = make_step(run.loss, run.optimizer, run.schedule)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, batch).compile()
+
+
+def _describe_data(run: Run) -> dict[str, Any]:
+    return {
+        name: {'pairs': len(source), 'fingerprint': source.fingerprint, 'summary': source.summary()} for name, source in run.sources.items()
+    }

@@ -1,0 +1,96 @@
+"""What a run writes down: metrics.jsonl, TensorBoard events, a progress bar; and where its time goes."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Clock:
+    """Seconds of training, and seconds of pauses (evaluation, checkpoints), over all parts of a run.
+
+    Attributes:
+      paused: seconds inside `pause()`.
+    """
+
+    def __init__(self, trained: float = 0.0, paused: float = 0.0):
+        self._start, self._before, self.paused = time.perf_counter(), trained + paused, paused
+
+    @property
+    def trained(self) -> float:
+        """Seconds outside of pauses."""
+        return self._before + time.perf_counter() - self._start - self.paused
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time spent inside is not training."""
+        start = time.perf_counter()
+        yield
+        self.paused += time.perf_counter() - start
+
+
+class Recorder:
+    """Writes rows of one step each to metrics.jsonl and TensorBoard, and keeps a bar. Only the process that is `writing` does."""
+
+    def __init__(self, workdir: Path, first_step: int, steps: int, writing: bool):
+        """Opens a run's records for going on after `first_step` steps: rows of later steps, from a part that was killed, go."""
+        self._file, self._events = None, None
+        self.last = keep_rows(workdir / 'metrics.jsonl', first_step) if writing else {}
+        if writing:
+            self._file = (workdir / 'metrics.jsonl').open('a', encoding='utf-8')
+            self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1, flush_secs=10)
+        self._bar = tqdm(total=steps, initial=first_step, desc='training', unit='step', dynamic_ncols=True, disable=None if writing else True)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """One line {"step": ..., ...}, and a point of each curve."""
+        if self._file is None:
+            return
+        self._file.write(json.dumps({'step': step, **row}) + '\n')
+        self._file.flush()
+        for name, value in row.items():
+            self._events.add_scalar(name, value, step)
+
+    def advance(self, steps: int) -> None:
+        """Moves the bar; it shows the time that is left."""
+        self._bar.update(steps)
+
+    def show(self, row: Mapping[str, float]) -> None:
+        """The figures behind the bar."""
+        self._bar.set_postfix_str(
+            f'loss {row["loss"]:.3f} of {row["log_batch"]:.2f}, {row["pairs_per_second"]:,.0f} pairs/s, '
+            f'{row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
+        )
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self._file is not None:
+            self._bar.write(text)
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+            self._events.close()
+
+
+def keep_rows(path: Path, step: int) -> dict[str, float]:
+    """Drops the rows of later steps, and a last line that was cut short, from a metrics.jsonl; returns the last row that stays."""
+    if not path.exists():
+        return {}
+    kept = []
+    for line in path.read_text(encoding='utf-8').splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the run was killed in the middle of this line
+            break
+        if row['step'] > step:
+            break
+        kept.append(row)
+    temporary = path.with_suffix('.tmp')
+    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8')
+    temporary.replace(path)
+    return kept[-1] if kept else {}

@@ -1,0 +1,225 @@
+"""From a config to all that a run is made of."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+import optax
+
+from cpt_jax import checkpoint
+from cpt_jax.code_version import code_version
+from cpt_jax.config import as_json, build, check_resume
+from cpt_jax.data.batch import Batch, Layout, Texts, local_batches, plan_layout
+from cpt_jax.data.mixture import batches, make_sources
+from cpt_jax.data.pairs import Pair, Source
+from cpt_jax.embed import Embedder
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import make_mesh, on_mesh
+from cpt_jax.model.shape import Shape
+from cpt_jax.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from cpt_jax.train.loss import InfoNCE
+from cpt_jax.train.optimizer import make_optimizer
+from cpt_jax.train.step import TrainState, init_state
+
+SECTIONS = ('tokenizer', 'data', 'model', 'mesh', 'loss', 'optimizer', 'train', 'evaluation', 'checkpoint')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The `data` section; configs/base.py comments each key."""
+
+    sources: Mapping[str, Mapping[str, Any]]
+    max_tokens_x: int
+    max_tokens_y: int
+    row_length: int
+    negatives: int = 0
+    rows: int = 0
+    threads: int = 2
+    prefetch: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The `train` section."""
+
+    steps: int
+    batch_pairs: int
+    encode_chunks: int = 1
+    log_every: int = 10
+
+    def __post_init__(self):
+        for key in ('steps', 'batch_pairs', 'encode_chunks', 'log_every'):
+            if getattr(self, key) < 1:
+                raise UserError(f'train.{key}={getattr(self, key)}: must be 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The `evaluation` section."""
+
+    every_steps: int
+    pairs: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """All that a run is made of.
+
+    Attributes:
+      changes: lines for the config keys that are not as the run began with.
+      indices: [step - 1] -> which pairs.
+    """
+
+    train: Train
+    evaluation: Evaluation
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    sources: Mapping[str, Source]
+    texts: Texts
+    layout: Layout
+    indices: grain.MapDataset
+    data: Data
+    shape: Shape
+    loss: InfoNCE
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    seed: int
+    init_from: str
+    about: checkpoint.About
+    changes: Sequence[str]
+
+    def init(self) -> TrainState:
+        """A fresh state."""
+        return init_state(self.shape, self.loss, self.optimizer, self.seed)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; costs nothing."""
+        return on_mesh(jax.eval_shape(self.init), self.mesh)
+
+    def batches_after(self, step: int) -> Iterator[Mapping[int, Batch]]:
+        """This process's parts of the batches of steps `step` + 1, `step` + 2, ...; made ahead in threads."""
+        options = grain.ReadOptions(num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch)
+        return iter(local_batches(self.indices, self.texts, self.layout, self.mesh)[step:].to_iter_dataset(options))
+
+    def embedder(self, state: TrainState) -> Embedder:
+        """The encoder of a state, for embedding."""
+        limits = {'x': self.data.max_tokens_x, 'y': self.data.max_tokens_y}
+        return Embedder(state.params.encoder, self.tokenizer, self.mesh, limits)
+
+
+def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
+    """Reads the data and checks everything that can be wrong before the first step.
+
+    Raises:
+      UserError: see `train`.
+    """
+    _check_sections(config)
+    before = _what_is_there(workdir)
+    changes = check_resume(before['config'], config, workdir) if before else []
+    mesh = build(make_mesh, 'mesh', config['mesh'])
+    train = build(Train, 'train', config['train'])
+    data = build(Data, 'data', config['data'])
+    loss = build(InfoNCE, 'loss', config['loss'])
+    evaluation = build(Evaluation, 'evaluation', config['evaluation'])
+    optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
+    tokenizer = _tokenizer(config, workdir, before)
+    shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
+    _check_lengths(data, shape)
+    sources, weights = make_sources(data.sources, 'train', tokenizer)
+    fingerprints = {name: source.fingerprint for name, source in sources.items()}
+    _check_data(before, fingerprints, workdir)
+    indices = batches(sources, weights, config['seed'], train.batch_pairs)
+    texts = Texts(list(sources.values()), tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
+    layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, data.row_length, data.rows)
+    about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
+    return Run(
+        train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, loss, optimizer, schedule,
+        config['seed'], config['init_from'], about, changes,
+    )  # fmt: skip
+
+
+def heldout_pairs(run: Run) -> list[Pair]:
+    """Up to `evaluation.pairs` held-out pairs, evenly from the sources that hold any out."""
+    if not run.evaluation.every_steps or not run.evaluation.pairs:
+        return []
+    sources, _ = make_sources(run.data.sources, 'heldout', run.tokenizer)
+    share = run.evaluation.pairs // max(len(sources), 1)
+    chosen = [(source, np.unique(np.linspace(0, len(source) - 1, min(share, len(source))).astype(int))) for source in sources.values()]
+    return [source[int(index)] for source, indices in chosen for index in indices]
+
+
+def _check_sections(config: Mapping[str, Any]) -> None:
+    known = {*SECTIONS, 'seed', 'init_from'}
+    for key in config.keys() - known:
+        raise UserError(f'unknown config key {key}: a config has {", ".join(sorted(known))}')
+    for key in known - config.keys():
+        raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
+
+
+def _what_is_there(workdir: Path) -> checkpoint.About | None:
+    """What the latest checkpoint of a run says of it; None before the first."""
+    steps = checkpoint.steps_in(workdir / 'checkpoints')
+    return checkpoint.read_about(workdir / 'checkpoints', steps[-1]) if steps else None
+
+
+def _tokenizer(config: Mapping[str, Any], workdir: Path, before: checkpoint.About | None) -> Tokenizer:
+    """The run's own; else that of the run it starts from; else the one that the config names; else a new one.
+
+    Raises:
+      UserError: the run's checkpoints were trained with another one.
+    """
+    section = dict(config['tokenizer'])
+    path = section.pop('path')
+    if before:
+        tokenizer = load_tokenizer(workdir / 'tokenizer')
+        if tokenizer.fingerprint != before['tokenizer']:
+            raise UserError(f'{workdir / "tokenizer"} is not the tokenizer that the checkpoints of {workdir} were trained with: put it back')
+    elif path:
+        tokenizer = load_tokenizer(path)
+    elif config['init_from']:
+        directory, step = checkpoint.find(config['init_from'], 'init_from')
+        tokenizer = checkpoint.load_tokenizer_of(directory, step)
+    else:
+        tokenizer = build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
+    return tokenizer
+
+
+class _Characters:
+    """Stands for a tokenizer where text is cut into pieces to train one: four characters a token."""
+
+    fingerprint = 'four characters'
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [-(-len(text) // 4) for text in texts]
+
+
+def _training_texts(data: Mapping[str, Any]) -> Iterator[str]:
+    """The texts of all sources' training pairs, source after source in turn, each in an order that mixes its files."""
+    sources = list(make_sources(data['sources'], 'train', _Characters())[0].values())
+    orders = [np.random.default_rng(0).permutation(len(source)) for source in sources]
+    for place in range(max(map(len, orders))):
+        for source, order in zip(sources, orders, strict=True):
+            if place < len(order):
+                pair = source[int(order[place])]
+                yield pair.x
+                yield pair.y
+
+
+def _check_lengths(data: Data, shape: Shape) -> None:
+    for key in ('max_tokens_x', 'max_tokens_y'):
+        value = getattr(data, key)
+        if not 2 < value <= min(data.row_length, shape.max_length):
+            raise UserError(
+                f'data.{key}={value} must be over 2 (the delimiters) and at most data.row_length={data.row_length}'
+                f' and model.max_length={shape.max_length}'
+            )
+
+
+def _check_data(before: checkpoint.About | None, now: Mapping[str, str], workdir: Path) -> None:
+    for name in now if before else ():
+        if before['sources'].get(name) != now[name]:
+            raise UserError(f'data.sources.{name} is not the data that {workdir} was trained on so far: put it back, or start another --workdir')

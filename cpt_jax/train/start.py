@@ -1,0 +1,49 @@
+"""Where a run starts from, and what it says of itself before the first step."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cpt_jax import checkpoint
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import shardings
+from cpt_jax.train.setup import Run
+from cpt_jax.train.step import TrainState
+
+
+def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainState]:
+    """The first that applies of: 1. the run's own latest checkpoint; 2. the parameters of the run `init_from`; 3. scratch."""
+    abstract = run.abstract_state()
+    if restored := saved.restore(abstract):
+        return restored
+    state = jax.jit(run.init, out_shardings=shardings(abstract))()
+    if run.init_from:
+        directory, step = checkpoint.find(run.init_from, 'init_from')
+        try:
+            state = state._replace(params=checkpoint.load_params(directory, step, abstract.params))
+        except (ValueError, KeyError) as error:
+            raise UserError(f'init_from={run.init_from}: its model is not of the shape of this config: {error}') from error
+    return 0, state
+
+
+def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str:
+    """What is about to run, a line each."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    layout, pairs = run.layout, run.train.batch_pairs
+    tokenized = f'{run.texts.tokens / run.texts.seconds:,.0f} tokens/s' if run.texts.seconds else 'not measured'
+    rows = {
+        'run': f'{workdir}, step {first:,} of {run.train.steps:,}, code {run.about["code"]}',
+        'changed': '; '.join(run.changes),
+        'devices': f'{run.mesh.size} {run.mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {dict(run.mesh.shape)}',
+        'parameters': f'{parameters:,} ({state.params.encoder.token_embedding[...].size:,} of them token embeddings), compute in {run.shape.dtype}',
+        'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint {run.tokenizer.fingerprint[:12]}, {tokenized}',
+        'batch': f'{pairs:,} pairs: {pairs - 1 + pairs * run.data.negatives:,} negatives per anchor, log B = {np.log(pairs):.2f}',
+        'rows': (
+            f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of {layout.row_length}:'
+            f' {layout.tokens:,} tokens a batch, padding included'
+        ),
+        **{f'data {name}': source.summary() for name, source in run.sources.items()},
+    }
+    width = max(map(len, rows))
+    return '\n'.join(f'{name:>{width}}  {text}' for name, text in rows.items() if text)

@@ -1,0 +1,38 @@
+"""Trains an embedding model from a config, or goes on with a run whose working directory holds a checkpoint.
+
+Example: python launch/train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=600
+
+Keys of the config are set with --config.section.key=value. SIGTERM saves and exits with status 42; the same command goes on from there.
+With several processes, start the same command on every host: on a TPU pod they find each other, elsewhere set JAX_COORDINATOR_ADDRESS,
+JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from absl import flags
+
+from cpt_jax.program import define_config, run_program
+
+_CONFIG = define_config()
+_WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory; by default runs/NAME for a config NAME.py.")
+flags.declare_key_flag('config')
+
+
+def main() -> int:
+    name, config = _CONFIG()
+    from cpt_jax.mesh import join_processes
+    from cpt_jax.program import use_compilation_cache
+    from cpt_jax.train.loop import train
+
+    use_compilation_cache()
+    join_processes()
+    workdir = Path(_WORKDIR.value or f'runs/{name}')
+    workdir.mkdir(parents=True, exist_ok=True)
+    return train(config.to_dict(), workdir)
+
+
+if __name__ == '__main__':
+    run_program(main)

@@ -1,0 +1,41 @@
+"""Eight simulated CPU devices for every test, and no cache but the test's own."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+
+import numpy as np
+import pytest
+
+from cpt_jax.tokenizer import Tokenizer, train_tokenizer
+
+WORDS = 'list file parser return value index error string number table model token batch vector query row column name path'.split()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """No test reads what another program left in the user's cache."""
+    os.environ['CPT_JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
+def sentences(count: int, seed: int = 0, words: int = 12) -> list[str]:
+    """Made-up texts of 1 to `words` words."""
+    random = np.random.default_rng(seed)
+    return [' '.join(random.choice(WORDS, random.integers(1, words + 1))) for _ in range(count)]
+
+
+@pytest.fixture(scope='session')
+def tokenizer() -> Tokenizer:
+    """A small sentencepiece model."""
+    return train_tokenizer(
+        sentences(200), vocab_size=400, model_type='bpe', normalization='identity', whitespace='prefix', characters=10**6, seed=0
+    )
+
+
+@pytest.fixture(scope='session')
+def meshes():
+    """One device, and every way to use eight, as functions: a mesh needs its devices in context."""
+    from cpt_jax.mesh import make_mesh
+
+    return {sizes: make_mesh(*sizes) for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]}

@@ -1,0 +1,61 @@
+import os
+
+import pytest
+
+from cpt_jax.data.files import input_files, state
+from cpt_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / 'data'
+    for name in ('b.txt', 'a.txt', 'deep/c.md', 'd.json', '_SOURCE.txt', '.hidden.txt', '_notes/e.txt'):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    return root
+
+
+def names(path):
+    return [file.name for file in input_files(str(path), ('.txt', '.md'))]
+
+
+def test_folder_gives_its_files_by_name(folder):
+    assert names(folder) == ['a.txt', 'b.txt', 'deep/c.md']
+    assert input_files(str(folder), ('.json',))[0].path.read_text() == 'd.json'
+
+
+def test_file_stands_for_itself_whatever_its_suffix(folder):
+    assert names(folder / 'd.json') == ['d.json']
+    assert names(folder / '_SOURCE.txt') == ['_SOURCE.txt']
+
+
+def test_patterns(folder):
+    assert names(folder / '*.txt') == ['a.txt', 'b.txt']
+    assert names(folder / '**' / '*') == ['a.txt', 'b.txt', 'd.json', 'deep/c.md']
+    assert names(folder / 'd*' / 'c.md') == ['deep/c.md']
+
+
+def test_home_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder.parent))
+    assert names('~/data') == ['a.txt', 'b.txt', 'deep/c.md']
+
+
+def test_hidden_folder_above_the_path_does_no_harm(folder, tmp_path):
+    folder.rename(tmp_path / '.data')
+    assert names(tmp_path / '.data') == ['a.txt', 'b.txt', 'deep/c.md']
+
+
+@pytest.mark.parametrize('path', ['nowhere', 'data/*.csv', 'data/deep/empty'])
+def test_nothing_found(folder, tmp_path, path):
+    (folder / 'deep' / 'empty').mkdir()
+    with pytest.raises(UserError, match=r"^path: '.*" + path.replace('*', r'\*') + r"' is no file, no folder with \*.txt or \*.md files"):
+        input_files(str(tmp_path / path), ('.txt', '.md'))
+
+
+def test_state_changes_with_a_file(folder):
+    before = state(input_files(str(folder), ('.txt',)))
+    assert before == state(input_files(str(folder), ('.txt',)))
+    os.utime(folder / 'a.txt', ns=(1, 1))
+    touched = state(input_files(str(folder), ('.txt',)))
+    (folder / 'b.txt').write_text('longer than it was')
+    assert len({before, touched, state(input_files(str(folder), ('.txt',)))}) == 3

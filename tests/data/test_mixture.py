@@ -1,0 +1,207 @@
+from collections import Counter
+
+import grain
+import numpy as np
+import pytest
+
+from cpt_jax.data.mixture import batches, make_sources
+from cpt_jax.errors import UserError
+
+
+class Numbers:
+    """A source of n pairs, or of documents with the given numbers of pairs; only its size counts here."""
+
+    def __init__(self, n=0, documents=None):
+        self.documents = None if documents is None else np.cumsum([0, *documents])
+        self._n = n if documents is None else int(self.documents[-1])
+
+    def __len__(self):
+        return self._n
+
+
+def two_sources():
+    return {'a': Numbers(70), 'b': Numbers(documents=[3, 1, 7, 2, 5, 1, 4, 6, 2, 9])}
+
+
+TWO_WEIGHTS = {'a': 0.5, 'b': 0.25}
+
+
+def some(data, steps):
+    return [(data[step].source, data[step].pairs.tolist()) for step in steps]
+
+
+def test_element():
+    batch = batches({'a': Numbers(10)}, {'a': 1}, 0, 4)[3]
+    assert batch.source == 0
+    assert batch.pairs.dtype == np.int64
+    assert batch.pairs.shape == (4,)
+
+
+def test_same_seed_same_batches_and_other_seed_others():
+    first, again, other = (some(batches(two_sources(), TWO_WEIGHTS, seed, 8), range(60)) for seed in (3, 3, 4))
+    assert first == again
+    assert [source for source, _ in first] == [source for source, _ in other]
+    assert not any(a == b for a, b in zip(first, other, strict=True))
+
+
+def test_batches_stay_what_they_are():
+    """A run that is resumed with another version of grain or of this code must see the same batches; if not, tell users."""
+    data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
+    assert some(data, (0, 2, 10**9)) == [
+        (0, [26, 10, 8, 32, 27, 42, 63, 16]),
+        (1, [29, 2, 33, 22, 28, 15, 12, 18]),
+        (0, [46, 57, 5, 60, 58, 66, 69, 23]),
+    ]
+
+
+def test_neighbouring_seeds_are_not_an_epoch_apart():
+    """grain shuffles epoch e with seed + e; were our seed its seed, run 3 would begin where run 2 is after an epoch."""
+    orders = {tuple(batches({'a': Numbers(20)}, {'a': 1}, seed, 20)[epoch].pairs) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@pytest.mark.parametrize('n, batch_pairs', [(70, 8), (64, 8), (8, 8), (9, 2), (1000, 999)])
+def test_epochs_against_brute_force(n, batch_pairs):
+    """An epoch is as many whole batches as fit, all its pairs differ, and the next one has another order."""
+    data = batches({'a': Numbers(n)}, {'a': 1}, 0, batch_pairs)
+    per_epoch, orders, left_out = n // batch_pairs, set(), Counter()
+    for epoch in range(6):
+        pairs = np.concatenate([data[epoch * per_epoch + i].pairs for i in range(per_epoch)])
+        assert len(pairs) == len(set(pairs.tolist())) == per_epoch * batch_pairs
+        assert set(pairs.tolist()) <= set(range(n))
+        orders.add(tuple(pairs))
+        left_out.update(set(range(n)) - set(pairs.tolist()))
+    assert len(orders) == 6
+    assert n % batch_pairs == 0 or max(left_out.values()) < 6
+
+
+def test_documents_against_brute_force():
+    """A batch holds one pair of a document; after as many epochs as a document has pairs, each was taken once."""
+    sizes = [3, 1, 7, 2, 5, 1, 4, 6, 2, 9]
+    source = Numbers(documents=sizes)
+    data = batches({'b': source}, {'b': 1}, 5, 5)
+    document_of = np.repeat(np.arange(10), sizes)
+    for start in range(0, 40, 2):
+        epoch = np.concatenate([data[start].pairs, data[start + 1].pairs])
+        assert sorted(document_of[epoch]) == list(range(10))
+    for document, size in enumerate(sizes):
+        taken = [pair for step in range(2 * size) for pair in data[step].pairs if document_of[pair] == document]
+        assert sorted(taken) == list(range(source.documents[document], source.documents[document + 1]))
+
+
+def test_documents_begin_at_different_pairs():
+    source = Numbers(documents=[100] * 1000)
+    first = batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs % 100
+    counts = np.bincount(first, minlength=100)
+    assert (counts > 0).all()
+    assert counts.max() < 30
+    other = batches({'b': source}, {'b': 1}, 1, 1000)[0].pairs
+    assert not np.array_equal(np.sort(other), np.sort(batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs))
+
+
+def test_a_batch_has_one_source_and_sources_keep_their_order_in_a_mixture():
+    data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
+    for number, name in enumerate(two_sources()):
+        alone = batches({name: two_sources()[name]}, {name: 1}, 3, 8)
+        mixed = [data[step].pairs.tolist() for step in range(90) if data[step].source == number]
+        assert mixed == [alone[i].pairs.tolist() for i in range(len(mixed))]
+        assert len(mixed) > 20
+
+
+@pytest.mark.parametrize('weights', [(1, 1), (0.7, 0.3), (0.07, 0.93), (3, 1, 6), (1e-3, 1), (0.333, 0.999, 0.5)])
+def test_weights_are_honoured_though_sources_are_used_up(weights):
+    names = 'abc'[: len(weights)]
+    data = batches({name: Numbers(2000) for name in names}, dict(zip(names, weights, strict=True)), 0, 10)
+    counts = np.bincount([data[step].source for step in range(1000)], minlength=len(names))
+    expected = 1000 * np.array(weights) / sum(weights)
+    np.testing.assert_allclose(counts, expected, rtol=0.01, atol=1)
+
+
+def test_sources_take_turns_evenly():
+    data = batches({'a': Numbers(2000), 'b': Numbers(2000)}, {'a': 3, 'b': 1}, 0, 10)
+    of_b = [step for step in range(400) if data[step].source == 1]
+    assert set(np.diff(of_b)) == {4}
+
+
+def test_threads_give_what_an_index_gives():
+    data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
+    iterator = iter(data[17:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+    prefetched = [next(iterator) for _ in range(80)]
+    assert [(batch.source, batch.pairs.tolist()) for batch in prefetched] == some(data, range(17, 97))
+
+
+def test_later_steps_cost_no_more():
+    data = batches({'a': Numbers(2**31)}, {'a': 1}, 0, 8)
+    assert len(set(data[10**15].pairs.tolist())) == 8
+
+
+@pytest.mark.parametrize(
+    'source, message',
+    [
+        (Numbers(7), 'data.sources.a has 7 pairs, fewer than train.batch_pairs=8: lower that or add data'),
+        (Numbers(documents=[100] * 7), 'data.sources.a has 7 documents .*separator.*fewer than train.batch_pairs=8'),
+    ],
+)
+def test_source_smaller_than_a_batch(source, message):
+    with pytest.raises(UserError, match=message):
+        batches({'a': source}, {'a': 1}, 0, 8)
+
+
+class WordTokenizer:
+    fingerprint = 'words'
+
+    def count(self, texts):
+        return [len(text.split()) for text in texts]
+
+
+@pytest.fixture
+def sections(tmp_path):
+    (tmp_path / 'rows.jsonl').write_text(''.join(f'{{"q": "x {i}", "y": "y {i}"}}\n' for i in range(40)))
+    (tmp_path / 'a.txt').write_text('Some words make a sentence. ' * 40)
+    return {
+        'rows': {'kind': 'jsonl', 'weight': 2, 'path': str(tmp_path / 'rows.jsonl'), 'x': 'q', 'holdout': 0.25},
+        'prose': {'kind': 'text', 'weight': 1, 'path': str(tmp_path / 'a.txt'), 'piece_tokens': 20, 'min_tokens': 5},
+    }
+
+
+def test_sources_are_made_from_sections(sections):
+    sources, weights = make_sources(sections, 'train', WordTokenizer())
+    assert list(sources) == ['prose', 'rows']
+    assert weights == {'prose': 1.0, 'rows': 2.0}
+    assert sources['rows'][0].x.startswith('x ')
+    assert sources['prose'][0].x == ' '.join(['Some words make a sentence.'] * 3)
+    assert sections['rows']['kind'] == 'jsonl'  # the config is left as it was
+
+
+def test_heldout_leaves_out_sources_that_hold_out_nothing(sections):
+    heldout, weights = make_sources(sections, 'heldout', WordTokenizer())
+    train, _ = make_sources(sections, 'train', WordTokenizer())
+    assert list(heldout) == list(weights) == ['rows']
+    assert 0 < len(heldout['rows']) == 40 - len(train['rows'])
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'kind': 'csv'}, "^data.sources.rows.kind is 'csv' and must be one of python_source, jsonl, tfds, text$"),
+        ({'kind': None}, '^data.sources.rows.kind is None and must be'),
+        ({'pth': 'a'}, '^data.sources.rows.pth: there is no such key; a source of kind jsonl has kind, weight, path, x, y, negatives'),
+        ({'split': 'train'}, '^data.sources.rows.split: there is no such key'),
+        ({'tokenizer': 1}, '^data.sources.rows.tokenizer: there is no such key'),
+        ({'path': '/nowhere'}, "^data.sources.rows: path: '/nowhere' is no file"),
+        ({'weight': 0}, '^data.sources.rows.weight is 0 and must be above 0'),
+        ({'weight': -1.5}, '^data.sources.rows.weight is -1.5'),
+        ({'weight': float('nan')}, '^data.sources.rows.weight is nan'),
+    ],
+)
+def test_mistakes_in_sections_name_the_key(sections, change, message):
+    sections['rows'].update(change)
+    with pytest.raises(UserError, match=message):
+        make_sources(sections, 'train', WordTokenizer())
+
+
+@pytest.mark.parametrize('key', ['kind', 'weight', 'path'])
+def test_missing_keys_are_named(sections, key):
+    del sections['rows'][key]
+    with pytest.raises(UserError, match=f'^data.sources.rows.{key} is '):
+        make_sources(sections, 'train', WordTokenizer())

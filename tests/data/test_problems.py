@@ -1,0 +1,61 @@
+import pytest
+
+from cpt_jax.data.problems import BadRow, Problems, check_text
+from cpt_jax.errors import UserError
+
+
+def some_problems(max_share):
+    problems = Problems(max_share)
+    problems.rows = 1000
+    problems.add(BadRow('not JSON', 'line 1 column 5'), 'a.jsonl:7')
+    problems.add(BadRow("'x' is empty"), 'a.jsonl:9')
+    problems.add(BadRow('not JSON', 'line 1 column 1'), 'b.jsonl:1')
+    return problems
+
+
+def test_summary_counts_by_kind_and_names_the_first_of_each():
+    assert some_problems(1.0).summary() == (
+        "3 of 1,000 rows cannot be used: 2 not JSON (first: a.jsonl:7), 1 'x' is empty (first: a.jsonl:9)"
+    )
+    assert Problems().summary() == ''
+
+
+def test_check_stops_above_the_share_and_not_at_it():
+    some_problems(0.003).check()
+    with pytest.raises(UserError, match=r"^a.jsonl:7: not JSON: line 1 column 5; 3 of 1,000 rows .*2 not JSON, 1 'x' is empty.*0.0029"):
+        some_problems(0.0029).check()
+
+
+def test_no_rows_are_no_problem():
+    Problems(0.0).check()
+
+
+def test_json_keeps_everything():
+    problems = some_problems(0.5)
+    again = Problems.from_json(problems.to_json(), 0.001)
+    assert again.summary() == problems.summary()
+    assert again.max_share == 0.001
+    with pytest.raises(UserError, match='line 1 column 5'):
+        again.check()
+
+
+@pytest.mark.parametrize(
+    'value, kind',
+    [
+        (b'caf\xe9', "'x' is not UTF-8"),
+        (7, "'x' is not text"),
+        (None, "'x' is not text"),
+        (' \n\t', "'x' is empty"),
+        ('a' * 11, "'x' is longer than 10 characters"),
+        ('a\ud800b', "'x' holds half a character"),
+    ],
+)
+def test_check_text_names_the_fault(value, kind):
+    with pytest.raises(BadRow) as error:
+        check_text('x', value, 10)
+    assert error.value.kind == kind
+
+
+def test_check_text_passes_and_decodes():
+    assert check_text('x', 'a' * 10, 10) == 'a' * 10
+    assert check_text('x', 'café'.encode(), 10) == 'café'

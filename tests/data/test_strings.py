@@ -1,0 +1,21 @@
+import pytest
+
+from cpt_jax.data.strings import Strings
+
+
+def test_texts_come_back():
+    texts = ['', 'abc', 'é – 漢字 🙂', '', 'line\nline', '\0']
+    strings = Strings.of(texts)
+    assert len(strings) == 6
+    assert list(strings) == texts
+    assert strings.bytes.nbytes == sum(len(text.encode()) for text in texts)
+
+
+def test_lone_surrogate_becomes_a_question_mark():
+    assert Strings.of(['a\ud800b'])[0] == 'a?b'
+
+
+@pytest.mark.parametrize('index', [-1, 2])
+def test_index_outside(index):
+    with pytest.raises(IndexError):
+        Strings.of(['a', 'b'])[index]
