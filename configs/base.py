@@ -13,7 +13,7 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = 50_261  # ids, the four delimiters included; only for training one (GPT-2 has 50,257)
     c.tokenizer.model_type = 'bpe'  # bpe or unigram
     c.tokenizer.normalization = 'identity'  # a sentencepiece rule; nmt_nfkc_cf folds case and white space
-    c.tokenizer.whitespace = 'prefix'  # prefix: on the first piece of a word. apart: a piece of its own
+    c.tokenizer.whitespace = 'prefix'  # prefix: on the first piece of a word. drop: no part of the ids, so that a word is the same anywhere
     c.tokenizer.characters = 100_000_000  # of the sources' texts that it is trained on
 
     c.data = ConfigDict()

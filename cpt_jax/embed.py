@@ -21,7 +21,7 @@ class Embedder:
     """Turns texts into unit vectors on every device of a mesh.
 
     Attributes:
-      model_name: the model reference that it was loaded from.
+      model_name: its full model reference, `run@step`.
       settings: all that its vectors depend on beside the parameters.
       workdir, step: of the run that it comes from; None where it does not.
     """
@@ -124,4 +124,5 @@ def load_embedder(reference: str) -> Embedder:
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
         encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
     max_tokens: dict[Side, int] = {'x': config['data']['max_tokens_x'], 'y': config['data']['max_tokens_y']}
-    return Embedder(encoder, tokenizer, mesh, max_tokens, reference, directory.parent, step)
+    name = f'{Path(reference.partition("@")[0])}@{step}'
+    return Embedder(encoder, tokenizer, mesh, max_tokens, name, directory.parent, step)

@@ -1,6 +1,5 @@
 """Devices with named axes, and how a batch lies on them."""
 
-import os
 from typing import TypeVar
 
 import jax
@@ -62,7 +61,18 @@ def shardings(abstract: T) -> T:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def join_processes() -> None:
-    """Joins the other processes of the run, if there are any: those of the TPU pod, or of JAX_COORDINATOR_ADDRESS."""
-    if os.environ.get('JAX_COORDINATOR_ADDRESS') or len(os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1:
+def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) -> None:
+    """Joins the other processes of a run.
+
+    Args:
+      coordinator: host:port of process 0. Without it, a cluster that JAX knows (a TPU pod, Slurm, Open MPI) tells all three; where there
+        is none, this process runs alone.
+      processes, process: how many there are, and which this one is.
+    """
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)
+        return
+    try:
         jax.distributed.initialize()
+    except ValueError:  # no cluster: "coordinator_address should be defined"
+        pass

@@ -1,9 +1,11 @@
 """How every program in launch/ starts and ends: absl flags, one line for a user's mistake, exit statuses."""
 
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -51,9 +53,16 @@ def define_config() -> Callable[[], tuple[str, ConfigDict]]:
     return read
 
 
+def load_config(path: Path | str) -> dict[str, Any]:
+    """The config of a file, as plain values: for tests and notebooks."""
+    return runpy.run_path(str(path))['get_config']().to_dict()
+
+
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS([_from_root(word) for word in argv])
+    except SystemExit:  # --help, which absl ends with 1
+        sys.exit(0)
     except flags.Error as error:
         sys.exit(_fail(error))
     except (KeyError, AttributeError) as error:  # config_flags: an unknown key, with the nearest known one

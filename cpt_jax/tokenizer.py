@@ -21,6 +21,11 @@ DELIMITERS = ('[', ']', '{', '}')
 _OPEN = {'x': 0, 'y': 2}
 
 
+# sentencepiece's sign for a space; and a control piece, which no text matches, in a model whose space pieces are left out of the ids.
+SPACE = '\u2581'
+SPACES_DROPPED = '<spaces dropped>'
+
+
 class _Model(Protocol):
     """A subword model: what differs between the two file formats."""
 
@@ -41,8 +46,12 @@ class _SentencePiece:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self.size = self._processor.get_piece_size()
 
+        marked = self._processor.piece_to_id(SPACES_DROPPED)
+        self._space = self._processor.piece_to_id(SPACE) if self._processor.is_control(marked) else -1
+
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._processor.encode(list(texts), num_threads=-1)
+        found = self._processor.encode(list(texts), num_threads=-1)
+        return found if self._space < 0 else [[i for i in ids if i != self._space] for ids in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
@@ -154,33 +163,41 @@ def train_tokenizer(
       vocab_size: ids to make, the four delimiters included; fewer where the texts do not hold as many pieces.
       model_type: 'unigram' or 'bpe'.
       normalization: a sentencepiece rule: 'identity', 'nfkc', 'nmt_nfkc', or with case folding 'nfkc_cf', 'nmt_nfkc_cf'.
-      whitespace: 'prefix' marks the start of a word on its first piece, as usual. 'apart' makes a space a piece of its own, so that a
-        word is one piece wherever it stands: behind a space, a bracket or an underscore (underscores are pieces too).
+      whitespace: 'prefix' marks the start of a word on its first piece, as usual. 'drop' makes a space a piece of its own and leaves it
+        out of the ids, so that a word is one piece wherever it stands: behind a space, a bracket or an underscore (which is a piece
+        of its own too). A query and an identifier then share ids from the start; what is lost is the layout of the code.
       characters: stop reading after so many characters.
       seed: of sentencepiece's own random choices.
     """
+    for key, value, known in [('model_type', model_type, ('bpe', 'unigram')), ('whitespace', whitespace, ('prefix', 'drop'))]:
+        if value not in known:
+            raise UserError(f'tokenizer.{key}={value!r}: choose one of {", ".join(known)}')
     sentencepiece.set_random_generator_seed(seed)
     written = io.BytesIO()
     sample = list(_first_characters(texts, characters))
     if not sample:
         raise UserError('tokenizer: the sources hold no text to train it on')
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sample),
-        model_writer=written,
-        vocab_size=vocab_size - len(DELIMITERS),
-        hard_vocab_limit=False,
-        model_type=model_type,
-        byte_fallback=True,  # any text has ids, none is unknown
-        normalization_rule_name=normalization,
-        remove_extra_whitespaces=normalization != 'identity',
-        user_defined_symbols=['\u2581', '_'] if whitespace == 'apart' else [],
-        max_sentence_length=1 << 20,
-        num_threads=1,  # sums of several threads depend on their number
-        bos_id=-1,
-        eos_id=-1,
-        pad_id=-1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sample),
+            model_writer=written,
+            vocab_size=vocab_size - len(DELIMITERS),
+            hard_vocab_limit=False,
+            model_type=model_type,
+            byte_fallback=True,  # any text has ids, none is unknown
+            normalization_rule_name=normalization,
+            remove_extra_whitespaces=normalization != 'identity',
+            user_defined_symbols=[SPACE, '_'] if whitespace == 'drop' else [],
+            control_symbols=[SPACES_DROPPED] if whitespace == 'drop' else [],
+            max_sentence_length=1 << 20,
+            num_threads=1,  # sums of several threads depend on their number
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # an unknown rule, a vocabulary too small for the 256 bytes and the characters
+        raise UserError(f'tokenizer: sentencepiece cannot train one: {error}') from error
     return Tokenizer(_SentencePiece(written.getvalue()))
 
 

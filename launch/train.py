@@ -3,8 +3,8 @@
 Example: python launch/train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=600
 
 Keys of the config are set with --config.section.key=value. SIGTERM saves and exits with status 42; the same command goes on from there.
-With several processes, start the same command on every host: on a TPU pod they find each other, elsewhere set JAX_COORDINATOR_ADDRESS,
-JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+On several hosts, start the same command on each: on a TPU pod they find each other, elsewhere give --coordinator, --processes and
+--process.
 """
 
 import sys
@@ -18,6 +18,9 @@ from cpt_jax.program import define_config, run_program
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string('workdir', None, "The run's directory; by default runs/NAME for a config NAME.py.")
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, where no cluster tells it.')
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'Number of processes, with --coordinator.')
+_PROCESS = flags.DEFINE_integer('process', 0, 'Number of this process, from 0, with --coordinator.')
 flags.declare_key_flag('config')
 
 
@@ -28,7 +31,7 @@ def main() -> int:
     from cpt_jax.train.loop import train
 
     use_compilation_cache()
-    join_processes()
+    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value or f'runs/{name}')
     workdir.mkdir(parents=True, exist_ok=True)
     return train(config.to_dict(), workdir)

@@ -37,9 +37,7 @@ class BatchIndex(NamedTuple):
     pairs: np.ndarray
 
 
-def make_sources(
-    sections: Mapping[str, Mapping], split: str, tokenizer: TokenCounter
-) -> tuple[dict[str, Source], dict[str, float]]:
+def make_sources(sections: Mapping[str, Mapping], split: str, tokenizer: TokenCounter) -> tuple[dict[str, Source], dict[str, float]]:
     """The sources of a config's `data.sources`, and their weights, by name and in the order of the names.
 
     A section holds `kind` (one of KINDS), `weight` and the keyword arguments of that kind's class. Split 'heldout' leaves out

@@ -42,14 +42,14 @@ def propose_rows(lengths_PxT: np.ndarray, pairs: int, row_length: int, groups: i
       lengths_PxT: tokens of each text of P sampled pairs, 0 where a text is missing.
       pairs: pairs in a group: those of one device (and one chunk).
       row_length: columns.
-      groups: how many random groups are packed on trial.
+      groups: how many random groups are packed on trial, and with small groups more: 8192 pairs at least.
 
     Returns:
       The mean number of rows that the trial groups need plus four standard deviations, and not below the largest seen.
     """
     if lengths_PxT.max() > row_length:
-        raise UserError(f'data.row_length={row_length} is shorter than the longest text, {lengths_PxT.max()} tokens: set it to max_tokens or more')
+        raise UserError(f'data.row_length={row_length} is shorter than a text of {lengths_PxT.max()} tokens: set it to max_tokens or more')
     random = np.random.default_rng(0)
-    chosen_GxbxT = lengths_PxT[random.integers(len(lengths_PxT), size=(groups, pairs))]
+    chosen_GxbxT = lengths_PxT[random.integers(len(lengths_PxT), size=(max(groups, 8192 // pairs), pairs))]
     needed = [rows_needed(group[group > 0], row_length) for group in chosen_GxbxT]
     return max(max(needed), int(np.ceil(np.mean(needed) + 4 * np.std(needed))))

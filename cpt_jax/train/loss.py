@@ -36,7 +36,7 @@ class InfoNCE:
         if self.form not in FORMS:
             raise UserError(f'loss.form={self.form!r}: choose one of {", ".join(FORMS)}')
         if not 0.01 <= self.initial_temperature <= 100:
-            raise UserError(f'loss.initial_temperature={self.initial_temperature}: choose a value from 0.01 (a scale of 100, the cap) to 100')
+            raise UserError(f'loss.initial_temperature={self.initial_temperature}: choose 0.01 (a scale of 100, the cap) to 100')
 
     def __call__(self, e_BxTxD: jax.Array, ids_BxT: jax.Array, log_scale: jax.Array) -> tuple[jax.Array, Metrics]:
         """Loss and metrics of a global batch.

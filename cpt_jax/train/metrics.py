@@ -43,7 +43,7 @@ class Recorder:
         if writing:
             self._file = (workdir / 'metrics.jsonl').open('a', encoding='utf-8')
             self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1, flush_secs=10)
-        self._bar = tqdm(total=steps, initial=first_step, desc='training', unit='step', dynamic_ncols=True, disable=None if writing else True)
+        self._bar = tqdm(total=steps, initial=first_step, desc='training', unit='step', disable=None if writing else True)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """One line {"step": ..., ...}, and a point of each curve."""

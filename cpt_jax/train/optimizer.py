@@ -7,7 +7,7 @@ from cpt_jax.errors import UserError
 
 # Matrices decay; vectors (biases, norm scales), the temperature and learned positions do not. Every parameter's name stands here.
 DECAYED = {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down'}
-NOT_DECAYED = {'scale', 'bias', 'query_bias', 'key_bias', 'value_bias', 'out_bias', 'up_bias', 'down_bias', 'position_embedding', 'log_scale'}
+NOT_DECAYED = {'scale', 'bias', 'position_embedding', 'log_scale'} | {f'{name}_bias' for name in DECAYED}
 
 
 def decay_mask(params: optax.Params) -> optax.Params:

@@ -162,8 +162,9 @@ def _check_sections(config: Mapping[str, Any]) -> None:
 
 def _what_is_there(workdir: Path) -> checkpoint.About | None:
     """What the latest checkpoint of a run says of it; None before the first."""
-    steps = checkpoint.steps_in(workdir / 'checkpoints')
-    return checkpoint.read_about(workdir / 'checkpoints', steps[-1]) if steps else None
+    directory = workdir.absolute() / 'checkpoints'
+    steps = checkpoint.steps_in(directory)
+    return checkpoint.read_about(directory, steps[-1]) if steps else None
 
 
 def _tokenizer(config: Mapping[str, Any], workdir: Path, before: checkpoint.About | None) -> Tokenizer:
@@ -177,7 +178,7 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, before: checkpoint.Abou
     if before:
         tokenizer = load_tokenizer(workdir / 'tokenizer')
         if tokenizer.fingerprint != before['tokenizer']:
-            raise UserError(f'{workdir / "tokenizer"} is not the tokenizer that the checkpoints of {workdir} were trained with: put it back')
+            raise UserError(f'{workdir / "tokenizer"} is not the tokenizer that the checkpoints beside it were trained with: put it back')
     elif path:
         tokenizer = load_tokenizer(path)
     elif config['init_from']:
@@ -222,4 +223,4 @@ def _check_lengths(data: Data, shape: Shape) -> None:
 def _check_data(before: checkpoint.About | None, now: Mapping[str, str], workdir: Path) -> None:
     for name in now if before else ():
         if before['sources'].get(name) != now[name]:
-            raise UserError(f'data.sources.{name} is not the data that {workdir} was trained on so far: put it back, or start another --workdir')
+            raise UserError(f'data.sources.{name} is not the data that {workdir} was trained on: put it back, or give another --workdir')

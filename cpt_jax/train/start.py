@@ -30,13 +30,14 @@ def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainS
 def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str:
     """What is about to run, a line each."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    table = state.params.encoder.token_embedding[...].size
     layout, pairs = run.layout, run.train.batch_pairs
     tokenized = f'{run.texts.tokens / run.texts.seconds:,.0f} tokens/s' if run.texts.seconds else 'not measured'
     rows = {
         'run': f'{workdir}, step {first:,} of {run.train.steps:,}, code {run.about["code"]}',
         'changed': '; '.join(run.changes),
         'devices': f'{run.mesh.size} {run.mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {dict(run.mesh.shape)}',
-        'parameters': f'{parameters:,} ({state.params.encoder.token_embedding[...].size:,} of them token embeddings), compute in {run.shape.dtype}',
+        'parameters': f'{parameters:,} ({table:,} of them token embeddings), compute in {run.shape.dtype}',
         'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint {run.tokenizer.fingerprint[:12]}, {tokenized}',
         'batch': f'{pairs:,} pairs: {pairs - 1 + pairs * run.data.negatives:,} negatives per anchor, log B = {np.log(pairs):.2f}',
         'rows': (

@@ -34,7 +34,14 @@ def test_first_paragraph(docstring, paragraph):
 
 @pytest.mark.parametrize(
     'name, reason',
-    [('__init__', 'dunder name'), ('__len__', 'dunder name'), ('test_it', 'test name'), ('runTests', 'test name'), ('_private', ''), ('__mangled', '')],
+    [
+        ('__init__', 'dunder name'),
+        ('__len__', 'dunder name'),
+        ('test_it', 'test name'),
+        ('runTests', 'test name'),
+        ('_private', ''),
+        ('__mangled', ''),
+    ],
 )
 def test_name_rejection(name, reason):
     assert name_rejection(name) == reason

@@ -86,9 +86,7 @@ def test_bad_row_is_left_out_counted_and_named(rows, kind):
     path = rows(b'\n'.join([GOOD, b'', BAD[kind], GOOD]))
     source = JsonlSource(path, 'all', max_chars=50, max_bad_share=0.5)
     assert [source[i].id for i in range(len(source))] == ['rows.jsonl:1', 'rows.jsonl:4']
-    assert source.summary() == (
-        f'jsonl/all: 2 pairs of 3 rows in 1 files; 1 of 3 rows cannot be used: 1 {kind} (first: {path}:3)'
-    )
+    assert source.summary() == (f'jsonl/all: 2 pairs of 3 rows in 1 files; 1 of 3 rows cannot be used: 1 {kind} (first: {path}:3)')
     with pytest.raises(UserError, match=rf'^{path}:3: {kind}') as error:
         JsonlSource(path, 'all', max_chars=50)
     assert '\n' not in str(error.value)

@@ -168,7 +168,8 @@ def test_default_corpus(session_cache, monkeypatch):
     assert np.isin(['json', 'jax'], train.packages).all()
 
 
-def test_default_packages_are_those_of_requirements(request):
+def test_default_packages_are_pinned(request):
+    """So that everybody's corpus is the same."""
     lines = (request.config.rootpath / 'requirements.txt').read_text().splitlines()
     required = {line.split('==')[0].split('[')[0] for line in lines if '==' in line}
-    assert required == set(DEFAULT_PACKAGES)
+    assert set(DEFAULT_PACKAGES) <= required

@@ -12,7 +12,9 @@ def test_splits_are_disjoint_and_make_up_all():
     assert rows_of('all', heldout, 's', 0.5).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize('split, heldout, holdout', [('train', [True], 0.5), ('heldout', [False], 0.5), ('all', [], 0.0), ('train', [], 0.0)])
+@pytest.mark.parametrize(
+    'split, heldout, holdout', [('train', [True], 0.5), ('heldout', [False], 0.5), ('all', [], 0.0), ('train', [], 0.0)]
+)
 def test_empty_split_is_refused(split, heldout, holdout):
     with pytest.raises(UserError, match=f"^no pairs in some/path for split '{split}' with holdout={holdout:g}"):
         rows_of(split, np.array(heldout, bool), 'some/path', holdout)

@@ -63,9 +63,7 @@ def test_pieces_keep_every_word_in_order_and_are_bounded(sentences, length):
 def test_pieces_end_with_sentences_and_keep_paragraphs():
     document = 'One two three\nfour five. Six "seven?" Eight nine\nten.\n\n\nEleven twelve!\n \nThirteen.'
     assert Cut(12, 2).pieces(document, WORDS) == ['One two three four five. Six "seven?" Eight nine ten.', 'Eleven twelve!\nThirteen.']
-    assert Cut(100, 1).pieces(document, WORDS) == [
-        'One two three four five. Six "seven?" Eight nine ten.\nEleven twelve!\nThirteen.'
-    ]
+    assert Cut(100, 1).pieces(document, WORDS) == ['One two three four five. Six "seven?" Eight nine ten.\nEleven twelve!\nThirteen.']
 
 
 def test_text_without_white_space_is_cut_all_the_same():
@@ -134,7 +132,9 @@ def test_side_does_not_depend_on_where_the_folder_lies(folder, tmp_path):
 
 def test_repeated_short_and_latin_documents_are_counted(folder):
     same = prose('a', 12)
-    path = folder(a=same, b=same.replace('\n', '  \r\n'), c='Short.', d=prose('é', 12).encode('latin-1'), e=b'', f=b'\xef\xbb\xbf' + b'B ' * 99)
+    path = folder(
+        a=same, b=same.replace('\n', '  \r\n'), c='Short.', d=prose('é', 12).encode('latin-1'), e=b'', f=b'\xef\xbb\xbf' + b'B ' * 99
+    )
     whole = source(path)
     assert whole.summary() == (
         f'text/all: {len(whole)} pairs of 3 documents; 5 documents in 6 files, 1 repeated, 1 too short for a pair; '

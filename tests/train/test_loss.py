@@ -41,6 +41,10 @@ def example(texts: int, seed: int = 0):
     return (e / np.linalg.norm(e, axis=-1, keepdims=True)).astype(np.float32), ids.astype(np.int32)
 
 
+def place(array, mesh):
+    return jax.device_put(array, jax.NamedSharding(mesh, P(BATCH)))
+
+
 def numeric_gradient(function, array, places, step=1e-5):
     """Central differences in float64 at some places."""
     out = []
@@ -60,9 +64,8 @@ def test_value_and_gradient_are_the_references(sizes, texts, symmetric, scale):
     loss = InfoNCE(symmetric=symmetric)
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
-        place = lambda array: jax.device_put(array, jax.NamedSharding(mesh, P(BATCH)))
         run = jax.jit(jax.value_and_grad(lambda e, ids, s: loss(e, ids, s)[0], argnums=(0, 2)))
-        value, (e_gradient, scale_gradient) = jax.device_get(run(place(e), place(ids), jnp.float32(log_scale)))
+        value, (e_gradient, scale_gradient) = jax.device_get(run(place(e, mesh), place(ids, mesh), jnp.float32(log_scale)))
     np.testing.assert_allclose(value, reference(e, ids, float(log_scale), symmetric), rtol=2e-6)
     # Float32 logits of up to 100 carry 4e-6 each, which is the error of a gradient of size `scale`.
     places = [(0, 0, 0), (3, 0, 5), (4, 1, 7), (9, 1, 2), (7, 0, 1), (15, texts - 1, 23)]
@@ -75,8 +78,7 @@ def test_value_and_gradient_are_the_references(sizes, texts, symmetric, scale):
 def run_loss(e, ids, log_scale=0.0, sizes=(8, 1, 1)):
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
-        place = lambda array: jax.device_put(array, jax.NamedSharding(mesh, P(BATCH)))
-        return jax.device_get(jax.jit(InfoNCE())(place(e), place(ids), jnp.float32(log_scale)))
+        return jax.device_get(jax.jit(InfoNCE())(place(e, mesh), place(ids, mesh), jnp.float32(log_scale)))
 
 
 def test_equal_vectors_give_the_logarithm_of_the_batch():

@@ -1,0 +1,103 @@
+"""(docstring, function) pairs to evaluate on: the held-out Python packages, or a file of CodeSearchNet."""
+
+import ast
+import re
+import textwrap
+import warnings
+from typing import NamedTuple
+
+from etils import epath
+
+from cpt_jax.data.filters import first_paragraph
+from cpt_jax.data.python_functions import Definition, undocumented
+from cpt_jax.data.python_source import PythonSource
+from cpt_jax.errors import UserError
+from cpt_jax.evals.rows import file_fingerprint, read_json_lines, text_field
+
+# The names of the original files, then those of the Hugging Face copies.
+DOC_FIELDS = 'docstring', 'func_documentation_string'
+CODE_FIELDS = 'code', 'func_code_string'
+DOC_TOKEN_FIELDS = 'docstring_tokens', 'func_documentation_string_tokens', 'func_documentation_tokens'
+CODE_TOKEN_FIELDS = 'code_tokens', 'func_code_tokens'
+
+# A docstring in source that Python 3 does not parse, as in the Python 2 functions of CodeSearchNet.
+_TRIPLE_QUOTED = re.compile(r'(:[ \t]*(?:#[^\n]*)?\n\s*)[rRuUbB]{0,2}("""|\'\'\').*?\2', re.DOTALL)
+
+
+class CodePairs(NamedTuple):
+    """`codes[i]` is the answer to `queries[i]`; `settings` says where they come from and what was done to them."""
+
+    queries: list[str]
+    codes: list[str]
+    settings: dict[str, object]
+
+
+def python_source_pairs() -> CodePairs:
+    """The pairs of the packages that training holds out."""
+    source = PythonSource(split='heldout')
+    pairs = [source[i] for i in range(len(source))]
+    text = 'first paragraph of the docstring; function without its docstring, from def on'
+    return _with_settings([pair.x for pair in pairs], [pair.y for pair in pairs], text, source.fingerprint)
+
+
+def file_pairs(path: epath.Path, text: str = 'raw') -> CodePairs:
+    """The pairs of a .jsonl or .jsonl.gz file.
+
+    Args:
+      path: the file, with CodeSearchNet's fields or those of its Hugging Face copy.
+      text: 'raw': first paragraph of the docstring, and code, which for Python loses its docstring (CodeSearchNet leaves it
+        in `code`). 'tokens': the token fields joined by spaces, as CodeBERT has them.
+
+    Raises UserError with file and line for a line that cannot be used, and for a file without lines.
+    """
+    read = {'raw': _raw_pair, 'tokens': _token_pair}[text]
+    pairs = [read(row, where) for where, row in read_json_lines(path)]
+    if not pairs:
+        raise UserError(f'{path}: the file is empty: CodeSearchNet lines with docstring and code are expected')
+    how = {
+        'raw': 'first paragraph of the docstring; code, for Python without docstring',
+        'tokens': 'docstring_tokens and code_tokens, joined by spaces',
+    }
+    queries, codes = zip(*pairs, strict=True)
+    return _with_settings(list(queries), list(codes), how[text], file_fingerprint(path))
+
+
+def _with_settings(queries: list[str], codes: list[str], text: str, fingerprint: str) -> CodePairs:
+    given_away = sum(query in ' '.join(code.split()) for query, code in zip(queries, codes, strict=True))
+    settings = {'text': text, 'data': fingerprint, 'pairs': len(queries), 'queries_verbatim_in_their_code': given_away}
+    return CodePairs(queries, codes, settings)
+
+
+def _raw_pair(row: dict, where: str) -> tuple[str, str]:
+    query = first_paragraph(text_field(row, where, *DOC_FIELDS))
+    code = text_field(row, where, *CODE_FIELDS)
+    return query, without_docstring(code) if str(row.get('language', 'python')).lower() == 'python' else code
+
+
+def _token_pair(row: dict, where: str) -> tuple[str, str]:
+    return _joined(row, where, *DOC_TOKEN_FIELDS), _joined(row, where, *CODE_TOKEN_FIELDS)
+
+
+def _joined(row: dict, where: str, *names: str) -> str:
+    name = next((name for name in names if name in row), names[0])
+    tokens = row.get(name)
+    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+        raise UserError(f'{where}: field {name!r} must be a list of tokens, and not empty')
+    return ' '.join(tokens)
+
+
+def without_docstring(code: str) -> str:
+    """A Python function's source without its docstring and decorators; other source comes back as it is."""
+    source = textwrap.dedent(code.replace('\r\n', '\n').replace('\r', '\n'))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # invalid escapes in other people's strings
+            body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
+    function = body[0] if body else None
+    if not isinstance(function, Definition) or ast.get_docstring(function, clean=False) is None:
+        return source
+    if len(function.body) == 1:
+        return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
+    return undocumented(function, source.encode().split(b'\n'))

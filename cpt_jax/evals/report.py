@@ -1,0 +1,78 @@
+"""report/index.html: one page with the curves, the scores and what is found, readable without a network."""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import jinja2
+from etils import epath
+
+from cpt_jax.evals.curves import draw_panels, read_metrics
+from cpt_jax.evals.results import metric_label
+
+SHOWN_LINES = 12
+PROSE_CHARACTERS = 600
+LONGEST_CODE_LINE = 160  # a text of several lines is shown as code unless a line is longer than this: then it is prose
+ROWS = {'model': 'model', 'bm25': 'BM25', 'random': 'random'}
+
+
+class Bar(NamedTuple):
+    """A score as a bar; `value` is a fraction."""
+
+    kind: str
+    label: str
+    value: float
+
+
+class Snippet(NamedTuple):
+    """A text cut to what the page shows."""
+
+    text: str
+    code: bool
+
+
+def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.Path | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+      results: as in results.json.
+      examples: task -> examples, as `results.examples_json` gives them.
+      metrics_path: metrics.jsonl of the training run; without it, or without such a file, there are no curves.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {'snippet': snippet, 'plain': plain, 'score_bars': score_bars}
+    return environment.get_template('report.html.j2').render(
+        model=results['model'],
+        settings=results['settings'],
+        tasks=results['tasks'],
+        examples={name: examples[name] for name in results['tasks'] if examples.get(name)},
+        panels=draw_panels(read_metrics(metrics_path)) if metrics_path else [],
+    )
+
+
+def score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
+    """(metric, its bars) of a task, the main metric first."""
+    scores = {'model': row['metrics'], **row['baselines']}
+    names = sorted(row['metrics'], key=lambda name: name != row['settings']['main_metric'])
+    return [(metric_label(name), [Bar(kind, label, scores[kind][name]) for kind, label in ROWS.items()]) for name in names]
+
+
+def snippet(text: str) -> Snippet:
+    """The start of a text: lines of code as they are, prose as one paragraph."""
+    lines = textwrap.dedent(text).strip('\n').split('\n')
+    if len(lines) > 1 and max(map(len, lines)) <= LONGEST_CODE_LINE:
+        return Snippet('\n'.join(lines[:SHOWN_LINES] + ['…'] * (len(lines) > SHOWN_LINES)), code=True)
+    words = ' '.join(text.split())
+    return Snippet(words if len(words) <= PROSE_CHARACTERS else words[:PROSE_CHARACTERS].rsplit(' ', 1)[0] + ' …', code=False)
+
+
+def plain(value: object) -> str:
+    """A setting for people: text as it is, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,99 @@
+"""results.json: what was measured, kept from one evaluation to the next; and the same as a table."""
+
+import json
+from collections.abc import Sequence
+
+from etils import epath
+
+from cpt_jax.errors import UserError
+from cpt_jax.evals.task import Answers, Result
+
+RESULTS = 'results.json'
+EXAMPLES = 'examples.json'  # in report/
+
+
+def write_text(path: epath.Path, text: str) -> None:
+    """Writes the whole file or nothing, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.parent / f'.{path.name}.part'
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def write_json(path: epath.Path, content: object) -> None:
+    """Writes a JSON file as `write_text` does; a number that is not finite is a mistake of ours (ValueError)."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def read_json(path: epath.Path) -> dict:
+    """The object in the file, {} where there is no file. Raises UserError where it is not JSON."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f'{path}: not JSON ({error}): remove the file or write to another --output') from None
+
+
+def new_results(model: str, settings: dict[str, object]) -> dict:
+    """Results without a task. `settings` are the model's: lengths, dtype, pooling, tokenizer, step."""
+    return {'model': model, 'settings': json.loads(json.dumps(settings)), 'tasks': {}}
+
+
+def continued(results: dict, earlier: dict) -> tuple[dict, str]:
+    """`results` with the tasks of `earlier` in front, and a line to tell the user where they cannot be kept ('' where they can).
+
+    Rows of another model, or of the same one with other settings, cannot stand in the same table.
+    """
+    differing = [key for key in ('model', 'settings') if earlier and earlier.get(key) != results[key]]
+    if differing:
+        return results, f'the earlier {RESULTS} is replaced: it is of another {differing[0]} ({earlier.get("model")})'
+    return {**results, 'tasks': {**earlier.get('tasks', {}), **results['tasks']}}, ''
+
+
+def add_result(results: dict, name: str, result: Result) -> dict:
+    """`results` with one more task; a task that was there already has its row replaced."""
+    row = {
+        'main_score': result.main_score,
+        'metrics': result.metrics,
+        'n': result.n,
+        'settings': {'main_metric': result.metric, **result.settings},
+        'baselines': result.baselines,
+    }
+    return {**results, 'tasks': {**results['tasks'], name: row}}
+
+
+def examples_json(result: Result) -> list[dict]:
+    """The examples of a result as JSON objects."""
+    return [
+        {**example._asdict(), 'model': _answers_json(example.model), 'bm25': _answers_json(example.bm25)} for example in result.examples
+    ]
+
+
+def _answers_json(answers: Answers) -> dict:
+    return {'found': [found._asdict() for found in answers.found], 'rank': answers.rank}
+
+
+def metric_label(name: str) -> str:
+    """'mrr_of_1000' -> 'MRR of 1,000'; 'ndcg@10' -> 'nDCG@10'."""
+    kind, _, pool = name.partition('_of_')
+    word = kind.replace('ndcg', 'nDCG').replace('mrr', 'MRR').replace('recall', 'Recall')
+    return f'{word} of {int(pool):,}' if pool else word
+
+
+def format_table(results: dict) -> str:
+    """The table for the terminal: every metric of every task, scores x100."""
+    cells = [('task', 'metric', 'model', 'BM25', 'random', 'n')]
+    for name, row in results['tasks'].items():
+        for i, (metric, value) in enumerate(row['metrics'].items()):
+            scores = value, row['baselines']['bm25'][metric], row['baselines']['random'][metric]
+            first, last = ('', '') if i else (name, f'{row["n"]:,}')
+            cells.append((first, metric_label(metric), *(f'{100 * score:.2f}' for score in scores), last))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, tuple('-' * width for width in widths))
+    return '\n'.join(_line(row, widths) for row in cells)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Names stand left, numbers right."""
+    return '  '.join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip()

@@ -1,0 +1,53 @@
+"""Which tasks there are, and which of them a user's words select."""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from etils import epath
+
+from cpt_jax.errors import UserError
+from cpt_jax.evals import codesearch, retrieval
+from cpt_jax.evals.task import Task
+
+LAYOUTS = {
+    'retrieval': 'retrieval/<folder>/ with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR)',
+    'codesearch': 'codesearch/<name>.jsonl or .jsonl.gz (CodeSearchNet)',
+}
+
+
+def find_tasks(data_dir: str | None, split: str = 'test', k: int = 100, candidates: int = 1000, code_text: str = 'raw') -> dict[str, Task]:
+    """Every task that can be run, by name.
+
+    Args:
+      data_dir: the folder with retrieval/ and codesearch/; None leaves what needs no data.
+      split: qrels of retrieval tasks: test, dev or train.
+      k: documents kept for each query of a retrieval task.
+      candidates: functions searched for each query of a code search task.
+      code_text: 'raw' or 'tokens', see `code_pairs.file_pairs`.
+    """
+    folder = epath.Path(data_dir) if data_dir else None
+    if folder and not folder.is_dir():
+        raise UserError(f'--data_dir {data_dir}: no such directory')
+    return codesearch.find_tasks(folder, candidates, code_text) | retrieval.find_tasks(folder, split, k)
+
+
+def select(tasks: dict[str, Task], patterns: Iterable[str], data_dir: str | None) -> list[Task]:
+    """The tasks whose names are among `patterns`, which may be globs such as 'retrieval/*'; each once, in the order asked for.
+
+    Raises UserError for a pattern that selects nothing; it lists what there is and where data are expected.
+    """
+    chosen: dict[str, Task] = {}
+    for pattern in (pattern.strip() for pattern in patterns):
+        found = {name: task for name, task in tasks.items() if fnmatchcase(name, pattern)}
+        if not found:
+            raise UserError(f'--tasks {pattern}: no such task; there are {", ".join(tasks)}; {_where(pattern, data_dir)}')
+        chosen |= found
+    if not chosen:
+        raise UserError(f'--tasks is empty; there are {", ".join(tasks)}')
+    return list(chosen.values())
+
+
+def _where(pattern: str, data_dir: str | None) -> str:
+    kind = pattern.split('/')[0]
+    expected = LAYOUTS[kind] if kind in LAYOUTS else ' or '.join(LAYOUTS.values())
+    return f'expected in --data_dir {data_dir}: {expected}' if data_dir else f'other data need --data_dir, a folder with {expected}'

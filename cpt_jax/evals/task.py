@@ -1,0 +1,82 @@
+"""What a task is: it turns an embedding function into scores, beside those of BM25 and of random vectors."""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+# All that evaluation sees of a model: texts and a side ('x' queries, 'y' documents) -> float32 unit vectors [n, D].
+Embed = Callable[[Sequence[str], str], np.ndarray]
+
+EXAMPLES = 10  # queries that the report shows for each task
+SHOWN = 3  # answers that it shows for each query
+SHOWN_CHARACTERS = 1_500  # of a text; keeps the report small where documents are long
+
+
+class Found(NamedTuple):
+    """One answer to a query: its text, its score and whether it is right."""
+
+    text: str
+    score: float
+    right: bool
+
+
+class Answers(NamedTuple):
+    """What one ranking gives for a query: its best answers, and the rank of the first right one (None: not among those kept)."""
+
+    found: list[Found]
+    rank: int | None
+
+
+class Example(NamedTuple):
+    """A query for people to look at, a right answer to it, and what the model and BM25 find."""
+
+    query: str
+    right: str
+    model: Answers
+    bm25: Answers
+
+
+class Result(NamedTuple):
+    """What a task gives.
+
+    Attributes:
+      metric: the metric of `metrics` that stands for the task.
+      metrics: the model's scores, as fractions.
+      n: how many queries the scores are means of.
+      settings: all that the scores depend on besides the model: protocol, data fingerprint, seed, library versions.
+      baselines: 'bm25' and 'random' -> the same metrics on the same candidates.
+      examples: a few queries.
+    """
+
+    metric: str
+    metrics: dict[str, float]
+    n: int
+    settings: dict[str, object]
+    baselines: dict[str, dict[str, float]]
+    examples: list[Example]
+
+    @property
+    def main_score(self) -> float:
+        return self.metrics[self.metric]
+
+
+class Task(Protocol):
+    """One benchmark, such as 'retrieval/scifact'. Nothing is read before `run`."""
+
+    name: str
+
+    def run(self, embed: Embed) -> Result:
+        """Reads the data, embeds, ranks and scores; raises UserError for data that cannot be used."""
+
+
+def library_versions(*distributions: str) -> dict[str, str]:
+    """The versions that a score may depend on, Python's and numpy's always among them."""
+    return {'python': platform.python_version()} | {name: importlib.metadata.version(name) for name in ('numpy', *distributions)}
+
+
+def shown(text: str) -> str:
+    """A text as the report keeps it: cut where it is long."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + ' …'

@@ -1,0 +1,58 @@
+"""Scores a model on benchmarks, beside BM25 and random vectors.
+
+Reads nothing but a model reference. Prints a table, and writes results.json and report/index.html: the scores, the training
+curves where the model is a run, and real queries with what the model and what BM25 finds. Scores of earlier evaluations of the
+same model stay in results.json.
+
+Example:
+  python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact' --data_dir ~/data
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from cpt_jax.embed import load_embedder
+from cpt_jax.evals.evaluation import evaluate
+from cpt_jax.evals.results import RESULTS, format_table
+from cpt_jax.evals.suite import find_tasks, select
+from cpt_jax.program import run_program
+
+MODEL = flags.DEFINE_string('model', None, 'A model reference: the directory of a run, or run@step.', required=True)
+TASKS = flags.DEFINE_list(
+    'tasks', ['codesearch/python_source'], "Tasks, with commas between them; globs such as 'retrieval/*' select many."
+)
+DATA_DIR = flags.DEFINE_string('data_dir', None, 'Holds retrieval/<folder>/ (BEIR) and codesearch/<name>.jsonl[.gz] (CodeSearchNet).')
+OUTPUT = flags.DEFINE_string('output', None, "Where results.json and report/ go; the run's own directory, or else ./results.")
+SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'dev', 'train'], 'Which judgements of a retrieval task: qrels/<split>.tsv.')
+K = flags.DEFINE_integer('k', 100, 'Documents kept for each query of a retrieval task; recall is measured there.', lower_bound=10)
+CANDIDATES = flags.DEFINE_integer('candidates', 1000, 'Functions searched for each query of a code search task.', lower_bound=2)
+CODE_TEXT = flags.DEFINE_enum(
+    'code_text', 'raw', ['raw', 'tokens'], 'Fields of CodeSearchNet files: docstring and code, or the token lists as CodeBERT has them.'
+)
+
+
+def main() -> None:
+    logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG
+    tasks = select(find_tasks(DATA_DIR.value, SPLIT.value, K.value, CANDIDATES.value, CODE_TEXT.value), TASKS.value, DATA_DIR.value)
+    embedder = load_embedder(MODEL.value)
+    output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
+    metrics_path = epath.Path(embedder.workdir) / 'metrics.jsonl' if embedder.workdir else None
+
+    def embed(texts: Sequence[str], side: str) -> np.ndarray:
+        return embedder(texts, side, progress={'x': 'queries', 'y': 'documents'}[side])
+
+    results = evaluate(embed, embedder.model_name, embedder.settings, tasks, output, metrics_path)
+    print(format_table(results))
+    print(f'\nscores x100; written to {output / RESULTS} and {output / "report" / "index.html"}')
+
+
+if __name__ == '__main__':
+    run_program(main)

@@ -1,0 +1,106 @@
+import json
+
+import numpy as np
+import pytest
+
+from cpt_jax.evals.baselines import random_embed
+from cpt_jax.evals.code_pairs import CodePairs
+from cpt_jax.evals.codesearch import CodeSearch, chunks, find_tasks, rank_metrics
+
+
+def make_task(total, candidates=1000):
+    texts = [f'name{i}' for i in range(total)]
+    return CodeSearch('codesearch/made', lambda: CodePairs(texts, list(texts), {'data': 'made'}), candidates)
+
+
+def oracle(texts, side):
+    """One direction for each name, the same on both sides."""
+    vectors_NxD = np.random.default_rng(5).standard_normal((2500, 16), np.float32)
+    vectors_NxD /= np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
+    return vectors_NxD[[int(text.removeprefix('name')) for text in texts]]
+
+
+def codeberts_chunks(total, size):
+    """process_data.py: np.random.seed(0), shuffle, chunks in order, stop at the first that is too short."""
+    order = np.arange(total)
+    np.random.seed(0)
+    np.random.shuffle(order)
+    found = []
+    for start in range(0, total, size):
+        if len(order[start : start + size]) < size:
+            break
+        found.append(order[start : start + size].tolist())
+    return found
+
+
+def codeberts_mrr(scores):
+    """mrr.py: the rank is the number of scores that are at least the right one's."""
+    ranks = [sum(1 for score in row if score >= row[i]) for i, row in enumerate(scores.tolist())]
+    return sum(1 / rank for rank in ranks) / len(ranks)
+
+
+@pytest.mark.parametrize('total', [7, 20, 29, 30])
+def test_chunks_are_codeberts(total):
+    assert [rows.tolist() for rows in chunks(total, 10)] == (codeberts_chunks(total, 10) or [codeberts_chunks(total, total)[0]])
+
+
+def test_an_oracle_scores_1():
+    result = make_task(2500).run(oracle)
+    assert set(result.metrics.values()) == set(result.baselines['bm25'].values()) == {1.0}
+    assert result.n == 2000 and result.settings['chunks'] == 2 and result.metric == 'mrr_of_1000'
+    assert len(result.examples) == 10
+    for example in result.examples:
+        assert example.model.rank == 1 and example.right == example.query
+        assert [(found.text == example.query, found.right) for found in example.model.found] == [
+            (True, True),
+            (False, False),
+            (False, False),
+        ]
+
+
+def test_random_vectors_score_the_harmonic_mean():
+    """Ranks are uniform: the mean of 1/rank is H_1000 / 1000. Its deviation over 20,000 queries is 0.0003."""
+    result = make_task(20_000).run(random_embed(7))
+    expected = sum(1 / rank for rank in range(1, 1001)) / 1000
+    assert result.metrics['mrr_of_1000'] == pytest.approx(expected, abs=0.001)
+    assert result.baselines['random']['mrr_of_1000'] == pytest.approx(expected, abs=0.001)
+    assert result.metrics['recall@10_of_1000'] == pytest.approx(0.01, abs=0.003)
+
+
+def test_one_vector_for_all_texts_scores_the_last_rank():
+    result = make_task(1000).run(lambda texts, side: np.full((len(texts), 8), 8**-0.5, np.float32))
+    assert result.metrics['mrr_of_1000'] == pytest.approx(1 / 1000) and result.metrics['recall@10_of_1000'] == 0
+
+
+def test_a_small_set_is_one_chunk_and_says_so():
+    result = make_task(30).run(oracle)
+    assert result.n == 30 and 'mrr_of_30' in result.metrics
+    assert 'the whole set is one chunk' in result.settings['protocol']
+    assert 'the whole set is one chunk' not in make_task(30, candidates=10).run(oracle).settings['protocol']
+
+
+def test_metrics_of_ties_equal_codeberts():
+    rng = np.random.default_rng(0)
+    vectors = {side: rng.integers(0, 3, (400, 3)).astype(np.float32) for side in 'xy'}  # whole numbers: exact, many ties
+    result = make_task(400, candidates=100).run(lambda texts, side: vectors[side][[int(text.removeprefix('name')) for text in texts]])
+    expected = [codeberts_mrr(vectors['x'][rows] @ vectors['y'][rows].T) for rows in codeberts_chunks(400, 100)]
+    assert result.metrics['mrr_of_100'] == pytest.approx(np.mean(expected), rel=1e-12)
+
+
+def test_recall_counts_ranks_up_to_the_cut():
+    assert rank_metrics(np.array([1, 5, 6, 11]), 20) == {
+        'mrr_of_20': pytest.approx((1 + 1 / 5 + 1 / 6 + 1 / 11) / 4),
+        'recall@1_of_20': 0.25,
+        'recall@5_of_20': 0.5,
+        'recall@10_of_20': 0.75,
+    }
+
+
+def test_the_packages_that_training_holds_out():
+    """Real data: words alone find many of the functions, random vectors none."""
+    result = find_tasks(None)['codesearch/python_source'].run(random_embed(1))
+    assert result.n == 1000 and result.settings['candidates'] == 1000
+    assert 0.3 < result.baselines['bm25']['mrr_of_1000'] < 0.8
+    assert result.metrics['mrr_of_1000'] < 0.015
+    assert result.settings['queries_verbatim_in_their_code'] <= 10
+    json.dumps(result.settings)

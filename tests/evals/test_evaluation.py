@@ -1,0 +1,80 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from cpt_jax.evals.baselines import random_embed
+from cpt_jax.evals.evaluation import evaluate
+from cpt_jax.evals.suite import find_tasks, select
+
+PROGRAM = Path(__file__).parents[2] / 'launch' / 'evaluate.py'
+
+
+def write_data(folder):
+    (folder / 'codesearch').mkdir()
+    words = ['open file', 'close socket', 'parse json', 'sort list', 'draw plot']
+    rows = [{'docstring': f'Does {w}.', 'code': f'void {w.replace(" ", "_")}() {{ a < b; }}', 'language': 'java'} for w in words]
+    (folder / 'codesearch' / 'small.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (folder / 'retrieval' / 'tiny' / 'qrels').mkdir(parents=True)
+    for name, texts in (('corpus', words), ('queries', words[:2])):
+        lines = [json.dumps({'_id': f'{name}{i}', 'text': text}) + '\n' for i, text in enumerate(texts)]
+        (folder / 'retrieval' / 'tiny' / f'{name}.jsonl').write_text(''.join(lines))
+    (folder / 'retrieval' / 'tiny' / 'qrels' / 'test.tsv').write_text('queries0\tcorpus0\t1\nqueries1\tcorpus1\t1\n')
+    return str(folder)
+
+
+def letters(texts, side):
+    """How often each letter occurs: enough to find a text again."""
+    counts_NxD = np.array([[text.lower().count(letter) for letter in 'abcdefghijklmnopqrstuvwxyz'] for text in texts], np.float32)
+    return counts_NxD / np.linalg.norm(counts_NxD, axis=1, keepdims=True)
+
+
+def run_tasks(pattern, data_dir, output, embed=letters, model='runs/letters'):
+    tasks = select(find_tasks(data_dir), [pattern], data_dir)
+    return evaluate(embed, model, {'step': 3}, tasks, epath.Path(output))
+
+
+def test_results_and_report_grow_task_by_task(tmp_path):
+    data_dir = write_data(tmp_path)
+    run_tasks('codesearch/small', data_dir, tmp_path / 'out')
+    run_tasks('retrieval/*', data_dir, tmp_path / 'out')
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert list(results['tasks']) == ['codesearch/small', 'retrieval/tiny']
+    assert results['model'] == 'runs/letters' and results['settings'] == {'step': 3}
+    for row in results['tasks'].values():
+        assert (
+            row['main_score'] == row['metrics'][row['settings']['main_metric']] > row['baselines']['random'][row['settings']['main_metric']]
+        )
+    assert results['tasks']['retrieval/tiny']['metrics'] == {'ndcg@10': 1.0, 'mrr@10': 1.0, 'recall@100': 1.0}
+    page = (tmp_path / 'out' / 'report' / 'index.html').read_text()
+    assert 'What is found: codesearch/small' in page and 'What is found: retrieval/tiny' in page
+    assert 'void open_file() { a &lt; b; }' in page
+
+
+def test_another_model_starts_anew(tmp_path, capsys):
+    data_dir = write_data(tmp_path)
+    run_tasks('codesearch/small', data_dir, tmp_path / 'out')
+    results = run_tasks('retrieval/tiny', data_dir, tmp_path / 'out', random_embed(0), model='runs/other')
+    assert list(results['tasks']) == ['retrieval/tiny']
+    assert 'is replaced' in capsys.readouterr().out
+    assert 'codesearch/small' not in (tmp_path / 'out' / 'report' / 'index.html').read_text()
+
+
+def call_program(directory, *flags):
+    return subprocess.run([sys.executable, str(PROGRAM), *flags], cwd=directory, capture_output=True, text=True, timeout=120)
+
+
+def test_the_program_from_any_directory(tmp_path):
+    shown = call_program(tmp_path, '--help')
+    assert 'Scores a model on benchmarks' in shown.stdout and '--data_dir' in shown.stdout
+    for flags, message in (
+        (['--model', str(tmp_path), '--tasks', 'retrieval/nope'], 'error: --tasks retrieval/nope: no such task; there are codesearch/'),
+        (['--model', str(tmp_path / 'none')], 'error: --model'),
+        (['--tasks', 'codesearch/python_source'], 'error: '),
+    ):
+        failed = call_program(tmp_path, *flags)
+        assert failed.returncode == 1 and failed.stderr.startswith(message), failed.stderr
+        assert failed.stderr.count('\n') == 1

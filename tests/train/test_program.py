@@ -1,0 +1,149 @@
+"""launch/train.py as a user runs it: killed, stopped, started again, on two processes, with wrong input."""
+
+import json
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from cpt_jax import checkpoint
+from cpt_jax.config import flatten
+
+TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
+
+
+def rows(workdir: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what a clock says."""
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+
+
+def parameters(workdir: Path, step: int) -> dict:
+    """All arrays of a checkpoint's state, by name."""
+    path = workdir / 'checkpoints' / str(step)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), ocp.metadata(path).metadata)
+    return dict(flatten(jax.tree.map(np.asarray, ocp.load_checkpointables(path, {'state': abstract})['state'])))
+
+
+def assert_same(a: Path, b: Path, step: int) -> None:
+    assert rows(a) == rows(b)
+    first, second = parameters(a, step), parameters(b, step)
+    assert first.keys() == second.keys() and len(first) > 60
+    for name in first:
+        assert np.array_equal(first[name], second[name]), name
+
+
+def finish(process) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_rows(workdir: Path, count: int, process) -> None:
+    """Until metrics.jsonl has so many rows."""
+    deadline = time.time() + 200
+    while not (workdir / 'metrics.jsonl').exists() or len((workdir / 'metrics.jsonl').read_text().splitlines()) < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.time() < deadline
+        time.sleep(0.005)
+
+
+def test_killed_runs_end_as_one_that_was_not(launch, tmp_path):
+    finish(launch('whole'))
+    for kill_after in (2, 6, 11):
+        process = launch('killed')
+        wait_for_rows(tmp_path / 'killed', kill_after, process)
+        process.kill()
+        process.wait()
+    output = finish(launch('killed'))
+    assert 'step 0 of 12' not in output  # it went on from a checkpoint
+    assert_same(tmp_path / 'whole', tmp_path / 'killed', 12)
+    assert [row['step'] for row in rows(tmp_path / 'killed')] == list(range(1, 13))
+
+
+def test_sigterm_saves_and_exits_with_42_and_the_same_command_goes_on(launch, tmp_path):
+    more = '--config.train.steps=3000', '--config.optimizer.warmup_steps=2', '--config.evaluation.every_steps=0'
+    process = launch('run', *more, '--config.checkpoint.every_steps=100000')
+    wait_for_rows(tmp_path / 'run', 3, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 42, output
+    (step,) = checkpoint.steps_in(tmp_path / 'run' / 'checkpoints')
+    assert step == rows(tmp_path / 'run')[-1]['step'] and f'saved step {step}' in output
+    output = finish(launch('run', f'--config.train.steps={step + 2}', '--config.evaluation.every_steps=0'))
+    assert f'step {step} of {step + 2}' in output and 'train.steps: 3000 ->' in output
+
+
+def test_two_processes_train_as_one(launch, tmp_path):
+    finish(launch('one', '--config.train.steps=3', devices=2))
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        address = f'localhost:{free.getsockname()[1]}'
+    flags = '--config.train.steps=3', f'--coordinator={address}', '--processes=2'
+    both = [launch('two', *flags, f'--process={i}') for i in range(2)]
+    for process in both:
+        finish(process)
+    one, two = rows(tmp_path / 'one'), rows(tmp_path / 'two')
+    # Gloo and one process add two numbers alike; the programs are compiled apart, and may fuse products and sums in another way.
+    np.testing.assert_allclose([row['loss'] for row in two], [row['loss'] for row in one], rtol=1e-6)
+    first, second = parameters(tmp_path / 'one', 3), parameters(tmp_path / 'two', 3)
+    for name in first:
+        if name.startswith('params') and not name.endswith('key_bias'):  # whose gradient is zero but for rounding; see test_step.py
+            np.testing.assert_allclose(second[name], first[name], atol=2e-5, err_msg=name)
+
+
+def error_of(process) -> str:
+    """The one line of a user's mistake."""
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, output
+    lines = [line for line in output.splitlines() if not line.startswith('indexing')]
+    assert lines[-1].startswith('error: ') and 'Traceback' not in output, output
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        (['--config.train.stepz=4'], r'no key .*stepz.*steps'),
+        (['--config.data.sources.pairs.path=/nowhere/pairs'], '/nowhere/pairs'),
+        (['--config.data.sources.pairs.path=EMPTY'], 'no pairs in'),
+        (['--config.data.sources.pairs.path=BROKEN'], r'broken\.jsonl:2: not JSON'),
+        (['--config.mesh.data=3'], r'mesh\.data=3 .* does not divide the 8 devices'),
+        (['--config.train.batch_pairs=30'], r'train\.batch_pairs=30 is not a multiple of .* 8'),
+        (['--config.train.batch_pairs=512'], 'fewer than train.batch_pairs=512'),
+        (['--config.loss.form=rings'], "loss.form='rings'"),
+        (['--config.model.norm=batch'], "model.norm='batch'"),
+        (['--config.data.max_tokens_x=64'], 'data.max_tokens_x=64'),
+        (['--config.optimizer.warmup_steps=50'], 'optimizer.warmup_steps=50'),
+        (['--config.tokenizer.path=/nowhere/tokenizer.json'], '/nowhere/tokenizer.json'),
+        (['--config.init_from=/nowhere/run'], 'init_from /nowhere/run'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_wrong_input_is_one_line(launch, tmp_path, flags, expected):
+    (tmp_path / 'empty.jsonl').write_text('')
+    (tmp_path / 'broken.jsonl').write_text('{"x": "a b c", "y": "d e f"}\n{"x": "a b\n' * 40)
+    flags = [flag.replace('EMPTY', str(tmp_path / 'empty.jsonl')).replace('BROKEN', str(tmp_path / 'broken.jsonl')) for flag in flags]
+    assert re.search(expected, error_of(launch('run', *flags, devices=8)))
+
+
+def test_a_workdir_of_another_config_is_refused_by_key(launch, tmp_path, tokenizer):
+    finish(launch('run', '--config.train.steps=4', '--config.evaluation.every_steps=0'))
+    line = error_of(launch('run', '--config.train.steps=4', '--config.optimizer.peak_lr=0.5'))
+    assert 'optimizer.peak_lr was 0.003 and is 0.5' in line
+    tokenizer.save(tmp_path / 'run' / 'tokenizer')
+    assert 'is not the tokenizer that the checkpoints' in error_of(launch('run', '--config.train.steps=6'))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(launch, tmp_path):
+    line = error_of(launch('run', '--config.optimizer.peak_lr=1e30', '--config.checkpoint.every_steps=2'))
+    assert 'at step' in line
+    for step in checkpoint.steps_in(tmp_path / 'run' / 'checkpoints'):
+        assert all(np.isfinite(array).all() for array in parameters(tmp_path / 'run', step).values())
