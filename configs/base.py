@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     # arguments of that kind's class in cpt_jax/data/.
     c.data.sources = {'python': {'kind': 'python_source', 'weight': 1.0}}
     c.data.max_tokens_x = 256  # ids, the two delimiters included; longer texts are cut
-    c.data.max_tokens_y = 256
+    c.data.max_tokens_y = 256  # as max_tokens_x
     c.data.negatives = 0  # hard negatives of each pair that take part, the first ones
     c.data.row_length = 512  # columns of a packed row: at least the longest text
     c.data.rows = 0  # rows a device and chunk; 0: measured, so that fewer than 1 pair in 1,000 does not fit
@@ -29,16 +29,16 @@ def get_config() -> ConfigDict:
     c.data.prefetch = 8  # batches made ahead
 
     c.model = ConfigDict()
-    c.model.width = 1024
-    c.model.layers = 24
-    c.model.heads = 16
+    c.model.width = 1024  # of the residual stream; multiples of 128 fill a TPU's matrix unit
+    c.model.layers = 24  # attention and feed-forward, one after the other
+    c.model.heads = 16  # query heads; the mesh's tensor axis divides them
     c.model.kv_heads = 0  # key and value heads; 0: as many as heads (each serves heads / kv_heads of them)
     c.model.head_width = 0  # 0: width / heads
     c.model.hidden = 0  # of the feed-forward part; 0: 4 x width for gelu, 8/3 x width for swiglu
     c.model.max_length = 2048  # positions (GPT-3: 2048)
     c.model.positions = 'learned'  # learned or rotary
     c.model.norm = 'layernorm'  # layernorm or rmsnorm
-    c.model.norm_epsilon = 1e-5
+    c.model.norm_epsilon = 1e-5  # added to the variance (GPT-2: 1e-5)
     c.model.activation = 'gelu'  # gelu or swiglu
     c.model.bias = True  # in every projection
     c.model.causal = True  # the paper starts from GPT; False: every token sees its whole text
@@ -58,17 +58,17 @@ def get_config() -> ConfigDict:
     c.loss.symmetric = True  # both directions (cpt); False: x finds y alone
 
     c.optimizer = ConfigDict()
-    c.optimizer.peak_lr = 1e-4
-    c.optimizer.warmup_steps = 1000
+    c.optimizer.peak_lr = 1e-4  # of AdamW, after the warm-up
+    c.optimizer.warmup_steps = 1000  # from 0 to peak_lr, less than train.steps
     c.optimizer.final_share = 0.1  # of peak_lr, at the last step
     c.optimizer.weight_decay = 0.1  # of matrices (cpt_jax/train/optimizer.py lists them)
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.98
-    c.optimizer.epsilon = 1e-8
+    c.optimizer.b1 = 0.9  # decay of the first moment
+    c.optimizer.b2 = 0.98  # decay of the second moment (CLIP: 0.98)
+    c.optimizer.epsilon = 1e-8  # added to the root of the second moment
     c.optimizer.clip_norm = 1.0  # of the whole gradient
 
     c.train = ConfigDict()
-    c.train.steps = 10_000
+    c.train.steps = 10_000  # batches; the learning rate ends there
     c.train.batch_pairs = 12_288  # over all devices; each is a negative of every other
     c.train.encode_chunks = 1  # encode the batch in so many parts, exactly; saves activation memory, costs a second forward pass
     c.train.log_every = 10  # steps between rows of metrics.jsonl
@@ -78,7 +78,7 @@ def get_config() -> ConfigDict:
     c.evaluation.pairs = 1000  # held-out pairs, each y a candidate for every x
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_steps = 500
+    c.checkpoint.every_steps = 500  # a save at each multiple, at the end and at SIGTERM
     c.checkpoint.keep_latest = 2  # for going on
     c.checkpoint.keep_every = 5000  # multiples of it stay for good; 0: none does
     return c

@@ -10,6 +10,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from cpt_jax.config import flatten
 from cpt_jax.errors import UserError
 from cpt_jax.tokenizer import Tokenizer, tokenizer_from_file
 
@@ -35,6 +36,9 @@ class Checkpoints:
           keep_latest: so many latest ones stay, for going on.
           keep_every: those at its multiples stay for good, for looking back; 0: none does.
         """
+        for key, value, least in [('every_steps', every_steps, 1), ('keep_latest', keep_latest, 1), ('keep_every', keep_every, 0)]:
+            if value < least:
+                raise UserError(f'checkpoint.{key}={value}: must be {least} or more')
         self._tokenizer, self._about, self._directory = tokenizer, about, directory
         forever = [_KEEP.EveryNSteps(keep_every)] if keep_every else []
         self._open = lambda: ocp.training.Checkpointer(
@@ -51,13 +55,13 @@ class Checkpoints:
         """Is a save due after this many steps?"""
         return self._checkpointer.should_save(step)
 
-    def save(self, step: int, state: Any, *, force: bool = False) -> None:
-        """Starts saving the state after `step` steps; `force`: also between the regular saves. Returns when the state is copied."""
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving the state after `step` steps, due or not; returns when the state is copied. A step that is there is left alone."""
         if self._checkpointer.latest is not None and self._checkpointer.latest.step == step:
             return
         file_name, data = self._tokenizer.file
         content = {'state': by_name(state), 'tokenizer': {file_name: np.frombuffer(data, np.uint8)}}
-        self._checkpointer.save_checkpointables_async(step, content, force=force, custom_metadata=self._about)
+        self._checkpointer.save_checkpointables_async(step, content, force=True, custom_metadata=self._about)
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
         """The newest state that can be read and its step, on the shardings of `abstract_state`; None where there is no checkpoint.
@@ -119,22 +123,39 @@ def find(reference: str, flag: str) -> tuple[Path, int]:
 
 def read_about(directory: Path, step: int) -> About:
     """What was stored beside a checkpoint's state."""
-    return ocp.metadata(directory / str(step)).custom_metadata
+    about = ocp.metadata(directory / str(step)).custom_metadata
+    if not about:
+        raise UserError(f'{directory / str(step)} does not say what it is a checkpoint of, it is damaged: move it away')
+    return about
 
 
 def load_tokenizer_of(directory: Path, step: int) -> Tokenizer:
     """The tokenizer inside a checkpoint."""
-    files = ocp.load_checkpointables(directory / str(step), {'tokenizer': None})['tokenizer']
+    try:
+        files = ocp.load_checkpointables(directory / str(step), {'tokenizer': None})['tokenizer']
+    except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
+        raise UserError(f'{directory / str(step)}: its tokenizer cannot be read, the checkpoint is damaged: move it away') from error
     ((name, data),) = files.items()
     return tokenizer_from_file(name, np.asarray(data).tobytes())
 
 
 def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
-    """The parameters of a checkpoint alone, on the shardings of `abstract_params`: no optimizer state is read."""
+    """The parameters of a checkpoint alone, on the shardings of `abstract_params`: no optimizer state is read.
+
+    Raises:
+      KeyError: the checkpoint lacks one of them, or has it in another shape.
+    """
+    wanted = by_name(abstract_params)
+    stored = ocp.metadata(directory / str(step)).metadata['params']
+    there = {name: tuple(leaf.shape) for name, leaf in flatten({part: stored[part] for part in wanted if part in stored})}
+    here = {name: leaf.shape for name, leaf in flatten(wanted)}
+    for name in here.keys() | there.keys():  # Orbax would say so in a hundred lines, leave a leaf abstract, or pass over one
+        if here.get(name) != there.get(name):
+            raise KeyError(f'{name} is {there.get(name, "missing")} in the checkpoint and {here.get(name, "missing")} here')
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:
-        loaded = ocp.load_checkpointables(directory / str(step), {'state': {'params': by_name(abstract_params)}})
+        loaded = ocp.load_checkpointables(directory / str(step), {'state': {'params': wanted}})
     return like(abstract_params, loaded['state']['params'])
 
 

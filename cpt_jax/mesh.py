@@ -30,8 +30,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Me
     text = ' x '.join(f'mesh.{name}={size}' for name, size in sizes.items())
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f'{text}: sizes are 1 or more, and at most one is -1 (all that is left)')
-    if devices % given or (not free and given != devices):
-        raise UserError(f'{text} does not divide the {devices} devices: set one size to -1 to take what is left')
+    if devices % given:
+        raise UserError(f'{text} does not divide the {devices} devices')
+    if not free and given != devices:
+        raise UserError(f'{text} takes {given} of the {devices} devices: set one size to -1, to take what is left')
     shape = tuple(devices // given if size == -1 else size for size in sizes.values())
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 

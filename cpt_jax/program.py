@@ -1,8 +1,10 @@
 """How every program in launch/ starts and ends: absl flags, one line for a user's mistake, exit statuses."""
 
 import os
+import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ def define_config() -> Callable[[], tuple[str, ConfigDict]]:
     The reader gives the file's name without its suffix, and the config. It raises UserError where the file is missing or broken.
     """
     holder = config_flags.DEFINE_config_file('config', None, 'A file with get_config(), such as configs/quickstart.py.', lock_config=True)
+
     def read() -> tuple[str, ConfigDict]:
         path = flags.FLAGS['config'].config_filename if flags.FLAGS['config'].present else None
         if not path:
@@ -65,10 +68,17 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     except flags.Error as error:
         sys.exit(_fail(error))
-    except (KeyError, AttributeError) as error:  # config_flags: an unknown key, with the nearest known one
-        sys.exit(_fail('--config has no key ' + str(error.args[0]).replace('\\n', '. ').replace('\n', '. ').replace('"', '').strip("'")))
-    except (TypeError, ValueError) as error:
-        sys.exit(_fail(f'--config: {error}'))
+    except Exception as error:
+        sys.exit(_fail(_config_mistake(error)))
+
+
+def _config_mistake(error: Exception) -> str:
+    """What is wrong with --config: a key that it does not have, or whatever the user's file raised."""
+    raised_by = traceback.extract_tb(error.__traceback__)[-1].filename
+    if isinstance(error, KeyError | AttributeError) and 'ml_collections' in raised_by and 'get_config' not in str(error):
+        words = re.sub(r'\\n|\n', '. ', str(error.args[0]))  # with the nearest known key
+        return '--config has no key ' + re.sub(r'[\\\'"]', '', words)
+    return f'--config: {type(error).__name__}: {error}'
 
 
 def _from_root(word: str) -> str:

@@ -33,7 +33,6 @@ def main() -> int:
     use_compilation_cache()
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value or f'runs/{name}')
-    workdir.mkdir(parents=True, exist_ok=True)
     return train(config.to_dict(), workdir)
 
 

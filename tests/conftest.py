@@ -1,9 +1,9 @@
-"""Eight simulated CPU devices for every test, and no cache but the test's own."""
+"""Eight simulated CPU devices for every test, programs compiled in a hurry (they run a few times), and no cache but the test's own."""
 
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 
 import numpy as np
 import pytest

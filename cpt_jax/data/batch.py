@@ -150,9 +150,7 @@ def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh:
     def build(index: BatchIndex) -> Mapping[int, Batch]:
         pairs_GxCxb = index.pairs.reshape(layout.parts, layout.chunks, layout.pairs)
         tokens, ids = texts(index.source, pairs_GxCxb[mine].reshape(-1))
-        groups = [
-            pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout) for k in range(0, len(tokens), layout.pairs)
-        ]
+        groups = [pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout) for k in range(0, len(tokens), layout.pairs)]
         chunked = [groups[k : k + layout.chunks] for k in range(0, len(groups), layout.chunks)]
         return {part: Batch(*map(np.stack, zip(*chunks, strict=True))) for part, chunks in zip(mine, chunked, strict=True)}
 

@@ -52,4 +52,5 @@ def propose_rows(lengths_PxT: np.ndarray, pairs: int, row_length: int, groups: i
     random = np.random.default_rng(0)
     chosen_GxbxT = lengths_PxT[random.integers(len(lengths_PxT), size=(max(groups, 8192 // pairs), pairs))]
     needed = [rows_needed(group[group > 0], row_length) for group in chosen_GxbxT]
-    return max(max(needed), int(np.ceil(np.mean(needed) + 4 * np.std(needed))))
+    proposed = max(max(needed), int(np.ceil(np.mean(needed) + 4 * np.std(needed))))
+    return min(proposed, pairs * lengths_PxT.shape[1])  # a row a text holds anything

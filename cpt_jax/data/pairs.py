@@ -26,15 +26,20 @@ class Source(Protocol):
     """Random access to pairs; reading `source[i]` twice gives the same pair, in any thread.
 
     Attributes:
+      split: 'train', 'heldout' or 'all': which part of the pairs it holds.
       fingerprint: hex digits that change when any pair could differ; stored in the run.
       documents: None, or int64[number of documents + 1]: pairs `documents[d] : documents[d + 1]` come from one document,
         and no batch holds two of them.
     """
 
+    split: str
     fingerprint: str
     documents: np.ndarray | None
 
     def __len__(self) -> int: ...
+
+    def summary(self) -> str:
+        """One line: how many pairs, and what was dropped or wrong, by kind."""
 
     def __getitem__(self, index: int) -> Pair: ...
 

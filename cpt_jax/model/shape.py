@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from cpt_jax.errors import UserError
@@ -51,6 +52,11 @@ class Shape:
         for key, known in _CHOICES.items():
             if getattr(self, key) not in known:
                 raise UserError(f'model.{key}={getattr(self, key)!r}: choose one of {", ".join(known)}')
+        for key in ('width', 'layers', 'heads', 'max_length'):
+            if getattr(self, key) < 1:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be 1 or more')
+        if self.width % self.heads and not self.head_width:
+            raise UserError(f'model.heads={self.heads} does not divide model.width={self.width}: set model.head_width')
         derived = {
             'kv_heads': self.kv_heads or self.heads,
             'head_width': self.head_width or self.width // self.heads,
@@ -62,6 +68,22 @@ class Shape:
             raise UserError(f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}')
         if self.positions == 'rotary' and self.head_width % 2:
             raise UserError(f'model.head_width={self.head_width} is odd: rotary positions turn pairs of units')
+
+    def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
+        """Raises UserError if the mesh's fsdp or tensor axis does not divide what is split over it."""
+        split = {
+            'fsdp': {'model.width': self.width},
+            'tensor': {
+                'model.heads': self.heads,
+                'model.kv_heads': self.kv_heads,
+                'model.hidden': self.hidden,
+                'vocabulary': self.table_rows,
+            },
+        }
+        for axis, sizes in split.items():
+            for key, size in sizes.items():
+                if size % mesh.shape[axis]:
+                    raise UserError(f'mesh.{axis}={mesh.shape[axis]} does not divide {key}={size}')
 
     def on(self, platform: str) -> 'Shape':
         """The same with 'auto' decided for 'cpu', 'gpu' or 'tpu'.

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from cpt_jax import checkpoint
 from cpt_jax.config import build, write_config
 from cpt_jax.data.batch import Batch, place
 from cpt_jax.data.pairs import Pair
+from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import shardings
 from cpt_jax.program import EXIT_PREEMPTED
@@ -40,6 +40,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
     """
     preemption = Preemption()
     run = set_up(config, workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh):
         saved = build(
             checkpoint.Checkpoints, 'checkpoint', config['checkpoint'],
@@ -64,75 +65,83 @@ class _Loop:
         self.run, self.workdir, self.saved, self.preemption, self.first = run, workdir, saved, preemption, first
         self.records = Recorder(workdir, first, run.train.steps, jax.process_index() == 0)
         self.clock = Clock(self.records.last.get('seconds', 0.0), self.records.last.get('paused_seconds', 0.0))
-        self.late: tuple[int, Metrics] | None = None
-        self.since = (first, self.clock.trained)
+        self.late: tuple[int, Metrics] | None = None  # of the last step that was started
+        self.since = first, self.clock.trained  # of the last row
         self.heldout: Sequence[Pair] = heldout_pairs(run)
-        self.embedder = None
-        self.scores: dict[str, float] = {}
+        self.embedder: Embedder | None = None
 
     def go(self, state: TrainState) -> int:
+        """Runs the steps that are left; returns the exit status."""
+        if self.first >= self.run.train.steps:
+            self.records.say(f'all {self.first:,} steps are done: raise train.steps to go on')
         try:
             return self._steps(state)
         finally:
             self.records.close()
 
     def _steps(self, state: TrainState) -> int:
-        run, steps = self.run, self.run.train.steps
-        if self.first >= steps:
-            self.records.say(f'all {steps} steps are done: raise train.steps to go on')
-            return 0
-        upcoming = run.batches_after(self.first)
+        upcoming = self.run.batches_after(self.first)
         step_fn = None
-        for step in range(self.first + 1, steps + 1):
-            batch = place(next(upcoming), run.mesh, run.layout)
+        for step in range(self.first + 1, self.run.train.steps + 1):
+            batch = place(next(upcoming), self.run.mesh, self.run.layout)
             if step_fn is None:
                 with self.clock.pause():
-                    step_fn = compile_step(run, state, batch)
+                    step_fn = compile_step(self.run, state, batch)
             with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
                 state, metrics = step_fn(state, batch)
-            self._read_late()  # the step before this one: the device is busy with this one meanwhile
+            if self.late:  # the step before: the device is busy with this one meanwhile
+                self._record(*self._read_late(), {})
             self.late = step, metrics
             self.records.advance(1)
             stop = self.preemption.reached(step)
-            if stop or step == steps or self._evaluation_due(step) or self.saved.due(step):
+            if stop or self._is_last(step) or self._evaluation_due(step) or self.saved.due(step):
                 self._pause(step, state, stop)
             if stop:
-                self.records.say(f'SIGTERM: saved step {step}; start again to go on')
+                self.records.say(f'SIGTERM: saved step {step:,}; start again to go on')
                 return EXIT_PREEMPTED
         return 0
 
-    def _pause(self, step: int, state: TrainState, stop: bool) -> None:
-        """Between two steps: the held-out pairs, the checkpoint."""
-        self._read_late(evaluate=state if not stop and (self._evaluation_due(step) or step == self.run.train.steps) else None)
-        with self.clock.pause():
-            if stop or step == self.run.train.steps or self.saved.due(step):
-                self.saved.save(step, state, force=True)
+    def _is_last(self, step: int) -> bool:
+        return step == self.run.train.steps
 
     def _evaluation_due(self, step: int) -> bool:
-        return bool(self.heldout) and step % self.run.evaluation.every_steps == 0
+        return bool(self.heldout) and (step % self.run.evaluation.every_steps == 0 or self._is_last(step))
 
-    def _read_late(self, evaluate: TrainState | None = None) -> None:
-        """Reads the metrics of the last step not yet read, stops at what is no number, and writes a row if one is due."""
-        if self.late is None:
-            return
-        step, on_device = self.late
-        self.late = None
-        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
-        if not (math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm'])):
-            self._stop_at_nan(step, metrics)
-        scores = self._evaluate(evaluate) if evaluate is not None and self.heldout else {}
-        if step % self.run.train.log_every == 0 or step == self.run.train.steps or scores:
-            self._record(step, metrics, scores)
+    def _pause(self, step: int, state: TrainState, stop: bool) -> None:
+        """Between two steps: looks at the held-out pairs, and saves."""
+        metrics = self._read_late()  # before a state that is no number could be saved
+        scores = self._evaluate(state) if self._evaluation_due(step) and not stop else {}
+        self._record(*metrics, scores)
+        if stop or self._is_last(step) or self.saved.due(step):
+            with self.clock.pause():
+                self.saved.save(step, state)
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         with self.clock.pause():
-            if self.embedder is None:
-                self.embedder = self.run.embedder(state)
+            self.embedder = self.embedder or self.run.embedder(state)
             self.embedder.encoder = state.params.encoder
             return heldout_scores(self.embedder, self.heldout)
 
+    def _read_late(self) -> tuple[int, dict[str, float]]:
+        """The metrics of the last step that was started; waits for it, and stops the run if they are no numbers."""
+        step, on_device = self.late
+        self.late = None
+        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        if math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm']):
+            return step, metrics
+        steps = checkpoint.steps_in(self.workdir / 'checkpoints')
+        good = f'the checkpoint of step {steps[-1]} is good' if steps else 'there is no checkpoint yet'
+        raise UserError(
+            f'loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]} at step {step}, learning rate {metrics["learning_rate"]:.2g}:'
+            f' stopped, and nothing saved since; {good}. Lower optimizer.peak_lr, or look at the data of that step'
+        )
+
     def _record(self, step: int, metrics: dict[str, float], scores: dict[str, float]) -> None:
-        run, seconds = self.run, self.clock.trained
+        """Writes a row if one is due."""
+        run = self.run
+        if step % run.train.log_every and not self._is_last(step) and not scores:
+            return
+        seconds = self.clock.trained
         rate = (step - self.since[0]) / max(seconds - self.since[1], 1e-9)
         self.since = step, seconds
         row = metrics | {
@@ -145,20 +154,12 @@ class _Loop:
             'paused_seconds': self.clock.paused,
         }
         self.records.write(step, row | scores)
-        self.records.show(row)
+        self.records.show(step, row)
         if scores:
             self.records.say(
                 f'step {step:,}: loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy {row["accuracy_xy"]:.1%}, '
-                f'held-out MRR {scores["heldout_mrr"]:.3f} among {scores["heldout_pairs"]:,}, {row["seconds"]:.0f} s'
+                f'held-out MRR {scores["heldout_mrr"]:.3f} among {scores["heldout_pairs"]:,}, {seconds:.0f} s'
             )
-
-    def _stop_at_nan(self, step: int, metrics: dict[str, float]) -> None:
-        steps = checkpoint.steps_in(self.workdir / 'checkpoints')
-        good = f'the checkpoint of step {steps[-1]} is good' if steps else 'there is no checkpoint yet'
-        raise UserError(
-            f'loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]} at step {step}: stopped, nothing saved since; {good}.'
-            f' Lower optimizer.peak_lr={float(np.max([self.run.schedule(s) for s in (0, step)])):.2g} or look at the data of that step'
-        )
 
 
 def compile_step(run: Run, state: TrainState, batch: Batch) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

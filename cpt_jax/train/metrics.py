@@ -9,6 +9,9 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+# Where the output is no terminal.
+SECONDS_BETWEEN_LINES = 30
+
 
 class Clock:
     """Seconds of training, and seconds of pauses (evaluation, checkpoints), over all parts of a run.
@@ -43,6 +46,7 @@ class Recorder:
         if writing:
             self._file = (workdir / 'metrics.jsonl').open('a', encoding='utf-8')
             self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1, flush_secs=10)
+        self._steps, self._next_line = steps, time.monotonic() + SECONDS_BETWEEN_LINES
         self._bar = tqdm(total=steps, initial=first_step, desc='training', unit='step', disable=None if writing else True)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
@@ -58,12 +62,17 @@ class Recorder:
         """Moves the bar; it shows the time that is left."""
         self._bar.update(steps)
 
-    def show(self, row: Mapping[str, float]) -> None:
-        """The figures behind the bar."""
-        self._bar.set_postfix_str(
+    def show(self, step: int, row: Mapping[str, float]) -> None:
+        """The figures behind the bar; where there is no terminal for one, a line at times."""
+        figures = (
             f'loss {row["loss"]:.3f} of {row["log_batch"]:.2f}, {row["pairs_per_second"]:,.0f} pairs/s, '
             f'{row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
         )
+        self._bar.set_postfix_str(figures)
+        if self._bar.disable and time.monotonic() > self._next_line:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            left = (self._steps - step) * row['seconds'] / max(step, 1)
+            self.say(f'step {step:,} of {self._steps:,}: {figures}, {left / 60:.0f} min left')
 
     def say(self, text: str) -> None:
         """A line above the bar."""

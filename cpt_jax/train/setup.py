@@ -128,6 +128,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     tokenizer = _tokenizer(config, workdir, before)
     shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
+    shape.check_mesh(mesh)
     _check_lengths(data, shape)
     sources, weights = make_sources(data.sources, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}

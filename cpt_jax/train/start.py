@@ -22,8 +22,8 @@ def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainS
         directory, step = checkpoint.find(run.init_from, 'init_from')
         try:
             state = state._replace(params=checkpoint.load_params(directory, step, abstract.params))
-        except (ValueError, KeyError) as error:
-            raise UserError(f'init_from={run.init_from}: its model is not of the shape of this config: {error}') from error
+        except KeyError as error:
+            raise UserError(f'init_from={run.init_from}: its model is not of the shape of this config: {error.args[0]}') from error
     return 0, state
 
 

@@ -81,6 +81,19 @@ def test_sigterm_saves_and_exits_with_42_and_the_same_command_goes_on(launch, tm
     assert f'step {step} of {step + 2}' in output and 'train.steps: 3000 ->' in output
 
 
+def test_init_from_starts_with_the_parameters_and_the_tokenizer_of_another_run(launch, tmp_path):
+    finish(launch('first', '--config.train.steps=8', '--config.evaluation.every_steps=0'))
+    finish(launch('second', '--config.init_from=first@8', '--config.train.steps=3', '--config.optimizer.peak_lr=0.0', '--config.seed=1'))
+    first, second = parameters(tmp_path / 'first', 8), parameters(tmp_path / 'second', 3)
+    for name in first:
+        if name.startswith('params'):  # at a learning rate of 0 nothing moves
+            assert np.array_equal(first[name], second[name]), name
+    tokenizers = [(tmp_path / run / 'tokenizer' / 'tokenizer.model').read_bytes() for run in ('first', 'second')]
+    assert tokenizers[0] == tokenizers[1]
+    line = error_of(launch('third', '--config.init_from=first', '--config.model.width=64', '--config.train.steps=3'))
+    assert 'init_from=first: its model is not of the shape of this config' in line
+
+
 def test_two_processes_train_as_one(launch, tmp_path):
     finish(launch('one', '--config.train.steps=3', devices=2))
     with socket.socket() as free:

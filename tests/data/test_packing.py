@@ -1,0 +1,110 @@
+"""Packing against a slow packer that is easy to read, and the proposal of rows on groups that it has not seen."""
+
+import numpy as np
+import pytest
+
+from cpt_jax.data.packing import pack, propose_rows, rows_needed
+from cpt_jax.errors import UserError
+
+
+def slow_pack(lengths, rows, row_length):
+    """Each text, longest first, into the fullest row that holds it: how full the rows get, and which texts do not fit."""
+    used, left_out = [0] * rows, []
+    for text in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = [row for row in range(rows) if used[row] + lengths[text] <= row_length]
+        if fitting:
+            used[max(fitting, key=lambda row: used[row])] += lengths[text]
+        else:
+            left_out.append(text)
+    return sorted(used), left_out
+
+
+def fewest_rows(lengths, row_length, rooms=()):
+    """The smallest number of rows that holds all texts, by trying everything."""
+    if not lengths:
+        return len(rooms)
+    first, *rest = lengths
+    tries = [rooms[:i] + (room - first,) + rooms[i + 1 :] for i, room in enumerate(rooms) if room >= first]
+    return min(fewest_rows(rest, row_length, rooms) for rooms in [*tries, (*rooms, row_length - first)])
+
+
+def random_cases(count, texts, row_length):
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        yield random.integers(1, row_length + 1, random.integers(1, texts + 1)), int(random.integers(1, 8))
+
+
+@pytest.mark.parametrize('row_length', [1, 7, 64])
+def test_nothing_overlaps_and_nothing_leaves_its_row(row_length):
+    for lengths, rows in random_cases(200, 40, row_length):
+        taken = np.zeros(rows * row_length, int)
+        for start, length in zip(pack(lengths, rows, row_length), lengths, strict=True):
+            if start >= 0:
+                assert start // row_length == (start + length - 1) // row_length
+                taken[start : start + length] += 1
+        assert taken.max(initial=0) <= 1
+
+
+def test_it_is_best_fit_longest_first():
+    for lengths, rows in random_cases(300, 40, 32):
+        starts = pack(lengths, rows, 32)
+        used, left_out = slow_pack(lengths.tolist(), rows, 32)
+        placed = starts >= 0
+        assert sorted(np.bincount(starts[placed] // 32, lengths[placed], minlength=rows).astype(int)) == used
+        assert np.flatnonzero(~placed).tolist() == sorted(left_out)
+        # What is left out fits nowhere.
+        assert all(lengths[text] > 32 - used[0] for text in left_out)
+
+
+def test_rows_needed_are_hardly_more_than_the_fewest():
+    """Best fit in falling order needs at most 11/9 of the fewest rows and 6/9 of a row more (Johnson 1974, Dosa 2007)."""
+    found = {True: 0, False: 0}
+    for lengths, _ in random_cases(150, 7, 12):
+        fewest, needed = fewest_rows(lengths.tolist(), 12), rows_needed(lengths, 12)
+        assert fewest <= needed <= 11 / 9 * fewest + 6 / 9
+        assert (pack(lengths, needed, 12) >= 0).all()
+        assert needed == 1 or (pack(lengths, needed - 1, 12) < 0).any()
+        found[fewest == needed] += 1
+    assert found[True] > 140
+
+
+def test_the_same_lengths_give_the_same_places():
+    lengths = np.random.default_rng(0).integers(1, 33, 500)
+    first = pack(lengths, 300, 64)
+    np.testing.assert_array_equal(pack(lengths.copy(), 300, 64), first)
+    assert first.dtype == np.int64 and (first >= 0).all()
+
+
+def test_a_full_batch_wastes_little():
+    lengths = np.clip(np.random.default_rng(0).lognormal(4, 0.8, 4096).astype(int), 2, 256)
+    assert lengths.sum() / (rows_needed(lengths, 512) * 512) > 0.99
+
+
+def samples(count, seed):
+    """Lengths of x and y as corpora have them."""
+    random = np.random.default_rng(seed)
+    yield 'alike', random.integers(2, 65, (count, 2))
+    yield 'full', np.full((count, 2), 64)
+    yield 'skewed', np.clip(random.lognormal(2.5, 0.9, (count, 2)).astype(int), 2, 64)
+    yield 'rarely long', np.where(random.random((count, 1)) < 0.01, 64, random.integers(2, 10, (count, 2)))
+    yield 'with gaps', random.integers(2, 65, (count, 4)) * (random.random((count, 4)) > [0, 0, 0.3, 0.6])
+
+
+@pytest.mark.parametrize(('pairs', 'row_length'), [(1, 64), (4, 100), (4, 256), (64, 64), (64, 256), (512, 100), (512, 256)])
+def test_proposed_rows_hold_groups_that_were_not_tried(pairs, row_length):
+    for (name, seen), (_, fresh) in zip(samples(4096, 1), samples(4096, 2), strict=True):
+        rows = propose_rows(seen, pairs, row_length)
+        groups = fresh[:4096].reshape(-1, pairs, fresh.shape[1])
+        dropped, most = 0, 0
+        for group in groups:
+            fits = np.ones(group.shape, bool)
+            fits[group > 0] = pack(group[group > 0], rows, row_length) >= 0
+            dropped += np.sum(~fits.all(1))
+            most = max(most, rows_needed(group[group > 0], row_length))
+        assert dropped < len(groups) * pairs / 1000, (name, rows, dropped)
+        assert rows <= 1.1 * most + 1 or pairs < 64, name
+
+
+def test_a_text_longer_than_a_row_is_refused_by_key():
+    with pytest.raises(UserError, match='data.row_length=32 is shorter than .* 40 tokens'):
+        propose_rows(np.array([[3, 40], [2, 2]]), 2, 32)

@@ -1,0 +1,113 @@
+"""Where parameters lie and how they start."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+from cpt_jax.checkpoint import by_name
+from cpt_jax.config import flatten
+from cpt_jax.mesh import AXES, batch_sharding, make_mesh, on_mesh, shardings
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.shape import Shape
+
+# With every parameter that there is.
+SHAPE = Shape(
+    vocab_size=200, width=64, layers=2, heads=4, max_length=16, activation='swiglu', remat='none', dtype='float32', layer_loop='unroll'
+)
+PASSTHROUGH = dataclasses.replace(SHAPE, init='passthrough')
+
+
+@functools.cache
+def program(shape: Shape, sizes: tuple[int, int, int]):
+    """The abstract encoder, and seed -> encoder as a run makes it."""
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        init = lambda seed: Encoder(shape, nnx.Rngs(jax.random.key(seed)))  # noqa: E731
+        abstract = on_mesh(jax.eval_shape(init, 0), mesh)
+        return abstract, jax.jit(init, out_shardings=shardings(abstract))
+
+
+@functools.cache
+def started(shape: Shape, sizes: tuple[int, int, int] = (8, 1, 1), seed: int = 0) -> Encoder:
+    with jax.set_mesh(make_mesh(*sizes)):
+        return program(shape, sizes)[1](seed)
+
+
+def leaves(encoder: Encoder) -> dict:
+    return dict(flatten(by_name(encoder)))
+
+
+def test_every_parameter_lies_as_its_declaration_says():
+    abstract, made = leaves(program(SHAPE, (2, 2, 2))[0]), leaves(started(SHAPE, (2, 2, 2)))
+    assert abstract.keys() == made.keys() and len(made) == 21
+    sizes = {'data': 2, 'fsdp': 2, 'tensor': 2, None: 1}
+    for name, array in made.items():
+        spec = abstract[name].sharding.spec
+        assert set(spec) <= {*AXES, None} and len(spec) == array.ndim, name
+        assert array.dtype == np.float32 and array.sharding.spec == spec, name
+        part = tuple(size // sizes[axis] for size, axis in zip(array.shape, spec, strict=True))
+        assert {shard.data.shape for shard in array.addressable_shards} == {part}, name
+    # All that has a size of its own is split: only vectors are whole on every device.
+    whole = {name.rpartition('.')[2] for name, array in made.items() if array.sharding.is_fully_replicated}
+    assert whole == {'scale', 'bias', 'out_bias', 'down_bias'}
+
+
+def test_the_seed_alone_decides_the_values():
+    here, there, other = (leaves(started(SHAPE, sizes, seed)) for sizes, seed in [((2, 2, 2), 0), ((8, 1, 1), 0), ((8, 1, 1), 1)])
+    for name, array in here.items():
+        np.testing.assert_array_equal(array, there[name], err_msg=name)
+        constant = name.endswith(('bias', 'scale'))
+        assert np.array_equal(array, other[name]) == constant, name
+
+
+def test_values_start_as_gpt2():
+    made = {name: np.asarray(array) for name, array in leaves(started(SHAPE)).items()}
+    for name, array in made.items():
+        if name.endswith(('bias', 'scale')):
+            np.testing.assert_array_equal(array, float(name.endswith('scale')), err_msg=name)
+        else:
+            std = {'out': 0.01, 'down': 0.01, 'position_embedding': 0.01}.get(name.rpartition('.')[2], 0.02)  # 0.02 / sqrt(2 x 2 layers)
+            np.testing.assert_allclose(array.std(), std, rtol=0.05, err_msg=name)
+            assert abs(array.mean()) < std / 10, name
+    layers = made['blocks.feed_forward.up']
+    assert abs(np.corrcoef(layers[0].ravel(), layers[1].ravel())[0, 1]) < 0.1
+
+
+def first_vectors(shape: Shape, tokens_RxS: np.ndarray) -> np.ndarray:
+    """The vectors of texts, one a row, of an encoder that has not learned anything."""
+    r, s = tokens_RxS.shape
+    rows = (tokens_RxS, np.ones((r, s)), np.arange(s) * np.ones((r, 1)), np.arange(r)[:, None] % (r // 8) * s + s - 1)
+    with jax.set_mesh(make_mesh(8, 1, 1)):
+        placed = (jax.device_put(np.asarray(array, np.int32), batch_sharding(make_mesh(8, 1, 1))) for array in rows)
+        encode = jax.jit(lambda encoder, *rows: encoder(*rows)[:, 0])
+        return np.asarray(encode(started(shape), *placed))
+
+
+def test_passthrough_starts_with_texts_close_that_share_words_and_gpt2_with_all_close():
+    random = np.random.default_rng(0)
+    texts = np.array([random.choice(190, 11, replace=False) for _ in range(16)])
+    shuffled = texts.copy()
+    shuffled[:, :10] = random.permuted(shuffled[:, :10], axis=1)
+    half = shuffled.copy()
+    half[:, :5] = random.integers(0, 190, (16, 5))
+    texts, shuffled, half = (np.concatenate([rows, np.full((16, 1), 199)], 1) for rows in (texts, shuffled, half))  # the closing delimiter
+
+    def cosines(shape, others):
+        vectors = first_vectors(shape, np.concatenate([texts, others]))
+        return vectors[:16] @ vectors[16:].T
+
+    own = np.eye(16, dtype=bool)
+    same, some = (cosines(PASSTHROUGH, others) for others in (shuffled, half))
+    assert same[own].min() > same[~own].max()
+    assert same[own].mean() > some[own].mean() + 0.2 and some[own].mean() > some[~own].mean() + 0.15
+    assert np.mean(some.argmax(1) == np.arange(16)) > 0.5  # half of its words find a text; by chance 0.06
+    assert cosines(SHAPE, half).min() > 0.9
+
+
+def test_passthrough_is_the_identity_between_values_and_output():
+    made = leaves(started(PASSTHROUGH))
+    value, out = (np.asarray(made[f'blocks.attention.{name}']) for name in ('value', 'out'))
+    np.testing.assert_array_equal(np.einsum('ndhk,nhke->nde', value, out), np.eye(64) * np.ones((2, 1, 1)))

@@ -1,0 +1,58 @@
+import dataclasses
+
+import pytest
+
+from cpt_jax.errors import UserError
+from cpt_jax.model.encoder import value_and_out
+from cpt_jax.model.shape import Shape
+
+SIZES = {'vocab_size': 300, 'width': 96, 'layers': 2, 'heads': 4, 'max_length': 16}
+
+
+@pytest.mark.parametrize('key', ['positions', 'norm', 'activation', 'init', 'remat', 'dtype', 'layer_loop'])
+def test_a_choice_that_is_none_names_its_key_and_the_choices(key):
+    known = getattr(Shape(**SIZES), key)
+    with pytest.raises(UserError, match=f"model.{key}='other': choose one of .*{known}"):
+        Shape(**SIZES, **{key: 'other'})
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'kv_heads': 3}, 'model.kv_heads=3 does not divide model.heads=4'),
+        ({'head_width': 5, 'positions': 'rotary'}, 'model.head_width=5 is odd'),
+        ({'width': 0}, 'model.width=0: must be 1 or more'),
+        ({'layers': 0}, 'model.layers=0: must be 1 or more'),
+        ({'heads': 0}, 'model.heads=0: must be 1 or more'),
+        ({'max_length': -1}, 'model.max_length=-1: must be 1 or more'),
+    ],
+    ids=str,
+)
+def test_sizes_that_cannot_be_built_name_their_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        Shape(**SIZES | changes)
+
+
+def test_passthrough_needs_heads_that_fill_the_width():
+    value_and_out(Shape(**SIZES, init='passthrough'))
+    for changes in ({'kv_heads': 2}, {'head_width': 16}):
+        with pytest.raises(UserError, match='model.init=passthrough needs'):
+            value_and_out(Shape(**SIZES, init='passthrough', **changes))
+
+
+def test_sizes_of_zero_are_derived():
+    gelu, swiglu = Shape(**SIZES), Shape(**SIZES, activation='swiglu')
+    assert (gelu.kv_heads, gelu.head_width, gelu.hidden) == (4, 24, 384)
+    assert swiglu.hidden == 256 and swiglu.hidden >= 8 / 3 * 96
+    given = Shape(**SIZES, kv_heads=2, head_width=8, hidden=40)
+    assert (given.kv_heads, given.head_width, given.hidden) == (2, 8, 40)
+    assert (gelu.table_rows, Shape(**SIZES | {'vocab_size': 256}).table_rows) == (384, 256)
+
+
+def test_auto_is_decided_by_the_platform():
+    shape = Shape(**SIZES)
+    assert [(shape.on(platform).dtype, shape.on(platform).layer_loop) for platform in ('cpu', 'gpu', 'tpu')] == [
+        ('float32', 'unroll'), ('bfloat16', 'scan'), ('bfloat16', 'scan'),
+    ]  # fmt: skip
+    decided = dataclasses.replace(shape, dtype='bfloat16', layer_loop='scan')
+    assert decided.on('cpu') == decided and decided.compute_dtype == 'bfloat16'

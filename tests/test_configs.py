@@ -1,0 +1,105 @@
+"""Every file in configs/ is a config of this code, and the paper's models have the paper's sizes."""
+
+import inspect
+import io
+import math
+import tokenize
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType
+
+from cpt_jax.checkpoint import Checkpoints
+from cpt_jax.config import as_json, build, flatten
+from cpt_jax.data.mixture import KINDS
+from cpt_jax.mesh import AXES, batch_shards, make_mesh
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.shape import Shape
+from cpt_jax.program import load_config
+from cpt_jax.tokenizer import train_tokenizer
+from cpt_jax.train.loss import InfoNCE
+from cpt_jax.train.optimizer import make_optimizer
+from cpt_jax.train.setup import SECTIONS, Data, Evaluation, Train
+
+FOLDER = Path(__file__).parents[1] / 'configs'
+FILES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init__')
+
+# Whose keyword arguments a section is, and which of them are not the config's.
+BUILDERS = {
+    'data': (Data, ()),
+    'model': (Shape, ('vocab_size',)),
+    'mesh': (make_mesh, ()),
+    'loss': (InfoNCE, ()),
+    'optimizer': (make_optimizer, ('steps',)),
+    'train': (Train, ()),
+    'evaluation': (Evaluation, ()),
+    'checkpoint': (Checkpoints, ('directory', 'tokenizer', 'about')),
+}
+# Table 1 of arXiv 2201.10005: parameters, batch.
+TABLE = {
+    'cpt_s': (300e6, 12_288), 'cpt_m': (1.2e9, 6912), 'cpt_l': (6e9, 5896), 'cpt_xl': (175e9, 4976),
+    'cpt_code_s': (300e6, 12_288), 'cpt_code_m': (1.2e9, 6912),
+}  # fmt: skip
+
+
+def load(name: str) -> dict:
+    return load_config(FOLDER / f'{name}.py')
+
+
+def pod(mesh: dict, devices: int = 64) -> AbstractMesh:
+    """A config's mesh on more devices than there are here."""
+    left = devices // math.prod(size for size in mesh.values() if size != -1)
+    return AbstractMesh(tuple(left if mesh[axis] == -1 else mesh[axis] for axis in AXES), AXES, (AxisType.Explicit,) * 3)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_every_section_is_the_arguments_of_its_function(name):
+    config = load(name)
+    assert config.keys() == {*SECTIONS, 'seed', 'init_from'}
+    assert set(SECTIONS) == {*BUILDERS, 'tokenizer'}
+    for section, (function, given) in BUILDERS.items():
+        assert config[section].keys() == inspect.signature(function).parameters.keys() - set(given), section
+    assert config['tokenizer'].keys() == inspect.signature(train_tokenizer).parameters.keys() - {'texts', 'seed'} | {'path'}
+    for source in config['data']['sources'].values():
+        known = inspect.signature(KINDS[source['kind']]).parameters
+        required = {key for key, parameter in known.items() if parameter.default is inspect.Parameter.empty}
+        assert required - {'split', 'tokenizer'} <= source.keys() - {'kind', 'weight'} <= known.keys() - {'split', 'tokenizer'}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_the_values_of_a_config_go_together(name):
+    """What a run checks before it reads its data."""
+    config = load(name)
+    train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
+    build(InfoNCE, 'loss', config['loss'])
+    build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
+    shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size'])
+    assert max(data.max_tokens_x, data.max_tokens_y) <= min(data.row_length, shape.max_length)
+    assert train.batch_pairs % (batch_shards(pod(config['mesh'])) * train.encode_chunks) == 0
+    assert dict(flatten(as_json(config))).keys() == dict(flatten(config)).keys()
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_the_papers_models_have_the_papers_sizes(name):
+    config, (parameters, batch_pairs) = load(name), TABLE[name]
+    shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size'])
+    with jax.sharding.use_abstract_mesh(pod(config['mesh'])):
+        abstract = jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == pytest.approx(parameters, rel=0.2)
+    assert config['train']['batch_pairs'] == batch_pairs
+    assert shape.heads * shape.head_width == shape.width
+
+
+def test_every_key_has_a_comment():
+    """Behind it, or on the lines above it."""
+    source = (FOLDER / 'base.py').read_text()
+    commented = {token.start[0] for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type == tokenize.COMMENT}
+    silent = []
+    for number, line in enumerate(source.splitlines(), 1):
+        name, equals, value = line.strip().partition(' = ')
+        above = number - 1 in commented and source.splitlines()[number - 2].strip().startswith('#')
+        if equals and name.startswith('c.') and value != 'ConfigDict()' and number not in commented and not above:
+            silent.append(name)
+    assert not silent

@@ -1,0 +1,87 @@
+"""Imports point one way (launch -> {train, evals} -> embed -> {model, data, checkpoint} -> {mesh, tokenizer} -> errors)."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*(ROOT / 'cpt_jax').rglob('*.py'), *(ROOT / 'launch').rglob('*.py')])
+
+# What each part may import of the others; a part is a file or a folder directly in cpt_jax/.
+BELOW = {
+    '__init__': set(),
+    'errors': set(),
+    'code_version': {'__init__'},
+    'config': {'errors'},
+    'mesh': {'errors'},
+    'tokenizer': {'errors'},
+    'model': {'errors', 'mesh'},
+    'data': {'errors', 'mesh', 'tokenizer'},
+    'checkpoint': {'errors', 'config', 'tokenizer'},
+    'program': {'errors', 'data'},
+    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint'},
+    'evals': {'errors', 'data'},  # a model is a function from texts to vectors
+}
+BELOW['train'] = {*BELOW} - {'evals'}
+BELOW['launch'] = {*BELOW}
+# Oracles of tests at most, and what may change without notice.
+NEVER = {'torch', 'transformers', 'tensorflow', 'jax._src', 'flax.linen', 'tests'}
+KNOW_CONFIGS = {'cpt_jax/config.py', 'cpt_jax/program.py', 'cpt_jax/train/loop.py', 'cpt_jax/train/setup.py'}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of what a file imports, wherever it does; of `from a import b` both a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}:{node.lineno}: name the whole module'
+            found |= {node.module} - {'cpt_jax'} | {f'{node.module}.{alias.name}' for alias in node.names}
+    return found
+
+
+def part(path: Path) -> str:
+    first, *rest = path.relative_to(ROOT).parts
+    return 'launch' if first == 'launch' else rest[0].removesuffix('.py')
+
+
+def parts_imported(path: Path) -> set[str]:
+    """The parts of cpt_jax that a file imports."""
+    names = [name.partition('.')[2].partition('.')[0] for name in imports(path) if begins(name, {'cpt_jax'})]
+    return {name if name in BELOW else '__init__' for name in names}
+
+
+def begins(name: str, prefixes: set[str]) -> bool:
+    return any(name == prefix or name.startswith(prefix + '.') for prefix in prefixes)
+
+
+def test_the_parts_are_those_that_are_there():
+    assert {part(path) for path in FILES} == BELOW.keys()
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    assert parts_imported(path) <= BELOW[part(path)] | {part(path)}
+    assert not [name for name in imports(path) if begins(name, NEVER)]
+
+
+def test_the_loss_does_not_know_the_model():
+    assert parts_imported(ROOT / 'cpt_jax/train/loss.py') == {'errors', 'mesh'}
+
+
+def test_a_config_is_known_where_a_run_begins_alone():
+    for known in ({'ml_collections', 'configs'}, {'cpt_jax.config.build', 'cpt_jax.config.check_resume'}):
+        found = {str(path.relative_to(ROOT)) for path in FILES if any(begins(name, known) for name in imports(path))}
+        assert found and {path for path in found if not path.startswith('launch/')} <= KNOW_CONFIGS
+
+
+def test_reading_texts_needs_no_jax():
+    """So that a program that prepares data starts at once, in as many processes as it likes."""
+    names = {path.stem for path in (ROOT / 'cpt_jax/data').glob('[a-z]*.py')} - {'batch', 'mixture', 'tfds_pairs'}
+    modules = ['cpt_jax.tokenizer', 'cpt_jax.config', *(f'cpt_jax.data.{name}' for name in sorted(names))]
+    code = f'import sys, importlib; [importlib.import_module(name) for name in {modules}]; sys.exit("jax" in sys.modules)'
+    assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

@@ -1,0 +1,98 @@
+"""How programs start, as a user sees it: help, flags, config files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpt_jax.program import load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(folder: Path, program: str, *flags: str) -> subprocess.CompletedProcess:
+    """Runs a program of launch/ in a folder that is not the repository."""
+    command = [sys.executable, str(ROOT / 'launch' / program), *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, env=dict(os.environ, COLUMNS='200'))
+
+
+def error_line(folder: Path, program: str, *flags: str) -> str:
+    """The one line of a user's mistake."""
+    done = start(folder, program, *flags)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and done.stdout == '' and line.startswith('error: ')
+    return line
+
+
+@pytest.mark.parametrize(
+    ('program', 'flags'),
+    [('train.py', ['--config', '--workdir', '--processes']), ('evaluate.py', ['--model', '--tasks', '--data_dir', '--output'])],
+)
+def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path, program, flags):
+    done = start(tmp_path, program, '--help')
+    assert done.returncode == 0 and done.stderr == ''
+    assert f'python launch/{program} --' in done.stdout and 'Example' in done.stdout
+    assert all(flag in done.stdout for flag in flags)
+
+
+CONFIGS = {
+    'raises.py': 'raise RuntimeError("this is\\nno good")',
+    'syntax.py': 'def get_config(:',
+    'imports.py': 'import no_such_module',
+    'divides.py': 'def get_config():\n  return 1 / 0',
+    'looks.py': 'def get_config():\n  return {}["no such key"]',
+    'nothing.py': 'x = 1',
+    'number.py': 'def get_config():\n  return 3',
+}
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        (['--no_such_flag=1'], ["'no_such_flag'"]),
+        (['stray'], ['stray: not a flag']),
+        (['--config', 'configs/quickstart.py', 'stray'], ['stray: not a flag']),
+        ([], ['--config is missing', 'configs/quickstart.py']),
+        (['--config', ''], ['--config is missing']),
+        (['--config'], ['--config']),
+        (['--config', 'nowhere.py'], ['--config nowhere.py: no such file']),
+        (['--config', '.'], ['--config .: no such file']),
+        (['--config', 'raises.py'], ['--config', 'RuntimeError: this is no good']),
+        (['--config', 'syntax.py'], ['--config', 'SyntaxError']),
+        (['--config', 'imports.py'], ['--config', 'no_such_module']),
+        (['--config', 'divides.py'], ['--config', 'ZeroDivisionError']),
+        (['--config', 'looks.py'], ['--config', 'no such key']),
+        (['--config', 'nothing.py'], ['--config', 'get_config']),
+        (['--config', 'number.py'], ['--config number.py']),
+        (['--config', 'configs/quickstart.py', '--config.train.steps=many'], ['--config.train.steps=many']),
+        (['--config', 'configs/quickstart.py', '--processes=x'], ['--processes=x']),
+    ],
+    ids=str,
+)
+def test_wrong_flags_and_configs_are_one_line(tmp_path, flags, expected):
+    for name, text in CONFIGS.items():
+        (tmp_path / name).write_text(text + '\n')
+    line = error_line(tmp_path, 'train.py', *flags)
+    assert all(word in line for word in expected), line
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_evaluate_fails_as_train_does(tmp_path):
+    assert '--model nowhere: no run' in error_line(tmp_path, 'evaluate.py', '--model', 'nowhere')
+
+
+@pytest.mark.parametrize('flags', [['--config', 'configs/quickstart.py'], ['--config=configs/quickstart.py']], ids=str)
+def test_configs_are_found_from_any_directory(tmp_path, flags):
+    """The key that is not there is one of the file's."""
+    line = error_line(tmp_path, 'train.py', *flags, '--config.train.stepz=4')
+    assert 'stepz' in line and 'steps' in line
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'quickstart.py').write_text('raise RuntimeError("the one that is here")\n')
+    assert 'the one that is here' in error_line(tmp_path, 'train.py', *flags)
+
+
+def test_a_config_is_plain_values():
+    config = load_config(ROOT / 'configs' / 'quickstart.py')
+    assert type(config) is dict and type(config['train']) is dict and config['train']['steps'] > 0
