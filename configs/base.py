@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of the initial parameters, the order of the pairs and the tokenizer
-    c.init_from = ''  # a run's directory, or run@step: start from its parameters, with its tokenizer
+    c.init_from = ''  # a run's directory, or run@step: start from its parameters (the temperature too), with its tokenizer
 
     c.tokenizer = ConfigDict()
     c.tokenizer.path = ''  # a sentencepiece model, a tokenizer.json, or a directory with either; '': train one on the sources

@@ -1,12 +1,14 @@
 """Checkpoints of a run: Orbax, asynchronous, whole or not there."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -73,9 +75,10 @@ class Checkpoints:
         for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
             try:
                 state = self._checkpointer.load_checkpointables(step, {'state': by_name(abstract_state)})['state']
+            except (MemoryError, PermissionError):
+                raise
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-                _say(f'checkpoint {step} cannot be read ({type(error).__name__}): the one before it is taken')
-                logging.debug('%s', error)
+                _say(f'checkpoint {step} cannot be read: the one before it is taken ({_reason(error)})')
                 unreadable.append(step)
                 continue
             self._set_aside(unreadable)
@@ -84,8 +87,12 @@ class Checkpoints:
             raise UserError(f'{self._directory}: none of the checkpoints {unreadable} can be read; start in another --workdir')
         return None
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for a save that is under way."""
+        self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Waits, and lets go of the directory."""
         self._checkpointer.close()
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -95,7 +102,8 @@ class Checkpoints:
         self._checkpointer.close()
         if jax.process_index() == 0:
             for step in steps:
-                (self._directory / str(step)).rename(self._directory / f'{step}.unreadable')
+                names = (self._directory / f'{step}.unreadable{suffix}' for suffix in ('', *(f'-{i}' for i in range(2, 1000))))
+                (self._directory / str(step)).rename(next(name for name in names if not name.exists()))
         multihost_utils.sync_global_devices('unreadable checkpoints set aside')
         self._checkpointer = self._open()
 
@@ -111,32 +119,51 @@ def find(reference: str, flag: str) -> tuple[Path, int]:
     Raises:
       UserError: there is no such run or checkpoint; the message begins with `flag`.
     """
-    name, _, wanted = reference.partition('@')
+    name, at, wanted = reference.rpartition('@')
+    if not at or (Path(reference) / 'checkpoints').is_dir():  # a path may hold an @
+        name, wanted = reference, ''
     directory = Path(name).absolute() / 'checkpoints'
     steps = steps_in(directory)
     if not steps:
         raise UserError(f'{flag} {reference}: no run with a checkpoint ({Path(name) / "checkpoints"} holds none)')
-    if wanted and (not wanted.isdigit() or int(wanted) not in steps):
+    if wanted and wanted not in map(str, steps):
         raise UserError(f'{flag} {reference}: no such checkpoint; there are {", ".join(map(str, steps))}')
     return directory, int(wanted) if wanted else steps[-1]
 
 
 def read_about(directory: Path, step: int) -> About:
-    """What was stored beside a checkpoint's state."""
-    about = ocp.metadata(directory / str(step)).custom_metadata
-    if not about:
-        raise UserError(f'{directory / str(step)} does not say what it is a checkpoint of, it is damaged: move it away')
+    """What was stored beside a checkpoint's state. Raises UserError where the checkpoint is damaged."""
+    with _damage(directory, step):
+        about = ocp.metadata(directory / str(step)).custom_metadata
+        if not about:
+            raise ValueError('it does not say what it is a checkpoint of')
     return about
+
+
+def saved_at(directory: Path, step: int) -> str:
+    """When a checkpoint was written (UTC, to the microsecond): two of one name and step are told apart by it."""
+    with _damage(directory, step):
+        nanoseconds = ocp.metadata(directory / str(step)).init_timestamp_nsecs
+        return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat()
+
+
+def latest_about(directory: Path) -> tuple[int, About] | None:
+    """The newest step in a directory that says what it is, and what it says; None where there is none."""
+    for step in reversed(steps_in(directory)):
+        try:
+            return step, read_about(directory, step)
+        except UserError:  # `restore` will tell
+            continue
+    return None
 
 
 def load_tokenizer_of(directory: Path, step: int) -> Tokenizer:
     """The tokenizer inside a checkpoint."""
-    try:
+    with _damage(directory, step):
         files = ocp.load_checkpointables(directory / str(step), {'tokenizer': None})['tokenizer']
-    except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-        raise UserError(f'{directory / str(step)}: its tokenizer cannot be read, the checkpoint is damaged: move it away') from error
-    ((name, data),) = files.items()
-    return tokenizer_from_file(name, np.asarray(data).tobytes())
+        ((name, data),) = files.items()
+        content = np.asarray(data).tobytes()
+    return tokenizer_from_file(name, content)
 
 
 def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
@@ -146,7 +173,8 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
       KeyError: the checkpoint lacks one of them, or has it in another shape.
     """
     wanted = by_name(abstract_params)
-    stored = ocp.metadata(directory / str(step)).metadata['params']
+    with _damage(directory, step):
+        stored = ocp.metadata(directory / str(step)).metadata['params']
     there = {name: tuple(leaf.shape) for name, leaf in flatten({part: stored[part] for part in wanted if part in stored})}
     here = {name: leaf.shape for name, leaf in flatten(wanted)}
     for name in here.keys() | there.keys():  # Orbax would say so in a hundred lines, leave a leaf abstract, or pass over one
@@ -154,9 +182,28 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
             raise KeyError(f'{name} is {there.get(name, "missing")} in the checkpoint and {here.get(name, "missing")} here')
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context:
+    with context, _damage(directory, step):
         loaded = ocp.load_checkpointables(directory / str(step), {'state': {'params': wanted}})
     return like(abstract_params, loaded['state']['params'])
+
+
+@contextmanager
+def _damage(directory: Path, step: int) -> Iterator[None]:
+    """Turns whatever a damaged file makes Orbax or TensorStore raise into one line."""
+    try:
+        yield
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        others = ', '.join(f'@{other}' for other in steps_in(directory) if other != step) or 'none'
+        raise UserError(f'{directory / str(step)} is damaged ({_reason(error)}); other checkpoints of the run: {others}') from error
+
+
+def _reason(error: BaseException) -> str:
+    """The kind of an error and the beginning of its first line; of what caused it, where it says so."""
+    while error.__cause__:
+        error = error.__cause__
+    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:120]}'
 
 
 def by_name(tree: Any) -> dict[str, Any]:

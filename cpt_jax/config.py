@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cpt_jax.atomic import write_atomically
 from cpt_jax.errors import UserError
 
 T = TypeVar('T')
@@ -75,4 +76,4 @@ def check_resume(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Pat
 
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json into a run's directory."""
-    (workdir / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+    write_atomically(workdir / 'config.json', json.dumps(config, indent=2) + '\n')

@@ -21,9 +21,9 @@ class Embedder:
     """Turns texts into unit vectors on every device of a mesh.
 
     Attributes:
-      model_name: its full model reference, `run@step`.
-      settings: all that its vectors depend on beside the parameters.
-      workdir, step: of the run that it comes from; None where it does not.
+      model_name: `run@step`, by the name of the run's directory.
+      settings: all that its vectors depend on, and where its parameters come from.
+      workdir: of the run that it comes from; None where it does not.
     """
 
     # Columns computed at once on one device: enough to keep it busy, small enough for any.
@@ -37,9 +37,9 @@ class Embedder:
         max_tokens: Mapping[Side, int],
         model_name: str = '',
         workdir: Path | None = None,
-        step: int | None = None,
+        origin: Mapping[str, Any] | None = None,
     ):
-        self.encoder, self.model_name, self.workdir, self.step = encoder, model_name, workdir, step
+        self.encoder, self.model_name, self.workdir = encoder, model_name, workdir
         self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
         self._encode = jax.jit(_encode)
         self.settings = {
@@ -50,8 +50,7 @@ class Embedder:
             'pooling': 'state at the closing delimiter, after the final norm',
             'dtype': encoder.shape.compute_dtype.name,
             'tokenizer': tokenizer.fingerprint,
-            'step': step,
-        }
+        } | dict(origin or {})
 
     def __call__(self, texts: Sequence[str], side: Side, progress: str = '') -> np.ndarray:
         """float32[n, D]: the unit vector of each text, wrapped in its side's delimiters.
@@ -116,7 +115,8 @@ def load_embedder(reference: str) -> Embedder:
       UserError: there is no such run or checkpoint.
     """
     directory, step = checkpoint.find(reference, '--model')
-    config: Mapping[str, Any] = checkpoint.read_about(directory, step)['config']
+    about = checkpoint.read_about(directory, step)
+    config: Mapping[str, Any] = about['config']
     tokenizer = checkpoint.load_tokenizer_of(directory, step)
     mesh = make_mesh()
     shape = Shape(vocab_size=tokenizer.vocab_size, **config['model']).on(mesh.devices.flat[0].platform)
@@ -124,5 +124,10 @@ def load_embedder(reference: str) -> Embedder:
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
         encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
     max_tokens: dict[Side, int] = {'x': config['data']['max_tokens_x'], 'y': config['data']['max_tokens_y']}
-    name = f'{Path(reference.partition("@")[0])}@{step}'
-    return Embedder(encoder, tokenizer, mesh, max_tokens, name, directory.parent, step)
+    origin = {
+        'step': step,
+        'saved': checkpoint.saved_at(directory, step),
+        'code': about['code'],
+        'trained_on': config['data']['sources'],
+    }
+    return Embedder(encoder, tokenizer, mesh, max_tokens, f'{directory.parent.name}@{step}', directory.parent, origin)

@@ -70,11 +70,17 @@ def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) 
       coordinator: host:port of process 0. Without it, a cluster that JAX knows (a TPU pod, Slurm, Open MPI) tells all three; where there
         is none, this process runs alone.
       processes, process: how many there are, and which this one is.
+
+    Raises:
+      UserError: several processes and no coordinator.
     """
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
         return
+    if processes > 1 or process:
+        raise UserError(f'--processes={processes} --process={process} need --coordinator, the host:port of process 0')
     try:
         jax.distributed.initialize()
-    except ValueError:  # no cluster: "coordinator_address should be defined"
-        pass
+    except ValueError as error:
+        if 'coordinator_address' not in str(error):  # anything but: there is no cluster
+            raise

@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from cpt_jax.atomic import write_atomically
 from cpt_jax.errors import UserError
 
 Side = Literal['x', 'y']
@@ -124,7 +125,7 @@ class Tokenizer:
         """Writes the model's file, in its own format, into a directory."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / self._model.file_name).write_bytes(self._model.data)
+        write_atomically(directory / self._model.file_name, self._model.data)
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:

@@ -10,7 +10,7 @@ Example:
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -23,6 +23,7 @@ from cpt_jax.embed import load_embedder
 from cpt_jax.evals.evaluation import evaluate
 from cpt_jax.evals.results import RESULTS, format_table
 from cpt_jax.evals.suite import find_tasks, select
+from cpt_jax.evals.task import Task
 from cpt_jax.program import run_program
 
 MODEL = flags.DEFINE_string('model', None, 'A model reference: the directory of a run, or run@step.', required=True)
@@ -39,10 +40,18 @@ CODE_TEXT = flags.DEFINE_enum(
 )
 
 
+def _tasks(trained_on: Sequence[Mapping]) -> list[Task]:
+    """The tasks that the flags select."""
+    found = find_tasks(DATA_DIR.value, SPLIT.value, K.value, CANDIDATES.value, CODE_TEXT.value, trained_on)
+    return select(found, TASKS.value, DATA_DIR.value)
+
+
 def main() -> None:
     logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG
-    tasks = select(find_tasks(DATA_DIR.value, SPLIT.value, K.value, CANDIDATES.value, CODE_TEXT.value), TASKS.value, DATA_DIR.value)
+    _tasks([])  # a wrong name is told before the model is loaded
     embedder = load_embedder(MODEL.value)
+    sections = [section for section in embedder.settings['trained_on'].values() if section['kind'] == 'python_source']
+    tasks = _tasks([{key: value for key, value in section.items() if key not in ('kind', 'weight')} for section in sections])
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
     metrics_path = epath.Path(embedder.workdir) / 'metrics.jsonl' if embedder.workdir else None
 
@@ -51,6 +60,9 @@ def main() -> None:
 
     results = evaluate(embed, embedder.model_name, embedder.settings, tasks, output, metrics_path)
     print(format_table(results))
+    for name, row in results['tasks'].items():
+        if seen := row['settings'].get('functions_trained_on'):
+            print(f'{name}: {seen:,} of its functions were trained on, so its scores say little: hold out what the default does')
     print(f'\nscores x100; written to {output / RESULTS} and {output / "report" / "index.html"}')
 
 

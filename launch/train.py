@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from absl import flags
 
+from cpt_jax.errors import UserError
 from cpt_jax.program import define_config, run_program
 
 _CONFIG = define_config()
@@ -33,6 +34,8 @@ def main() -> int:
     use_compilation_cache()
     join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     workdir = Path(_WORKDIR.value or f'runs/{name}')
+    if '://' in str(_WORKDIR.value):
+        raise UserError(f'--workdir {_WORKDIR.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
     return train(config.to_dict(), workdir)
 
 

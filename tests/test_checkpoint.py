@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from cpt_jax import checkpoint
-from cpt_jax.checkpoint import Checkpoints, by_name, find, like, load_params, load_tokenizer_of, read_about, steps_in
+from cpt_jax.checkpoint import Checkpoints, by_name, find, latest_about, like, load_params, load_tokenizer_of, read_about, steps_in
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import make_mesh
 
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(run, opened,
     step, state = saved.restore(abstract(make_state(0, make_mesh(*MESH))))
     assert step == 4
     assert_same(state, make_state(4, make_mesh(*MESH)))
-    assert capsys.readouterr().out.startswith('checkpoint 6 cannot be read (')
+    assert capsys.readouterr().out.startswith('checkpoint 6 cannot be read: the one before it is taken (')
     assert steps_in(run) == [2, 4] and (run / '6.unreadable' / 'state').is_dir()
     saved.save(6, make_state(60, make_mesh(*MESH)))  # the same step again
     saved.save(8, make_state(80, make_mesh(*MESH)))
@@ -210,10 +210,11 @@ def test_where_none_can_be_read_nothing_is_touched(run, opened):
     assert steps_in(run) == [2, 4, 6]
 
 
-def test_a_checkpoint_that_does_not_say_what_it_is_is_refused(run):
+def test_a_checkpoint_that_does_not_say_what_it_is_is_refused_and_passed_over(run):
     (run / '6' / '_CHECKPOINT_METADATA').write_text('')
-    with pytest.raises(UserError, match='6 does not say what it is'):
+    with pytest.raises(UserError, match='6 is damaged .*it does not say what it is.*other checkpoints of the run: @2, @4'):
         read_about(run, 6)
+    assert latest_about(run)[0] == 4
 
 
 def test_parameters_are_read_alone(run):

@@ -86,7 +86,7 @@ def test_what_vectors_depend_on_is_told(embedders, tokenizer):
     embed = embedders((8, 1, 1))
     assert embed.settings['max_tokens_x'] == 24 and embed.settings['max_tokens_y'] == 40
     assert embed.settings['dtype'] == 'float32' and embed.settings['tokenizer'] == tokenizer.fingerprint
-    assert (embed.model_name, embed.workdir, embed.step) == ('', None, None)
+    assert (embed.model_name, embed.workdir) == ('', None)
 
 
 def test_nothing_is_printed_unless_asked_for(embedders, capsys):
@@ -98,9 +98,11 @@ def test_nothing_is_printed_unless_asked_for(embedders, capsys):
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, tokenizer) -> Path:
     """A run's directory with two checkpoints, written by hand: the parameters of seeds 1 and 2, and something of an optimizer's."""
-    config = {'model': MODEL, 'data': {'max_tokens_x': 24, 'max_tokens_y': 40}}
+    config = {'model': MODEL, 'data': {'max_tokens_x': 24, 'max_tokens_y': 40, 'sources': {'a': {'kind': 'text'}}}}
     directory = tmp_path_factory.mktemp('runs') / 'run'
-    saved = Checkpoints(directory / 'checkpoints', tokenizer, {'config': config}, every_steps=1, keep_latest=9, keep_every=0)
+    saved = Checkpoints(
+        directory / 'checkpoints', tokenizer, {'config': config, 'code': 'c0de'}, every_steps=1, keep_latest=9, keep_every=0
+    )
     for seed in (1, 2):
         encoder = make_encoder(tokenizer.vocab_size, make_mesh(2, 2, 2), seed)
         saved.save(seed * 100, {'params': {'encoder': encoder, 'log_scale': np.zeros(())}, 'optimizer': {'m': np.zeros(3)}})
@@ -112,16 +114,17 @@ def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):
     monkeypatch.chdir(run.parent)
     mesh = make_mesh(8, 1, 1)
     latest, first = load_embedder('run'), load_embedder('run@100')
-    assert (latest.model_name, latest.step, latest.workdir) == ('run@200', 200, run)
-    assert (first.model_name, first.step, first.settings['step']) == ('run@100', 100, 100)
+    assert (latest.model_name, latest.settings['step'], latest.workdir) == ('run@200', 200, run)
+    assert (first.model_name, first.settings['step']) == ('run@100', 100) and first.settings['saved'] < latest.settings['saved']
     for loaded, seed in [(latest, 2), (first, 1)]:
         expected = Embedder(make_encoder(tokenizer.vocab_size, mesh, seed), tokenizer, mesh, LIMITS)
         for a, b in zip(jax.tree.leaves(loaded.encoder), jax.tree.leaves(expected.encoder), strict=True):
             np.testing.assert_array_equal(a, b)
-        assert loaded.settings == expected.settings | {'step': loaded.step}
+        origin = {'code': 'c0de', 'trained_on': {'a': {'kind': 'text'}}} | {key: loaded.settings[key] for key in ('step', 'saved')}
+        assert loaded.settings == expected.settings | origin
         assert loaded.encoder.shape == expected.encoder.shape
     np.testing.assert_allclose(np.linalg.norm(latest(['list', 'file'], 'x'), axis=1), 1, atol=1e-6)
-    assert load_embedder(str(run)).model_name == f'{run}@200'
+    assert load_embedder(str(run)).model_name == 'run@200'  # however it is named
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from cpt_jax.data.cache import Arrays, cached, from_array, to_array
 from cpt_jax.data.files import InputFile, input_files, state
+from cpt_jax.data.filters import first_paragraph
 from cpt_jax.data.pairs import Pair, digest, unit_hash
 from cpt_jax.data.problems import BadRow, Problems, check_text
+from cpt_jax.data.python_functions import without_docstring
 from cpt_jax.data.split import rows_of
 from cpt_jax.errors import UserError
 
@@ -61,7 +63,7 @@ class Fields(NamedTuple):
 
     def held_out_by(self, row: dict) -> str:
         """What decides the row's side: its group where it has one, else x, so that rows of one x stay together."""
-        return next((f'{name}={row[name]}' for name in self.group if name in row), row[self.x])
+        return next((f'{name}={row[name]}' for name in self.group if row.get(name) not in (None, '')), row[self.x])
 
 
 class JsonlSource:
@@ -85,6 +87,7 @@ class JsonlSource:
         holdout: float = 0.0,
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
+        codesearchnet: bool = False,
     ):
         """Indexes the files, or reads the index that an earlier call left.
 
@@ -96,6 +99,8 @@ class JsonlSource:
           holdout: share of the groups (without group, of the different x) that 'heldout' gets and 'train' does not.
           max_bad_share: share of rows that may be bad before they stop the program.
           max_chars: a longer text is a bad row.
+          codesearchnet: x is cut to its first paragraph and Python in y (rows whose `language` is that, or missing) loses its docstring,
+            which CodeSearchNet's files leave in the code: it would give the answer away.
         """
         names = (group,) if isinstance(group, str) else tuple(group)
         self._fields = Fields(x, y, negatives, id, tuple(filter(None, names)), max_chars)
@@ -103,8 +108,10 @@ class JsonlSource:
         key = digest(str(INDEX_VERSION), state(self._files), repr(self._fields))
         saved = cached(f'jsonl_{key}', lambda: _index(self._files, self._fields))
         contents, problems = from_array(saved['notes'])
-        self.split = split
-        self.fingerprint = digest('jsonl', str(INDEX_VERSION), contents, repr(self._fields), split, repr(float(holdout)))
+        self.split, self._codesearchnet = split, codesearchnet
+        self.fingerprint = digest(
+            'jsonl', str(INDEX_VERSION), contents, repr(self._fields), split, repr(float(holdout)), repr(codesearchnet)
+        )
         self.problems = Problems.from_json(problems, max_bad_share)
         self.problems.check()
         rows = rows_of(split, saved['unit'] < holdout, path, holdout)
@@ -122,7 +129,11 @@ class JsonlSource:
             raise UserError(f'{where}: {error.kind}: the file has changed since the program began') from None
         negatives = tuple(row.get(self._fields.negatives) or ())
         name = row.get(self._fields.id, f'{file.name}:{self._line[index]}')
-        return Pair(x=row[self._fields.x], y=row[self._fields.y], negatives=negatives, id=str(name))
+        x, y = row[self._fields.x], row[self._fields.y]
+        if self._codesearchnet:
+            python = str(row.get('language', 'python')).lower() == 'python'
+            x, y = first_paragraph(x) or x, without_docstring(y) if python else y
+        return Pair(x=x, y=y, negatives=negatives, id=str(name))
 
     def summary(self) -> str:
         """One line: how many pairs, of how many rows, and what was wrong with the others."""

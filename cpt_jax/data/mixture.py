@@ -10,6 +10,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from cpt_jax.config import build
 from cpt_jax.data.jsonl import JsonlSource
 from cpt_jax.data.pairs import Source, digest
 from cpt_jax.data.python_source import PythonSource
@@ -53,21 +54,13 @@ def _source(name: str, section: dict, split: str, tokenizer: TokenCounter) -> So
     kind = section.pop('kind', None)
     if kind not in KINDS:
         raise UserError(f'{where}.kind is {kind!r} and must be one of {", ".join(KINDS)}')
-    parameters = inspect.signature(KINDS[kind]).parameters
-    given = {'split': split} | ({'tokenizer': tokenizer} if 'tokenizer' in parameters else {})
-    known = ['kind', 'weight', *(key for key in parameters if key not in given)]
-    for key in section:
-        if key not in known:
-            raise UserError(f'{where}.{key}: there is no such key; a source of kind {kind} has {", ".join(known)}')
-    required = [key for key in known[2:] if parameters[key].default is inspect.Parameter.empty]
-    for key in ('weight', *required):
-        if key not in section:
-            raise UserError(f'{where}.{key} is missing')
-    del section['weight']
+    if section.pop('weight', None) is None:
+        raise UserError(f'config key {where}.weight is missing')
+    given = {'split': split} | ({'tokenizer': tokenizer} if 'tokenizer' in inspect.signature(KINDS[kind]).parameters else {})
     try:
-        return KINDS[kind](**section, **given)
+        return build(KINDS[kind], where, section, **given)
     except UserError as error:
-        raise UserError(f'{where}: {error}') from None
+        raise error if where in str(error) else UserError(f'{where}: {error}') from None
 
 
 def _weight(name: str, weight: float) -> float:

@@ -4,7 +4,8 @@ The pairs come from the standard library of the running interpreter and from the
 what else is installed does not change them. A pair is the first paragraph of a docstring and the source of its function
 without the docstring, which would give the answer away. Decorators are left out, as in CodeSearchNet, whose functions begin
 at their `def`: some of them hold the documentation (`@doc('...')`, `@deprecated('...')`). Methods count, nested functions
-do not. Exact and near duplicates are removed first and pairs held out afterwards, so none is on both sides.
+do not. Exact and near duplicate functions are removed first and pairs held out afterwards, so none is on both sides; a docstring
+such as 'Returns the name.' may be.
 """
 
 import contextlib

@@ -14,6 +14,8 @@ def rows_of(split: str, heldout: np.ndarray, source: str, holdout: float) -> np.
     """
     if split not in SPLITS:
         raise ValueError(f'split is {split!r} and must be one of {SPLITS}')
+    if not 0 <= holdout <= 1:
+        raise UserError(f'holdout={holdout:g}: must be a share from 0 to 1')
     rows = np.flatnonzero({'train': ~heldout, 'heldout': heldout, 'all': np.ones_like(heldout)}[split])
     if len(rows) or (split == 'heldout' and not holdout):
         return rows

@@ -181,6 +181,8 @@ def _documents(files: Sequence[InputFile], separator: re.Pattern | None, latin: 
     with tqdm(total=total, desc='cutting documents', unit='B', unit_scale=True, disable=None) as bar:
         for number, file in enumerate(files):
             source = file.path.read_bytes()
+            if b'\0' in source:
+                raise UserError(f'{file.path}: holds zero bytes, so it is no text: take it out of the path')
             try:
                 text = source.decode('utf-8-sig')
             except UnicodeDecodeError:

@@ -1,15 +1,12 @@
 """(docstring, function) pairs to evaluate on: the held-out Python packages, or a file of CodeSearchNet."""
 
-import ast
-import re
-import textwrap
-import warnings
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
 from cpt_jax.data.filters import first_paragraph
-from cpt_jax.data.python_functions import Definition, undocumented
+from cpt_jax.data.python_functions import without_docstring
 from cpt_jax.data.python_source import PythonSource
 from cpt_jax.errors import UserError
 from cpt_jax.evals.rows import file_fingerprint, read_json_lines, text_field
@@ -20,9 +17,6 @@ CODE_FIELDS = 'code', 'func_code_string'
 DOC_TOKEN_FIELDS = 'docstring_tokens', 'func_documentation_string_tokens', 'func_documentation_tokens'
 CODE_TOKEN_FIELDS = 'code_tokens', 'func_code_tokens'
 
-# A docstring in source that Python 3 does not parse, as in the Python 2 functions of CodeSearchNet.
-_TRIPLE_QUOTED = re.compile(r'(:[ \t]*(?:#[^\n]*)?\n\s*)[rRuUbB]{0,2}("""|\'\'\').*?\2', re.DOTALL)
-
 
 class CodePairs(NamedTuple):
     """`codes[i]` is the answer to `queries[i]`; `settings` says where they come from and what was done to them."""
@@ -32,12 +26,21 @@ class CodePairs(NamedTuple):
     settings: dict[str, object]
 
 
-def python_source_pairs() -> CodePairs:
-    """The pairs of the packages that training holds out."""
+def python_source_pairs(trained_on: Sequence[Mapping] = ()) -> CodePairs:
+    """The pairs of the packages that training holds out.
+
+    Args:
+      trained_on: the arguments of each PythonSource that the model was trained on. How many of the functions were among them stands in
+        the settings: none, unless the run held out less or other packages.
+    """
     source = PythonSource(split='heldout')
     pairs = [source[i] for i in range(len(source))]
     text = 'first paragraph of the docstring; function without its docstring, from def on'
-    return _with_settings([pair.x for pair in pairs], [pair.y for pair in pairs], text, source.fingerprint)
+    queries, codes = [pair.x for pair in pairs], [pair.y for pair in pairs]
+    trained = (PythonSource('train', **arguments) for arguments in trained_on)
+    seen = {part[i].y for part in trained for i in range(len(part))} & set(codes)
+    found = _with_settings(queries, codes, text, source.fingerprint)
+    return found._replace(settings=found.settings | {'functions_trained_on': len(seen)})
 
 
 def file_pairs(path: epath.Path, text: str = 'raw') -> CodePairs:
@@ -84,20 +87,3 @@ def _joined(row: dict, where: str, *names: str) -> str:
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise UserError(f'{where}: field {name!r} must be a list of tokens, and not empty')
     return ' '.join(tokens)
-
-
-def without_docstring(code: str) -> str:
-    """A Python function's source without its docstring and decorators; other source comes back as it is."""
-    source = textwrap.dedent(code.replace('\r\n', '\n').replace('\r', '\n'))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # invalid escapes in other people's strings
-            body = ast.parse(source).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
-    function = body[0] if body else None
-    if not isinstance(function, Definition) or ast.get_docstring(function, clean=False) is None:
-        return source
-    if len(function.body) == 1:
-        return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
-    return undocumented(function, source.encode().split(b'\n'))

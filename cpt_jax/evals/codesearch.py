@@ -5,8 +5,9 @@ with numpy's seed 0 and cut into chunks of 1,000, the last incomplete chunk is d
 of its own chunk, ties count against, and the mean of 1/rank is taken over all queries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from etils import epath
@@ -84,7 +85,9 @@ class CodeSearch:
         }
 
 
-def find_tasks(data_dir: epath.Path | None, candidates: int = 1000, text: str = 'raw') -> dict[str, CodeSearch]:
+def find_tasks(
+    data_dir: epath.Path | None, candidates: int = 1000, text: str = 'raw', trained_on: Sequence[Mapping] = ()
+) -> dict[str, CodeSearch]:
     """The tasks that can be run, by name: the built-in one, and one for each file of `data_dir`/codesearch."""
     tasks = {}
     for path in sorted((data_dir / 'codesearch').glob('*')) if data_dir else ():
@@ -95,7 +98,7 @@ def find_tasks(data_dir: epath.Path | None, candidates: int = 1000, text: str = 
                 raise UserError(f'{path}: the task {name} would have two files: remove one of them')
             tasks[name] = CodeSearch(name, lambda path=path: file_pairs(path, text), candidates)
     name = 'codesearch/python_source'
-    return tasks | {name: CodeSearch(name, python_source_pairs, candidates)}
+    return tasks | {name: CodeSearch(name, partial(python_source_pairs, trained_on), candidates)}
 
 
 def chunks(total: int, size: int) -> list[np.ndarray]:

@@ -38,5 +38,5 @@ def evaluate(
         results, examples = add_result(results, task.name, result), {**examples, task.name: examples_json(result)}
         write_json(output / RESULTS, results)
         write_json(report / EXAMPLES, examples)
-    write_text(report / 'index.html', render(results, examples, metrics_path))
+        write_text(report / 'index.html', render(results, examples, metrics_path))
     return results

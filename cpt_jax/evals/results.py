@@ -30,9 +30,12 @@ def read_json(path: epath.Path) -> dict:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f'{path}: not JSON ({error}): remove the file or write to another --output') from None
+    if not isinstance(content, dict):
+        raise UserError(f'{path}: not an object with results: remove the file or write to another --output')
+    return content
 
 
 def new_results(model: str, settings: dict[str, object]) -> dict:

@@ -1,6 +1,6 @@
 """Which tasks there are, and which of them a user's words select."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from etils import epath
@@ -15,7 +15,14 @@ LAYOUTS = {
 }
 
 
-def find_tasks(data_dir: str | None, split: str = 'test', k: int = 100, candidates: int = 1000, code_text: str = 'raw') -> dict[str, Task]:
+def find_tasks(
+    data_dir: str | None,
+    split: str = 'test',
+    k: int = 100,
+    candidates: int = 1000,
+    code_text: str = 'raw',
+    trained_on: Sequence[Mapping] = (),
+) -> dict[str, Task]:
     """Every task that can be run, by name.
 
     Args:
@@ -24,11 +31,12 @@ def find_tasks(data_dir: str | None, split: str = 'test', k: int = 100, candidat
       k: documents kept for each query of a retrieval task.
       candidates: functions searched for each query of a code search task.
       code_text: 'raw' or 'tokens', see `code_pairs.file_pairs`.
+      trained_on: see `code_pairs.python_source_pairs`.
     """
     folder = epath.Path(data_dir) if data_dir else None
     if folder and not folder.is_dir():
         raise UserError(f'--data_dir {data_dir}: no such directory')
-    return codesearch.find_tasks(folder, candidates, code_text) | retrieval.find_tasks(folder, split, k)
+    return codesearch.find_tasks(folder, candidates, code_text, trained_on) | retrieval.find_tasks(folder, split, k)
 
 
 def select(tasks: dict[str, Task], patterns: Iterable[str], data_dir: str | None) -> list[Task]:

@@ -216,8 +216,8 @@ def passthrough(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sh
 
     A fresh model attends evenly, so with the identity between them the EOS state starts as the mean of its text's token embeddings:
     texts that share words have close vectors before the first step, and InfoNCE has something to sharpen. With GPT-2's 0.02 in both,
-    what passes is smaller than the closing delimiter's own embedding by an order of magnitude: all vectors start alike and the loss
-    rests at log B for tens of thousands of pairs. A model that starts from trained weights needs none of this.
+    what passes is smaller than the closing delimiter's own embedding by an order of magnitude, all vectors start alike, and training
+    spends its first pairs on telling them apart (the README has both ends). A model that starts from trained weights needs none of this.
     """
     del key
     layers, width = shape[0], math.isqrt(math.prod(shape[1:]))

@@ -2,16 +2,16 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from cpt_jax import checkpoint
+from cpt_jax.atomic import write_atomically
 from cpt_jax.config import build, write_config
 from cpt_jax.data.batch import Batch, place
-from cpt_jax.data.pairs import Pair
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import shardings
@@ -19,7 +19,7 @@ from cpt_jax.program import EXIT_PREEMPTED
 from cpt_jax.train.heldout import heldout_scores
 from cpt_jax.train.loss import Metrics
 from cpt_jax.train.metrics import Clock, Recorder
-from cpt_jax.train.setup import Run, heldout_pairs, set_up
+from cpt_jax.train.setup import Run, set_up_together
 from cpt_jax.train.start import starting_state, startup_table
 from cpt_jax.train.step import TrainState, make_step
 from cpt_jax.train.stop import Preemption
@@ -39,7 +39,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
       UserError: the config or the data cannot be used; the directory holds another run; the loss is no number any more.
     """
     preemption = Preemption()
-    run = set_up(config, workdir)
+    run = set_up_together(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh):
         saved = build(
@@ -50,7 +50,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
         if jax.process_index() == 0:
             write_config(workdir, run.about['config'])
             run.tokenizer.save(workdir / 'tokenizer')
-            (workdir / 'data.json').write_text(json.dumps(_describe_data(run), indent=2) + '\n')
+            write_atomically(workdir / 'data.json', json.dumps(_describe_data(run), indent=2) + '\n')
             print(startup_table(run, state, first, workdir), flush=True)
         try:
             return _Loop(run, workdir, saved, preemption, first).go(state)
@@ -67,7 +67,6 @@ class _Loop:
         self.clock = Clock(self.records.last.get('seconds', 0.0), self.records.last.get('paused_seconds', 0.0))
         self.late: tuple[int, Metrics] | None = None  # of the last step that was started
         self.since = first, self.clock.trained  # of the last row
-        self.heldout: Sequence[Pair] = heldout_pairs(run)
         self.embedder: Embedder | None = None
 
     def go(self, state: TrainState) -> int:
@@ -105,12 +104,12 @@ class _Loop:
         return step == self.run.train.steps
 
     def _evaluation_due(self, step: int) -> bool:
-        return bool(self.heldout) and (step % self.run.evaluation.every_steps == 0 or self._is_last(step))
+        return bool(self.run.heldout) and (step % self.run.evaluation.every_steps == 0 or self._is_last(step))
 
     def _pause(self, step: int, state: TrainState, stop: bool) -> None:
         """Between two steps: looks at the held-out pairs, and saves."""
         metrics = self._read_late()  # before a state that is no number could be saved
-        scores = self._evaluate(state) if self._evaluation_due(step) and not stop else {}
+        scores = self._evaluate(state) if self._evaluation_due(step) else {}
         self._record(*metrics, scores)
         if stop or self._is_last(step) or self.saved.due(step):
             with self.clock.pause():
@@ -120,20 +119,22 @@ class _Loop:
         with self.clock.pause():
             self.embedder = self.embedder or self.run.embedder(state)
             self.embedder.encoder = state.params.encoder
-            return heldout_scores(self.embedder, self.heldout)
+            return heldout_scores(self.embedder, self.run.heldout)
 
     def _read_late(self) -> tuple[int, dict[str, float]]:
         """The metrics of the last step that was started; waits for it, and stops the run if they are no numbers."""
         step, on_device = self.late
         self.late = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
-        if math.isfinite(metrics['loss']) and math.isfinite(metrics['grad_norm']):
+        if all(math.isfinite(metrics[name]) for name in ('loss', 'grad_norm', 'param_norm')):
             return step, metrics
+        self.saved.wait()
         steps = checkpoint.steps_in(self.workdir / 'checkpoints')
-        good = f'the checkpoint of step {steps[-1]} is good' if steps else 'there is no checkpoint yet'
+        kept = f'the checkpoint of step {steps[-1]} stays as it is' if steps else 'there is no checkpoint yet'
         raise UserError(
-            f'loss {metrics["loss"]} and gradient norm {metrics["grad_norm"]} at step {step}, learning rate {metrics["learning_rate"]:.2g}:'
-            f' stopped, and nothing saved since; {good}. Lower optimizer.peak_lr, or look at the data of that step'
+            f'at step {step} the loss is {metrics["loss"]:.4g}, the gradient norm {metrics["grad_norm"]:.4g}, the parameter norm'
+            f' {metrics["param_norm"]:.4g} and the learning rate {metrics["learning_rate"]:.2g}: stopped, and nothing saved since; {kept}.'
+            ' Lower optimizer.peak_lr, or look at the data of that step'
         )
 
     def _record(self, step: int, metrics: dict[str, float], scores: dict[str, float]) -> None:

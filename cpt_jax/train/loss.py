@@ -47,8 +47,8 @@ class InfoNCE:
           log_scale: float32 scalar.
 
         Returns:
-          The mean loss in nats over the pairs that are there, and scalars: `accuracy_xy` and `accuracy_yx` (is the partner the nearest
-          of all candidates), `positive_cosine`, `negative_cosine`, `log_batch` (the loss of a model that knows nothing), `pairs`.
+          The mean loss in nats over the pairs that are there, and scalars: `accuracy_xy` and `accuracy_yx` (is the partner nearer
+          than every other candidate), `positive_cosine`, `negative_cosine`, `log_batch` (the loss of a model that knows nothing), `pairs`.
         """
         # Flat over the whole mesh, so that tensor devices compute rows of their own; where the batch does not divide so far, they repeat.
         axes = AXES if ids_BxT.shape[0] % jax.sharding.get_abstract_mesh().size == 0 else BATCH
@@ -84,20 +84,22 @@ def _dense_local(e_bxTxD: jax.Array, ids_bxT: jax.Array, scale: jax.Array, axes:
     allowed_bxC, negative_bxC = _candidates(ids_bxT, all_ids_BxT, me * b)
     there_b = (ids_bxT[:, 0] > 0).astype(jnp.float32)
 
-    cosine_bxC = jnp.einsum('bd,cd->bc', e_bxTxD[:, 0], columns_CxD, preferred_element_type=jnp.float32)
+    # HIGHEST: a TPU would otherwise round float32 inputs to bfloat16, which is 0.1 nats at a scale of 100.
+    cosine_bxC = jnp.einsum(
+        'bd,cd->bc', e_bxTxD[:, 0], columns_CxD, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
     logits_bxC = jnp.where(allowed_bxC, scale * cosine_bxC, _NEVER)
-    positive_b = jnp.einsum('bd,bd->b', e_bxTxD[:, 0], e_bxTxD[:, 1])
+    own_b = _own(logits_bxC, me * b)
     batch = all_ids_BxT.shape[0]
-    column_lse_b, column_best_b = _columns(logits_bxC[:, :batch], me * b, axes)
+    others_bxC = jnp.where(negative_bxC, jax.lax.stop_gradient(logits_bxC), _NEVER)
+    column_lse_b, other_best_b = _columns(logits_bxC[:, :batch], others_bxC[:, :batch], me * b, axes)
 
-    rank_first_bxC = jax.lax.stop_gradient(logits_bxC)
-    own_b = scale * positive_b
     sums = {
         'loss_xy': there_b * (jax.nn.logsumexp(logits_bxC, axis=1) - own_b),
         'loss_yx': there_b * (column_lse_b - own_b),
-        'accuracy_xy': there_b * (_own(rank_first_bxC, me * b) >= rank_first_bxC.max(1)),
-        'accuracy_yx': there_b * (_own(rank_first_bxC, me * b) >= column_best_b),
-        'positive_cosine': there_b * positive_b,
+        'accuracy_xy': there_b * (own_b > others_bxC.max(1)),  # a tie is no hit: vectors that are all alike find nothing
+        'accuracy_yx': there_b * (own_b > other_best_b),
+        'positive_cosine': there_b * _own(cosine_bxC, me * b),
         'pairs': there_b,
         'negative_cosine': jnp.where(negative_bxC, cosine_bxC, 0.0),
         'negatives': negative_bxC.astype(jnp.float32),
@@ -111,13 +113,13 @@ def _own(logits_bxC: jax.Array, first: jax.Array) -> jax.Array:
     return jnp.take_along_axis(logits_bxC, (first + jnp.arange(b))[:, None], axis=1)[:, 0]
 
 
-def _columns(logits_bxB: jax.Array, first: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
-    """Log-sum-exp and maximum of this device's b columns over the rows of all devices."""
+def _columns(logits_bxB: jax.Array, others_bxB: jax.Array, first: jax.Array, axes: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
+    """Of this device's b columns, over the rows of all devices: the log-sum-exp, and the maximum of the negatives."""
     b = logits_bxB.shape[0]
-    best_B = jax.lax.pmax(jax.lax.stop_gradient(logits_bxB).max(0), axes)
-    sums_b = jax.lax.psum_scatter(jnp.exp(logits_bxB - best_B).sum(0), axes, tiled=True)
-    best_b = jax.lax.dynamic_slice_in_dim(best_B, first, b)
-    return jnp.log(jnp.maximum(sums_b, 1e-30)) + best_b, best_b
+    best_2xB = jax.lax.pmax(jnp.stack([jax.lax.stop_gradient(logits_bxB).max(0), others_bxB.max(0)]), axes)
+    sums_b = jax.lax.psum_scatter(jnp.exp(logits_bxB - best_2xB[0]).sum(0), axes, tiled=True)
+    best_2xb = jax.lax.dynamic_slice_in_dim(best_2xB, first, b, axis=1)
+    return jnp.log(jnp.maximum(sums_b, 1e-30)) + best_2xb[0], best_2xb[1]
 
 
 def _candidates(ids_bxT: jax.Array, all_ids_BxT: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from cpt_jax.atomic import write_atomically
+
 # Where the output is no terminal.
 SECONDS_BETWEEN_LINES = 30
 
@@ -67,7 +69,7 @@ class Recorder:
         figures = (
             f'loss {row["loss"]:.3f} of {row["log_batch"]:.2f}, {row["pairs_per_second"]:,.0f} pairs/s, '
             f'{row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
-        )
+        ) + (f', {row["dropped_pairs"]:.0f} pairs did not fit' if row['dropped_pairs'] else '')
         self._bar.set_postfix_str(figures)
         if self._bar.disable and time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
@@ -99,7 +101,5 @@ def keep_rows(path: Path, step: int) -> dict[str, float]:
         if row['step'] > step:
             break
         kept.append(row)
-    temporary = path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept), encoding='utf-8')
-    temporary.replace(path)
+    write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
     return kept[-1] if kept else {}

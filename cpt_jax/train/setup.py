@@ -9,13 +9,14 @@ import grain
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from cpt_jax import checkpoint
 from cpt_jax.code_version import code_version
 from cpt_jax.config import as_json, build, check_resume
 from cpt_jax.data.batch import Batch, Layout, Texts, local_batches, plan_layout
 from cpt_jax.data.mixture import batches, make_sources
-from cpt_jax.data.pairs import Pair, Source
+from cpt_jax.data.pairs import Pair, Source, content_id
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import make_mesh, on_mesh
@@ -41,6 +42,9 @@ class Data:
     threads: int = 2
     prefetch: int = 8
 
+    def __post_init__(self):
+        _check_least('data', self, negatives=0, rows=0, row_length=1, threads=1, prefetch=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Train:
@@ -52,9 +56,7 @@ class Train:
     log_every: int = 10
 
     def __post_init__(self):
-        for key in ('steps', 'batch_pairs', 'encode_chunks', 'log_every'):
-            if getattr(self, key) < 1:
-                raise UserError(f'train.{key}={getattr(self, key)}: must be 1 or more')
+        _check_least('train', self, steps=1, batch_pairs=1, encode_chunks=1, log_every=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,15 @@ class Evaluation:
 
     every_steps: int
     pairs: int
+
+    def __post_init__(self):
+        _check_least('evaluation', self, every_steps=0, pairs=0)
+
+
+def _check_least(section: str, values: object, **least: int) -> None:
+    for key, lowest in least.items():
+        if getattr(values, key) < lowest:
+            raise UserError(f'{section}.{key}={getattr(values, key)}: must be {lowest} or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Run:
     init_from: str
     about: checkpoint.About
     changes: Sequence[str]
+    heldout: Sequence[Pair]
 
     def init(self) -> TrainState:
         """A fresh state."""
@@ -118,8 +130,8 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
       UserError: see `train`.
     """
     _check_sections(config)
-    before = _what_is_there(workdir)
-    changes = check_resume(before['config'], config, workdir) if before else []
+    before = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
+    changes = _changes(before[1], config, workdir) if before else []
     mesh = build(make_mesh, 'mesh', config['mesh'])
     train = build(Train, 'train', config['train'])
     data = build(Data, 'data', config['data'])
@@ -132,23 +144,45 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     _check_lengths(data, shape)
     sources, weights = make_sources(data.sources, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
-    _check_data(before, fingerprints, workdir)
+    _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
     indices = batches(sources, weights, config['seed'], train.batch_pairs)
     texts = Texts(list(sources.values()), tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
     layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, data.row_length, data.rows)
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
     return Run(
         train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, loss, optimizer, schedule,
-        config['seed'], config['init_from'], about, changes,
+        config['seed'], config['init_from'], about, changes, _heldout_pairs(evaluation, data, tokenizer),
     )  # fmt: skip
 
 
-def heldout_pairs(run: Run) -> list[Pair]:
+def set_up_together(config: Mapping[str, Any], workdir: Path) -> Run:
+    """`set_up` on all processes: a mistake on one ends all of them, and all must have read the same.
+
+    Raises:
+      UserError: also where another process could not start, or has another config, tokenizer, data or code.
+    """
+    run, mistake = None, None
+    try:
+        run = set_up(config, workdir)
+    except UserError as error:
+        mistake = error
+    mine = content_id(repr((run.about, run.layout))) if run else 0
+    everyone = np.ravel(multihost_utils.process_allgather(np.int32(mine)))
+    if mistake:
+        raise mistake
+    if not everyone.all():
+        raise UserError(f'process {int(np.argmin(everyone))} could not start: see what it printed')
+    if len(set(everyone.tolist())) > 1:
+        raise UserError(f'the processes differ in config, tokenizer, data or code: this one has {run.about}')
+    return run
+
+
+def _heldout_pairs(evaluation: Evaluation, data: Data, tokenizer: Tokenizer) -> list[Pair]:
     """Up to `evaluation.pairs` held-out pairs, evenly from the sources that hold any out."""
-    if not run.evaluation.every_steps or not run.evaluation.pairs:
+    if not evaluation.every_steps or not evaluation.pairs:
         return []
-    sources, _ = make_sources(run.data.sources, 'heldout', run.tokenizer)
-    share = run.evaluation.pairs // max(len(sources), 1)
+    sources, _ = make_sources(data.sources, 'heldout', tokenizer)
+    share = evaluation.pairs // max(len(sources), 1)
     chosen = [(source, np.unique(np.linspace(0, len(source) - 1, min(share, len(source))).astype(int))) for source in sources.values()]
     return [source[int(index)] for source, indices in chosen for index in indices]
 
@@ -161,32 +195,26 @@ def _check_sections(config: Mapping[str, Any]) -> None:
         raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
 
 
-def _what_is_there(workdir: Path) -> checkpoint.About | None:
-    """What the latest checkpoint of a run says of it; None before the first."""
-    directory = workdir.absolute() / 'checkpoints'
-    steps = checkpoint.steps_in(directory)
-    return checkpoint.read_about(directory, steps[-1]) if steps else None
-
-
-def _tokenizer(config: Mapping[str, Any], workdir: Path, before: checkpoint.About | None) -> Tokenizer:
-    """The run's own; else that of the run it starts from; else the one that the config names; else a new one.
+def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, checkpoint.About] | None) -> Tokenizer:
+    """The run's own, from its checkpoint; else that of the run it starts from; else the one that the config names; else a new one.
 
     Raises:
-      UserError: the run's checkpoints were trained with another one.
+      UserError: `tokenizer.path` names another one than the run, or the run it starts from, was trained with.
     """
     section = dict(config['tokenizer'])
     path = section.pop('path')
-    if before:
-        tokenizer = load_tokenizer(workdir / 'tokenizer')
-        if tokenizer.fingerprint != before['tokenizer']:
-            raise UserError(f'{workdir / "tokenizer"} is not the tokenizer that the checkpoints beside it were trained with: put it back')
-    elif path:
-        tokenizer = load_tokenizer(path)
-    elif config['init_from']:
-        directory, step = checkpoint.find(config['init_from'], 'init_from')
-        tokenizer = checkpoint.load_tokenizer_of(directory, step)
-    else:
-        tokenizer = build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
+    if not before and not config['init_from']:
+        return (
+            load_tokenizer(path)
+            if path
+            else build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
+        )
+    directory, step = (workdir.absolute() / 'checkpoints', before[0]) if before else checkpoint.find(config['init_from'], 'init_from')
+    tokenizer = checkpoint.load_tokenizer_of(directory, step)
+    if path and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f'tokenizer.path={path} is not the tokenizer that {directory / str(step)} was trained with: put that one there, or none'
+        )
     return tokenizer
 
 
@@ -221,7 +249,13 @@ def _check_lengths(data: Data, shape: Shape) -> None:
             )
 
 
-def _check_data(before: checkpoint.About | None, now: Mapping[str, str], workdir: Path) -> None:
-    for name in now if before else ():
-        if before['sources'].get(name) != now[name]:
+def _check_data(before: Mapping[str, str], now: Mapping[str, str], workdir: Path) -> None:
+    for name in now:
+        if before.get(name) != now[name]:
             raise UserError(f'data.sources.{name} is not the data that {workdir} was trained on: put it back, or give another --workdir')
+
+
+def _changes(before: checkpoint.About, config: Mapping[str, Any], workdir: Path) -> list[str]:
+    """A line for each thing that is not as the run began with, and may change."""
+    changes = check_resume(before['config'], config, workdir)
+    return changes + ([f'code: {before["code"]} -> {code_version()}'] if before['code'] != code_version() else [])

@@ -44,7 +44,16 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
             f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of {layout.row_length}:'
             f' {layout.tokens:,} tokens a batch, padding included'
         ),
+        'held out': _heldout_line(run),
         **{f'data {name}': source.summary() for name, source in run.sources.items()},
     }
     width = max(map(len, rows))
     return '\n'.join(f'{name:>{width}}  {text}' for name, text in rows.items() if text)
+
+
+def _heldout_line(run: Run) -> str:
+    if not run.evaluation.every_steps or not run.evaluation.pairs:
+        return 'not looked at (evaluation.every_steps, evaluation.pairs)'
+    if not run.heldout:
+        return 'nothing: no source has a holdout'
+    return f'{len(run.heldout):,} pairs, looked at every {run.evaluation.every_steps:,} steps'

@@ -77,6 +77,7 @@ def make_step(
             'loss': value,
             'scale': jnp.exp(state.params.log_scale[...]),
             'grad_norm': optax.tree.norm(gradient),
+            'param_norm': optax.tree.norm(params),  # after the step: what a checkpoint would hold
             'learning_rate': schedule(state.step),
             'tokens': jnp.sum(batch.segments_CxRxS > 0),
         }

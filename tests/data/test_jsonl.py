@@ -197,3 +197,25 @@ def test_no_pairs(rows, content, split):
 def test_missing_path(tmp_path):
     with pytest.raises(UserError, match=f"^path: '{tmp_path}/none' is no file, no folder"):
         JsonlSource(f'{tmp_path}/none', 'all')
+
+
+def test_codesearchnet_rows_lose_what_gives_the_answer_away(rows):
+    python = {'x': 'Adds one.\n\nThat is all.', 'y': 'def f(x):\n    """Adds one."""\n    return x + 1'}
+    path = rows([python | {'language': 'python'}, python, python | {'language': 'go'}])
+    source = JsonlSource(path, 'all', codesearchnet=True)
+    assert [pair.x for pair in (source[0], source[1], source[2])] == ['Adds one.'] * 3
+    assert source[0].y == source[1].y == 'def f(x):\n    return x + 1'
+    assert source[2].y == python['y']
+    plain = JsonlSource(path, 'all')
+    assert plain[0].y == python['y'] and plain.fingerprint != source.fingerprint
+
+
+def test_a_group_that_is_null_or_empty_counts_as_none(rows):
+    path = rows([row | {'file': None if i % 2 else ''} for i, row in enumerate(numbered(400))])
+    assert 80 < len(JsonlSource(path, 'heldout', group='file', holdout=0.3)) < 160
+
+
+@pytest.mark.parametrize('holdout', [-0.1, 1.5])
+def test_a_holdout_is_a_share(rows, holdout):
+    with pytest.raises(UserError, match='must be a share from 0 to 1'):
+        JsonlSource(rows(numbered(9)), 'train', holdout=holdout)

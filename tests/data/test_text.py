@@ -180,3 +180,9 @@ def test_other_settings_and_tokenizers_cut_anew(folder):
 def test_mistakes(folder, change, message):
     with pytest.raises(UserError, match=message):
         source(**{'path': folder(a=prose('a', 30)), **change})
+
+
+def test_a_file_with_zero_bytes_is_no_text(folder):
+    path = folder(a=b'some\0thing')
+    with pytest.raises(UserError, match=r'a\.txt: holds zero bytes'):
+        TextSource(path, 'train', WORDS)

@@ -4,8 +4,9 @@ import json
 import pytest
 from etils import epath
 
+from cpt_jax.data.python_functions import without_docstring
 from cpt_jax.errors import UserError
-from cpt_jax.evals.code_pairs import file_pairs, without_docstring
+from cpt_jax.evals.code_pairs import file_pairs
 
 PYTHON = 'def add(a, b):\n    """Adds two numbers.\n\n    And more."""\n    return a + b'
 ROW = {'docstring': 'Adds two numbers.\n\nAnd more.', 'code': PYTHON, 'language': 'python'}

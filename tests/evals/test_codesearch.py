@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.evals.baselines import random_embed
-from cpt_jax.evals.code_pairs import CodePairs
+from cpt_jax.evals.code_pairs import CodePairs, python_source_pairs
 from cpt_jax.evals.codesearch import CodeSearch, chunks, find_tasks, rank_metrics
 
 
@@ -104,3 +104,9 @@ def test_the_packages_that_training_holds_out():
     assert result.metrics['mrr_of_1000'] < 0.015
     assert result.settings['queries_verbatim_in_their_code'] <= 10
     json.dumps(result.settings)
+
+
+def test_functions_that_a_run_was_trained_on_are_counted():
+    """A run with the default hold-out has seen none of them; one that held out nothing has seen all."""
+    seen = [python_source_pairs([{'holdout': holdout}]).settings['functions_trained_on'] for holdout in (0.1, 0.0)]
+    assert seen[0] == 0 and seen[1] == python_source_pairs().settings['pairs'] > 1000

@@ -87,3 +87,9 @@ def test_examples_become_plain_json():
             'bm25': {'found': [], 'rank': None},
         }
     ]
+
+
+def test_a_file_that_holds_no_results_is_refused(tmp_path):
+    (tmp_path / 'results.json').write_text('[1, 2]')
+    with pytest.raises(UserError, match='not an object with results'):
+        read_json(epath.Path(tmp_path / 'results.json'))

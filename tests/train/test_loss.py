@@ -88,6 +88,7 @@ def test_equal_vectors_give_the_logarithm_of_the_batch():
     np.testing.assert_allclose(value, np.log(16), rtol=1e-6)
     np.testing.assert_allclose(metrics['log_batch'], np.log(16), rtol=1e-6)
     np.testing.assert_allclose((metrics['positive_cosine'], metrics['negative_cosine']), 1, rtol=1e-6)
+    assert (metrics['accuracy_xy'], metrics['accuracy_yx']) == (0, 0)
 
 
 def test_orthogonal_partners_with_hard_negatives_give_no_loss():

@@ -113,7 +113,8 @@ def test_where_there_is_no_terminal_a_line_tells_the_speed_at_times(tmp_path, ca
     now = [0.0]
     monkeypatch.setattr('cpt_jax.train.metrics.time.monotonic', lambda: now[0])
     records = Recorder(tmp_path, 0, 2000, writing=True)
-    row = {'loss': 2.5, 'log_batch': 3.47, 'pairs_per_second': 1234.5, 'tokens_per_second': 9e5, 'padding_share': 0.031, 'seconds': 600.0}
+    row = {'loss': 2.5, 'log_batch': 3.47, 'pairs_per_second': 1234.5, 'tokens_per_second': 9e5, 'padding_share': 0.031}
+    row |= {'seconds': 600.0, 'dropped_pairs': 0.0}
     for step, now[0] in [(400, 29.0), (450, 31.0), (500, 32.0), (1000, 62.0)]:
         records.show(step, row)
     records.say('saved')

@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from cpt_jax import checkpoint
 from cpt_jax.config import flatten
+from cpt_jax.tokenizer import train_tokenizer
 
 TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
@@ -94,12 +95,15 @@ def test_init_from_starts_with_the_parameters_and_the_tokenizer_of_another_run(l
     assert 'init_from=first: its model is not of the shape of this config' in line
 
 
-def test_two_processes_train_as_one(launch, tmp_path):
-    finish(launch('one', '--config.train.steps=3', devices=2))
+def free_address() -> str:
     with socket.socket() as free:
         free.bind(('localhost', 0))
-        address = f'localhost:{free.getsockname()[1]}'
-    flags = '--config.train.steps=3', f'--coordinator={address}', '--processes=2'
+        return f'localhost:{free.getsockname()[1]}'
+
+
+def test_two_processes_train_as_one(launch, tmp_path):
+    finish(launch('one', '--config.train.steps=3', devices=2))
+    flags = '--config.train.steps=3', f'--coordinator={free_address()}', '--processes=2'
     both = [launch('two', *flags, f'--process={i}') for i in range(2)]
     for process in both:
         finish(process)
@@ -134,6 +138,10 @@ def error_of(process) -> str:
         (['--config.loss.form=rings'], "loss.form='rings'"),
         (['--config.model.norm=batch'], "model.norm='batch'"),
         (['--config.data.max_tokens_x=64'], 'data.max_tokens_x=64'),
+        (['--config.data.rows=-1'], 'data.rows=-1: must be 0 or more'),
+        (['--config.data.sources.pairs.holdout=2.0'], 'holdout=2: must be a share'),
+        (['--config.mesh.tensor=8'], 'mesh.tensor=8 does not divide model.heads=4'),
+        (['--workdir=gs://bucket/run'], 'only paths of the file system'),
         (['--config.optimizer.warmup_steps=50'], 'optimizer.warmup_steps=50'),
         (['--config.tokenizer.path=/nowhere/tokenizer.json'], '/nowhere/tokenizer.json'),
         (['--config.init_from=/nowhere/run'], 'init_from /nowhere/run'),
@@ -147,16 +155,57 @@ def test_wrong_input_is_one_line(launch, tmp_path, flags, expected):
     assert re.search(expected, error_of(launch('run', *flags, devices=8)))
 
 
-def test_a_workdir_of_another_config_is_refused_by_key(launch, tmp_path, tokenizer):
+def test_a_workdir_of_another_config_is_refused_by_key(launch, tmp_path):
     finish(launch('run', '--config.train.steps=4', '--config.evaluation.every_steps=0'))
     line = error_of(launch('run', '--config.train.steps=4', '--config.optimizer.peak_lr=0.5'))
     assert 'optimizer.peak_lr was 0.003 and is 0.5' in line
-    tokenizer.save(tmp_path / 'run' / 'tokenizer')
-    assert 'is not the tokenizer that the checkpoints' in error_of(launch('run', '--config.train.steps=6'))
+    (tmp_path / 'run' / 'tokenizer' / 'tokenizer.model').write_bytes(b'')  # as a kill in the middle of writing it might leave it
+    finish(launch('run', '--config.train.steps=6', '--config.evaluation.every_steps=0'))
+    assert (tmp_path / 'run' / 'tokenizer' / 'tokenizer.model').stat().st_size > 1000
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(launch, tmp_path):
-    line = error_of(launch('run', '--config.optimizer.peak_lr=1e30', '--config.checkpoint.every_steps=2'))
-    assert 'at step' in line
-    for step in checkpoint.steps_in(tmp_path / 'run' / 'checkpoints'):
-        assert all(np.isfinite(array).all() for array in parameters(tmp_path / 'run', step).values())
+def test_the_newest_checkpoint_without_its_metadata_is_passed_over(launch, tmp_path):
+    finish(launch('run', '--config.train.steps=8', '--config.evaluation.every_steps=0'))
+    (tmp_path / 'run' / 'checkpoints' / '8' / '_CHECKPOINT_METADATA').write_text('{"item_')
+    for path in (tmp_path / 'run' / 'checkpoints' / '8' / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(b'')
+    output = finish(launch('run', '--config.train.steps=8', '--config.evaluation.every_steps=0'))
+    assert 'checkpoint 8 cannot be read: the one before it is taken' in output and 'step 4 of 8' in output
+    assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [4, 8]
+
+
+def test_another_tokenizer_than_the_runs_is_refused(launch, tmp_path, tokenizer):
+    tokenizer.save(tmp_path / 'own')
+    finish(launch('run', '--config.tokenizer.path=own', '--config.train.steps=3', '--config.evaluation.every_steps=0'))
+    finish(launch('run', '--config.tokenizer.path=own', '--config.train.steps=4', '--config.evaluation.every_steps=0'))
+    options = {'model_type': 'bpe', 'normalization': 'identity', 'whitespace': 'prefix', 'characters': 99, 'seed': 0}
+    other = train_tokenizer(['a b c d'] * 9, vocab_size=290, **options)
+    other.save(tmp_path / 'own')
+    assert 'tokenizer.path=own is not the tokenizer' in error_of(launch('run', '--config.tokenizer.path=own', '--config.train.steps=5'))
+    assert 'tokenizer.path=own is not the tokenizer' in error_of(launch('new', '--config.tokenizer.path=own', '--config.init_from=run'))
+
+
+def test_parameters_that_are_no_numbers_stop_the_run_and_are_not_saved(launch, tmp_path):
+    # The rate of the first step is 0, of the second 5e29: its loss is that of good parameters, what it leaves is not.
+    line = error_of(launch('run', '--config.optimizer.peak_lr=1e30', '--config.checkpoint.every_steps=1'))
+    assert 'at step 2 ' in line and 'the checkpoint of step 1 stays' in line
+    assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [1]
+    finish(launch('again', '--config.init_from=run@1', '--config.train.steps=4'))
+    assert all(np.isfinite(row['loss']) for row in rows(tmp_path / 'again'))
+
+
+def test_processes_with_other_data_do_not_train_together(launch, config_file, tmp_path):
+    rows_of_the_other = config_file.with_name('pairs.jsonl').read_text().splitlines()[:280]
+    (tmp_path / 'other.jsonl').write_text('\n'.join(rows_of_the_other))
+    flags = f'--coordinator={free_address()}', '--processes=2'
+    one = launch('run', *flags, '--process=0')
+    two = launch('run', *flags, '--process=1', f'--config.data.sources.pairs.path={tmp_path / "other.jsonl"}')
+    for process in (one, two):
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 1 and 'error: the processes differ in' in output, output
+    assert not (tmp_path / 'run').exists()
+
+
+def test_several_processes_need_a_coordinator(launch):
+    assert '--processes=2 --process=1 need --coordinator' in error_of(launch('run', '--processes=2', '--process=1'))
