@@ -204,11 +204,9 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, chec
     section = dict(config['tokenizer'])
     path = section.pop('path')
     if not before and not config['init_from']:
-        return (
-            load_tokenizer(path)
-            if path
-            else build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
-        )
+        if path:
+            return load_tokenizer(path)
+        return build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
     directory, step = (workdir.absolute() / 'checkpoints', before[0]) if before else checkpoint.find(config['init_from'], 'init_from')
     tokenizer = checkpoint.load_tokenizer_of(directory, step)
     if path and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
