@@ -14,5 +14,6 @@ def get_config() -> ConfigDict:
     # pairs of one document, so there must be as many documents as a batch has pairs.
     c.data.sources = {'text': {'kind': 'text', 'weight': 1.0, 'path': 'data/text', 'piece_tokens': 62, 'separator': '', 'holdout': 0.1}}
     c.data.max_tokens_x = 64  # both sides are pieces of one length
+    c.data.row_length = 256  # pieces of 40 to 64 tokens leave gaps in short rows
     c.train.batch_pairs = 64
     return c
