@@ -2,18 +2,27 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a file beside its name and renames it: a program killed meanwhile leaves the old content."""
-    content = data.encode('utf-8') if isinstance(data, str) else data
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of `path` at the end; a program killed meanwhile leaves what was there."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix='.part')
     try:
         with os.fdopen(descriptor, 'wb') as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
+            yield file
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Writes a whole file, text as UTF-8."""
+    with replacing(path) as file:
+        file.write(data.encode('utf-8') if isinstance(data, str) else data)

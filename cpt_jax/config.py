@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,16 @@ def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **g
     """Calls `function` with a section of the config, and with what the config does not know.
 
     Raises:
+      UserError: see `check_section`.
+    """
+    check_section(function, name, section, given)
+    return function(**section, **given)
+
+
+def check_section(function: Callable, name: str, section: Mapping[str, Any], given: Container[str]) -> None:
+    """Compares the keys of a section with the arguments of a function, but for those that are `given` otherwise.
+
+    Raises:
       UserError: the section has a key that is no argument of the function, or lacks one without a default.
     """
     known = {key: parameter for key, parameter in inspect.signature(function).parameters.items() if key not in given}
@@ -42,7 +52,6 @@ def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **g
     for key, parameter in known.items():
         if key not in section and parameter.default is inspect.Parameter.empty:
             raise UserError(f'config key {name}.{key} is missing')
-    return function(**section, **given)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

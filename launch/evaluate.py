@@ -24,7 +24,7 @@ from cpt_jax.evals.evaluation import evaluate
 from cpt_jax.evals.results import RESULTS, format_table
 from cpt_jax.evals.suite import find_tasks, select
 from cpt_jax.evals.task import Task
-from cpt_jax.program import run_program
+from cpt_jax.program import run_program, use_compilation_cache
 
 MODEL = flags.DEFINE_string('model', None, 'A model reference: the directory of a run, or run@step.', required=True)
 TASKS = flags.DEFINE_list(
@@ -48,6 +48,7 @@ def _tasks(trained_on: Sequence[Mapping]) -> list[Task]:
 
 def main() -> None:
     logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG
+    use_compilation_cache()
     _tasks([])  # a wrong name is told before the model is loaded
     embedder = load_embedder(MODEL.value)
     sections = [section for section in embedder.settings['trained_on'].values() if section['kind'] == 'python_source']

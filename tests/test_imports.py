@@ -20,7 +20,7 @@ BELOW = {
     'mesh': {'errors'},
     'tokenizer': {'errors', 'atomic'},
     'model': {'errors', 'mesh'},
-    'data': {'errors', 'config', 'mesh', 'tokenizer'},
+    'data': {'errors', 'atomic', 'config', 'mesh', 'tokenizer'},
     'checkpoint': {'errors', 'config', 'tokenizer'},
     'program': {'errors', 'data'},
     'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint'},
@@ -76,7 +76,7 @@ def test_the_loss_does_not_know_the_model():
 
 
 def test_a_config_is_known_where_a_run_begins_alone():
-    for known in ({'ml_collections', 'configs'}, {'cpt_jax.config.build', 'cpt_jax.config.check_resume'}):
+    for known in ({'ml_collections', 'configs'}, {'cpt_jax.config.build', 'cpt_jax.config.check_section', 'cpt_jax.config.check_resume'}):
         found = {str(path.relative_to(ROOT)) for path in FILES if any(begins(name, known) for name in imports(path))}
         assert found and {path for path in found if not path.startswith('launch/')} <= KNOW_CONFIGS
 

@@ -60,7 +60,7 @@ class Texts:
       negatives: hard negatives taken from each pair, the first ones; a pair with fewer has gaps.
     """
 
-    REMEMBERED = 1 << 18  # pairs; about 200 MB at 150 tokens a pair
+    REMEMBERED = 1 << 18  # pairs; 320 MB at 150 tokens a pair
 
     def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens_x: int, max_tokens_y: int, negatives: int):
         self.sources, self.tokenizer, self.negatives = sources, tokenizer, negatives

@@ -3,12 +3,13 @@
 import json
 import logging
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from cpt_jax.atomic import replacing
 
 Arrays = dict[str, np.ndarray]
 
@@ -34,7 +35,9 @@ def cached(name: str, build: Callable[[], Arrays]) -> Arrays:
         logging.warning('%s cannot be read (%s) and is built again', path, error)
     arrays = build()
     try:
-        _write(path, arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            np.savez(file, **arrays)
     except OSError as error:
         logging.warning('%s cannot be written (%s): the next program builds it again', path, error)
     return arrays
@@ -47,15 +50,3 @@ def to_array(value: object) -> np.ndarray:
 
 def from_array(array: np.ndarray) -> object:
     return json.loads(array.tobytes())
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix='.part')
-    try:
-        with os.fdopen(descriptor, 'wb') as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from cpt_jax.config import build
+from cpt_jax.config import check_section
 from cpt_jax.data.jsonl import JsonlSource
 from cpt_jax.data.pairs import Source, digest
 from cpt_jax.data.python_source import PythonSource
@@ -57,10 +57,11 @@ def _source(name: str, section: dict, split: str, tokenizer: TokenCounter) -> So
     if section.pop('weight', None) is None:
         raise UserError(f'config key {where}.weight is missing')
     given = {'split': split} | ({'tokenizer': tokenizer} if 'tokenizer' in inspect.signature(KINDS[kind]).parameters else {})
+    check_section(KINDS[kind], where, section, given)
     try:
-        return build(KINDS[kind], where, section, **given)
-    except UserError as error:
-        raise error if where in str(error) else UserError(f'{where}: {error}') from None
+        return KINDS[kind](**section, **given)
+    except UserError as error:  # names the argument
+        raise UserError(f'{where}: {error}') from None
 
 
 def _weight(name: str, weight: float) -> float:

@@ -84,7 +84,7 @@ def _dense_local(e_bxTxD: jax.Array, ids_bxT: jax.Array, scale: jax.Array, axes:
     allowed_bxC, negative_bxC = _candidates(ids_bxT, all_ids_BxT, me * b)
     there_b = (ids_bxT[:, 0] > 0).astype(jnp.float32)
 
-    # HIGHEST: a TPU would otherwise round float32 inputs to bfloat16, which is 0.1 nats at a scale of 100.
+    # HIGHEST: a TPU would otherwise round float32 inputs to bfloat16, to 2**-9 of their size, and the scale multiplies that by up to 100.
     cosine_bxC = jnp.einsum(
         'bd,cd->bc', e_bxTxD[:, 0], columns_CxD, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )

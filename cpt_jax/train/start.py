@@ -39,7 +39,7 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
         'devices': f'{run.mesh.size} {run.mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {dict(run.mesh.shape)}',
         'parameters': f'{parameters:,} ({table:,} of them token embeddings), compute in {run.shape.dtype}',
         'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint {run.tokenizer.fingerprint[:12]}, {tokenized}',
-        'batch': f'{pairs:,} pairs: {pairs - 1 + pairs * run.data.negatives:,} negatives per anchor, log B = {np.log(pairs):.2f}',
+        'batch': f'{pairs:,} pairs: up to {pairs - 1 + pairs * run.data.negatives:,} negatives per anchor, log B = {np.log(pairs):.2f}',
         'rows': (
             f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of {layout.row_length}:'
             f' {layout.tokens:,} tokens a batch, padding included'
