@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
     c.data.max_tokens_y = 256  # as max_tokens_x
     c.data.negatives = 0  # hard negatives of each pair that take part, the first ones
     c.data.row_length = 512  # columns of a packed row: at least the longest text
+    c.data.packed = True  # several texts share a row; False: each has a row of its own, which costs padding
     c.data.rows = 0  # rows a device and chunk; 0: measured, so that fewer than 1 pair in 1,000 does not fit
     c.data.threads = 2  # that read, tokenise and pack
     c.data.prefetch = 8  # batches made ahead
@@ -43,6 +44,7 @@ def get_config() -> ConfigDict:
     c.model.bias = True  # in every projection
     c.model.causal = True  # the paper starts from GPT; False: every token sees its whole text
     c.model.init = 'gpt2'  # gpt2, or passthrough for training from scratch (cpt_jax/model/encoder.py says why)
+    c.model.dropout = 0.0  # share of units set to zero, in training, after the embeddings and in both halves of each layer
     c.model.remat = 'full'  # what the backward pass computes again: none, dots or full
     c.model.dtype = 'auto'  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU. Parameters are float32
     c.model.layer_loop = 'auto'  # scan or unroll; auto: unroll on CPU
@@ -53,9 +55,12 @@ def get_config() -> ConfigDict:
     c.mesh.tensor = 1  # devices that share one layer's heads and hidden units
 
     c.loss = ConfigDict()
-    c.loss.form = 'dense'  # one gather, one matrix product
+    c.loss.form = 'dense'  # dense: one gather, one matrix product. chunked: for batches whose similarities do not fit at once
+    c.loss.chunks = 8  # of the chunked form: memory for similarities falls by so much, and a third more work is done
     c.loss.initial_temperature = 0.07  # CLIP's; the cpt paper trains it from a value it does not state
+    c.loss.temperature_per_source = False  # True: one for each of data.sources
     c.loss.symmetric = True  # both directions (cpt); False: x finds y alone
+    c.loss.dimensions = ()  # Matryoshka: numbers of units whose losses are averaged, such as (64, 256, 1024); (): all units alone
 
     c.optimizer = ConfigDict()
     c.optimizer.peak_lr = 1e-4  # of AdamW, after the warm-up

@@ -5,9 +5,13 @@ from pathlib import Path
 
 import cpt_jax
 
+_ARCHIVED = '$Format:%h$'  # the commit, where `git archive` wrote this file (.gitattributes); as it stands, elsewhere
+
 
 def code_version() -> str:
-    """The package's version, and the commit where the code lies in a git checkout ("+" behind it: with changes of its own)."""
+    """The package's version, and the commit that the code is of; "+" behind it: a git checkout with changes of its own."""
+    if not _ARCHIVED.startswith('$'):
+        return f'{cpt_jax.__version__} {_ARCHIVED}'
     root = Path(__file__).parents[1]
     try:
         described = subprocess.run(

@@ -1,6 +1,6 @@
 """Texts -> vectors: all that evaluation, search and serving see of a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +52,22 @@ class Embedder:
             'tokenizer': tokenizer.fingerprint,
         } | dict(origin or {})
 
-    def __call__(self, texts: Sequence[str], side: Side, progress: str = '') -> np.ndarray:
+    def __call__(self, texts: Sequence[str], side: Side, progress: str = '', between: Callable[[], None] | None = None) -> np.ndarray:
         """float32[n, D]: the unit vector of each text, wrapped in its side's delimiters.
 
         Args:
           texts: n texts of any length; what is over the side's maximum is cut off.
           side: 'x' for queries, 'y' for what they look for.
           progress: a word for a progress bar; none without.
+          between: called after each batch of texts; what it raises ends it.
         """
         vectors_NxD = np.zeros((len(texts), self.encoder.shape.width), np.float32)
         with tqdm(total=len(texts), desc=progress, unit='text', disable=None if progress else True) as bar, jax.set_mesh(self._mesh):
             for places, rows, length in self._batches(texts, side):
                 vectors_NxD[places] = self._compute(rows, length)[: len(places)]
                 bar.update(len(places))
+                if between:
+                    between()
         return vectors_NxD
 
     def _batches(self, texts: Sequence[str], side: Side) -> Iterator[tuple[np.ndarray, list[np.ndarray], int]]:

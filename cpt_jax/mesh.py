@@ -1,9 +1,11 @@
 """Devices with named axes, and how a batch lies on them."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -17,25 +19,38 @@ AXES = ('data', 'fsdp', 'tensor')
 BATCH = ('data', 'fsdp')
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
-    """The mesh (data, fsdp, tensor) over all devices of all processes; one size may be -1: all that is left.
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh (data, fsdp, tensor) over all devices of all processes, or over those given; one size may be -1: all that is left.
+
+    Several slices of a TPU pod divide the data axis: between them goes one gradient a step; what is sent for every layer stays within one.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or the slices do not divide the data axis.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
-    devices = jax.device_count()
     given = int(np.prod([size for size in sizes.values() if size != -1]))
     free = [name for name, size in sizes.items() if size == -1]
     text = ' x '.join(f'mesh.{name}={size}' for name, size in sizes.items())
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f'{text}: sizes are 1 or more, and at most one is -1 (all that is left)')
-    if devices % given:
-        raise UserError(f'{text} does not divide the {devices} devices')
-    if not free and given != devices:
-        raise UserError(f'{text} takes {given} of the {devices} devices: set one size to -1, to take what is left')
-    shape = tuple(devices // given if size == -1 else size for size in sizes.values())
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    if len(devices) % given:
+        raise UserError(f'{text} does not divide the {len(devices)} devices')
+    if not free and given != len(devices):
+        raise UserError(f'{text} takes {given} of the {len(devices)} devices: set one size to -1, to take what is left')
+    shape = tuple(len(devices) // given if size == -1 else size for size in sizes.values())
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if shape[0] % slices:
+        raise UserError(f'{text}: the {slices} slices do not divide mesh.data={shape[0]}; set it to a multiple, or to -1 and fsdp lower')
+    return jax.sharding.Mesh(_arrange(shape, slices, devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def _arrange(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices as an array in which neighbours are neighbours in the machine."""
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within, between = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+    return mesh_utils.create_hybrid_device_mesh(within, between, devices, allow_split_physical_axes=True)
 
 
 def batch_shards(mesh: jax.sharding.Mesh) -> int:
@@ -61,26 +76,3 @@ def on_mesh(abstract: T, mesh: jax.sharding.Mesh) -> T:
 def shardings(abstract: T) -> T:
     """The sharding of each leaf."""
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
-
-
-def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) -> None:
-    """Joins the other processes of a run.
-
-    Args:
-      coordinator: host:port of process 0. Without it, a cluster that JAX knows (a TPU pod, Slurm, Open MPI) tells all three; where there
-        is none, this process runs alone.
-      processes, process: how many there are, and which this one is.
-
-    Raises:
-      UserError: several processes and no coordinator.
-    """
-    if coordinator:
-        jax.distributed.initialize(coordinator, processes, process)
-        return
-    if processes > 1 or process:
-        raise UserError(f'--processes={processes} --process={process} need --coordinator, the host:port of process 0')
-    try:
-        jax.distributed.initialize()
-    except ValueError as error:
-        if 'coordinator_address' not in str(error):  # anything but: there is no cluster
-            raise

@@ -27,7 +27,7 @@ flags.declare_key_flag('config')
 
 def main() -> int:
     name, config = _CONFIG()
-    from cpt_jax.mesh import join_processes
+    from cpt_jax.processes import join_processes, shared_fate
     from cpt_jax.program import use_compilation_cache
     from cpt_jax.train.loop import train
 
@@ -36,7 +36,8 @@ def main() -> int:
     workdir = Path(_WORKDIR.value or f'runs/{name}')
     if '://' in str(_WORKDIR.value):
         raise UserError(f'--workdir {_WORKDIR.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
-    return train(config.to_dict(), workdir)
+    with shared_fate():
+        return train(config.to_dict(), workdir)
 
 
 if __name__ == '__main__':

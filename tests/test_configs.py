@@ -14,12 +14,12 @@ from jax.sharding import AbstractMesh, AxisType
 from cpt_jax.checkpoint import Checkpoints
 from cpt_jax.config import as_json, build, flatten
 from cpt_jax.data.mixture import KINDS
+from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import AXES, batch_shards, make_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
 from cpt_jax.program import load_config
 from cpt_jax.tokenizer import train_tokenizer
-from cpt_jax.train.loss import InfoNCE
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.setup import SECTIONS, Data, Evaluation, Train
 
@@ -30,7 +30,7 @@ FILES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init
 BUILDERS = {
     'data': (Data, ()),
     'model': (Shape, ('vocab_size',)),
-    'mesh': (make_mesh, ()),
+    'mesh': (make_mesh, ('devices',)),
     'loss': (InfoNCE, ()),
     'optimizer': (make_optimizer, ('steps',)),
     'train': (Train, ()),
@@ -73,11 +73,11 @@ def test_the_values_of_a_config_go_together(name):
     """What a run checks before it reads its data."""
     config = load(name)
     train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
-    build(InfoNCE, 'loss', config['loss'])
+    build(InfoNCE, 'loss', config['loss']).check_width(config['model']['width'])
     build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size'])
     assert max(data.max_tokens_x, data.max_tokens_y) <= min(data.row_length, shape.max_length)
-    assert train.batch_pairs % (batch_shards(pod(config['mesh'])) * train.encode_chunks) == 0
+    assert train.batch_pairs >= batch_shards(pod(config['mesh'])) * train.encode_chunks
     assert dict(flatten(as_json(config))).keys() == dict(flatten(config)).keys()
 
 

@@ -2,7 +2,8 @@
 
 NOTE on indices. A step's batch is `batch_pairs` pairs. They are dealt to G x C groups: G parts of the mesh that hold rows of their own
 (data x fsdp), and for each part C chunks that are encoded one after the other. A group's pairs are packed into rows of their own, and
-an EOS place counts within the group: no device ever needs another's rows. Which pairs a step holds does not depend on G and C.
+an EOS place counts within the group: no device ever needs another's rows. Which pairs a step holds does not depend on G and C. Where
+G x C does not divide the batch, the last groups have empty places, which the loss leaves out: any batch goes on any mesh.
 """
 
 import dataclasses
@@ -23,20 +24,30 @@ from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH, batch_shards
 from cpt_jax.tokenizer import Tokenizer
 
+# In place of the number of a pair: an empty place.
+NOTHING = -1
+
 
 class Batch(NamedTuple):
-    """Arrays int32; C chunks lead, then R rows or B pairs of a chunk. See Encoder and InfoNCE for what they hold."""
+    """Arrays int32; C chunks lead, then R rows or B pairs of a chunk. See Encoder and InfoNCE for what they hold.
+
+    `source` is the number of the source that all pairs come from, a scalar.
+    """
 
     tokens_CxRxS: jax.Array | np.ndarray
     segments_CxRxS: jax.Array | np.ndarray
     positions_CxRxS: jax.Array | np.ndarray
     eos_CxBxT: jax.Array | np.ndarray
     ids_CxBxT: jax.Array | np.ndarray
+    source: jax.Array | np.ndarray = np.int32(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a batch lies on devices: G parts x C chunks, each of `pairs` pairs of `texts` texts in `rows` rows of `row_length` columns."""
+    """How a batch lies on devices: G parts x C chunks, each of `pairs` pairs of `texts` texts in `rows` rows of `row_length` columns.
+
+    `packed`: texts share rows; otherwise each has a row of its own.
+    """
 
     parts: int
     chunks: int
@@ -44,6 +55,7 @@ class Layout:
     texts: int
     rows: int
     row_length: int
+    packed: bool = True
 
     @property
     def tokens(self) -> int:
@@ -65,11 +77,16 @@ class Texts:
     def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens_x: int, max_tokens_y: int, negatives: int):
         self.sources, self.tokenizer, self.negatives = sources, tokenizer, negatives
         self._max_x, self._max_y = max_tokens_x, max_tokens_y
-        self._known: dict[tuple[int, int], tuple[list[np.ndarray], list[int]]] = {}
+        texts = 2 + negatives
+        nothing = [np.zeros(0, np.int32)] * texts, [0] * texts
+        self._known: dict[tuple[int, int], tuple[list[np.ndarray], list[int]]] = {(i, NOTHING): nothing for i in range(len(sources))}
         self.tokens, self.seconds = 0, 0.0
 
     def __call__(self, source: int, indices: np.ndarray) -> tuple[list[list[np.ndarray]], np.ndarray]:
-        """Tokens of x, y and the negatives (an empty array where there is none) of each pair; ids int32[pairs, T]."""
+        """Tokens of x, y and the negatives (an empty array where there is none) of each pair; ids int32[pairs, T].
+
+        A pair of number NOTHING has none.
+        """
         keys = [(source, int(index)) for index in indices]
         missing = [key for key in keys if key not in self._known]
         fresh = dict(zip(missing, self._read(missing), strict=True)) if missing else {}
@@ -96,22 +113,32 @@ class Texts:
 
 
 def plan_layout(
-    texts: Texts, mesh: jax.sharding.Mesh, batch_pairs: int, chunks: int, row_length: int, rows: int, sample: int = 4096
+    texts: Texts,
+    mesh: jax.sharding.Mesh,
+    batch_pairs: int,
+    chunks: int,
+    row_length: int,
+    rows: int,
+    packed: bool = True,
+    sample: int = 4096,
 ) -> Layout:
     """The layout of a run's batches; with `rows` 0, as many as a sample of every source shows to be needed.
 
     Raises:
-      UserError: the batch does not divide by the parts of the mesh and the chunks.
+      UserError: there are fewer pairs than chunks on all parts of the mesh.
     """
     parts = batch_shards(mesh)
-    if batch_pairs % (parts * chunks):
+    if batch_pairs < parts * chunks:
         raise UserError(
-            f'train.batch_pairs={batch_pairs} is not a multiple of mesh.data x mesh.fsdp = {parts} times train.encode_chunks={chunks}'
+            f'train.batch_pairs={batch_pairs} is less than mesh.data x mesh.fsdp = {parts} times train.encode_chunks={chunks}: '
+            'some devices would have no pair at all'
         )
-    pairs = batch_pairs // (parts * chunks)
-    if not rows:
+    pairs = -(-batch_pairs // (parts * chunks))
+    if not packed:
+        rows = pairs * (2 + texts.negatives)
+    elif not rows:
         rows = max(propose_rows(sample_lengths(texts, source, sample), pairs, row_length) for source in range(len(texts.sources)))
-    return Layout(parts, chunks, pairs, 2 + texts.negatives, rows, row_length)
+    return Layout(parts, chunks, pairs, 2 + texts.negatives, rows, row_length, packed)
 
 
 def sample_lengths(texts: Texts, source: int, sample: int) -> np.ndarray:
@@ -122,19 +149,19 @@ def sample_lengths(texts: Texts, source: int, sample: int) -> np.ndarray:
 
 
 def pack_group(tokens: Sequence[Sequence[np.ndarray]], ids_bxT: np.ndarray, layout: Layout) -> Batch:
-    """Packs one group. A pair with a text that does not fit gets ids of 0: the loss leaves it out and the metrics count it."""
+    """Lays one group out in rows. A pair with a text that does not fit gets ids of 0: the loss leaves it out and the metrics count it."""
     flat = [text for pair in tokens for text in pair]
     lengths = np.array([len(text) for text in flat])
-    starts = pack(lengths, layout.rows, layout.row_length)
+    starts = pack(lengths, layout.rows, layout.row_length) if layout.packed else np.arange(len(flat)) * layout.row_length
     starts[lengths == 0] = 0
     fits_bxT = (starts >= 0).reshape(ids_bxT.shape)
     ids_bxT = ids_bxT * fits_bxT.all(1, keepdims=True)
 
     rows_RxS = np.zeros((3, layout.rows, layout.row_length), np.int32)
     placed = np.flatnonzero((starts >= 0) & (lengths > 0))
-    within = np.concatenate([np.arange(n) for n in lengths[placed]])
+    within = np.concatenate([np.zeros(0, int), *(np.arange(n) for n in lengths[placed])])
     where = np.repeat(starts[placed], lengths[placed]) + within
-    values = (np.concatenate([flat[i] for i in placed]), np.repeat(placed + 1, lengths[placed]), within)
+    values = (np.concatenate([np.zeros(0, int), *(flat[i] for i in placed)]), np.repeat(placed + 1, lengths[placed]), within)
     for row, value in zip(rows_RxS.reshape(3, -1), values, strict=True):
         row[where] = value
     eos_bxT = np.maximum(starts + lengths - 1, 0).reshape(ids_bxT.shape).astype(np.int32)
@@ -146,13 +173,17 @@ def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh:
     shape = (layout.parts * layout.rows, layout.row_length)
     places = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map(shape)
     mine = sorted({(place[0].start or 0) // layout.rows for place in places.values()})
+    places_a_step = layout.parts * layout.chunks * layout.pairs
 
     def build(index: BatchIndex) -> Mapping[int, Batch]:
-        pairs_GxCxb = index.pairs.reshape(layout.parts, layout.chunks, layout.pairs)
+        padded = np.pad(index.pairs, (0, places_a_step - len(index.pairs)), constant_values=NOTHING)
+        pairs_GxCxb = padded.reshape(layout.parts, layout.chunks, layout.pairs)
         tokens, ids = texts(index.source, pairs_GxCxb[mine].reshape(-1))
         groups = [pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout) for k in range(0, len(tokens), layout.pairs)]
         chunked = [groups[k : k + layout.chunks] for k in range(0, len(groups), layout.chunks)]
-        return {part: Batch(*map(np.stack, zip(*chunks, strict=True))) for part, chunks in zip(mine, chunked, strict=True)}
+        source = np.int32(index.source)
+        stacked = {part: Batch(*map(np.stack, zip(*chunks, strict=True))) for part, chunks in zip(mine, chunked, strict=True)}
+        return {part: batch._replace(source=source) for part, batch in stacked.items()}
 
     return indices.map(build)
 
@@ -166,4 +197,6 @@ def place(local: Mapping[int, Batch], mesh: jax.sharding.Mesh, layout: Layout) -
         read = lambda index: local[(index[1].start or 0) // size][field]  # noqa: E731
         return jax.make_array_from_callback((chunks, size * layout.parts, last), sharding, read)
 
-    return Batch(*map(assemble, range(len(Batch._fields))))
+    source = next(iter(local.values())).source
+    everywhere = jax.make_array_from_callback((), NamedSharding(mesh, P()), lambda _: source)
+    return Batch(*map(assemble, range(len(Batch._fields) - 1)), everywhere)

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.attention import attend, rotate, segment_mask
-from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter
+from cpt_jax.model.dropout import dropout
+from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
 from cpt_jax.model.shape import Shape
 
 # What the backward pass finds kept and need not compute again, by the name that a config gives.
@@ -37,8 +38,8 @@ class Norm(nnx.Module):
         if self.shape.norm == 'layernorm':
             h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + self.shape.norm_epsilon)
-        h = h * self.scale[...]
-        return (h + self.bias[...] if self.shape.norm == 'layernorm' else h).astype(x.dtype)
+        h = h * spread(self.scale, h)
+        return (h + spread(self.bias, h) if self.shape.norm == 'layernorm' else h).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -69,13 +70,13 @@ class Attention(nnx.Module):
     def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
         weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
         out = jnp.einsum('rsd,dhk->rshk', h_RxSxD, weight, out_sharding=P(BATCH, None, 'tensor', None))
-        return out + getattr(self, name + '_bias')[...].astype(out.dtype) if self.shape.bias else out
+        return out + spread(getattr(self, name + '_bias'), out).astype(out.dtype) if self.shape.bias else out
 
     def combine(self, a: jax.Array) -> jax.Array:
         """The heads' mixtures [..., H, K] back to the width: [..., D]."""
         weight = gathered(self.out, a.dtype, 'tensor', None, None)
         out = jnp.einsum('...hk,hkd->...d', a, weight, out_sharding=P(BATCH))
-        return out + self.out_bias[...].astype(out.dtype) if self.shape.bias else out
+        return out + spread(self.out_bias, out).astype(out.dtype) if self.shape.bias else out
 
 
 class FeedForward(nnx.Module):
@@ -96,11 +97,11 @@ class FeedForward(nnx.Module):
         """float[..., D] -> the same."""
         up = self._widen(h, self.up)
         if self.shape.bias:
-            up = up + self.up_bias[...].astype(up.dtype)
+            up = up + spread(self.up_bias, up).astype(up.dtype)
         # GPT-2's form of GELU, the tanh approximation.
         up = jax.nn.silu(self._widen(h, self.gate)) * up if self.shape.activation == 'swiglu' else jax.nn.gelu(up, approximate=True)
         down = jnp.einsum('...f,fd->...d', up, gathered(self.down, up.dtype, 'tensor', None), out_sharding=P(BATCH))
-        return down + self.down_bias[...].astype(down.dtype) if self.shape.bias else down
+        return down + spread(self.down_bias, down).astype(down.dtype) if self.shape.bias else down
 
     def _widen(self, h: jax.Array, weight: nnx.Param) -> jax.Array:
         spec = P(BATCH, *[None] * (h.ndim - 2), 'tensor')
@@ -108,23 +109,29 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer. Built with a leading axis of N layers, called on one slice of it."""
+    """One layer; with a leading axis of N layers, built as a stack and called on one slice of it."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs):
-        stack = (shape.layers, None)
-        self.attention_norm = Norm(shape, rngs, stack)
-        self.attention = Attention(shape, rngs, stack)
-        self.feed_forward_norm = Norm(shape, rngs, stack)
-        self.feed_forward = FeedForward(shape, rngs, stack)
+    def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
+        self.shape = shape
+        self.attention_norm = Norm(shape, rngs, *stack)
+        self.attention = Attention(shape, rngs, *stack)
+        self.feed_forward_norm = Norm(shape, rngs, *stack)
+        self.feed_forward = FeedForward(shape, rngs, *stack)
 
     def mix(self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
         """The half that looks at other positions."""
         return self.attention.mix(self.attention_norm(x_RxSxD), mask_RxSxS, positions_RxS)
 
-    def finish(self, x: jax.Array, a: jax.Array) -> jax.Array:
-        """The half that works on each position alone: x [..., D] and its heads' mixtures a [..., H, K] -> [..., D]."""
-        x = x + self.attention.combine(a)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def finish(self, x: jax.Array, a: jax.Array, keys: jax.Array | None, layer: int | jax.Array) -> jax.Array:
+        """The half that works on each position alone.
+
+        Args:
+          x: float[.., .., D], the residual stream.
+          a: float[.., .., H, K], what `mix` made of it.
+          keys: of the same tokens, for dropout in layer number `layer`; None: there is none.
+        """
+        x = x + dropout(self.attention.combine(a), keys, self.shape.dropout, 2 * layer + 1)
+        return x + dropout(self.feed_forward(self.feed_forward_norm(x)), keys, self.shape.dropout, 2 * layer + 2)
 
 
 class Encoder(nnx.Module):
@@ -135,10 +142,20 @@ class Encoder(nnx.Module):
         self.token_embedding = parameter(rngs, normal(0.02), (shape.table_rows, 'tensor'), (shape.width, 'fsdp'))
         if shape.positions == 'learned':
             self.position_embedding = parameter(rngs, normal(0.01), (shape.max_length, None), (shape.width, 'fsdp'))
-        self.blocks = Block(shape, rngs)
+        # The last layer stands apart: it is computed in another way, and a slice of a stack would be a copy of nearly all weights.
+        if shape.layers > 1:
+            self.blocks = Block(shape, rngs, (shape.layers - 1, None))
+        self.last = Block(shape, rngs)
         self.final_norm = Norm(shape, rngs)
 
-    def __call__(self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        tokens_RxS: jax.Array,
+        segments_RxS: jax.Array,
+        positions_RxS: jax.Array,
+        eos_BxT: jax.Array,
+        keys_RxS: jax.Array | None = None,
+    ) -> jax.Array:
         """One vector a text.
 
         Args:
@@ -147,20 +164,23 @@ class Encoder(nnx.Module):
           positions_RxS: int32, from 0 in each text.
           eos_BxT: int32, for T texts of each of B pairs: where its closing delimiter stands, as row * S + column counted within the rows
             of the device that holds the pair.
+          keys_RxS: each token's random key, for dropout; without them there is none.
 
         Returns:
           float32[B, T, D] of unit length: the last layer's state at the closing delimiter, after the final norm. The layer's second
           half is computed for these positions alone.
         """
         mask_RxSxS = segment_mask(segments_RxS, self.shape.causal)
-        x_RxSxD, last = self._layers_but_last(self._embed(tokens_RxS, positions_RxS), mask_RxSxS, positions_RxS)
+        x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
+        x_RxSxD = self._layers_but_last(x_RxSxD, mask_RxSxS, positions_RxS, keys_RxS)
+        keys_BxT = None if keys_RxS is None else pick(keys_RxS, eos_BxT)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             a_RxSxHxK = block.mix(x_RxSxD, mask_RxSxS, positions_RxS)
-            return block.finish(pick(x_RxSxD, eos_BxT), pick(a_RxSxHxK, eos_BxT))
+            return block.finish(pick(x_RxSxD, eos_BxT), pick(a_RxSxHxK, eos_BxT), keys_BxT, self.shape.layers - 1)
 
-        e_BxTxD = self.final_norm(last_layer(last, x_RxSxD)).astype(jnp.float32)
+        e_BxTxD = self.final_norm(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
         return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
 
     def _embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
@@ -170,16 +190,20 @@ class Encoder(nnx.Module):
             x_RxSxD = x_RxSxD + gathered(self.position_embedding, dtype, None, None).at[positions_RxS].get(out_sharding=P(BATCH))
         return x_RxSxD
 
-    def _layers_but_last(self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> tuple[jax.Array, Block]:
+    def _layers_but_last(
+        self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None
+    ) -> jax.Array:
+        if self.shape.layers == 1:
+            return x_RxSxD
+
         @self._remat
-        def layer(x_RxSxD: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block.finish(x_RxSxD, block.mix(x_RxSxD, mask_RxSxS, positions_RxS)), None
+        def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block]) -> tuple[jax.Array, None]:
+            number, block = numbered
+            return block.finish(x_RxSxD, block.mix(x_RxSxD, mask_RxSxS, positions_RxS), keys_RxS, number), None
 
         inner = self.shape.layers - 1
         unroll = inner if self.shape.layer_loop == 'unroll' else 1
-        if inner:
-            x_RxSxD, _ = jax.lax.scan(layer, x_RxSxD, jax.tree.map(lambda w: w[:inner], self.blocks), unroll=unroll)
-        return x_RxSxD, jax.tree.map(lambda w: w[inner], self.blocks)
+        return jax.lax.scan(layer, x_RxSxD, (jnp.arange(inner), self.blocks), unroll=unroll)[0]
 
     def _remat(self, function):
         # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost time (jax.checkpoint's own advice).
@@ -187,7 +211,7 @@ class Encoder(nnx.Module):
 
 
 def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
-    """The states [B, T, ...] at the given places of the rows [R, S, ...], each device from its own rows."""
+    """What stands [B, T, ...] at the given places of the rows [R, S, ...], each device from its own rows."""
     rest = jax.typeof(h_RxSx).sharding.spec[2:]
 
     @partial(jax.shard_map, in_specs=(P(BATCH, None, *rest), P(BATCH)), out_specs=P(BATCH, None, *rest))
@@ -220,6 +244,6 @@ def passthrough(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sh
     spends its first pairs on telling them apart (the README has both ends). A model that starts from trained weights needs none of this.
     """
     del key
-    layers, width = shape[0], math.isqrt(math.prod(shape[1:]))
-    identity = jnp.broadcast_to(jnp.eye(width, dtype=dtype), (layers, width, width))
+    stack, width = shape[:-3], math.isqrt(math.prod(shape[-3:]))
+    identity = jnp.broadcast_to(jnp.eye(width, dtype=dtype), (*stack, width, width))
     return jax.reshard(jax.lax.reshape(identity, shape), out_sharding)

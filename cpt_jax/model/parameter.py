@@ -1,11 +1,16 @@
 """One declaration gives a parameter's shape, dtype, sharding and initial value."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+
+from cpt_jax.mesh import BATCH
+
+T = TypeVar('T')
 
 # Modules as plain pytrees: every transform comes from jax (FLIP 5310 makes this the default).
 nnx.set_graph_mode(False)
@@ -42,4 +47,28 @@ def constant(value: float) -> Initializer:
 
 def gathered(weight: nnx.Param, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
     """The weight where it is used: cast to the compute dtype, then gathered over fsdp (half the bytes on the wire in bfloat16)."""
-    return jax.reshard(weight[...].astype(dtype), P(*spec))
+    value = weight[...]
+    return jax.reshard(value.astype(dtype), P(*spec, reduced=jax.typeof(value).sharding.spec.reduced))
+
+
+def spread(vector: nnx.Param, like: jax.Array) -> jax.Array:
+    """A vector where it is used: [R, 1.., *V], a copy a row, to be added to or multiplied with `like` [R, .., *V] element by element."""
+    value = vector[...]
+    shape = (like.shape[0], *[1] * (like.ndim - 1 - value.ndim), *value.shape)
+    spec = jax.typeof(like).sharding.spec
+    sharding = P(spec[0], *[None] * (like.ndim - 1 - value.ndim), *spec[like.ndim - value.ndim :])
+    return jax.lax.broadcast_in_dim(value, shape, range(like.ndim - value.ndim, like.ndim), out_sharding=sharding)
+
+
+def gathered_once(module: T) -> T:
+    """A module whose weights are whole over data and fsdp, and whose gradients are summed over them once, after all that uses it.
+
+    Without it the gradient of each use is summed on its own: within a loop over chunks, once a chunk and layer. The weights and their
+    gradient are then held unsharded, in float32.
+    """
+
+    def once(weight: jax.Array) -> jax.Array:
+        spec = jax.typeof(weight).sharding.spec
+        return jax.reshard(weight, P(*(axis if axis == 'tensor' else None for axis in spec.partitions), reduced=set(BATCH)))
+
+    return jax.tree.map(once, module)

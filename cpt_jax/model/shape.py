@@ -44,6 +44,7 @@ class Shape:
     bias: bool = True
     causal: bool = True
     init: str = 'gpt2'
+    dropout: float = 0.0
     remat: str = 'full'
     dtype: str = 'auto'
     layer_loop: str = 'auto'
@@ -55,6 +56,8 @@ class Shape:
         for key in ('width', 'layers', 'heads', 'max_length'):
             if getattr(self, key) < 1:
                 raise UserError(f'model.{key}={getattr(self, key)}: must be 1 or more')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'model.dropout={self.dropout}: a share, 0 or more and less than 1')
         if self.width % self.heads and not self.head_width:
             raise UserError(f'model.heads={self.heads} does not divide model.width={self.width}: set model.head_width')
         derived = {

@@ -14,15 +14,15 @@ from cpt_jax.config import build, write_config
 from cpt_jax.data.batch import Batch, place
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
+from cpt_jax.loss.infonce import Metrics
 from cpt_jax.mesh import shardings
 from cpt_jax.program import EXIT_PREEMPTED
 from cpt_jax.train.heldout import heldout_scores
-from cpt_jax.train.loss import Metrics
 from cpt_jax.train.metrics import Clock, Recorder
 from cpt_jax.train.setup import Run, set_up_together
 from cpt_jax.train.start import starting_state, startup_table
 from cpt_jax.train.step import TrainState, make_step
-from cpt_jax.train.stop import Preemption
+from cpt_jax.train.stop import Preempted, Preemption
 
 
 def train(config: Mapping[str, Any], workdir: Path) -> int:
@@ -92,10 +92,8 @@ class _Loop:
                 self._record(*self._read_late(), {})
             self.late = step, metrics
             self.records.advance(1)
-            stop = self.preemption.reached(step)
-            if stop or self._is_last(step) or self._evaluation_due(step) or self.saved.due(step):
-                self._pause(step, state, stop)
-            if stop:
+            pause = self.preemption.reached() or self._is_last(step) or self._evaluation_due(step) or self.saved.due(step)
+            if pause and self._pause(step, state):
                 self.records.say(f'SIGTERM: saved step {step:,}; start again to go on')
                 return EXIT_PREEMPTED
         return 0
@@ -106,20 +104,26 @@ class _Loop:
     def _evaluation_due(self, step: int) -> bool:
         return bool(self.run.heldout) and (step % self.run.evaluation.every_steps == 0 or self._is_last(step))
 
-    def _pause(self, step: int, state: TrainState, stop: bool) -> None:
-        """Between two steps: looks at the held-out pairs, and saves."""
+    def _pause(self, step: int, state: TrainState) -> bool:
+        """Between two steps: looks at the held-out pairs, unless there is no time left for it, and saves. True: time to stop."""
         metrics = self._read_late()  # before a state that is no number could be saved
-        scores = self._evaluate(state) if self._evaluation_due(step) else {}
+        scores = self._evaluate(state) if self._evaluation_due(step) and not self.preemption.asked else {}
         self._record(*metrics, scores)
+        stop = self.preemption.asked
         if stop or self._is_last(step) or self.saved.due(step):
             with self.clock.pause():
                 self.saved.save(step, state)
+        return stop
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
+        """The scores; none where SIGTERM came in between."""
         with self.clock.pause():
             self.embedder = self.embedder or self.run.embedder(state)
             self.embedder.encoder = state.params.encoder
-            return heldout_scores(self.embedder, self.run.heldout)
+            try:
+                return heldout_scores(self.embedder, self.run.heldout, self.preemption.check)
+            except Preempted:
+                return {}
 
     def _read_late(self) -> tuple[int, dict[str, float]]:
         """The metrics of the last step that was started; waits for it, and stops the run if they are no numbers."""
@@ -165,7 +169,7 @@ class _Loop:
 
 def compile_step(run: Run, state: TrainState, batch: Batch) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The step as a program for these devices; the state's memory is used again for the next one."""
-    step = make_step(run.loss, run.optimizer, run.schedule)
+    step = make_step(run.loss, run.optimizer, run.schedule, run.seed)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, batch).compile()
 
 

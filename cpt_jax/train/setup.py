@@ -19,10 +19,10 @@ from cpt_jax.data.mixture import batches, make_sources
 from cpt_jax.data.pairs import Pair, Source, content_id
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
+from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh, on_mesh
 from cpt_jax.model.shape import Shape
 from cpt_jax.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from cpt_jax.train.loss import InfoNCE
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
 
@@ -38,6 +38,7 @@ class Data:
     max_tokens_y: int
     row_length: int
     negatives: int = 0
+    packed: bool = True
     rows: int = 0
     threads: int = 2
     prefetch: int = 8
@@ -106,7 +107,7 @@ class Run:
 
     def init(self) -> TrainState:
         """A fresh state."""
-        return init_state(self.shape, self.loss, self.optimizer, self.seed)
+        return init_state(self.shape, self.loss, self.optimizer, self.seed, len(self.sources))
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; costs nothing."""
@@ -132,7 +133,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     _check_sections(config)
     before = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
     changes = _changes(before[1], config, workdir) if before else []
-    mesh = build(make_mesh, 'mesh', config['mesh'])
+    mesh = build(make_mesh, 'mesh', config['mesh'], devices=jax.devices())
     train = build(Train, 'train', config['train'])
     data = build(Data, 'data', config['data'])
     loss = build(InfoNCE, 'loss', config['loss'])
@@ -141,13 +142,14 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     tokenizer = _tokenizer(config, workdir, before)
     shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
     shape.check_mesh(mesh)
+    loss.check_width(shape.width)
     _check_lengths(data, shape)
     sources, weights = make_sources(data.sources, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
     indices = batches(sources, weights, config['seed'], train.batch_pairs)
     texts = Texts(list(sources.values()), tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
-    layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, data.row_length, data.rows)
+    layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, data.row_length, data.rows, data.packed)
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
     return Run(
         train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, loss, optimizer, schedule,
@@ -156,23 +158,14 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
 
 
 def set_up_together(config: Mapping[str, Any], workdir: Path) -> Run:
-    """`set_up` on all processes: a mistake on one ends all of them, and all must have read the same.
+    """`set_up` on all processes, which must have read the same.
 
     Raises:
-      UserError: also where another process could not start, or has another config, tokenizer, data or code.
+      UserError: also where another process has another config, tokenizer, data or code.
     """
-    run, mistake = None, None
-    try:
-        run = set_up(config, workdir)
-    except UserError as error:
-        mistake = error
-    mine = content_id(repr((run.about, run.layout))) if run else 0
-    everyone = np.ravel(multihost_utils.process_allgather(np.int32(mine)))
-    if mistake:
-        raise mistake
-    if not everyone.all():
-        raise UserError(f'process {int(np.argmin(everyone))} could not start: see what it printed')
-    if len(set(everyone.tolist())) > 1:
+    run = set_up(config, workdir)
+    mine = content_id(repr((run.about, run.layout)))
+    if len(set(np.ravel(multihost_utils.process_allgather(np.int32(mine))).tolist())) > 1:
         raise UserError(f'the processes differ in config, tokenizer, data or code: this one has {run.about}')
     return run
 

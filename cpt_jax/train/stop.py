@@ -7,18 +7,30 @@ import jax
 from jax.experimental import multihost_utils
 
 
+class Preempted(Exception):
+    """The machine is about to go."""
+
+
 class Preemption:
-    """Set by SIGTERM. With several processes JAX's preemption service makes all of them stop after the same step."""
+    """`asked` is set by SIGTERM; with several processes JAX's preemption service makes all of them notice it at the same question."""
 
     def __init__(self):
-        self._asked = False
+        self.asked, self._questions = False, 0
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._ask)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        self._asked = True
+        self.asked = True
 
-    def reached(self, step: int) -> bool:
-        """Should this step be the last one? Ask after every step."""
-        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+    def reached(self) -> bool:
+        """Is it time to save and stop? Ask often, and on all processes at the same places: after a step, within an evaluation."""
+        self._questions += 1
+        if jax.process_count() > 1:
+            self.asked = self.asked or multihost_utils.reached_preemption_sync_point(self._questions)
+        return self.asked
+
+    def check(self) -> None:
+        """Raises Preempted if it is time."""
+        if self.reached():
+            raise Preempted

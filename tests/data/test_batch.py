@@ -39,15 +39,18 @@ def texts(tokenizer) -> Texts:
 def texts_of(batch, layout: Layout) -> list[tuple]:
     """(tokens of every text, content ids) of each pair of a part's batch, read back from its rows."""
     found = []
-    for tokens, segments, positions, eos, ids in zip(*batch, strict=True):
+    for tokens, segments, positions, eos, ids in zip(*batch[:5], strict=True):
         for eos_T, ids_T in zip(eos, ids, strict=True):
             pair = []
             for place_, identity in zip(eos_T, ids_T, strict=True):
+                if not identity:
+                    pair.append(())
+                    continue
                 row, column = divmod(int(place_), layout.row_length)
                 start = column - int(positions[row, column])
                 assert len(set(segments[row, start : column + 1])) == 1 and segments[row, column] > 0
                 np.testing.assert_array_equal(positions[row, start : column + 1], np.arange(column + 1 - start))
-                pair.append(tuple(tokens[row, start : column + 1].tolist()) if identity else ())
+                pair.append(tuple(tokens[row, start : column + 1].tolist()))
             found.append((*pair, *ids_T.tolist()))
     return found
 
@@ -91,7 +94,7 @@ def test_a_group_holds_every_token_once(texts):
     layout = Layout(parts=1, chunks=1, pairs=16, texts=4, rows=16, row_length=64)
     batch = pack_group(tokens, ids, layout)
     assert {array.dtype for array in batch} == {np.dtype(np.int32)}
-    assert texts_of([array[None] for array in batch], layout) == [expected(texts, i) for i in range(16)]
+    assert texts_of([array[None] for array in batch[:5]], layout) == [expected(texts, i) for i in range(16)]
     assert np.sum(batch.segments_CxRxS > 0) == sum(len(text) for pair in tokens for text in pair)
     padding = batch.segments_CxRxS == 0
     assert not batch.tokens_CxRxS[padding].any() and not batch.positions_CxRxS[padding].any()
@@ -106,18 +109,20 @@ def test_a_pair_that_does_not_fit_has_no_ids(texts):
     assert 0 < whole.sum() < 16
     assert not batch.ids_CxBxT[~whole].any()
     assert (batch.eos_CxBxT >= 0).all() and (batch.eos_CxBxT < 7 * 64).all()
-    found = texts_of([array[None] if array.ndim < 2 or len(array) != 16 else array[whole][None] for array in batch], layout)
+    found = texts_of([array[None] if array.ndim < 2 or len(array) != 16 else array[whole][None] for array in batch[:5]], layout)
     assert found == [expected(texts, i) for i in np.flatnonzero(whole)]
 
 
-def all_pairs(texts: Texts, sizes: tuple[int, int, int], chunks: int, step: int) -> list[tuple]:
+def all_pairs(texts: Texts, sizes: tuple[int, int, int], chunks: int, step: int, size: int = 16, packed: bool = True) -> list[tuple]:
     """The pairs of a step on a mesh, by way of the arrays on its devices."""
     mesh = make_mesh(*sizes)
-    layout = plan_layout(texts, mesh, 16, chunks, row_length=64, rows=0)
-    local = local_batches(batches({'a': texts.sources[0]}, {'a': 1.0}, 0, 16), texts, layout, mesh)[step]
+    layout = plan_layout(texts, mesh, size, chunks, row_length=64, rows=0, packed=packed)
+    local = local_batches(batches({'a': texts.sources[0]}, {'a': 1.0}, 0, size), texts, layout, mesh)[step]
     batch = place(local, mesh, layout)
-    assert batch.tokens_CxRxS.shape == (chunks, layout.parts * layout.rows, 64)
-    assert batch.ids_CxBxT.shape == batch.eos_CxBxT.shape == (chunks, 16 // chunks, 4)
+    *batch, source = batch
+    assert source.shape == () and int(source) == 0 and source.sharding.is_fully_replicated
+    assert batch[0].shape == (chunks, layout.parts * layout.rows, 64)
+    assert batch[3].shape == batch[4].shape == (chunks, -(-size // (chunks * layout.parts)) * layout.parts, 4)
     found = []
     parts = {}
     for shards in zip(*(array.addressable_shards for array in batch), strict=True):
@@ -134,10 +139,39 @@ def all_pairs(texts: Texts, sizes: tuple[int, int, int], chunks: int, step: int)
 @pytest.mark.parametrize(
     ('sizes', 'chunks'), [((8, 1, 1), 1), ((1, 8, 1), 2), ((2, 2, 2), 1), ((2, 2, 2), 4), ((1, 1, 8), 1), ((1, 1, 8), 16)]
 )
-def test_the_pairs_of_a_step_do_not_depend_on_the_layout(texts, sizes, chunks):
+@pytest.mark.parametrize('packed', [True, False])
+def test_the_pairs_of_a_step_do_not_depend_on_the_layout(texts, sizes, chunks, packed):
     for step in (0, 7, 30):
         chosen = batches({'a': texts.sources[0]}, {'a': 1.0}, 0, 16)[step].pairs
-        assert sorted(all_pairs(texts, sizes, chunks, step)) == sorted(expected(texts, int(i)) for i in chosen)
+        assert sorted(all_pairs(texts, sizes, chunks, step, packed=packed)) == sorted(expected(texts, int(i)) for i in chosen)
+
+
+@pytest.mark.parametrize(('sizes', 'chunks', 'size'), [((8, 1, 1), 1, 13), ((2, 2, 2), 3, 14), ((1, 8, 1), 2, 17), ((1, 1, 8), 4, 7)])
+def test_a_batch_of_any_size_goes_on_any_mesh(texts, sizes, chunks, size):
+    """What is left over are places without tokens and ids, at the end."""
+    chosen = batches({'a': texts.sources[0]}, {'a': 1.0}, 0, size)[3].pairs
+    found = all_pairs(texts, sizes, chunks, 3, size)
+    nothing = ((), (), (), (), 0, 0, 0, 0)
+    assert [pair for pair in found if pair != nothing] == [expected(texts, int(i)) for i in chosen]
+    assert found.count(nothing) == len(found) - size > 0
+
+
+def test_texts_that_are_not_packed_have_a_row_each(texts):
+    tokens, ids = texts(0, np.arange(16))
+    layout = plan_layout(texts, make_mesh(1, 1, 8), 16, 1, row_length=64, rows=0, packed=False)
+    assert layout.rows == 16 * 4
+    batch = pack_group(tokens, ids, layout)
+    assert (batch.positions_CxRxS[:, 0] == 0).all() and (np.diff(batch.segments_CxRxS, axis=1) <= 0).all()
+
+
+def test_a_batch_says_which_source_it_is_of(tokenizer):
+    both = Texts([Pairs(), Pairs()], tokenizer, 24, 32, negatives=0)
+    mesh = make_mesh(8, 1, 1)
+    layout = plan_layout(both, mesh, 16, 1, row_length=64, rows=0)
+    indices = batches({'a': both.sources[0], 'b': both.sources[1]}, {'a': 1.0, 'b': 1.0}, 0, 16)
+    data = local_batches(indices, both, layout, mesh)
+    found = [int(place(data[step], mesh, layout).source) for step in range(8)]
+    assert found == [indices[step].source for step in range(8)] and set(found) == {0, 1}
 
 
 def test_a_step_is_the_same_by_index_and_by_iteration(texts):
@@ -161,6 +195,6 @@ def test_rows_are_as_many_as_needed_or_as_said(texts):
     assert lengths[-1].tolist() == [len(text) for text in expected(texts, 199)[:4]]
 
 
-def test_a_batch_that_the_mesh_does_not_divide_is_refused_by_key(texts):
-    with pytest.raises(UserError, match=r'train.batch_pairs=12 is not a multiple of .* = 4 times train.encode_chunks=2'):
-        plan_layout(texts, make_mesh(2, 2, 2), 12, 2, row_length=64, rows=0)
+def test_a_batch_with_fewer_pairs_than_chunks_on_all_devices_is_refused_by_key(texts):
+    with pytest.raises(UserError, match=r'train.batch_pairs=7 is less than .* = 4 times train.encode_chunks=2'):
+        plan_layout(texts, make_mesh(2, 2, 2), 7, 2, row_length=64, rows=0)

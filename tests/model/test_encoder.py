@@ -85,6 +85,8 @@ def vectors(shape: Shape, *rows) -> np.ndarray:
 def reference(shape: Shape, tokens: np.ndarray) -> np.ndarray:
     """One text, all positions of all layers, float64."""
     p = {name: np.asarray(value, np.float64) for name, value in flatten(by_name(trained(shape)))}
+    for name in [name for name in p if name.startswith('encoder.last.') or name.startswith('last.')]:
+        p[name.replace('last', 'blocks')] = np.concatenate([p.get(name.replace('last', 'blocks'), p[name][:0][None]), p[name][None]])
     plus = lambda name, n: p[name][n] if name in p else 0  # noqa: E731
 
     def norm(h, name, n):

@@ -42,7 +42,7 @@ def leaves(encoder: Encoder) -> dict:
 
 def test_every_parameter_lies_as_its_declaration_says():
     abstract, made = leaves(program(SHAPE, (2, 2, 2))[0]), leaves(started(SHAPE, (2, 2, 2)))
-    assert abstract.keys() == made.keys() and len(made) == 21
+    assert abstract.keys() == made.keys() and len(made) == 38
     sizes = {'data': 2, 'fsdp': 2, 'tensor': 2, None: 1}
     for name, array in made.items():
         spec = abstract[name].sharding.spec
@@ -72,7 +72,7 @@ def test_values_start_as_gpt2():
             std = {'out': 0.01, 'down': 0.01, 'position_embedding': 0.01}.get(name.rpartition('.')[2], 0.02)  # 0.02 / sqrt(2 x 2 layers)
             np.testing.assert_allclose(array.std(), std, rtol=0.05, err_msg=name)
             assert abs(array.mean()) < std / 10, name
-    layers = made['blocks.feed_forward.up']
+    layers = made['blocks.feed_forward.up'][0], made['last.feed_forward.up']
     assert abs(np.corrcoef(layers[0].ravel(), layers[1].ravel())[0, 1]) < 0.1
 
 
@@ -109,5 +109,6 @@ def test_passthrough_starts_with_texts_close_that_share_words_and_gpt2_with_all_
 
 def test_passthrough_is_the_identity_between_values_and_output():
     made = leaves(started(PASSTHROUGH))
-    value, out = (np.asarray(made[f'blocks.attention.{name}']) for name in ('value', 'out'))
-    np.testing.assert_array_equal(np.einsum('ndhk,nhke->nde', value, out), np.eye(64) * np.ones((2, 1, 1)))
+    for block, formula, identity in [('blocks', 'ndhk,nhke->nde', np.eye(64)[None]), ('last', 'dhk,hke->de', np.eye(64))]:
+        value, out = (np.asarray(made[f'{block}.attention.{name}']) for name in ('value', 'out'))
+        np.testing.assert_array_equal(np.einsum(formula, value, out), identity)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HURRY = '--xla_backend_optimization_level=0'  # the programs run a few times only
 
 CONFIG = """
 from configs import base
@@ -34,7 +35,9 @@ def write_config(folder: Path) -> Path:
     random = np.random.default_rng(0)
     words = ['list', 'file', 'parser', 'value', 'index', 'error', 'string', 'number', 'table', 'model', 'token', 'batch', 'vector', 'query']
     chosen = [random.choice(words, random.integers(3, 9)) for _ in range(300)]
-    rows = [{'x': ' '.join(text), 'y': 'def ' + '_'.join(text[::-1]) + '(): pass', 'id': i} for i, text in enumerate(chosen)]
+    code = lambda text: 'def ' + '_'.join(text[::-1]) + '(): pass'  # noqa: E731
+    hard = lambda i: [code(chosen[i - 1 - k][:4]) for k in range(i % 4)]  # noqa: E731
+    rows = [{'x': ' '.join(text), 'y': code(text), 'negatives': hard(i), 'id': i} for i, text in enumerate(chosen)]
     data = folder / 'pairs.jsonl'
     data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     config = folder / 'tiny.py'
@@ -51,9 +54,9 @@ def config_file(tmp_path_factory) -> Path:
 def launch(config_file, tmp_path):
     """Starts launch/train.py as a user would, in a directory of its own; returns the process."""
 
-    def start(workdir: str, *flags: str, devices: int = 1) -> subprocess.Popen:
-        environment = dict(os.environ, XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}', JAX_PLATFORMS='cpu')
+    def start(workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path) -> subprocess.Popen:
+        environment = dict(os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}', JAX_PLATFORMS='cpu')
         command = [sys.executable, str(ROOT / 'launch/train.py'), '--config', str(config_file), '--workdir', workdir, *flags]
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start

@@ -1,6 +1,7 @@
 """The same training on any number of devices, in any mesh, in any number of chunks."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from cpt_jax.config import flatten
 from cpt_jax.data.batch import local_batches, place, plan_layout
 from cpt_jax.mesh import AXES
 from cpt_jax.program import load_config
+from cpt_jax.train import step as step_module
 from cpt_jax.train.loop import compile_step
 from cpt_jax.train.setup import set_up
 
@@ -44,25 +46,47 @@ def three_steps(config_file, tmp_path, devices: int, **changes):
 
 @pytest.fixture(scope='module')
 def one_device(config_file, tmp_path_factory):
-    return three_steps(config_file, tmp_path_factory.mktemp('one'), devices=1)
+    """What one device computes, in one chunk, with what is left undecided here."""
+    return functools.cache(lambda **changes: three_steps(config_file, tmp_path_factory.mktemp('one'), devices=1, **changes))
 
 
-@pytest.mark.parametrize(
-    'changes',
-    [
-        {},
-        {'mesh__data': 1, 'mesh__fsdp': 8},
-        {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2},
-        {'mesh__data': 2, 'mesh__tensor': 4, 'train__encode_chunks': 4, 'model__remat': 'full'},
-        {'train__encode_chunks': 2, 'model__remat': 'dots', 'model__layer_loop': 'scan'},
-    ],
-    ids=str,
-)
-def test_every_mesh_and_chunking_trains_like_one_device(one_device, config_file, tmp_path, changes):
-    losses, params = three_steps(config_file, tmp_path, devices=8, **changes)
+# What a run computes, and ways to compute it, which must not matter.
+PLAIN, DROPOUT = {}, {'model__dropout': 0.3}
+NEGATIVES = {'data__negatives': 2, 'loss__symmetric': False, 'loss__dimensions': (8, 32), 'loss__temperature_per_source': True}
+ODD = {'train__batch_pairs': 37}
+WAYS = [
+    (PLAIN, {}),
+    (PLAIN, {'mesh__data': 1, 'mesh__fsdp': 8}),
+    (PLAIN, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'data__packed': False}),
+    (PLAIN, {'mesh__data': 2, 'mesh__tensor': 4, 'train__encode_chunks': 4, 'model__remat': 'full', 'loss__form': 'chunked'}),
+    (PLAIN, {'train__encode_chunks': 2, 'model__remat': 'dots', 'model__layer_loop': 'scan'}),
+    (DROPOUT, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'train__encode_chunks': 4, 'model__layer_loop': 'scan'}),
+    (DROPOUT, {'mesh__fsdp': 4, 'data__packed': False, 'model__remat': 'full'}),
+    (NEGATIVES, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'loss__form': 'chunked', 'train__encode_chunks': 2}),
+    (ODD, {'mesh__fsdp': 2, 'train__encode_chunks': 2, 'loss__form': 'chunked'}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('what', 'way'), WAYS, ids=str)
+def test_every_mesh_and_chunking_trains_like_one_device(one_device, config_file, tmp_path, what, way):
+    losses, params = three_steps(config_file, tmp_path, devices=8, **what, **way)
+    expected_losses, expected = one_device(**what)
     # Float32 sums in another order: 1e-6 of each sum, a few times over.
-    np.testing.assert_allclose(losses, one_device[0], rtol=2e-5)
-    expected = one_device[1]
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
     assert params.keys() == expected.keys() and len(expected) > 20
+    for name, value in params.items():
+        np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=name)
+
+
+def test_each_choice_of_what_to_compute_changes_the_losses(one_device):
+    losses = [one_device(**what)[0] for what in (PLAIN, DROPOUT, NEGATIVES, ODD)]
+    assert len({round(loss[0], 3) for loss in losses}) == 4
+
+
+def test_weights_gathered_once_or_for_each_layer_train_alike(one_device, config_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(step_module, 'ONCE', 0)
+    losses, params = three_steps(config_file, tmp_path, devices=8, train__encode_chunks=4, mesh__fsdp=4)
+    expected_losses, expected = one_device()
+    np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
     for name, value in params.items():
         np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=name)

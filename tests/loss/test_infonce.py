@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.errors import UserError
+from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import BATCH, make_mesh
-from cpt_jax.train.loss import InfoNCE
 
 
 def reference(e_BxTxD, ids_BxT, log_scale, symmetric):
@@ -56,12 +56,19 @@ def numeric_gradient(function, array, places, step=1e-5):
     return np.array(out)
 
 
-@pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-@pytest.mark.parametrize(('texts', 'symmetric', 'scale'), [(2, True, 1.0), (2, True, 100.0), (3, True, 20.0), (6, False, 20.0)])
-def test_value_and_gradient_are_the_references(sizes, texts, symmetric, scale):
+FORMS = pytest.mark.parametrize('form', [{'form': 'dense'}, {'form': 'chunked', 'chunks': 2}, {'form': 'chunked', 'chunks': 3}], ids=str)
+
+
+@FORMS
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 4, 2), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ('texts', 'symmetric', 'scale'),
+    [(2, True, 1.0), (2, True, 100.0), (3, True, 20.0), (6, False, 20.0), (6, True, 100.0), (2, False, 1.0)],
+)
+def test_value_and_gradient_are_the_references(form, sizes, texts, symmetric, scale):
     e, ids = example(texts)
     log_scale = np.float32(np.log(scale))
-    loss = InfoNCE(symmetric=symmetric)
+    loss = InfoNCE(symmetric=symmetric, **form)
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
         run = jax.jit(jax.value_and_grad(lambda e, ids, s: loss(e, ids, s)[0], argnums=(0, 2)))
@@ -76,34 +83,82 @@ def test_value_and_gradient_are_the_references(sizes, texts, symmetric, scale):
     np.testing.assert_allclose(scale_gradient, expected[0], rtol=1e-4, atol=1e-6)
 
 
-def run_loss(e, ids, log_scale=0.0, sizes=(8, 1, 1)):
+def run_form(e, ids, mesh, log_scale=3.0, **settings):
+    """(value, metrics), (gradient of e, of the log scale)."""
+    with jax.set_mesh(mesh):
+        run = jax.jit(jax.value_and_grad(InfoNCE(**settings), argnums=(0, 2), has_aux=True))
+        return jax.device_get(run(place(e, mesh), place(ids, mesh), jnp.float32(log_scale)))
+
+
+@pytest.mark.parametrize('texts', [2, 6])
+def test_the_forms_agree_in_every_number(texts, meshes):
+    """All places of the gradient, all metrics, and uneven chunks."""
+    e, ids = example(texts)
+    (value, metrics), gradients = run_form(e, ids, meshes[2, 2, 2])
+    for chunks in (1, 2, 5):
+        (other, others), (e_gradient, scale_gradient) = run_form(e, ids, meshes[2, 2, 2], form='chunked', chunks=chunks)
+        np.testing.assert_allclose(other, value, rtol=2e-6)
+        np.testing.assert_allclose(e_gradient, gradients[0], atol=2e-6)
+        np.testing.assert_allclose(scale_gradient, gradients[1], rtol=1e-5, atol=1e-6)
+        assert others.keys() == metrics.keys()
+        for name in metrics:
+            np.testing.assert_allclose(others[name], metrics[name], rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize('form', ['dense', 'chunked'])
+def test_bfloat16_vectors_are_compared_in_float32(form, meshes):
+    e, ids = example(3)
+    half = e.astype(jnp.bfloat16)
+    (value, _), (gradient, _) = run_form(half, ids, meshes[8, 1, 1], form=form, chunks=2)
+    (expected, _), (expected_gradient, _) = run_form(half.astype(np.float32), ids, meshes[8, 1, 1])
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(np.float32), expected_gradient, atol=0.02 * np.abs(expected_gradient).max())
+
+
+@FORMS
+def test_matryoshka_is_the_mean_of_the_losses_of_normalised_prefixes(form, meshes):
+    e, ids = example(3)
+    (value, metrics), (gradient, _) = run_form(e, ids, meshes[8, 1, 1], dimensions=(24, 6), **form)
+    short = e[..., :6] / np.linalg.norm(e[..., :6], axis=-1, keepdims=True)
+    np.testing.assert_allclose(value, np.mean([reference(part, ids, 3.0, True) for part in (short, e)]), rtol=1e-6)
+    (whole, of_the_whole), (whole_gradient, _) = run_form(e, ids, meshes[8, 1, 1], dimensions=(24,), **form)
+    np.testing.assert_allclose(whole, reference(e, ids, 3.0, True), rtol=1e-6)
+    assert metrics == of_the_whole
+    np.testing.assert_allclose(gradient[..., 6:], whole_gradient[..., 6:] / 2, atol=1e-7)  # the last units count in one of two losses
+
+
+def run_loss(e, ids, log_scale=0.0, sizes=(8, 1, 1), **form):
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
-        return jax.device_get(jax.jit(InfoNCE())(place(e, mesh), place(ids, mesh), jnp.float32(log_scale)))
+        return jax.device_get(jax.jit(InfoNCE(**form))(place(e, mesh), place(ids, mesh), jnp.float32(log_scale)))
 
 
-def test_equal_vectors_give_the_logarithm_of_the_batch():
+@FORMS
+def test_equal_vectors_give_the_logarithm_of_the_batch(form):
     e = np.ones((16, 2, 4), np.float32) / 2
-    value, metrics = run_loss(e, np.arange(1, 33, dtype=np.int32).reshape(16, 2), 3.0)
+    value, metrics = run_loss(e, np.arange(1, 33, dtype=np.int32).reshape(16, 2), 3.0, **form)
     np.testing.assert_allclose(value, np.log(16), rtol=1e-6)
     np.testing.assert_allclose(metrics['log_batch'], np.log(16), rtol=1e-6)
     np.testing.assert_allclose((metrics['positive_cosine'], metrics['negative_cosine']), 1, rtol=1e-6)
     assert (metrics['accuracy_xy'], metrics['accuracy_yx']) == (0, 0)
 
 
-def test_orthogonal_partners_with_hard_negatives_give_no_loss():
+@FORMS
+def test_orthogonal_partners_with_hard_negatives_give_no_loss(form):
     """Trap T5: with P and N gathered in another order than the labels think, this is large."""
     e = np.zeros((8, 4, 32), np.float32)
     for pair in range(8):
         e[pair, 0, pair] = e[pair, 1, pair] = e[pair, 2, 8 + pair] = e[pair, 3, 16 + pair] = 1
-    value, metrics = run_loss(e, np.arange(1, 33, dtype=np.int32).reshape(8, 4), np.log(100))
+    value, metrics = run_loss(e, np.arange(1, 33, dtype=np.int32).reshape(8, 4), np.log(100), **form)
     assert value < 1e-6
     assert (metrics['accuracy_xy'], metrics['accuracy_yx'], metrics['positive_cosine']) == (1, 1, 1)
 
 
-def test_accuracy_counts_nearest_partners():
+@FORMS
+def test_accuracy_counts_nearest_partners(form):
     e, ids = example(2)
-    _, metrics = run_loss(e, ids)
+    _, metrics = run_loss(e, ids, **form)
     there = ids[:, 0] > 0
     cosine = np.where(there[None] & there[:, None], e[:, 0] @ e[:, 1].T, -9)
     for i, j in [(3, 9), (9, 3), (4, 12), (12, 4)]:
@@ -119,6 +174,23 @@ def test_a_batch_that_the_whole_mesh_does_not_divide_is_split_over_its_rows_alon
     np.testing.assert_allclose(run_loss(e[:4], ids[:4], 2.0, (2, 2, 2))[0], reference(e[:4], ids[:4], 2.0, True), rtol=1e-6)
 
 
-def test_an_unknown_form_is_refused():
-    with pytest.raises(UserError, match='loss.form=.*choose one of dense'):
-        InfoNCE(form='ring')
+@pytest.mark.parametrize(
+    ('settings', 'expected'),
+    [
+        ({'form': 'ring'}, 'loss.form=.*choose one of dense, chunked'),
+        ({'chunks': 0}, 'loss.chunks=0'),
+        ({'initial_temperature': 0.001}, 'loss.initial_temperature=0.001'),
+        ({'dimensions': (8, 8)}, 'loss.dimensions='),
+        ({'dimensions': (8, 0)}, 'loss.dimensions='),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_by_key(settings, expected):
+    with pytest.raises(UserError, match=expected):
+        InfoNCE(**settings)
+
+
+def test_more_units_than_the_model_has_are_refused():
+    InfoNCE(dimensions=(8, 64)).check_width(64)
+    with pytest.raises(UserError, match='loss.dimensions=.*model.width=32'):
+        InfoNCE(dimensions=(8, 64)).check_width(32)

@@ -1,0 +1,100 @@
+"""The processes of a run, one a host: how they find each other, and how all of them end when one does.
+
+A process that stops while the others compute would leave them waiting in their next exchange for as long as the runtime cares to. So
+each tells the others why it stops, through the key-value store that JAX's coordinator keeps, and each listens in a thread. A process that
+dies without a word (its machine is gone) is noticed by JAX itself, after its heartbeat's timeout of 100 seconds.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import jax
+from orbax.checkpoint import multihost
+
+from cpt_jax.errors import UserError
+
+_FAILED, _HEARD = 'cpt_jax/failed', 'cpt_jax/heard'
+_POLL_SECONDS, _PATIENCE_SECONDS = 1.0, 20.0
+
+
+def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) -> None:
+    """Joins the other processes of a run.
+
+    Args:
+      coordinator: host:port of process 0. Without it, a cluster that JAX knows (a TPU pod, Slurm, Open MPI) tells all three; where there
+        is none, this process runs alone.
+      processes, process: how many there are, and which this one is.
+
+    Raises:
+      UserError: several processes and no coordinator.
+    """
+    if coordinator:
+        jax.distributed.initialize(coordinator, processes, process)
+        return
+    if processes > 1 or process:
+        raise UserError(f'--processes={processes} --process={process} need --coordinator, the host:port of process 0')
+    try:
+        jax.distributed.initialize()
+    except ValueError as error:
+        if 'coordinator_address' not in str(error):  # anything but: there is no cluster
+            raise
+
+
+@contextmanager
+def shared_fate() -> Iterator[None]:
+    """Within it, an exception on one process ends all of them with exit status 1, and each prints why."""
+    if jax.process_count() == 1:
+        yield
+        return
+    store = multihost.get_jax_distributed_client()
+    threading.Thread(target=_listen, args=(store,), daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        if told := _told(store):  # what happened here is most likely a consequence: an exchange with a process that is gone
+            _end(store, told)
+        mistake = isinstance(error, UserError)
+        if not mistake:
+            traceback.print_exc()
+        line = (str(error).splitlines() or ['no message'])[0]
+        line = line if mistake else f'{type(error).__name__}: {line}'
+        store.key_value_set(_FAILED, f'{jax.process_index()}:{line}', allow_overwrite=True)
+        _end(store, line)
+
+
+def _listen(store) -> None:
+    """Waits in a thread for the word that another process has failed."""
+    while not (told := _told(store)):
+        time.sleep(_POLL_SECONDS)
+    if not told.startswith(f'process {jax.process_index()} '):  # its own word: it ends by itself
+        _end(store, told)
+
+
+def _told(store) -> str:
+    """'process 3 stopped: why', once one has."""
+    try:
+        process, _, line = store.key_value_try_get(_FAILED).partition(':')
+    except Exception:  # not there, or the coordinator is gone, which JAX itself notices
+        return ''
+    return f'process {process} stopped: {line}'
+
+
+def _end(store, line: str) -> NoReturn:
+    """Ends this process, process 0 last: it holds the store in which the others read why."""
+    print(f'error: {line}', file=sys.stderr, flush=True)
+    try:
+        store.key_value_set(f'{_HEARD}/{jax.process_index()}', '1', allow_overwrite=True)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while jax.process_index() == 0 and time.monotonic() < deadline:
+            if len(store.key_value_dir_get(_HEARD)) == jax.process_count():
+                break
+            time.sleep(_POLL_SECONDS / 10)
+    finally:
+        sys.stdout.flush()
+        os._exit(1)  # without the handlers of a usual exit, which would wait for all processes at a barrier
