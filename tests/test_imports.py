@@ -19,6 +19,7 @@ BELOW = {
     'config': {'errors', 'atomic'},
     'mesh': {'errors'},
     'processes': {'errors'},
+    'pod': {'errors', 'atomic'},
     'tokenizer': {'errors', 'atomic'},
     'model': {'errors', 'mesh'},
     'loss': {'errors', 'mesh'},
@@ -28,7 +29,7 @@ BELOW = {
     'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint'},
     'evals': {'errors', 'data'},  # a model is a function from texts to vectors
 }
-BELOW['train'] = {*BELOW} - {'evals'}
+BELOW['train'] = {*BELOW} - {'evals', 'pod'}
 BELOW['launch'] = {*BELOW}
 # Oracles of tests at most, and what may change without notice.
 NEVER = {'torch', 'transformers', 'tensorflow', 'jax._src', 'flax.linen', 'tests'}
