@@ -23,6 +23,7 @@ CHANGEABLE = (
     'loss.form',
     'loss.chunks',
     'model.remat',
+    'model.attention',
     'model.layer_loop',
     'data.packed',
     'data.rows',

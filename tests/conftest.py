@@ -1,6 +1,9 @@
 """Eight simulated CPU devices for every test, programs compiled in a hurry (they run a few times), and no cache but the test's own."""
 
+import importlib.util
 import os
+import platform
+import sys
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
@@ -39,3 +42,11 @@ def meshes():
     from cpt_jax.mesh import make_mesh
 
     return {sizes: make_mesh(*sizes) for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]}
+
+
+@pytest.fixture(scope='session')
+def libtpu():
+    """requirements-dev.txt installs it where there are wheels."""
+    if importlib.util.find_spec('libtpu') is None:
+        has_wheel = sys.platform == 'linux' and platform.machine() == 'x86_64'
+        (pytest.fail if has_wheel else pytest.skip)('libtpu is not installed')

@@ -17,6 +17,7 @@ BELOW = {
     'atomic': set(),
     'code_version': {'__init__'},
     'config': {'errors', 'atomic'},
+    'chips': set(),
     'mesh': {'errors'},
     'processes': {'errors'},
     'pod': {'errors', 'atomic'},
@@ -30,11 +31,12 @@ BELOW = {
     'evals': {'errors', 'data'},  # a model is a function from texts to vectors
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
+BELOW['plan'] = {'errors', 'atomic', 'config', 'mesh', 'chips', 'loss', 'model', 'data', 'train'}
 BELOW['launch'] = {*BELOW}
 # Oracles of tests at most, and what may change without notice.
 NEVER = {'torch', 'transformers', 'tensorflow', 'jax._src', 'flax.linen', 'tests'}
 # mixture.py makes the sources of `data.sources`, whose kinds have arguments of their own.
-KNOW_CONFIGS = {f'cpt_jax/{name}.py' for name in ('config', 'program', 'data/mixture', 'train/loop', 'train/setup')}
+KNOW_CONFIGS = {f'cpt_jax/{name}.py' for name in ('config', 'program', 'data/mixture', 'plan/lowering', 'train/loop', 'train/setup')}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -67,3 +69,35 @@ def test_what_eval_shape_gives_finds_its_place():
         assert leaf.sharding.mesh == mesh
         assert {shard.data.shape for shard in made[name].addressable_shards} == {parts[name]}
         assert len(made[name].addressable_shards) == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TpuOfSlices:
+    """What jax.experimental.mesh_utils asks of a device."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    process_index: int = 0
+    core_on_chip: int = 0
+    platform: str = 'tpu'
+    device_kind: str = 'TPU v5 lite'
+
+
+def two_slices() -> list[TpuOfSlices]:
+    return [TpuOfSlices(8 * s + 4 * y + x, s, (x, y, 0)) for s in range(2) for y in range(2) for x in range(4)]
+
+
+@pytest.mark.parametrize('given', [{}, {'data': 4, 'fsdp': 4}, {'data': 2, 'fsdp': 4, 'tensor': 2}])
+def test_slices_divide_the_data_axis_alone(given, monkeypatch):
+    monkeypatch.setattr(jax.sharding, 'Mesh', lambda devices, *_, **__: devices)
+    devices = make_mesh(**given, devices=two_slices())
+    slices = np.vectorize(lambda device: device.slice_index)(devices)
+    half = len(devices) // 2
+    assert (slices[:half] == 0).all() and (slices[half:] == 1).all()
+    assert sorted(device.id for device in devices.flat) == list(range(16))
+
+
+def test_a_data_axis_that_the_slices_do_not_divide_is_refused():
+    with pytest.raises(UserError, match='the 2 slices do not divide mesh.data=1'):
+        make_mesh(data=1, fsdp=-1, devices=two_slices())

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
-from cpt_jax.model.attention import attend, rotate, segment_mask
+from cpt_jax.model.attention import Attend, attention_within, rotate
 from cpt_jax.model.dropout import dropout
 from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
 from cpt_jax.model.shape import Shape
@@ -60,12 +60,12 @@ class Attention(nnx.Module):
             self.value_bias = parameter(rngs, constant(0.0), *stack, groups, head_width)
             self.out_bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
 
-    def mix(self, h_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+    def mix(self, h_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array) -> jax.Array:
         """Each head's mixture of values: [R, S, H, K]."""
         q_RxSxHxK, k_RxSxGxK, v_RxSxGxK = (self._project(h_RxSxD, name) for name in ('query', 'key', 'value'))
         if self.shape.positions == 'rotary':
             q_RxSxHxK, k_RxSxGxK = rotate(q_RxSxHxK, positions_RxS), rotate(k_RxSxGxK, positions_RxS)
-        return attend(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, mask_RxSxS)
+        return attend(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
 
     def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
         weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
@@ -118,9 +118,9 @@ class Block(nnx.Module):
         self.feed_forward_norm = Norm(shape, rngs, *stack)
         self.feed_forward = FeedForward(shape, rngs, *stack)
 
-    def mix(self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+    def mix(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array) -> jax.Array:
         """The half that looks at other positions."""
-        return self.attention.mix(self.attention_norm(x_RxSxD), mask_RxSxS, positions_RxS)
+        return self.attention.mix(self.attention_norm(x_RxSxD), attend, positions_RxS)
 
     def finish(self, x: jax.Array, a: jax.Array, keys: jax.Array | None, layer: int | jax.Array) -> jax.Array:
         """The half that works on each position alone.
@@ -170,14 +170,14 @@ class Encoder(nnx.Module):
           float32[B, T, D] of unit length: the last layer's state at the closing delimiter, after the final norm. The layer's second
           half is computed for these positions alone.
         """
-        mask_RxSxS = segment_mask(segments_RxS, self.shape.causal)
+        attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
         x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
-        x_RxSxD = self._layers_but_last(x_RxSxD, mask_RxSxS, positions_RxS, keys_RxS)
+        x_RxSxD = self._layers_but_last(x_RxSxD, attend, positions_RxS, keys_RxS)
         keys_BxT = None if keys_RxS is None else pick(keys_RxS, eos_BxT)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            a_RxSxHxK = block.mix(x_RxSxD, mask_RxSxS, positions_RxS)
+            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS)
             return block.finish(pick(x_RxSxD, eos_BxT), pick(a_RxSxHxK, eos_BxT), keys_BxT, self.shape.layers - 1)
 
         e_BxTxD = self.final_norm(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
@@ -191,7 +191,7 @@ class Encoder(nnx.Module):
         return x_RxSxD
 
     def _layers_but_last(
-        self, x_RxSxD: jax.Array, mask_RxSxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None
+        self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None
     ) -> jax.Array:
         if self.shape.layers == 1:
             return x_RxSxD
@@ -199,7 +199,7 @@ class Encoder(nnx.Module):
         @self._remat
         def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block]) -> tuple[jax.Array, None]:
             number, block = numbered
-            return block.finish(x_RxSxD, block.mix(x_RxSxD, mask_RxSxS, positions_RxS), keys_RxS, number), None
+            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS), keys_RxS, number), None
 
         inner = self.shape.layers - 1
         unroll = inner if self.shape.layer_loop == 'unroll' else 1

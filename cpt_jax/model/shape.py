@@ -17,6 +17,7 @@ _CHOICES = {
     'init': ('gpt2', 'passthrough'),
     'remat': ('none', 'dots', 'full'),
     'dtype': ('auto', 'float32', 'bfloat16'),
+    'attention': ('auto', 'masked', 'splash', 'interpreted'),
     'layer_loop': ('auto', 'scan', 'unroll'),
 }
 
@@ -46,6 +47,7 @@ class Shape:
     init: str = 'gpt2'
     dropout: float = 0.0
     remat: str = 'full'
+    attention: str = 'auto'
     dtype: str = 'auto'
     layer_loop: str = 'auto'
 
@@ -91,12 +93,15 @@ class Shape:
     def on(self, platform: str) -> 'Shape':
         """The same with 'auto' decided for 'cpu', 'gpu' or 'tpu'.
 
-        bfloat16 where there is hardware for it. XLA:CPU runs the body of a scan at about half the speed of straight code; elsewhere
-        a scan compiles in a time that does not grow with the depth.
+        bfloat16 where there is hardware for it, the attention kernel where there is one. XLA:CPU runs the body of a scan at about half
+        the speed of straight code; elsewhere a scan compiles in a time that does not grow with the depth.
         """
         dtype = ('float32' if platform == 'cpu' else 'bfloat16') if self.dtype == 'auto' else self.dtype
         loop = ('unroll' if platform == 'cpu' else 'scan') if self.layer_loop == 'auto' else self.layer_loop
-        return dataclasses.replace(self, dtype=dtype, layer_loop=loop)
+        attention = ('splash' if platform == 'tpu' else 'masked') if self.attention == 'auto' else self.attention
+        if attention == 'splash' and platform != 'tpu':
+            raise UserError('model.attention=splash is a kernel for TPUs: set auto or masked')
+        return dataclasses.replace(self, dtype=dtype, layer_loop=loop, attention=attention)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

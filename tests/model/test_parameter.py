@@ -4,13 +4,17 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from cpt_jax.checkpoint import by_name
 from cpt_jax.config import flatten
-from cpt_jax.mesh import AXES, batch_sharding, make_mesh, on_mesh, shardings
+from cpt_jax.mesh import AXES, BATCH, batch_sharding, make_mesh, on_mesh, shardings
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.parameter import gathered, gathered_once, spread
 from cpt_jax.model.shape import Shape
 
 # With every parameter that there is.
@@ -112,3 +116,39 @@ def test_passthrough_is_the_identity_between_values_and_output():
     for block, formula, identity in [('blocks', 'ndhk,nhke->nde', np.eye(64)[None]), ('last', 'dhk,hke->de', np.eye(64))]:
         value, out = (np.asarray(made[f'{block}.attention.{name}']) for name in ('value', 'out'))
         np.testing.assert_array_equal(np.einsum(formula, value, out), identity)
+
+
+class Pair(nnx.Module):
+    """A matrix and a vector."""
+
+    def __init__(self, matrix, vector):
+        self.matrix, self.vector = nnx.Param(matrix), nnx.Param(vector)
+
+
+def loop_of_products(module: Pair, x_CxRxSxD: jax.Array) -> jax.Array:
+    """Uses both parameters in each pass of a loop."""
+
+    def use(total, x_RxSxD):
+        h_RxSxF = jnp.einsum(
+            'rsd,df->rsf', x_RxSxD, gathered(module.matrix, jnp.float32, None, 'tensor'), out_sharding=P(BATCH, None, 'tensor')
+        )
+        return total + jnp.sum((h_RxSxF + spread(module.vector, h_RxSxF)) ** 2), None
+
+    return jax.lax.scan(use, jnp.zeros(()), x_CxRxSxD)[0]
+
+
+@pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize('once', [False, True])
+def test_a_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
+    random = np.random.default_rng(0)
+    matrix, vector, x = (random.normal(size=size).astype(np.float32) for size in [(16, 8), (8,), (3, 8, 5, 16)])
+    mesh = make_mesh(*sizes)
+    with jax.set_mesh(mesh):
+        put = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+        module = Pair(put(matrix, 'fsdp', 'tensor'), put(vector, 'tensor'))
+        run = jax.grad(lambda module, x: loop_of_products(gathered_once(module) if once else module, x))
+        gradient = jax.jit(run)(module, put(x, None, BATCH))
+    expected = jax.grad(lambda m, v: jnp.sum((jnp.einsum('crsd,df->crsf', x, m) + v) ** 2), argnums=(0, 1))(matrix, vector)
+    np.testing.assert_allclose(gradient.matrix[...], expected[0], rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(gradient.vector[...], expected[1], rtol=1e-4, atol=1e-3)
+    assert gradient.matrix[...].sharding.spec == P('fsdp', 'tensor')  # split as the weight is

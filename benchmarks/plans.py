@@ -1,0 +1,87 @@
+"""Makes the README's table of plans: every config on a TPU slice where it fits, compiled ahead of time. No TPU is needed.
+
+Example: python benchmarks/plans.py --json plans.json
+
+Takes about a quarter of an hour on two cores. Times are lower bounds: arithmetic, memory and network each at their peak and all at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+
+import dataclasses
+import json
+
+from absl import flags
+
+from cpt_jax.program import load_config, run_program
+
+# config, topology, slices, changes to the config
+PLANS = [
+    ('quickstart', 'v5e:2x2', 1, {}),
+    ('small_pairs', 'v5e:2x2', 1, {}),
+    ('small_text', 'v5e:2x2', 1, {}),
+    ('base', 'v5e:8x8', 1, {}),
+    ('cpt_s', 'v5e:8x8', 1, {}),
+    ('cpt_s', 'v5e:4x4', 1, {'train.encode_chunks': 8}),
+    ('cpt_s', 'v6e:4x8', 1, {}),
+    ('cpt_s', 'v5e:4x8', 2, {}),
+    ('cpt_code_s', 'v5e:8x8', 1, {}),
+    ('cpt_m', 'v5e:8x8', 1, {}),
+    ('cpt_m', 'v5p:2x4x4', 1, {}),
+    ('cpt_code_m', 'v5e:8x16', 1, {}),
+    ('cpt_l', 'v5e:16x16', 1, {}),
+    ('cpt_l', 'v5p:4x4x4', 1, {}),
+    ('cpt_xl', 'v5p:8x8x8', 1, {}),
+    ('cpt_xl', 'v5p:4x4x8', 1, {}),
+]
+HEAD = ('config', 'slice', 'chips', 'mesh', 'memory a chip', 'step at least', 'limited by', 'program / model', 'MFU at most')
+
+_JSON = flags.DEFINE_string('json', '', 'Also write all figures of all plans to this file.')
+_ONLY = flags.DEFINE_list('only', [], 'Names of the configs to plan; by default all.')
+
+
+def main() -> None:
+    from cpt_jax.plan.planning import make_plan
+
+    print(_row(HEAD) + '\n' + _row(['---'] * len(HEAD)), flush=True)
+    found = []
+    for name, topology, slices, changes in PLANS:
+        if _ONLY.value and name not in _ONLY.value:
+            continue
+        config = load_config(ROOT / f'configs/{name}.py')
+        for key, value in changes.items():
+            section, leaf = key.split('.')
+            config[section][leaf] = value
+        plan = make_plan(config, topology, slices)
+        found.append({'config': name, 'changes': changes} | dataclasses.asdict(plan))
+        print(_row(_cells(name, changes, plan)), flush=True)
+        if _JSON.value:
+            Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+
+
+def _cells(name: str, changes: dict, plan) -> list[str]:
+    where = f'{plan.slices} x {plan.topology}' if plan.slices > 1 else plan.topology
+    mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items() if size > 1)
+    memory = f'{plan.hbm_bytes_per_chip / 2**30:.1f} of {plan.hbm_limit_bytes / 2**30:.1f} GiB'
+    what = ', '.join([f'`{name}`', *(f'`{key.partition(".")[2]}={value}`' for key, value in changes.items())])
+    if plan.lower_bound_seconds is None:
+        return [what, where, str(plan.chips), mesh, f'{memory}: does not fit', '', '', '', '']
+    bounds = {'arithmetic': plan.compute_seconds, 'memory': plan.memory_seconds, 'network': plan.network_seconds}
+    seconds = plan.lower_bound_seconds
+    return [
+        what, where, str(plan.chips), mesh, memory, f'{seconds:.2f} s' if seconds >= 0.1 else f'{seconds * 1e3:.2g} ms',
+        max(bounds, key=bounds.get), f'{plan.compiled_flops_per_step / plan.model_flops_per_step:.2f}', f'{plan.mfu_bound:.0%}',
+    ]  # fmt: skip
+
+
+def _row(cells) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+if __name__ == '__main__':
+    run_program(main)

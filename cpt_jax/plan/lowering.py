@@ -1,0 +1,115 @@
+"""From a config to its training step, ready to be compiled for devices that are not there: the one place that knows how a run is built."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cpt_jax.config import build
+from cpt_jax.data.batch import Batch, Layout
+from cpt_jax.data.packing import rows_needed
+from cpt_jax.errors import UserError
+from cpt_jax.loss.infonce import InfoNCE
+from cpt_jax.mesh import BATCH, batch_shards, make_mesh, on_mesh, shardings
+from cpt_jax.model.flops import step_flops
+from cpt_jax.model.shape import Shape
+from cpt_jax.train.optimizer import make_optimizer
+from cpt_jax.train.setup import Data, Train
+from cpt_jax.train.step import TrainState, init_state, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A config's training step on given devices; nothing is compiled yet."""
+
+    mesh: jax.sharding.Mesh
+    shape: Shape
+    train: Train
+    data: Data
+    layout: Layout
+    loss: InfoNCE
+    state: TrainState
+    lowered: jax.stages.Lowered | None
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are trained, the padding of the vocabulary included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
+
+    @property
+    def model_flops(self) -> int:
+        """See `step_flops`."""
+        layout = self.layout
+        return step_flops(self.shape, layout.tokens, layout.row_length, self.train.batch_pairs, layout.texts)
+
+
+def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True) -> Step:
+    """The step that launch/train.py would run with this config on these TPUs.
+
+    No data and no tokenizer is read: the vocabulary is `tokenizer.vocab_size`, and with `data.rows` 0 every text is as long as it may be.
+
+    Args:
+      config: plain values.
+      devices: of one topology.
+      trace: also write the program down, which takes seconds; without it `lowered` is None.
+
+    Raises:
+      UserError: the config does not fit together, or does not go on these devices.
+    """
+    mesh = build(make_mesh, 'mesh', config['mesh'], devices=devices)
+    train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
+    loss = build(InfoNCE, 'loss', config['loss'])
+    loss.check_width(config['model']['width'])
+    optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
+    shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']).on('tpu')
+    shape.check_mesh(mesh)
+    _check_lengths(data, shape)
+    layout = longest_layout(data, train, batch_shards(mesh))
+    with jax.set_mesh(mesh):
+        state = on_mesh(jax.eval_shape(lambda: init_state(shape, loss, optimizer, config['seed'], len(data.sources))), mesh)
+        lowered = None
+        if trace:
+            step = make_step(loss, optimizer, schedule, config['seed'])
+            # As train/loop.py compiles it.
+            lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, _batch(layout, mesh))
+    return Step(mesh, shape, train, data, layout, loss, state, lowered)
+
+
+def longest_layout(data: Data, train: Train, parts: int) -> Layout:
+    """The layout of a batch where every text has its greatest length, or that of `data.rows`.
+
+    Raises:
+      UserError: there are not enough pairs for all parts and chunks.
+    """
+    groups = parts * train.encode_chunks
+    if train.batch_pairs < groups:
+        raise UserError(f'train.batch_pairs={train.batch_pairs} is less than mesh.data x mesh.fsdp x train.encode_chunks = {groups}')
+    pairs, texts = -(-train.batch_pairs // groups), 2 + data.negatives
+    lengths = np.array([data.max_tokens_x] * pairs + [data.max_tokens_y] * (pairs * (texts - 1)))
+    rows = pairs * texts if not data.packed else data.rows or rows_needed(lengths, data.row_length)
+    return Layout(parts, train.encode_chunks, pairs, texts, rows, data.row_length, data.packed)
+
+
+def _check_lengths(data: Data, shape: Shape) -> None:
+    longest = min(data.row_length, shape.max_length)
+    for key in ('max_tokens_x', 'max_tokens_y'):
+        if not 2 < getattr(data, key) <= longest:
+            raise UserError(
+                f'data.{key}={getattr(data, key)} must be over 2 (the delimiters) and at most data.row_length={data.row_length}'
+                f' and model.max_length={shape.max_length}'
+            )
+
+
+def _batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch:
+    """The types of a batch's arrays, as data/batch.py places them."""
+
+    def array(count: int, last: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((layout.chunks, layout.parts * count, last), jnp.int32, sharding=NamedSharding(mesh, P(None, BATCH)))
+
+    rows, texts = array(layout.rows, layout.row_length), array(layout.pairs, layout.texts)
+    return Batch(rows, rows, rows, texts, texts, jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P())))

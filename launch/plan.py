@@ -1,0 +1,49 @@
+"""Tells whether a training step fits a TPU topology and how fast it can be at best, without a TPU: libtpu compiles it on this machine.
+
+Example: python launch/plan.py --config configs/cpt_l.py --topology v5p:4x4x4 --json plan.json
+
+The step is the one that launch/train.py runs; keys of the config are set with --config.section.key=value. Several topologies may be given,
+with commas. --sweep tries meshes, remat policies and numbers of chunks instead of those of the config, and names the fastest that fits.
+Times are lower bounds: arithmetic, memory and network each at their peak and all at once. A real run is slower.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# Before JAX is imported: it must not look for a TPU here.
+os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+
+from absl import flags
+
+from cpt_jax.errors import UserError
+from cpt_jax.program import define_config, run_program
+
+_CONFIG = define_config()
+_TOPOLOGY = flags.DEFINE_list('topology', [], 'TPU slices, such as v5p:4x4x4 or v5e:8x8,v6e:8x8. Chips: v4, v5e, v5p, v6e, tpu7x.')
+_SLICES = flags.DEFINE_integer('slices', 1, 'Slices of that topology that train together; they divide mesh.data.')
+_JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file: an object, or a list where there are several.')
+_SWEEP = flags.DEFINE_boolean('sweep', False, 'Try meshes, remat policies and numbers of chunks, and name the fastest that fits.')
+_LIMIT = flags.DEFINE_integer('sweep_limit', 8, 'Programs that a sweep compiles at most, those that promise most.')
+flags.declare_key_flag('config')
+
+
+def main() -> None:
+    _, config = _CONFIG()
+    if not _TOPOLOGY.value:
+        raise UserError('--topology is missing: give a TPU slice such as v5p:4x4x4')
+    import jax
+
+    from cpt_jax.plan.report import plan_all, sweep_all
+
+    jax.config.update('jax_enable_compilation_cache', False)  # it holds programs of devices that are there
+    json_path = Path(_JSON.value) if _JSON.value else None
+    if _SWEEP.value:
+        sweep_all(config.to_dict(), _TOPOLOGY.value, _SLICES.value, _LIMIT.value, json_path)
+    else:
+        plan_all(config.to_dict(), _TOPOLOGY.value, _SLICES.value, json_path)
+
+
+if __name__ == '__main__':
+    run_program(main)

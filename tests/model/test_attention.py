@@ -1,0 +1,73 @@
+"""The forms of attention agree, whatever shares a row."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import BATCH, make_mesh
+from cpt_jax.model.attention import attention_within
+from cpt_jax.model.shape import Shape
+
+ROWS, LENGTH, HEADS, GROUPS, WIDTH = 4, 256, 4, 2, 64
+HEADS_SPLIT = BATCH, None, 'tensor'
+
+
+def texts() -> np.ndarray:
+    """int32[R, S]: texts of random lengths, and padding at the end; the last row is one text."""
+    random = np.random.default_rng(1)
+    segments = np.sort(random.integers(1, 9, (ROWS, LENGTH)), axis=1)
+    segments[:2, -40:] = 0
+    segments[-1] = 1
+    return segments.astype(np.int32)
+
+
+def value_and_gradients(form: str, causal: bool, sizes: tuple[int, int, int]):
+    random, mesh = np.random.default_rng(0), make_mesh(*sizes)
+    q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+    with jax.set_mesh(mesh):
+        put = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+        segments_RxS = put(texts(), BATCH)
+        weights = put(random.normal(size=(ROWS, LENGTH, HEADS, WIDTH)).astype(np.float32), *HEADS_SPLIT)
+        objective = lambda q, k, v: jnp.sum(weights * attention_within(segments_RxS, causal, form)(q, k, v))  # noqa: E731
+        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))
+        return jax.device_get(run(*(put(array, *HEADS_SPLIT) for array in (q, k, v))))
+
+
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize('sizes', [(4, 1, 2), (2, 2, 2)])
+def test_the_kernel_computes_what_the_mask_does(causal, sizes):
+    (value, gradients), (expected, of_the_mask) = (value_and_gradients(form, causal, sizes) for form in ('interpreted', 'masked'))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
+    for gradient, masked in zip(gradients, of_the_mask, strict=True):
+        assert np.abs(masked).max() > 0.1
+        np.testing.assert_allclose(gradient, masked, atol=2e-5)
+
+
+def compiled_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
+    from cpt_jax.plan.topology import devices_of
+
+    mesh = make_mesh(devices=devices_of('v5e:2x2', 1))
+    array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+    with jax.set_mesh(mesh):
+        heads = array((rows, length, 16, 64), jnp.bfloat16, *HEADS_SPLIT)
+        objective = lambda q, k, v, s: jnp.sum(attention_within(s, True, form)(q, k, v).astype(jnp.float32) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(objective, argnums=(0, 1, 2))).lower(heads, heads, heads, array((rows, length), jnp.int32, BATCH)).compile()
+
+
+def test_on_a_tpu_the_kernel_holds_no_scores(libtpu):
+    """Compiled for v5e: head width 64, long rows; and rows that it cannot cut into blocks are masked."""
+    scores = 4 * 16 * 2048 * 2048 * 4  # of a device, float32
+    kernel, mask = (compiled_for_tpu(form, 16, 2048) for form in ('splash', 'masked'))
+    assert 'splash_mha_fwd' in kernel.as_text() and 'splash' not in mask.as_text()
+    assert kernel.memory_analysis().temp_size_in_bytes < scores / 4 < scores < mask.memory_analysis().temp_size_in_bytes
+    assert 'splash' not in compiled_for_tpu('splash', 32, 96).as_text()
+
+
+def test_the_kernel_is_chosen_where_there_is_one():
+    shape = Shape(vocab_size=9, width=8, layers=1, heads=2, max_length=8)
+    assert [shape.on(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == ['splash', 'masked', 'masked']
+    with pytest.raises(UserError, match='model.attention=splash is a kernel for TPUs'):
+        Shape(vocab_size=9, width=8, layers=1, heads=2, max_length=8, attention='splash').on('cpu')

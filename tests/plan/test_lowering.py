@@ -1,0 +1,90 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cpt_jax.data.batch import place
+from cpt_jax.errors import UserError
+from cpt_jax.plan.hlo import Module, parse
+from cpt_jax.plan.lowering import longest_layout, lower
+from cpt_jax.train.loop import compile_step
+from cpt_jax.train.setup import Data, Train, set_up
+
+
+def lines(module: Module) -> list[tuple]:
+    """The whole program, but for where in the source it comes from."""
+    return [
+        (part.name, step.opcode, step.shape, step.operands, step.literal)
+        for part in module.computations.values() for step in part.instructions.values()
+    ]  # fmt: skip
+
+
+def types(state) -> list:
+    return [(leaf.shape, leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(state)]
+
+
+def test_it_is_the_step_that_training_runs(tiny, tmp_path):
+    """The same config through both doors, on the CPU: a run with its data, and the plan without."""
+    rows = [{'x': f'the query number {i} of many', 'y': f'def answer_{i}(): return {i * i}', 'negatives': [f'no {i}']} for i in range(200)]
+    (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    source = {'kind': 'jsonl', 'weight': 1.0, 'path': str(tmp_path / 'pairs.jsonl'), 'holdout': 0.1}
+    same = {'model.dtype': 'float32', 'model.layer_loop': 'scan', 'model.layers': 2, 'data.negatives': 1, 'train.batch_pairs': 30}
+    split = {'train.encode_chunks': 2, 'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
+    config = tiny(**same, **split)
+    config['data']['sources'] = {'pairs': source}
+    config['tokenizer']['vocab_size'] = 320
+    run = set_up(config, tmp_path / 'run')
+    with jax.set_mesh(run.mesh):
+        batch = place(next(run.batches_after(0)), run.mesh, run.layout)
+        state = run.abstract_state()
+        trained = parse(compile_step(run, state, batch).as_text())
+    config['data']['rows'] = run.layout.rows
+    step = lower(config, jax.devices())
+    assert step.layout == run.layout and step.mesh == run.mesh
+    assert types(step.state) == types(state)
+    assert lines(parse(step.lowered.compile().as_text())) == lines(trained)
+
+
+def layout(data: dict, train: dict, parts: int = 4):
+    sizes = {'max_tokens_x': 40, 'max_tokens_y': 60, 'row_length': 100} | data
+    return longest_layout(Data(sources={}, **sizes), Train(**({'steps': 1, 'batch_pairs': 64} | train)), parts)
+
+
+def test_without_data_every_text_is_as_long_as_it_may_be():
+    plain = layout({}, {})
+    assert (plain.parts, plain.chunks, plain.pairs, plain.texts, plain.rows, plain.tokens) == (4, 1, 16, 2, 16, 4 * 16 * 100)
+    assert layout({'row_length': 64}, {}).rows == 32  # x and y do not fit in one row
+    assert layout({'negatives': 2}, {}).rows == 16 * 2 + 16  # y and x share a row, the others have their own
+    assert layout({'packed': False}, {}).rows == 32
+    assert layout({'rows': 5}, {}).rows == 5
+    assert layout({}, {'encode_chunks': 2}).rows == 8
+
+
+def test_batches_that_do_not_divide_are_filled_up():
+    assert layout({}, {'batch_pairs': 65}).pairs == 17
+
+
+def test_every_part_and_chunk_has_a_pair():
+    with pytest.raises(UserError, match='train.batch_pairs=7 .* = 8'):
+        layout({}, {'batch_pairs': 7, 'encode_chunks': 2})
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'data.max_tokens_x': 101, 'data.row_length': 100}, 'data.max_tokens_x=101 .* data.row_length=100'),
+        ({'data.max_tokens_y': 64, 'model.max_length': 63}, 'data.max_tokens_y=64 .* model.max_length=63'),
+        ({'data.max_tokens_y': 2}, 'data.max_tokens_y=2 must be over 2'),
+    ],
+)
+def test_lengths_that_do_not_fit_together(tiny, changes, words):
+    with pytest.raises(UserError, match=words):
+        lower(tiny(**changes), jax.devices(), trace=False)
+
+
+def test_without_tracing_there_is_all_but_the_program(tiny):
+    step = lower(tiny(), jax.devices(), trace=False)
+    assert step.lowered is None and step.parameters == sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(step.state.params))
+    assert step.state.step.dtype == jnp.int32

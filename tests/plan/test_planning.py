@@ -1,0 +1,137 @@
+import dataclasses
+
+import pytest
+
+from cpt_jax.errors import UserError
+from cpt_jax.model.flops import step_flops
+from cpt_jax.model.shape import Shape
+from cpt_jax.plan import planning
+from cpt_jax.plan.planning import make_plan
+from cpt_jax.plan.table import show
+
+pytestmark = pytest.mark.usefixtures('hurry')
+
+
+@pytest.fixture(scope='module')
+def scanned(tiny, libtpu, hurry):
+    return make_plan(tiny(**{'mesh.fsdp': 2}), 'v5e:2x2')
+
+
+def test_loops_do_not_change_the_count(tiny, scanned):
+    """Two scanned layers and the last one, against straight code: XLA's own count differs by a layer forward and backward."""
+    unrolled = make_plan(tiny(**{'mesh.fsdp': 2, 'model.layer_loop': 'unroll'}), 'v5e:2x2')
+    assert unrolled.compiled_flops_per_step == scanned.compiled_flops_per_step
+    assert any(row['in_loop'] for row in scanned.collectives) and not any(row['in_loop'] for row in unrolled.collectives)
+
+
+def test_without_recomputation_the_program_computes_what_the_model_needs(scanned):
+    assert scanned.compiled_flops_per_step == pytest.approx(scanned.model_flops_per_step, rel=0.05)
+
+
+def test_a_plan_hangs_together(scanned):
+    assert (scanned.topology, scanned.slices, scanned.chips, scanned.mesh) == ('v5e:2x2', 1, 4, {'data': 2, 'fsdp': 2, 'tensor': 1})
+    assert scanned.batch_pairs == 64 and scanned.tokens_per_step == 4 * scanned.rows * 64 and scanned.rows_assumed
+    assert scanned.fits and 0 < scanned.hbm_bytes_per_chip < scanned.hbm_limit_bytes
+    assert scanned.lower_bound_seconds == max(scanned.compute_seconds, scanned.memory_seconds, scanned.network_seconds)
+    assert scanned.compute_seconds == pytest.approx(scanned.compiled_flops_per_step / 4 / 197e12)
+    assert scanned.mfu_bound == pytest.approx(scanned.model_flops_per_step / (4 * 197e12 * scanned.lower_bound_seconds))
+    assert 0 < scanned.mfu_bound < 1 and scanned.uncounted == ()
+
+
+def test_collectives_of_sharded_weights(scanned):
+    """Each of two scanned layers is gathered over fsdp; its gradient goes over all four chips."""
+    weights = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # of a layer, in bfloat16
+    gathered = [row for row in scanned.collectives if row['kind'] == 'all-gather' and row['in_loop']]
+    assert {row['group'] for row in gathered} == {2} and not any(row['gradient'] for row in gathered)
+    assert sum(row['bytes'] for row in gathered) in (2 * weights, 2 * 2 * weights)  # forward, and again backward if they are not kept
+    gradients = [row for row in scanned.collectives if row['gradient'] and row['in_loop']]
+    assert sum(row['bytes'] for row in gradients) >= 2 * weights
+    assert all(row['count'] % 2 == 0 and row['loops'] == 1 for row in gradients)
+
+
+def test_two_devices_of_a_chip_are_added_up(tiny, libtpu):
+    plan = make_plan(tiny(**{'model.layers': 1}), 'tpu7x:2x2x1')
+    assert plan.chips == 4 and plan.mesh['data'] == 8
+    assert plan.hbm_limit_bytes == pytest.approx(189.5 * 2**30, rel=0.001)
+    assert plan.compute_seconds == pytest.approx(plan.compiled_flops_per_step / 4 / 2307e12)
+
+
+def test_between_slices_goes_the_gradient(tiny, libtpu):
+    plan = make_plan(tiny(**{'model.layers': 1}), 'v5e:1x1', 2)
+    assert (plan.slices, plan.chips, plan.mesh['data']) == (2, 2, 2)
+    assert {row['network'] for row in plan.collectives} == {'dcn'}
+    gradients = sum(row['bytes'] for row in plan.collectives if row['gradient'])
+    assert gradients >= 2 * plan.params  # at least bfloat16
+    assert plan.network_seconds >= gradients / (6.4e12 / 256 / 8)
+
+
+def test_what_does_not_fit_is_a_result(tiny, libtpu):
+    plan = make_plan(tiny(**{'model.layers': 1, 'tokenizer.vocab_size': 20_000_000}), 'v5e:2x2')  # 10 GB of embeddings, and 20 of moments
+    assert not plan.fits and plan.hbm_bytes_per_chip > plan.hbm_limit_bytes == int(15.75 * 2**30)
+    missing = {field for field, value in dataclasses.asdict(plan).items() if value is None}
+    assert missing == {
+        'compiled_flops_per_step', 'collectives', 'compute_seconds', 'memory_seconds', 'network_seconds', 'lower_bound_seconds',
+        'mfu_bound',
+    }  # fmt: skip
+    text = show(plan)
+    assert 'does not fit' in text and all(word in text for word in ('more chips', 'mesh.fsdp', 'encode_chunks', 'remat', '--sweep'))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'slices', 'words'),
+    [
+        ({'mesh.data': 4, 'mesh.fsdp': 3}, 3, '3 slices do not divide mesh.data=4'),
+        ({'mesh.data': 1, 'mesh.tensor': 4}, 1, 'mesh.tensor=4 does not divide model.heads=2'),
+        ({'train.batch_pairs': 3}, 1, 'train.batch_pairs=3 .* = 4'),
+        ({'model.remat': 'some'}, 1, "model.remat='some': choose one of"),
+        ({'loss.dimensions': (64, 256)}, 1, 'loss.dimensions=.* model.width=128'),
+    ],
+)
+def test_configs_that_do_not_go_there(tiny, libtpu, changes, slices, words):
+    with pytest.raises(UserError, match=words):
+        make_plan(tiny(**changes), 'v5e:2x2', slices)
+
+
+class Failing:
+    """Stands for a step that the compiler fails on."""
+
+    def compile(self):
+        from jax.errors import JaxRuntimeError
+
+        raise JaxRuntimeError('INTERNAL: Mosaic failed')
+
+
+def test_other_failures_of_the_compiler_are_told(libtpu):
+    with pytest.raises(UserError, match='does not compile this step: INTERNAL: Mosaic failed'):
+        planning._compile(Failing())
+
+
+def test_the_table_names_all_that_matters(scanned):
+    text = show(scanned)
+    for words in (
+        'v5e:2x2',
+        'chips          4',
+        'data 2 x fsdp 2 x tensor 1',
+        'fits',
+        'MFU',
+        'all-gather',
+        'of gradients',
+        '--config.data.rows=N',
+    ):
+        assert words in text, words
+    exact = show(dataclasses.replace(scanned, rows_assumed=False, uncounted=('tpu_custom_call',)))
+    assert 'data.rows=N' not in exact and 'Not in the arithmetic: tpu_custom_call.' in exact
+
+
+def test_model_flops_by_hand():
+    """Everything of the first layer, of the second its ends alone, and the similarities; three times two for each product."""
+    shape = Shape(vocab_size=100, width=8, layers=2, heads=2, max_length=16, kv_heads=1, head_width=4, hidden=24)
+    tokens, row, pairs, texts = 64, 16, 10, 3
+    inputs, output, feed_forward = 8 * 4 * (2 + 1 + 1), 2 * 4 * 8, 2 * 8 * 24
+    attention = 2 * tokens * row * 2 * 4
+    first = tokens * (inputs + output + feed_forward) + attention
+    last = tokens * inputs + attention + pairs * texts * (output + feed_forward)
+    loss = pairs * (pairs * 2) * 8
+    assert step_flops(shape, tokens, row, pairs, texts) == 6 * (first + last + loss)
+    gated = dataclasses.replace(shape, activation='swiglu')
+    assert step_flops(gated, tokens, row, pairs, texts) - step_flops(shape, tokens, row, pairs, texts) == 6 * (tokens + 30) * 8 * 24
