@@ -6,6 +6,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ EXIT_PREEMPTED = 42
 
 def run_program(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs `main` and exits with what it returns (None: 0)."""
+    if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator(Path('/')):
+        os.environ['JAX_PLATFORMS'] = 'cpu'  # or libtpu, which launch/plan.py needs, complains on stderr that there is no TPU
 
     def run(argv: list[str]) -> int | None:
         if not flags.FLAGS['verbosity'].present:  # our libraries say at level INFO what is of interest to their authors
@@ -93,6 +96,13 @@ def _fail(error: object) -> int:
     logging.flush()
     print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
     return 1
+
+
+def _may_have_accelerator(root: Path) -> bool:
+    """Anything that hints at one: JAX finds out which. A plug-in of JAX (GPUs), a device of Google's on the bus, TPU settings."""
+    chips = [*(root / 'dev').glob('accel*'), *(root / 'dev/vfio').glob('[0-9]*')]
+    google = any(path.read_text().strip() == '0x1ae0' for path in (root / 'sys/bus/pci/devices').glob('*/vendor'))
+    return bool(chips) or google or any(name.startswith('TPU_') for name in os.environ) or find_spec('jax_plugins') is not None
 
 
 def use_compilation_cache() -> None:

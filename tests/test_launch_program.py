@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cpt_jax import program as program_module
 from cpt_jax.program import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -96,3 +97,21 @@ def test_configs_are_found_from_any_directory(tmp_path, flags):
 def test_a_config_is_plain_values():
     config = load_config(ROOT / 'configs' / 'quickstart.py')
     assert type(config) is dict and type(config['train']) is dict and config['train']['steps'] > 0
+
+
+def test_jax_looks_for_an_accelerator_where_anything_hints_at_one(tmp_path, monkeypatch):
+    """And nowhere else: libtpu, which only plans here, would complain."""
+    for name in [name for name in os.environ if name.startswith('TPU_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(program_module, 'find_spec', lambda name: None)
+    assert not program_module._may_have_accelerator(tmp_path)
+    for hint in ('dev/accel0', 'dev/vfio/0', 'sys/bus/pci/devices/0000:00:04.0/vendor'):
+        root = tmp_path / hint.replace('/', '_')
+        (root / hint).parent.mkdir(parents=True)
+        (root / hint).write_text('0x1ae0\n')
+        assert program_module._may_have_accelerator(root), hint
+    monkeypatch.setenv('TPU_WORKER_ID', '0')
+    assert program_module._may_have_accelerator(tmp_path)
+    monkeypatch.delenv('TPU_WORKER_ID')
+    monkeypatch.setattr(program_module, 'find_spec', lambda name: object())
+    assert program_module._may_have_accelerator(tmp_path)

@@ -190,9 +190,7 @@ class Encoder(nnx.Module):
             x_RxSxD = x_RxSxD + gathered(self.position_embedding, dtype, None, None).at[positions_RxS].get(out_sharding=P(BATCH))
         return x_RxSxD
 
-    def _layers_but_last(
-        self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None
-    ) -> jax.Array:
+    def _layers_but_last(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None) -> jax.Array:
         if self.shape.layers == 1:
             return x_RxSxD
 
