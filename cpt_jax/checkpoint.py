@@ -73,16 +73,18 @@ class Checkpoints:
         """
         unreadable = []
         for step in sorted((checkpoint.step for checkpoint in self._checkpointer.checkpoints), reverse=True):
+            state, problem = None, 'another process cannot read it'
             try:
                 state = self._checkpointer.load_checkpointables(step, {'state': by_name(abstract_state)})['state']
             except (MemoryError, PermissionError):
                 raise
             except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-                _say(f'checkpoint {step} cannot be read: the one before it is taken ({_reason(error)})')
-                unreadable.append(step)
-                continue
-            self._set_aside(unreadable)
-            return step, like(abstract_state, state)
+                problem = _reason(error)
+            if np.all(multihost_utils.process_allgather(np.asarray(state is not None))):  # all go on from one step
+                self._set_aside(unreadable)
+                return step, like(abstract_state, state)
+            _say(f'checkpoint {step} cannot be read: the one before it is taken ({problem})')
+            unreadable.append(step)
         if unreadable:
             raise UserError(f'{self._directory}: none of the checkpoints {unreadable} can be read; start in another --workdir')
         return None

@@ -122,7 +122,8 @@ def load_embedder(reference: str) -> Embedder:
     config: Mapping[str, Any] = about['config']
     tokenizer = checkpoint.load_tokenizer_of(directory, step)
     mesh = make_mesh()
-    shape = Shape(vocab_size=tokenizer.vocab_size, **config['model']).on(mesh.devices.flat[0].platform)
+    here = {'attention': 'auto', 'layer_loop': 'auto'}  # whatever was chosen for the machine that it was trained on
+    shape = Shape(vocab_size=tokenizer.vocab_size, **config['model'] | here).on(mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
         encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']

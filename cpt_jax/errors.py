@@ -1,4 +1,8 @@
-"""What the user gave is wrong: one clear line, exit status 1."""
+"""How a program ends that cannot go on."""
+
+# 0 done; 1 something that the user gave is wrong; 42 stopped early by SIGTERM with everything saved: start again to go on; 70 anything
+# else (sysexits.h: an internal error), which another try may or may not survive.
+EXIT_MISTAKE, EXIT_PREEMPTED, EXIT_CRASHED = 1, 42, 70
 
 
 class UserError(Exception):

@@ -39,7 +39,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if not free and given != len(devices):
         raise UserError(f'{text} takes {given} of the {len(devices)} devices: set one size to -1, to take what is left')
     shape = tuple(len(devices) // given if size == -1 else size for size in sizes.values())
-    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    slices = len({device.slice_index for device in devices if device.platform == 'tpu' and hasattr(device, 'slice_index')}) or 1
     if shape[0] % slices:
         raise UserError(f'{text}: the {slices} slices do not divide mesh.data={shape[0]}; set it to a multiple, or to -1 and fsdp lower')
     return jax.sharding.Mesh(_arrange(shape, slices, devices), AXES, axis_types=(AxisType.Explicit,) * len(AXES))

@@ -17,10 +17,10 @@ from typing import NoReturn
 import jax
 from orbax.checkpoint import multihost
 
-from cpt_jax.errors import UserError
+from cpt_jax.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
 _FAILED, _HEARD = 'cpt_jax/failed', 'cpt_jax/heard'
-_POLL_SECONDS, _PATIENCE_SECONDS = 1.0, 20.0
+_POLL_SECONDS, _PATIENCE_SECONDS = 2.0, 20.0
 
 
 def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) -> None:
@@ -48,7 +48,7 @@ def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) 
 
 @contextmanager
 def shared_fate() -> Iterator[None]:
-    """Within it, an exception on one process ends all of them with exit status 1, and each prints why."""
+    """Within it, an exception on one process ends all of them, and each prints why: status 1 for a UserError, 70 for anything else."""
     if jax.process_count() == 1:
         yield
         return
@@ -56,36 +56,35 @@ def shared_fate() -> Iterator[None]:
     threading.Thread(target=_listen, args=(store,), daemon=True).start()
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if told := _told(store):  # what happened here is most likely a consequence: an exchange with a process that is gone
-            _end(store, told)
-        mistake = isinstance(error, UserError)
-        if not mistake:
+            _end(store, *told)
+        line, status = ' '.join(str(error).split()), EXIT_MISTAKE
+        if not isinstance(error, UserError):
             traceback.print_exc()
-        line = (str(error).splitlines() or ['no message'])[0]
-        line = line if mistake else f'{type(error).__name__}: {line}'
-        store.key_value_set(_FAILED, f'{jax.process_index()}:{line}', allow_overwrite=True)
-        _end(store, line)
+            line, status = f'{type(error).__name__}: {line}', EXIT_CRASHED
+        store.key_value_set(_FAILED, f'{status}:{jax.process_index()}:{line}', allow_overwrite=True)
+        _end(store, line, status)
 
 
 def _listen(store) -> None:
     """Waits in a thread for the word that another process has failed."""
     while not (told := _told(store)):
         time.sleep(_POLL_SECONDS)
-    if not told.startswith(f'process {jax.process_index()} '):  # its own word: it ends by itself
-        _end(store, told)
+    if not told[0].startswith(f'process {jax.process_index()} '):  # its own word: it ends by itself
+        _end(store, *told)
 
 
-def _told(store) -> str:
-    """'process 3 stopped: why', once one has."""
+def _told(store) -> tuple[str, int] | None:
+    """('process 3 stopped: why', exit status), once one has."""
     try:
-        process, _, line = store.key_value_try_get(_FAILED).partition(':')
+        status, process, line = store.key_value_try_get(_FAILED).split(':', 2)
     except Exception:  # not there, or the coordinator is gone, which JAX itself notices
-        return ''
-    return f'process {process} stopped: {line}'
+        return None
+    return f'process {process} stopped: {line}', int(status)
 
 
-def _end(store, line: str) -> NoReturn:
+def _end(store, line: str, status: int) -> NoReturn:
     """Ends this process, process 0 last: it holds the store in which the others read why."""
     print(f'error: {line}', file=sys.stderr, flush=True)
     try:
@@ -93,8 +92,9 @@ def _end(store, line: str) -> NoReturn:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while jax.process_index() == 0 and time.monotonic() < deadline:
             if len(store.key_value_dir_get(_HEARD)) == jax.process_count():
+                time.sleep(_POLL_SECONDS / 2)  # who has heard is about to end, and must not find the store gone before
                 break
             time.sleep(_POLL_SECONDS / 10)
     finally:
         sys.stdout.flush()
-        os._exit(1)  # without the handlers of a usual exit, which would wait for all processes at a barrier
+        os._exit(status)  # without the handlers of a usual exit, which would wait for all processes at a barrier

@@ -13,10 +13,12 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cpt_jax.errors import UserError
+from cpt_jax.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
-# 0 done; 1 something that the user gave is wrong; 42 stopped early by SIGTERM with everything saved: start again to go on.
-EXIT_PREEMPTED = 42
+ACCUMULATION = (
+    ' Gradient accumulation is not offered: a micro-batch would have its own negatives alone, and a contrastive loss would not be that of'
+    ' the batch; train.encode_chunks saves the same memory and is exact.'
+)
 
 
 def run_program(main: Callable[[], int | None]) -> None:
@@ -33,6 +35,9 @@ def run_program(main: Callable[[], int | None]) -> None:
             return main()
         except UserError as error:
             return _fail(error)
+        except Exception:
+            traceback.print_exc()
+            return EXIT_CRASHED
 
     app.run(run, flags_parser=_parse)
 
@@ -80,7 +85,7 @@ def _config_mistake(error: Exception) -> str:
     raised_by = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, KeyError | AttributeError) and 'ml_collections' in raised_by and 'get_config' not in str(error):
         words = re.sub(r'\\n|\n', '. ', str(error.args[0]))  # with the nearest known key
-        return '--config has no key ' + re.sub(r'[\\\'"]', '', words)
+        return '--config has no key ' + re.sub(r'[\\\'"]', '', words) + (ACCUMULATION if 'accum' in words else '')
     return f'--config: {type(error).__name__}: {error}'
 
 
@@ -95,7 +100,7 @@ def _from_root(word: str) -> str:
 def _fail(error: object) -> int:
     logging.flush()
     print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
-    return 1
+    return EXIT_MISTAKE
 
 
 def _may_have_accelerator(root: Path) -> bool:

@@ -63,7 +63,7 @@ def test_a_users_mistake_on_one_process_ends_all_with_its_line(failing):
 
 def test_any_other_error_shows_its_traceback_where_it_happened():
     for number, (status, output) in enumerate(run_three((1,), "RuntimeError('the disk is full')")):
-        assert status == 1 and 'RuntimeError: the disk is full' in output.splitlines()[-1], output
+        assert status == 70 and 'RuntimeError: the disk is full' in output.splitlines()[-1], output
         assert ('Traceback' in output) == (number == 1)
 
 

@@ -105,8 +105,8 @@ def look(anchors: Pairs, candidates: Pairs, scale: jax.Array) -> tuple[Rows, Col
         jnp.where(partner_bxK, logits_bxK, 0).sum(1),
         jnp.where(partner_bxK, cosine_bxK, 0).sum(1),
         rivals_bxK.max(1),
-        jnp.where(negative_bxK, cosine_bxK, 0).sum(),
-        negative_bxK.astype(jnp.float32).sum(),
+        jnp.where(negative_bxK, cosine_bxK, 0).sum(1).sum(),
+        negative_bxK.astype(jnp.float32).sum(1).sum(),  # row by row: float32 counts to 2**24
     )
     pairs = candidates.ids_cxT.shape[0]
     best_c = jax.lax.stop_gradient(logits_bxK[:, :pairs]).max(0)

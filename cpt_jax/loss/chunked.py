@@ -68,8 +68,8 @@ def _look_at_all(
     anchors = Pairs(e_bxTxD, ids_bxT, numbers(b, axes))
 
     def step(seen: Rows, part: Pairs) -> tuple[Rows, Columns]:
-        rows, columns = look(anchors, _everyones(part, axes), scale)
-        return merge(seen, rows), columns
+        rows, seen_by_columns = look(anchors, _everyones(part, axes), scale)
+        return merge(seen, rows), seen_by_columns
 
     nothing_b, nothing = jnp.zeros(b), jnp.zeros(())
     seen = Rows(nothing_b + NEVER, nothing_b, nothing_b, nothing_b, nothing_b + NEVER, nothing, nothing)

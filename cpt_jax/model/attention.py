@@ -65,7 +65,7 @@ def splash(
     mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
     heads = P(BATCH, None, 'tensor', None)
 
-    # check_vma=False: the kernel does not say over which axes its results vary. All of its arguments are split over all axes.
+    # check_vma=False: the kernel does not say over which axes its results vary. What has a gradient is split over all axes.
     @partial(jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False)
     def local(q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array, segments_RxS: jax.Array) -> jax.Array:
         masks = splash_mask.MultiHeadMask([mask] * q_RxSxHxK.shape[2])

@@ -15,9 +15,8 @@ from cpt_jax.model.dropout import dropout
 from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
 from cpt_jax.model.shape import Shape
 
-# What the backward pass finds kept and need not compute again, by the name that a config gives.
+# What the backward pass finds kept and need not compute again, by the name that a config gives; 'none' keeps everything.
 REMAT = {
-    'none': jax.checkpoint_policies.everything_saveable,
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -205,7 +204,7 @@ class Encoder(nnx.Module):
 
     def _remat(self, function):
         # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost time (jax.checkpoint's own advice).
-        return jax.checkpoint(function, policy=REMAT[self.shape.remat], prevent_cse=False) if self.shape.remat != 'none' else function
+        return jax.checkpoint(function, policy=REMAT[self.shape.remat], prevent_cse=False) if self.shape.remat in REMAT else function
 
 
 def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:

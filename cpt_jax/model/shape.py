@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from cpt_jax.errors import UserError
 
-# So that a vocabulary shards over any tensor axis and fills the lanes of a matrix unit.
+# So that a vocabulary shards over a tensor axis of any power of two up to this, and fills the lanes of a matrix unit.
 VOCABULARY_MULTIPLE = 128
 
 _CHOICES = {

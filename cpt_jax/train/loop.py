@@ -13,10 +13,9 @@ from cpt_jax.atomic import write_atomically
 from cpt_jax.config import build, write_config
 from cpt_jax.data.batch import Batch, place
 from cpt_jax.embed import Embedder
-from cpt_jax.errors import UserError
+from cpt_jax.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.loss.infonce import Metrics
 from cpt_jax.mesh import shardings
-from cpt_jax.program import EXIT_PREEMPTED
 from cpt_jax.train.heldout import heldout_scores
 from cpt_jax.train.metrics import Clock, Recorder
 from cpt_jax.train.setup import Run, set_up_together
@@ -40,6 +39,8 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
     """
     preemption = Preemption()
     run = set_up_together(config, workdir)
+    if preemption.reached():
+        return EXIT_PREEMPTED
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh):
         saved = build(
@@ -53,9 +54,13 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
             write_atomically(workdir / 'data.json', json.dumps(_describe_data(run), indent=2) + '\n')
             print(startup_table(run, state, first, workdir), flush=True)
         try:
-            return _Loop(run, workdir, saved, preemption, first).go(state)
-        finally:
-            saved.close()
+            status = _Loop(run, workdir, saved, preemption, first).go(state)
+        except BaseException:
+            if jax.process_count() == 1:  # among others, first they are told (processes.py): a save under way would wait for them
+                saved.close()
+            raise
+        saved.close()
+        return status
 
 
 class _Loop:
@@ -86,6 +91,8 @@ class _Loop:
             if step_fn is None:
                 with self.clock.pause():
                     step_fn = compile_step(self.run, state, batch)
+                if self.preemption.reached():  # compiling takes minutes for a large model; nothing is new since the last save
+                    return EXIT_PREEMPTED
             with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
                 state, metrics = step_fn(state, batch)
             if self.late:  # the step before: the device is busy with this one meanwhile

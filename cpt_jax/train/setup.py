@@ -164,9 +164,14 @@ def set_up_together(config: Mapping[str, Any], workdir: Path) -> Run:
       UserError: also where another process has another config, tokenizer, data or code.
     """
     run = set_up(config, workdir)
-    mine = content_id(repr((run.about, run.layout)))
-    if len(set(np.ravel(multihost_utils.process_allgather(np.int32(mine))).tolist())) > 1:
-        raise UserError(f'the processes differ in config, tokenizer, data or code: this one has {run.about}')
+    latest = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
+    mine = run.about | {'layout': run.layout, 'heldout': len(run.heldout), 'checkpoint in --workdir': latest and latest[0]}
+    ids = np.array([content_id(repr(mine[name])) for name in sorted(mine)], np.int32)
+    everyones = multihost_utils.process_allgather(ids).reshape(-1, len(ids))
+    differ = [name for name, column in zip(sorted(mine), everyones.T, strict=True) if len(set(column.tolist())) > 1]
+    if differ:
+        said = '; '.join(f'{name}: {mine[name]}' for name in differ)
+        raise UserError(f'the processes differ in {", ".join(differ)}; all need the same flags, files and --workdir. This one has {said}')
     return run
 
 

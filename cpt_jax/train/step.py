@@ -18,7 +18,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.parameter import constant, gathered_once, parameter
 from cpt_jax.model.shape import Shape
 
-# Parameters a device: 8 GB of weights and gradient, half of the smallest TPU's memory. Larger models sum per layer, where it overlaps.
+# Parameters a device: 8 GB of weights and gradient, beside the optimizer's state. Larger models sum per layer, where it overlaps.
 ONCE = 1_000_000_000
 
 
@@ -61,7 +61,7 @@ def encode(encoder: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.
     if chunks == 1:
         return encode_chunk(encoder, 0, tuple(array[0] for array in rows))
     encoder = gathered_once(encoder) if reduce_once(encoder) else encoder
-    chunk = jax.checkpoint(lambda _, numbered: (_, encode_chunk(encoder, *numbered)), prevent_cse=False)
+    chunk = jax.checkpoint(lambda nothing, numbered: (nothing, encode_chunk(encoder, *numbered)), prevent_cse=False)
     _, e_CxBxTxD = jax.lax.scan(chunk, None, (jnp.arange(chunks), rows))
     return merge_chunks(e_CxBxTxD)
 

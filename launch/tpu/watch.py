@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from absl import flags
 
-from cpt_jax.errors import UserError
+from cpt_jax.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.pod import gcloud, workers
-from cpt_jax.program import EXIT_PREEMPTED, run_program
+from cpt_jax.program import run_program
 
 _CLOUD = gcloud.define_flags()
 _FOLLOW = flags.DEFINE_bool('follow', False, 'Go on until the run ends.')

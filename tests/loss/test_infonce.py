@@ -12,7 +12,7 @@ from cpt_jax.mesh import BATCH, make_mesh
 
 
 def reference(e_BxTxD, ids_BxT, log_scale, symmetric):
-    """Float64, one device, loops: what the words of cpt_jax/train/loss.py say."""
+    """Float64, one device, loops: what the words of cpt_jax/loss/candidates.py say."""
     e, ids = np.asarray(e_BxTxD, np.float64), np.asarray(ids_BxT)
     there = np.flatnonzero(ids[:, 0] > 0)
     losses = []

@@ -54,5 +54,5 @@ def test_auto_is_decided_by_the_platform():
     assert [(shape.on(platform).dtype, shape.on(platform).layer_loop) for platform in ('cpu', 'gpu', 'tpu')] == [
         ('float32', 'unroll'), ('bfloat16', 'scan'), ('bfloat16', 'scan'),
     ]  # fmt: skip
-    decided = dataclasses.replace(shape, dtype='bfloat16', layer_loop='scan')
+    decided = dataclasses.replace(shape, dtype='bfloat16', layer_loop='scan', attention='masked')
     assert decided.on('cpu') == decided and decided.compute_dtype == 'bfloat16'

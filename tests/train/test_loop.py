@@ -7,7 +7,8 @@ import pytest
 
 from cpt_jax import checkpoint
 from cpt_jax.data.pairs import Pair
-from cpt_jax.program import EXIT_PREEMPTED, load_config
+from cpt_jax.errors import EXIT_PREEMPTED
+from cpt_jax.program import load_config
 from cpt_jax.train import loop
 from cpt_jax.train.heldout import heldout_scores
 from cpt_jax.train.stop import Preempted, Preemption

@@ -137,7 +137,8 @@ def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(la
     finish_all(together(launch, 'whole', 4, *STOPPABLE, devices=1))
     for count in (2, 4):
         stopped = tmp_path / f'stopped{count}'
-        processes = together(launch, stopped.name, count, *STOPPABLE, devices=4 // count)
+        evaluating = ['--config.evaluation.every_steps=1'] * (count == 2)  # then the signal is also looked for within evaluations
+        processes = together(launch, stopped.name, count, *STOPPABLE, *evaluating, devices=4 // count)
         wait_for_rows(stopped, 6, processes[0])
         processes[1].send_signal(signal.SIGTERM)
         for process in processes:
@@ -147,7 +148,8 @@ def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(la
         assert 6 <= step < 14 and rows(stopped)[-1]['step'] == step
         shutil.copytree(stopped, tmp_path / f'alone{count}')
         finish(launch(f'alone{count}', *STOPPABLE, '--config.mesh.fsdp=2', '--config.train.encode_chunks=2', devices=4))
-        finish_all(together(launch, stopped.name, 4, *STOPPABLE, devices=1))
+        mesh = ['--config.mesh.fsdp=4'] * (count == 2)  # parameters split over processes
+        finish_all(together(launch, stopped.name, 4, *STOPPABLE, *mesh, devices=1))
         assert_close(tmp_path / 'whole', tmp_path / f'alone{count}', 14)
         assert_close(tmp_path / 'whole', stopped, 14)
     assert_same(tmp_path / 'whole', tmp_path / 'stopped4', 14)  # to the bit: the same processes add in the same order
@@ -169,15 +171,15 @@ def assert_close(a: Path, b: Path, step: int) -> None:
             np.testing.assert_allclose(second[name], first[name], atol=1e-4, err_msg=name)
 
 
-def test_a_process_that_cannot_start_ends_all_with_its_line(launch, tmp_path):
+def test_a_process_that_cannot_start_ends_all_with_its_line(launch, config_file, tmp_path):
     """The second one has no data where it looks for them."""
     (tmp_path / 'elsewhere').mkdir()
-    (tmp_path / 'pairs.jsonl').write_text('{"x": "one", "y": "two"}\n' * 3)
-    one = launch('run', '--config.data.sources.pairs.path=pairs.jsonl', *(flags := (f'--coordinator={free_address()}', '--processes=2')))
-    two = launch('run', '--config.data.sources.pairs.path=pairs.jsonl', *flags, '--process=1', cwd=tmp_path / 'elsewhere')
-    for process in (one, two):
+    shutil.copy(config_file.with_name('pairs.jsonl'), tmp_path)
+    flags = '--config.data.sources.pairs.path=pairs.jsonl', f'--coordinator={free_address()}', '--processes=2'
+    one, two = launch('run', *flags), launch('run', *flags, '--process=1', cwd=tmp_path / 'elsewhere')
+    for process, said in [(one, 'process 1 stopped: data.sources.pairs: pairs.jsonl'), (two, 'data.sources.pairs: pairs.jsonl')]:
         output, _ = process.communicate(timeout=100)
-        assert process.returncode == 1 and 'error: ' in output and 'Traceback' not in output, output
+        assert process.returncode == 1 and 'Traceback' not in output and output.splitlines()[-1].startswith(f'error: {said}'), output
 
 
 def error_of(process) -> str:
@@ -193,6 +195,7 @@ def error_of(process) -> str:
     ('flags', 'expected'),
     [
         (['--config.train.stepz=4'], r'no key .*stepz.*steps'),
+        (['--config.train.accumulation_steps=4'], r'Gradient accumulation is not offered: .*train\.encode_chunks'),
         (['--config.data.sources.pairs.path=/nowhere/pairs'], '/nowhere/pairs'),
         (['--config.data.sources.pairs.path=EMPTY'], 'no pairs in'),
         (['--config.data.sources.pairs.path=BROKEN'], r'broken\.jsonl:2: not JSON'),
@@ -267,7 +270,7 @@ def test_processes_with_other_data_do_not_train_together(launch, config_file, tm
     two = launch('run', *flags, '--process=1', f'--config.data.sources.pairs.path={tmp_path / "other.jsonl"}')
     for process in (one, two):
         output, _ = process.communicate(timeout=200)
-        assert process.returncode == 1 and 'the processes differ in' in output and 'Traceback' not in output, output
+        assert process.returncode == 1 and 'the processes differ in config, sources' in output and 'Traceback' not in output, output
     assert not (tmp_path / 'run').exists()
 
 

@@ -90,3 +90,28 @@ def test_weights_gathered_once_or_for_each_layer_train_alike(one_device, config_
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
     for name, value in params.items():
         np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=name)
+
+
+def test_each_source_has_a_temperature_of_its_own(config_file, tmp_path):
+    config = load_config(config_file)
+    (pairs,) = config['data']['sources'].values()
+    config['data']['sources'] = {'a': pairs, 'b': pairs | {'x': 'y', 'y': 'x'}}
+    config['loss']['temperature_per_source'] = True
+    run = set_up(config, tmp_path / 'run')
+    sources = [run.indices[number].source for number in range(2)]
+    assert sorted(sources) == [0, 1]
+    with jax.set_mesh(run.mesh):
+        state = jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state()))()
+        log_scale = state.params.log_scale
+        log_scale[...] = jax.device_put(np.array([0.5, 2.5], np.float32), log_scale[...].sharding)
+        step = jax.jit(step_module.make_step(run.loss, run.optimizer, run.schedule, 0))
+        for number, source in enumerate(sources):
+            batch = place(local_batches(run.indices, run.texts, run.layout, run.mesh)[number], run.mesh, run.layout)
+            e_BxTxD, ids_BxT = step_module.encode(state.params.encoder, batch), step_module.merge_chunks(batch.ids_CxBxT)
+            expected, _ = run.loss(e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source]))
+            after, metrics = step(state, batch)
+            np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
+            np.testing.assert_allclose(metrics['scale'], np.exp([0.5, 2.5][source]), rtol=1e-6)
+            (moments,) = (part.mu for part in jax.tree.leaves(after.optimizer, is_leaf=lambda p: hasattr(p, 'mu')) if hasattr(part, 'mu'))
+            moved = np.asarray(moments.log_scale[...]) != 0  # the first moment is a share of the gradient
+            assert moved.tolist() == [source == 0, source == 1]
