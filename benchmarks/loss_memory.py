@@ -20,12 +20,6 @@ from absl import flags
 
 from cpt_jax.program import run_program
 
-_TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'A TPU slice.')
-_BATCH = flags.DEFINE_integer('batch', 65_536, 'Pairs in the batch.')
-_WIDTH = flags.DEFINE_integer('width', 2048, 'Units of a vector.')
-_DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the vectors.')
-_JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
-
 
 def main() -> None:
     rows = measure(_TOPOLOGY.value, _BATCH.value, _WIDTH.value, _DTYPE.value)
@@ -90,4 +84,10 @@ def clip(e_BxTxD, ids_BxT, log_scale):
 
 
 if __name__ == '__main__':
+    # Here, as the tests import several of these programs.
+    _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'A TPU slice.')
+    _BATCH = flags.DEFINE_integer('batch', 65_536, 'Pairs in the batch.')
+    _WIDTH = flags.DEFINE_integer('width', 2048, 'Units of a vector.')
+    _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the vectors.')
+    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
     run_program(main)

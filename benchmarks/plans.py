@@ -41,9 +41,6 @@ PLANS = [
 ]
 HEAD = ('config', 'slice', 'chips', 'mesh', 'memory a chip', 'step at least', 'limited by', 'program / model', 'MFU at most')
 
-_JSON = flags.DEFINE_string('json', '', 'Also write all figures of all plans to this file.')
-_ONLY = flags.DEFINE_list('only', [], 'Names of the configs to plan; by default all.')
-
 
 def main() -> None:
     from cpt_jax.plan.planning import make_plan
@@ -84,4 +81,7 @@ def _row(cells) -> str:
 
 
 if __name__ == '__main__':
+    # Here, as the tests import several of these programs.
+    _JSON = flags.DEFINE_string('json', '', 'Also write all figures of all plans to this file.')
+    _ONLY = flags.DEFINE_list('only', [], 'Names of the configs to plan; by default all.')
     run_program(main)
