@@ -39,7 +39,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
     """
     preemption = Preemption()
     run = set_up_together(config, workdir)
-    if preemption.reached():
+    if preemption.asked:
         return EXIT_PREEMPTED
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh):
@@ -91,7 +91,7 @@ class _Loop:
             if step_fn is None:
                 with self.clock.pause():
                     step_fn = compile_step(self.run, state, batch)
-                if self.preemption.reached():  # compiling takes minutes for a large model; nothing is new since the last save
+                if self.preemption.asked:  # compiling takes minutes for a large model; nothing is new since the last save
                     return EXIT_PREEMPTED
             with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
                 state, metrics = step_fn(state, batch)
@@ -99,7 +99,7 @@ class _Loop:
                 self._record(*self._read_late(), {})
             self.late = step, metrics
             self.records.advance(1)
-            pause = self.preemption.reached() or self._is_last(step) or self._evaluation_due(step) or self.saved.due(step)
+            pause = self.preemption.reached(step) or self._is_last(step) or self._evaluation_due(step) or self.saved.due(step)
             if pause and self._pause(step, state):
                 self.records.say(f'SIGTERM: saved step {step:,}; start again to go on')
                 return EXIT_PREEMPTED

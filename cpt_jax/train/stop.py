@@ -12,10 +12,14 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """`asked` is set by SIGTERM; with several processes JAX's preemption service makes all of them notice it at the same question."""
+    """`asked` is set by SIGTERM; with several processes JAX's preemption service makes all of them notice it after the same step.
+
+    That service compares the numbers of questions, and Orbax asks it too, with the numbers of steps. So with several processes the
+    question is asked once a step, with its number: a signal within an evaluation is noticed after it and one more step.
+    """
 
     def __init__(self):
-        self.asked, self._questions = False, 0
+        self.asked = False
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._ask)
 
@@ -23,14 +27,13 @@ class Preemption:
         del signum, frame
         self.asked = True
 
-    def reached(self) -> bool:
-        """Is it time to save and stop? Ask often, and on all processes at the same places: after a step, within an evaluation."""
-        self._questions += 1
+    def reached(self, step: int) -> bool:
+        """Should this step be the last one? Ask after every step, on all processes."""
         if jax.process_count() > 1:
-            self.asked = self.asked or multihost_utils.reached_preemption_sync_point(self._questions)
+            self.asked = self.asked or multihost_utils.reached_preemption_sync_point(step)
         return self.asked
 
     def check(self) -> None:
-        """Raises Preempted if it is time."""
-        if self.reached():
+        """Raises Preempted if it is time to save and stop."""
+        if self.asked:
             raise Preempted

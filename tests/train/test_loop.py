@@ -17,7 +17,7 @@ from cpt_jax.train.stop import Preempted, Preemption
 class SignalWithinEvaluation(Preemption):
     """As if SIGTERM came after the first batch of texts of the first evaluation."""
 
-    def reached(self) -> bool:
+    def reached(self, step: int) -> bool:
         return self.asked
 
     def check(self) -> None:
