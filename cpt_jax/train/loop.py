@@ -39,7 +39,7 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
     """
     preemption = Preemption()
     run = set_up_together(config, workdir)
-    if preemption.asked:
+    if preemption.noticed():
         return EXIT_PREEMPTED
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh):
@@ -91,7 +91,7 @@ class _Loop:
             if step_fn is None:
                 with self.clock.pause():
                     step_fn = compile_step(self.run, state, batch)
-                if self.preemption.asked:  # compiling takes minutes for a large model; nothing is new since the last save
+                if self.preemption.noticed():  # compiling takes minutes for a large model; nothing is new since the last save
                     return EXIT_PREEMPTED
             with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
                 state, metrics = step_fn(state, batch)

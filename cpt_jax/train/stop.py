@@ -4,7 +4,13 @@ import signal
 from types import FrameType
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
+
+# Where JAX's preemption service, which owns the signal's handler, leaves its notice in the key-value store of the coordinator
+# (xla/tsl/distributed_runtime/preemption/preemption_sync_manager.cc).
+_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
 
 
 class Preempted(Exception):
@@ -14,8 +20,9 @@ class Preempted(Exception):
 class Preemption:
     """`asked` is set by SIGTERM; with several processes JAX's preemption service makes all of them notice it after the same step.
 
-    That service compares the numbers of questions, and Orbax asks it too, with the numbers of steps. So with several processes the
-    question is asked once a step, with its number: a signal within an evaluation is noticed after it and one more step.
+    That service compares the numbers of questions, and Orbax asks it too, with the numbers of steps: a question with any other number
+    could make it miss the step at which all should stop. So it is asked once a step, with the step's number. Elsewhere process 0 looks for
+    its notice, and tells the others.
     """
 
     def __init__(self):
@@ -33,7 +40,22 @@ class Preemption:
             self.asked = self.asked or multihost_utils.reached_preemption_sync_point(step)
         return self.asked
 
+    def noticed(self) -> bool:
+        """Is it time to save and stop, between two steps? Ask on all processes at the same place: they wait for each other."""
+        if jax.process_count() > 1:
+            self.asked = self.asked or bool(multihost_utils.broadcast_one_to_all(np.asarray(_notice_is_there())))
+        return self.asked
+
     def check(self) -> None:
-        """Raises Preempted if it is time to save and stop."""
-        if self.asked:
+        """Raises Preempted if it is `noticed`."""
+        if self.noticed():
             raise Preempted
+
+
+def _notice_is_there() -> bool:
+    if jax.process_index():
+        return False
+    try:
+        return bool(multihost.get_jax_distributed_client().key_value_try_get(_NOTICE))
+    except jax.errors.JaxRuntimeError:  # not found
+        return False

@@ -137,7 +137,8 @@ def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(la
     finish_all(together(launch, 'whole', 4, *STOPPABLE, devices=1))
     for count in (2, 4):
         stopped = tmp_path / f'stopped{count}'
-        processes = together(launch, stopped.name, count, *STOPPABLE, devices=4 // count)
+        evaluating = ['--config.evaluation.every_steps=1'] * (count == 2)  # so that the signal most likely comes within an evaluation
+        processes = together(launch, stopped.name, count, *STOPPABLE, *evaluating, devices=4 // count)
         wait_for_rows(stopped, 6, processes[0])
         processes[1].send_signal(signal.SIGTERM)
         for process in processes:
