@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     c.model.init = 'gpt2'  # gpt2, or passthrough for training from scratch (cpt_jax/model/encoder.py says why)
     c.model.dropout = 0.0  # share of units set to zero, in training, after the embeddings and in both halves of each layer
     c.model.remat = 'full'  # what the backward pass computes again: none, dots or full
-    c.model.attention = 'auto'  # masked: all scores of a row at once. splash: a kernel for TPUs, block by block. auto: by platform
+    c.model.attention = 'auto'  # masked: all scores of a row at once; blocks: a few queries at a time. splash, cudnn: kernels (TPU, GPU)
     c.model.dtype = 'auto'  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU. Parameters are float32
     c.model.layer_loop = 'auto'  # scan or unroll; auto: unroll on CPU
 

@@ -13,6 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from cpt_jax.allocator import keep_freed_memory
 from cpt_jax.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
 ACCUMULATION = (
@@ -25,6 +26,9 @@ def run_program(main: Callable[[], int | None]) -> None:
     """Parses the flags, runs `main` and exits with what it returns (None: 0)."""
     if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator(Path('/')):
         os.environ['JAX_PLATFORMS'] = 'cpu'  # or libtpu, which launch/plan.py needs, complains on stderr that there is no TPU
+
+    if os.environ.get('JAX_PLATFORMS') == 'cpu':
+        keep_freed_memory()
 
     def run(argv: list[str]) -> int | None:
         if not flags.FLAGS['verbosity'].present:  # our libraries say at level INFO what is of interest to their authors

@@ -14,6 +14,7 @@ FILES = sorted([*(ROOT / 'cpt_jax').rglob('*.py'), *(ROOT / 'launch').rglob('*.p
 BELOW = {
     '__init__': set(),
     'errors': set(),
+    'allocator': set(),
     'atomic': set(),
     'code_version': {'__init__'},
     'config': {'errors', 'atomic'},
@@ -26,8 +27,9 @@ BELOW = {
     'loss': {'errors', 'mesh'},
     'data': {'errors', 'atomic', 'config', 'mesh', 'tokenizer'},
     'checkpoint': {'errors', 'config', 'tokenizer'},
-    'program': {'errors', 'data'},
+    'program': {'allocator', 'errors', 'data'},
     'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint'},
+    'vectors': {'errors', 'atomic'},
     'evals': {'errors', 'data'},  # a model is a function from texts to vectors
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}

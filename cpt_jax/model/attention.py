@@ -14,6 +14,7 @@ from cpt_jax.mesh import BATCH
 # (q_RxSxHxK, k_RxSxGxK, v_RxSxGxK) -> [R, S, H, K]; each of the G key heads serves H / G query heads.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+BLOCK = 64  # queries: on CPUs four of them in a row of 256 take half the time of one piece, forward and backward
 _LANES = 128  # of a TPU's vector registers: the kernel's blocks are multiples of it
 
 
@@ -24,12 +25,16 @@ def attention_within(segments_RxS: jax.Array, causal: bool, form: str) -> Attend
 
     Args:
       segments_RxS: which text of its row a token belongs to.
-      form: 'masked' computes all S x S scores and masks them. 'splash' is JAX's kernel for TPUs, which holds a block of them at a time
-        and skips what a causal mask hides; rows that it cannot cut into blocks are masked. 'interpreted' is that kernel step by step on
-        any device, for tests.
+      form: 'masked' computes all S x S scores and masks them; 'blocks' does so for a few queries at a time. 'splash' is JAX's kernel for
+        TPUs, which holds a block of scores at a time and skips what a causal mask hides. 'cudnn' is NVIDIA's kernel: it reads the mask,
+        one for all heads, and keeps no scores. For kernels, rows that are no multiple of 128 columns are masked. 'interpreted' is the
+        kernel for TPUs step by step on any device, for tests.
     """
-    if form == 'masked' or segments_RxS.shape[1] % _LANES:
-        return partial(masked, segment_mask(segments_RxS, causal))
+    length = segments_RxS.shape[1]
+    if form in ('masked', 'blocks') or length % _LANES:
+        return partial(masked, segments_RxS, causal, BLOCK if form == 'blocks' else length)
+    if form == 'cudnn':
+        return partial(fused, segment_mask(segments_RxS, causal))
     return partial(splash, segments_RxS, causal, form == 'interpreted')
 
 
@@ -42,16 +47,67 @@ def segment_mask(segments_RxS: jax.Array, causal: bool) -> jax.Array:
     return mask_RxSxS
 
 
-def masked(mask_RxSxS: jax.Array, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array) -> jax.Array:
-    """All scores at once."""
-    r, s, h, width = q_RxSxHxK.shape
-    groups = k_RxSxGxK.shape[2]
-    q_RxSxGxQxK = _split_heads(q_RxSxHxK, groups) * (width**-0.5)
-    scores_RxGxQxSxS = jnp.einsum('rsgqk,rtgk->rgqst', q_RxSxGxQxK, k_RxSxGxK, preferred_element_type=jnp.float32)
-    scores_RxGxQxSxS = jnp.where(mask_RxSxS[:, None, None], scores_RxGxQxSxS, -1e30)
-    weights_RxGxQxSxS = jax.nn.softmax(scores_RxGxQxSxS).astype(v_RxSxGxK.dtype)
-    out_RxSxGxQxK = jnp.einsum('rgqst,rtgk->rsgqk', weights_RxGxQxSxS, v_RxSxGxK)
-    return jax.lax.reshape(out_RxSxGxQxK, (r, s, h, width), out_sharding=jax.typeof(q_RxSxHxK).sharding)
+def masked(
+    segments_RxS: jax.Array, causal: bool, block: int, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array
+) -> jax.Array:
+    """All scores of `block` queries at once. Where later positions are hidden, a block does without those behind its end."""
+    length = segments_RxS.shape[1]
+    mask_RxSxS = segment_mask(segments_RxS, causal)
+    q_RxGxQxSxK = (split_heads(q_RxSxHxK, k_RxSxGxK.shape[2]) * q_RxSxHxK.shape[3] ** -0.5).transpose(0, 2, 3, 1, 4)
+    k_RxGxSxK, v_RxGxSxK = k_RxSxGxK.swapaxes(1, 2), v_RxSxGxK.swapaxes(1, 2)
+    parts = []
+    for start in range(0, length, block):
+        stop = min(start + block, length)
+        seen = stop if causal else length
+        mask_Rx1x1xsxt = mask_RxSxS[:, None, None, start:stop, :seen]
+        parts.append(_mix(mask_Rx1x1xsxt, q_RxGxQxSxK[:, :, :, start:stop], k_RxGxSxK[:, :, :seen], v_RxGxSxK[:, :, :seen]))
+    return merge_heads(jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4))
+
+
+def _mix(mask: jax.Array, q_xGxQxSxK: jax.Array, k_xGxTxK: jax.Array, v_xGxTxK: jax.Array) -> jax.Array:
+    """softmax(q k) v of scaled queries, with any leading axes; the sum divides last, where the numbers are fewest."""
+    scores_xGxQxSxT = jnp.einsum('...gqsk,...gtk->...gqst', q_xGxQxSxK, k_xGxTxK, preferred_element_type=jnp.float32)
+    scores_xGxQxSxT = jnp.where(mask, scores_xGxQxSxT, -1e30)
+    weights_xGxQxSxT = jnp.exp(scores_xGxQxSxT - jax.lax.stop_gradient(scores_xGxQxSxT.max(-1, keepdims=True)))
+    mixed_xGxQxSxK = jnp.einsum(
+        '...gqst,...gtk->...gqsk', weights_xGxQxSxT.astype(v_xGxTxK.dtype), v_xGxTxK, preferred_element_type=jnp.float32
+    )
+    return (mixed_xGxQxSxK / weights_xGxQxSxT.sum(-1, keepdims=True)).astype(v_xGxTxK.dtype)
+
+
+def at_ends(segments_RxS: jax.Array, causal: bool, eos_BxT: jax.Array, q_BxTxHxK: jax.Array, *kv_RxSxGxK: jax.Array) -> jax.Array:
+    """Attention for queries at the ends of texts alone, to whole rows of keys: [B, T, H, K]. Queries come scaled.
+
+    Args:
+      eos_BxT: where the texts end, as row * S + column within a device's rows.
+      kv_RxSxGxK: keys and values, or one array that is both.
+    """
+    heads, kv_heads = P(BATCH, None, 'tensor', None), jax.typeof(kv_RxSxGxK[0]).sharding.spec
+
+    @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), heads, *[kv_heads] * len(kv_RxSxGxK)), out_specs=heads)
+    def local(segments_RxS: jax.Array, eos_BxT: jax.Array, q_BxTxHxK: jax.Array, *kv_RxSxGxK: jax.Array) -> jax.Array:
+        (pairs, texts, heads, width), (length, groups) = q_BxTxHxK.shape, kv_RxSxGxK[0].shape[1:3]
+        row_BxT = eos_BxT // length
+        mask_BxTxS = segments_RxS[row_BxT] == segments_RxS.reshape(-1)[eos_BxT][..., None]
+        if causal:
+            mask_BxTxS &= jnp.arange(length) <= (eos_BxT % length)[..., None]
+        kv_BxTxGxSxK = [array.swapaxes(1, 2)[row_BxT] for array in kv_RxSxGxK]
+        q_BxTxGxQx1xK = q_BxTxHxK.reshape(pairs, texts, groups, heads // groups, 1, width)
+        return _mix(mask_BxTxS[:, :, None, None, None], q_BxTxGxQx1xK, kv_BxTxGxSxK[0], kv_BxTxGxSxK[-1]).reshape(q_BxTxHxK.shape)
+
+    return local(segments_RxS, eos_BxT, q_BxTxHxK, *kv_RxSxGxK)
+
+
+def fused(mask_RxSxS: jax.Array, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array) -> jax.Array:
+    """cuDNN's kernel through JAX's own function, on each device's own rows and heads."""
+    heads = P(BATCH, None, 'tensor', None)
+
+    # check_vma=False: as below.
+    @partial(jax.shard_map, in_specs=(P(BATCH), heads, heads, heads), out_specs=heads, check_vma=False)
+    def local(mask_RxSxS: jax.Array, *qkv: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(*qkv, mask=mask_RxSxS[:, None], implementation='cudnn')
+
+    return local(mask_RxSxS, q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
 
 
 def splash(
@@ -80,10 +136,18 @@ def splash(
     return local(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, segments_RxS)
 
 
-def _split_heads(q_RxSxHxK: jax.Array, groups: int) -> jax.Array:
-    r, s, h, width = q_RxSxHxK.shape
-    spec = jax.typeof(q_RxSxHxK).sharding.spec
-    return jax.lax.reshape(q_RxSxHxK, (r, s, groups, h // groups, width), out_sharding=jax.P(*spec[:3], None, spec[3]))
+def split_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:
+    """[R, S, H, ..] -> [R, S, G, Q, ..]."""
+    r, s, h, width = h_RxSxHx.shape
+    spec = jax.typeof(h_RxSxHx).sharding.spec
+    return jax.lax.reshape(h_RxSxHx, (r, s, groups, h // groups, width), out_sharding=P(*spec[:3], None, spec[3]))
+
+
+def merge_heads(h_RxSxGxQx: jax.Array) -> jax.Array:
+    """[R, S, G, Q, ..] -> [R, S, H, ..]."""
+    r, s, groups, each, width = h_RxSxGxQx.shape
+    spec = jax.typeof(h_RxSxGxQx).sharding.spec
+    return jax.lax.reshape(h_RxSxGxQx, (r, s, groups * each, width), out_sharding=P(*spec[:3], spec[4]))
 
 
 def rotate(x_RxSxHxK: jax.Array, positions_RxS: jax.Array, base: float = 10_000.0) -> jax.Array:

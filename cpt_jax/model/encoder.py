@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
-from cpt_jax.model.attention import Attend, attention_within, rotate
+from cpt_jax.model.attention import Attend, at_ends, attention_within, merge_heads, rotate, split_heads
 from cpt_jax.model.dropout import dropout
 from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
 from cpt_jax.model.shape import Shape
@@ -65,6 +65,29 @@ class Attention(nnx.Module):
         if self.shape.positions == 'rotary':
             q_RxSxHxK, k_RxSxGxK = rotate(q_RxSxHxK, positions_RxS), rotate(k_RxSxGxK, positions_RxS)
         return attend(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
+
+    def mix_at_ends(self, h_RxSxD: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+        """The same for the texts' ends alone: [B, T, H, K].
+
+        q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: without rotary positions, which stand between, keys and values of all
+        positions need not be made. A bias of all keys adds the same to all scores, and is left out.
+        """
+        q_BxTxHxK = self._project(pick(h_RxSxD, eos_BxT), 'query') * self.shape.head_width**-0.5
+        attend = partial(at_ends, segments_RxS, self.shape.causal, eos_BxT)
+        if self.shape.positions == 'rotary':
+            k_RxSxGxK = rotate(self._project(h_RxSxD, 'key'), positions_RxS)
+            return attend(rotate(q_BxTxHxK, pick(positions_RxS, eos_BxT)), k_RxSxGxK, self._project(h_RxSxD, 'value'))
+        groups = self.shape.kv_heads
+        key_DxGxK, value_DxGxK = (gathered(weight, h_RxSxD.dtype, None, 'tensor', None) for weight in (self.key, self.value))
+        q_BxTxGxQxD = self._by_group('btgqk,dgk->btgqd', split_heads(q_BxTxHxK, groups), key_DxGxK)
+        mixed_BxTxHxD = attend(merge_heads(q_BxTxGxQxD), h_RxSxD[:, :, None])
+        a_BxTxGxQxK = self._by_group('btgqd,dgk->btgqk', split_heads(mixed_BxTxHxD, groups), value_DxGxK)
+        if self.shape.bias:
+            a_BxTxGxQxK = a_BxTxGxQxK + spread(self.value_bias, a_BxTxGxQxK[:, :, :, 0]).astype(a_BxTxGxQxK.dtype)[:, :, :, None]
+        return merge_heads(a_BxTxGxQxK)
+
+    def _by_group(self, form: str, h_BxTxGxQx: jax.Array, weight_DxGxK: jax.Array) -> jax.Array:
+        return jnp.einsum(form, h_BxTxGxQx, weight_DxGxK, out_sharding=P(BATCH, None, 'tensor', None, None))
 
     def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
         weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
@@ -176,8 +199,12 @@ class Encoder(nnx.Module):
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS)
-            return block.finish(pick(x_RxSxD, eos_BxT), pick(a_RxSxHxK, eos_BxT), keys_BxT, self.shape.layers - 1)
+            if self.shape.attention == 'blocks':  # the rows gathered for each text are cheap on a CPU alone
+                h_RxSxD = block.attention_norm(x_RxSxD)
+                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, eos_BxT)
+            else:
+                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS), eos_BxT)
+            return block.finish(pick(x_RxSxD, eos_BxT), a_BxTxHxK, keys_BxT, self.shape.layers - 1)
 
         e_BxTxD = self.final_norm(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
         return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)

@@ -11,7 +11,8 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
     not the half that a causal mask leaves and not only those within a text: a kernel that skips the others may do better than this.
 
     Args:
-      shape: of the encoder. The last layer's output projection and feed-forward part run at the texts' ends alone.
+      shape: of the encoder. The last layer's output projection and feed-forward part run at the texts' ends alone; so does, with
+        `attention` 'blocks', all of it that can (Attention.mix_at_ends).
       tokens: columns of all rows of a step.
       row_length: columns of a row.
       pairs: pairs of the whole batch.
@@ -19,10 +20,20 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
     """
     ends = pairs * texts
     inputs, output, feed_forward = _layer_parameters(shape)
-    mixing = 2 * tokens * row_length * shape.heads * shape.head_width  # queries with keys, weights with values
-    layers = shape.layers * (tokens * inputs + mixing) + ((shape.layers - 1) * tokens + ends) * (output + feed_forward)
+    mixing = 2 * row_length * shape.heads * shape.head_width  # of a token: its query with keys, weights with values
+    last = tokens * (inputs + mixing) if shape.attention != 'blocks' else _inputs_at_ends(shape, tokens, ends)
+    layers = (shape.layers - 1) * tokens * (inputs + mixing) + last + ((shape.layers - 1) * tokens + ends) * (output + feed_forward)
     similarities = pairs * (pairs * (texts - 1)) * shape.width
     return 3 * 2 * (layers + similarities)
+
+
+def _inputs_at_ends(shape: Shape, tokens: int, ends: int) -> int:
+    """Of the last layer before its output projection, where an end is compared with its own text alone: a column counts once."""
+    query = shape.width * shape.heads * shape.head_width
+    if shape.positions == 'rotary':
+        keys_and_values = 2 * shape.width * shape.kv_heads * shape.head_width
+        return tokens * (keys_and_values + 2 * shape.heads * shape.head_width) + ends * query
+    return tokens * 2 * shape.heads * shape.width + ends * 3 * query
 
 
 def _layer_parameters(shape: Shape) -> tuple[int, int, int]:

@@ -17,9 +17,11 @@ _CHOICES = {
     'init': ('gpt2', 'passthrough'),
     'remat': ('none', 'dots', 'full'),
     'dtype': ('auto', 'float32', 'bfloat16'),
-    'attention': ('auto', 'masked', 'splash', 'interpreted'),
+    'attention': ('auto', 'masked', 'blocks', 'splash', 'cudnn', 'interpreted'),
     'layer_loop': ('auto', 'scan', 'unroll'),
 }
+# Attention kernels, and the platform of each.
+_KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +100,20 @@ class Shape:
         """
         dtype = ('float32' if platform == 'cpu' else 'bfloat16') if self.dtype == 'auto' else self.dtype
         loop = ('unroll' if platform == 'cpu' else 'scan') if self.layer_loop == 'auto' else self.layer_loop
-        attention = ('splash' if platform == 'tpu' else 'masked') if self.attention == 'auto' else self.attention
-        if attention == 'splash' and platform != 'tpu':
-            raise UserError('model.attention=splash is a kernel for TPUs: set auto or masked')
+        attention = self._attention_on(platform, dtype) if self.attention == 'auto' else self.attention
+        if attention in _KERNELS and _KERNELS[attention] != platform:
+            raise UserError(f'model.attention={attention} is a kernel for {_KERNELS[attention].upper()}s: set auto or masked')
+        if attention == 'cudnn' and not self._cudnn_takes(dtype):
+            raise UserError(f'model.attention=cudnn needs bfloat16 and heads of 8, 16, ... 128 units, not {dtype} and {self.head_width}')
         return dataclasses.replace(self, dtype=dtype, layer_loop=loop, attention=attention)
+
+    def _attention_on(self, platform: str, dtype: str) -> str:
+        if platform == 'gpu':
+            return 'cudnn' if self._cudnn_takes(dtype) else 'masked'
+        return 'splash' if platform == 'tpu' else 'blocks'
+
+    def _cudnn_takes(self, dtype: str) -> bool:
+        return dtype == 'bfloat16' and self.head_width % 8 == 0 and self.head_width <= 128
 
     @property
     def compute_dtype(self) -> jnp.dtype:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.errors import UserError
@@ -46,6 +47,58 @@ def test_the_kernel_computes_what_the_mask_does(causal, sizes):
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
 
 
+@pytest.mark.parametrize('causal', [True, False])
+def test_the_mask_hides_other_texts_and_later_positions(causal):
+    """One text, head and query at a time, in numpy."""
+    random, segments = np.random.default_rng(0), texts()
+    q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        put = lambda array, *spec: jax.device_put(array, P(*spec))  # noqa: E731
+        heads = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
+        found = {form: np.asarray(attention_within(put(segments, BATCH), causal, form)(*heads)) for form in ('masked', 'blocks')}
+    for row, query, head in [(0, 5, 0), (1, 200, 3), (2, 63, 1), (2, 64, 2), (3, 255, 3)]:
+        own = (segments[row] == segments[row, query]) & ((np.arange(LENGTH) <= query) | (not causal))
+        scores = k[row, own, head // 2] @ q[row, query, head] / WIDTH**0.5
+        expected = np.exp(scores) @ v[row, own, head // 2] / np.exp(scores).sum()
+        for form in found:
+            np.testing.assert_allclose(found[form][row, query, head], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_blocks_of_queries_have_the_gradient_of_all_at_once(causal):
+    (value, gradients), (expected, of_the_mask) = (value_and_gradients(form, causal, (2, 2, 2)) for form in ('blocks', 'masked'))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
+    for gradient, masked in zip(gradients, of_the_mask, strict=True):
+        np.testing.assert_allclose(gradient, masked, atol=2e-5)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_what_cudnn_is_asked_for_is_what_the_mask_does(causal, monkeypatch):
+    """Through XLA's form of the same function, as there is no GPU here."""
+    attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(
+        jax.nn, 'dot_product_attention', lambda *qkv, mask, implementation: attention(*qkv, mask=mask, implementation='xla')
+    )
+    (value, gradients), (expected, of_the_mask) = (value_and_gradients(form, causal, (2, 2, 2)) for form in ('cudnn', 'masked'))
+    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
+    for gradient, masked in zip(gradients, of_the_mask, strict=True):
+        np.testing.assert_allclose(gradient, masked, atol=2e-5)
+
+
+def test_the_step_for_gpus_calls_cudnn(monkeypatch):
+    """Lowered for CUDA, forward and backward; not compiled, which needs a GPU: so does JAX's look at cuDNN's version."""
+    for check, found in [('check_cudnn_version', 91200), ('check_compute_capability', True), ('is_cuda_compute_capability_equal', False)]:
+        monkeypatch.setattr(fused_attention_stablehlo, check, lambda *_, found=found: found)
+    mesh = make_mesh(2, 2, 2)
+    with jax.set_mesh(mesh):
+        array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+        heads, segments = array((8, 256, 4, 64), jnp.bfloat16, *HEADS_SPLIT), array((8, 256), jnp.int32, BATCH)
+        objective = lambda q, k, v, s: jnp.sum(attention_within(s, True, 'cudnn')(q, k, v).astype(jnp.float32) ** 2)  # noqa: E731
+        traced = jax.jit(jax.grad(objective, argnums=(0, 1, 2))).trace(heads, heads, heads, segments)
+        text = traced.lower(lowering_platforms=('cuda',)).as_text()
+    assert 'fmhaScaleBiasSoftmax(' in text and 'fmhaScaleBiasSoftmaxBackward(' in text
+
+
 def compiled_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
     from cpt_jax.plan.topology import devices_of
 
@@ -67,7 +120,11 @@ def test_on_a_tpu_the_kernel_holds_no_scores(libtpu):
 
 
 def test_the_kernel_is_chosen_where_there_is_one():
-    shape = Shape(vocab_size=9, width=8, layers=1, heads=2, max_length=8)
-    assert [shape.on(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == ['splash', 'masked', 'masked']
+    sizes = {'vocab_size': 9, 'width': 16, 'layers': 1, 'max_length': 8}
+    shape = Shape(**sizes, heads=2)
+    assert [shape.on(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == ['splash', 'cudnn', 'blocks']
+    assert Shape(**sizes, heads=4).on('gpu').attention == Shape(**sizes, heads=2, dtype='float32').on('gpu').attention == 'masked'
     with pytest.raises(UserError, match='model.attention=splash is a kernel for TPUs'):
-        Shape(vocab_size=9, width=8, layers=1, heads=2, max_length=8, attention='splash').on('cpu')
+        Shape(**sizes, heads=2, attention='splash').on('cpu')
+    with pytest.raises(UserError, match='model.attention=cudnn needs bfloat16 and heads of 8'):
+        Shape(**sizes, heads=4, attention='cudnn').on('gpu')

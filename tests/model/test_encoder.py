@@ -17,8 +17,10 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
 
 GPT = Shape(vocab_size=50, width=32, layers=2, heads=4, max_length=40, remat='none', dtype='float32', layer_loop='unroll')
-LLAMA = dataclasses.replace(GPT, positions='rotary', norm='rmsnorm', activation='swiglu', bias=False, kv_heads=2, hidden=64)
-MIXED = dataclasses.replace(GPT, causal=False, norm='rmsnorm', activation='swiglu', kv_heads=1, head_width=6, hidden=64, layers=3)
+LLAMA = dataclasses.replace(
+    GPT, positions='rotary', norm='rmsnorm', activation='swiglu', bias=False, kv_heads=2, hidden=64, attention='blocks'
+)
+MIXED = dataclasses.replace(LLAMA, positions='learned', bias=True, causal=False, kv_heads=1, head_width=6, layers=3)
 EVERY = pytest.mark.parametrize('shape', [GPT, LLAMA, MIXED], ids=['gpt', 'llama', 'mixed'])
 
 LENGTHS = [7, 12, 2, 20, 3, 9]

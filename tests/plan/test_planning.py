@@ -135,3 +135,10 @@ def test_model_flops_by_hand():
     assert step_flops(shape, tokens, row, pairs, texts) == 6 * (first + last + loss)
     gated = dataclasses.replace(shape, activation='swiglu')
     assert step_flops(gated, tokens, row, pairs, texts) - step_flops(shape, tokens, row, pairs, texts) == 6 * (tokens + 30) * 8 * 24
+    # In blocks, the last layer has queries of the ends alone: taken through the key matrix, to the states of all columns, and back through
+    # that of values.
+    folded = tokens * 2 * 2 * 8 + pairs * texts * (3 * 8 * 2 * 4 + output + feed_forward)
+    assert step_flops(dataclasses.replace(shape, attention='blocks'), tokens, row, pairs, texts) == 6 * (first + folded + loss)
+    rotated = tokens * (2 * 8 * 4 + 2 * 2 * 4) + pairs * texts * (8 * 2 * 4 + output + feed_forward)
+    rotary = dataclasses.replace(shape, attention='blocks', positions='rotary')
+    assert step_flops(rotary, tokens, row, pairs, texts) == 6 * (first + rotated + loss)
