@@ -1,9 +1,13 @@
 """Texts to vectors, on all devices and in any number."""
 
+import dataclasses
 import functools
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -11,9 +15,10 @@ from flax import nnx
 from cpt_jax.checkpoint import Checkpoints
 from cpt_jax.embed import Embedder, load_embedder
 from cpt_jax.errors import UserError
-from cpt_jax.mesh import AXES, make_mesh, on_mesh
+from cpt_jax.mesh import AXES, batch_sharding, make_mesh, on_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
+from cpt_jax.tokenizer import Tokenizer
 from tests.conftest import sentences
 
 MODEL = {'width': 32, 'layers': 1, 'heads': 2, 'max_length': 40, 'causal': False, 'remat': 'none'}
@@ -21,9 +26,9 @@ LIMITS = {'x': 24, 'y': 40}
 TEXTS = [*sentences(94, words=30), '', ' ', 'list ' * 1000, '[ ] { }', 'Ünïcödé \U0001f389', 'x' * 5000]
 
 
-def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0) -> Encoder:
+def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0, **choices) -> Encoder:
     """Random parameters, large enough for texts to differ."""
-    shape = Shape(vocab_size=vocab_size, **MODEL).on('cpu')
+    shape = Shape(vocab_size=vocab_size, **MODEL | choices).on('cpu')
     with jax.set_mesh(mesh):
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
     random = np.random.default_rng(seed)
@@ -32,8 +37,9 @@ def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0) -> Enc
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """So that a hundred texts are several batches."""
-    monkeypatch.setattr(Embedder, 'TOKENS', 128)
+    """So that a hundred texts are several windows of several batches."""
+    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 128})
+    monkeypatch.setattr(Embedder, 'WINDOW', 5)
 
 
 @pytest.fixture(scope='module')
@@ -63,8 +69,104 @@ def test_any_number_of_texts_are_those_texts_one_at_a_time(embedders):
             np.testing.assert_allclose(embed([TEXTS[place]], side)[0], whole[place], atol=1e-6)
         np.testing.assert_allclose(embed(TEXTS[::-1], side), whole[::-1], atol=1e-6)
     assert np.abs(embed(TEXTS, 'x') - embed(TEXTS, 'y')).max(1).min() > 1e-3  # the delimiters are seen
-    # Row lengths 16, 32 and 40: a program each.
-    assert embed._encode._cache_size() == 3
+    # Row lengths 8, 16, 24, 32 and 40, and few rows where few texts are left.
+    assert embed._encode._cache_size() <= 9
+
+
+@jax.jit
+def alone(encoder: Encoder, ids_1xL: jax.Array) -> jax.Array:
+    """float32[1, 1, D]: the vector of one text in a row of its own, without padding."""
+    length = ids_1xL.shape[1]
+    return encoder(ids_1xL, jnp.ones_like(ids_1xL), 0 * ids_1xL + jnp.arange(length)[None], 0 * ids_1xL[:, :1] + length - 1)
+
+
+@pytest.mark.parametrize('positions', ['learned', 'rotary'])
+@pytest.mark.parametrize('causal', [True, False])
+def test_vectors_are_those_of_a_text_alone(tokenizer, monkeypatch, causal, positions):
+    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 256})  # all in one batch
+    monkeypatch.setattr(Embedder, 'WINDOW', 8)
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    encoder = make_encoder(tokenizer.vocab_size, mesh, layers=2, causal=causal, positions=positions)
+    texts = [*TEXTS[:4], 'list ' * 7, '']
+    vectors_NxD = Embedder(encoder, tokenizer, mesh, LIMITS)(texts, 'y')
+    for place in (4, 5):
+        ids_1xL = np.array(tokenizer.encode(texts[place : place + 1], 'y', LIMITS['y']))
+        with jax.set_mesh(mesh):
+            expected_1x1xD = alone(encoder, jax.device_put(ids_1xL, batch_sharding(mesh)))
+        np.testing.assert_allclose(vectors_NxD[place], expected_1x1xD[0, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize('parts', [1, 8])
+def test_batches_hold_each_text_once_with_little_padding(embedders, monkeypatch, parts):
+    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 1024})
+    embed = embedders((parts, 1, 1))
+    monkeypatch.setattr(embed, 'encoder', SimpleNamespace(shape=dataclasses.replace(embed.encoder.shape, max_length=500)))
+    lengths_N = np.random.default_rng(0).integers(2, 501, 4000)
+    batches = list(embed._batches(lengths_N))
+    assert sorted(np.concatenate([places for places, _, _ in batches])) == list(range(4000))
+    for places, rows, row_length in batches:
+        assert len(places) <= rows and rows % parts == 0 and rows // parts * row_length <= 1024
+        assert lengths_N[places].max() <= row_length <= 500 and (row_length % 8 == 0 or row_length == 500)
+    assert lengths_N.sum() / sum(rows * row_length for _, rows, row_length in batches) > 0.95
+    assert len({(rows, row_length) for _, rows, row_length in batches}) <= 36
+    ((_, rows, _),) = embed._batches(np.array([9]))
+    assert rows == parts  # a query does not wait for a whole batch to be computed
+
+
+def test_a_stream_gives_the_same_and_reads_no_further_than_it_must(embedders):
+    embed = embedders((1, 1, 1))
+    read = 0
+
+    def texts():
+        nonlocal read
+        for text in TEXTS * 2:
+            read += 1
+            yield text
+
+    expected, taken = embed(TEXTS * 2, 'y'), 0
+    for vectors_NxD in embed.stream(texts(), 'y'):
+        np.testing.assert_array_equal(vectors_NxD, expected[taken : taken + 5])
+        taken += len(vectors_NxD)
+        assert read <= taken + 5 * (2 + Embedder.AHEAD)  # windows being tokenised, and those of the batches under way
+    assert taken == read == 200
+
+
+def test_what_reading_a_text_raises_is_raised(embedders):
+    def texts():
+        yield from TEXTS[:20]
+        raise UserError('texts.txt:21: no good')
+
+    with pytest.raises(UserError, match='texts.txt:21: no good'):
+        list(embedders((1, 1, 1)).stream(texts(), 'y'))
+
+
+def test_between_is_called_after_each_batch_and_may_end_it(embedders):
+    embed, calls, windows = embedders((1, 1, 1)), 0, [5] * 20
+
+    def between():
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise KeyError('enough')
+
+    with pytest.raises(KeyError, match='enough'):
+        embed(TEXTS, 'y', between=between)
+    assert calls == 7
+    counts = []
+    embed(TEXTS, 'y', between=lambda: counts.append(1))
+    lengths = [len(ids) for ids in embed._tokenizer.encode(TEXTS, 'y', LIMITS['y'])]
+    starts = np.cumsum([0, *windows[:-1]])
+    assert len(counts) == sum(len(list(embed._batches(np.array(lengths[start : start + 5])))) for start in starts)
+    assert not [thread for thread in threading.enumerate() if 'ThreadPool' in thread.name]
+
+
+def test_the_next_batches_are_started_before_one_is_read(embedders, monkeypatch):
+    embed, order = embedders((1, 1, 1)), []
+    compute = embed._compute
+    monkeypatch.setattr(embed, '_compute', lambda *arguments: (order.append('start'), compute(*arguments))[1])
+    embed(TEXTS, 'y', between=lambda: order.append('read'))
+    assert order[: Embedder.AHEAD + 3] == ['start'] * (Embedder.AHEAD + 1) + ['read', 'start']
+    assert order[-Embedder.AHEAD - 1 :] == ['read'] * (Embedder.AHEAD + 1)
 
 
 @pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
@@ -95,11 +197,9 @@ def test_nothing_is_printed_unless_asked_for(embedders, capsys):
     assert capsys.readouterr() == ('', '')
 
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory, tokenizer) -> Path:
+def write_run(directory: Path, tokenizer: Tokenizer) -> Path:
     """A run's directory with two checkpoints, written by hand: the parameters of seeds 1 and 2, and something of an optimizer's."""
     config = {'model': MODEL, 'data': {'max_tokens_x': 24, 'max_tokens_y': 40, 'sources': {'a': {'kind': 'text'}}}}
-    directory = tmp_path_factory.mktemp('runs') / 'run'
     saved = Checkpoints(
         directory / 'checkpoints', tokenizer, {'config': config, 'code': 'c0de'}, every_steps=1, keep_latest=9, keep_every=0
     )
@@ -108,6 +208,11 @@ def run(tmp_path_factory, tokenizer) -> Path:
         saved.save(seed * 100, {'params': {'encoder': encoder, 'log_scale': np.zeros(())}, 'optimizer': {'m': np.zeros(3)}})
     saved.close()
     return directory
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, tokenizer) -> Path:
+    return write_run(tmp_path_factory.mktemp('runs') / 'run', tokenizer)
 
 
 def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):

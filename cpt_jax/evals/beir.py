@@ -68,8 +68,13 @@ def read_texts(path: epath.Path, titles: bool) -> dict[str, str]:
         name = str(row['_id'])
         if name in texts:
             raise UserError(f'{where}: the id {name!r} stands on an earlier line too: ids must be unique')
-        texts[name] = f'{row.get("title") or ""} {row["text"]}'.strip() if titles else row['text'].strip()
+        texts[name] = document_text(row) if titles else row['text'].strip()
     return texts
+
+
+def document_text(row: dict) -> str:
+    """Title + ' ' + text of a row of corpus.jsonl, stripped."""
+    return f'{row.get("title") or ""} {row["text"]}'.strip()
 
 
 def read_qrels(path: epath.Path, queries: dict[str, str]) -> tuple[Qrels, int]:

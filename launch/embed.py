@@ -1,0 +1,123 @@
+"""Turns the texts of a file into vectors, on every device.
+
+Writes shards of float32 vectors in the order of the file (vectors-00000-of-00004.npy), the ids of their texts (ids-00000-of-00004.txt) and
+what they were made of (meta.json). A program that was killed goes on when the same command is given again: shards that are there are not
+computed again. On several hosts, start the same command on each, as for launch/train.py; each reads the file, and process 0 writes.
+
+The file is .jsonl (a row's text is title + ' ' + text, as in BEIR's corpus.jsonl, or what stands in --field; its id is `_id`, `id` or the
+number of the line), or .txt with one text a line; .gz is unpacked.
+
+Example:
+  python launch/embed.py --model runs/quickstart --input ~/data/retrieval/scifact/corpus.jsonl --output vectors/scifact
+"""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+from cpt_jax.errors import UserError
+from cpt_jax.evals.corpus import Corpus
+from cpt_jax.program import run_program
+from cpt_jax.vectors import Meta, VectorWriter
+
+if TYPE_CHECKING:
+    from cpt_jax.embed import Embedder  # imports JAX, which waits until the flags are read
+
+_MODEL = flags.DEFINE_string('model', None, 'A model reference: the directory of a run, or run@step.', required=True)
+_INPUT = flags.DEFINE_string('input', None, 'The file of texts: .jsonl or .txt, or packed (.jsonl.gz, .txt.gz).', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required=True)
+_SIDE = flags.DEFINE_enum('side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.')
+_FIELD = flags.DEFINE_string('field', '', "The field of a row that holds the text, such as code; by default title + ' ' + text.")
+_SHARD_SIZE = flags.DEFINE_integer('shard_size', 20_000, 'Vectors of a file; a program that is killed loses one.', lower_bound=1)
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, where no cluster tells it.')
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'Number of processes, with --coordinator.')
+_PROCESS = flags.DEFINE_integer('process', 0, 'Number of this process, from 0, with --coordinator.')
+
+
+def main() -> None:
+    from cpt_jax.processes import join_processes, shared_fate
+    from cpt_jax.program import use_compilation_cache
+
+    use_compilation_cache()
+    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    with shared_fate():
+        _embed()
+
+
+def _embed() -> None:
+    import jax
+    from jax.experimental import multihost_utils
+
+    from cpt_jax.embed import load_embedder
+
+    if '://' in _OUTPUT.value:
+        raise UserError(f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
+    embedder = load_embedder(_MODEL.value)
+    corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
+    meta = Meta(
+        model=embedder.model_name,
+        settings=embedder.settings,
+        side=_SIDE.value,
+        input=str(corpus.path),
+        fingerprint=corpus.fingerprint,
+        texts=len(corpus),
+        width=embedder.encoder.shape.width,
+        shard_size=_SHARD_SIZE.value,
+    )
+    everyones = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(corpus.fingerprint), np.int32)).reshape(-1, 4)
+    if len(np.unique(everyones, axis=0)) > 1:
+        raise UserError(f'--input {corpus.path}: the processes read different texts; give each of them the same file')
+
+    writer = VectorWriter(Path(_OUTPUT.value), meta) if jax.process_index() == 0 else None
+    # Only process 0 need see the directory.
+    wanted = multihost_utils.broadcast_one_to_all(np.isin(np.arange(meta.shards), writer.missing if writer else []))
+    start = time.perf_counter()
+    texts = _fill(embedder, corpus, meta, wanted, writer)
+    if writer:
+        print(_summary(embedder, meta, texts, time.perf_counter() - start))
+
+
+def _fill(embedder: 'Embedder', corpus: Corpus, meta: Meta, wanted: np.ndarray, writer: VectorWriter | None) -> int:
+    """Embeds the texts of the wanted shards; returns their number."""
+    ids: deque[str] = deque()  # of the texts that the embedder has read, and not given vectors for yet
+
+    def texts() -> Iterator[str]:
+        for place, (name, text) in enumerate(islice(corpus, meta.texts)):
+            if wanted[place // meta.shard_size]:
+                ids.append(name)
+                yield text
+
+    total = sum(meta.size(shard) for shard in wanted.nonzero()[0])
+    for vectors_NxD in embedder.stream(texts(), meta.side, 'texts' if writer else '', total):
+        names = [ids.popleft() for _ in vectors_NxD]
+        if writer:
+            writer.add(names, vectors_NxD)
+    if writer and writer.missing:
+        raise UserError(f'--input {meta.input} has become shorter while it was read: start again')
+    return total
+
+
+def _summary(embedder: 'Embedder', meta: Meta, texts: int, seconds: float) -> str:
+    """What was done, how fast, and where it is."""
+    lines = [f'{meta.texts:,} vectors of {meta.width} units in {meta.shards:,} files; written to {_OUTPUT.value}']
+    if texts < meta.texts:
+        lines.insert(0, f'{meta.texts - texts:,} of {meta.texts:,} texts had their vectors from an earlier start')
+    if texts:
+        padding = 1 - embedder.tokens / embedder.columns
+        rates = f'{texts / seconds:,.0f} texts/s, {embedder.tokens / seconds:,.0f} tokens/s; {padding:.1%} of what was computed is padding'
+        lines.insert(0, f'{texts:,} texts in {seconds:,.1f} s, compiling included: {rates}')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    run_program(main)
