@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.mixture import BatchIndex
-from cpt_jax.data.packing import pack, propose_rows
+from cpt_jax.data.packing import pack_pairs, propose_rows
 from cpt_jax.data.pairs import Source, content_id
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH, batch_shards
@@ -149,23 +149,26 @@ def sample_lengths(texts: Texts, source: int, sample: int) -> np.ndarray:
 
 
 def pack_group(tokens: Sequence[Sequence[np.ndarray]], ids_bxT: np.ndarray, layout: Layout) -> Batch:
-    """Lays one group out in rows. A pair with a text that does not fit gets ids of 0: the loss leaves it out and the metrics count it."""
+    """Lays one group out in rows. A pair that does not fit gets ids of 0: the loss leaves it out and the metrics count it."""
     flat = [text for pair in tokens for text in pair]
-    lengths = np.array([len(text) for text in flat])
-    starts = pack(lengths, layout.rows, layout.row_length) if layout.packed else np.arange(len(flat)) * layout.row_length
-    starts[lengths == 0] = 0
-    fits_bxT = (starts >= 0).reshape(ids_bxT.shape)
-    ids_bxT = ids_bxT * fits_bxT.all(1, keepdims=True)
+    lengths_bxT = np.array([len(text) for text in flat]).reshape(ids_bxT.shape)
+    if layout.packed:
+        starts_bxT = pack_pairs(lengths_bxT, layout.rows, layout.row_length)
+    else:
+        starts_bxT = np.arange(len(flat)).reshape(ids_bxT.shape) * layout.row_length
+    ids_bxT = ids_bxT * (starts_bxT >= 0)
+    placed_bxT = (starts_bxT >= 0) & (lengths_bxT > 0)
+    eos_bxT = np.where(placed_bxT, starts_bxT + lengths_bxT - 1, 0)
 
+    placed = np.flatnonzero(placed_bxT)
+    lengths, starts = lengths_bxT.reshape(-1)[placed], starts_bxT.reshape(-1)[placed]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    where = np.repeat(starts, lengths) + within
+    values = np.concatenate([np.zeros(0, np.int32), *(flat[text] for text in placed)]), np.repeat(placed + 1, lengths), within
     rows_RxS = np.zeros((3, layout.rows, layout.row_length), np.int32)
-    placed = np.flatnonzero((starts >= 0) & (lengths > 0))
-    within = np.concatenate([np.zeros(0, int), *(np.arange(n) for n in lengths[placed])])
-    where = np.repeat(starts[placed], lengths[placed]) + within
-    values = (np.concatenate([np.zeros(0, int), *(flat[i] for i in placed)]), np.repeat(placed + 1, lengths[placed]), within)
     for row, value in zip(rows_RxS.reshape(3, -1), values, strict=True):
         row[where] = value
-    eos_bxT = np.maximum(starts + lengths - 1, 0).reshape(ids_bxT.shape).astype(np.int32)
-    return Batch(*rows_RxS, eos_bxT, ids_bxT.astype(np.int32))
+    return Batch(*rows_RxS, eos_bxT.astype(np.int32), ids_bxT.astype(np.int32))
 
 
 def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh: jax.sharding.Mesh) -> grain.MapDataset:
