@@ -1,0 +1,97 @@
+"""The benchmarks run, and measure what they say; their peers are tests/test_benchmarks_peers.py's."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.input_pipeline import measure as measure_input
+from benchmarks.loss_memory import clip
+from benchmarks.mfu import work_of
+from benchmarks.timing import in_turn
+from benchmarks.training import run_of
+from cpt_jax.data.batch import place
+from cpt_jax.loss.infonce import InfoNCE
+from cpt_jax.mesh import make_mesh
+from cpt_jax.model.flops import step_flops
+from cpt_jax.program import load_config
+from tests.train.conftest import HURRY, write_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory) -> Path:
+    return write_config(tmp_path_factory.mktemp('config'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'flags'),
+    [
+        ('loss_time', ('--batch=64', '--width=16', '--devices=2', '--repeats=2')),
+        ('input_pipeline', ('--config={config}', '--batches=3', '--steps=2')),
+        ('mfu', ('--config={config}', '--source=config', '--steps=2')),
+    ],
+)
+def test_a_benchmark_prints_a_table_and_writes_its_ratio(config_file, tmp_path, name, flags):
+    given = [flag.format(config=config_file) for flag in flags]
+    command = [sys.executable, str(ROOT / f'benchmarks/{name}.py'), *given, '--json', str(tmp_path / 'found.json')]
+    environment = os.environ | {'XLA_FLAGS': HURRY, 'JAX_PLATFORMS': 'cpu'}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 4
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert math.isfinite(found['ratio']) and found['ratio'] > 0
+
+
+def test_sides_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    seconds = in_turn({name: lambda name=name: calls.append(name) for name in 'ab'}, 3)
+    assert calls == ['a', 'b'] * 4
+    assert {name: len(values) for name, values in seconds.items()} == {'a': 3, 'b': 3}
+
+
+def test_the_forms_whose_time_is_compared_compute_the_same():
+    e_BxTxD = np.random.default_rng(0).normal(size=(32, 2, 8)).astype(np.float32)
+    e_BxTxD /= np.linalg.norm(e_BxTxD, axis=-1, keepdims=True)
+    mesh = make_mesh()
+    with jax.set_mesh(mesh):
+        split = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
+        inputs = jax.device_put(e_BxTxD, split), jax.device_put(1 + np.arange(64, dtype=np.int32).reshape(32, 2), split), np.float32(3)
+        program = lambda form: jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))  # noqa: E731
+        ((value, _), gradient), ((expected, _), of_clip) = (program(form)(*inputs) for form in (InfoNCE(), clip))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for mine, theirs in zip(gradient, of_clip, strict=True):
+        assert np.abs(theirs).max() > 1e-4
+        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+
+
+def test_the_input_pipeline_counts_every_pair_once(config_file):
+    config = load_config(config_file)
+    found = measure_input(config, 'config', batches=0, steps=0)
+    assert found['ratio'] is None and found['batches'] > 3
+    first, later = found['passes'].values()
+    assert first['pairs'] == later['pairs'] == found['batches'] * 32 and found['dropped_share'] == 0
+    assert first['tokens'] == later['tokens'] and 0.5 < found['useful_share'] <= 1
+    assert first['core_seconds'] > later['core_seconds'] > 0
+
+
+def test_useful_arithmetic_is_that_of_the_texts(config_file):
+    config = load_config(config_file)
+    config['train']['encode_chunks'] = 2
+    run = run_of(config, 'config')
+    batch = place(next(run.batches_after(0)), run.mesh, run.layout)
+    tokens, _ = run.texts(0, run.indices[0].pairs)
+    lengths = [len(text) for pair in tokens for text in pair]
+    found = work_of(run, batch)
+    assert found[:2] == (sum(lengths), 32)
+    # A text alone in a row of its own length, summed; the similarities once.
+    alone = sum(step_flops(run.shape, length, length, 0, 0) for length in lengths)
+    ends = step_flops(run.shape, 0, 0, 32, 2)
+    assert found[2] == pytest.approx(alone + ends, rel=1e-9)
