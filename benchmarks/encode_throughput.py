@@ -141,11 +141,13 @@ def fresh_encoder(settings: Settings, tokenizer):
 @functools.cache
 def our_model(settings: Settings, folder: Path):
     """What embeds, and the texts."""
+    from cpt_jax.allocator import keep_freed_memory
     from cpt_jax.embed import Embedder
     from cpt_jax.program import use_compilation_cache
     from cpt_jax.tokenizer import load_tokenizer
 
     use_compilation_cache()
+    keep_freed_memory()  # as every program does
     tokenizer = load_tokenizer(folder / 'tokenizer.json')
     encoder, mesh = fresh_encoder(settings, tokenizer)
     embed = Embedder(encoder, tokenizer, mesh, {'x': settings.max_tokens, 'y': settings.max_tokens})

@@ -186,10 +186,12 @@ class _Ours:
     """launch/train.py's loop without its records and checkpoints."""
 
     def __init__(self, settings: Settings, folder: Path, packed: bool):
+        from cpt_jax.allocator import keep_freed_memory
         from cpt_jax.program import use_compilation_cache
         from cpt_jax.train.setup import set_up_together
 
         use_compilation_cache()
+        keep_freed_memory()  # as every program does
         self.settings, self.run = settings, set_up_together(our_config(settings, folder, packed), folder / 'run')
         self.state, self.upcoming, self.step = starting_state(self.run), self.run.batches_after(0), None
         self.first_loss = None
