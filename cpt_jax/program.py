@@ -122,4 +122,3 @@ def use_compilation_cache() -> None:
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update('jax_compilation_cache_dir', os.fspath(cache_folder() / 'xla'))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)

@@ -94,3 +94,17 @@ def test_reading_texts_needs_no_jax():
     modules = ['cpt_jax.tokenizer', 'cpt_jax.config', *(f'cpt_jax.data.{name}' for name in sorted(names))]
     code = f'import sys, importlib; [importlib.import_module(name) for name in {modules}]; sys.exit("jax" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
+
+
+def test_a_run_starts_without_the_libraries_of_the_oracles(tmp_path):
+    """Nor do the packages that it needs bring them in where they are installed: that takes seconds."""
+    code = f"""
+import sys
+from pathlib import Path
+from cpt_jax.train import loop, setup
+from cpt_jax.train.metrics import Recorder
+Recorder(Path({str(tmp_path)!r}), 0, 1, writing=True).close()
+sys.exit(', '.join({NEVER & {'torch', 'transformers', 'tensorflow'}} & sys.modules.keys()) or None)
+"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
