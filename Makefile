@@ -10,7 +10,7 @@ quickstart: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .

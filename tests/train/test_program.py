@@ -132,27 +132,31 @@ STOPPABLE = (
 )
 
 
+def stop_one_of(count: int, launch, workdir: Path, *flags: str) -> None:
+    """SIGTERM to one of so many processes after 6 steps: all of them save the same step."""
+    processes = together(launch, workdir.name, count, *STOPPABLE, *flags, devices=4 // count)
+    wait_for_rows(workdir, 6, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 42, output
+    step = checkpoint.steps_in(workdir / 'checkpoints')[-1]
+    assert 6 <= step < 14 and rows(workdir)[-1]['step'] == step
+
+
 def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(launch, tmp_path):
-    """Stopped on 2 or 4 processes, and gone on with by 4, and by one with another mesh and chunks: as a run that was never stopped."""
-    finish_all(together(launch, 'whole', 4, *STOPPABLE, devices=1))
-    for count in (2, 4):
-        stopped = tmp_path / f'stopped{count}'
-        evaluating = ['--config.evaluation.every_steps=1'] * (count == 2)  # so that the signal most likely comes within an evaluation
-        processes = together(launch, stopped.name, count, *STOPPABLE, *evaluating, devices=4 // count)
-        wait_for_rows(stopped, 6, processes[0])
-        processes[1].send_signal(signal.SIGTERM)
-        for process in processes:
-            output, _ = process.communicate(timeout=100)
-            assert process.returncode == 42, output
-        step = checkpoint.steps_in(stopped / 'checkpoints')[-1]
-        assert 6 <= step < 14 and rows(stopped)[-1]['step'] == step
-        shutil.copytree(stopped, tmp_path / f'alone{count}')
-        finish(launch(f'alone{count}', *STOPPABLE, '--config.mesh.fsdp=2', '--config.train.encode_chunks=2', devices=4))
-        mesh = ['--config.mesh.fsdp=4'] * (count == 2)  # parameters split over processes
-        finish_all(together(launch, stopped.name, 4, *STOPPABLE, *mesh, devices=1))
-        assert_close(tmp_path / 'whole', tmp_path / f'alone{count}', 14)
-        assert_close(tmp_path / 'whole', stopped, 14)
-    assert_same(tmp_path / 'whole', tmp_path / 'stopped4', 14)  # to the bit: the same processes add in the same order
+    """Stopped on 2 processes, and gone on with by 2; stopped on 4, and gone on with by 2 or 1, on other meshes: as if never stopped."""
+    whole, two, four, alone = (tmp_path / name for name in ('whole', 'two', 'four', 'alone'))
+    finish_all(together(launch, 'whole', 2, *STOPPABLE, devices=2))
+    stop_one_of(2, launch, two)
+    finish_all(together(launch, 'two', 2, *STOPPABLE, devices=2))
+    assert_same(whole, two, 14)  # to the bit: the same processes add in the same order
+    stop_one_of(4, launch, four, '--config.evaluation.every_steps=1')  # so that the signal most likely comes within an evaluation
+    shutil.copytree(four, alone)
+    finish(launch('alone', *STOPPABLE, '--config.mesh.fsdp=2', '--config.train.encode_chunks=2', devices=4))
+    finish_all(together(launch, 'four', 2, *STOPPABLE, '--config.mesh.fsdp=4', devices=2))  # parameters split over processes
+    assert_close(whole, alone, 14)
+    assert_close(whole, four, 14)
 
 
 def finish_all(processes: list) -> None:
