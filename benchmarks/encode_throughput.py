@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.beside import Model, define_flags, report
 from benchmarks.turns import Moment, alone, cores, spread, take_turns
 from cpt_jax.program import run_program
 
@@ -31,32 +32,27 @@ DEFAULT_BATCH = 32  # of SentenceTransformer.encode
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is measured; the flags say what each is."""
+class Settings(Model):
+    """With what is encoded, and in which batches by the other side."""
 
     corpus: str
     texts: int
-    max_tokens: int
-    width: int
-    layers: int
-    heads: int
-    vocab_size: int
+    batches: tuple[str, ...]
 
 
 def main() -> None:
-    settings = Settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)})
-    result = measure(settings, [int(size) for size in _BATCHES.value], _ROUNDS.value)
-    print_table(result)
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(result, indent=2) + '\n')
+    report(Settings, measure, print_table)
 
 
-def measure(settings: Settings, batches: Sequence[int], rounds: int) -> dict[str, Any]:
+def measure(settings: Settings, rounds: int) -> dict[str, Any]:
     """The figures of all sides; see `print_table` for what they are."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         counted = alone(prepare, settings, folder)
-        theirs = {PEER: functools.partial(their_turn, folder, None), TUNED: functools.partial(their_turn, folder, tuple(batches))}
+        theirs = {
+            PEER: functools.partial(their_turn, folder, None),
+            TUNED: functools.partial(their_turn, folder, tuple(map(int, settings.batches))),
+        }
         turns = take_turns({'ours': {OURS: functools.partial(our_turn, settings, folder)}, 'theirs': theirs}, rounds)
         ours_NxD, theirs_NxD = (np.load(folder / f'{side}.npy') for side in ('ours', 'theirs'))
     sides = {name: summary(side, counted['texts']) for name, side in turns.items()}
@@ -66,7 +62,7 @@ def measure(settings: Settings, batches: Sequence[int], rounds: int) -> dict[str
         'ratio': min(ratios.values()),
         'ratio_to_default': ratios[PEER],
         'vectors_differ_by': float(np.abs(ours_NxD - theirs_NxD).max()),
-        'settings': dataclasses.asdict(settings) | counted | {'rounds': rounds, 'batches': list(batches), 'cores': cores()},
+        'settings': dataclasses.asdict(settings) | counted | {'rounds': rounds, 'cores': cores()},
         'sides': sides,
     }
 
@@ -203,12 +199,6 @@ if __name__ == '__main__':
     # Here, as the tests import several of these programs.
     flags.DEFINE_string('corpus', '', 'A corpus.jsonl in BEIR format; by default the functions of installed packages.')
     flags.DEFINE_integer('texts', 1000, 'That are encoded, chosen at random; all where there are fewer.')
-    flags.DEFINE_integer('max_tokens', 256, 'Of a text, its delimiters included.')
-    flags.DEFINE_integer('width', 384, 'Of the model.')
-    flags.DEFINE_integer('layers', 6, 'Of the model.')
-    flags.DEFINE_integer('heads', 6, 'Of the model.')
-    flags.DEFINE_integer('vocab_size', 30_000, 'Ids of the tokenizer that is trained on the corpus.')
-    _BATCHES = flags.DEFINE_list('batches', ['4', '8', '16', '32', '64'], 'Texts a batch that are tried for SentenceTransformer.encode.')
-    _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Turns of each side.')
-    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    flags.DEFINE_list('batches', ['4', '8', '16', '32', '64'], 'Texts a batch that are tried for SentenceTransformer.encode.')
+    define_flags()
     run_program(main)

@@ -28,7 +28,7 @@ def main() -> None:
     name, config = _CONFIG()
     use_compilation_cache()
     found = measure(config.to_dict(), _SOURCE.value, _BATCHES.value, _STEPS.value if _STEP.value else 0)
-    print(f'{name}: {found["batches"]:,} batches of {found["batch_pairs"]:,} pairs in {found["rows"]:,} rows of {found["row_length"]}')
+    print(f'{name}: {found["batches"]:,} batches, {found["batch_pairs"]:,} pairs in up to {found["rows"]:,} rows of {found["row_length"]}')
     print(f'{"pass":<8}{"pairs/s":>12}{"tokens/s":>12}{"pairs/s a core":>18}{"core time a batch":>20}{"share of a step":>18}')
     for kind, row in found['passes'].items():
         share = f'{row["seconds"] / found["step_seconds"]:.1%}' if found['step_seconds'] else ''
@@ -50,8 +50,8 @@ def measure(config: Mapping[str, Any], source: str, batches: int, steps: int) ->
       batches: of each pass; 0: as many as the sources hold.
       steps: timed; 0: none, and no `ratio`.
     """
-    from benchmarks.timing import in_turn
     from benchmarks.training import TrainingStep, run_of
+    from benchmarks.turns import in_turn
     from cpt_jax.data.batch import Texts
 
     run = run_of(config, source)
@@ -71,7 +71,7 @@ def measure(config: Mapping[str, Any], source: str, batches: int, steps: int) ->
         'row_length': layout.row_length,
         'passes': passes,
         'step_seconds': seconds,
-        'useful_share': first['tokens'] / (batches * layout.tokens),
+        'useful_share': first['tokens'] / first['columns'],
         'dropped_share': 1 - first['pairs'] / (batches * pairs),
     }
 
@@ -86,16 +86,17 @@ def one_pass(run, batches: int) -> dict[str, float]:
     options = grain.ReadOptions(num_threads=run.data.threads, prefetch_buffer_size=run.data.prefetch)
     # Not run.batches_after: that would go on making batches beyond the last one.
     upcoming = local_batches(run.indices, run.texts, run.layout, run.mesh)[:batches].to_iter_dataset(options)
-    tokens = pairs = 0
+    tokens = pairs = columns = 0
     start, cpu_start = time.perf_counter(), time.process_time()
     for local in upcoming:
-        place(local, run.mesh, run.layout)
+        columns += place(local, run.mesh, run.layout).tokens_CxRxS.size
         tokens += sum(int(np.sum(part.segments_CxRxS > 0)) for part in local.values())
         pairs += sum(int(np.sum(part.ids_CxBxT[..., 0] > 0)) for part in local.values())
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     return {
         'pairs': pairs,
         'tokens': tokens,
+        'columns': columns,
         'seconds': seconds / batches,
         'core_seconds': cpu_seconds / batches,
         'pairs_per_second': pairs / seconds,

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
 
 import json
 from collections.abc import Sequence
@@ -90,4 +89,5 @@ if __name__ == '__main__':
     _WIDTH = flags.DEFINE_integer('width', 2048, 'Units of a vector.')
     _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the vectors.')
     _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
     run_program(main)

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from benchmarks.loss_memory import clip
+from benchmarks.turns import in_turn
 from cpt_jax.errors import UserError
 from cpt_jax.program import run_program
 
@@ -48,8 +50,6 @@ def measure(batch: int, width: int, dtype: str, devices: int, repeats: int, chun
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
-    from benchmarks.loss_memory import clip  # after JAX has read JAX_PLATFORMS, which that program sets to cpu for itself
-    from benchmarks.timing import in_turn
     from cpt_jax.loss.infonce import InfoNCE
     from cpt_jax.mesh import AXES, make_mesh
 

@@ -50,8 +50,8 @@ def measure(config: Mapping[str, Any], source: str, steps: int) -> dict[str, Any
     """
     import jax
 
-    from benchmarks.timing import in_turn
     from benchmarks.training import TrainingStep, run_of
+    from benchmarks.turns import in_turn
     from cpt_jax.chips import chip_of
 
     run = run_of(config, source)
@@ -77,7 +77,7 @@ def measure(config: Mapping[str, Any], source: str, steps: int) -> dict[str, Any
         'step_seconds': seconds['step'],
         'pairs_per_second': pairs / seconds['step'],
         'tokens_per_second': tokens / seconds['step'],
-        'useful_share': tokens / run.layout.tokens,
+        'useful_share': tokens / statistics.mean(batch.tokens_CxRxS.size for batch in step.batches),
         'flops_per_step': flops,
         'flops_per_second': flops / seconds['step'],
         'peak': peak,

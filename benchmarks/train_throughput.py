@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from benchmarks.beside import Model, define_flags, report
 from benchmarks.turns import Moment, alone, cores, spread, take_turns
 from cpt_jax.program import load_config, run_program
 
@@ -35,26 +36,17 @@ CLOSE = 1e-4  # vectors of both sides for the same texts, at the start
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """What is measured; the flags say what each is."""
+class Settings(Model):
+    """With what the batches are."""
 
     pairs: str
     lengths: str
     batch: int
-    max_tokens: int
-    width: int
-    layers: int
-    heads: int
-    vocab_size: int
     steps: int
 
 
 def main() -> None:
-    settings = Settings(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Settings)})
-    result = measure(settings, _ROUNDS.value)
-    print_table(result)
-    if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(result, indent=2) + '\n')
+    report(Settings, measure, print_table)
 
 
 def measure(settings: Settings, rounds: int) -> dict[str, Any]:
@@ -188,12 +180,13 @@ class _Ours:
     def __init__(self, settings: Settings, folder: Path, packed: bool):
         from cpt_jax.allocator import keep_freed_memory
         from cpt_jax.program import use_compilation_cache
+        from cpt_jax.train.programs import StepPrograms
         from cpt_jax.train.setup import set_up_together
 
         use_compilation_cache()
         keep_freed_memory()  # as every program does
         self.settings, self.run = settings, set_up_together(our_config(settings, folder, packed), folder / 'run')
-        self.state, self.upcoming, self.step = starting_state(self.run), self.run.batches_after(0), None
+        self.state, self.upcoming, self.programs = starting_state(self.run), self.run.batches_after(0), StepPrograms(self.run)
         self.first_loss = None
 
     def turn(self) -> dict[str, float]:
@@ -201,16 +194,14 @@ class _Ours:
         import jax
 
         from cpt_jax.data.batch import place
-        from cpt_jax.train.loop import compile_step
 
-        run, steps, late = self.run, [], None
+        run, steps, columns, late = self.run, [], [], None
         with jax.set_mesh(run.mesh):
             for number in range(1 + self.settings.steps):
                 batch = place(next(self.upcoming), run.mesh, run.layout)
-                self.step = self.step or compile_step(run, self.state, batch)
-                self.state, metrics = self.step(self.state, batch)
+                self.state, metrics = self.programs(self.state, batch)(self.state, batch)
                 steps += [jax.device_get(late)] if late else []  # as the loop does: a step late
-                late = metrics
+                late, columns = metrics, [*columns, batch.tokens_CxRxS.size]
                 if number == 0:
                     jax.block_until_ready(metrics)
                     start = Moment.now()
@@ -221,7 +212,7 @@ class _Ours:
         return start.until(end) | {
             'pairs': pairs,
             'tokens': sum(int(metrics['tokens']) for metrics in timed),
-            'computed': run.layout.tokens * len(timed),
+            'computed': sum(columns[1:]),
             'dropped': pairs - sum(int(metrics['pairs']) for metrics in timed),
             'first_loss': self.first_loss,
             'loss': float(np.mean([metrics['loss'] for metrics in steps])),
@@ -318,12 +309,6 @@ if __name__ == '__main__':
     )
     flags.DEFINE_enum('lengths', 'real', ['real', 'equal'], 'Of the texts; equal: all are filled or cut to max_tokens.')
     flags.DEFINE_integer('batch', 64, 'Pairs in a batch.')
-    flags.DEFINE_integer('max_tokens', 256, 'Of a text, its delimiters included.')
-    flags.DEFINE_integer('width', 384, 'Of the model.')
-    flags.DEFINE_integer('layers', 6, 'Of the model.')
-    flags.DEFINE_integer('heads', 6, 'Of the model.')
-    flags.DEFINE_integer('vocab_size', 30_000, 'Ids of the tokenizer that is trained on the pairs.')
     flags.DEFINE_integer('steps', 4, 'Timed in a turn, behind one that is not.')
-    _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Turns of each side.')
-    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    define_flags()
     run_program(main)

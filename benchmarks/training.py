@@ -10,7 +10,7 @@ import jax
 
 from cpt_jax.data.batch import place
 from cpt_jax.mesh import shardings
-from cpt_jax.train.loop import compile_step
+from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import Run, set_up
 
 
@@ -33,7 +33,7 @@ class TrainingStep:
     Attributes:
       batches: as they lie on the devices.
       parameters: number of them.
-      compile_seconds: of the step.
+      compile_seconds: of the step, for all numbers of rows that these batches have.
     """
 
     def __init__(self, run: Run, batches: int):
@@ -42,12 +42,14 @@ class TrainingStep:
             self.batches = [place(next(upcoming), run.mesh, run.layout) for _ in range(batches)]
             self._state = jax.jit(run.init, out_shardings=shardings(run.abstract_state()))()
             start = time.perf_counter()
-            self._step = compile_step(run, self._state, self.batches[0])
+            programs = StepPrograms(run)
+            self._steps = [programs(self._state, batch) for batch in self.batches]
             self.compile_seconds = time.perf_counter() - start
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
         self._calls = 0
 
     def __call__(self) -> None:
-        self._state, metrics = self._step(self._state, self.batches[self._calls % len(self.batches)])
+        number = self._calls % len(self.batches)
+        self._state, metrics = self._steps[number](self._state, self.batches[number])
         self._calls += 1
         jax.block_until_ready((self._state, metrics))

@@ -1,8 +1,4 @@
-"""Sides that cannot share a process take turns in two: the threads of JAX and of torch never meet.
-
-A process lasts for all turns, so what it loaded and compiled stays, and sleeps while it is not its turn. A machine that gets slower or
-faster does so for all sides.
-"""
+"""What is compared takes turns: a machine that gets slower or faster does so for all sides."""
 
 import contextlib
 import multiprocessing
@@ -36,6 +32,18 @@ class Moment(NamedTuple):
         return {name: getattr(end, name) - getattr(self, name) for name in self._fields}
 
 
+def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call by name, in this process, after one round that does not count. A call returns when its work is done."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
 def cores() -> int:
     """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -43,6 +51,9 @@ def cores() -> int:
 
 def take_turns(processes: Mapping[str, Mapping[str, Callable[[int], T]]], rounds: int) -> dict[str, list[T]]:
     """What each side returns in each round, by its name; one round before them does not count.
+
+    For sides that cannot share a process: the threads of JAX and of torch never meet. A process lasts for all turns, so what it loaded and
+    compiled stays, and sleeps while it is not its turn.
 
     Args:
       processes: of each its sides, by name. A side is called with the number of the round, from 0 for that which does not count, and can

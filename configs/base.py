@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     c.data.row_length = 512  # columns of a packed row: at least the longest text
     c.data.packed = True  # several texts share a row; False: each has a row of its own, which costs padding
     c.data.rows = 0  # rows a device and chunk; 0: measured, so that fewer than 1 pair in 1,000 does not fit
+    c.data.row_choices = 4  # row counts at most, measured: a batch takes the least that holds it. Each is compiled; one process alone
     c.data.threads = 2  # that read, tokenise and pack
     c.data.prefetch = 8  # batches made ahead
 

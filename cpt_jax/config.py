@@ -27,6 +27,7 @@ CHANGEABLE = (
     'model.layer_loop',
     'data.packed',
     'data.rows',
+    'data.row_choices',
     'data.threads',
     'data.prefetch',
 )

@@ -14,8 +14,8 @@ import pytest
 from benchmarks.input_pipeline import measure as measure_input
 from benchmarks.loss_memory import clip
 from benchmarks.mfu import work_of
-from benchmarks.timing import in_turn
 from benchmarks.training import run_of
+from benchmarks.turns import in_turn
 from cpt_jax.data.batch import place
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.mixture import BatchIndex
-from cpt_jax.data.packing import pack_pairs, propose_rows
+from cpt_jax.data.packing import pack_pairs, propose_fewer, propose_rows
 from cpt_jax.data.pairs import Source, content_id
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH, batch_shards
@@ -46,7 +46,9 @@ class Batch(NamedTuple):
 class Layout:
     """How a batch lies on devices: G parts x C chunks, each of `pairs` pairs of `texts` texts in `rows` rows of `row_length` columns.
 
-    `packed`: texts share rows; otherwise each has a row of its own.
+    Attributes:
+      packed: texts share rows; otherwise each has a row of its own.
+      fewer: row counts below `rows`, rising. A batch takes the fewest that hold it; each count is a program of its own.
     """
 
     parts: int
@@ -56,11 +58,16 @@ class Layout:
     rows: int
     row_length: int
     packed: bool = True
+    fewer: tuple[int, ...] = ()
 
     @property
     def tokens(self) -> int:
-        """Columns computed in a step, padding included."""
+        """Columns computed in a step at most, padding included."""
         return self.parts * self.chunks * self.rows * self.row_length
+
+    def enough(self, rows: int) -> int:
+        """The fewest rows of those to choose from that hold so many."""
+        return next(count for count in (*self.fewer, self.rows) if count >= rows)
 
 
 class Texts:
@@ -120,9 +127,12 @@ def plan_layout(
     row_length: int,
     rows: int,
     packed: bool = True,
+    row_choices: int = 1,
     sample: int = 4096,
 ) -> Layout:
     """The layout of a run's batches; with `rows` 0, as many as a sample of every source shows to be needed.
+
+    Only a process that sees all pairs of a batch knows what the whole batch needs: of several, all always take the most rows.
 
     Raises:
       UserError: there are fewer pairs than chunks on all parts of the mesh.
@@ -133,12 +143,15 @@ def plan_layout(
             f'train.batch_pairs={batch_pairs} is less than mesh.data x mesh.fsdp = {parts} times train.encode_chunks={chunks}: '
             'some devices would have no pair at all'
         )
-    pairs = -(-batch_pairs // (parts * chunks))
+    pairs, fewer = -(-batch_pairs // (parts * chunks)), ()
     if not packed:
         rows = pairs * (2 + texts.negatives)
     elif not rows:
-        rows = max(propose_rows(sample_lengths(texts, source, sample), pairs, row_length) for source in range(len(texts.sources)))
-    return Layout(parts, chunks, pairs, 2 + texts.negatives, rows, row_length, packed)
+        proposed = [propose_rows(sample_lengths(texts, source, sample), pairs, row_length) for source in range(len(texts.sources))]
+        rows = max(most for most, _ in proposed)
+        needed = np.concatenate([needed_G for _, needed_G in proposed])
+        fewer = propose_fewer(needed, rows, parts * chunks, row_choices) if jax.process_count() == 1 else ()
+    return Layout(parts, chunks, pairs, 2 + texts.negatives, rows, row_length, packed, fewer)
 
 
 def sample_lengths(texts: Texts, source: int, sample: int) -> np.ndarray:
@@ -171,6 +184,11 @@ def pack_group(tokens: Sequence[Sequence[np.ndarray]], ids_bxT: np.ndarray, layo
     return Batch(*rows_RxS, eos_bxT.astype(np.int32), ids_bxT.astype(np.int32))
 
 
+def rows_taken(group: Batch) -> int:
+    """Rows of a group up to the last one that holds a text; `pack` takes them in turn."""
+    return 1 + int(np.flatnonzero(group.segments_CxRxS[:, 0]).max(initial=0))
+
+
 def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh: jax.sharding.Mesh) -> grain.MapDataset:
     """[step] -> {part: Batch of numpy arrays [C, ...]} for those parts of the mesh that this process holds."""
     shape = (layout.parts * layout.rows, layout.row_length)
@@ -183,6 +201,8 @@ def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh:
         pairs_GxCxb = padded.reshape(layout.parts, layout.chunks, layout.pairs)
         tokens, ids = texts(index.source, pairs_GxCxb[mine].reshape(-1))
         groups = [pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout) for k in range(0, len(tokens), layout.pairs)]
+        rows = layout.enough(max(rows_taken(group) for group in groups))
+        groups = [Batch(*(array[:rows] for array in group[:3]), *group[3:]) for group in groups]
         chunked = [groups[k : k + layout.chunks] for k in range(0, len(groups), layout.chunks)]
         source = np.int32(index.source)
         stacked = {part: Batch(*map(np.stack, zip(*chunks, strict=True))) for part, chunks in zip(mine, chunked, strict=True)}

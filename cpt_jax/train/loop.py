@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,16 @@ import jax
 from cpt_jax import checkpoint
 from cpt_jax.atomic import write_atomically
 from cpt_jax.config import build, write_config
-from cpt_jax.data.batch import Batch, place
+from cpt_jax.data.batch import place
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.loss.infonce import Metrics
-from cpt_jax.mesh import shardings
 from cpt_jax.train.heldout import heldout_scores
 from cpt_jax.train.metrics import Clock, Recorder
+from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import Run, set_up_together
 from cpt_jax.train.start import starting_state, startup_table
-from cpt_jax.train.step import TrainState, make_step
+from cpt_jax.train.step import TrainState
 from cpt_jax.train.stop import Preempted, Preemption
 
 
@@ -70,7 +70,8 @@ class _Loop:
         self.run, self.workdir, self.saved, self.preemption, self.first = run, workdir, saved, preemption, first
         self.records = Recorder(workdir, first, run.train.steps, jax.process_index() == 0)
         self.clock = Clock(self.records.last.get('seconds', 0.0), self.records.last.get('paused_seconds', 0.0))
-        self.late: tuple[int, Metrics] | None = None  # of the last step that was started
+        self.late: tuple[int, int, Metrics] | None = None  # number, columns and metrics of the last step that was started
+        self.programs = StepPrograms(run)
         self.since = first, self.clock.trained  # of the last row
         self.embedder: Embedder | None = None
 
@@ -85,19 +86,18 @@ class _Loop:
 
     def _steps(self, state: TrainState) -> int:
         upcoming = self.run.batches_after(self.first)
-        step_fn = None
         for step in range(self.first + 1, self.run.train.steps + 1):
             batch = place(next(upcoming), self.run.mesh, self.run.layout)
-            if step_fn is None:
-                with self.clock.pause():
-                    step_fn = compile_step(self.run, state, batch)
-                if self.preemption.noticed():  # compiling takes minutes for a large model; nothing is new since the last save
-                    return EXIT_PREEMPTED
+            with self.clock.pause():
+                program = self.programs(state, batch)
+            # Compiling takes minutes for a large model. Before the first step nothing is new since the last save.
+            if step == self.first + 1 and self.preemption.noticed():
+                return EXIT_PREEMPTED
             with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
-                state, metrics = step_fn(state, batch)
+                state, metrics = program(state, batch)
             if self.late:  # the step before: the device is busy with this one meanwhile
                 self._record(*self._read_late(), {})
-            self.late = step, metrics
+            self.late = step, batch.tokens_CxRxS.size, metrics
             self.records.advance(1)
             pause = self.preemption.reached(step) or self._is_last(step) or self._evaluation_due(step) or self.saved.due(step)
             if pause and self._pause(step, state):
@@ -134,9 +134,10 @@ class _Loop:
 
     def _read_late(self) -> tuple[int, dict[str, float]]:
         """The metrics of the last step that was started; waits for it, and stops the run if they are no numbers."""
-        step, on_device = self.late
+        step, columns, on_device = self.late
         self.late = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
+        metrics['padding_share'] = 1 - metrics['tokens'] / columns
         if all(math.isfinite(metrics[name]) for name in ('loss', 'grad_norm', 'param_norm')):
             return step, metrics
         self.saved.wait()
@@ -159,7 +160,6 @@ class _Loop:
         row = metrics | {
             'dropped_pairs': run.train.batch_pairs - metrics['pairs'],
             'pairs_seen': step * run.train.batch_pairs,
-            'padding_share': 1 - metrics['tokens'] / run.layout.tokens,
             'pairs_per_second': rate * run.train.batch_pairs,
             'tokens_per_second': rate * metrics['tokens'],
             'seconds': seconds,
@@ -172,12 +172,6 @@ class _Loop:
                 f'step {step:,}: loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy {row["accuracy_xy"]:.1%}, '
                 f'held-out MRR {scores["heldout_mrr"]:.3f} among {scores["heldout_pairs"]:,}, {seconds:.0f} s'
             )
-
-
-def compile_step(run: Run, state: TrainState, batch: Batch) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step as a program for these devices; the state's memory is used again for the next one."""
-    step = make_step(run.loss, run.optimizer, run.schedule, run.seed)
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, batch).compile()
 
 
 def _describe_data(run: Run) -> dict[str, Any]:

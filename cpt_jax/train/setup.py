@@ -40,11 +40,12 @@ class Data:
     negatives: int = 0
     packed: bool = True
     rows: int = 0
+    row_choices: int = 1
     threads: int = 2
     prefetch: int = 8
 
     def __post_init__(self):
-        _check_least('data', self, negatives=0, rows=0, row_length=1, threads=1, prefetch=1)
+        _check_least('data', self, negatives=0, rows=0, row_choices=1, row_length=1, threads=1, prefetch=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,8 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
     indices = batches(sources, weights, config['seed'], train.batch_pairs)
     texts = Texts(list(sources.values()), tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
-    layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, data.row_length, data.rows, data.packed)
+    rows = data.row_length, data.rows, data.packed, data.row_choices
+    layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, *rows)
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
     return Run(
         train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, loss, optimizer, schedule,

@@ -43,6 +43,7 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
         'rows': (
             f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of {layout.row_length}:'
             f' {layout.tokens:,} tokens a batch, padding included'
+            + (f'; {", ".join(map(str, layout.fewer))} rows where they are enough' if layout.fewer else '')
         ),
         'held out': _heldout_line(run),
         **{f'data {name}': source.summary() for name, source in run.sources.items()},

@@ -164,6 +164,27 @@ def test_texts_that_are_not_packed_have_a_row_each(texts):
     assert (batch.positions_CxRxS[:, 0] == 0).all() and (np.diff(batch.segments_CxRxS, axis=1) <= 0).all()
 
 
+def test_a_batch_takes_the_fewest_rows_that_hold_it(texts):
+    """Otherwise it is the same: nothing is left out but rows that hold nothing."""
+    mesh = make_mesh(2, 1, 4)
+    indices = batches({'a': texts.sources[0]}, {'a': 1.0}, 0, 128)
+    one, some = (plan_layout(texts, mesh, 128, 2, row_length=64, rows=0, row_choices=choices) for choices in (1, 3))
+    counts = [*some.fewer, some.rows]
+    assert one.fewer == () and len(counts) == len(set(counts)) == 3 and counts == sorted(counts) and counts[-1] == one.rows
+    seen = set()
+    for step in range(24):
+        whole, cut = (local_batches(indices, texts, layout, mesh)[step] for layout in (one, some))
+        (rows,) = {batch.tokens_CxRxS.shape[1] for batch in cut.values()}
+        needed = max(np.flatnonzero(batch.segments_CxRxS.any((0, 2))).max() + 1 for batch in whole.values())
+        assert rows == min(count for count in counts if count >= needed)
+        seen.add(rows)
+        for part, batch in whole.items():
+            for field, a, b in zip(batch._fields, batch, cut[part], strict=True):
+                np.testing.assert_array_equal(a[:, :rows] if field.endswith('RxS') else a, b)
+        assert place(cut, mesh, some).tokens_CxRxS.shape == (2, 2 * rows, 64)
+    assert len(seen) > 1
+
+
 def test_a_batch_says_which_source_it_is_of(tokenizer):
     both = Texts([Pairs(), Pairs()], tokenizer, 24, 32, negatives=0)
     mesh = make_mesh(8, 1, 1)

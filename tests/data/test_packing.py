@@ -1,9 +1,11 @@
 """Packing against a slow packer that is easy to read, and the proposal of rows on groups that it has not seen."""
 
+import itertools
+
 import numpy as np
 import pytest
 
-from cpt_jax.data.packing import pack, pack_pairs, propose_rows, rows_needed
+from cpt_jax.data.packing import pack, pack_pairs, propose_fewer, propose_rows, rows_needed
 from cpt_jax.errors import UserError
 
 
@@ -93,7 +95,7 @@ def samples(count, seed):
 @pytest.mark.parametrize(('pairs', 'row_length'), [(1, 64), (4, 100), (4, 256), (64, 64), (64, 256), (512, 100), (512, 256)])
 def test_proposed_rows_hold_groups_that_were_not_tried(pairs, row_length):
     for (name, seen), (_, fresh) in zip(samples(4096, 1), samples(max(4096, 64 * pairs), 2), strict=True):
-        rows = propose_rows(seen, pairs, row_length)
+        rows, needed_G = propose_rows(seen, pairs, row_length)
         groups = fresh.reshape(-1, pairs, fresh.shape[1])
         dropped = sum(np.sum(pack_pairs(group, rows, row_length)[:, 0] < 0) for group in groups)
         assert dropped < len(fresh) / 1000, (name, rows, dropped)
@@ -114,17 +116,42 @@ REAL = {
 }
 
 
+@pytest.mark.parametrize(('pairs', 'choices'), [(256, 1), (64, 4)])
 @pytest.mark.parametrize('config', REAL)
-def test_real_pairs_waste_less_than_a_twentieth_of_their_rows(config):
+def test_real_pairs_waste_less_than_a_twentieth_of_their_rows(config, pairs, choices):
     random = np.random.default_rng(0)
     draw = lambda count: np.stack(  # noqa: E731
         [np.interp(random.random(count), np.linspace(0, 1, 17), quantiles).round().astype(int) for quantiles in REAL[config]], axis=1
     )
-    rows = propose_rows(draw(4096), 256, 64)
-    lengths_GxbxT = draw(256 * 128).reshape(128, 256, 2)
-    dropped_Gxb = np.array([pack_pairs(group, rows, 64)[:, 0] < 0 for group in lengths_GxbxT])
+    most, needed_G = propose_rows(draw(4096), pairs, 64)
+    counts = [*propose_fewer(needed_G, most, 1, choices), most]
+    lengths_GxbxT = draw(256 * 128).reshape(-1, pairs, 2)
+    starts_GxbxT = np.array([pack_pairs(group, most, 64) for group in lengths_GxbxT])
+    dropped_Gxb = starts_GxbxT[..., 0] < 0
     assert dropped_Gxb.mean() < 0.001
-    assert lengths_GxbxT[~dropped_Gxb].sum() / (128 * rows * 64) > 0.95
+    rows = sum(min(count for count in counts if count * 64 > starts.max()) for starts in starts_GxbxT)
+    assert lengths_GxbxT[~dropped_Gxb].sum() / (rows * 64) > 0.95
+
+
+@pytest.mark.parametrize('groups', [1, 3])
+def test_fewer_rows_are_those_that_save_the_most(groups):
+    needed_G = np.repeat([20, 25, 26, 40, 50], [30, 30, 20, 15, 5])
+    random = np.random.default_rng(1)
+    drawn_N = random.choice(needed_G, (4096, groups)).max(1)
+    mean_rows = lambda counts: np.mean([min(count for count in counts if count >= rows) for rows in drawn_N])  # noqa: E731
+    for choices in (1, 2, 3, 5):
+        found = propose_fewer(needed_G, 50, groups, choices)
+        assert len(found) < choices and {*found} <= {20, 25, 26, 40}
+        # Each is chosen beside those before it, which is next to the best of all.
+        best = min(mean_rows((*some, 50)) for some in itertools.combinations((20, 25, 26, 40), len(found)))
+        assert mean_rows((*found, 50)) <= 1.03 * best
+    assert propose_fewer(needed_G, 50, groups, 4) == propose_fewer(needed_G.copy(), 50, groups, 4)
+
+
+def test_no_row_count_is_added_that_saves_next_to_nothing():
+    assert propose_fewer(np.full(64, 7), 7, 1, 4) == ()
+    assert propose_fewer(np.repeat([99, 100], 32), 100, 1, 4) == ()
+    assert propose_fewer(np.repeat([50, 100], [3, 97]), 100, 64, 4) == ()  # some group of 64 needs them all
 
 
 @pytest.mark.parametrize('rows', [2, 3, 8, 30])

@@ -9,7 +9,7 @@ from cpt_jax.data.batch import place
 from cpt_jax.errors import UserError
 from cpt_jax.plan.hlo import Module, parse
 from cpt_jax.plan.lowering import longest_layout, lower
-from cpt_jax.train.loop import compile_step
+from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import Data, Train, set_up
 
 
@@ -31,7 +31,7 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path):
     (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     source = {'kind': 'jsonl', 'weight': 1.0, 'path': str(tmp_path / 'pairs.jsonl'), 'holdout': 0.1}
     for_any = {'model.dtype': 'float32', 'model.layer_loop': 'scan', 'model.attention': 'masked'}  # 'auto' is for TPUs in a plan
-    same = for_any | {'model.layers': 2, 'data.negatives': 1, 'train.batch_pairs': 30}
+    same = for_any | {'model.layers': 2, 'data.negatives': 1, 'data.row_choices': 1, 'train.batch_pairs': 30}
     split = {'train.encode_chunks': 2, 'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.tensor': 2}
     config = tiny(**same, **split)
     config['data']['sources'] = {'pairs': source}
@@ -40,7 +40,7 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path):
     with jax.set_mesh(run.mesh):
         batch = place(next(run.batches_after(0)), run.mesh, run.layout)
         state = run.abstract_state()
-        trained = parse(compile_step(run, state, batch).as_text())
+        trained = parse(StepPrograms(run)(state, batch).as_text())
     config['data']['rows'] = run.layout.rows
     step = lower(config, jax.devices())
     assert step.layout == run.layout and step.mesh == run.mesh

@@ -20,6 +20,7 @@ def get_config():
     c.tokenizer.vocab_size = 320
     c.data.sources = {'pairs': {'kind': 'jsonl', 'weight': 1.0, 'path': %r, 'holdout': 0.2}}
     c.data.max_tokens_x = c.data.max_tokens_y = c.data.row_length = 32
+    c.data.row_choices = 1
     c.model.width, c.model.layers, c.model.heads, c.model.max_length = 32, 2, 4, 32
     c.model.init, c.model.remat = 'passthrough', 'none'
     c.optimizer.peak_lr, c.optimizer.warmup_steps = 3e-3, 2

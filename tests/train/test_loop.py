@@ -52,3 +52,20 @@ def test_what_is_called_between_the_texts_of_an_evaluation_may_end_it():
 
     with pytest.raises(Preempted):
         heldout_scores(embed, pairs, stop)
+
+
+def test_batches_that_need_fewer_rows_train_as_with_the_most(config_file, tmp_path):
+    """Each with its own program, and the padding that is told is what was computed."""
+    config = load_config(config_file)
+    config['evaluation']['every_steps'] = 0
+    config['optimizer']['epsilon'] = 1e-4  # see test_step.py
+    config['mesh']['tensor'], config['data']['row_length'] = 4, 64
+    found = {}
+    for choices in (1, 3):
+        config['data']['row_choices'] = choices
+        assert loop.train(config, tmp_path / str(choices)) == 0
+        found[choices] = [json.loads(line) for line in (tmp_path / str(choices) / 'metrics.jsonl').read_text().splitlines()]
+    np.testing.assert_allclose([row['loss'] for row in found[3]], [row['loss'] for row in found[1]], rtol=1e-4)
+    columns = {choices: np.array([row['tokens'] / (1 - row['padding_share']) for row in rows]) for choices, rows in found.items()}
+    assert len(set(columns[1].round())) == 1 < len(set(columns[3].round()))
+    assert (columns[3].round() <= columns[1].round()).all()

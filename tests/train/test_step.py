@@ -13,7 +13,7 @@ from cpt_jax.data.batch import local_batches, place, plan_layout
 from cpt_jax.mesh import AXES
 from cpt_jax.program import load_config
 from cpt_jax.train import step as step_module
-from cpt_jax.train.loop import compile_step
+from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import set_up
 
 
@@ -31,14 +31,13 @@ def three_steps(config_file, tmp_path, devices: int, **changes):
         mesh = jax.make_mesh((1, 1, 1), AXES, (jax.sharding.AxisType.Explicit,) * 3, devices=jax.devices()[:1])
         layout = plan_layout(run.texts, mesh, run.train.batch_pairs, run.train.encode_chunks, run.data.row_length, 0)
         run = dataclasses.replace(run, mesh=mesh, layout=layout)
-    losses, step = [], None
+    losses, programs = [], StepPrograms(run)
     with jax.set_mesh(run.mesh):
         state = jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state()))()
         batches = local_batches(run.indices, run.texts, run.layout, run.mesh)
         for number in range(3):
             batch = place(batches[number], run.mesh, run.layout)
-            step = step or compile_step(run, state, batch)
-            state, metrics = step(state, batch)
+            state, metrics = programs(state, batch)(state, batch)
             losses.append(float(metrics['loss']))
         assert float(metrics['pairs']) == run.train.batch_pairs
     return losses, dict(flatten(jax.device_get(by_name(state.params))))
@@ -107,8 +106,8 @@ def test_each_source_has_a_temperature_of_its_own(config_file, tmp_path):
         step = jax.jit(step_module.make_step(run.loss, run.optimizer, run.schedule, 0))
         for number, source in enumerate(sources):
             batch = place(local_batches(run.indices, run.texts, run.layout, run.mesh)[number], run.mesh, run.layout)
-            e_BxTxD, ids_BxT = step_module.encode(state.params.encoder, batch), step_module.merge_chunks(batch.ids_CxBxT)
-            expected, _ = run.loss(e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source]))
+            e_BxTxD, ids_BxT = jax.jit(step_module.encode)(state.params.encoder, batch), step_module.merge_chunks(batch.ids_CxBxT)
+            expected, _ = jax.jit(run.loss)(e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source]))
             after, metrics = step(state, batch)
             np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
             np.testing.assert_allclose(metrics['scale'], np.exp([0.5, 2.5][source]), rtol=1e-6)
