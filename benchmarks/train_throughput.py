@@ -178,7 +178,10 @@ class _Ours:
     """launch/train.py's loop without its records and checkpoints."""
 
     def __init__(self, settings: Settings, folder: Path, packed: bool):
+        import jax
+
         from cpt_jax.allocator import keep_freed_memory
+        from cpt_jax.data.batch import abstract_batch
         from cpt_jax.program import use_compilation_cache
         from cpt_jax.train.programs import StepPrograms
         from cpt_jax.train.setup import set_up_together
@@ -188,6 +191,10 @@ class _Ours:
         self.settings, self.run = settings, set_up_together(our_config(settings, folder, packed), folder / 'run')
         self.state, self.upcoming, self.programs = starting_state(self.run), self.run.batches_after(0), StepPrograms(self.run)
         self.first_loss = None
+        layout = self.run.layout
+        with jax.set_mesh(self.run.mesh):
+            for rows in (*layout.fewer, layout.rows):  # now, and not within a turn
+                self.programs(self.state, abstract_batch(dataclasses.replace(layout, rows=rows), self.run.mesh))
 
     def turn(self) -> dict[str, float]:
         """The next steps; the first is left out of the time."""
@@ -195,17 +202,15 @@ class _Ours:
 
         from cpt_jax.data.batch import place
 
-        run, steps, columns, late = self.run, [], [], None
+        run, steps, columns = self.run, [], []
         with jax.set_mesh(run.mesh):
             for number in range(1 + self.settings.steps):
                 batch = place(next(self.upcoming), run.mesh, run.layout)
                 self.state, metrics = self.programs(self.state, batch)(self.state, batch)
-                steps += [jax.device_get(late)] if late else []  # as the loop does: a step late
-                late, columns = metrics, [*columns, batch.tokens_CxRxS.size]
+                steps.append(jax.device_get(metrics))  # on a CPU the loop waits for each step
+                columns.append(batch.tokens_CxRxS.size)
                 if number == 0:
-                    jax.block_until_ready(metrics)
                     start = Moment.now()
-            steps.append(jax.device_get(late))
             end = Moment.now()
         self.first_loss = self.first_loss or float(steps[0]['loss'])
         timed, pairs = steps[1:], self.settings.batch * self.settings.steps

@@ -223,3 +223,13 @@ def place(local: Mapping[int, Batch], mesh: jax.sharding.Mesh, layout: Layout) -
     source = next(iter(local.values())).source
     everywhere = jax.make_array_from_callback((), NamedSharding(mesh, P()), lambda _: source)
     return Batch(*map(assemble, range(len(Batch._fields) - 1)), everywhere)
+
+
+def abstract_batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch:
+    """What `place` gives: shapes, dtypes and shardings, for batches of the most rows."""
+
+    def array(count: int, last: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((layout.chunks, layout.parts * count, last), np.int32, sharding=NamedSharding(mesh, P(None, BATCH)))
+
+    rows, texts = array(layout.rows, layout.row_length), array(layout.pairs, layout.texts)
+    return Batch(rows, rows, rows, texts, texts, jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P())))

@@ -5,17 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from cpt_jax.config import build
-from cpt_jax.data.batch import Batch, Layout
+from cpt_jax.data.batch import Layout, abstract_batch
 from cpt_jax.data.packing import rows_needed
 from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import InfoNCE
-from cpt_jax.mesh import BATCH, batch_shards, make_mesh, on_mesh, shardings
+from cpt_jax.mesh import batch_shards, make_mesh, on_mesh, shardings
 from cpt_jax.model.flops import step_flops
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.optimizer import make_optimizer
@@ -76,7 +73,7 @@ def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool 
         if trace:
             step = make_step(loss, optimizer, schedule, config['seed'])
             # As train/loop.py compiles it.
-            lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, _batch(layout, mesh))
+            lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, abstract_batch(layout, mesh))
     return Step(mesh, shape, train, data, layout, loss, state, lowered)
 
 
@@ -103,13 +100,3 @@ def _check_lengths(data: Data, shape: Shape) -> None:
                 f'data.{key}={getattr(data, key)} must be over 2 (the delimiters) and at most data.row_length={data.row_length}'
                 f' and model.max_length={shape.max_length}'
             )
-
-
-def _batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch:
-    """The types of a batch's arrays, as data/batch.py places them."""
-
-    def array(count: int, last: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((layout.chunks, layout.parts * count, last), jnp.int32, sharding=NamedSharding(mesh, P(None, BATCH)))
-
-    rows, texts = array(layout.rows, layout.row_length), array(layout.pairs, layout.texts)
-    return Batch(rows, rows, rows, texts, texts, jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, P())))

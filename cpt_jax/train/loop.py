@@ -95,6 +95,8 @@ class _Loop:
                 return EXIT_PREEMPTED
             with jax.transfer_guard('disallow'):  # nothing between host and device but what is meant
                 state, metrics = program(state, batch)
+            if jax.default_backend() == 'cpu':  # XLA takes a step's memory when it is started: two at once would take it twice
+                jax.block_until_ready(metrics)
             if self.late:  # the step before: the device is busy with this one meanwhile
                 self._record(*self._read_late(), {})
             self.late = step, batch.tokens_CxRxS.size, metrics
