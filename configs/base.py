@@ -6,7 +6,9 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     c = ConfigDict()
     c.seed = 0  # of the initial parameters, the order of the pairs and the tokenizer
-    c.init_from = ''  # a run's directory, or run@step: start from its parameters (the temperature too), with its tokenizer
+    # A run's directory, or run@step: start from its parameters (the temperature too), with its tokenizer. Or a directory with config.json,
+    # *.safetensors and tokenizer.json: start from that model, whose architecture then takes the place of `model`'s.
+    c.init_from = ''
 
     c.tokenizer = ConfigDict()
     c.tokenizer.path = ''  # a sentencepiece model, a tokenizer.json, or a directory with either; '': train one on the sources

@@ -17,10 +17,18 @@ from tqdm import tqdm
 from cpt_jax import checkpoint
 from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.shape import Shape
-from cpt_jax.tokenizer import DELIMITERS, Side, Tokenizer
+from cpt_jax.pretrained import OwnTokenizer, is_pretrained, open_pretrained
+from cpt_jax.tokenizer import Side, Tokenizer
 
 T = TypeVar('T')
+
+POOLINGS = {
+    'eos': 'state at the closing delimiter, after the final norm',
+    'first': 'state at the first token, after the final norm',
+    'mean': 'mean of the states of all tokens, after the final norm',
+}
 
 
 class _Batch(NamedTuple):
@@ -51,7 +59,7 @@ class Embedder:
       1,500 queries of scifact and cosqa, 28 tokens each              5.8       3.1      3.0
 
     Attributes:
-      model_name: `run@step`, by the name of the run's directory.
+      model_name: `run@step`, by the name of the run's directory; of a pretrained model, the directory's name.
       settings: all that its vectors depend on, and where its parameters come from.
       workdir: of the run that it comes from; None where it does not.
       tokens, columns: of the texts embedded so far, and what was computed for them, padding included.
@@ -68,7 +76,7 @@ class Embedder:
     def __init__(
         self,
         encoder: Encoder,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | OwnTokenizer,
         mesh: jax.sharding.Mesh,
         max_tokens: Mapping[Side, int],
         model_name: str = '',
@@ -83,8 +91,8 @@ class Embedder:
             'max_tokens_x': self._max_tokens['x'],
             'max_tokens_y': self._max_tokens['y'],
             'truncation': 'end',
-            'delimiters': {'x': DELIMITERS[:2], 'y': DELIMITERS[2:]},
-            'pooling': 'state at the closing delimiter, after the final norm',
+            **tokenizer.describe(),
+            'pooling': POOLINGS[encoder.shape.pooling],
             'dtype': encoder.shape.compute_dtype.name,
             'tokenizer': tokenizer.fingerprint,
         } | dict(origin or {})
@@ -98,7 +106,7 @@ class Embedder:
           progress: a word for a progress bar; none without.
           between: called after each batch of texts; what it raises ends it.
         """
-        nothing_0xD = np.zeros((0, self.encoder.shape.width), np.float32)
+        nothing_0xD = np.zeros((0, self.encoder.shape.embedding_width), np.float32)
         return np.concatenate([nothing_0xD, *self.stream(texts, side, progress, len(texts), between)])
 
     def stream(
@@ -124,7 +132,7 @@ class Embedder:
         """Starts batch after batch; devices compute them while the caller does something else."""
         for tokens in self._windows(texts, side):
             lengths_N = np.array([len(text) for text in tokens])
-            window_NxD = np.empty((len(tokens), self.encoder.shape.width), np.float32)
+            window_NxD = np.empty((len(tokens), self.encoder.shape.embedding_width), np.float32)
             left = len(tokens)
             for places, rows, row_length in self._batches(lengths_N):
                 left -= len(places)
@@ -185,7 +193,7 @@ def _encode(encoder: Encoder, tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.
     """float32[R, D] on every device, for rows of one text each: each process gets all vectors."""
     row_length = tokens_RxS.shape[1]
     positions_RxS = jnp.zeros_like(tokens_RxS) + jnp.arange(row_length)[None]
-    segments_RxS = (positions_RxS <= eos_Rx1 % row_length).astype(jnp.int32)
+    segments_RxS = jnp.where(positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0)
     return jax.reshard(encoder(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)[:, 0], P())
 
 
@@ -203,11 +211,13 @@ def load_embedder(reference: str) -> Embedder:
     """Loads a model for embedding, onto all devices.
 
     Args:
-      reference: a run's directory, or `run@step`; without a step the latest checkpoint.
+      reference: a run's directory, or `run@step`; without a step the latest checkpoint. Or a directory with a pretrained model.
 
     Raises:
-      UserError: there is no such run or checkpoint.
+      UserError: there is no such run or checkpoint, or the directory is not one that we can read.
     """
+    if is_pretrained(reference):
+        return _load_pretrained(reference)
     directory, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(directory, step)
     config: Mapping[str, Any] = about['config']
@@ -226,3 +236,13 @@ def load_embedder(reference: str) -> Embedder:
         'trained_on': config['data']['sources'],
     }
     return Embedder(encoder, tokenizer, mesh, max_tokens, f'{directory.parent.name}@{step}', directory.parent, origin)
+
+
+def _load_pretrained(reference: str) -> Embedder:
+    """A model with its own tokens, prompts and pooling; weights stay in the dtype of their files."""
+    found = open_pretrained(reference)
+    mesh = make_mesh()
+    shape = Shape(vocab_size=found.rows, **found.shape).on(mesh.devices.flat[0].platform)
+    encoder = load_encoder(found.family, found.files, shape, mesh)
+    limits: dict[Side, int] = {'x': found.max_tokens, 'y': found.max_tokens}
+    return Embedder(encoder, found.tokenizer, mesh, limits, found.directory.name, origin={'trained_on': {}})

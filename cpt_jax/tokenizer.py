@@ -98,6 +98,10 @@ class Tokenizer:
     def fingerprint(self) -> str:
         return hashlib.blake2b(self._model.data + repr(DELIMITERS).encode(), digest_size=16).hexdigest()
 
+    def describe(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """What stands around a text, for results."""
+        return {'delimiters': {'x': DELIMITERS[:2], 'y': DELIMITERS[2:]}}
+
     def delimiters(self, side: Side) -> tuple[int, int]:
         """The opening and the closing id of a side."""
         opening = self._model.size + _OPEN[side]

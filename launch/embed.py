@@ -33,7 +33,7 @@ from cpt_jax.vectors import Meta, VectorWriter
 if TYPE_CHECKING:
     from cpt_jax.embed import Embedder  # imports JAX, which waits until the flags are read
 
-_MODEL = flags.DEFINE_string('model', None, 'A model reference: the directory of a run, or run@step.', required=True)
+_MODEL = flags.DEFINE_string('model', None, 'A model reference: a run, run@step, or the directory of a pretrained model.', required=True)
 _INPUT = flags.DEFINE_string('input', None, 'The file of texts: .jsonl or .txt, or packed (.jsonl.gz, .txt.gz).', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required=True)
 _SIDE = flags.DEFINE_enum('side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.')
@@ -71,7 +71,7 @@ def _embed() -> None:
         input=str(corpus.path),
         fingerprint=corpus.fingerprint,
         texts=len(corpus),
-        width=embedder.encoder.shape.width,
+        width=embedder.encoder.shape.embedding_width,
         shard_size=_SHARD_SIZE.value,
     )
     everyones = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(corpus.fingerprint), np.int32)).reshape(-1, 4)

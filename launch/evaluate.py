@@ -8,7 +8,6 @@ Example:
   python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact' --data_dir ~/data
 """
 
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,13 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from cpt_jax.embed import load_embedder
 from cpt_jax.evals.evaluation import evaluate
 from cpt_jax.evals.results import RESULTS, format_table
 from cpt_jax.evals.suite import find_tasks, select
 from cpt_jax.evals.task import Task
 from cpt_jax.program import run_program, use_compilation_cache
 
-MODEL = flags.DEFINE_string('model', None, 'A model reference: the directory of a run, or run@step.', required=True)
+MODEL = flags.DEFINE_string('model', None, 'A model reference: a run, run@step, or the directory of a pretrained model.', required=True)
 TASKS = flags.DEFINE_list(
     'tasks', ['codesearch/python_source'], "Tasks, with commas between them; globs such as 'retrieval/*' select many."
 )
@@ -47,7 +45,8 @@ def _tasks(trained_on: Sequence[Mapping]) -> list[Task]:
 
 
 def main() -> None:
-    logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG
+    from cpt_jax.embed import load_embedder  # imports JAX, which waits until run_program has chosen its platform
+
     use_compilation_cache()
     _tasks([])  # a wrong name is told before the model is loaded
     embedder = load_embedder(MODEL.value)

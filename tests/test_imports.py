@@ -28,7 +28,8 @@ BELOW = {
     'data': {'errors', 'atomic', 'config', 'mesh', 'tokenizer'},
     'checkpoint': {'errors', 'config', 'tokenizer'},
     'program': {'allocator', 'errors', 'data'},
-    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint'},
+    'pretrained': {'errors', 'model', 'tokenizer'},
+    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained'},
     'vectors': {'errors', 'atomic'},
     'evals': {'errors', 'data'},  # a model is a function from texts to vectors
 }
@@ -106,5 +107,13 @@ from cpt_jax.train.metrics import Recorder
 Recorder(Path({str(tmp_path)!r}), 0, 1, writing=True).close()
 sys.exit(', '.join({NEVER & {'torch', 'transformers', 'tensorflow'}} & sys.modules.keys()) or None)
 """
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'embed', 'plan'])
+def test_a_program_imports_jax_after_it_has_chosen_its_platform(name):
+    """JAX reads JAX_PLATFORMS when it is imported; where libtpu is installed and no TPU is there, it would complain."""
+    code = f'import sys, runpy; runpy.run_path("launch/{name}.py", run_name="imported"); sys.exit("jax" in sys.modules)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

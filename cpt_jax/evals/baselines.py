@@ -1,9 +1,9 @@
 """What a score is measured against: BM25, which knows words only, and random vectors, which know nothing."""
 
+import logging
 import re
 from collections.abc import Sequence
 
-import bm25s
 import numpy as np
 from tqdm import tqdm
 
@@ -45,6 +45,9 @@ class Bm25:
     """BM25 over a list of documents, with Lucene's formula; word statistics are those of the same documents."""
 
     def __init__(self, documents: Sequence[str]):
+        import bm25s  # which imports JAX where it is: not before the program has chosen a platform for it
+
+        logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG
         words = [tokens(document) for document in documents]
         self._documents = len(words)
         self._index = bm25s.BM25(method='lucene', k1=K1, b=B) if any(words) else None  # it cannot index an empty vocabulary

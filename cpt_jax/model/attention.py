@@ -148,13 +148,3 @@ def merge_heads(h_RxSxGxQx: jax.Array) -> jax.Array:
     r, s, groups, each, width = h_RxSxGxQx.shape
     spec = jax.typeof(h_RxSxGxQx).sharding.spec
     return jax.lax.reshape(h_RxSxGxQx, (r, s, groups * each, width), out_sharding=P(*spec[:3], spec[4]))
-
-
-def rotate(x_RxSxHxK: jax.Array, positions_RxS: jax.Array, base: float = 10_000.0) -> jax.Array:
-    """Rotary positions (RoFormer, arXiv 2104.09864; halves paired as in GPT-NeoX and LLaMA), computed in float32."""
-    half = x_RxSxHxK.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half) / half)
-    angles_RxSx1xK = (positions_RxS[..., None] * frequencies)[:, :, None]
-    cos, sin = jnp.cos(angles_RxSx1xK), jnp.sin(angles_RxSx1xK)
-    a, b = jnp.split(x_RxSxHxK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_RxSxHxK.dtype)

@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
-from cpt_jax.model.attention import Attend, at_ends, attention_within, merge_heads, rotate, split_heads
+from cpt_jax.model.attention import Attend, at_ends, attention_within, merge_heads, split_heads
 from cpt_jax.model.dropout import dropout
 from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
+from cpt_jax.model.rotary import rotate
 from cpt_jax.model.shape import Shape
 
 # What the backward pass finds kept and need not compute again, by the name that a config gives; 'none' keeps everything.
@@ -25,20 +26,20 @@ REMAT = {
 class Norm(nnx.Module):
     """LayerNorm, or RMSNorm without a mean and a bias, in float32."""
 
-    def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
-        self.shape = shape
-        self.scale = parameter(rngs, constant(1.0), *stack, (shape.width, None))
-        if shape.norm == 'layernorm':
-            self.bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
+    def __init__(self, kind: str, epsilon: float, width: int, rngs: nnx.Rngs, *stack: tuple[int, None]):
+        self.kind, self.epsilon = kind, epsilon
+        self.scale = parameter(rngs, constant(1.0), *stack, (width, None))
+        if kind == 'layernorm':
+            self.bias = parameter(rngs, constant(0.0), *stack, (width, None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """float[..., D] -> the same, normalised over D."""
         h = x.astype(jnp.float32)
-        if self.shape.norm == 'layernorm':
+        if self.kind == 'layernorm':
             h = h - h.mean(-1, keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + self.shape.norm_epsilon)
+        h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + self.epsilon)
         h = h * spread(self.scale, h)
-        return (h + spread(self.bias, h) if self.shape.norm == 'layernorm' else h).astype(x.dtype)
+        return (h + spread(self.bias, h) if self.kind == 'layernorm' else h).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -53,56 +54,68 @@ class Attention(nnx.Module):
         self.key = parameter(rngs, normal(0.02), *stack, width, groups, head_width)
         self.value = parameter(rngs, value, *stack, width, groups, head_width)
         self.out = parameter(rngs, out, *stack, heads, head_width, width)
-        if shape.bias:
+        if shape.qkv_bias:
             self.query_bias = parameter(rngs, constant(0.0), *stack, heads, head_width)
             self.key_bias = parameter(rngs, constant(0.0), *stack, groups, head_width)
             self.value_bias = parameter(rngs, constant(0.0), *stack, groups, head_width)
+        if shape.out_bias:
             self.out_bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
+        if shape.query_key_norm:
+            self.query_norm = Norm('rmsnorm', shape.norm_epsilon, shape.head_width, rngs, *stack)
+            self.key_norm = Norm('rmsnorm', shape.norm_epsilon, shape.head_width, rngs, *stack)
 
     def mix(self, h_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array) -> jax.Array:
         """Each head's mixture of values: [R, S, H, K]."""
-        q_RxSxHxK, k_RxSxGxK, v_RxSxGxK = (self._project(h_RxSxD, name) for name in ('query', 'key', 'value'))
-        if self.shape.positions == 'rotary':
-            q_RxSxHxK, k_RxSxGxK = rotate(q_RxSxHxK, positions_RxS), rotate(k_RxSxGxK, positions_RxS)
-        return attend(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
+        q_RxSxHxK, k_RxSxGxK = (self._compared(h_RxSxD, name, positions_RxS) for name in ('query', 'key'))
+        return attend(q_RxSxHxK, k_RxSxGxK, self._project(h_RxSxD, 'value'))
 
     def mix_at_ends(self, h_RxSxD: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
         """The same for the texts' ends alone: [B, T, H, K].
 
-        q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: without rotary positions, which stand between, keys and values of all
+        q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: where nothing stands between, such as rotary positions, keys and values of all
         positions need not be made. A bias of all keys adds the same to all scores, and is left out.
         """
-        q_BxTxHxK = self._project(pick(h_RxSxD, eos_BxT), 'query') * self.shape.head_width**-0.5
+        q_BxTxHxK = self._compared(pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT)) * self.shape.head_width**-0.5
         attend = partial(at_ends, segments_RxS, self.shape.causal, eos_BxT)
-        if self.shape.positions == 'rotary':
-            k_RxSxGxK = rotate(self._project(h_RxSxD, 'key'), positions_RxS)
-            return attend(rotate(q_BxTxHxK, pick(positions_RxS, eos_BxT)), k_RxSxGxK, self._project(h_RxSxD, 'value'))
+        if not self.shape.folds_keys:
+            return attend(q_BxTxHxK, self._compared(h_RxSxD, 'key', positions_RxS), self._project(h_RxSxD, 'value'))
         groups = self.shape.kv_heads
         key_DxGxK, value_DxGxK = (gathered(weight, h_RxSxD.dtype, None, 'tensor', None) for weight in (self.key, self.value))
         q_BxTxGxQxD = self._by_group('btgqk,dgk->btgqd', split_heads(q_BxTxHxK, groups), key_DxGxK)
         mixed_BxTxHxD = attend(merge_heads(q_BxTxGxQxD), h_RxSxD[:, :, None])
         a_BxTxGxQxK = self._by_group('btgqd,dgk->btgqk', split_heads(mixed_BxTxHxD, groups), value_DxGxK)
-        if self.shape.bias:
+        if self.shape.qkv_bias:
             a_BxTxGxQxK = a_BxTxGxQxK + spread(self.value_bias, a_BxTxGxQxK[:, :, :, 0]).astype(a_BxTxGxQxK.dtype)[:, :, :, None]
         return merge_heads(a_BxTxGxQxK)
 
     def _by_group(self, form: str, h_BxTxGxQx: jax.Array, weight_DxGxK: jax.Array) -> jax.Array:
         return jnp.einsum(form, h_BxTxGxQx, weight_DxGxK, out_sharding=P(BATCH, None, 'tensor', None, None))
 
+    def _compared(self, h_RxSxD: jax.Array, name: str, positions_RxS: jax.Array) -> jax.Array:
+        """Queries or keys as they are compared."""
+        projected_RxSxHxK = self._project(h_RxSxD, name)
+        if self.shape.query_key_norm:
+            projected_RxSxHxK = getattr(self, f'{name}_norm')(projected_RxSxHxK)
+        return rotate(projected_RxSxHxK, positions_RxS, self.shape) if self.shape.positions == 'rotary' else projected_RxSxHxK
+
     def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
         weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
         out = jnp.einsum('rsd,dhk->rshk', h_RxSxD, weight, out_sharding=P(BATCH, None, 'tensor', None))
-        return out + spread(getattr(self, name + '_bias'), out).astype(out.dtype) if self.shape.bias else out
+        return out + spread(getattr(self, name + '_bias'), out).astype(out.dtype) if self.shape.qkv_bias else out
 
     def combine(self, a: jax.Array) -> jax.Array:
         """The heads' mixtures [..., H, K] back to the width: [..., D]."""
         weight = gathered(self.out, a.dtype, 'tensor', None, None)
         out = jnp.einsum('...hk,hkd->...d', a, weight, out_sharding=P(BATCH))
-        return out + spread(self.out_bias, out).astype(out.dtype) if self.shape.bias else out
+        return out + spread(self.out_bias, out).astype(out.dtype) if self.shape.out_bias else out
+
+
+# 'gelu' is GPT-2's form, the tanh approximation.
+ACTIVATIONS = {'gelu': jax.nn.gelu, 'gelu_exact': partial(jax.nn.gelu, approximate=False), 'relu': jax.nn.relu}
 
 
 class FeedForward(nnx.Module):
-    """Two matrices around a GELU, or SwiGLU's three (arXiv 2002.05202)."""
+    """Two matrices around an activation, or SwiGLU's three (arXiv 2002.05202)."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
         self.shape = shape
@@ -120,8 +133,7 @@ class FeedForward(nnx.Module):
         up = self._widen(h, self.up)
         if self.shape.bias:
             up = up + spread(self.up_bias, up).astype(up.dtype)
-        # GPT-2's form of GELU, the tanh approximation.
-        up = jax.nn.silu(self._widen(h, self.gate)) * up if self.shape.activation == 'swiglu' else jax.nn.gelu(up, approximate=True)
+        up = jax.nn.silu(self._widen(h, self.gate)) * up if self.shape.activation == 'swiglu' else ACTIVATIONS[self.shape.activation](up)
         down = jnp.einsum('...f,fd->...d', up, gathered(self.down, up.dtype, 'tensor', None), out_sharding=P(BATCH))
         return down + spread(self.down_bias, down).astype(down.dtype) if self.shape.bias else down
 
@@ -135,14 +147,19 @@ class Block(nnx.Module):
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
         self.shape = shape
-        self.attention_norm = Norm(shape, rngs, *stack)
+        self.attention_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs, *stack)
         self.attention = Attention(shape, rngs, *stack)
-        self.feed_forward_norm = Norm(shape, rngs, *stack)
+        if shape.parallel != 'one norm':
+            self.feed_forward_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs, *stack)
         self.feed_forward = FeedForward(shape, rngs, *stack)
 
     def mix(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array) -> jax.Array:
         """The half that looks at other positions."""
-        return self.attention.mix(self.attention_norm(x_RxSxD), attend, positions_RxS)
+        return self.attention.mix(self.before_attention(x_RxSxD), attend, positions_RxS)
+
+    def before_attention(self, x: jax.Array) -> jax.Array:
+        """What attention reads."""
+        return self.attention_norm(x) if self.shape.norm_place == 'before' else x
 
     def finish(self, x: jax.Array, a: jax.Array, keys: jax.Array | None, layer: int | jax.Array) -> jax.Array:
         """The half that works on each position alone.
@@ -152,8 +169,13 @@ class Block(nnx.Module):
           a: float[.., .., H, K], what `mix` made of it.
           keys: of the same tokens, for dropout in layer number `layer`; None: there is none.
         """
-        x = x + dropout(self.attention.combine(a), keys, self.shape.dropout, 2 * layer + 1)
-        return x + dropout(self.feed_forward(self.feed_forward_norm(x)), keys, self.shape.dropout, 2 * layer + 2)
+        attended = x + dropout(self.attention.combine(a), keys, self.shape.dropout, 2 * layer + 1)
+        if self.shape.norm_place == 'after':
+            attended = self.attention_norm(attended)
+            return self.feed_forward_norm(attended + dropout(self.feed_forward(attended), keys, self.shape.dropout, 2 * layer + 2))
+        norm = self.attention_norm if self.shape.parallel == 'one norm' else self.feed_forward_norm
+        h = norm(attended if self.shape.parallel == 'no' else x)
+        return attended + dropout(self.feed_forward(h), keys, self.shape.dropout, 2 * layer + 2)
 
 
 class Encoder(nnx.Module):
@@ -161,14 +183,24 @@ class Encoder(nnx.Module):
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.shape = shape
-        self.token_embedding = parameter(rngs, normal(0.02), (shape.table_rows, 'tensor'), (shape.width, 'fsdp'))
+        width = (shape.width, 'fsdp')
+        narrow = (shape.embedding_width, 'fsdp')
+        self.token_embedding = parameter(rngs, normal(0.02), (shape.table_rows, 'tensor'), narrow)
         if shape.positions == 'learned':
-            self.position_embedding = parameter(rngs, normal(0.01), (shape.max_length, None), (shape.width, 'fsdp'))
+            self.position_embedding = parameter(rngs, normal(0.01), (shape.position_offset + shape.max_length, None), width)
+        if shape.token_types:
+            self.type_embedding = parameter(rngs, normal(0.02), (shape.token_types, None), width)
+        if shape.embedding_norm:
+            self.embedding_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs)
+        if shape.embedding_width != shape.width:
+            self.project_in = parameter(rngs, normal(0.02), (shape.embedding_width, None), width)
+            self.project_out = parameter(rngs, normal(0.02), width, (shape.embedding_width, None))
         # The last layer stands apart: it is computed in another way, and a slice of a stack would be a copy of nearly all weights.
         if shape.layers > 1:
             self.blocks = Block(shape, rngs, (shape.layers - 1, None))
         self.last = Block(shape, rngs)
-        self.final_norm = Norm(shape, rngs)
+        if shape.final_norm:
+            self.final_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs)
 
     def __call__(
         self,
@@ -182,39 +214,67 @@ class Encoder(nnx.Module):
 
         Args:
           tokens_RxS: int32 ids; rows lie over the mesh's data and fsdp axes.
-          segments_RxS: int32, from 1: which text of its row a token belongs to; 0 is padding.
+          segments_RxS: int32, from 1: which text of its row a token belongs to, and of all of its device's rows where the pooling is
+            'mean'; 0 is padding.
           positions_RxS: int32, from 0 in each text.
           eos_BxT: int32, for T texts of each of B pairs: where its closing delimiter stands, as row * S + column counted within the rows
             of the device that holds the pair.
           keys_RxS: each token's random key, for dropout; without them there is none.
 
         Returns:
-          float32[B, T, D] of unit length: the last layer's state at the closing delimiter, after the final norm. The layer's second
-          half is computed for these positions alone.
+          float32[B, T, D] of unit length.
+        """
+        e_BxTxD = self.states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS)
+        return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
+
+    def states(
+        self,
+        tokens_RxS: jax.Array,
+        segments_RxS: jax.Array,
+        positions_RxS: jax.Array,
+        eos_BxT: jax.Array,
+        keys_RxS: jax.Array | None = None,
+    ) -> jax.Array:
+        """float32[B, T, D]: the same before it is made unit length. Arguments as above.
+
+        It is the last layer's state at the closing delimiter, after the final norm (or as `shape.pooling` says). The layer's second half is
+        computed for these positions alone.
         """
         attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
         x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
         x_RxSxD = self._layers_but_last(x_RxSxD, attend, positions_RxS, keys_RxS)
-        keys_BxT = None if keys_RxS is None else pick(keys_RxS, eos_BxT)
+        number = self.shape.layers - 1
+        places_BxT = eos_BxT - pick(positions_RxS, eos_BxT) if self.shape.pooling == 'first' else eos_BxT
+        keys_BxT = None if keys_RxS is None else pick(keys_RxS, places_BxT)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
+            if self.shape.pooling == 'mean':
+                return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS), keys_RxS, number)
             if self.shape.attention == 'blocks':  # the rows gathered for each text are cheap on a CPU alone
-                h_RxSxD = block.attention_norm(x_RxSxD)
-                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, eos_BxT)
+                h_RxSxD = block.before_attention(x_RxSxD)
+                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, places_BxT)
             else:
-                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS), eos_BxT)
-            return block.finish(pick(x_RxSxD, eos_BxT), a_BxTxHxK, keys_BxT, self.shape.layers - 1)
+                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS), places_BxT)
+            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, keys_BxT, number)
 
-        e_BxTxD = self.final_norm(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
-        return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
+        h = last_layer(self.last, x_RxSxD)  # [B, T, D], or [R, S, D] where all states count
+        h = self.final_norm(h) if self.shape.final_norm else h
+        if self.shape.embedding_width != self.shape.width:
+            h = jnp.einsum('...d,de->...e', h, gathered(self.project_out, h.dtype, None, None), out_sharding=P(BATCH))
+        return mean_of_texts(h, segments_RxS, eos_BxT) if self.shape.pooling == 'mean' else h.astype(jnp.float32)
 
     def _embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
-        dtype = self.shape.compute_dtype
+        shape, dtype = self.shape, self.shape.compute_dtype
         x_RxSxD = gathered(self.token_embedding, dtype, None, None).at[tokens_RxS].get(out_sharding=P(BATCH))
-        if self.shape.positions == 'learned':
-            x_RxSxD = x_RxSxD + gathered(self.position_embedding, dtype, None, None).at[positions_RxS].get(out_sharding=P(BATCH))
-        return x_RxSxD
+        if shape.embedding_width != shape.width:
+            x_RxSxD = jnp.einsum('rse,ed->rsd', x_RxSxD, gathered(self.project_in, dtype, None, None), out_sharding=P(BATCH))
+        if shape.token_types:
+            x_RxSxD = x_RxSxD + gathered(self.type_embedding, dtype, None, None).at[jnp.zeros_like(tokens_RxS)].get(out_sharding=P(BATCH))
+        if shape.positions == 'learned':
+            table = gathered(self.position_embedding, dtype, None, None)
+            x_RxSxD = x_RxSxD + table.at[shape.position_offset + positions_RxS].get(out_sharding=P(BATCH))
+        return self.embedding_norm(x_RxSxD) if shape.embedding_norm else x_RxSxD
 
     def _layers_but_last(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None) -> jax.Array:
         if self.shape.layers == 1:
@@ -243,6 +303,19 @@ def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
         return h.reshape(-1, *h.shape[2:])[eos]
 
     return local(h_RxSx, eos_BxT)
+
+
+def mean_of_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+    """float32[B, T, D]: the mean of the states of each text, each device from its own rows; `eos_BxT` is any place within it."""
+
+    @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
+    def local(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+        segments = segments_RxS.reshape(-1)
+        h, ones = h_RxSxD.reshape(len(segments), -1).astype(jnp.float32), jnp.ones_like(segments, jnp.float32)
+        total, count = (jax.ops.segment_sum(values, segments, eos_BxT.size + 1) for values in (h, ones))
+        return (total / jnp.maximum(count, 1)[:, None])[segments[eos_BxT]]
+
+    return local(h_RxSxD, segments_RxS, eos_BxT)
 
 
 def residual_std(shape: Shape) -> float:

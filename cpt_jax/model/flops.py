@@ -18,10 +18,10 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
       pairs: pairs of the whole batch.
       texts: texts of a pair: x, y and hard negatives.
     """
-    ends = pairs * texts
+    ends = tokens if shape.pooling == 'mean' else pairs * texts  # positions whose last state counts
     inputs, output, feed_forward = _layer_parameters(shape)
     mixing = 2 * row_length * shape.heads * shape.head_width  # of a token: its query with keys, weights with values
-    last = tokens * (inputs + mixing) if shape.attention != 'blocks' else _inputs_at_ends(shape, tokens, ends)
+    last = tokens * (inputs + mixing) if shape.attention != 'blocks' or shape.pooling == 'mean' else _inputs_at_ends(shape, tokens, ends)
     layers = (shape.layers - 1) * tokens * (inputs + mixing) + last + ((shape.layers - 1) * tokens + ends) * (output + feed_forward)
     similarities = pairs * (pairs * (texts - 1)) * shape.width
     return 3 * 2 * (layers + similarities)
@@ -30,7 +30,7 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
 def _inputs_at_ends(shape: Shape, tokens: int, ends: int) -> int:
     """Of the last layer before its output projection, where an end is compared with its own text alone: a column counts once."""
     query = shape.width * shape.heads * shape.head_width
-    if shape.positions == 'rotary':
+    if not shape.folds_keys:
         keys_and_values = 2 * shape.width * shape.kv_heads * shape.head_width
         return tokens * (keys_and_values + 2 * shape.heads * shape.head_width) + ends * query
     return tokens * 2 * shape.heads * shape.width + ends * 3 * query

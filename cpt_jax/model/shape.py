@@ -13,7 +13,11 @@ VOCABULARY_MULTIPLE = 128
 _CHOICES = {
     'positions': ('learned', 'rotary'),
     'norm': ('layernorm', 'rmsnorm'),
-    'activation': ('gelu', 'swiglu'),
+    'norm_place': ('before', 'after'),
+    'activation': ('gelu', 'gelu_exact', 'relu', 'swiglu'),
+    'parallel': ('no', 'one norm', 'two norms'),
+    'rotary_pairs': ('halves', 'neighbours'),
+    'pooling': ('eos', 'first', 'mean'),
     'init': ('gpt2', 'passthrough'),
     'remat': ('none', 'dots', 'full'),
     'dtype': ('auto', 'float32', 'bfloat16'),
@@ -28,8 +32,23 @@ _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
 class Shape:
     """Everything that decides which parameters an encoder has and what it computes.
 
-    Attributes: configs/base.py comments each. `kv_heads`, `head_width` and `hidden` may be 0: heads, width / heads, and the
-    family's usual multiple of the width (4 for GELU; 8/3, which has as many parameters, for SwiGLU).
+    Attributes: configs/base.py comments those that a config chooses. `kv_heads`, `head_width` and `hidden` may be 0: heads,
+    width / heads, and the family's usual multiple of the width (8/3 for SwiGLU, which has as many parameters as 4 for the others). Those
+    from `pooling` on come with a pretrained family (model/families):
+
+      pooling: which state is a text's vector: the one at its closing delimiter, at its first token, or the mean of all.
+      position_offset: rows of the position table before that of position 0 (OPT: 2).
+      rotary_base, rotary_scaling: frequencies of rotary positions; see attention.rotary_frequencies.
+      rotary_width: units of a head that turn, from the first; 0: all.
+      rotary_pairs: unit i turns with i + half ('halves') or 2 i with 2 i + 1 ('neighbours').
+      norm_place: a norm before each half of a layer, or after it, over the residual sum (BERT).
+      parallel: both halves of a layer read its input (GPT-NeoX: two norms, GPT-J: one).
+      qkv_bias, out_bias: of attention; None: as `bias`, which is that of the feed-forward part.
+      query_key_norm: an RMSNorm over each head's query and key (Qwen3).
+      final_norm: one after the last layer.
+      embedding_norm: one over the sum of all embeddings (BERT).
+      embedding_width: of tokens' embeddings and of the vectors, where a matrix at each end leads to the width (OPT 350m); 0: the width.
+      token_types: rows of a table whose first is added to every token (BERT's segments).
     """
 
     vocab_size: int
@@ -52,6 +71,21 @@ class Shape:
     attention: str = 'auto'
     dtype: str = 'auto'
     layer_loop: str = 'auto'
+    pooling: str = 'eos'
+    position_offset: int = 0
+    rotary_base: float = 10_000.0
+    rotary_scaling: tuple[str | float, ...] = ()
+    rotary_width: int = 0
+    rotary_pairs: str = 'halves'
+    norm_place: str = 'before'
+    parallel: str = 'no'
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
+    query_key_norm: bool = False
+    final_norm: bool = True
+    embedding_norm: bool = False
+    embedding_width: int = 0
+    token_types: int = 0
 
     def __post_init__(self):
         for key, known in _CHOICES.items():
@@ -67,14 +101,19 @@ class Shape:
         derived = {
             'kv_heads': self.kv_heads or self.heads,
             'head_width': self.head_width or self.width // self.heads,
-            'hidden': self.hidden or (4 * self.width if self.activation == 'gelu' else -(-8 * self.width // 3 // 64) * 64),
+            'hidden': self.hidden or (-(-8 * self.width // 3 // 64) * 64 if self.activation == 'swiglu' else 4 * self.width),
+            'embedding_width': self.embedding_width or self.width,
+            'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
+            'out_bias': self.bias if self.out_bias is None else self.out_bias,
+            'rotary_scaling': tuple(self.rotary_scaling),  # a list where it comes from JSON
         }
         for key, value in derived.items():
             object.__setattr__(self, key, value)
         if self.heads % self.kv_heads:
             raise UserError(f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}')
-        if self.positions == 'rotary' and self.head_width % 2:
-            raise UserError(f'model.head_width={self.head_width} is odd: rotary positions turn pairs of units')
+        object.__setattr__(self, 'rotary_width', self.rotary_width or self.head_width)
+        if self.positions == 'rotary' and self.rotary_width % 2:
+            raise UserError(f'model.head_width={self.rotary_width} is odd: rotary positions turn pairs of units')
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         """Raises UserError if the mesh's fsdp or tensor axis does not divide what is split over it."""
@@ -119,6 +158,11 @@ class Shape:
     def compute_dtype(self) -> jnp.dtype:
         """The dtype of activations and of weights where they are used."""
         return jnp.dtype('float32' if self.dtype == 'auto' else self.dtype)
+
+    @property
+    def folds_keys(self) -> bool:
+        """Whether a query can be compared with what a key is made of, as nothing but a matrix stands between."""
+        return self.positions != 'rotary' and not self.query_key_norm
 
     @property
     def table_rows(self) -> int:

@@ -6,8 +6,8 @@ import optax
 from cpt_jax.errors import UserError
 
 # Matrices decay; vectors (biases, norm scales), the temperature and learned positions do not. Every parameter's name stands here.
-DECAYED = {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down'}
-NOT_DECAYED = {'scale', 'bias', 'position_embedding', 'log_scale'} | {f'{name}_bias' for name in DECAYED}
+DECAYED = {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down', 'project_in', 'project_out'}
+NOT_DECAYED = {'scale', 'bias', 'position_embedding', 'type_embedding', 'log_scale'} | {f'{name}_bias' for name in DECAYED}
 
 
 def decay_mask(params: optax.Params) -> optax.Params:

@@ -22,6 +22,7 @@ from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh, on_mesh
 from cpt_jax.model.shape import Shape
+from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
@@ -132,6 +133,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
       UserError: see `train`.
     """
     _check_sections(config)
+    config = _with_architecture(config)
     before = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
     changes = _changes(before[1], config, workdir) if before else []
     mesh = build(make_mesh, 'mesh', config['mesh'], devices=jax.devices())
@@ -143,7 +145,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     tokenizer = _tokenizer(config, workdir, before)
     shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
     shape.check_mesh(mesh)
-    loss.check_width(shape.width)
+    loss.check_width(shape.embedding_width)
     _check_lengths(data, shape)
     sources, weights = make_sources(data.sources, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
@@ -195,6 +197,19 @@ def _check_sections(config: Mapping[str, Any]) -> None:
         raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
 
 
+def _with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, or for a run that starts from a pretrained model, with that model's architecture in the place of the config's own.
+
+    How it is computed stays the config's to say, and `model.causal=False` lets every token of a causal model see its whole text. Vectors
+    are states at the closing delimiter, as of any run, whatever the pooling of the model was.
+    """
+    if not is_pretrained(config['init_from']):
+        return config
+    chosen, theirs = config['model'], open_pretrained(config['init_from']).shape
+    kept = {key: chosen[key] for key in ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop')}
+    return {**config, 'model': theirs | kept | {'pooling': 'eos', 'causal': theirs.get('causal', True) and chosen['causal']}}
+
+
 def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, checkpoint.About] | None) -> Tokenizer:
     """The run's own, from its checkpoint; else that of the run it starts from; else the one that the config names; else a new one.
 
@@ -203,6 +218,10 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, chec
     """
     section = dict(config['tokenizer'])
     path = section.pop('path')
+    if not before and is_pretrained(config['init_from']):
+        if path:
+            raise UserError(f'tokenizer.path={path}: a run from init_from={config["init_from"]} has the tokenizer of that model')
+        return load_tokenizer(config['init_from'])
     if not before and not config['init_from']:
         if path:
             return load_tokenizer(path)

@@ -3,22 +3,30 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cpt_jax import checkpoint
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import shardings
+from cpt_jax.model.families.load import load_encoder
+from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.train.setup import Run
 from cpt_jax.train.step import TrainState
 
 
 def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainState]:
-    """The first that applies of: 1. the run's own latest checkpoint; 2. the parameters of the run `init_from`; 3. scratch."""
+    """The first that applies of: 1. the run's own latest checkpoint; 2. the parameters of the run or the pretrained model `init_from`;
+    3. scratch.
+    """
     abstract = run.abstract_state()
     if restored := saved.restore(abstract):
         return restored
     state = jax.jit(run.init, out_shardings=shardings(abstract))()
-    if run.init_from:
+    if is_pretrained(run.init_from):
+        found, delimiters = open_pretrained(run.init_from), [*run.tokenizer.delimiters('x'), *run.tokenizer.delimiters('y')]
+        state.params.encoder = load_encoder(found.family, found.files, run.shape, run.mesh, jnp.float32, delimiters)
+    elif run.init_from:
         directory, step = checkpoint.find(run.init_from, 'init_from')
         try:
             state = state._replace(params=checkpoint.load_params(directory, step, abstract.params))

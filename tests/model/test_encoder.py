@@ -12,8 +12,8 @@ from flax import nnx
 from cpt_jax.checkpoint import by_name
 from cpt_jax.config import flatten
 from cpt_jax.mesh import AXES, batch_sharding, on_mesh
-from cpt_jax.model.attention import rotate
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.rotary import rotate
 from cpt_jax.model.shape import Shape
 
 GPT = Shape(vocab_size=50, width=32, layers=2, heads=4, max_length=40, remat='none', dtype='float32', layer_loop='unroll')
@@ -174,7 +174,8 @@ def test_rotary_positions_count_from_each_other_and_learned_ones_from_the_start(
 
 def test_rotated_products_depend_on_the_distance_alone():
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
-    turn = lambda x, position: np.asarray(rotate(jnp.asarray(x), jnp.array([[position]])), np.float64)  # noqa: E731
+    shape = Shape(vocab_size=8, width=8, layers=1, heads=1, max_length=1000, positions='rotary')
+    turn = lambda x, position: np.asarray(rotate(jnp.asarray(x), jnp.array([[position]]), shape), np.float64)  # noqa: E731
     products = np.array([[np.sum(turn(q, p) * turn(k, p + distance)) for p in (0, 5, 900)] for distance in (0, 3, 40)])
     np.testing.assert_allclose(products, products[:, :1] * np.ones(3), atol=1e-4)
     assert np.ptp(products[:, 0]) > 0.1

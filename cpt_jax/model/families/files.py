@@ -1,0 +1,63 @@
+"""The safetensors files of a directory, opened but not read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from cpt_jax.errors import UserError
+
+_INDEX = 'model.safetensors.index.json'
+
+
+class Files:
+    """All tensors of a directory by name; each is read from the disk when it is asked for.
+
+    Attributes:
+      names: of all tensors.
+    """
+
+    def __init__(self, directory: Path):
+        """Opens model.safetensors, or the shards of its index.
+
+        Raises:
+          UserError: there is neither, a shard is missing, or a file is cut short.
+        """
+        self._directory = directory
+        self._open = {path: _opened(path) for path in _paths(directory)}
+        self._where = {name: path for path, file in self._open.items() for name in file.keys()}
+        self.names = self._where.keys()
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the dtype of the file."""
+        return self._open[self._where[name]].get_tensor(name)
+
+    def place(self, name: str) -> str:
+        """'file: name', for people."""
+        return f'{self._where[name]}: {name}'
+
+
+def _paths(directory: Path) -> list[Path]:
+    index = directory / _INDEX
+    if index.is_file():
+        try:
+            paths = sorted({directory / name for name in json.loads(index.read_text('utf-8'))['weight_map'].values()})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f'{index}: not an index of shards ({type(error).__name__}: {error})') from None
+        missing = [path.name for path in paths if not path.is_file()]
+        if missing:
+            raise UserError(f'{directory}: {len(missing)} of {len(paths)} shards that {_INDEX} names are missing, {missing[0]} first')
+        return paths
+    if (directory / 'model.safetensors').is_file():
+        return [directory / 'model.safetensors']
+    other = ', '.join(sorted(path.name for path in directory.glob('*') if path.suffix in ('.bin', '.pt', '.pth', '.h5', '.msgpack')))
+    hint = f'; {other} cannot be read: convert it, with `save_pretrained` of transformers' if other else ''
+    raise UserError(f'{directory}: holds neither model.safetensors nor {_INDEX}{hint}')
+
+
+def _opened(path: Path):
+    try:
+        return safe_open(path, 'np')
+    except (SafetensorError, OSError) as error:
+        raise UserError(f'{path}: damaged or cut short ({error}): copy it again') from None

@@ -1,0 +1,89 @@
+"""Runs that start from a pretrained directory."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from cpt_jax.embed import load_embedder
+from cpt_jax.errors import UserError
+from cpt_jax.mesh import make_mesh
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.gpt2 import GPT2
+from cpt_jax.model.families.load import written
+from cpt_jax.model.shape import Shape
+from cpt_jax.program import load_config
+from cpt_jax.train import loop
+from tests.conftest import sentences
+
+SIZES = {'n_embd': 32, 'n_layer': 2, 'n_head': 4, 'n_positions': 48}
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory) -> Path:
+    """A GPT-2 of 2 layers with a byte-level BPE, as save_pretrained would leave it."""
+    folder = tmp_path_factory.mktemp('gpt2')
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(sentences(200), tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
+    made.save(str(folder / 'tokenizer.json'))
+    config = {'model_type': 'gpt2', 'vocab_size': made.get_vocab_size() + 5, **SIZES}
+    (folder / 'config.json').write_text(json.dumps(config))
+    shape = Shape(vocab_size=config['vocab_size'], **GPT2.shape(config))
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        encoder = jax.jit(lambda: Encoder(shape, nnx.Rngs(0)))()
+    tensors = {name: np.ascontiguousarray(array) for name, array in written(GPT2, encoder, config['vocab_size'])}
+    save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
+    return folder
+
+
+def config_from(config_file: Path, folder: Path) -> dict:
+    config = load_config(config_file)
+    config['init_from'] = str(folder)
+    config['optimizer'] |= {'peak_lr': 0.0, 'warmup_steps': 0}
+    config['train']['steps'] = 2
+    config['evaluation']['every_steps'] = 0
+    return config
+
+
+def test_a_run_starts_with_the_weights_the_ids_and_the_architecture(config_file, pretrained, tmp_path):
+    """At a learning rate of 0 they are what it ends with; the delimiters are rows of their own behind the tokenizer's ids."""
+    config = config_from(config_file, pretrained)
+    config['model']['width'], config['model']['layers'] = 64, 5  # which do not count
+    assert loop.train(config, tmp_path / 'run') == 0
+    embed = load_embedder(str(tmp_path / 'run'))
+    shape = embed.encoder.shape
+    assert (shape.width, shape.layers, shape.max_length, shape.causal, shape.pooling) == (32, 2, 48, True, 'eos')
+    there = load_file(pretrained / 'model.safetensors')
+    ids = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).get_vocab_size()
+    found = dict(written(GPT2, embed.encoder, ids + 4))
+    assert found.keys() == there.keys()
+    for name, array in found.items():
+        rows = ids if name == 'wte.weight' else len(array)
+        np.testing.assert_array_equal(array[:rows], there[name][:rows])
+    delimiters = found['wte.weight'][ids:]
+    np.testing.assert_allclose(delimiters, np.tile(there['wte.weight'].mean(0), (4, 1)), atol=0.02)
+    assert len(np.unique(delimiters, axis=0)) == 4
+    assert np.isfinite(embed(['list file', ''], 'x')).all()
+    config['train']['steps'] = 3
+    assert loop.train(config, tmp_path / 'run') == 0  # and goes on
+
+
+def test_a_causal_model_may_train_to_see_the_whole_text(config_file, pretrained, tmp_path):
+    config = config_from(config_file, pretrained)
+    config['model']['causal'] = False
+    assert loop.train(config, tmp_path / 'run') == 0
+    assert not load_embedder(str(tmp_path / 'run')).encoder.shape.causal
+
+
+def test_another_tokenizer_is_refused(config_file, pretrained, tmp_path):
+    config = config_from(config_file, pretrained)
+    config['tokenizer']['path'] = 'other.json'
+    with pytest.raises(UserError, match=r'tokenizer\.path=other\.json: a run from init_from=.* has the tokenizer of that model'):
+        loop.train(config, tmp_path / 'run')
