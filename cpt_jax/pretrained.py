@@ -82,8 +82,9 @@ class Pretrained:
 
 
 def is_pretrained(reference: str) -> bool:
-    """Whether a model reference is such a directory."""
-    return (Path(reference) / 'config.json').is_file() and not (Path(reference) / 'checkpoints').is_dir()
+    """Whether a model reference is such a directory; a run has a config.json too, and data.json beside it."""
+    directory = Path(reference)
+    return bool(reference) and (directory / 'config.json').is_file() and not (directory / 'data.json').is_file()
 
 
 def open_pretrained(reference: str) -> Pretrained:

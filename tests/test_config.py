@@ -68,7 +68,7 @@ def test_the_same_config_goes_on(tmp_path):
 ALLOWED = {
     'train__steps': 20, 'train__log_every': 1, 'train__encode_chunks': 2, 'checkpoint__every_steps': 9, 'checkpoint__keep': 1,
     'evaluation__every_steps': 0, 'mesh__data': 2, 'loss__form': 'chunked', 'loss__chunks': 4, 'model__remat': 'none',
-    'model__attention': 'masked', 'model__layer_loop': 'scan', 'data__packed': False, 'data__rows': 4,
+    'model__attention': 'masked', 'model__layer_loop': 'scan', 'data__packed': False, 'data__rows': 4, 'data__row_choices': 2,
     'data__threads': 9, 'data__prefetch': 1,
 }  # fmt: skip
 REFUSED = {

@@ -27,9 +27,14 @@ FOLDER = Path(__file__).parents[1] / 'configs'
 FILES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init__')
 
 # Whose keyword arguments a section is, and which of them are not the config's.
+# What comes with a pretrained family (model/families) and is not a config's to choose.
+OF_FAMILIES = (
+    'pooling', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs', 'norm_place', 'parallel', 'qkv_bias',
+    'out_bias', 'query_key_norm', 'final_norm', 'embedding_norm', 'embedding_width', 'token_types',
+)  # fmt: skip
 BUILDERS = {
     'data': (Data, ()),
-    'model': (Shape, ('vocab_size',)),
+    'model': (Shape, ('vocab_size', *OF_FAMILIES)),
     'mesh': (make_mesh, ('devices',)),
     'loss': (InfoNCE, ()),
     'optimizer': (make_optimizer, ('steps',)),

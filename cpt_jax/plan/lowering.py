@@ -16,7 +16,7 @@ from cpt_jax.mesh import batch_shards, make_mesh, on_mesh, shardings
 from cpt_jax.model.flops import step_flops
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.optimizer import make_optimizer
-from cpt_jax.train.setup import Data, Train
+from cpt_jax.train.setup import Data, Train, with_architecture
 from cpt_jax.train.step import TrainState, init_state, make_step
 
 
@@ -48,7 +48,8 @@ class Step:
 def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True) -> Step:
     """The step that launch/train.py would run with this config on these TPUs.
 
-    No data and no tokenizer is read: the vocabulary is `tokenizer.vocab_size`, and with `data.rows` 0 every text is as long as it may be.
+    No data is read: with `data.rows` 0 every text is as long as it may be. The vocabulary is `tokenizer.vocab_size`; of a run that starts
+    from a pretrained model (`init_from`), that model's.
 
     Args:
       config: plain values.
@@ -58,13 +59,14 @@ def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool 
     Raises:
       UserError: the config does not fit together, or does not go on these devices.
     """
+    config = with_architecture(config)
     mesh = build(make_mesh, 'mesh', config['mesh'], devices=devices)
     train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
     loss = build(InfoNCE, 'loss', config['loss'])
-    loss.check_width(config['model']['width'])
     optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']).on('tpu')
     shape.check_mesh(mesh)
+    loss.check_width(shape.embedding_width)
     _check_lengths(data, shape)
     layout = longest_layout(data, train, batch_shards(mesh))
     with jax.set_mesh(mesh):

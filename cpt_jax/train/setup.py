@@ -23,7 +23,7 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh, on_mesh
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
-from cpt_jax.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from cpt_jax.tokenizer import DELIMITERS, Tokenizer, load_tokenizer, train_tokenizer
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
 
@@ -133,7 +133,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
       UserError: see `train`.
     """
     _check_sections(config)
-    config = _with_architecture(config)
+    config = with_architecture(config)
     before = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
     changes = _changes(before[1], config, workdir) if before else []
     mesh = build(make_mesh, 'mesh', config['mesh'], devices=jax.devices())
@@ -197,17 +197,19 @@ def _check_sections(config: Mapping[str, Any]) -> None:
         raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
 
 
-def _with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same, or for a run that starts from a pretrained model, with that model's architecture in the place of the config's own.
+def with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same, or for a run that starts from a pretrained model, with that model's architecture and number of ids in place of its own.
 
     How it is computed stays the config's to say, and `model.causal=False` lets every token of a causal model see its whole text. Vectors
     are states at the closing delimiter, as of any run, whatever the pooling of the model was.
     """
     if not is_pretrained(config['init_from']):
         return config
-    chosen, theirs = config['model'], open_pretrained(config['init_from']).shape
+    chosen, found = config['model'], open_pretrained(config['init_from'])
     kept = {key: chosen[key] for key in ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop')}
-    return {**config, 'model': theirs | kept | {'pooling': 'eos', 'causal': theirs.get('causal', True) and chosen['causal']}}
+    model = found.shape | kept | {'pooling': 'eos', 'causal': found.shape.get('causal', True) and chosen['causal']}
+    ids = found.tokenizer.vocab_size + len(DELIMITERS)
+    return {**config, 'model': model, 'tokenizer': {**config['tokenizer'], 'vocab_size': ids}}
 
 
 def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, checkpoint.About] | None) -> Tokenizer:

@@ -17,6 +17,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.gpt2 import GPT2
 from cpt_jax.model.families.load import written
 from cpt_jax.model.shape import Shape
+from cpt_jax.plan.lowering import lower
 from cpt_jax.program import load_config
 from cpt_jax.train import loop
 from tests.conftest import sentences
@@ -80,6 +81,14 @@ def test_a_causal_model_may_train_to_see_the_whole_text(config_file, pretrained,
     config['model']['causal'] = False
     assert loop.train(config, tmp_path / 'run') == 0
     assert not load_embedder(str(tmp_path / 'run')).encoder.shape.causal
+
+
+def test_a_plan_is_of_the_same_model(config_file, pretrained):
+    config = config_from(config_file, pretrained)
+    config['model']['width'] = 64  # which does not count
+    step = lower(config, jax.devices(), trace=False)
+    ids = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).get_vocab_size()
+    assert (step.shape.width, step.shape.layers, step.shape.vocab_size) == (32, 2, ids + 4)
 
 
 def test_another_tokenizer_is_refused(config_file, pretrained, tmp_path):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless
+from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless, usual_sizes
 from cpt_jax.model.families.tensors import Tensor, affine, linear_with_bias, out_of_heads, projections, same
 from cpt_jax.model.shape import Shape
 
@@ -10,12 +10,7 @@ from cpt_jax.model.shape import Shape
 def _shape(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'position_embedding_type', 'absolute')
     refuse_unless(config, 'is_decoder', False)
-    return {
-        'width': config['hidden_size'],
-        'layers': config['num_hidden_layers'],
-        'heads': config['num_attention_heads'],
-        'hidden': config['intermediate_size'],
-        'max_length': config['max_position_embeddings'],
+    return usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-12),
         'norm_place': 'after',
         'activation': choose(config, 'hidden_act', GELUS, 'gelu'),

@@ -48,6 +48,30 @@ def refuse_unless(config: Config, key: str, *values: Any) -> None:
 GELUS = {'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu', 'gelu': 'gelu_exact', 'relu': 'relu'}
 
 
+def gpt_sizes(config: Config) -> dict[str, Any]:
+    """Under the names of GPT-2's config.json."""
+    return {
+        'width': config['n_embd'],
+        'layers': config['n_layer'],
+        'heads': config['n_head'],
+        'hidden': config.get('n_inner') or 4 * config['n_embd'],
+        'max_length': config['n_positions'],
+        'norm_epsilon': config.get('layer_norm_epsilon', 1e-5),
+        'activation': choose(config, 'activation_function', GELUS, 'gelu_new'),
+    }
+
+
+def usual_sizes(config: Config) -> dict[str, Any]:
+    """Under the names of most other config.json."""
+    return {
+        'width': config['hidden_size'],
+        'layers': config['num_hidden_layers'],
+        'heads': config['num_attention_heads'],
+        'hidden': config['intermediate_size'],
+        'max_length': config['max_position_embeddings'],
+    }
+
+
 def rope(config: Config) -> dict[str, Any]:
     """Base and scaling of rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` before."""
     given = config.get('rope_parameters') or (config.get('rope_scaling') or {}) | {'rope_theta': config.get('rope_theta', 10_000.0)}

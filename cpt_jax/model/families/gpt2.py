@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless
+from cpt_jax.model.families.family import Config, Family, gpt_sizes, refuse_unless
 from cpt_jax.model.families.tensors import Tensor, affine, same
 from cpt_jax.model.shape import Shape
 
@@ -12,15 +12,7 @@ from cpt_jax.model.shape import Shape
 def _shape(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'scale_attn_by_inverse_layer_idx', False)
     refuse_unless(config, 'scale_attn_weights', True)
-    return {
-        'width': config['n_embd'],
-        'layers': config['n_layer'],
-        'heads': config['n_head'],
-        'hidden': config.get('n_inner') or 4 * config['n_embd'],
-        'max_length': config['n_positions'],
-        'norm_epsilon': config.get('layer_norm_epsilon', 1e-5),
-        'activation': choose(config, 'activation_function', GELUS, 'gelu_new'),
-    }
+    return gpt_sizes(config)
 
 
 def _outer(shape: Shape) -> list[Tensor]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.model.families.family import GELUS, Config, Family, choose
+from cpt_jax.model.families.family import Config, Family, gpt_sizes
 from cpt_jax.model.families.tensors import Tensor, affine, linear_with_bias, out_of_heads, projections, same
 from cpt_jax.model.shape import Shape
 
@@ -12,14 +12,7 @@ CODEGEN_PARTS = 4  # CodeGen was trained on four TPU cores, and each core's quer
 
 
 def _shape(config: Config) -> dict[str, Any]:
-    return {
-        'width': config['n_embd'],
-        'layers': config['n_layer'],
-        'heads': config['n_head'],
-        'hidden': config.get('n_inner') or 4 * config['n_embd'],
-        'max_length': config['n_positions'],
-        'norm_epsilon': config.get('layer_norm_epsilon', 1e-5),
-        'activation': choose(config, 'activation_function', GELUS, 'gelu_new'),
+    return gpt_sizes(config) | {
         'positions': 'rotary',
         'rotary_width': config.get('rotary_dim') or config['n_embd'] // config['n_head'],
         'rotary_pairs': 'neighbours',

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cpt_jax.model.families.family import Config, Family, refuse_unless, rope
+from cpt_jax.model.families.family import Config, Family, refuse_unless, rope, usual_sizes
 from cpt_jax.model.families.tensors import Tensor, linear, out_of_heads, projections, same
 from cpt_jax.model.shape import Shape
 
@@ -12,13 +12,9 @@ def _shape(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'mlp_bias', False)
     kind, width, heads = config['model_type'], config['hidden_size'], config['num_attention_heads']
     biased = bool(config.get('attention_bias', False))  # LLaMA and Qwen3: of all four; Qwen2 always has the first three
-    return {
-        'width': width,
-        'layers': config['num_hidden_layers'],
-        'heads': heads,
+    return usual_sizes(config) | {
         'kv_heads': config.get('num_key_value_heads') or heads,
         'head_width': config.get('head_dim') or width // heads,
-        'hidden': config['intermediate_size'],
         'max_length': _max_length(config),
         'positions': 'rotary',
         'norm': 'rmsnorm',

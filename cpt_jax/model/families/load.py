@@ -34,8 +34,8 @@ def load_encoder(
     """
     with jax.set_mesh(mesh):
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
-    paths, leaves, tree = _flattened(abstract)
-    wanted, found = dict(zip(paths, leaves, strict=True)), {}
+    wanted, tree = _by_name(abstract)
+    found: dict[str, jax.Array] = {}
     names = _Names(family, files, shape)
     for tensor in family.outer(shape):
         for parameter, array in _parts(tensor, files, names.of(tensor)):
@@ -50,7 +50,7 @@ def load_encoder(
                 found[f'blocks.{parameter}'] = _placed(arrays[:-1], wanted, f'blocks.{parameter}', where, dtype)
     if found.keys() != wanted.keys():
         raise AssertionError(f'the tensors of {family.model_types} leave out {wanted.keys() ^ found.keys()}')
-    return jax.tree.unflatten(tree, [found[path] for path in paths])
+    return jax.tree.unflatten(tree, [found[path] for path in wanted])
 
 
 def written(family: Family, encoder: Encoder, rows: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -89,14 +89,10 @@ class _Names:
         return self._prefix + tensor.name.format(i=layer)
 
 
-def _flattened(abstract: Encoder) -> tuple[list[str], list[jax.ShapeDtypeStruct], jax.tree_util.PyTreeDef]:
-    """Names ('blocks.attention.query'), types, and the structure."""
+def _by_name(abstract: Encoder) -> tuple[dict[str, jax.ShapeDtypeStruct], jax.tree_util.PyTreeDef]:
+    """The type of each parameter by its name ('blocks.attention.query'), and the structure."""
     with_paths, tree = jax.tree_util.tree_flatten_with_path(abstract)
-    return (
-        [jax.tree_util.keystr(path, simple=True, separator='.').removesuffix('.value') for path, _ in with_paths],
-        [leaf for _, leaf in with_paths],
-        tree,
-    )
+    return {jax.tree_util.keystr(path, simple=True, separator='.').removesuffix('.value'): leaf for path, leaf in with_paths}, tree
 
 
 def _parts(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarray]]:
@@ -113,10 +109,12 @@ def _parts_of_layers(tensor: Tensor, files: Files, names: list[str]) -> dict[str
     stacked: dict[str, np.ndarray] = {}
     for number, name in enumerate(names):
         for parameter, array in _parts(tensor, files, name):
-            whole = stacked.setdefault(parameter, np.empty((len(names), *array.shape), array.dtype))
-            if array.shape != whole.shape[1:]:
-                raise UserError(f'{files.place(name)} makes {parameter} {list(array.shape)}, and layer 0 has {list(whole.shape[1:])}')
-            whole[number] = array
+            if parameter not in stacked:
+                stacked[parameter] = np.empty((len(names), *array.shape), array.dtype)
+            first = stacked[parameter].shape[1:]
+            if array.shape != first:
+                raise UserError(f'{files.place(name)} makes {parameter} {list(array.shape)}, and layer 0 has {list(first)}')
+            stacked[parameter][number] = array
     return stacked
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless, rope
+from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless, rope, usual_sizes
 from cpt_jax.model.families.tensors import Tensor, affine, linear_with_bias, out_of_heads, same
 from cpt_jax.model.shape import Shape
 
@@ -15,12 +15,7 @@ def _shape(config: Config) -> dict[str, Any]:
     given.setdefault('rope_theta', config.get('rotary_emb_base', 10_000))  # its name before transformers 5
     head_width = config['hidden_size'] // config['num_attention_heads']
     share = (config.get('rope_parameters') or {}).get('partial_rotary_factor', config.get('rotary_pct', 0.25))
-    return {
-        'width': config['hidden_size'],
-        'layers': config['num_hidden_layers'],
-        'heads': config['num_attention_heads'],
-        'hidden': config['intermediate_size'],
-        'max_length': config['max_position_embeddings'],
+    return usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-5),
         'activation': choose(config, 'hidden_act', GELUS, 'gelu'),
         'positions': 'rotary',
