@@ -16,6 +16,8 @@ def get_config() -> ConfigDict:
     c.tokenizer.model_type = 'bpe'  # bpe or unigram
     c.tokenizer.normalization = 'identity'  # a sentencepiece rule; nmt_nfkc_cf folds case and white space
     c.tokenizer.whitespace = 'prefix'  # prefix: on the first piece of a word. drop: no part of the ids, so that a word is the same anywhere
+    # own: x stands in [ ] and y in { }, as in the paper. shared: y in { ]; an export is then one directory for both sides, and not two.
+    c.tokenizer.closing = 'own'
     c.tokenizer.characters = 100_000_000  # of the sources' texts that it is trained on
 
     c.data = ConfigDict()

@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
     c.tokenizer.vocab_size = 4096
     c.tokenizer.normalization = 'nmt_nfkc_cf'
     c.tokenizer.whitespace = 'drop'
+    c.tokenizer.closing = 'shared'
     c.tokenizer.characters = 20_000_000
 
     c.data.max_tokens_x = 32

@@ -165,7 +165,7 @@ def load_tokenizer_of(directory: Path, step: int) -> Tokenizer:
         files = ocp.load_checkpointables(directory / str(step), {'tokenizer': None})['tokenizer']
         ((name, data),) = files.items()
         content = np.asarray(data).tobytes()
-    return tokenizer_from_file(name, content)
+    return tokenizer_from_file(name, content, read_about(directory, step)['config']['tokenizer'].get('closing', 'own'))
 
 
 def load_params(directory: Path, step: int, abstract_params: Any) -> Any:

@@ -207,42 +207,46 @@ def _late(items: Iterator[T], count: int) -> Iterator[T]:
     yield from waiting
 
 
-def load_embedder(reference: str) -> Embedder:
+def load_embedder(reference: str, *, dtype: str = '', max_tokens: int = 0) -> Embedder:
     """Loads a model for embedding, onto all devices.
 
     Args:
       reference: a run's directory, or `run@step`; without a step the latest checkpoint. Or a directory with a pretrained model.
+      dtype: of activations: auto, float32 or bfloat16; '': as the run's config says, auto for a pretrained model.
+      max_tokens: of the texts of both sides; 0: as the model says.
 
     Raises:
       UserError: there is no such run or checkpoint, or the directory is not one that we can read.
     """
     if is_pretrained(reference):
-        return _load_pretrained(reference)
+        return _load_pretrained(reference, dtype or 'auto', max_tokens)
     directory, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(directory, step)
     config: Mapping[str, Any] = about['config']
     tokenizer = checkpoint.load_tokenizer_of(directory, step)
     mesh = make_mesh()
     here = {'attention': 'auto', 'layer_loop': 'auto'}  # whatever was chosen for the machine that it was trained on
+    here |= {'dtype': dtype} if dtype else {}
     shape = Shape(vocab_size=tokenizer.vocab_size, **config['model'] | here).on(mesh.devices.flat[0].platform)
     with jax.set_mesh(mesh):
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
         encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
-    max_tokens: dict[Side, int] = {'x': config['data']['max_tokens_x'], 'y': config['data']['max_tokens_y']}
+    limits: dict[Side, int] = {'x': max_tokens or config['data']['max_tokens_x'], 'y': max_tokens or config['data']['max_tokens_y']}
     origin = {
         'step': step,
         'saved': checkpoint.saved_at(directory, step),
         'code': about['code'],
         'trained_on': config['data']['sources'],
     }
-    return Embedder(encoder, tokenizer, mesh, max_tokens, f'{directory.parent.name}@{step}', directory.parent, origin)
+    return Embedder(encoder, tokenizer, mesh, limits, f'{directory.parent.name}@{step}', directory.parent, origin)
 
 
-def _load_pretrained(reference: str) -> Embedder:
+def _load_pretrained(reference: str, dtype: str, max_tokens: int) -> Embedder:
     """A model with its own tokens, prompts and pooling; weights stay in the dtype of their files."""
     found = open_pretrained(reference)
     mesh = make_mesh()
-    shape = Shape(vocab_size=found.rows, **found.shape).on(mesh.devices.flat[0].platform)
+    shape = Shape(vocab_size=found.rows, dtype=dtype, **found.shape).on(mesh.devices.flat[0].platform)
     encoder = load_encoder(found.family, found.files, shape, mesh)
-    limits: dict[Side, int] = {'x': found.max_tokens, 'y': found.max_tokens}
+    longest = max_tokens or found.max_tokens
+    limits: dict[Side, int] = {'x': longest, 'y': longest}
     return Embedder(encoder, found.tokenizer, mesh, limits, found.directory.name, origin={'trained_on': {}})

@@ -66,6 +66,7 @@ class Pretrained:
     """What a directory holds.
 
     Attributes:
+      config: of config.json.
       family: its kind of transformer.
       shape: arguments of Shape, its pooling among them.
       rows: of its vocabulary's table.
@@ -73,6 +74,7 @@ class Pretrained:
     """
 
     directory: Path
+    config: Mapping[str, Any]
     family: Family
     files: Files
     shape: Mapping[str, Any]
@@ -102,6 +104,8 @@ def open_pretrained(reference: str) -> Pretrained:
         raise UserError(f'{directory}/config.json: has no {error.args[0]!r}') from None
     except UserError as error:
         raise UserError(f'{directory}/{error}') from None
+    if config.get('is_causal') is False or config.get('use_bidirectional_attention'):  # transformers' key, and that of other readers
+        shape |= {'causal': False}
     shape |= {'pooling': _pooling(directory, shape.get('pooling', 'eos'))}
     rows, sentence = int(config['vocab_size']), _read(directory / 'sentence_bert_config.json', optional=True)
     tokenizer = _tokenizer(directory, bool(sentence.get('do_lower_case', False)))
@@ -109,7 +113,7 @@ def open_pretrained(reference: str) -> Pretrained:
         raise UserError(f'{directory}: tokenizer.json has {tokenizer.vocab_size} ids, and the embedding {rows} rows')
     own = _read(directory / 'tokenizer_config.json', optional=True)
     limits = [sentence.get('max_seq_length'), own.get('model_max_length'), shape['max_length']]
-    return Pretrained(directory, family, Files(directory), shape, rows, tokenizer, int(min(limit for limit in limits if limit)))
+    return Pretrained(directory, config, family, Files(directory), shape, rows, tokenizer, int(min(limit for limit in limits if limit)))
 
 
 def _pooling(directory: Path, default: str) -> str:

@@ -20,7 +20,10 @@ Side = Literal['x', 'y']
 # behind the model's vocabulary, so no text can produce them or merge with them.
 DELIMITERS = ('[', ']', '{', '}')
 _OPEN = {'x': 0, 'y': 2}
+CLOSINGS = ('own', 'shared')
 
+# White space by Unicode's property, which is what other readers of an export strip (`str.strip` takes four control characters more).
+_WHITE = '\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
 
 # sentencepiece's sign for a space; and a control piece, which no text matches, in a model whose space pieces are left out of the ids.
 SPACE = '\u2581'
@@ -82,12 +85,21 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of ids, the four delimiters (the last four) included.
+      closing: 'own': each side ends with its own delimiter, as in the paper. 'shared': y ends with that of x, so that a tokenizer.json,
+        which cannot end texts in two ways, serves both sides (`cpt_jax/export/tokenizer.py`).
       fingerprint: hex digits that differ when any text could get other ids; stored in checkpoints.
     """
 
-    def __init__(self, model: _Model):
-        self._model = model
+    def __init__(self, model: _Model, closing: str = 'own'):
+        """Raises UserError where there is no such closing."""
+        if closing not in CLOSINGS:
+            raise UserError(f'tokenizer.closing={closing!r}: choose one of {", ".join(CLOSINGS)}')
+        self._model, self.closing = model, closing
         self.vocab_size = model.size + len(DELIMITERS)
+
+    def closed(self, closing: str) -> 'Tokenizer':
+        """The same with another `closing`."""
+        return Tokenizer(self._model, closing)
 
     @property
     def file(self) -> tuple[str, bytes]:
@@ -96,30 +108,35 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        return hashlib.blake2b(self._model.data + repr(DELIMITERS).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self._model.data + repr(self.describe()).encode(), digest_size=16).hexdigest()
 
     def describe(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """What stands around a text, for results."""
-        return {'delimiters': {'x': DELIMITERS[:2], 'y': DELIMITERS[2:]}}
+        first = self._model.size
+        return {'delimiters': {side: tuple(DELIMITERS[i - first] for i in self.delimiters(side)) for side in _OPEN}}
 
     def delimiters(self, side: Side) -> tuple[int, int]:
         """The opening and the closing id of a side."""
         opening = self._model.size + _OPEN[side]
-        return opening, opening + 1
+        return opening, self._model.size + 1 if self.closing == 'shared' else opening + 1
 
     def encode(self, texts: Sequence[str], side: Side, max_tokens: int) -> list[np.ndarray]:
         """Ids of each text between its delimiters, at most `max_tokens` of them: int32 arrays of at least two ids.
 
-        The text is cut before the delimiters are added, so that the closing one, whose state is the embedding, is never lost.
+        The text is cut before the delimiters are added, so that the closing one, whose state is the embedding, is never lost. White space
+        around it does not count: some readers of an export strip it, some do not.
         """
         if max_tokens < 2:
             raise ValueError(f'max_tokens = {max_tokens} leaves no room for the two delimiters')
         opening, closing = self.delimiters(side)
-        return [np.array([opening, *ids[: max_tokens - 2], closing], np.int32) for ids in self._model.encode(texts)]
+        return [np.array([opening, *ids[: max_tokens - 2], closing], np.int32) for ids in self._stripped(texts)]
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of ids of each text, without delimiters."""
-        return [len(ids) for ids in self._model.encode(texts)]
+        return [len(ids) for ids in self._stripped(texts)]
+
+    def _stripped(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._model.encode([text.strip(_WHITE) for text in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids, without delimiters."""
@@ -132,7 +149,7 @@ class Tokenizer:
         write_atomically(directory / self._model.file_name, self._model.data)
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
+def load_tokenizer(path: Path | str, closing: str = 'own') -> Tokenizer:
     """Reads a sentencepiece model or a tokenizer.json: the file, or a directory that holds `tokenizer.model` or `tokenizer.json`.
 
     Raises:
@@ -146,20 +163,29 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         path = found[0]
     if not path.is_file():
         raise UserError(f'{path}: no such tokenizer file')
-    return tokenizer_from_file(str(path), path.read_bytes())
+    return tokenizer_from_file(str(path), path.read_bytes(), closing)
 
 
-def tokenizer_from_file(name: str, data: bytes) -> Tokenizer:
+def tokenizer_from_file(name: str, data: bytes, closing: str = 'own') -> Tokenizer:
     """A tokenizer from the content of its file; `name` ends in .json for a tokenizer.json, anything else is a sentencepiece model."""
     kind = _HuggingFace if name.endswith('.json') else _SentencePiece
     try:
-        return Tokenizer(kind(data))
+        model = kind(data)
     except Exception as error:  # both libraries raise bare exceptions of their own
         raise UserError(f'{name}: not a {kind.file_name} that can be read: {str(error).splitlines()[0]}') from error
+    return Tokenizer(model, closing)
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, model_type: str, normalization: str, whitespace: str, characters: int, seed: int
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    model_type: str,
+    normalization: str,
+    whitespace: str,
+    characters: int,
+    seed: int,
+    closing: str = 'own',
 ) -> Tokenizer:
     """Trains a sentencepiece model on texts; the same texts and arguments give the same bytes.
 
@@ -173,6 +199,7 @@ def train_tokenizer(
         of its own too). A query and an identifier then share ids from the start; what is lost is the layout of the code.
       characters: stop reading after so many characters.
       seed: of sentencepiece's own random choices.
+      closing: 'own' or 'shared'; see Tokenizer.
     """
     for key, value, known in [('model_type', model_type, ('bpe', 'unigram')), ('whitespace', whitespace, ('prefix', 'drop'))]:
         if value not in known:
@@ -203,7 +230,7 @@ def train_tokenizer(
         )
     except RuntimeError as error:  # an unknown rule, a vocabulary too small for the 256 bytes and the characters
         raise UserError(f'tokenizer: sentencepiece cannot train one: {error}') from error
-    return Tokenizer(_SentencePiece(written.getvalue()))
+    return Tokenizer(_SentencePiece(written.getvalue()), closing)
 
 
 def _first_characters(texts: Iterable[str], characters: int) -> Iterable[str]:

@@ -16,7 +16,7 @@ from cpt_jax.checkpoint import Checkpoints, by_name, find, latest_about, like, l
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import make_mesh
 
-ABOUT = {'config': {'model': {'width': 8}, 'list': [1, 2.5, 'x', None, True]}, 'code': '1'}
+ABOUT = {'config': {'model': {'width': 8}, 'tokenizer': {'closing': 'own'}, 'list': [1, 2.5, 'x', None, True]}, 'code': '1'}
 
 
 class Layer(nnx.Module):

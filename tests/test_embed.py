@@ -184,7 +184,7 @@ def test_devices_do_not_matter(embedders, sizes):
 
 def test_a_long_text_is_its_beginning(embedders, tokenizer):
     embed = embedders((8, 1, 1))
-    assert tokenizer.count(['list ' * 22, 'list ' * 38]) == [23, 39]  # the last one a space
+    assert tokenizer.count(['list ' * 22, 'list ' * 38]) == [22, 38]
     for side, words in [('x', 22), ('y', 38)]:
         long, exact, shorter = embed(['list ' * 1000, 'list' + ' list' * (words - 1), 'list' + ' list' * (words - 2)], side)
         np.testing.assert_allclose(long, exact, atol=1e-6)
@@ -204,14 +204,19 @@ def test_nothing_is_printed_unless_asked_for(embedders, capsys):
     assert capsys.readouterr() == ('', '')
 
 
-def write_run(directory: Path, tokenizer: Tokenizer) -> Path:
+def write_run(directory: Path, tokenizer: Tokenizer, pretrained: dict | None = None, **choices) -> Path:
     """A run's directory with two checkpoints, written by hand: the parameters of seeds 1 and 2, and something of an optimizer's."""
-    config = {'model': MODEL, 'data': {'max_tokens_x': 24, 'max_tokens_y': 40, 'sources': {'a': {'kind': 'text'}}}}
-    saved = Checkpoints(
-        directory / 'checkpoints', tokenizer, {'config': config, 'code': 'c0de'}, every_steps=1, keep_latest=9, keep_every=0
-    )
+    config = {
+        'model': MODEL | choices,
+        'data': {'max_tokens_x': 24, 'max_tokens_y': 40, 'sources': {'a': {'kind': 'text', 'weight': 1.0}}},
+        'tokenizer': {'closing': tokenizer.closing},
+        'train': {'batch_pairs': 64},
+        'init_from': '',
+    }
+    about = {'config': config, 'code': 'c0de', 'pretrained': pretrained}
+    saved = Checkpoints(directory / 'checkpoints', tokenizer, about, every_steps=1, keep_latest=9, keep_every=0)
     for seed in (1, 2):
-        encoder = make_encoder(tokenizer.vocab_size, make_mesh(2, 2, 2), seed)
+        encoder = make_encoder(tokenizer.vocab_size, make_mesh(2, 2, 2), seed, **choices)
         saved.save(seed * 100, {'params': {'encoder': encoder, 'log_scale': np.zeros(())}, 'optimizer': {'m': np.zeros(3)}})
     saved.close()
     return directory
@@ -232,7 +237,9 @@ def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):
         expected = Embedder(make_encoder(tokenizer.vocab_size, mesh, seed), tokenizer, mesh, LIMITS)
         for a, b in zip(jax.tree.leaves(loaded.encoder), jax.tree.leaves(expected.encoder), strict=True):
             np.testing.assert_array_equal(a, b)
-        origin = {'code': 'c0de', 'trained_on': {'a': {'kind': 'text'}}} | {key: loaded.settings[key] for key in ('step', 'saved')}
+        origin = {'code': 'c0de', 'trained_on': {'a': {'kind': 'text', 'weight': 1.0}}} | {
+            key: loaded.settings[key] for key in ('step', 'saved')
+        }
         assert loaded.settings == expected.settings | origin
         assert loaded.encoder.shape == expected.encoder.shape
     np.testing.assert_allclose(np.linalg.norm(latest(['list', 'file'], 'x'), axis=1), 1, atol=1e-6)

@@ -34,6 +34,7 @@ BELOW = {
     'evals': {'errors', 'data'},  # a model is a function from texts to vectors
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
+BELOW['export'] = {'errors', 'checkpoint', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}
 BELOW['plan'] = {'errors', 'atomic', 'config', 'mesh', 'chips', 'loss', 'model', 'data', 'train'}
 BELOW['launch'] = {*BELOW}
 # Oracles of tests at most, and what may change without notice.

@@ -86,7 +86,23 @@ def test_a_batch_is_its_texts_one_at_a_time(either):
 
 @pytest.mark.parametrize('text', ODD + NASTY)
 def test_any_text_comes_back(either, text):
-    assert either.decode(ids(either, text)) == text
+    assert either.decode(ids(either, text)) == text.strip()
+
+
+def test_white_space_around_a_text_does_not_count(either):
+    for white in (' ', '\n\t ', '\u3000\xa0\u2028'):
+        assert ids(either, f'{white}list file{white}') == ids(either, 'list file') and ids(either, white) == ids(either, '')
+    assert ids(either, 'list\x1c') != ids(either, 'list')  # no white space to Unicode
+
+
+def test_a_shared_closing_delimiter_is_that_of_x(either):
+    shared = either.closed('shared')
+    assert shared.delimiters('x') == either.delimiters('x')
+    assert shared.delimiters('y') == (either.delimiters('y')[0], either.delimiters('x')[1])
+    assert shared.describe() == {'delimiters': {'x': ('[', ']'), 'y': ('{', ']')}} and shared.vocab_size == either.vocab_size
+    assert shared.fingerprint != either.fingerprint
+    with pytest.raises(UserError, match="tokenizer.closing='mine': choose one of own, shared"):
+        either.closed('mine')
 
 
 def test_special_tokens_in_a_text_are_text():

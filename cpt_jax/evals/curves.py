@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
@@ -68,9 +69,25 @@ def draw_panels(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple
     return [(panel.title, _draw(panel, metrics)) for panel in PANELS if panel.curves.keys() & metrics.keys()]
 
 
+def save_curves(metrics: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> bool:
+    """Writes the first two panels beside each other as a PNG; False where `metrics` has no column of either."""
+    panels = [panel for panel in PANELS[:2] if panel.curves.keys() & metrics.keys()]
+    if panels:
+        figure = Figure(figsize=(4.2 * len(panels), 2.6), layout='constrained')
+        for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _draw_on(axes, panel, metrics)
+            axes.set_title(panel.title, fontsize=10)
+        figure.savefig(path, dpi=150, metadata={'Software': None})
+    return bool(panels)
+
+
 def _draw(panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     figure = Figure(figsize=(4.2, 2.5), layout='constrained')
-    axes = figure.subplots()
+    _draw_on(figure.subplots(), panel, metrics)
+    return _to_uri(figure)
+
+
+def _draw_on(axes: Axes, panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
     curves = [(name, label) for name, label in panel.curves.items() if name in metrics]
     for (name, label), color in zip(curves, COLORS, strict=False):
         _draw_curve(axes, *metrics[name], label, color)
@@ -85,7 +102,6 @@ def _draw(panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> st
         axes.yaxis.set_major_formatter(EngFormatter(sep=''))
     if len(axes.get_lines()) > 1:
         axes.legend(frameon=False, fontsize=8)
-    return _to_uri(figure)
 
 
 def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, color: str) -> None:

@@ -155,6 +155,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     rows = data.row_length, data.rows, data.packed, data.row_choices
     layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, *rows)
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
+    about |= {'pretrained': before[1].get('pretrained') if before else _pretrained_config(config['init_from'])}
     return Run(
         train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, loss, optimizer, schedule,
         config['seed'], config['init_from'], about, changes, _heldout_pairs(evaluation, data, tokenizer),
@@ -212,6 +213,13 @@ def with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**config, 'model': model, 'tokenizer': {**config['tokenizer'], 'vocab_size': ids}}
 
 
+def _pretrained_config(init_from: str) -> Mapping[str, Any] | None:
+    """config.json of the pretrained model that a run comes from, over other runs or not: an export is of that family."""
+    if is_pretrained(init_from):
+        return open_pretrained(init_from).config
+    return checkpoint.read_about(*checkpoint.find(init_from, 'init_from')).get('pretrained') if init_from else None
+
+
 def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, checkpoint.About] | None) -> Tokenizer:
     """The run's own, from its checkpoint; else that of the run it starts from; else the one that the config names; else a new one.
 
@@ -219,18 +227,18 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, chec
       UserError: `tokenizer.path` names another one than the run, or the run it starts from, was trained with.
     """
     section = dict(config['tokenizer'])
-    path = section.pop('path')
+    path, closing = section.pop('path'), section['closing']
     if not before and is_pretrained(config['init_from']):
         if path:
             raise UserError(f'tokenizer.path={path}: a run from init_from={config["init_from"]} has the tokenizer of that model')
-        return load_tokenizer(config['init_from'])
+        return load_tokenizer(config['init_from'], closing)
     if not before and not config['init_from']:
         if path:
-            return load_tokenizer(path)
+            return load_tokenizer(path, closing)
         return build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
     directory, step = (workdir.absolute() / 'checkpoints', before[0]) if before else checkpoint.find(config['init_from'], 'init_from')
-    tokenizer = checkpoint.load_tokenizer_of(directory, step)
-    if path and load_tokenizer(path).fingerprint != tokenizer.fingerprint:
+    tokenizer = checkpoint.load_tokenizer_of(directory, step).closed(closing)
+    if path and load_tokenizer(path, closing).fingerprint != tokenizer.fingerprint:
         raise UserError(
             f'tokenizer.path={path} is not the tokenizer that {directory / str(step)} was trained with: put that one there, or none'
         )

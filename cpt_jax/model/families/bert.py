@@ -47,7 +47,7 @@ def _layer(shape: Shape) -> list[Tensor]:
 
 _PREDICTIONS = ('bias', 'transform.dense.weight', 'transform.dense.bias', 'transform.LayerNorm.weight', 'transform.LayerNorm.bias')
 BERT = Family(
-    ('bert',),
+    {'bert': 'BertModel'},
     ('', 'bert.'),
     _shape,
     _outer,

@@ -16,14 +16,14 @@ class Family:
     """One way of naming and storing a transformer.
 
     Attributes:
-      model_types: of config.json.
+      model_types: of config.json, and transformers' class of each without a head.
       prefixes: that stand before all names, in files of some classes.
       shape: config.json -> arguments of Shape, without the vocabulary's.
       outer, layer: all tensors of the encoder, and of each layer.
       passed_over: names that a file may have and that no vector depends on: heads, buffers of old versions.
     """
 
-    model_types: tuple[str, ...]
+    model_types: Mapping[str, str]
     prefixes: tuple[str, ...]
     shape: Callable[[Config], dict[str, Any]]
     outer: Callable[[Shape], list[Tensor]]

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from cpt_jax.errors import UserError
 
-_INDEX = 'model.safetensors.index.json'
+INDEX = 'model.safetensors.index.json'
 
 
 class Files:
@@ -39,7 +39,7 @@ class Files:
 
 
 def _paths(directory: Path) -> list[Path]:
-    index = directory / _INDEX
+    index = directory / INDEX
     if index.is_file():
         try:
             paths = sorted({directory / name for name in json.loads(index.read_text('utf-8'))['weight_map'].values()})
@@ -47,13 +47,13 @@ def _paths(directory: Path) -> list[Path]:
             raise UserError(f'{index}: not an index of shards ({type(error).__name__}: {error})') from None
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            raise UserError(f'{directory}: {len(missing)} of {len(paths)} shards that {_INDEX} names are missing, {missing[0]} first')
+            raise UserError(f'{directory}: {len(missing)} of {len(paths)} shards that {INDEX} names are missing, {missing[0]} first')
         return paths
     if (directory / 'model.safetensors').is_file():
         return [directory / 'model.safetensors']
     other = ', '.join(sorted(path.name for path in directory.glob('*') if path.suffix in ('.bin', '.pt', '.pth', '.h5', '.msgpack')))
     hint = f'; {other} cannot be read: convert it, with `save_pretrained` of transformers' if other else ''
-    raise UserError(f'{directory}: holds neither model.safetensors nor {_INDEX}{hint}')
+    raise UserError(f'{directory}: holds neither model.safetensors nor {INDEX}{hint}')
 
 
 def _opened(path: Path):

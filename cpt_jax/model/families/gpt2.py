@@ -53,4 +53,6 @@ def _layer(shape: Shape) -> list[Tensor]:
     ]
 
 
-GPT2 = Family(('gpt2',), ('', 'transformer.'), _shape, _outer, _layer, ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias'))
+GPT2 = Family(
+    {'gpt2': 'GPT2Model'}, ('', 'transformer.'), _shape, _outer, _layer, ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
+)

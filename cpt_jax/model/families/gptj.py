@@ -58,5 +58,5 @@ def _rest(shape: Shape) -> list[Tensor]:
 _PASSED_OVER = (
     'lm_head.weight', 'lm_head.bias', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias', 'h.{i}.attn.causal_mask', 'h.{i}.attn.embed_positions',
 )  # fmt: skip
-GPTJ = Family(('gptj',), ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER)
-CODEGEN = Family(('codegen',), ('', 'transformer.'), _shape, _outer, _codegen_layer, _PASSED_OVER)
+GPTJ = Family({'gptj': 'GPTJModel'}, ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER)
+CODEGEN = Family({'codegen': 'CodeGenModel'}, ('', 'transformer.'), _shape, _outer, _codegen_layer, _PASSED_OVER)

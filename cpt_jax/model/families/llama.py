@@ -59,6 +59,7 @@ def _layer(shape: Shape) -> list[Tensor]:
 
 
 LLAMA = Family(
-    ('llama', 'mistral', 'qwen2', 'qwen3'), ('', 'model.'), _shape, _outer, _layer,
+    {'llama': 'LlamaModel', 'mistral': 'MistralModel', 'qwen2': 'Qwen2Model', 'qwen3': 'Qwen3Model'},
+    ('', 'model.'), _shape, _outer, _layer,
     ('lm_head.weight', 'layers.{i}.self_attn.rotary_emb.inv_freq'),
 )  # fmt: skip

@@ -49,7 +49,7 @@ def load_encoder(
             if shape.layers > 1:
                 found[f'blocks.{parameter}'] = _placed(arrays[:-1], wanted, f'blocks.{parameter}', where, dtype)
     if found.keys() != wanted.keys():
-        raise AssertionError(f'the tensors of {family.model_types} leave out {wanted.keys() ^ found.keys()}')
+        raise AssertionError(f'the tensors of {list(family.model_types)} leave out {wanted.keys() ^ found.keys()}')
     return jax.tree.unflatten(tree, [found[path] for path in wanted])
 
 
@@ -83,7 +83,7 @@ class _Names:
         unknown = [name for bare_name, name in bare.items() if bare_name not in known and bare_name not in set(self._needed)]
         if missing or unknown:
             told = [f'{what} {len(some)}: {", ".join(some[:3])}' for what, some in (('missing', missing), ('unknown', unknown)) if some]
-            raise UserError(f'the tensors are not those that config.json tells of ({family.model_types[0]}): {"; ".join(told)}')
+            raise UserError(f'the tensors are not those that config.json tells of ({next(iter(family.model_types))}): {"; ".join(told)}')
 
     def of(self, tensor: Tensor, layer: int = 0) -> str:
         return self._prefix + tensor.name.format(i=layer)

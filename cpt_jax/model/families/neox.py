@@ -58,7 +58,7 @@ def _layer(shape: Shape) -> list[Tensor]:
 
 _BUFFERS = ('rotary_emb.inv_freq', 'bias', 'masked_bias')
 NEOX = Family(
-    ('gpt_neox',),
+    {'gpt_neox': 'GPTNeoXModel'},
     ('', 'gpt_neox.'),
     _shape,
     _outer,

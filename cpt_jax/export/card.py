@@ -1,0 +1,106 @@
+"""README.md of an export: what the model is, what it was trained on, how it scores, how to load it."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from etils import epath
+
+from cpt_jax import checkpoint
+from cpt_jax.evals.curves import read_metrics, save_curves
+from cpt_jax.evals.results import RESULTS, metric_label, read_json
+from cpt_jax.tokenizer import Side
+
+CURVES = 'training.png'
+# Kinds of config.json that text-embeddings-inference has code of its own for.
+SERVED_BY_TEI = ('bert', 'modernbert', 'gemma3_text', 'qwen2', 'qwen3', 'mistral', 'llama')
+
+
+class Origin(NamedTuple):
+    """Where an export comes from.
+
+    Attributes:
+      run: its directory.
+      about: what its checkpoint says of itself.
+      weights: their dtype in the export.
+    """
+
+    run: Path
+    step: int
+    about: checkpoint.About
+    weights: str
+    license_id: str
+
+
+class Written(NamedTuple):
+    """One directory that others load.
+
+    Attributes:
+      name: within the export; '' for the export itself.
+      sides: whose texts it is for.
+      prompts: by sentence-transformers' names.
+      max_tokens: of a text, prompt and special tokens included.
+      difference: the largest of a unit, between the run's vectors and those of a reload.
+    """
+
+    name: str
+    sides: tuple[Side, ...]
+    prompts: Mapping[str, str]
+    max_tokens: int
+    difference: float
+
+
+def write_card(folder: Path, origin: Origin, name: str, kind: str, width: int, parts: Sequence[Written]) -> None:
+    """Writes README.md, and the curves of the training run where it has any.
+
+    Args:
+      name: of the model: its directory's.
+      kind: model_type of config.json.
+      width: of the vectors.
+    """
+    metrics = read_metrics(epath.Path(origin.run / 'metrics.jsonl'))
+    curves = save_curves(metrics, folder / CURVES)
+    config = origin.about['config']
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    text = environment.get_template('card.md.j2').render(
+        name=name,
+        kind=kind,
+        width=width,
+        parts=parts,
+        origin=origin,
+        batch=config['train']['batch_pairs'],
+        model=config['model'],
+        init_from=config['init_from'],
+        sources=_sources(origin),
+        scores=_scores(origin),
+        curves=CURVES if curves else '',
+        served_by_tei=kind in SERVED_BY_TEI,
+    )
+    (folder / 'README.md').write_text(text, 'utf-8')
+
+
+def _sources(origin: Origin) -> list[dict[str, Any]]:
+    """Name, kind, weight and summary of each source of the training data."""
+    path = origin.run / 'data.json'
+    described = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+    sources = origin.about['config']['data']['sources']
+    return [
+        {'name': name, 'kind': source['kind'], 'weight': source['weight'], 'summary': described.get(name, {}).get('summary', '')}
+        for name, source in sources.items()
+    ]
+
+
+def _scores(origin: Origin) -> list[tuple[str, str, float, float | None]]:
+    """(task, metric, the model's score, BM25's) of the run's results, if they are of the checkpoint that is exported."""
+    results = read_json(epath.Path(origin.run / RESULTS))
+    if results.get('model') != f'{origin.run.name}@{origin.step}':
+        return []
+    rows = []
+    for name, row in results['tasks'].items():
+        metric = row['settings']['main_metric']
+        rows.append((name, metric_label(metric), row['main_score'], row.get('baselines', {}).get('bm25', {}).get(metric)))
+    return rows

@@ -1,0 +1,104 @@
+"""From a run to a directory that other libraries load."""
+
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cpt_jax import checkpoint
+from cpt_jax.embed import Embedder, load_embedder
+from cpt_jax.errors import UserError
+from cpt_jax.export.card import Origin, Written, write_card
+from cpt_jax.export.golden import TEXTS, differences, golden_vectors, write_golden
+from cpt_jax.export.sentence_transformers import write_layout
+from cpt_jax.export.tokenizer import PROMPT_NAMES, exported
+from cpt_jax.export.transformer import config_json, write_weights
+from cpt_jax.tokenizer import Side
+
+SIDES: tuple[Side, ...] = ('x', 'y')
+PARITY = 'parity.json'
+
+
+def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, license_id: str) -> list[Written]:
+    """Writes a run as one directory, or as `query/` and `document/` where each side has a closing delimiter of its own.
+
+    Args:
+      reference: a run, or run@step.
+      output: must not be there yet; it is whole or not there.
+      dtype: of the weights, a key of DTYPES.
+      shard_bytes: above it the weights are split.
+      license_id: for the model card.
+
+    Raises:
+      UserError: there is no such run, no other library has its parts, or `output` is there.
+    """
+    if jax.process_count() > 1:
+        raise UserError('an export is written by one process: start it on one host, with JAX_PLATFORMS=cpu where that cannot see all chips')
+    if output.exists():
+        raise UserError(f'--output {output}: is there already; remove it, or give another')
+    run, step = checkpoint.find(reference, '--model')
+    about = checkpoint.read_about(run, step)
+    tokenizer = checkpoint.load_tokenizer_of(run, step)
+    limits = {side: about['config']['data'][f'max_tokens_{side}'] for side in SIDES}
+    # (directory within the output, sides that it serves, side whose delimiters stand around every text)
+    parts = [('', SIDES, None)] if tokenizer.closing == 'shared' else [(PROMPT_NAMES[side], (side,), side) for side in SIDES]
+    with _whole(output) as folder:
+        found: list[Written] = []
+        for name, sides, side in parts:
+            directory = folder / name
+            directory.mkdir(exist_ok=True)
+            embed = load_embedder(reference, dtype='float32', max_tokens=max(limits[one] for one in sides))
+            family, config = config_json(embed.encoder.shape, about.get('pretrained'), dtype)
+            text = exported(tokenizer, side)
+            write_layout(directory, text, embed.encoder.shape.embedding_width, embed.settings['max_tokens_y'])
+            _write_json(directory / 'config.json', config | text.ids)
+            if found:  # the other side has the same weights
+                for path in (folder / found[0].name).glob('model*'):
+                    os.link(path, directory / path.name)
+            else:
+                write_weights(family, embed.encoder, tokenizer.vocab_size, directory, dtype, shard_bytes)
+            vectors = golden_vectors(embed, sides)
+            write_golden(directory, vectors)
+            parity = differences(directory, list(TEXTS), vectors)
+            _write_json(directory / PARITY, _parity(embed, parity, dtype))
+            found.append(Written(name, sides, text.prompts, embed.settings['max_tokens_y'], max(parity.values())))
+        origin = Origin(run.parent, step, about, dtype, license_id)
+        write_card(folder, origin, output.name, config['model_type'], embed.encoder.shape.embedding_width, found)
+    return found
+
+
+def _parity(embed: Embedder, parity: Mapping[Side, float], dtype: str) -> dict[str, Any]:
+    return {
+        'model': embed.model_name,
+        'weights': dtype,
+        'computed_in': 'float32',
+        'texts_a_side': len(TEXTS),
+        'largest_difference_of_a_unit': parity,
+        'against': "the run's own vectors, after a reload by cpt_jax's importer",
+        'libraries': {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'tokenizers', 'safetensors')},
+    }
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """A directory to fill that becomes `output` at the end; nothing stays of one that was cut short."""
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.absolute().parent))
+    try:
+        yield beside
+        beside.chmod(0o755)  # mkdtemp lets nobody else in
+        beside.rename(output.absolute())
+    except BaseException:
+        shutil.rmtree(beside)
+        raise
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8')

@@ -1,0 +1,150 @@
+"""An encoder as config.json and safetensors files that transformers reads."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from cpt_jax.errors import UserError
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.family import Family
+from cpt_jax.model.families.files import INDEX
+from cpt_jax.model.families.known import family_of
+from cpt_jax.model.families.load import written
+from cpt_jax.model.shape import Shape
+
+DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
+
+# The parts that every layer of these two has; what is trained from scratch is exported as the one that it equals.
+_GPT2 = {'positions': 'learned', 'norm': 'layernorm', 'bias': True}
+_LLAMA = {'positions': 'rotary', 'norm': 'rmsnorm', 'bias': False}
+# transformers' names of our activations.
+_ACTIVATIONS = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
+# Those whose attention transformers leaves causal whatever config.json says.
+_ALWAYS_CAUSAL = ('gpt_neox', 'gptj', 'codegen')
+
+
+def config_json(shape: Shape, pretrained: Mapping[str, Any] | None, dtype: str) -> tuple[Family, dict[str, Any]]:
+    """The family that an encoder is written as, and its config.json, under the keys of transformers 4 and of 5.
+
+    Args:
+      pretrained: config.json of the model that training started from; None: from scratch.
+      dtype: of the weights.
+
+    Raises:
+      UserError: no family computes what the encoder does.
+    """
+    own = dict(pretrained) if pretrained else _config_from_scratch(shape)
+    kind = own['model_type']
+    if not shape.causal and kind in _ALWAYS_CAUSAL:
+        raise UserError(f'--model: transformers has no {kind} in which every token sees its whole text; it cannot be exported')
+    family = family_of(own)
+    config = own | {
+        'architectures': [family.model_types[kind]],
+        'vocab_size': shape.vocab_size,
+        'max_position_embeddings': shape.max_length,
+        'dtype': dtype,
+        'torch_dtype': dtype,
+        'use_cache': False,
+        'is_causal': shape.causal,
+        'use_bidirectional_attention': not shape.causal,
+    }
+    again = Shape(vocab_size=shape.vocab_size, **family.shape(config) | {'causal': shape.causal})
+    differing = [key for key in vars(again) if key not in _HOW and getattr(again, key) != getattr(shape, key)]
+    if differing:
+        raise AssertionError(f'config.json of {kind} tells of another {differing}')
+    return family, config
+
+
+# Of a Shape: how it is trained and computed, which no config.json tells of.
+_HOW = ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'pooling')
+
+
+def _config_from_scratch(shape: Shape) -> dict[str, Any]:
+    if _equals(shape, _GPT2) and shape.activation != 'swiglu' and shape.kv_heads * shape.head_width == shape.width:
+        return _gpt2(shape)
+    if _equals(shape, _LLAMA) and shape.activation == 'swiglu':
+        return _llama(shape)
+    parts = ', '.join(f'model.{key}={getattr(shape, key)}' for key in ('positions', 'norm', 'activation', 'bias', 'kv_heads', 'head_width'))
+    raise UserError(
+        f'--model: no other library has a transformer of these parts: {parts}. GPT-2 has learned positions, layernorm, biases and as many'
+        ' kv_heads as heads; LLaMA rotary positions, rmsnorm, swiglu and no biases. Train with either to export'
+    )
+
+
+def _equals(shape: Shape, parts: Mapping[str, Any]) -> bool:
+    return all(getattr(shape, key) == value for key, value in parts.items())
+
+
+def _gpt2(shape: Shape) -> dict[str, Any]:
+    dropped = {f'{where}_pdrop': 0.0 for where in ('attn', 'embd', 'resid')}
+    return {
+        'model_type': 'gpt2',
+        'n_embd': shape.width,
+        'n_layer': shape.layers,
+        'n_head': shape.heads,
+        'n_inner': shape.hidden,
+        'n_positions': shape.max_length,
+        'activation_function': _ACTIVATIONS[shape.activation],
+        'layer_norm_epsilon': shape.norm_epsilon,
+        **dropped,
+    }
+
+
+def _llama(shape: Shape) -> dict[str, Any]:
+    return {
+        'model_type': 'llama',
+        'hidden_size': shape.width,
+        'intermediate_size': shape.hidden,
+        'num_hidden_layers': shape.layers,
+        'num_attention_heads': shape.heads,
+        'num_key_value_heads': shape.kv_heads,
+        'head_dim': shape.head_width,
+        'hidden_act': 'silu',
+        'rms_norm_eps': shape.norm_epsilon,
+        'attention_bias': False,
+        'mlp_bias': False,
+        'tie_word_embeddings': True,
+        'rope_theta': shape.rotary_base,
+        'rope_parameters': {'rope_type': 'default', 'rope_theta': shape.rotary_base},
+    }
+
+
+def write_weights(family: Family, encoder: Encoder, rows: int, directory: Path, dtype: str, shard_bytes: int) -> None:
+    """model.safetensors, or shards and their index where there is more than one shard's worth. One shard is on the host at a time.
+
+    Args:
+      rows: of the vocabulary's table.
+    """
+    tensors = ((name, array.astype(DTYPES[dtype], copy=False)) for name, array in written(family, encoder, rows))
+    shards = []  # (path, names, bytes)
+    for number, shard in enumerate(_shards(tensors, shard_bytes)):
+        path = directory / f'.shard-{number}'
+        save_file({name: np.ascontiguousarray(array) for name, array in shard.items()}, path, metadata={'format': 'pt'})
+        path.chmod(0o644)  # the library lets nobody else read it
+        shards.append((path, list(shard), sum(array.nbytes for array in shard.values())))
+    if len(shards) == 1:
+        shards[0][0].rename(directory / 'model.safetensors')
+        return
+    names = {path: f'model-{number:05d}-of-{len(shards):05d}.safetensors' for number, (path, _, _) in enumerate(shards, 1)}
+    for path, name in names.items():
+        path.rename(directory / name)
+    where = {tensor: names[path] for path, tensors, _ in shards for tensor in tensors}
+    index = {'metadata': {'total_size': sum(size for _, _, size in shards)}, 'weight_map': where}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _shards(tensors: Iterator[tuple[str, np.ndarray]], most: int) -> Iterator[dict[str, np.ndarray]]:
+    """Tensor after tensor in shards of at most so many bytes, or of one tensor that is larger."""
+    shard, size = {}, 0
+    for name, array in tensors:
+        if shard and size + array.nbytes > most:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = array
+        size += array.nbytes
+    yield shard

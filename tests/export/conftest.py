@@ -1,0 +1,49 @@
+"""Runs to export: random parameters, large enough for texts to differ."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpt_jax.embed import Embedder
+from cpt_jax.export.directory import export
+from cpt_jax.model.families.known import family_of
+from tests.test_embed import write_run
+
+LLAMA = {'positions': 'rotary', 'norm': 'rmsnorm', 'activation': 'swiglu', 'bias': False, 'heads': 4, 'kv_heads': 2, 'head_width': 10}
+
+
+@pytest.fixture(scope='package', autouse=True)
+def one_row_length():
+    """Every model that is loaded compiles one program, and not one for each length of the texts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Embedder, '_row_length', lambda self, length: 40)
+        patch.setattr(Embedder, 'TOKENS', {'cpu': 3 * 40})
+        yield
+
+
+@pytest.fixture(scope='session')
+def make_export(tmp_path_factory, tokenizer):
+    """Exports a run of some architecture; returns the run's directory and the export's."""
+
+    def make(closing: str = 'shared', pretrained: dict | None = None, dtype: str = 'float32', **choices) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp('export')
+        if pretrained:
+            choices = family_of(pretrained).shape(pretrained) | {'pooling': 'eos'} | choices
+        run = write_run(folder / 'run', tokenizer.closed(closing), pretrained, **choices)
+        export(str(run), folder / 'out', dtype=dtype, shard_bytes=10**9, license_id='mit')
+        return run, folder / 'out'
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def whole(make_export) -> tuple[Path, Path]:
+    """One of GPT-2's kind, with curves and scores."""
+    return make_export(causal=True, layers=2)
+
+
+def edit(path: Path, change) -> None:
+    """Changes what a JSON file holds."""
+    content = json.loads(path.read_text('utf-8'))
+    path.write_text(json.dumps(change(content) or content), 'utf-8')
