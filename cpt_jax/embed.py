@@ -15,11 +15,13 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from cpt_jax import checkpoint
+from cpt_jax.errors import UserError
 from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.shape import Shape
-from cpt_jax.pretrained import OwnTokenizer, is_pretrained, open_pretrained
+from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.pretrained_tokenizer import OwnTokenizer
 from cpt_jax.tokenizer import Side, Tokenizer
 
 T = TypeVar('T')
@@ -207,20 +209,23 @@ def _late(items: Iterator[T], count: int) -> Iterator[T]:
     yield from waiting
 
 
-def load_embedder(reference: str, *, dtype: str = '', max_tokens: int = 0) -> Embedder:
+def load_embedder(reference: str, *, pooling: str = '', dtype: str = '', max_tokens: int = 0) -> Embedder:
     """Loads a model for embedding, onto all devices.
 
     Args:
       reference: a run's directory, or `run@step`; without a step the latest checkpoint. Or a directory with a pretrained model.
+      pooling: of a pretrained directory that says none; see `open_pretrained`.
       dtype: of activations: auto, float32 or bfloat16; '': as the run's config says, auto for a pretrained model.
       max_tokens: of the texts of both sides; 0: as the model says.
 
     Raises:
-      UserError: there is no such run or checkpoint, or the directory is not one that we can read.
+      UserError: there is no such run or checkpoint, or the directory is not one that we can read; or it says its own pooling.
     """
     if is_pretrained(reference):
-        return _load_pretrained(reference, dtype or 'auto', max_tokens)
+        return _load_pretrained(reference, pooling, dtype or 'auto', max_tokens)
     directory, step = checkpoint.find(reference, '--model')
+    if pooling:
+        raise UserError(f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the flag out')
     about = checkpoint.read_about(directory, step)
     config: Mapping[str, Any] = about['config']
     tokenizer = checkpoint.load_tokenizer_of(directory, step)
@@ -241,9 +246,9 @@ def load_embedder(reference: str, *, dtype: str = '', max_tokens: int = 0) -> Em
     return Embedder(encoder, tokenizer, mesh, limits, f'{directory.parent.name}@{step}', directory.parent, origin)
 
 
-def _load_pretrained(reference: str, dtype: str, max_tokens: int) -> Embedder:
+def _load_pretrained(reference: str, pooling: str, dtype: str, max_tokens: int) -> Embedder:
     """A model with its own tokens, prompts and pooling; weights stay in the dtype of their files."""
-    found = open_pretrained(reference)
+    found = open_pretrained(reference, pooling)
     mesh = make_mesh()
     shape = Shape(vocab_size=found.rows, dtype=dtype, **found.shape).on(mesh.devices.flat[0].platform)
     encoder = load_encoder(found.family, found.files, shape, mesh)

@@ -1,20 +1,16 @@
-"""A model that others trained: a directory with config.json, *.safetensors and tokenizer.json, plain or of sentence-transformers."""
+"""A model that others trained: a directory with config.json, *.safetensors and a tokenizer, or of sentence-transformers, or llama2.c's."""
 
 import dataclasses
-import functools
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import tokenizers
 
 from cpt_jax.errors import UserError
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.files import Files
 from cpt_jax.model.families.known import family_of
+from cpt_jax.model.families.llama2c import LLAMA2C, Llama2cFile, llama2c_file
+from cpt_jax.pretrained_tokenizer import OwnTokenizer, open_tokenizer, read_json
 from cpt_jax.tokenizer import Side
 
 # sentence-transformers' names of the poolings that we have: the flag of each before its version 5.4, its name since.
@@ -27,38 +23,10 @@ _LEGACY_FLAGS = {
     'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
     'pooling_mode_weightedmean_tokens': 'weightedmean',
 }
+# The poolings of --pooling, by their names here.
+_CHOSEN = {'eos': 'eos', 'last': 'eos', 'mean': 'mean', 'cls': 'first'}
 # In `prompts` of config_sentence_transformers.json, the first that is there; `passage` is E5's word.
 _PROMPTS: dict[Side, tuple[str, ...]] = {'x': ('query',), 'y': ('document', 'passage')}
-
-
-class OwnTokenizer:
-    """A pretrained model's own tokenizer: its special tokens around each text, its prompt before it.
-
-    Attributes:
-      vocab_size: number of ids.
-      prompts: what stands before the texts of each side.
-    """
-
-    def __init__(self, data: bytes, prompts: Mapping[Side, str], lower: bool = False):
-        self._data, self._lower, self.prompts = data, lower, dict(prompts)
-        self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
-        self._tokenizer.no_padding()
-        self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Hex digits that differ when any text could get other ids."""
-        return hashlib.blake2b(self._data + repr((self.prompts, self._lower)).encode(), digest_size=16).hexdigest()
-
-    def describe(self) -> dict[str, Any]:
-        """What stands around a text, for results."""
-        return {'prompts': self.prompts, 'special_tokens': "the tokenizer's own"}
-
-    def encode(self, texts: Sequence[str], side: Side, max_tokens: int) -> list[np.ndarray]:
-        """Ids of each text with its prompt, cut so that the special tokens fit: at most `max_tokens`, int32."""
-        self._tokenizer.enable_truncation(max_tokens)
-        prompted = [self.prompts[side] + (text.lower() if self._lower else text) for text in texts]
-        return [np.array(e.ids, np.int32) for e in self._tokenizer.encode_batch_fast(prompted)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +38,7 @@ class Pretrained:
       family: its kind of transformer.
       shape: arguments of Shape, its pooling among them.
       rows: of its vocabulary's table.
+      tokenizer: with its special tokens and prompts, for embedding; a run that starts from it has `tokenizer.file` between delimiters.
       max_tokens: of a text, special tokens included.
     """
 
@@ -86,19 +55,28 @@ class Pretrained:
 def is_pretrained(reference: str) -> bool:
     """Whether a model reference is such a directory; a run has a config.json too, and data.json beside it."""
     directory = Path(reference)
-    return bool(reference) and (directory / 'config.json').is_file() and not (directory / 'data.json').is_file()
+    if not reference or (directory / 'data.json').is_file():
+        return False
+    return (directory / 'config.json').is_file() or llama2c_file(directory) is not None
 
 
-def open_pretrained(reference: str) -> Pretrained:
+def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     """Reads all of a directory but the weights.
 
+    Args:
+      reference: the directory.
+      pooling: 'eos' or 'last' (the state at a text's last token), 'mean' or 'cls' (at its first) for a directory that says none;
+        '': its family's: 'mean' for BERT, 'last' for decoders.
+
     Raises:
-      UserError: it is damaged, or needs something that we do not have.
+      UserError: it is damaged, or needs something that we do not have; or it says its pooling, and another is asked for.
     """
     directory = Path(reference).absolute()
-    config = _read(directory / 'config.json')
+    path = None if (directory / 'config.json').is_file() else llama2c_file(directory)
+    legacy = Llama2cFile(path) if path else None
+    config = legacy.config if legacy else read_json(directory / 'config.json')
     try:
-        family = family_of(config)
+        family = LLAMA2C if legacy else family_of(config)
         shape = family.shape(config)
     except KeyError as error:
         raise UserError(f'{directory}/config.json: has no {error.args[0]!r}') from None
@@ -106,53 +84,41 @@ def open_pretrained(reference: str) -> Pretrained:
         raise UserError(f'{directory}/{error}') from None
     if config.get('is_causal') is False or config.get('use_bidirectional_attention'):  # transformers' key, and that of other readers
         shape |= {'causal': False}
-    shape |= {'pooling': _pooling(directory, shape.get('pooling', 'eos'))}
-    rows, sentence = int(config['vocab_size']), _read(directory / 'sentence_bert_config.json', optional=True)
-    tokenizer = _tokenizer(directory, bool(sentence.get('do_lower_case', False)))
+    shape |= {'pooling': _pooling(directory, shape.get('pooling', 'eos'), pooling)}
+    shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
+    rows, sentence = int(config['vocab_size']), read_json(directory / 'sentence_bert_config.json', optional=True)
+    tokenizer = open_tokenizer(directory, config, _prompts(directory), bool(sentence.get('do_lower_case', False)))
     if tokenizer.vocab_size > rows:
-        raise UserError(f'{directory}: tokenizer.json has {tokenizer.vocab_size} ids, and the embedding {rows} rows')
-    own = _read(directory / 'tokenizer_config.json', optional=True)
+        raise UserError(f'{directory}: {tokenizer.source} has {tokenizer.vocab_size} ids, and the embedding {rows} rows')
+    own = read_json(directory / 'tokenizer_config.json', optional=True)
     limits = [sentence.get('max_seq_length'), own.get('model_max_length'), shape['max_length']]
-    return Pretrained(directory, config, family, Files(directory), shape, rows, tokenizer, int(min(limit for limit in limits if limit)))
+    longest = int(min(limit for limit in limits if limit))
+    return Pretrained(directory, config, family, legacy or Files(directory), shape, rows, tokenizer, longest)
 
 
-def _pooling(directory: Path, default: str) -> str:
-    """What modules.json says; `default` in a directory without one."""
+def _pooling(directory: Path, default: str, chosen: str) -> str:
+    """What modules.json says; in a directory without one what is chosen, or else `default`."""
+    if chosen and chosen not in _CHOSEN:
+        raise UserError(f'--pooling {chosen}: choose one of {", ".join(_CHOSEN)}')
     if not (directory / 'modules.json').is_file():
-        return default
-    modules = {module['type'].rpartition('.')[2]: module for module in _read(directory / 'modules.json')}
+        return _CHOSEN[chosen] if chosen else default
+    if chosen:
+        raise UserError(f'--pooling {chosen}: {directory}/modules.json says the pooling of this model; leave the flag out')
+    modules = {module['type'].rpartition('.')[2]: module for module in read_json(directory / 'modules.json')}
     other = modules.keys() - {'Transformer', 'Pooling', 'Normalize'}
     if other or 'Pooling' not in modules:
         raise UserError(f'{directory}/modules.json: a transformer, a pooling and a normalisation are expected, not {", ".join(modules)}')
     path = directory / modules['Pooling']['path'] / 'config.json'
-    pooling = _read(path)
+    pooling = read_json(path)
     modes = [mode for flag, mode in _LEGACY_FLAGS.items() if pooling.get(flag)] or [pooling.get('pooling_mode')]
     if len(modes) > 1 or modes[0] not in _POOLINGS:
         raise UserError(f'{path}: pooling {modes} is not supported; known are one of {", ".join(_POOLINGS)}')
     return _POOLINGS[modes[0]]
 
 
-def _tokenizer(directory: Path, lower: bool) -> OwnTokenizer:
-    path = directory / 'tokenizer.json'
-    if not path.is_file():
-        raise UserError(f'{directory}: holds no tokenizer.json; `AutoTokenizer.from_pretrained(...).save_pretrained(...)` writes one')
-    given = _read(directory / 'config_sentence_transformers.json', optional=True)
+def _prompts(directory: Path) -> dict[Side, str]:
+    """What stands before the texts of each side, where sentence-transformers wrote any."""
+    given = read_json(directory / 'config_sentence_transformers.json', optional=True)
     prompts = given.get('prompts') or {}
     default = prompts.get(given.get('default_prompt_name') or '', '')
-    by_side = {side: next((prompts[name] for name in names if prompts.get(name) is not None), default) for side, names in _PROMPTS.items()}
-    try:
-        return OwnTokenizer(path.read_bytes(), by_side, lower)
-    except Exception as error:  # the library raises bare exceptions
-        raise UserError(f'{path}: cannot be read: {str(error).splitlines()[0]}') from None
-
-
-def _read(path: Path, optional: bool = False) -> Any:
-    """The content of a JSON file; {} of one that is not there and need not be."""
-    if optional and not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text('utf-8'))
-    except FileNotFoundError:
-        raise UserError(f'{path}: is missing') from None
-    except ValueError as error:
-        raise UserError(f'{path}: not JSON ({error})') from None
+    return {side: next((prompts[name] for name in names if prompts.get(name) is not None), default) for side, names in _PROMPTS.items()}

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 _MODEL = flags.DEFINE_string('model', None, 'A model reference: a run, run@step, or the directory of a pretrained model.', required=True)
 _INPUT = flags.DEFINE_string('input', None, 'The file of texts: .jsonl or .txt, or packed (.jsonl.gz, .txt.gz).', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required=True)
+_POOLING = flags.DEFINE_enum(
+    'pooling',
+    None,
+    ['eos', 'last', 'mean', 'cls'],
+    'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.',
+)
 _SIDE = flags.DEFINE_enum('side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.')
 _FIELD = flags.DEFINE_string('field', '', "The field of a row that holds the text, such as code; by default title + ' ' + text.")
 _SHARD_SIZE = flags.DEFINE_integer('shard_size', 20_000, 'Vectors of a file; a program that is killed loses one.', lower_bound=1)
@@ -62,7 +68,7 @@ def _embed() -> None:
 
     if '://' in _OUTPUT.value:
         raise UserError(f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
-    embedder = load_embedder(_MODEL.value)
+    embedder = load_embedder(_MODEL.value, pooling=_POOLING.value or '')
     corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
     meta = Meta(
         model=embedder.model_name,

@@ -25,6 +25,12 @@ from cpt_jax.evals.task import Task
 from cpt_jax.program import run_program, use_compilation_cache
 
 MODEL = flags.DEFINE_string('model', None, 'A model reference: a run, run@step, or the directory of a pretrained model.', required=True)
+POOLING = flags.DEFINE_enum(
+    'pooling',
+    None,
+    ['eos', 'last', 'mean', 'cls'],
+    'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.',
+)
 TASKS = flags.DEFINE_list(
     'tasks', ['codesearch/python_source'], "Tasks, with commas between them; globs such as 'retrieval/*' select many."
 )
@@ -49,7 +55,7 @@ def main() -> None:
 
     use_compilation_cache()
     _tasks([])  # a wrong name is told before the model is loaded
-    embedder = load_embedder(MODEL.value)
+    embedder = load_embedder(MODEL.value, pooling=POOLING.value or '')
     sections = [section for section in embedder.settings['trained_on'].values() if section['kind'] == 'python_source']
     tasks = _tasks([{key: value for key, value in section.items() if key not in ('kind', 'weight')} for section in sections])
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')

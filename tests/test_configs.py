@@ -30,7 +30,7 @@ FILES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init
 # What comes with a pretrained family (model/families) and is not a config's to choose.
 OF_FAMILIES = (
     'pooling', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs', 'norm_place', 'parallel', 'qkv_bias',
-    'out_bias', 'query_key_norm', 'final_norm', 'embedding_norm', 'embedding_width', 'token_types',
+    'out_bias', 'query_key_norm', 'final_norm', 'embedding_norm', 'embedding_width', 'token_types', 'tied',
 )  # fmt: skip
 BUILDERS = {
     'data': (Data, ()),

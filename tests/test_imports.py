@@ -28,8 +28,9 @@ BELOW = {
     'data': {'errors', 'atomic', 'config', 'mesh', 'tokenizer'},
     'checkpoint': {'errors', 'config', 'tokenizer'},
     'program': {'allocator', 'errors', 'data'},
-    'pretrained': {'errors', 'model', 'tokenizer'},
-    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained'},
+    'pretrained_tokenizer': {'errors', 'tokenizer'},
+    'pretrained': {'errors', 'model', 'tokenizer', 'pretrained_tokenizer'},
+    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained', 'pretrained_tokenizer'},
     'vectors': {'errors', 'atomic'},
     'evals': {'errors', 'data'},  # a model is a function from texts to vectors
 }
@@ -93,7 +94,7 @@ def test_a_config_is_known_where_a_run_begins_alone():
 def test_reading_texts_needs_no_jax():
     """So that a program that prepares data starts at once, in as many processes as it likes."""
     names = {path.stem for path in (ROOT / 'cpt_jax/data').glob('[a-z]*.py')} - {'batch', 'mixture', 'tfds_pairs'}
-    modules = ['cpt_jax.tokenizer', 'cpt_jax.config', *(f'cpt_jax.data.{name}' for name in sorted(names))]
+    modules = ['cpt_jax.tokenizer', 'cpt_jax.pretrained_tokenizer', 'cpt_jax.config', *(f'cpt_jax.data.{name}' for name in sorted(names))]
     code = f'import sys, importlib; [importlib.import_module(name) for name in {modules}]; sys.exit("jax" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 

@@ -140,6 +140,58 @@ def test_a_plain_directory_is_pooled_as_its_family_is(tmp_path):
         np.testing.assert_allclose(load_embedder(str(folder))(['list file parser'], 'x')[0], vector / np.linalg.norm(vector), atol=1e-5)
 
 
+@pytest.mark.parametrize(('kind', 'poolings'), [('bert', ('last', 'cls')), ('qwen3', ('eos', 'mean'))])
+def test_a_plain_directory_is_pooled_as_it_is_told(tmp_path, kind, poolings):
+    folder = str(make(tmp_path, kind, 'mean').with_name('plain'))
+    (ids,) = open_pretrained(folder).tokenizer.encode(['list file parser'], 'x', 40)
+    with torch.no_grad():
+        states = (
+            transformers.AutoModel.from_pretrained(folder).eval()(torch.tensor(ids[None].astype(np.int64))).last_hidden_state[0].numpy()
+        )
+    right = {'last': states[-1], 'eos': states[-1], 'mean': states.mean(0), 'cls': states[0]}
+    for pooling in poolings:
+        vector = right[pooling]
+        embed = load_embedder(folder, pooling)
+        np.testing.assert_allclose(embed(['list file parser'], 'x')[0], vector / np.linalg.norm(vector), atol=1e-5)
+        assert ('mean of' in embed.settings['pooling']) == (pooling == 'mean')
+        assert ('first token' in embed.settings['pooling']) == (pooling == 'cls')
+
+
+def test_a_pooling_that_is_not_for_the_flag_to_say_is_refused(whole, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r'--pooling mean: .*whole/modules\.json says the pooling of this model; leave the flag out'):
+        load_embedder(str(whole), pooling='mean')
+    with pytest.raises(UserError, match='--pooling max: choose one of eos, last, mean, cls'):
+        load_embedder(str(whole.with_name('plain')), 'max')
+    monkeypatch.setattr('cpt_jax.checkpoint.find', lambda reference, flag: (tmp_path, 1))
+    with pytest.raises(UserError, match='--pooling mean: runs/mine is a run, whose config says its pooling; leave the flag out'):
+        load_embedder('runs/mine', 'mean')
+
+
+@pytest.mark.parametrize('program', ['evaluate', 'embed'])
+def test_the_programs_take_a_pooling(whole, tmp_path, program):
+    """And say it in what they write."""
+    (tmp_path / 'texts.txt').write_text('list file\nparser\n')
+    how = {
+        'embed': ['--input', 'texts.txt', '--output', 'out'],
+        'evaluate': ['--tasks', 'codesearch/x', '--data_dir', '.', '--output', 'out'],
+    }
+    rows = [{'docstring': text, 'code': f'def {text.replace(" ", "_")}()'} for text in dict.fromkeys(sentences(8))]
+    (tmp_path / 'codesearch').mkdir()
+    (tmp_path / 'codesearch' / 'x.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    model = ['--model', str(whole.with_name('plain')), '--pooling', 'cls']
+    command = [
+        sys.executable,
+        str(ROOT / f'launch/{program}.py'),
+        *model,
+        *how[program],
+        *(['--candidates=4'] if program == 'evaluate' else []),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / 'out' / {'embed': 'meta.json', 'evaluate': 'results.json'}[program]).read_text())
+    assert written['settings']['pooling'] == 'state at the first token, after the final norm'
+
+
 def test_what_is_no_such_directory(tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(UserError, match='model_type=None is not supported'):

@@ -9,7 +9,7 @@ import base64
 import json
 from typing import Any, NamedTuple
 
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cpt_jax.tokenizer import DELIMITERS, SPACE, SPACES_DROPPED, Side, Tokenizer
 
@@ -100,7 +100,7 @@ def _of_sentencepiece(data: bytes) -> Json:
     ("a aa", "aa a"), sentencepiece takes the left one, and a list of merges that which stands first in it; likewise for paths of a
     unigram model that have one score.
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+    proto = ModelProto.FromString(data)
     drops = any(piece.piece == SPACES_DROPPED for piece in proto.pieces)
     inner = any(SPACE in piece.piece[1:] for piece in proto.pieces)
     at_spaces = {'pattern': {'String': SPACE}, 'behavior': 'Removed' if drops else 'MergedWithNext', 'invert': False}
@@ -129,7 +129,7 @@ _DECODER = {
 }
 
 
-def _normalizer(proto: sentencepiece_model_pb2.ModelProto) -> Json:
+def _normalizer(proto: ModelProto) -> Json:
     spec, steps = proto.normalizer_spec, [_STRIP]
     if spec.precompiled_charsmap:
         rules = {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(spec.precompiled_charsmap).decode()}
@@ -149,7 +149,7 @@ def _sequence(*steps: Json | None) -> Json:
     return {'type': 'Sequence', 'normalizers': [step for step in steps if step]}
 
 
-def _bpe(proto: sentencepiece_model_pb2.ModelProto) -> Json:
+def _bpe(proto: ModelProto) -> Json:
     """Every way to make a piece of two others is a merge; the better piece's come first."""
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
     made = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
@@ -173,7 +173,7 @@ def _bpe(proto: sentencepiece_model_pb2.ModelProto) -> Json:
     }
 
 
-def _unigram(proto: sentencepiece_model_pb2.ModelProto) -> Json:
+def _unigram(proto: ModelProto) -> Json:
     """Bytes and control pieces are no part of a text's paths, though "<0x0A>" may stand in it."""
     scored = [[piece.piece, piece.score if piece.type in (piece.NORMAL, piece.USER_DEFINED) else _LOW] for piece in proto.pieces]
     return {'type': 'Unigram', 'unk_id': proto.trainer_spec.unk_id, 'vocab': scored, 'byte_fallback': proto.trainer_spec.byte_fallback}

@@ -42,6 +42,8 @@ def config_json(shape: Shape, pretrained: Mapping[str, Any] | None, dtype: str) 
     kind = own['model_type']
     if not shape.causal and kind in _ALWAYS_CAUSAL:
         raise UserError(f'--model: transformers has no {kind} in which every token sees its whole text; it cannot be exported')
+    if shape.rotary_pairs == 'neighbours' and kind == 'llama':
+        raise UserError('--model: it started from a model of llama2.c, whose rotary positions turn other units than those of transformers')
     family = family_of(own)
     config = own | {
         'architectures': [family.model_types[kind]],
@@ -60,8 +62,8 @@ def config_json(shape: Shape, pretrained: Mapping[str, Any] | None, dtype: str) 
     return family, config
 
 
-# Of a Shape: how it is trained and computed, which no config.json tells of.
-_HOW = ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'pooling')
+# Of a Shape: how it is trained and computed, which no config.json tells of, and an output head, of which an export has none.
+_HOW = ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'pooling', 'tied')
 
 
 def _config_from_scratch(shape: Shape) -> dict[str, Any]:

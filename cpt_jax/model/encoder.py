@@ -230,29 +230,36 @@ class Encoder(nnx.Module):
           float32[B, T, D]: the last layer's state at the closing delimiter, after the final norm (or as `shape.pooling` says). The layer's
           second half is computed for these positions alone.
         """
+        if self.shape.pooling == 'mean':
+            return mean_of_texts(self.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS), segments_RxS, eos_BxT)
         attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
-        x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
-        x_RxSxD = self._layers_but_last(x_RxSxD, attend, positions_RxS, keys_RxS)
-        number = self.shape.layers - 1
+        x_RxSxD = self._layers_but_last(tokens_RxS, attend, positions_RxS, keys_RxS)
         places_BxT = eos_BxT - pick(positions_RxS, eos_BxT) if self.shape.pooling == 'first' else eos_BxT
         keys_BxT = None if keys_RxS is None else pick(keys_RxS, places_BxT)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            if self.shape.pooling == 'mean':
-                return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS), keys_RxS, number)
             if self.shape.attention == 'blocks':  # the rows gathered for each text are cheap on a CPU alone
                 h_RxSxD = block.before_attention(x_RxSxD)
                 a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, places_BxT)
             else:
                 a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS), places_BxT)
-            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, keys_BxT, number)
+            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, keys_BxT, self.shape.layers - 1)
 
-        h = last_layer(self.last, x_RxSxD)  # [B, T, D], or [R, S, D] where all states count
-        h = self.final_norm(h) if self.shape.final_norm else h
-        if self.shape.embedding_width != self.shape.width:
-            h = jnp.einsum('...d,de->...e', h, gathered(self.project_out, h.dtype, None, None), out_sharding=P(BATCH))
-        return mean_of_texts(h, segments_RxS, eos_BxT) if self.shape.pooling == 'mean' else h.astype(jnp.float32)
+        return self._leave(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
+
+    def all_states(
+        self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None = None
+    ) -> jax.Array:
+        """The state of every token, after the final norm: [R, S, D] in the compute dtype. Arguments as those of `states`."""
+        attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
+        x_RxSxD = self._layers_but_last(tokens_RxS, attend, positions_RxS, keys_RxS)
+
+        @self._remat
+        def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
+            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS), keys_RxS, self.shape.layers - 1)
+
+        return self._leave(last_layer(self.last, x_RxSxD))
 
     def _embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
         shape, dtype = self.shape, self.shape.compute_dtype
@@ -266,7 +273,15 @@ class Encoder(nnx.Module):
             x_RxSxD = x_RxSxD + table.at[shape.position_offset + positions_RxS].get(out_sharding=P(BATCH))
         return self.embedding_norm(x_RxSxD) if shape.embedding_norm else x_RxSxD
 
-    def _layers_but_last(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None) -> jax.Array:
+    def _leave(self, h: jax.Array) -> jax.Array:
+        """What the last layer made [.., .., D] -> states."""
+        h = self.final_norm(h) if self.shape.final_norm else h
+        if self.shape.embedding_width == self.shape.width:
+            return h
+        return jnp.einsum('...d,de->...e', h, gathered(self.project_out, h.dtype, None, None), out_sharding=P(BATCH))
+
+    def _layers_but_last(self, tokens_RxS: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None) -> jax.Array:
+        x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
         if self.shape.layers == 1:
             return x_RxSxD
 

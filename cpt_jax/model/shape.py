@@ -49,6 +49,7 @@ class Shape:
       embedding_norm: one over the sum of all embeddings (BERT).
       embedding_width: of tokens' embeddings and of the vectors, where a matrix at each end leads to the width (OPT 350m); 0: the width.
       token_types: rows of a table whose first is added to every token (BERT's segments).
+      tied: the scores of the next token come from the token table; False: from a matrix of its own, which is not loaded.
     """
 
     vocab_size: int
@@ -86,6 +87,7 @@ class Shape:
     embedding_norm: bool = False
     embedding_width: int = 0
     token_types: int = 0
+    tied: bool = True
 
     def __post_init__(self):
         for key, known in _CHOICES.items():

@@ -23,7 +23,7 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh, on_mesh
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
-from cpt_jax.tokenizer import DELIMITERS, Tokenizer, load_tokenizer, train_tokenizer
+from cpt_jax.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_file, train_tokenizer
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
 
@@ -207,9 +207,9 @@ def with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not is_pretrained(config['init_from']):
         return config
     chosen, found = config['model'], open_pretrained(config['init_from'])
-    kept = {key: chosen[key] for key in ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop')}
+    kept = {key: chosen[key] for key in ('dropout', 'remat', 'attention', 'dtype', 'layer_loop')}
     model = found.shape | kept | {'pooling': 'eos', 'causal': found.shape.get('causal', True) and chosen['causal']}
-    ids = found.tokenizer.vocab_size + len(DELIMITERS)
+    ids = tokenizer_from_file(*found.tokenizer.file).vocab_size
     return {**config, 'model': model, 'tokenizer': {**config['tokenizer'], 'vocab_size': ids}}
 
 
@@ -231,7 +231,7 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, chec
     if not before and is_pretrained(config['init_from']):
         if path:
             raise UserError(f'tokenizer.path={path}: a run from init_from={config["init_from"]} has the tokenizer of that model')
-        return load_tokenizer(config['init_from'], closing)
+        return tokenizer_from_file(*open_pretrained(config['init_from']).tokenizer.file, closing)
     if not before and not config['init_from']:
         if path:
             return load_tokenizer(path, closing)

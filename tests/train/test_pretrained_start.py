@@ -21,6 +21,7 @@ from cpt_jax.plan.lowering import lower
 from cpt_jax.program import load_config
 from cpt_jax.train import loop
 from tests.conftest import sentences
+from tests.test_pretrained_tokenizer import as_llama2c, trained_pieces
 
 SIZES = {'n_embd': 32, 'n_layer': 2, 'n_head': 4, 'n_positions': 48}
 
@@ -74,6 +75,25 @@ def test_a_run_starts_with_the_weights_the_ids_and_the_architecture(config_file,
     assert np.isfinite(embed(['list file', ''], 'x')).all()
     config['train']['steps'] = 3
     assert loop.train(config, tmp_path / 'run') == 0  # and goes on
+
+
+def test_a_run_starts_from_a_file_of_llama2c(config_file, tmp_path):
+    """With the pieces of its tokenizer.bin; every number of the file is a weight or a table of rotary positions."""
+    folder, random = tmp_path / 'stories', np.random.default_rng(0)
+    folder.mkdir()
+    header = {'width': 16, 'hidden': 24, 'layers': 2, 'heads': 4, 'kv_heads': 2, 'vocabulary': 340, 'length': 48}
+    numbers = 340 * 16 + 2 * (2 * 16 + 2 * 16 * 16 + 2 * 8 * 16 + 3 * 24 * 16) + 16 + 48 * 4
+    weights = (0.1 * random.normal(size=numbers)).astype(np.float32)
+    (folder / 'stories.bin').write_bytes(np.array(list(header.values()), np.int32).tobytes() + weights.tobytes())
+    (folder / 'tok340.bin').write_bytes(as_llama2c(trained_pieces()))
+    config = config_from(config_file, folder)
+    config['model']['init'] = 'gpt2'
+    assert loop.train(config, tmp_path / 'run') == 0
+    embed = load_embedder(str(tmp_path / 'run'))
+    shape = embed.encoder.shape
+    assert (shape.width, shape.layers, shape.vocab_size, shape.rotary_pairs, shape.tied) == (16, 2, 344, 'neighbours', True)
+    np.testing.assert_array_equal(np.asarray(embed.encoder.token_embedding[...])[:340], weights[: 340 * 16].reshape(340, 16))
+    assert np.isfinite(embed(['list file', ''], 'x')).all()
 
 
 def test_a_causal_model_may_train_to_see_the_whole_text(config_file, pretrained, tmp_path):

@@ -21,6 +21,7 @@ class Family:
       shape: config.json -> arguments of Shape, without the vocabulary's.
       outer, layer: all tensors of the encoder, and of each layer.
       passed_over: names that a file may have and that no vector depends on: heads, buffers of old versions.
+      tied: whether the output head is the token table where config.json has no `tie_word_embeddings`.
     """
 
     model_types: Mapping[str, str]
@@ -29,6 +30,7 @@ class Family:
     outer: Callable[[Shape], list[Tensor]]
     layer: Callable[[Shape], list[Tensor]]
     passed_over: tuple[str, ...] = ()
+    tied: bool = False
 
 
 def choose(config: Config, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:

@@ -53,6 +53,5 @@ def _layer(shape: Shape) -> list[Tensor]:
     ]
 
 
-GPT2 = Family(
-    {'gpt2': 'GPT2Model'}, ('', 'transformer.'), _shape, _outer, _layer, ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
-)
+_PASSED_OVER = ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
+GPT2 = Family({'gpt2': 'GPT2Model'}, ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER, tied=True)

@@ -48,4 +48,4 @@ def _layer(shape: Shape) -> list[Tensor]:
     ]
 
 
-OPT = Family({'opt': 'OPTModel'}, ('', 'model.'), _shape, _outer, _layer, ('lm_head.weight',))
+OPT = Family({'opt': 'OPTModel'}, ('', 'model.'), _shape, _outer, _layer, ('lm_head.weight',), tied=True)
