@@ -17,7 +17,8 @@ from tqdm import tqdm
 from cpt_jax import checkpoint
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh
-from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.dense import Dense, load_dense
+from cpt_jax.model.encoder import Encoder, unit
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
@@ -64,6 +65,7 @@ class Embedder:
       model_name: `run@step`, by the name of the run's directory; of a pretrained model, the directory's name.
       settings: all that its vectors depend on, and where its parameters come from.
       workdir: of the run that it comes from; None where it does not.
+      width: of its vectors.
       tokens, columns: of the texts embedded so far, and what was computed for them, padding included.
     """
 
@@ -84,8 +86,11 @@ class Embedder:
         model_name: str = '',
         workdir: Path | None = None,
         origin: Mapping[str, Any] | None = None,
+        dense: Sequence[Dense] = (),
     ):
         self.encoder, self.model_name, self.workdir = encoder, model_name, workdir
+        self.width = len(dense[-1].weight_ExD) if dense else encoder.shape.embedding_width
+        self._dense = tuple(dense)
         self.tokens = self.columns = 0
         self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
         self._encode = jax.jit(_encode)
@@ -108,7 +113,7 @@ class Embedder:
           progress: a word for a progress bar; none without.
           between: called after each batch of texts; what it raises ends it.
         """
-        nothing_0xD = np.zeros((0, self.encoder.shape.embedding_width), np.float32)
+        nothing_0xD = np.zeros((0, self.width), np.float32)
         return np.concatenate([nothing_0xD, *self.stream(texts, side, progress, len(texts), between)])
 
     def stream(
@@ -134,7 +139,7 @@ class Embedder:
         """Starts batch after batch; devices compute them while the caller does something else."""
         for tokens in self._windows(texts, side):
             lengths_N = np.array([len(text) for text in tokens])
-            window_NxD = np.empty((len(tokens), self.encoder.shape.embedding_width), np.float32)
+            window_NxD = np.empty((len(tokens), self.width), np.float32)
             left = len(tokens)
             for places, rows, row_length in self._batches(lengths_N):
                 left -= len(places)
@@ -188,15 +193,18 @@ class Embedder:
         sharding = batch_sharding(self._mesh)
         on_device = [jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for array in (tokens_RxS, eos_Rx1)]
         with jax.set_mesh(self._mesh):
-            return self._encode(self.encoder, *on_device)
+            return self._encode(self.encoder, self._dense, *on_device)
 
 
-def _encode(encoder: Encoder, tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
+def _encode(encoder: Encoder, dense: Sequence[Dense], tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
     """float32[R, D] on every device, for rows of one text each: each process gets all vectors."""
     row_length = tokens_RxS.shape[1]
     positions_RxS = jnp.zeros_like(tokens_RxS) + jnp.arange(row_length)[None]
     segments_RxS = jnp.where(positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0)
-    return jax.reshard(encoder(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)[:, 0], P())
+    e_Rx1xD = encoder.states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
+    for layer in dense:
+        e_Rx1xD = layer(e_Rx1xD)
+    return jax.reshard(unit(e_Rx1xD)[:, 0], P())
 
 
 def _late(items: Iterator[T], count: int) -> Iterator[T]:
@@ -252,6 +260,8 @@ def _load_pretrained(reference: str, pooling: str, dtype: str, max_tokens: int) 
     mesh = make_mesh()
     shape = Shape(vocab_size=found.rows, dtype=dtype, **found.shape).on(mesh.devices.flat[0].platform)
     encoder = load_encoder(found.family, found.files, shape, mesh)
+    dense = load_dense(found.dense, shape.embedding_width, mesh)
+    origin = {'trained_on': {}} | ({'dense': [list(layer.weight_ExD.shape[::-1]) for layer in dense]} if dense else {})
     longest = max_tokens or found.max_tokens
     limits: dict[Side, int] = {'x': longest, 'y': longest}
-    return Embedder(encoder, found.tokenizer, mesh, limits, found.directory.name, origin={'trained_on': {}})
+    return Embedder(encoder, found.tokenizer, mesh, limits, found.directory.name, origin=origin, dense=dense)

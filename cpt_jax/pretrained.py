@@ -40,6 +40,7 @@ class Pretrained:
       rows: of its vocabulary's table.
       tokenizer: with its special tokens and prompts, for embedding; a run that starts from it has `tokenizer.file` between delimiters.
       max_tokens: of a text, special tokens included.
+      dense: the config.json of each Dense module of sentence-transformers, by its folder, in turn.
     """
 
     directory: Path
@@ -50,6 +51,7 @@ class Pretrained:
     rows: int
     tokenizer: OwnTokenizer
     max_tokens: int
+    dense: Mapping[Path, Mapping[str, Any]]
 
 
 def is_pretrained(reference: str) -> bool:
@@ -93,7 +95,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     own = read_json(directory / 'tokenizer_config.json', optional=True)
     limits = [sentence.get('max_seq_length'), own.get('model_max_length'), shape['max_length']]
     longest = int(min(limit for limit in limits if limit))
-    return Pretrained(directory, config, family, legacy or Files(directory), shape, rows, tokenizer, longest)
+    return Pretrained(directory, config, family, legacy or Files(directory), shape, rows, tokenizer, longest, _dense(directory))
 
 
 def _pooling(directory: Path, default: str, chosen: str) -> str:
@@ -105,7 +107,7 @@ def _pooling(directory: Path, default: str, chosen: str) -> str:
     if chosen:
         raise UserError(f'--pooling {chosen}: {directory}/modules.json says the pooling of this model; leave the flag out')
     modules = {module['type'].rpartition('.')[2]: module for module in read_json(directory / 'modules.json')}
-    other = modules.keys() - {'Transformer', 'Pooling', 'Normalize'}
+    other = modules.keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
     if other or 'Pooling' not in modules:
         raise UserError(f'{directory}/modules.json: a transformer, a pooling and a normalisation are expected, not {", ".join(modules)}')
     path = directory / modules['Pooling']['path'] / 'config.json'
@@ -114,6 +116,19 @@ def _pooling(directory: Path, default: str, chosen: str) -> str:
     if len(modes) > 1 or modes[0] not in _POOLINGS:
         raise UserError(f'{path}: pooling {modes} is not supported; known are one of {", ".join(_POOLINGS)}')
     return _POOLINGS[modes[0]]
+
+
+def _dense(directory: Path) -> dict[Path, Mapping[str, Any]]:
+    """Of the Dense modules between pooling and normalisation that modules.json names."""
+    modules = read_json(directory / 'modules.json') if (directory / 'modules.json').is_file() else []
+    kinds = [module['type'].rpartition('.')[2] for module in modules]
+    if 'Dense' in kinds and (kinds[:2] != ['Transformer', 'Pooling'] or 'Normalize' in kinds[:-1]):
+        raise UserError(
+            f'{directory}/modules.json: a transformer, a pooling and a normalisation are expected, not {", ".join(kinds)}; Dense modules'
+            ' may stand before the last'
+        )
+    folders = [directory / module['path'] for module, kind in zip(modules, kinds, strict=True) if kind == 'Dense']
+    return {folder: read_json(folder / 'config.json') for folder in folders}
 
 
 def _prompts(directory: Path) -> dict[Side, str]:

@@ -77,7 +77,7 @@ def _embed() -> None:
         input=str(corpus.path),
         fingerprint=corpus.fingerprint,
         texts=len(corpus),
-        width=embedder.encoder.shape.embedding_width,
+        width=embedder.width,
         shard_size=_SHARD_SIZE.value,
     )
     everyones = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(corpus.fingerprint), np.int32)).reshape(-1, 4)

@@ -29,8 +29,10 @@ FILES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init
 # Whose keyword arguments a section is, and which of them are not the config's.
 # What comes with a pretrained family (model/families) and is not a config's to choose.
 OF_FAMILIES = (
-    'pooling', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs', 'norm_place', 'parallel', 'qkv_bias',
-    'out_bias', 'query_key_norm', 'final_norm', 'embedding_norm', 'embedding_width', 'token_types', 'tied',
+    'pooling', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs', 'norm_place', 'norm_bias',
+    'norm_from_one', 'first_norm', 'parallel', 'qkv_bias', 'out_bias', 'query_key_norm', 'attention_width', 'local_layers', 'window',
+    'local_rotary_base', 'local_rotary_scaling', 'final_norm', 'embedding_norm', 'embedding_width', 'embedding_scale', 'token_types',
+    'tied',
 )  # fmt: skip
 BUILDERS = {
     'data': (Data, ()),

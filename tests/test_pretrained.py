@@ -57,13 +57,17 @@ def gpt_tokenizer() -> tokenizers.Tokenizer:
 
 SIZES = {'hidden_size': 24, 'intermediate_size': 40, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'max_position_embeddings': 64}
 QWEN = SIZES | {'num_key_value_heads': 2, 'use_sliding_window': False}
+GEMMA = SIZES | {
+    'num_key_value_heads': 2, 'head_dim': 10, 'sliding_window': 9, 'sliding_window_pattern': 2, 'use_bidirectional_attention': True,
+}  # fmt: skip
 
 
-def make(folder: Path, kind: str, pooling: str, **more) -> Path:
-    """A directory as sentence-transformers writes it."""
+def make(folder: Path, kind: str, pooling: str, between=(), **more) -> Path:
+    """A directory as sentence-transformers writes it, with some modules before the normalisation."""
     name, sizes, tokenizer, pad = {
         'bert': ('Bert', SIZES, bert_tokenizer, '[PAD]'),
         'qwen3': ('Qwen3', QWEN, gpt_tokenizer, '<end>'),
+        'gemma3': ('Gemma3Text', GEMMA, gpt_tokenizer, '<end>'),
     }[kind]
     built = tokenizer()
     torch.manual_seed(0)
@@ -75,7 +79,7 @@ def make(folder: Path, kind: str, pooling: str, **more) -> Path:
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=built, pad_token=pad, model_max_length=40, padding_side='right')
     fast.save_pretrained(folder / 'plain')
     modules = sentence_transformers.sentence_transformer.modules
-    parts = [modules.Transformer(str(folder / 'plain'), max_seq_length=40), modules.Pooling(24, pooling), modules.Normalize()]
+    parts = [modules.Transformer(str(folder / 'plain'), max_seq_length=40), modules.Pooling(24, pooling), *between, modules.Normalize()]
     sentence_transformers.SentenceTransformer(modules=parts, device='cpu', **more).save(str(folder / 'whole'))
     return folder / 'whole'
 
@@ -151,7 +155,7 @@ def test_a_plain_directory_is_pooled_as_it_is_told(tmp_path, kind, poolings):
     right = {'last': states[-1], 'eos': states[-1], 'mean': states.mean(0), 'cls': states[0]}
     for pooling in poolings:
         vector = right[pooling]
-        embed = load_embedder(folder, pooling)
+        embed = load_embedder(folder, pooling=pooling)
         np.testing.assert_allclose(embed(['list file parser'], 'x')[0], vector / np.linalg.norm(vector), atol=1e-5)
         assert ('mean of' in embed.settings['pooling']) == (pooling == 'mean')
         assert ('first token' in embed.settings['pooling']) == (pooling == 'cls')
@@ -161,10 +165,10 @@ def test_a_pooling_that_is_not_for_the_flag_to_say_is_refused(whole, tmp_path, m
     with pytest.raises(UserError, match=r'--pooling mean: .*whole/modules\.json says the pooling of this model; leave the flag out'):
         load_embedder(str(whole), pooling='mean')
     with pytest.raises(UserError, match='--pooling max: choose one of eos, last, mean, cls'):
-        load_embedder(str(whole.with_name('plain')), 'max')
+        load_embedder(str(whole.with_name('plain')), pooling='max')
     monkeypatch.setattr('cpt_jax.checkpoint.find', lambda reference, flag: (tmp_path, 1))
     with pytest.raises(UserError, match='--pooling mean: runs/mine is a run, whose config says its pooling; leave the flag out'):
-        load_embedder('runs/mine', 'mean')
+        load_embedder('runs/mine', pooling='mean')
 
 
 @pytest.mark.parametrize('program', ['evaluate', 'embed'])

@@ -148,7 +148,7 @@ def _config(files: _Directory) -> Iterator[Defect]:
     if not files.positions:
         yield Defect('config.json: max_position_embeddings', 'is missing', TEI)
     causal_key, open_key = config.get('is_causal'), config.get('use_bidirectional_attention')
-    if None not in (causal_key, open_key) and causal_key == open_key:
+    if None not in (causal_key, open_key) and causal_key == open_key and files.kind != 'gemma3_text':
         said = f'is {causal_key}, and use_bidirectional_attention too: one must say the opposite'
         yield Defect('config.json: is_causal', said, f'{TRANSFORMERS}, {TEI}')
     dtypes = {config.get(key) for key in ('dtype', 'torch_dtype')} - {None}

@@ -52,14 +52,20 @@ def config_json(shape: Shape, pretrained: Mapping[str, Any] | None, dtype: str) 
         'dtype': dtype,
         'torch_dtype': dtype,
         'use_cache': False,
-        'is_causal': shape.causal,
-        'use_bidirectional_attention': not shape.causal,
+        **_sight(shape.causal, own),
     }
     again = Shape(vocab_size=shape.vocab_size, **family.shape(config) | {'causal': shape.causal})
     differing = [key for key in vars(again) if key not in _HOW and getattr(again, key) != getattr(shape, key)]
     if differing:
         raise AssertionError(f'config.json of {kind} tells of another {differing}')
     return family, config
+
+
+def _sight(causal: bool, own: Mapping[str, Any]) -> dict[str, bool]:
+    """Who sees whom, for transformers and for other readers. To Gemma 3 the second key says too that a window counts both sides."""
+    if own['model_type'] != 'gemma3_text':
+        return {'is_causal': causal, 'use_bidirectional_attention': not causal}
+    return {} if own.get('use_bidirectional_attention') else {'is_causal': causal, 'use_bidirectional_attention': False}
 
 
 # Of a Shape: how it is trained and computed, which no config.json tells of, and an output head, of which an export has none.

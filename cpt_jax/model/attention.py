@@ -18,10 +18,11 @@ BLOCK = 64  # queries: on CPUs four of them in a row of 256 take half the time o
 _LANES = 128  # of a TPU's vector registers: the kernel's blocks are multiples of it
 
 
-def attention_within(segments_RxS: jax.Array, causal: bool, form: str) -> Attend:
+def attention_within(segments_RxS: jax.Array, causal: bool, form: str, reach: int = 0, local: bool | jax.Array = False) -> Attend:
     """Softmax attention, in float32, of each position to those of its own text, and to no later one if causal.
 
-    Padding is segment 0 and sees padding only: its states are never read, and no row of the softmax is empty.
+    Padding is segment 0 and sees padding only: its states are never read, and no row of the softmax is empty. A text's tokens stand side by
+    side, so the distance of two is that of their columns, whatever shares the row.
 
     Args:
       segments_RxS: which text of its row a token belongs to.
@@ -29,38 +30,61 @@ def attention_within(segments_RxS: jax.Array, causal: bool, form: str) -> Attend
         TPUs, which holds a block of scores at a time and skips what a causal mask hides. 'cudnn' is NVIDIA's kernel: it reads the mask,
         one for all heads, and keeps no scores. For kernels, rows that are no multiple of 128 columns are masked. 'interpreted' is the
         kernel for TPUs step by step on any device, for tests.
+      reach: how many columns away a position of a local layer sees.
+      local: whether the layer is; a bool[] in a loop over layers of both kinds.
     """
-    length = segments_RxS.shape[1]
-    if form in ('masked', 'blocks') or length % _LANES:
-        return partial(masked, segments_RxS, causal, BLOCK if form == 'blocks' else length)
-    if form == 'cudnn':
-        return partial(fused, segment_mask(segments_RxS, causal))
-    return partial(splash, segments_RxS, causal, form == 'interpreted')
+    if form not in ('masked', 'blocks') and segments_RxS.shape[1] % _LANES:
+        form = 'masked'
+    if isinstance(local, bool):
+        return _of_reach(segments_RxS, causal, form, reach if local else None)
+    if form in ('masked', 'cudnn'):  # what they are given is a mask: one computation for both kinds
+        return _of_reach(segments_RxS, causal, form, jnp.where(local, reach, segments_RxS.shape[1]))
+    # The others skip what a window hides, so it is written into the program: two, of which a layer runs one.
+    near, full = (_of_reach(segments_RxS, causal, form, columns) for columns in (reach, None))
+    return lambda *qkv: jax.lax.cond(local, near, full, *qkv)
 
 
-def segment_mask(segments_RxS: jax.Array, causal: bool) -> jax.Array:
+def _of_reach(segments_RxS: jax.Array, causal: bool, form: str, reach: int | jax.Array | None) -> Attend:
+    if form in ('masked', 'blocks'):
+        return partial(masked, segments_RxS, causal, reach, BLOCK if form == 'blocks' else segments_RxS.shape[1])
+    if form == 'cudnn':  # its own windows are for causal attention without a mask: ours are in the mask
+        return partial(fused, segment_mask(segments_RxS, causal, reach))
+    return partial(splash, segments_RxS, causal, reach, form == 'interpreted')
+
+
+def segment_mask(segments_RxS: jax.Array, causal: bool, reach: int | jax.Array | None = None) -> jax.Array:
     """bool[R, S, S]: may the second position be seen from the first?"""
     mask_RxSxS = segments_RxS[:, :, None] == segments_RxS[:, None, :]
+    length = segments_RxS.shape[1]
     if causal:
-        length = segments_RxS.shape[1]
         mask_RxSxS &= jnp.tril(jnp.ones((length, length), bool))
+    if reach is not None:
+        columns = jnp.arange(length)
+        mask_RxSxS &= jnp.abs(columns[:, None] - columns) <= reach
     return mask_RxSxS
 
 
 def masked(
-    segments_RxS: jax.Array, causal: bool, block: int, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array
+    segments_RxS: jax.Array,
+    causal: bool,
+    reach: int | jax.Array | None,
+    block: int,
+    q_RxSxHxK: jax.Array,
+    k_RxSxGxK: jax.Array,
+    v_RxSxGxK: jax.Array,
 ) -> jax.Array:
-    """All scores of `block` queries at once. Where later positions are hidden, a block does without those behind its end."""
+    """All scores of `block` queries at once. A block does without positions that none of its queries sees, for their columns alone."""
     length = segments_RxS.shape[1]
-    mask_RxSxS = segment_mask(segments_RxS, causal)
+    mask_RxSxS = segment_mask(segments_RxS, causal, reach)
+    columns = reach if isinstance(reach, int) else length
     q_RxGxQxSxK = (split_heads(q_RxSxHxK, k_RxSxGxK.shape[2]) * q_RxSxHxK.shape[3] ** -0.5).transpose(0, 2, 3, 1, 4)
     k_RxGxSxK, v_RxGxSxK = k_RxSxGxK.swapaxes(1, 2), v_RxSxGxK.swapaxes(1, 2)
     parts = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        seen = stop if causal else length
-        mask_Rx1x1xsxt = mask_RxSxS[:, None, None, start:stop, :seen]
-        parts.append(_mix(mask_Rx1x1xsxt, q_RxGxQxSxK[:, :, :, start:stop], k_RxGxSxK[:, :, :seen], v_RxGxSxK[:, :, :seen]))
+        seen = slice(max(start - columns, 0), stop if causal else min(stop + columns, length))
+        mask_Rx1x1xsxt = mask_RxSxS[:, None, None, start:stop, seen]
+        parts.append(_mix(mask_Rx1x1xsxt, q_RxGxQxSxK[:, :, :, start:stop], k_RxGxSxK[:, :, seen], v_RxGxSxK[:, :, seen]))
     return merge_heads(jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4))
 
 
@@ -75,10 +99,13 @@ def _mix(mask: jax.Array, q_xGxQxSxK: jax.Array, k_xGxTxK: jax.Array, v_xGxTxK: 
     return (mixed_xGxQxSxK / weights_xGxQxSxT.sum(-1, keepdims=True)).astype(v_xGxTxK.dtype)
 
 
-def at_ends(segments_RxS: jax.Array, causal: bool, eos_BxT: jax.Array, q_BxTxHxK: jax.Array, *kv_RxSxGxK: jax.Array) -> jax.Array:
+def at_ends(
+    segments_RxS: jax.Array, causal: bool, reach: int | None, eos_BxT: jax.Array, q_BxTxHxK: jax.Array, *kv_RxSxGxK: jax.Array
+) -> jax.Array:
     """Attention for queries at the ends of texts alone, to whole rows of keys: [B, T, H, K]. Queries come scaled.
 
     Args:
+      reach: how many columns away they see; None: any.
       eos_BxT: where the texts end, as row * S + column within a device's rows.
       kv_RxSxGxK: keys and values, or one array that is both.
     """
@@ -91,6 +118,8 @@ def at_ends(segments_RxS: jax.Array, causal: bool, eos_BxT: jax.Array, q_BxTxHxK
         mask_BxTxS = segments_RxS[row_BxT] == segments_RxS.reshape(-1)[eos_BxT][..., None]
         if causal:
             mask_BxTxS &= jnp.arange(length) <= (eos_BxT % length)[..., None]
+        if reach is not None:
+            mask_BxTxS &= jnp.abs(jnp.arange(length) - (eos_BxT % length)[..., None]) <= reach
         kv_BxTxGxSxK = [array.swapaxes(1, 2)[row_BxT] for array in kv_RxSxGxK]
         q_BxTxGxQx1xK = q_BxTxHxK.reshape(pairs, texts, groups, heads // groups, 1, width)
         return _mix(mask_BxTxS[:, :, None, None, None], q_BxTxGxQx1xK, kv_BxTxGxSxK[0], kv_BxTxGxSxK[-1]).reshape(q_BxTxHxK.shape)
@@ -111,7 +140,13 @@ def fused(mask_RxSxS: jax.Array, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_R
 
 
 def splash(
-    segments_RxS: jax.Array, causal: bool, interpret: bool, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array
+    segments_RxS: jax.Array,
+    causal: bool,
+    reach: int | None,
+    interpret: bool,
+    q_RxSxHxK: jax.Array,
+    k_RxSxGxK: jax.Array,
+    v_RxSxGxK: jax.Array,
 ) -> jax.Array:
     """Block after block, on each device's own rows and heads."""
     length, width = q_RxSxHxK.shape[1], q_RxSxHxK.shape[3]
@@ -119,6 +154,8 @@ def splash(
     names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
     sizes = splash_kernel.BlockSizes(**{f'block_{name}': block for name in names})
     mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
+    if reach is not None:
+        mask = splash_mask.LocalMask((length, length), (reach, 0 if causal else reach), 0)
     heads = P(BATCH, None, 'tensor', None)
 
     # check_vma=False: the kernel does not say over which axes its results vary. What has a gradient is split over all axes.

@@ -26,10 +26,11 @@ REMAT = {
 class Norm(nnx.Module):
     """LayerNorm, or RMSNorm without a mean and a bias, in float32."""
 
-    def __init__(self, kind: str, epsilon: float, width: int, rngs: nnx.Rngs, *stack: tuple[int, None]):
-        self.kind, self.epsilon = kind, epsilon
-        self.scale = parameter(rngs, constant(1.0), *stack, (width, None))
-        if kind == 'layernorm':
+    def __init__(self, kind: str, shape: Shape, width: int, rngs: nnx.Rngs, *stack: tuple[int, None]):
+        self.kind, self.epsilon, self.from_one = kind, shape.norm_epsilon, shape.norm_from_one
+        self.biased = kind == 'layernorm' and shape.norm_bias
+        self.scale = parameter(rngs, constant(0.0 if self.from_one else 1.0), *stack, (width, None))
+        if self.biased:
             self.bias = parameter(rngs, constant(0.0), *stack, (width, None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,8 +39,9 @@ class Norm(nnx.Module):
         if self.kind == 'layernorm':
             h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + self.epsilon)
-        h = h * spread(self.scale, h)
-        return (h + spread(self.bias, h) if self.kind == 'layernorm' else h).astype(x.dtype)
+        scale = spread(self.scale, h)
+        h = h * (1 + scale.astype(jnp.float32) if self.from_one else scale)
+        return (h + spread(self.bias, h) if self.biased else h).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -61,24 +63,26 @@ class Attention(nnx.Module):
         if shape.out_bias:
             self.out_bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
         if shape.query_key_norm:
-            self.query_norm = Norm('rmsnorm', shape.norm_epsilon, shape.head_width, rngs, *stack)
-            self.key_norm = Norm('rmsnorm', shape.norm_epsilon, shape.head_width, rngs, *stack)
+            self.query_norm = Norm('rmsnorm', shape, shape.head_width, rngs, *stack)
+            self.key_norm = Norm('rmsnorm', shape, shape.head_width, rngs, *stack)
 
-    def mix(self, h_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array) -> jax.Array:
+    def mix(self, h_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, local: bool | jax.Array) -> jax.Array:
         """Each head's mixture of values: [R, S, H, K]."""
-        q_RxSxHxK, k_RxSxGxK = (self._compared(h_RxSxD, name, positions_RxS) for name in ('query', 'key'))
+        q_RxSxHxK, k_RxSxGxK = (self._compared(h_RxSxD, name, positions_RxS, local) for name in ('query', 'key'))
         return attend(q_RxSxHxK, k_RxSxGxK, self._project(h_RxSxD, 'value'))
 
-    def mix_at_ends(self, h_RxSxD: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+    def mix_at_ends(
+        self, h_RxSxD: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array, local: bool
+    ) -> jax.Array:
         """The same for the texts' ends alone: [B, T, H, K].
 
         q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: where nothing stands between, such as rotary positions, keys and values of all
         positions need not be made. A bias of all keys adds the same to all scores, and is left out.
         """
-        q_BxTxHxK = self._compared(pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT)) * self.shape.head_width**-0.5
-        attend = partial(at_ends, segments_RxS, self.shape.causal, eos_BxT)
+        q_BxTxHxK = self._compared(pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT), local) * self.shape.head_width**-0.5
+        attend = partial(at_ends, segments_RxS, self.shape.causal, self.shape.reach if local else None, eos_BxT)
         if not self.shape.folds_keys:
-            return attend(q_BxTxHxK, self._compared(h_RxSxD, 'key', positions_RxS), self._project(h_RxSxD, 'value'))
+            return attend(q_BxTxHxK, self._compared(h_RxSxD, 'key', positions_RxS, local), self._project(h_RxSxD, 'value'))
         groups = self.shape.kv_heads
         key_DxGxK, value_DxGxK = (gathered(weight, h_RxSxD.dtype, None, 'tensor', None) for weight in (self.key, self.value))
         q_BxTxGxQxD = self._by_group('btgqk,dgk->btgqd', split_heads(q_BxTxHxK, groups), key_DxGxK)
@@ -91,12 +95,14 @@ class Attention(nnx.Module):
     def _by_group(self, form: str, h_BxTxGxQx: jax.Array, weight_DxGxK: jax.Array) -> jax.Array:
         return jnp.einsum(form, h_BxTxGxQx, weight_DxGxK, out_sharding=P(BATCH, None, 'tensor', None, None))
 
-    def _compared(self, h_RxSxD: jax.Array, name: str, positions_RxS: jax.Array) -> jax.Array:
-        """Queries or keys as they are compared."""
-        projected_RxSxHxK = self._project(h_RxSxD, name)
-        if self.shape.query_key_norm:
+    def _compared(self, h_RxSxD: jax.Array, name: str, positions_RxS: jax.Array, local: bool | jax.Array) -> jax.Array:
+        """Queries or keys as they are compared: their product is then divided by the square root of the head's width."""
+        shape, projected_RxSxHxK = self.shape, self._project(h_RxSxD, name)
+        if shape.query_key_norm:
             projected_RxSxHxK = getattr(self, f'{name}_norm')(projected_RxSxHxK)
-        return rotate(projected_RxSxHxK, positions_RxS, self.shape) if self.shape.positions == 'rotary' else projected_RxSxHxK
+        if name == 'query' and shape.attention_width not in (0, shape.head_width):
+            projected_RxSxHxK = projected_RxSxHxK * (shape.head_width / shape.attention_width) ** 0.5
+        return rotate(projected_RxSxHxK, positions_RxS, shape, local) if shape.positions == 'rotary' else projected_RxSxHxK
 
     def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
         weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
@@ -110,19 +116,27 @@ class Attention(nnx.Module):
         return out + spread(self.out_bias, out).astype(out.dtype) if self.shape.out_bias else out
 
 
-# 'gelu' is GPT-2's form, the tanh approximation.
-ACTIVATIONS = {'gelu': jax.nn.gelu, 'gelu_exact': partial(jax.nn.gelu, approximate=False), 'relu': jax.nn.relu}
+# 'gelu' is GPT-2's form, the tanh approximation. That of a gated form is the gate's.
+_GELU_EXACT = partial(jax.nn.gelu, approximate=False)
+ACTIVATIONS = {
+    'gelu': jax.nn.gelu,
+    'gelu_exact': _GELU_EXACT,
+    'relu': jax.nn.relu,
+    'swiglu': jax.nn.silu,
+    'geglu': jax.nn.gelu,
+    'geglu_exact': _GELU_EXACT,
+}
 
 
 class FeedForward(nnx.Module):
-    """Two matrices around an activation, or SwiGLU's three (arXiv 2002.05202)."""
+    """Two matrices around an activation, or three of a gated form, such as SwiGLU (arXiv 2002.05202)."""
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
         self.shape = shape
         width, hidden = (shape.width, 'fsdp'), (shape.hidden, 'tensor')
         self.up = parameter(rngs, normal(0.02), *stack, width, hidden)
         self.down = parameter(rngs, normal(residual_std(shape)), *stack, hidden, width)
-        if shape.activation == 'swiglu':
+        if shape.gated:
             self.gate = parameter(rngs, normal(0.02), *stack, width, hidden)
         if shape.bias:
             self.up_bias = parameter(rngs, constant(0.0), *stack, hidden)
@@ -133,7 +147,8 @@ class FeedForward(nnx.Module):
         up = self._widen(h, self.up)
         if self.shape.bias:
             up = up + spread(self.up_bias, up).astype(up.dtype)
-        up = jax.nn.silu(self._widen(h, self.gate)) * up if self.shape.activation == 'swiglu' else ACTIVATIONS[self.shape.activation](up)
+        activation = ACTIVATIONS[self.shape.activation]
+        up = activation(self._widen(h, self.gate)) * up if self.shape.gated else activation(up)
         down = jnp.einsum('...f,fd->...d', up, gathered(self.down, up.dtype, 'tensor', None), out_sharding=P(BATCH))
         return down + spread(self.down_bias, down).astype(down.dtype) if self.shape.bias else down
 
@@ -147,19 +162,27 @@ class Block(nnx.Module):
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs, *stack: tuple[int, None]):
         self.shape = shape
-        self.attention_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs, *stack)
+        norm = partial(Norm, shape.norm, shape, shape.width, rngs, *stack)
+        self.attention_norm = norm()
         self.attention = Attention(shape, rngs, *stack)
         if shape.parallel != 'one norm':
-            self.feed_forward_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs, *stack)
+            self.feed_forward_norm = norm()
         self.feed_forward = FeedForward(shape, rngs, *stack)
+        if shape.norm_place == 'both':
+            self.attended_norm, self.fed_norm = norm(), norm()
 
-    def mix(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array) -> jax.Array:
+    def mix(
+        self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, layer: int | jax.Array, local: bool | jax.Array
+    ) -> jax.Array:
         """The half that looks at other positions."""
-        return self.attention.mix(self.before_attention(x_RxSxD), attend, positions_RxS)
+        return self.attention.mix(self.before_attention(x_RxSxD, layer), attend, positions_RxS, local)
 
-    def before_attention(self, x: jax.Array) -> jax.Array:
-        """What attention reads."""
-        return self.attention_norm(x) if self.shape.norm_place == 'before' else x
+    def before_attention(self, x: jax.Array, layer: int | jax.Array) -> jax.Array:
+        """What attention reads in layer number `layer`."""
+        if self.shape.norm_place == 'after':
+            return x
+        # A stack has as many norms as layers, and the first of this one is passed by.
+        return self.attention_norm(x) if self.shape.first_norm else jnp.where(layer == 0, x, self.attention_norm(x))
 
     def finish(self, x: jax.Array, a: jax.Array, keys: jax.Array | None, layer: int | jax.Array) -> jax.Array:
         """The half that works on each position alone.
@@ -169,13 +192,18 @@ class Block(nnx.Module):
           a: float[.., .., H, K], what `mix` made of it.
           keys: of the same tokens, for dropout in layer number `layer`; None: there is none.
         """
-        attended = x + dropout(self.attention.combine(a), keys, self.shape.dropout, 2 * layer + 1)
+        a = self.attention.combine(a)
+        if self.shape.norm_place == 'both':
+            a = self.attended_norm(a)
+        attended = x + dropout(a, keys, self.shape.dropout, 2 * layer + 1)
         if self.shape.norm_place == 'after':
             attended = self.attention_norm(attended)
             return self.feed_forward_norm(attended + dropout(self.feed_forward(attended), keys, self.shape.dropout, 2 * layer + 2))
         norm = self.attention_norm if self.shape.parallel == 'one norm' else self.feed_forward_norm
-        h = norm(attended if self.shape.parallel == 'no' else x)
-        return attended + dropout(self.feed_forward(h), keys, self.shape.dropout, 2 * layer + 2)
+        h = self.feed_forward(norm(attended if self.shape.parallel == 'no' else x))
+        if self.shape.norm_place == 'both':
+            h = self.fed_norm(h)
+        return attended + dropout(h, keys, self.shape.dropout, 2 * layer + 2)
 
 
 class Encoder(nnx.Module):
@@ -191,7 +219,7 @@ class Encoder(nnx.Module):
         if shape.token_types:
             self.type_embedding = parameter(rngs, normal(0.02), (shape.token_types, None), width)
         if shape.embedding_norm:
-            self.embedding_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs)
+            self.embedding_norm = Norm(shape.norm, shape, shape.width, rngs)
         if shape.embedding_width != shape.width:
             self.project_in = parameter(rngs, normal(0.02), (shape.embedding_width, None), width)
             self.project_out = parameter(rngs, normal(0.02), width, (shape.embedding_width, None))
@@ -200,12 +228,11 @@ class Encoder(nnx.Module):
             self.blocks = Block(shape, rngs, (shape.layers - 1, None))
         self.last = Block(shape, rngs)
         if shape.final_norm:
-            self.final_norm = Norm(shape.norm, shape.norm_epsilon, shape.width, rngs)
+            self.final_norm = Norm(shape.norm, shape, shape.width, rngs)
 
     def __call__(self, *rows: jax.Array | None) -> jax.Array:
         """float32[B, T, D]: `states` of the same arguments, made unit length."""
-        e_BxTxD = self.states(*rows)
-        return e_BxTxD * jax.lax.rsqrt(jnp.sum(e_BxTxD**2, -1, keepdims=True) + 1e-12)
+        return unit(self.states(*rows))
 
     def states(
         self,
@@ -232,19 +259,21 @@ class Encoder(nnx.Module):
         """
         if self.shape.pooling == 'mean':
             return mean_of_texts(self.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS), segments_RxS, eos_BxT)
-        attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
-        x_RxSxD = self._layers_but_last(tokens_RxS, attend, positions_RxS, keys_RxS)
+        x_RxSxD = self._layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+        number = self.shape.layers - 1
+        local = self.shape.local(number)
+        attend = self._attend(segments_RxS, local)
         places_BxT = eos_BxT - pick(positions_RxS, eos_BxT) if self.shape.pooling == 'first' else eos_BxT
         keys_BxT = None if keys_RxS is None else pick(keys_RxS, places_BxT)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             if self.shape.attention == 'blocks':  # the rows gathered for each text are cheap on a CPU alone
-                h_RxSxD = block.before_attention(x_RxSxD)
-                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, places_BxT)
+                h_RxSxD = block.before_attention(x_RxSxD, number)
+                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, places_BxT, local)
             else:
-                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS), places_BxT)
-            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, keys_BxT, self.shape.layers - 1)
+                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS, number, local), places_BxT)
+            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, keys_BxT, number)
 
         return self._leave(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
@@ -252,18 +281,25 @@ class Encoder(nnx.Module):
         self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None = None
     ) -> jax.Array:
         """The state of every token, after the final norm: [R, S, D] in the compute dtype. Arguments as those of `states`."""
-        attend = attention_within(segments_RxS, self.shape.causal, self.shape.attention)
-        x_RxSxD = self._layers_but_last(tokens_RxS, attend, positions_RxS, keys_RxS)
+        x_RxSxD = self._layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+        number = self.shape.layers - 1
+        local = self.shape.local(number)
+        attend = self._attend(segments_RxS, local)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS), keys_RxS, self.shape.layers - 1)
+            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, number, local), keys_RxS, number)
 
         return self._leave(last_layer(self.last, x_RxSxD))
+
+    def _attend(self, segments_RxS: jax.Array, local: bool | jax.Array) -> Attend:
+        return attention_within(segments_RxS, self.shape.causal, self.shape.attention, self.shape.reach, local)
 
     def _embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
         shape, dtype = self.shape, self.shape.compute_dtype
         x_RxSxD = gathered(self.token_embedding, dtype, None, None).at[tokens_RxS].get(out_sharding=P(BATCH))
+        if shape.embedding_scale:
+            x_RxSxD = x_RxSxD * jnp.asarray(shape.width**0.5, dtype)
         if shape.embedding_width != shape.width:
             x_RxSxD = jnp.einsum('rse,ed->rsd', x_RxSxD, gathered(self.project_in, dtype, None, None), out_sharding=P(BATCH))
         if shape.token_types:
@@ -280,23 +316,37 @@ class Encoder(nnx.Module):
             return h
         return jnp.einsum('...d,de->...e', h, gathered(self.project_out, h.dtype, None, None), out_sharding=P(BATCH))
 
-    def _layers_but_last(self, tokens_RxS: jax.Array, attend: Attend, positions_RxS: jax.Array, keys_RxS: jax.Array | None) -> jax.Array:
+    def _layers_but_last(
+        self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None
+    ) -> jax.Array:
         x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
         if self.shape.layers == 1:
             return x_RxSxD
+        inner = self.shape.layers - 1
+        kinds = [self.shape.local(number) for number in range(inner)]
+        mixed = len(set(kinds)) == 2
+        # Of layers of one kind, the mask is made once, before the loop.
+        attend = None if mixed else self._attend(segments_RxS, kinds[0])
 
         @self._remat
-        def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block]) -> tuple[jax.Array, None]:
-            number, block = numbered
-            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS), keys_RxS, number), None
+        def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block, jax.Array | None]) -> tuple[jax.Array, None]:
+            number, block, kind = numbered
+            local = kind if mixed else kinds[0]
+            a_RxSxHxK = block.mix(x_RxSxD, attend or self._attend(segments_RxS, local), positions_RxS, number, local)
+            return block.finish(x_RxSxD, a_RxSxHxK, keys_RxS, number), None
 
-        inner = self.shape.layers - 1
         unroll = inner if self.shape.layer_loop == 'unroll' else 1
-        return jax.lax.scan(layer, x_RxSxD, (jnp.arange(inner), self.blocks), unroll=unroll)[0]
+        numbered = jnp.arange(inner), self.blocks, jnp.array(kinds) if mixed else None
+        return jax.lax.scan(layer, x_RxSxD, numbered, unroll=unroll)[0]
 
     def _remat(self, function):
         # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost time (jax.checkpoint's own advice).
         return jax.checkpoint(function, policy=REMAT[self.shape.remat], prevent_cse=False) if self.shape.remat in REMAT else function
+
+
+def unit(e: jax.Array) -> jax.Array:
+    """float32[..., E] -> the same, of unit length."""
+    return e * jax.lax.rsqrt(jnp.sum(e**2, -1, keepdims=True) + 1e-12)
 
 
 def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
 
     Computed here is what the program needs whatever the hardware: recomputation (remat, chunked encoding) does not count, and neither
     does element-wise work. Rows count as they are computed, padding included, and attention counts every product of a row with itself,
-    not the half that a causal mask leaves and not only those within a text: a kernel that skips the others may do better than this.
+    not the half that a causal mask leaves and not only those within a text or a window: a kernel that skips the others may do better.
 
     Args:
       shape: of the encoder. The last layer's output projection and feed-forward part run at the texts' ends alone; so does, with
@@ -40,4 +40,4 @@ def _layer_parameters(shape: Shape) -> tuple[int, int, int]:
     """Of one layer's matrices: query, key and value; output; feed-forward."""
     inputs = shape.width * shape.head_width * (shape.heads + 2 * shape.kv_heads)
     output = shape.heads * shape.head_width * shape.width
-    return inputs, output, shape.width * shape.hidden * (3 if shape.activation == 'swiglu' else 2)
+    return inputs, output, shape.width * shape.hidden * (3 if shape.gated else 2)

@@ -13,8 +13,8 @@ VOCABULARY_MULTIPLE = 128
 _CHOICES = {
     'positions': ('learned', 'rotary'),
     'norm': ('layernorm', 'rmsnorm'),
-    'norm_place': ('before', 'after'),
-    'activation': ('gelu', 'gelu_exact', 'relu', 'swiglu'),
+    'norm_place': ('before', 'after', 'both'),
+    'activation': ('gelu', 'gelu_exact', 'relu', 'swiglu', 'geglu', 'geglu_exact'),
     'parallel': ('no', 'one norm', 'two norms'),
     'rotary_pairs': ('halves', 'neighbours'),
     'pooling': ('eos', 'first', 'mean'),
@@ -33,21 +33,30 @@ class Shape:
     """Everything that decides which parameters an encoder has and what it computes.
 
     Attributes: configs/base.py comments those that a config chooses. `kv_heads`, `head_width` and `hidden` may be 0: heads,
-    width / heads, and the family's usual multiple of the width (8/3 for SwiGLU, which has as many parameters as 4 for the others). Those
+    width / heads, and the family's usual multiple of the width (8/3 for gated forms: as many parameters as 4 for the others). Those
     from `pooling` on come with a pretrained family (model/families):
 
       pooling: which state is a text's vector: the one at its closing delimiter, at its first token, or the mean of all.
       position_offset: rows of the position table before that of position 0 (OPT: 2).
-      rotary_base, rotary_scaling: frequencies of rotary positions; see attention.rotary_frequencies.
+      rotary_base, rotary_scaling: frequencies of rotary positions; see rotary.rotary_frequencies.
       rotary_width: units of a head that turn, from the first; 0: all.
       rotary_pairs: unit i turns with i + half ('halves') or 2 i with 2 i + 1 ('neighbours').
-      norm_place: a norm before each half of a layer, or after it, over the residual sum (BERT).
+      norm_place: a norm before each half of a layer, or after it, over the residual sum (BERT); 'both': one before each half, and one over
+        what it adds to the residual stream (Gemma 3).
+      norm_bias: of LayerNorms.
+      norm_from_one: a norm's scale is what is stored and 1, a sum in float32 (Gemma).
+      first_norm: one before the first layer's attention (ModernBERT has none there: its embeddings' norm has just been).
       parallel: both halves of a layer read its input (GPT-NeoX: two norms, GPT-J: one).
       qkv_bias, out_bias: of attention; None: as `bias`, which is that of the feed-forward part.
       query_key_norm: an RMSNorm over each head's query and key (Qwen3).
+      attention_width: products of queries and keys are divided by its square root; 0: head_width.
+      local_layers: of each layer, whether it is local: its tokens see no further than `reach`, and turn by `local_rotary_base` and
+        `local_rotary_scaling`; () where none is.
+      window: tokens that a token of a local layer sees, itself the last of them; where attention is not causal, so many on each side.
       final_norm: one after the last layer.
       embedding_norm: one over the sum of all embeddings (BERT).
       embedding_width: of tokens' embeddings and of the vectors, where a matrix at each end leads to the width (OPT 350m); 0: the width.
+      embedding_scale: tokens' embeddings count sqrt(width) times (Gemma).
       token_types: rows of a table whose first is added to every token (BERT's segments).
       tied: the scores of the next token come from the token table; False: from a matrix of its own, which is not loaded.
     """
@@ -79,13 +88,22 @@ class Shape:
     rotary_width: int = 0
     rotary_pairs: str = 'halves'
     norm_place: str = 'before'
+    norm_bias: bool = True
+    norm_from_one: bool = False
+    first_norm: bool = True
     parallel: str = 'no'
     qkv_bias: bool | None = None
     out_bias: bool | None = None
     query_key_norm: bool = False
+    attention_width: float = 0
+    local_layers: tuple[bool, ...] = ()
+    window: int = 0
+    local_rotary_base: float = 10_000.0
+    local_rotary_scaling: tuple[str | float, ...] = ()
     final_norm: bool = True
     embedding_norm: bool = False
     embedding_width: int = 0
+    embedding_scale: bool = False
     token_types: int = 0
     tied: bool = True
 
@@ -103,11 +121,13 @@ class Shape:
         derived = {
             'kv_heads': self.kv_heads or self.heads,
             'head_width': self.head_width or self.width // self.heads,
-            'hidden': self.hidden or (-(-8 * self.width // 3 // 64) * 64 if self.activation == 'swiglu' else 4 * self.width),
+            'hidden': self.hidden or (-(-8 * self.width // 3 // 64) * 64 if self.gated else 4 * self.width),
             'embedding_width': self.embedding_width or self.width,
             'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
             'out_bias': self.bias if self.out_bias is None else self.out_bias,
-            'rotary_scaling': tuple(self.rotary_scaling),  # a list where it comes from JSON
+            'rotary_scaling': tuple(self.rotary_scaling),  # a list where it comes from JSON, as the two below
+            'local_rotary_scaling': tuple(self.local_rotary_scaling),
+            'local_layers': tuple(map(bool, self.local_layers)),
         }
         for key, value in derived.items():
             object.__setattr__(self, key, value)
@@ -116,6 +136,10 @@ class Shape:
         object.__setattr__(self, 'rotary_width', self.rotary_width or self.head_width)
         if self.positions == 'rotary' and self.rotary_width % 2:
             raise UserError(f'model.head_width={self.rotary_width} is odd: rotary positions turn pairs of units')
+        if self.local_layers and len(self.local_layers) != self.layers:
+            raise UserError(f'model.local_layers tells of {len(self.local_layers)} layers, and model.layers={self.layers}')
+        if any(self.local_layers) and self.window < 1:
+            raise UserError(f'model.window={self.window}: must be 1 or more where a layer is local')
 
     def check_mesh(self, mesh: jax.sharding.Mesh) -> None:
         """Raises UserError if the mesh's fsdp or tensor axis does not divide what is split over it."""
@@ -165,6 +189,20 @@ class Shape:
     def folds_keys(self) -> bool:
         """Whether a query can be compared with what a key is made of, as nothing but a matrix stands between."""
         return self.positions != 'rotary' and not self.query_key_norm
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward part has a third matrix."""
+        return self.activation in ('swiglu', 'geglu', 'geglu_exact')
+
+    @property
+    def reach(self) -> int:
+        """How many tokens away, to either side, a token of a local layer sees. A causal window counts the token itself."""
+        return self.window - 1 if self.causal else self.window
+
+    def local(self, layer: int) -> bool:
+        """Whether a layer is local."""
+        return bool(self.local_layers) and self.local_layers[layer]
 
     @property
     def table_rows(self) -> int:

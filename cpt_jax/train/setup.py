@@ -202,7 +202,7 @@ def with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The same, or for a run that starts from a pretrained model, with that model's architecture and number of ids in place of its own.
 
     How it is computed stays the config's to say, and `model.causal=False` lets every token of a causal model see its whole text. Vectors
-    are states at the closing delimiter, as of any run, whatever the pooling of the model was.
+    are states at the closing delimiter, as of any run, whatever the pooling of the model was, and Dense modules behind it are left out.
     """
     if not is_pretrained(config['init_from']):
         return config

@@ -25,16 +25,20 @@ def texts() -> np.ndarray:
     return segments.astype(np.int32)
 
 
-def value_and_gradients(form: str, causal: bool, sizes: tuple[int, int, int]):
+def value_and_gradients(form: str, causal: bool, sizes: tuple[int, int, int], reach: int = 0, local: bool | np.ndarray = False):
     random, mesh = np.random.default_rng(0), make_mesh(*sizes)
     q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
     with jax.set_mesh(mesh):
         put = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
         segments_RxS = put(texts(), BATCH)
         weights = put(random.normal(size=(ROWS, LENGTH, HEADS, WIDTH)).astype(np.float32), *HEADS_SPLIT)
-        objective = lambda q, k, v: jnp.sum(weights * attention_within(segments_RxS, causal, form)(q, k, v))  # noqa: E731
-        run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1, 2)))
-        return jax.device_get(run(*(put(array, *HEADS_SPLIT) for array in (q, k, v))))
+        attend = lambda local, *qkv: attention_within(segments_RxS, causal, form, reach, local)(*qkv)  # noqa: E731
+        qkv = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
+        if isinstance(local, bool):
+            return jax.device_get(jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(weights * attend(local, *qkv)), (0, 1, 2)))(*qkv))
+        # A loop over layers of both kinds.
+        sums = lambda *qkv: jax.lax.map(lambda kind: jnp.sum(weights * attend(kind, *qkv)), jnp.array(local))  # noqa: E731
+        return jax.device_get(jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(sums(*qkv) * jnp.array([0.4, 0.6])), (0, 1, 2)))(*qkv))
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -45,6 +49,33 @@ def test_the_kernel_computes_what_the_mask_does(causal, sizes):
     for gradient, masked in zip(gradients, of_the_mask, strict=True):
         assert np.abs(masked).max() > 0.1
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize(('form', 'reach'), [('masked', 30), ('blocks', 70), ('interpreted', 30)])
+def test_a_window_hides_what_is_further_away(form, reach, causal):
+    """One text, head and query at a time, in numpy; the gradient is that of the mask, also where layers of both kinds take turns."""
+    random, segments = np.random.default_rng(0), texts()
+    q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+    with jax.set_mesh(make_mesh(2, 2, 2)):
+        put = lambda array, *spec: jax.device_put(array, P(*spec))  # noqa: E731
+        heads = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
+        found = np.asarray(jax.jit(attention_within(put(segments, BATCH), causal, form, reach, True))(*heads))
+    columns = np.arange(LENGTH)
+    for row, query, head in [(0, 5, 0), (1, 200, 3), (2, 63, 1), (2, 64, 2), (3, 255, 3), (3, 100, 0), (3, 0, 1)]:
+        own = (segments[row] == segments[row, query]) & ((columns <= query) | (not causal)) & (abs(columns - query) <= reach)
+        scores = k[row, own, head // 2] @ q[row, query, head] / WIDTH**0.5
+        expected = np.exp(scores) @ v[row, own, head // 2] / np.exp(scores).sum()
+        np.testing.assert_allclose(found[row, query, head], expected, atol=1e-5)
+    (near, gradients), (full, _), (turns, of_turns) = (
+        value_and_gradients(form, causal, (2, 2, 2), reach, local) for local in (True, False, np.array([True, False]))
+    )
+    (expected, of_the_mask), (_, of_all) = (value_and_gradients('masked', causal, (2, 2, 2), reach, local) for local in (True, False))
+    np.testing.assert_allclose([near, turns], [expected, 0.4 * near + 0.6 * full], rtol=1e-5, atol=1e-3)
+    assert abs(near - full) > 1
+    for gradient, of_turn, masked, whole in zip(gradients, of_turns, of_the_mask, of_all, strict=True):
+        np.testing.assert_allclose(gradient, masked, atol=2e-5)
+        np.testing.assert_allclose(of_turn, 0.4 * masked + 0.6 * whole, atol=2e-5)
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -79,10 +110,12 @@ def test_what_cudnn_is_asked_for_is_what_the_mask_does(causal, monkeypatch):
     monkeypatch.setattr(
         jax.nn, 'dot_product_attention', lambda *qkv, mask, implementation: attention(*qkv, mask=mask, implementation='xla')
     )
-    (value, gradients), (expected, of_the_mask) = (value_and_gradients(form, causal, (2, 2, 2)) for form in ('cudnn', 'masked'))
-    np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
-    for gradient, masked in zip(gradients, of_the_mask, strict=True):
-        np.testing.assert_allclose(gradient, masked, atol=2e-5)
+    for window in [(), (30, True), (30, np.array([True, False]))]:
+        asked, by_mask = (value_and_gradients(form, causal, (2, 2, 2), *window) for form in ('cudnn', 'masked'))
+        (value, gradients), (expected, of_the_mask) = asked, by_mask
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
+        for gradient, masked in zip(gradients, of_the_mask, strict=True):
+            np.testing.assert_allclose(gradient, masked, atol=2e-5)
 
 
 def test_the_step_for_gpus_calls_cudnn(monkeypatch):

@@ -29,6 +29,12 @@ LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 500.0, 'factor': 4.0, 'low_freq_f
 SMALL = {'hidden_size': 24, 'intermediate_size': 40, 'num_hidden_layers': 3, 'num_attention_heads': 6, 'max_position_embeddings': 40}
 GPT = {'n_embd': 24, 'n_layer': 2, 'n_head': 4, 'n_positions': 40, 'bos_token_id': None, 'eos_token_id': None}
 OPT = {'hidden_size': 24, 'ffn_dim': 40, 'num_hidden_layers': 3, 'num_attention_heads': 6, 'max_position_embeddings': 40}
+YARN = {'rope_type': 'yarn', 'rope_theta': 500.0, 'factor': 4.0, 'original_max_position_embeddings': 10}
+PARTIAL_YARN = YARN | {'beta_fast': 4, 'beta_slow': 0.5, 'mscale': 0.7, 'mscale_all_dim': 0.3, 'truncate': False}
+LONG = {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e3}
+GEMMA = SMALL | {'num_key_value_heads': 2, 'head_dim': 10, 'query_pre_attn_scalar': 7, 'sliding_window': 5}
+MODERN = SMALL | {'num_attention_heads': 4, 'local_attention': 6, 'pad_token_id': 0}
+FULL, LOCAL = 'full_attention', 'sliding_attention'
 CASES = {
     'gpt2': ('GPT2', GPT | {'n_head': 6}),
     'gpt2, one layer, relu': ('GPT2', GPT | {'n_layer': 1, 'n_inner': 31, 'activation_function': 'relu', 'layer_norm_epsilon': 1e-3}),
@@ -44,16 +50,50 @@ CASES = {
     'llama': ('Llama', SMALL | {'num_key_value_heads': 2, 'rms_norm_eps': 1e-3}),
     'llama 3, biases': ('Llama', SMALL | {'rope_parameters': LLAMA3 | {'original_max_position_embeddings': 16}, 'attention_bias': True}),
     'llama, linear': ('Llama', SMALL | {'head_dim': 10, 'rope_parameters': {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4}}),
+    'llama, yarn': ('Llama', SMALL | {'num_attention_heads': 2, 'rope_parameters': YARN}),
     'mistral': ('Mistral', SMALL | {'num_key_value_heads': 3, 'sliding_window': None}),
     'mistral, head width': ('Mistral', SMALL | {'num_key_value_heads': 1, 'head_dim': 8, 'sliding_window': 24}),
     'qwen2': ('Qwen2', SMALL | {'num_key_value_heads': 2}),
     'qwen2, tied': ('Qwen2', SMALL | {'num_key_value_heads': 6, 'tie_word_embeddings': True, 'num_hidden_layers': 1}),
+    'qwen2, yarn': ('Qwen2', SMALL | {'num_attention_heads': 2, 'num_key_value_heads': 1, 'rope_parameters': PARTIAL_YARN}),
     'qwen3': ('Qwen3', SMALL | {'num_key_value_heads': 2, 'head_dim': 10}),
     'qwen3, biases': ('Qwen3', SMALL | {'num_key_value_heads': 6, 'head_dim': 4, 'attention_bias': True}),
+    'qwen3, yarn': ('Qwen3', SMALL | {'num_key_value_heads': 2, 'head_dim': 10, 'rope_parameters': YARN | {'attention_factor': 1.3}}),
+    'gemma3': ('Gemma3Text', GEMMA | {'num_hidden_layers': 5, 'sliding_window_pattern': 3}),
+    'gemma3, full at the end': ('Gemma3Text', GEMMA | {'layer_types': [LOCAL, LOCAL, FULL], 'num_key_value_heads': 6, 'head_dim': 4}),
+    'gemma3, one layer': (
+        'Gemma3Text',
+        GEMMA | {'num_hidden_layers': 1, 'attention_bias': True, 'hidden_activation': 'gelu', 'sliding_window': 1},
+    ),
+    'gemma3, all full': ('Gemma3Text', GEMMA | {'layer_types': [FULL] * 3, 'rope_parameters': {FULL: YARN}}),
+    'embeddinggemma': ('Gemma3Text', GEMMA | {'num_hidden_layers': 4, 'use_bidirectional_attention': True, 'sliding_window_pattern': 2}),
+    'embeddinggemma, odd': (
+        'Gemma3Text',
+        GEMMA
+        | {
+            'use_bidirectional_attention': True,
+            'sliding_window': 9,
+            'layer_types': [FULL, LOCAL, LOCAL],
+            'num_key_value_heads': 1,
+            'rope_parameters': {FULL: LONG, LOCAL: YARN},
+        },
+    ),
+    'embeddinggemma, told twice': (
+        'Gemma3Text',
+        GEMMA | {'use_bidirectional_attention': True, 'is_causal': False, 'sliding_window_pattern': 2},
+    ),
+    'modernbert': ('ModernBert', MODERN | {'num_hidden_layers': 5}),
+    'modernbert, biases': (
+        'ModernBert',
+        MODERN | {'num_hidden_layers': 4, 'attention_bias': True, 'norm_bias': True, 'local_attention': 9, 'norm_eps': 1e-3},
+    ),
+    'modernbert, one layer': ('ModernBert', MODERN | {'num_hidden_layers': 1, 'hidden_activation': 'gelu_new'}),
+    'modernbert, one local layer': ('ModernBert', MODERN | {'num_hidden_layers': 1, 'layer_types': [LOCAL]}),
     'bert': ('Bert', SMALL),
     'bert, tanh': ('Bert', SMALL | {'num_hidden_layers': 1, 'hidden_act': 'gelu_new', 'layer_norm_eps': 1e-3, 'type_vocab_size': 3}),
 }
-BOTH_WAYS = ('gpt2', 'opt', 'llama', 'mistral', 'qwen2', 'qwen3')  # transformers reads config.is_causal
+WINDOWED = ('gemma3', 'embeddinggemma', 'embeddinggemma, odd', 'modernbert', 'modernbert, one layer')
+BOTH_WAYS = ('gpt2', 'opt', 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma3')  # transformers reads config.is_causal
 
 
 @pytest.fixture(scope='module')
@@ -151,15 +191,32 @@ def test_a_causal_family_may_see_the_whole_text(models, case):
     assert np.abs(expected[0] - their_states(model, texts)[0])[0].max() > 1e-3  # the first token sees the others
 
 
-@pytest.mark.parametrize('case', ['gpt2', 'opt 350m', 'neox', 'gptj', 'llama', 'qwen3, biases', 'bert'])
+@pytest.mark.parametrize('case', ['gpt2', 'opt 350m', 'neox', 'gptj', 'llama', 'qwen3, biases', 'bert', *WINDOWED])
 @pytest.mark.parametrize('attention', ['masked', 'blocks'])
 def test_devices_and_forms_do_not_matter(models, case, attention):
     _, folder = models(case)
-    texts = ids_of((8, 5, 8, 3))
+    texts = ids_of((9, 5, 9, 3))
     one = our_states(*load(folder), texts)
     several = our_states(*load(folder, (2, 2, 1), attention=attention, layer_loop='scan'), texts)
     for a, b in zip(one, several, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize('case', ['gemma3', 'embeddinggemma, odd', 'modernbert'])
+def test_windows_in_long_texts(models, case):
+    """Of several blocks, in every form: 'interpreted' is the kernel for TPUs."""
+    model, folder = models(case)
+    texts = ids_of((128, 101))
+    expected = their_states(model, texts)
+    for sizes, changes in [
+        ((1, 1, 1), {'attention': 'blocks', 'layer_loop': 'unroll'}),
+        ((1, 2, 1), {'attention': 'masked', 'layer_loop': 'scan', 'remat': 'full'}),
+        ((1, 1, 2), {'attention': 'interpreted', 'layer_loop': 'scan'}),
+    ]:
+        if case == 'embeddinggemma, odd':
+            sizes = (1, 1, 1)  # its one key head
+        for mine, theirs in zip(our_states(*load(folder, sizes, **changes), texts), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize('case', ['bert', 'llama'])
@@ -268,7 +325,12 @@ def test_other_mistakes(models, tmp_path):
     config = json.loads((folder / 'config.json').read_text())
     for key, value, line in [
         ('hidden_act', 'gelu', "hidden_act='gelu' is not supported; it must be 'silu'"),
-        ('rope_parameters', {'rope_type': 'yarn'}, "rope type 'yarn' is not supported"),
+        (
+            'rope_parameters',
+            {'rope_type': 'longrope'},
+            "rope type 'longrope' is not supported; known are 'default', 'linear', 'llama3', 'yarn'",
+        ),
+        ('rope_parameters', {'rope_type': 'dynamic', 'factor': 2.0}, "rope type 'dynamic' is not supported"),
     ]:
         with pytest.raises(UserError, match=line):
             family_of(config).shape(config | {key: value})
@@ -278,3 +340,49 @@ def test_a_sliding_window_is_no_limit_within_it():
     config = json.loads(transformers.MistralConfig(sliding_window=16, num_key_value_heads=2, **SMALL).to_json_string(use_diff=False))
     shape = Shape(vocab_size=VOCABULARY, **family_of(config).shape(config))
     assert shape.max_length == 16 and dataclasses.replace(shape, max_length=8).max_length == 8
+
+
+def test_a_gemma_that_is_not_ours_is_refused():
+    config = json.loads(transformers.Gemma3TextConfig(**GEMMA).to_json_string(use_diff=False))
+    for key, value, line in [
+        ('attn_logit_softcapping', 50.0, 'attn_logit_softcapping=50.0 is not supported; it must be None'),
+        ('final_logit_softcapping', 30.0, 'final_logit_softcapping=30.0 is not supported; it must be None'),
+        ('hidden_activation', 'relu', "hidden_activation='relu' is not supported"),
+        ('sliding_window', None, 'sliding_window=None is not supported where a layer'),
+        (
+            'layer_types',
+            [FULL, 'chunked_attention', LOCAL],
+            'layer_types must be full_attention or sliding_attention for each of 3',
+        ),
+    ]:
+        with pytest.raises(UserError, match=line):
+            family_of(config).shape(config | {key: value})
+
+
+# As transformers 4 wrote them; the parts that tell of layers.
+GEMMA_1B = {
+    'model_type': 'gemma3_text', 'hidden_size': 1152, 'intermediate_size': 6912, 'num_hidden_layers': 26, 'num_attention_heads': 4,
+    'num_key_value_heads': 1, 'head_dim': 256, 'max_position_embeddings': 32768, 'query_pre_attn_scalar': 256, 'rope_theta': 1000000,
+    'rope_local_base_freq': 10000, 'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'}, 'sliding_window': 512,
+    'sliding_window_pattern': 6, 'attn_logit_softcapping': None, 'final_logit_softcapping': None, 'vocab_size': 262144,
+}  # fmt: skip
+MODERN_BASE = {
+    'model_type': 'modernbert', 'hidden_size': 768, 'intermediate_size': 1152, 'num_hidden_layers': 22, 'num_attention_heads': 12,
+    'max_position_embeddings': 8192, 'global_attn_every_n_layers': 3, 'global_rope_theta': 160000.0, 'local_rope_theta': 10000.0,
+    'local_attention': 128, 'norm_bias': False, 'norm_eps': 1e-5, 'mlp_bias': False, 'attention_bias': False, 'classifier_pooling': 'mean',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('old', [GEMMA_1B, GEMMA_1B | {'use_bidirectional_attention': True}, MODERN_BASE], ids=str)
+def test_configs_of_transformers_4_are_those_of_5(old):
+    """Which reads them, and writes them anew."""
+    read = getattr(transformers, f'{"Gemma3Text" if "gemma" in old["model_type"] else "ModernBert"}Config')(**old)
+    new = json.loads(read.to_json_string(use_diff=False))
+    assert 'layer_types' in new and 'rope_theta' not in new and 'global_rope_theta' not in new
+    ours = family_of(old).shape(old)
+    assert ours == family_of(new).shape(new)
+    shape = Shape(vocab_size=VOCABULARY, **ours)
+    assert shape.local_layers == tuple(kind == LOCAL for kind in read.layer_types) and len(set(shape.local_layers)) == 2
+    # Both ways transformers' Gemma excludes what is a window away, and its ModernBERT includes it.
+    assert shape.reach == read.sliding_window - ('gemma' in old['model_type'])
+    assert shape.rotary_base == read.rope_parameters[FULL]['rope_theta'] > 10 * shape.local_rotary_base == 100_000

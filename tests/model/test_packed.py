@@ -37,12 +37,26 @@ def run(program, shape, weights_BxTxD, *rows) -> tuple[dict[str, np.ndarray], np
         return dict(flatten(jax.device_get(by_name(gradient)))), np.asarray(e_BxTxD)
 
 
+# Local and full layers in turn, with a window shorter than the texts; other parts of Gemma 3 and ModernBERT.
+GEMMA = {'norm_place': 'both', 'norm_from_one': True, 'embedding_scale': True, 'layer_loop': 'scan', 'attention': 'masked'}
+MODERN = {'norm_bias': False, 'first_norm': False, 'causal': False, 'remat': 'full', 'attention': 'blocks'}
+TURNS = {'layers': 3, 'positions': 'rotary', 'window': 4, 'local_rotary_base': 100.0, 'local_layers': (True, False, True)}
+
+
 @pytest.mark.parametrize(
-    ('positions', 'causal', 'attention'),
-    [('learned', True, 'blocks'), ('learned', False, 'masked'), ('rotary', True, 'masked'), ('rotary', False, 'blocks')],
+    'changes',
+    [
+        {'positions': 'learned', 'attention': 'blocks'},
+        {'positions': 'learned', 'causal': False, 'attention': 'masked'},
+        {'positions': 'rotary', 'attention': 'masked'},
+        {'positions': 'rotary', 'causal': False, 'attention': 'blocks'},
+        TURNS | GEMMA,
+        TURNS | MODERN,
+    ],
+    ids=['learned, causal', 'learned', 'rotary, causal', 'rotary', 'gemma', 'modernbert'],
 )
-def test_packed_pairs_are_their_texts_one_at_a_time(positions, causal, attention):
-    shape = dataclasses.replace(GPT, positions=positions, causal=causal, attention=attention)
+def test_packed_pairs_are_their_texts_one_at_a_time(changes):
+    shape = dataclasses.replace(GPT, **changes)
     program = jax.jit(jax.grad(weighted_sum, has_aux=True))
     present_BxT = LENGTHS_BxT > 0
     batch = pack_group(texts(), present_BxT.astype(np.int32), LAYOUT)

@@ -22,6 +22,8 @@ def test_a_choice_that_is_none_names_its_key_and_the_choices(key):
         ({'kv_heads': 3}, 'model.kv_heads=3 does not divide model.heads=4'),
         ({'head_width': 5, 'positions': 'rotary'}, 'model.head_width=5 is odd'),
         ({'width': 0}, 'model.width=0: must be 1 or more'),
+        ({'local_layers': (True,), 'window': 3}, 'model.local_layers tells of 1 layers, and model.layers=2'),
+        ({'local_layers': (True, False)}, 'model.window=0: must be 1 or more where a layer is local'),
         ({'layers': 0}, 'model.layers=0: must be 1 or more'),
         ({'heads': 0}, 'model.heads=0: must be 1 or more'),
         ({'max_length': -1}, 'model.max_length=-1: must be 1 or more'),
@@ -41,6 +43,7 @@ def test_passthrough_needs_heads_that_fill_the_width():
 
 
 def test_sizes_of_zero_are_derived():
+    assert Shape(**SIZES, activation='geglu').hidden == 256
     gelu, swiglu = Shape(**SIZES), Shape(**SIZES, activation='swiglu')
     assert (gelu.kv_heads, gelu.head_width, gelu.hidden) == (4, 24, 384)
     assert swiglu.hidden == 256 and swiglu.hidden >= 8 / 3 * 96

@@ -1,6 +1,7 @@
 """What the loader and the writer need to know of a family of models."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -74,16 +75,72 @@ def usual_sizes(config: Config) -> dict[str, Any]:
     }
 
 
+# Activations of gates, of a feed-forward part with three matrices.
+GATES = {'silu': 'swiglu', 'gelu_new': 'geglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_fast': 'geglu', 'gelu': 'geglu_exact'}
+
+
 def rope(config: Config) -> dict[str, Any]:
     """Base and scaling of rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` before."""
     given = config.get('rope_parameters') or (config.get('rope_scaling') or {}) | {'rope_theta': config.get('rope_theta', 10_000.0)}
-    base = {'rotary_base': float(given.get('rope_theta', 10_000.0))}
+    return {'rotary_base': float(given.get('rope_theta', 10_000.0)), 'rotary_scaling': _scaling(given, config)}
+
+
+def ropes(config: Config, full_theta: float, local_theta: float) -> dict[str, Any]:
+    """The same of full and of local layers: `rope_parameters` has one part for each (transformers 5).
+
+    Args:
+      full_theta, local_theta: the bases where `rope_parameters` does not tell.
+    """
+    by_kind = config.get('rope_parameters') or {}
+    full, local = (by_kind.get(kind) or {} for kind in ('full_attention', 'sliding_attention'))
+    full = full | (config.get('rope_scaling') or {})  # before transformers 5, which has it of full layers too
+    return {
+        'rotary_base': float(full.get('rope_theta', full_theta)),
+        'rotary_scaling': _scaling(full, config),
+        'local_rotary_base': float(local.get('rope_theta', local_theta)),
+        'local_rotary_scaling': _scaling(local, config),
+    }
+
+
+def layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
+    """Which layers are local: `layer_types`, or where there are none, the rule for a layer's number."""
+    layers = range(config['num_hidden_layers'])
+    kinds = {'full_attention': False, 'sliding_attention': True}
+    types = config.get('layer_types') or [('full_attention', 'sliding_attention')[by_pattern(layer)] for layer in layers]
+    if len(types) != len(layers) or set(types) - kinds.keys():
+        raise UserError(f'config.json: layer_types must be {" or ".join(kinds)} for each of {len(layers)} layers')
+    return {'local_layers': tuple(kinds[kind] for kind in types)}
+
+
+def _scaling(given: Config, config: Config) -> tuple[str | float, ...]:
+    """`rotary_scaling` of rotary.rotary_frequencies."""
     kind = given.get('rope_type', given.get('type', 'default'))
     if kind == 'default':
-        return base
+        return ()
     if kind == 'linear':
-        return base | {'rotary_scaling': ('linear', float(given['factor']))}
+        return 'linear', float(given['factor'])
     if kind == 'llama3':
         keys = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
-        return base | {'rotary_scaling': ('llama3', *(float(given[key]) for key in keys))}
-    raise UserError(f"config.json: rope type {kind!r} is not supported; known are 'default', 'linear', 'llama3'")
+        return 'llama3', *(float(given[key]) for key in keys)
+    if kind == 'yarn':
+        return _yarn(given, config)
+    raise UserError(f"config.json: rope type {kind!r} is not supported; known are 'default', 'linear', 'llama3', 'yarn'")
+
+
+def _yarn(given: Config, config: Config) -> tuple[str | float, ...]:
+    """As transformers' modeling_rope_utils reads it, its defaults included."""
+    longest = config['max_position_embeddings']
+    length = config.get('original_max_position_embeddings') or given.get('original_max_position_embeddings') or longest
+    factor = given['factor'] or longest / length
+    whole, parts = given.get('mscale'), given.get('mscale_all_dim')
+
+    def lengthened(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    attention = given.get('attention_factor')
+    if attention is None:
+        attention = lengthened(whole) / lengthened(parts) if whole and parts else lengthened(1)
+    # `truncate` is read beside the kinds of layers, where there are any, not in them.
+    truncated = (config.get('rope_parameters') or config.get('rope_scaling') or {}).get('truncate', True)
+    slow, fast = given.get('beta_slow') or 1, given.get('beta_fast') or 32
+    return 'yarn', float(factor), float(slow), float(fast), float(length), bool(truncated), float(attention)

@@ -3,13 +3,15 @@
 from cpt_jax.errors import UserError
 from cpt_jax.model.families.bert import BERT
 from cpt_jax.model.families.family import Config, Family
+from cpt_jax.model.families.gemma3 import GEMMA3
 from cpt_jax.model.families.gpt2 import GPT2
 from cpt_jax.model.families.gptj import CODEGEN, GPTJ
 from cpt_jax.model.families.llama import LLAMA
+from cpt_jax.model.families.modernbert import MODERNBERT
 from cpt_jax.model.families.neox import NEOX
 from cpt_jax.model.families.opt import OPT
 
-FAMILIES = {kind: family for family in (GPT2, OPT, NEOX, GPTJ, CODEGEN, LLAMA, BERT) for kind in family.model_types}
+FAMILIES = {kind: family for family in (GPT2, OPT, NEOX, GPTJ, CODEGEN, LLAMA, GEMMA3, BERT, MODERNBERT) for kind in family.model_types}
 
 
 def family_of(config: Config) -> Family:

@@ -43,8 +43,12 @@ def load_encoder(
                 array = grown(array, shape.table_rows, fresh).astype(array.dtype)
             found[parameter] = _placed(array, wanted, parameter, files.place(names.of(tensor)), dtype)
     for tensor in family.layer(shape):
-        for parameter, arrays in _parts_of_layers(tensor, files, [names.of(tensor, i) for i in range(shape.layers)]).items():
-            where = files.place(names.of(tensor, 0))
+        if tensor.first >= shape.layers:  # which no layer uses
+            ones = {parameter: np.ones(wanted[f'last.{parameter}'].shape, np.float32) for parameter in tensor.parameters}
+            found |= {f'last.{parameter}': _placed(one, wanted, f'last.{parameter}', '', dtype) for parameter, one in ones.items()}
+            continue
+        for parameter, arrays in _parts_of_layers(tensor, files, names, shape.layers).items():
+            where = files.place(names.of(tensor, tensor.first))
             found[f'last.{parameter}'] = _placed(arrays[-1], wanted, f'last.{parameter}', where, dtype)
             if shape.layers > 1:
                 found[f'blocks.{parameter}'] = _placed(arrays[:-1], wanted, f'blocks.{parameter}', where, dtype)
@@ -65,17 +69,18 @@ def written(family: Family, encoder: Encoder, rows: int) -> Iterator[tuple[str, 
         yield tensor.name, tensor.write(*arrays)
     for tensor in family.layer(shape):
         stacked = [of(f'blocks.{parameter}') for parameter in tensor.parameters] if shape.layers > 1 else []
-        for i in range(shape.layers - 1):
+        for i in range(tensor.first, shape.layers - 1):
             yield tensor.name.format(i=i), tensor.write(*(array[i] for array in stacked))
-        yield tensor.name.format(i=shape.layers - 1), tensor.write(*(of(f'last.{parameter}') for parameter in tensor.parameters))
+        if tensor.first < shape.layers:
+            yield tensor.name.format(i=shape.layers - 1), tensor.write(*(of(f'last.{parameter}') for parameter in tensor.parameters))
 
 
 class _Names:
     """The names of a family's tensors as these files have them: all with one prefix."""
 
     def __init__(self, family: Family, files: Files, shape: Shape):
-        outer, inner = ([tensor.name for tensor in tensors] for tensors in (family.outer(shape), family.layer(shape)))
-        self._needed = [*outer, *(name.format(i=i) for name in inner for i in range(shape.layers))]
+        inner = (tensor.name.format(i=i) for tensor in family.layer(shape) for i in range(tensor.first, shape.layers))
+        self._needed = [*(tensor.name for tensor in family.outer(shape)), *inner]
         known = {name.format(i=i) for name in family.passed_over for i in range(shape.layers)}
         self._prefix = max(family.prefixes, key=lambda prefix: sum(prefix + name in files.names for name in self._needed))
         missing = [name for name in self._needed if self._prefix + name not in files.names]
@@ -104,16 +109,18 @@ def _parts(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarra
         raise UserError(f'{files.place(name)} has shape {list(array.shape)}, which config.json does not tell of ({error})') from None
 
 
-def _parts_of_layers(tensor: Tensor, files: Files, names: list[str]) -> dict[str, np.ndarray]:
+def _parts_of_layers(tensor: Tensor, files: Files, names: _Names, layers: int) -> dict[str, np.ndarray]:
     """[layers, ...] of each parameter that a tensor of every layer holds."""
     stacked: dict[str, np.ndarray] = {}
-    for number, name in enumerate(names):
+    for number in range(tensor.first, layers):
+        name = names.of(tensor, number)
         for parameter, array in _parts(tensor, files, name):
             if parameter not in stacked:
-                stacked[parameter] = np.empty((len(names), *array.shape), array.dtype)
+                stacked[parameter] = np.empty((layers, *array.shape), array.dtype)
+                stacked[parameter][: tensor.first] = 1
             first = stacked[parameter].shape[1:]
             if array.shape != first:
-                raise UserError(f'{files.place(name)} makes {parameter} {list(array.shape)}, and layer 0 has {list(first)}')
+                raise UserError(f'{files.place(name)} makes {parameter} {list(array.shape)}, and layer {tensor.first} has {list(first)}')
             stacked[parameter][number] = array
     return stacked
 

@@ -14,12 +14,14 @@ class Tensor(NamedTuple):
       parameters: those that it holds, by their names here: of the Encoder, or of a Block where the name has an `{i}`.
       read: the tensor as in the file -> the parameters.
       write: the parameters -> the tensor as in the file; the inverse, to the bit.
+      first: number of the first layer whose tensor there is one; a parameter of those before is not used, and is 1.
     """
 
     name: str
     parameters: tuple[str, ...]
     read: Callable[[np.ndarray], Sequence[np.ndarray]]
     write: Callable[..., np.ndarray]
+    first: int = 0
 
 
 def same(name: str, parameter: str) -> Tensor:
@@ -49,9 +51,9 @@ def heads_bias(name: str, parameter: str, width: int) -> Tensor:
     return Tensor(name, (parameter,), lambda array: (array.reshape(-1, width),), lambda array: array.reshape(-1))
 
 
-def affine(name: str, parameter: str) -> list[Tensor]:
-    """A LayerNorm's weight and bias."""
-    return [same(f'{name}.weight', f'{parameter}.scale'), same(f'{name}.bias', f'{parameter}.bias')]
+def affine(name: str, parameter: str, bias: bool = True) -> list[Tensor]:
+    """A norm's weight, and its bias where it has one."""
+    return [same(f'{name}.weight', f'{parameter}.scale'), *([same(f'{name}.bias', f'{parameter}.bias')] if bias else [])]
 
 
 def linear_with_bias(name: str, parameter: str) -> list[Tensor]:

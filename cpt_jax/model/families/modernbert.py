@@ -1,0 +1,83 @@
+"""ModernBERT: every token sees its whole text in some layers, its neighbours in the others; GeGLU; no norm before the first layer."""
+
+from typing import Any
+
+import numpy as np
+
+from cpt_jax.model.families.family import GATES, Config, Family, choose, layer_kinds, refuse_unless, ropes, usual_sizes
+from cpt_jax.model.families.tensors import Tensor, affine, linear, out_of_heads, same
+from cpt_jax.model.shape import Shape
+
+
+def _shape(config: Config) -> dict[str, Any]:
+    refuse_unless(config, 'mlp_bias', False)
+    refuse_unless(config, 'rope_scaling', None)
+    period = config.get('global_attn_every_n_layers', 3)
+    return usual_sizes(config) | {
+        'positions': 'rotary',
+        'norm_epsilon': config.get('norm_eps', 1e-5),
+        'norm_bias': bool(config.get('norm_bias', False)),
+        'first_norm': False,
+        'embedding_norm': True,
+        'activation': choose(config, 'hidden_activation', GATES, 'gelu'),
+        'bias': False,
+        'qkv_bias': bool(config.get('attention_bias', False)),
+        'out_bias': bool(config.get('attention_bias', False)),
+        'causal': False,
+        'window': config.get('local_attention', 128) // 2,  # of both sides together
+        'pooling': 'mean',
+        **layer_kinds(config, lambda layer: layer % period > 0),
+        **ropes(config, config.get('global_rope_theta', 160_000.0), config.get('local_rope_theta', 10_000.0)),
+    }
+
+
+def _outer(shape: Shape) -> list[Tensor]:
+    return [
+        same('embeddings.tok_embeddings.weight', 'token_embedding'),
+        *affine('embeddings.norm', 'embedding_norm', shape.norm_bias),
+        *affine('final_norm', 'final_norm', shape.norm_bias),
+    ]
+
+
+def _layer(shape: Shape) -> list[Tensor]:
+    """Query, key and value stand one below the other; so do the gate and what it is a gate of."""
+    layer, k = 'layers.{i}', shape.head_width
+    parameters = ('attention.query', 'attention.key', 'attention.value')
+    biases = [
+        Tensor(
+            f'{layer}.attn.Wqkv.bias',
+            tuple(f'{name}_bias' for name in parameters),
+            lambda array: list(array.reshape(3, -1, k)),
+            lambda *parts: np.stack(parts).reshape(-1),
+        ),
+        same(f'{layer}.attn.Wo.bias', 'attention.out_bias'),
+    ]
+    return [
+        *(tensor._replace(first=1) for tensor in affine(f'{layer}.attn_norm', 'attention_norm', shape.norm_bias)),
+        Tensor(
+            f'{layer}.attn.Wqkv.weight',
+            parameters,
+            lambda array: list(array.reshape(3, -1, k, array.shape[1]).transpose(0, 3, 1, 2)),
+            lambda *parts: np.stack(parts).transpose(0, 2, 3, 1).reshape(-1, len(parts[0])),
+        ),
+        out_of_heads(f'{layer}.attn.Wo.weight', 'attention.out', k),
+        *(biases if shape.qkv_bias else []),
+        *affine(f'{layer}.mlp_norm', 'feed_forward_norm', shape.norm_bias),
+        Tensor(
+            f'{layer}.mlp.Wi.weight',
+            ('feed_forward.gate', 'feed_forward.up'),
+            lambda array: [part.T for part in np.split(array, 2)],
+            lambda gate, up: np.concatenate([gate.T, up.T]),
+        ),
+        linear(f'{layer}.mlp.Wo.weight', 'feed_forward.down'),
+    ]
+
+
+MODERNBERT = Family(
+    {'modernbert': 'ModernBertModel'},
+    ('', 'model.'),
+    _shape,
+    _outer,
+    _layer,
+    ('head.dense.weight', 'head.dense.bias', 'head.norm.weight', 'head.norm.bias', 'decoder.weight', 'decoder.bias'),
+)
