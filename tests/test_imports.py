@@ -32,7 +32,7 @@ BELOW = {
     'pretrained': {'errors', 'model', 'tokenizer', 'pretrained_tokenizer'},
     'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained', 'pretrained_tokenizer'},
     'vectors': {'errors', 'atomic'},
-    'evals': {'errors', 'data'},  # a model is a function from texts to vectors
+    'evals': {'errors', 'data', 'embed', 'tokenizer'},  # a model is a function from texts to vectors; the adapter for mteb loads one
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
 BELOW['export'] = {'errors', 'checkpoint', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}

@@ -1,6 +1,8 @@
 """Where a run starts from, and what it says of itself before the first step."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,13 @@ import numpy as np
 from cpt_jax import checkpoint
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import shardings
+from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.train.setup import Run
 from cpt_jax.train.step import TrainState
+
+T = TypeVar('T')
 
 
 def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainState]:
@@ -22,17 +27,29 @@ def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainS
     abstract = run.abstract_state()
     if restored := saved.restore(abstract):
         return restored
-    state = jax.jit(run.init, out_shardings=shardings(abstract))()
     if is_pretrained(run.init_from):
         found, delimiters = open_pretrained(run.init_from), [*run.tokenizer.delimiters('x'), *run.tokenizer.delimiters('y')]
-        state.params.encoder = load_encoder(found.family, found.files, run.shape, run.mesh, jnp.float32, delimiters)
-    elif run.init_from:
+        encoder = load_encoder(found.family, found.files, run.shape, run.mesh, jnp.float32, delimiters)
+        return 0, _started(run, abstract, encoder, _with_encoder)
+    if run.init_from:
         directory, step = checkpoint.find(run.init_from, 'init_from')
         try:
-            state = state._replace(params=checkpoint.load_params(directory, step, abstract.params))
+            params = checkpoint.load_params(directory, step, abstract.params)
         except KeyError as error:
             raise UserError(f'init_from={run.init_from}: its model is not of the shape of this config: {error.args[0]}') from error
-    return 0, state
+        return 0, _started(run, abstract, params, lambda state, params: state._replace(params=params))
+    return 0, jax.jit(run.init, out_shardings=shardings(abstract))()
+
+
+def _started(run: Run, abstract: TrainState, loaded: T, put: Callable[[TrainState, T], TrainState]) -> TrainState:
+    """A fresh state around what was loaded, which it takes over: no fresh parameters are made beside it."""
+    make = jax.jit(lambda loaded: put(run.init(), loaded), out_shardings=shardings(abstract), donate_argnums=0)
+    return make(loaded)
+
+
+def _with_encoder(state: TrainState, encoder: Encoder) -> TrainState:
+    state.params.encoder = encoder
+    return state
 
 
 def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str:

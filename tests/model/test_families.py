@@ -290,7 +290,7 @@ MISTAKES = {
     'another layer': (lambda tensors: tensors.update({'layers.3.mlp.up_proj.weight': np.zeros(1)}), r'unknown 1: layers\.3'),
     'shape': (
         lambda tensors: tensors.update({'layers.2.mlp.up_proj.weight': np.zeros((5, 24), np.float32)}),
-        r'model\.safetensors: layers\.2\.mlp\.up_proj\.weight makes feed_forward\.up \[24, 5\], and layer 0 has \[24, 40\]',
+        r'model\.safetensors: layers\.2\.mlp\.up_proj\.weight makes feed_forward\.up \[24, 5\], and config\.json tells of \[24, 40\]',
     ),
     'width': (
         lambda tensors: tensors.update({'norm.weight': np.zeros(7, np.float32)}),

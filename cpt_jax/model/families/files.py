@@ -25,13 +25,13 @@ class Files:
           UserError: there is neither, a shard is missing, or a file is cut short.
         """
         self._directory = directory
-        self._open = {path: _opened(path) for path in _paths(directory)}
-        self._where = {name: path for path, file in self._open.items() for name in file.keys()}
+        self._where = {name: path for path in _paths(directory) for name in _opened(path).keys()}
         self.names = self._where.keys()
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype of the file."""
-        return self._open[self._where[name]].get_tensor(name)
+        with _opened(self._where[name]) as file:  # left open, all that was read of it would stay in memory
+            return file.get_tensor(name)
 
     def place(self, name: str) -> str:
         """'file: name', for people."""

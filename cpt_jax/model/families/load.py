@@ -1,6 +1,7 @@
 """Weights from files, tensor by tensor, onto the devices."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from functools import partial
 from operator import attrgetter
 
 import jax
@@ -22,7 +23,7 @@ def load_encoder(
 ) -> Encoder:
     """An Encoder with the weights of some files.
 
-    One tensor of all layers is on the host at a time; each process reads all, and keeps what its devices hold.
+    One tensor of the files is on the host at a time; each process reads all, and keeps what its devices hold.
 
     Args:
       shape: of the family, with any number of rows in its vocabulary.
@@ -39,19 +40,19 @@ def load_encoder(
     names = _Names(family, files, shape)
     for tensor in family.outer(shape):
         for parameter, array in _parts(tensor, files, names.of(tensor)):
-            if parameter == 'token_embedding':
-                array = grown(array, shape.table_rows, fresh).astype(array.dtype)
-            found[parameter] = _placed(array, wanted, parameter, files.place(names.of(tensor)), dtype)
+            array = grown(array, shape.table_rows, fresh) if parameter == 'token_embedding' else array
+            found[parameter] = _placed(array, wanted[parameter], parameter, files.place(names.of(tensor)), dtype)
     for tensor in family.layer(shape):
-        if tensor.first >= shape.layers:  # which no layer uses
-            ones = {parameter: np.ones(wanted[f'last.{parameter}'].shape, np.float32) for parameter in tensor.parameters}
-            found |= {f'last.{parameter}': _placed(one, wanted, f'last.{parameter}', '', dtype) for parameter, one in ones.items()}
-            continue
-        for parameter, arrays in _parts_of_layers(tensor, files, names, shape.layers).items():
-            where = files.place(names.of(tensor, tensor.first))
-            found[f'last.{parameter}'] = _placed(arrays[-1], wanted, f'last.{parameter}', where, dtype)
-            if shape.layers > 1:
-                found[f'blocks.{parameter}'] = _placed(arrays[:-1], wanted, f'blocks.{parameter}', where, dtype)
+        for number in range(shape.layers):
+            stack = 'blocks' if number < shape.layers - 1 else 'last'
+            if number < tensor.first:  # no file has it, and nothing reads it
+                where, parts = '', [(name, np.ones(wanted[f'last.{name}'].shape, np.float32)) for name in tensor.parameters]
+            else:
+                where, parts = files.place(names.of(tensor, number)), _parts(tensor, files, names.of(tensor, number))
+            for parameter, array in parts:
+                name = f'{stack}.{parameter}'
+                one = _placed(array, wanted[f'last.{parameter}'], parameter, where, dtype)
+                found[name] = one if stack == 'last' else _with_layer(found.get(name), wanted[name], one, number)
     if found.keys() != wanted.keys():
         raise AssertionError(f'the tensors of {list(family.model_types)} leave out {wanted.keys() ^ found.keys()}')
     return jax.tree.unflatten(tree, [found[path] for path in wanted])
@@ -109,39 +110,39 @@ def _parts(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarra
         raise UserError(f'{files.place(name)} has shape {list(array.shape)}, which config.json does not tell of ({error})') from None
 
 
-def _parts_of_layers(tensor: Tensor, files: Files, names: _Names, layers: int) -> dict[str, np.ndarray]:
-    """[layers, ...] of each parameter that a tensor of every layer holds."""
-    stacked: dict[str, np.ndarray] = {}
-    for number in range(tensor.first, layers):
-        name = names.of(tensor, number)
-        for parameter, array in _parts(tensor, files, name):
-            if parameter not in stacked:
-                stacked[parameter] = np.empty((layers, *array.shape), array.dtype)
-                stacked[parameter][: tensor.first] = 1
-            first = stacked[parameter].shape[1:]
-            if array.shape != first:
-                raise UserError(f'{files.place(name)} makes {parameter} {list(array.shape)}, and layer {tensor.first} has {list(first)}')
-            stacked[parameter][number] = array
-    return stacked
-
-
 def grown(table_VxD: np.ndarray, rows: int, fresh: Iterable[int]) -> np.ndarray:
     """A table with so many rows: without those at its end that no id reaches, or with more.
 
     Fresh ones start as the mean of its rows, which no other token stands out from (Hewitt 2021, "Initializing New Word Embeddings"), with a
     tenth of their standard deviation as noise, so that they are told apart. Rows beyond them are zero.
     """
-    table_VxD = table_VxD[:rows].astype(np.float32)
-    mean_D, std_D = table_VxD.mean(0), table_VxD.std(0)
-    table_VxD = np.pad(table_VxD, ((0, max(rows - len(table_VxD), 0)), (0, 0)))
-    random = np.random.default_rng(0)
-    for row in fresh:
-        table_VxD[row] = mean_D + 0.1 * std_D * random.normal(size=len(mean_D))
-    return table_VxD
+    found_VxD = np.zeros((rows, table_VxD.shape[1]), table_VxD.dtype)
+    found_VxD[: len(table_VxD)] = table_VxD[:rows]
+    if fresh := list(fresh):
+        mean_D, std_D = table_VxD.mean(0, dtype=np.float32), table_VxD.astype(np.float32).std(0)
+        found_VxD[fresh] = mean_D + 0.1 * std_D * np.random.default_rng(0).normal(size=(len(fresh), len(mean_D)))
+    return found_VxD
 
 
-def _placed(array: np.ndarray, wanted: Mapping[str, jax.ShapeDtypeStruct], name: str, where: str, dtype: jnp.dtype | None) -> jax.Array:
+def _placed(array: np.ndarray, wanted: jax.ShapeDtypeStruct, name: str, where: str, dtype: jnp.dtype | None) -> jax.Array:
     """On the devices, each its own part."""
-    if array.shape != wanted[name].shape:
-        raise UserError(f'{where} makes {name} {list(array.shape)}, and config.json tells of {list(wanted[name].shape)}')
-    return jax.make_array_from_callback(array.shape, wanted[name].sharding, lambda index: array[index].astype(dtype or array.dtype))
+    if array.shape != wanted.shape:
+        raise UserError(f'{where} makes {name} {list(array.shape)}, and config.json tells of {list(wanted.shape)}')
+    return jax.make_array_from_callback(array.shape, wanted.sharding, lambda index: array[index].astype(dtype or array.dtype, copy=False))
+
+
+def _with_layer(stack: jax.Array | None, wanted: jax.ShapeDtypeStruct, layer: jax.Array, number: int) -> jax.Array:
+    """The stack of all layers, in its place, with one more: beside it there is one layer on the devices and on the host."""
+    with jax.set_mesh(wanted.sharding.mesh):
+        stack = _zeros(wanted.shape, layer.dtype, wanted.sharding) if stack is None else stack
+        return _set_layer(stack, layer, number).block_until_ready()
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.NamedSharding) -> jax.Array:
+    return jnp.zeros(shape, dtype, out_sharding=sharding.spec)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _set_layer(stack: jax.Array, layer: jax.Array, number: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, number, 0)
