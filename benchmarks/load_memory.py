@@ -34,6 +34,7 @@ _WIDTH = flags.DEFINE_integer('width', 2048, 'OPT-1.3B has 2048.')
 _SHARD_GB = flags.DEFINE_float('shard_gb', 1.0, 'Gigabytes of a file.')
 _FOLDER = flags.DEFINE_string('folder', '', 'Where the checkpoint goes; a temporary directory by default.')
 _KEEP = flags.DEFINE_bool('keep', False, 'Leave the checkpoint there.')
+_JSON = flags.DEFINE_string('json', '', 'Where to write the figures too; `ratio` is the peak in times of the files.')
 _LOAD = flags.DEFINE_bool('load', False, 'Load --folder in this process; the benchmark starts itself with it.')
 
 VOCABULARY, POSITIONS = 50_272, 2048
@@ -55,6 +56,8 @@ def main() -> None:
     print(f'loaded in {found["seconds"]:.0f} s; resident memory grew by, GiB and times the files:')
     for name in ('peak', 'end'):
         print(f'  {name:<5} {found[name] / 2**30:6.2f}  {found[name] / size:5.2f}')
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps({'ratio': found['peak'] / size, 'bytes': size, **found}, indent=2) + '\n')
 
 
 def _measured(folder: str) -> dict[str, float]:

@@ -70,7 +70,7 @@ def _check(directory: Path) -> None:
         report = check(part)
         print(report.table())
         if report.defects:
-            raise UserError(f'--check {part}: {len(report.defects)} defects, listed above')
+            raise UserError(f'--check {part}: something would break: {len(report.defects)} lines above')
 
 
 if __name__ == '__main__':

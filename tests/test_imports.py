@@ -113,7 +113,7 @@ sys.exit(', '.join({NEVER & {'torch', 'transformers', 'tensorflow'}} & sys.modul
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'embed', 'plan'])
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'embed', 'export', 'plan'])
 def test_a_program_imports_jax_after_it_has_chosen_its_platform(name):
     """JAX reads JAX_PLATFORMS when it is imported; where libtpu is installed and no TPU is there, it would complain."""
     code = f'import sys, runpy; runpy.run_path("launch/{name}.py", run_name="imported"); sys.exit("jax" in sys.modules)'
