@@ -14,7 +14,7 @@ from cpt_jax.evals.results import metric_label
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
 LONGEST_CODE_LINE = 160  # a text of several lines is shown as code unless a line is longer than this: then it is prose
-ROWS = {'model': 'model', 'bm25': 'BM25', 'random': 'random'}
+ROWS = {'model': 'model', 'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 
 
 class Bar(NamedTuple):
@@ -61,7 +61,10 @@ def score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
     """(metric, its bars) of a task, the main metric first."""
     scores = {'model': row['metrics'], **row['baselines']}
     names = sorted(row['metrics'], key=lambda name: name != row['settings']['main_metric'])
-    return [(metric_label(name), [Bar(kind, label, scores[kind][name]) for kind, label in ROWS.items()]) for name in names]
+    return [
+        (metric_label(name), [Bar(kind, label, scores[kind][name]) for kind, label in ROWS.items() if name in scores.get(kind, {})])
+        for name in names
+    ]
 
 
 def snippet(text: str) -> Snippet:

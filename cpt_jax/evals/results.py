@@ -60,6 +60,7 @@ def add_result(results: dict, name: str, result: Result) -> dict:
         'main_score': result.main_score,
         'metrics': result.metrics,
         'n': result.n,
+        'counted': result.counted,
         'settings': {'main_metric': result.metric, **result.settings},
         'baselines': result.baselines,
     }
@@ -85,13 +86,13 @@ def metric_label(name: str) -> str:
 
 
 def format_table(results: dict) -> str:
-    """The table for the terminal: every metric of every task, scores x100."""
+    """The table for the terminal: every metric of every task, scores x100, BM25 and random vectors where a task has them."""
     cells = [('task', 'metric', 'model', 'BM25', 'random', 'n')]
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
-            scores = value, row['baselines']['bm25'][metric], row['baselines']['random'][metric]
+            scores = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in ('bm25', 'random'))]
             first, last = ('', '') if i else (name, f'{row["n"]:,}')
-            cells.append((first, metric_label(metric), *(f'{100 * score:.2f}' for score in scores), last))
+            cells.append((first, metric_label(metric), *('' if score is None else f'{100 * score:.2f}' for score in scores), last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple('-' * width for width in widths))
     return '\n'.join(_line(row, widths) for row in cells)

@@ -45,18 +45,20 @@ class Result(NamedTuple):
     Attributes:
       metric: the metric of `metrics` that stands for the task.
       metrics: the model's scores, as fractions.
-      n: how many queries the scores are means of.
+      n: how many queries, sentences or pairs the scores are of.
       settings: all that the scores depend on besides the model: protocol, data fingerprint, seed, library versions.
-      baselines: 'bm25' and 'random' -> the same metrics on the same candidates.
+      baselines: 'bm25', 'random' or others -> some of the same metrics, of what needs no model; {}: there is nothing to compare with.
       examples: a few queries.
+      counted: what n counts.
     """
 
     metric: str
     metrics: dict[str, float]
     n: int
     settings: dict[str, object]
-    baselines: dict[str, dict[str, float]]
-    examples: list[Example]
+    baselines: dict[str, dict[str, float]] = {}
+    examples: list[Example] = []  # noqa: RUF012 (neither is ever changed)
+    counted: str = 'queries'
 
     @property
     def main_score(self) -> float:

@@ -62,27 +62,28 @@ class Report(NamedTuple):
 
 
 class _Directory:
-    """The JSON files of a directory, {} or [] for what is missing or broken (which is a defect of its own)."""
+    """The JSON files of a directory, empty for what is missing or broken (which is a defect of its own)."""
 
     def __init__(self, path: Path):
         self.path = path
         self.config = self._read('config.json')
-        self.modules = self._read('modules.json') or []
+        self.modules = [module for module in self._read('modules.json', list) if isinstance(module, dict)]
         self.sentence = self._read('sentence_bert_config.json')
         self.sentence_transformers = self._read('config_sentence_transformers.json')
         self.tokenizer_config = self._read('tokenizer_config.json')
-        places = [module.get('path', '') for module in self.modules if module.get('type', '').endswith('.Pooling')]
+        places = [module.get('path', '') for module in self.modules if str(module.get('type', '')).endswith('.Pooling')]
         self.pooling_file = f'{places[0]}/config.json' if places else '1_Pooling/config.json'
         self.pooling = self._read(self.pooling_file)
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
 
-    def _read(self, name: str) -> Any:
+    def _read(self, name: str, kind: type = dict) -> Any:
         try:
-            return json.loads((self.path / name).read_text('utf-8'))
+            content = json.loads((self.path / name).read_text('utf-8'))
         except (OSError, ValueError):
-            return {}
+            return kind()
+        return content if isinstance(content, kind) else kind()
 
     @property
     def kind(self) -> str:
@@ -237,8 +238,8 @@ def _tokenizer_config(files: _Directory) -> Iterator[Defect]:
 def _modules(files: _Directory) -> Iterator[Defect]:
     if not files.has('modules.json'):
         return  # a plain model of transformers
-    if not isinstance(files.modules, list) or not files.modules:
-        yield Defect('modules.json', 'is not a list of modules', ST)
+    if not files.modules:
+        yield Defect('modules.json', 'is no list of modules', ST)
         return
     for module in files.modules:
         kind = str(module.get('type', ''))

@@ -61,7 +61,7 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
             _write_json(directory / 'config.json', config | text.ids)
             if found:  # the other side has the same weights
                 for path in (folder / found[0].name).glob('model*'):
-                    os.link(path, directory / path.name)
+                    _link(path, directory / path.name)
             else:
                 write_weights(family, embed.encoder, tokenizer.vocab_size, directory, dtype, shard_bytes)
             vectors = golden_vectors(embed, sides)
@@ -84,6 +84,14 @@ def _parity(embed: Embedder, parity: Mapping[Side, float], dtype: str) -> dict[s
         'against': "the run's own vectors, after a reload by cpt_jax's importer",
         'libraries': {name: importlib.metadata.version(name) for name in ('jax', 'flax', 'tokenizers', 'safetensors')},
     }
+
+
+def _link(path: Path, other: Path) -> None:
+    """The same file under another name, or a copy where the file system has no such thing."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 @contextmanager

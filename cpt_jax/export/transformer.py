@@ -53,6 +53,7 @@ def config_json(shape: Shape, pretrained: Mapping[str, Any] | None, dtype: str) 
         'torch_dtype': dtype,
         'use_cache': False,
         **_sight(shape.causal, own),
+        **_older_rope(own),
     }
     again = Shape(vocab_size=shape.vocab_size, **family.shape(config) | {'causal': shape.causal})
     differing = [key for key in vars(again) if key not in _HOW and getattr(again, key) != getattr(shape, key)]
@@ -66,6 +67,15 @@ def _sight(causal: bool, own: Mapping[str, Any]) -> dict[str, bool]:
     if own['model_type'] != 'gemma3_text':
         return {'is_causal': causal, 'use_bidirectional_attention': not causal}
     return {} if own.get('use_bidirectional_attention') else {'is_causal': causal, 'use_bidirectional_attention': False}
+
+
+def _older_rope(own: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers 4 and others read of rotary positions, of one kind for all layers, in place of `rope_parameters`."""
+    rope = own.get('rope_parameters')
+    if not rope or 'rope_theta' not in rope:
+        return {}
+    scaling = {key: value for key, value in rope.items() if key != 'rope_theta'}
+    return {'rope_theta': rope['rope_theta']} | ({'rope_scaling': scaling} if scaling.get('rope_type', 'default') != 'default' else {})
 
 
 # Of a Shape: how it is trained and computed, which no config.json tells of, and an output head, of which an export has none.

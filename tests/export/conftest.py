@@ -1,6 +1,8 @@
 """Runs to export: random parameters, large enough for texts to differ."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,18 @@ from tests.test_embed import write_run
 LLAMA = {'positions': 'rotary', 'norm': 'rmsnorm', 'activation': 'swiglu', 'bias': False, 'heads': 4, 'kv_heads': 2, 'head_width': 10}
 
 
-@pytest.fixture(scope='package', autouse=True)
-def one_row_length():
+@contextmanager
+def one_row_length() -> Iterator[None]:
     """Every model that is loaded compiles one program, and not one for each length of the texts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Embedder, '_row_length', lambda self, length: 40)
         patch.setattr(Embedder, 'TOKENS', {'cpu': 3 * 40})
+        yield
+
+
+@pytest.fixture(autouse=True)
+def in_one_row_length():
+    with one_row_length():
         yield
 
 
@@ -31,7 +39,8 @@ def make_export(tmp_path_factory, tokenizer):
         if pretrained:
             choices = family_of(pretrained).shape(pretrained) | {'pooling': 'eos'} | choices
         run = write_run(folder / 'run', tokenizer.closed(closing), pretrained, **choices)
-        export(str(run), folder / 'out', dtype=dtype, shard_bytes=10**9, license_id='mit')
+        with one_row_length():
+            export(str(run), folder / 'out', dtype=dtype, shard_bytes=10**9, license_id='mit')
         return run, folder / 'out'
 
     return make

@@ -98,6 +98,8 @@ def test_weights_and_files_that_are_not_those_of_the_export(copy):
     assert any('damaged or cut short' in defect.what for defect in check(copy).defects)
     (copy / 'modules.json').write_text('[')
     assert any(defect.where == 'modules.json' and 'not JSON' in defect.what for defect in check(copy).defects)
+    (copy / 'modules.json').write_text('{"a": 1}')
+    assert any(defect.where == 'modules.json' and 'is no list of modules' in defect.what for defect in check(copy).defects)
     (copy / 'tokenizer.json').unlink()
     assert any(defect.where == 'tokenizer.json' and defect.what == 'is missing' for defect in check(copy).defects)
     shutil.rmtree(copy / '1_Pooling')

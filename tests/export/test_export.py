@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from cpt_jax.embed import load_embedder
 from cpt_jax.errors import UserError
+from cpt_jax.export.check import check
 from cpt_jax.export.directory import export
 from cpt_jax.export.golden import TEXTS, read_golden
 from cpt_jax.model.families.files import Files
@@ -59,7 +60,11 @@ QWEN3 = {
     'head_dim': 10,
 }
 OPT = {'hidden_size': 24, 'ffn_dim': 40, 'num_hidden_layers': 2, 'num_attention_heads': 4, 'word_embed_proj_dim': 10}
+LLAMA3 = {'rope_type': 'llama3', 'rope_theta': 500.0, 'factor': 4.0, 'low_freq_factor': 1.0, 'high_freq_factor': 2.0}
 PRETRAINED = {
+    'llama 3': lambda: transformers.LlamaConfig(
+        vocab_size=77, max_position_embeddings=64, rope_parameters=LLAMA3 | {'original_max_position_embeddings': 16}, **QWEN3
+    ),
     'qwen3': lambda: transformers.Qwen3Config(vocab_size=77, max_position_embeddings=64, **QWEN3),
     'gemma3': lambda: transformers.Gemma3TextConfig(
         vocab_size=77, max_position_embeddings=64, sliding_window=10, query_pre_attn_scalar=12, **QWEN3 | {'num_hidden_layers': 7}
@@ -76,6 +81,7 @@ CASES = {
     'gemma3': {'pretrained': 'gemma3', 'causal': True},
     'gemma3, every token sees all': {'pretrained': 'gemma3', 'causal': False},
     'embeddinggemma': {'pretrained': 'gemma3', 'use_bidirectional_attention': True, 'causal': False},
+    'llama 3': {'pretrained': 'llama 3', 'causal': True},
     'opt 350m': {'pretrained': 'opt', 'causal': True},
 }
 
@@ -95,6 +101,7 @@ def test_both_sides_in_one_directory(make_export, case):
             np.testing.assert_allclose(vectors, expected, atol=1e-5, err_msg=reader)
     assert np.abs(embed(MIXED, 'x') - embed(MIXED, 'y')).max(1).min() > 1e-3
     config = json.loads((out / 'config.json').read_text())
+    assert check(out).defects == []
     if 'gemma' not in case:
         assert config['is_causal'] is choices['causal'] and config['use_bidirectional_attention'] is not choices['causal']
 
