@@ -19,6 +19,8 @@ from absl import flags
 from etils import epath
 
 from cpt_jax.evals.evaluation import evaluate
+from cpt_jax.evals.knn import TEMPLATE, WORDS
+from cpt_jax.evals.probe import PROTOCOLS
 from cpt_jax.evals.results import RESULTS, format_table
 from cpt_jax.evals.suite import find_tasks, select
 from cpt_jax.evals.task import Task
@@ -34,7 +36,11 @@ POOLING = flags.DEFINE_enum(
 TASKS = flags.DEFINE_list(
     'tasks', ['codesearch/python_source'], "Tasks, with commas between them; globs such as 'retrieval/*' select many."
 )
-DATA_DIR = flags.DEFINE_string('data_dir', None, 'Holds retrieval/<folder>/ (BEIR) and codesearch/<name>.jsonl[.gz] (CodeSearchNet).')
+DATA_DIR = flags.DEFINE_string(
+    'data_dir',
+    None,
+    'Holds retrieval/<folder>/ (BEIR), codesearch/<name>.jsonl[.gz] (CodeSearchNet), senteval/ (SentEval), sent_bias_seat/tests/ (SEAT).',
+)
 OUTPUT = flags.DEFINE_string('output', None, "Where results.json and report/ go; the run's own directory, or else ./results.")
 SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'dev', 'train'], 'Which judgements of a retrieval task: qrels/<split>.tsv.')
 K = flags.DEFINE_integer('k', 100, 'Documents kept for each query of a retrieval task; recall is measured there.', lower_bound=10)
@@ -42,11 +48,29 @@ CANDIDATES = flags.DEFINE_integer('candidates', 1000, 'Functions searched for ea
 CODE_TEXT = flags.DEFINE_enum(
     'code_text', 'raw', ['raw', 'tokens'], 'Fields of CodeSearchNet files: docstring and code, or the token lists as CodeBERT has them.'
 )
+PROBE_PROTOCOL = flags.DEFINE_enum('probe_protocol', 'lbfgs', [*PROTOCOLS], 'Of probe/*: ' + '; '.join(map(': '.join, PROTOCOLS.items())))
+LABEL_WORDS = flags.DEFINE_list('label_words', [*WORDS], 'Of zeroshot/*: the labels in words, label 0 first.')
+LABEL_TEMPLATE = flags.DEFINE_string('label_template', TEMPLATE, 'Of zeroshot/*: the sentence that describes a label; {} is its word.')
+
+SIDE = flags.DEFINE_enum(
+    'symmetric_side', 'x', ['x', 'y'], 'Side of all texts of tasks with one kind of text (sts, bias): the papers do not say which.'
+)
 
 
 def _tasks(trained_on: Sequence[Mapping]) -> list[Task]:
     """The tasks that the flags select."""
-    found = find_tasks(DATA_DIR.value, SPLIT.value, K.value, CANDIDATES.value, CODE_TEXT.value, trained_on)
+    found = find_tasks(
+        DATA_DIR.value,
+        SPLIT.value,
+        K.value,
+        CANDIDATES.value,
+        CODE_TEXT.value,
+        trained_on,
+        symmetric_side=SIDE.value,
+        probe_protocol=PROBE_PROTOCOL.value,
+        label_words=LABEL_WORDS.value,
+        label_template=LABEL_TEMPLATE.value,
+    )
     return select(found, TASKS.value, DATA_DIR.value)
 
 
@@ -69,7 +93,7 @@ def main() -> None:
     for name, row in results['tasks'].items():
         if seen := row['settings'].get('functions_trained_on'):
             print(f'{name}: {seen:,} of its functions were trained on, so its scores say little: hold out what the default does')
-    print(f'\nscores x100; written to {output / RESULTS} and {output / "report" / "index.html"}')
+    print(f'\nscores x100, effect sizes and p-values as they are; written to {output / RESULTS} and {output / "report" / "index.html"}')
 
 
 if __name__ == '__main__':

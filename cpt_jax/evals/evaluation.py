@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from etils import epath
 from tqdm import tqdm
 
+from cpt_jax.evals.bias import with_holm
 from cpt_jax.evals.report import render
 from cpt_jax.evals.results import EXAMPLES, RESULTS, add_result, continued, examples_json, new_results, read_json, write_json, write_text
 from cpt_jax.evals.task import Embed, Task
@@ -35,7 +36,7 @@ def evaluate(
     for task in tasks:
         tqdm.write(task.name)
         result = task.run(embed)
-        results, examples = add_result(results, task.name, result), {**examples, task.name: examples_json(result)}
+        results, examples = with_holm(add_result(results, task.name, result)), {**examples, task.name: examples_json(result)}
         write_json(output / RESULTS, results)
         write_json(report / EXAMPLES, examples)
         write_text(report / 'index.html', render(results, examples, metrics_path))

@@ -38,6 +38,12 @@ def embed_texts(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
     return vectors_NxD
 
 
+def embed_distinct(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
+    """The same for texts that occur again and again: each is embedded once, so that equal texts have equal vectors to the bit."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return embed_texts(embed, list(place), side)[[place[text] for text in texts]]
+
+
 class TopK:
     """Keeps the k best documents of each query while scores arrive in blocks of documents.
 

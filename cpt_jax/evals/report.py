@@ -9,7 +9,7 @@ import jinja2
 from etils import epath
 
 from cpt_jax.evals.curves import draw_panels, read_metrics
-from cpt_jax.evals.results import metric_label
+from cpt_jax.evals.results import PLAIN, format_score, metric_label
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
@@ -18,11 +18,12 @@ ROWS = {'model': 'model', 'bm25': 'BM25', 'random': 'random', 'majority': 'major
 
 
 class Bar(NamedTuple):
-    """A score as a bar; `value` is a fraction."""
+    """A score, as it is shown and as a bar; `percent` is None of one that is no fraction, which has no bar."""
 
     kind: str
     label: str
-    value: float
+    shown: str
+    percent: float | None
 
 
 class Snippet(NamedTuple):
@@ -62,9 +63,13 @@ def score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
     scores = {'model': row['metrics'], **row['baselines']}
     names = sorted(row['metrics'], key=lambda name: name != row['settings']['main_metric'])
     return [
-        (metric_label(name), [Bar(kind, label, scores[kind][name]) for kind, label in ROWS.items() if name in scores.get(kind, {})])
+        (metric_label(name), [_bar(kind, label, name, scores[kind][name]) for kind, label in ROWS.items() if name in scores.get(kind, {})])
         for name in names
     ]
+
+
+def _bar(kind: str, label: str, name: str, value: float) -> Bar:
+    return Bar(kind, label, format_score(name, value), None if name in PLAIN else 100 * max(value, 0))
 
 
 def snippet(text: str) -> Snippet:

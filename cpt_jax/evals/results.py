@@ -11,6 +11,18 @@ from cpt_jax.evals.task import Answers, Result
 RESULTS = 'results.json'
 EXAMPLES = 'examples.json'  # in report/
 
+# Metrics whose names do not say what they are.
+LABELS = {
+    'spearman': 'Spearman',
+    'spearman_mean': 'Spearman, mean of subsets',
+    'spearman_wmean': 'Spearman, weighted mean',
+    'pearson': 'Pearson',
+    'effect_size': 'effect size d',
+    'p_value': 'p-value',
+    'p_holm': 'p-value, Holm',
+}
+PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}  # metrics that are no fractions, and how they are shown
+
 
 def write_text(path: epath.Path, text: str) -> None:
     """Writes the whole file or nothing, so that a reader never sees half of it."""
@@ -79,20 +91,27 @@ def _answers_json(answers: Answers) -> dict:
 
 
 def metric_label(name: str) -> str:
-    """'mrr_of_1000' -> 'MRR of 1,000'; 'ndcg@10' -> 'nDCG@10'."""
+    """'mrr_of_1000' -> 'MRR of 1,000'; 'ndcg@10' -> 'nDCG@10'; those of `LABELS` as there."""
+    if name in LABELS:
+        return LABELS[name]
     kind, _, pool = name.partition('_of_')
     word = kind.replace('ndcg', 'nDCG').replace('mrr', 'MRR').replace('recall', 'Recall')
     return f'{word} of {int(pool):,}' if pool else word
 
 
+def format_score(name: str, value: float) -> str:
+    """The value of metric `name` for people: a fraction x100, a plain number as it is."""
+    return f'{value:{PLAIN[name]}}' if name in PLAIN else f'{100 * value:.2f}'
+
+
 def format_table(results: dict) -> str:
-    """The table for the terminal: every metric of every task, scores x100, BM25 and random vectors where a task has them."""
+    """The table for the terminal: every metric of every task, fractions x100, BM25 and random vectors where a task has them."""
     cells = [('task', 'metric', 'model', 'BM25', 'random', 'n')]
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
             scores = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in ('bm25', 'random'))]
             first, last = ('', '') if i else (name, f'{row["n"]:,}')
-            cells.append((first, metric_label(metric), *('' if score is None else f'{100 * score:.2f}' for score in scores), last))
+            cells.append((first, metric_label(metric), *('' if score is None else format_score(metric, score) for score in scores), last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple('-' * width for width in widths))
     return '\n'.join(_line(row, widths) for row in cells)

@@ -11,12 +11,12 @@ from etils import epath
 from cpt_jax.errors import UserError
 
 
-def read_lines(path: epath.Path) -> Iterator[tuple[str, str]]:
-    """('file:line', text) for each line that is not blank; a name that ends in .gz is unpacked. UTF-8, with or without a mark."""
+def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """('file:line', text) for each line, or each that is not blank; a name that ends in .gz is unpacked. UTF-8, with or without a mark."""
     try:
         with path.open('rb') as packed, gzip.open(packed) if path.name.endswith('.gz') else packed as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
+                if blank or line.strip():
                     yield f'{path}:{number}', line.decode('utf-8-sig').rstrip('\r\n')
     except UnicodeDecodeError as error:
         raise UserError(f'{path}:{number}: not UTF-8 ({error.reason}): convert the file') from None

@@ -6,12 +6,18 @@ from fnmatch import fnmatchcase
 from etils import epath
 
 from cpt_jax.errors import UserError
-from cpt_jax.evals import codesearch, retrieval
+from cpt_jax.evals import bias, codesearch, retrieval, senteval, sts
+from cpt_jax.evals.knn import TEMPLATE, WORDS
 from cpt_jax.evals.task import Task
 
 LAYOUTS = {
     'retrieval': 'retrieval/<folder>/ with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR)',
     'codesearch': 'codesearch/<name>.jsonl or .jsonl.gz (CodeSearchNet)',
+    'sts': sts.LAYOUT,
+    'bias': bias.LAYOUT,
+    'probe': 'senteval/{MR,CR,SUBJ,MPQA,SST/binary,TREC,MRPC}/ (data/downstream of SentEval)',
+    'knn': 'senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',
+    'zeroshot': 'senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',
 }
 
 
@@ -22,21 +28,32 @@ def find_tasks(
     candidates: int = 1000,
     code_text: str = 'raw',
     trained_on: Sequence[Mapping] = (),
+    symmetric_side: str = 'x',
+    probe_protocol: str = 'lbfgs',
+    label_words: Sequence[str] = WORDS,
+    label_template: str = TEMPLATE,
 ) -> dict[str, Task]:
     """Every task that can be run, by name.
 
     Args:
-      data_dir: the folder with retrieval/ and codesearch/; None leaves what needs no data.
+      data_dir: the folder with retrieval/, codesearch/, senteval/ and sent_bias_seat/, or some of them; None leaves what needs no data.
       split: qrels of retrieval tasks: test, dev or train.
       k: documents kept for each query of a retrieval task.
       candidates: functions searched for each query of a code search task.
       code_text: 'raw' or 'tokens', see `code_pairs.file_pairs`.
       trained_on: see `code_pairs.python_source_pairs`.
+      symmetric_side: 'x' or 'y', of all texts of tasks that have one kind of text.
+      probe_protocol: 'lbfgs' or 'senteval', see `probe.PROTOCOLS`.
+      label_words, label_template: see `knn.ZeroShot`.
     """
     folder = epath.Path(data_dir) if data_dir else None
     if folder and not folder.is_dir():
         raise UserError(f'--data_dir {data_dir}: no such directory')
-    return codesearch.find_tasks(folder, candidates, code_text, trained_on) | retrieval.find_tasks(folder, split, k)
+    tasks = codesearch.find_tasks(folder, candidates, code_text, trained_on) | retrieval.find_tasks(folder, split, k)
+    tasks |= sts.find_tasks(folder, symmetric_side)
+    tasks |= bias.find_tasks(folder, symmetric_side)
+    tasks |= senteval.find_tasks(folder, probe_protocol, label_words, label_template)
+    return tasks
 
 
 def select(tasks: dict[str, Task], patterns: Iterable[str], data_dir: str | None) -> list[Task]:

@@ -10,7 +10,7 @@ from etils import epath
 
 from cpt_jax import checkpoint
 from cpt_jax.evals.curves import read_metrics, save_curves
-from cpt_jax.evals.results import RESULTS, metric_label, read_json
+from cpt_jax.evals.results import RESULTS, format_score, metric_label, read_json
 from cpt_jax.tokenizer import Side
 
 CURVES = 'training.png'
@@ -94,13 +94,14 @@ def _sources(origin: Origin) -> list[dict[str, Any]]:
     ]
 
 
-def _scores(origin: Origin) -> list[tuple[str, str, float, float | None]]:
-    """(task, metric, the model's score, BM25's) of the run's results, if they are of the checkpoint that is exported."""
+def _scores(origin: Origin) -> list[tuple[str, str, str, str]]:
+    """(task, metric, the model's score, BM25's or '') of the run's results, if they are of the checkpoint that is exported."""
     results = read_json(epath.Path(origin.run / RESULTS))
     if results.get('model') != f'{origin.run.name}@{origin.step}':
         return []
     rows = []
     for name, row in results['tasks'].items():
         metric = row['settings']['main_metric']
-        rows.append((name, metric_label(metric), row['main_score'], row.get('baselines', {}).get('bm25', {}).get(metric)))
+        scores = row['main_score'], row.get('baselines', {}).get('bm25', {}).get(metric)
+        rows.append((name, metric_label(metric), *('' if score is None else format_score(metric, score) for score in scores)))
     return rows

@@ -27,6 +27,7 @@ def test_a_row_as_documented():
         'main_score': 0.5,
         'metrics': {'mrr_of_1000': 0.5, 'recall@1_of_1000': 0.25},
         'n': 1000,
+        'counted': 'queries',
         'settings': {'main_metric': 'mrr_of_1000', 'seed': 0},
         'baselines': make_result().baselines,
     }

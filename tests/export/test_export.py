@@ -168,11 +168,13 @@ def test_the_card_tells_of_the_run(tokenizer, tmp_path):
     (run / 'metrics.jsonl').write_text(''.join(json.dumps({'step': i, 'loss': 3 / i, 'log_batch': 4.2}) + '\n' for i in range(1, 9)))
     (run / 'data.json').write_text(json.dumps({'a': {'summary': '300 pairs of letters'}}))
     row = {'main_score': 0.5, 'settings': {'main_metric': 'ndcg@10'}, 'baselines': {'bm25': {'ndcg@10': 0.25}}}
-    (run / 'results.json').write_text(json.dumps({'model': 'mine@200', 'tasks': {'retrieval/tiny': row}}))
+    plain = {'main_score': -0.5, 'settings': {'main_metric': 'effect_size'}, 'baselines': {}}
+    (run / 'results.json').write_text(json.dumps({'model': 'mine@200', 'tasks': {'retrieval/tiny': row, 'bias/weat1': plain}}))
     export(str(run), tmp_path / 'out', dtype='float32', shard_bytes=10**9, license_id='apache-2.0')
     card = (tmp_path / 'out' / 'README.md').read_text()
     for line in [
-        'license: apache-2.0', '| retrieval/tiny | nDCG@10 | 50.00 | 25.00 |', '| a | text | 1.0 | 300 pairs of letters |',
+        'license: apache-2.0', '| retrieval/tiny | nDCG@10 | 50.00 | 25.00 |', '| bias/weat1 | effect size d | -0.50 |  |',
+        '| a | text | 1.0 | 300 pairs of letters |',
         '200 steps of 64 pairs', '| query | `<|query|>` |', '![Loss and held-out retrieval](training.png)',
     ]:  # fmt: skip
         assert line in card, line

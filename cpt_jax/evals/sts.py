@@ -1,0 +1,185 @@
+"""Sentence similarity on SentEval's STS sets: how far the order of the cosines is that of people's scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from cpt_jax.errors import UserError
+from cpt_jax.evals.ranking import embed_distinct
+from cpt_jax.evals.rows import file_fingerprint, read_lines
+from cpt_jax.evals.task import Embed, Result, library_versions
+
+# The SMT set of 2013 has a licence that keeps its texts out of SentEval.
+YEARS = {
+    'STS12': ('MSRpar', 'MSRvid', 'SMTeuroparl', 'surprise.OnWN', 'surprise.SMTnews'),
+    'STS13': ('FNWN', 'headlines', 'OnWN'),
+    'STS14': ('deft-forum', 'deft-news', 'headlines', 'images', 'OnWN', 'tweet-news'),
+    'STS15': ('answers-forums', 'answers-students', 'belief', 'headlines', 'images'),
+    'STS16': ('answer-answer', 'headlines', 'plagiarism', 'postediting', 'question-question'),
+}
+LAYOUT = (
+    'senteval/STS/STS12-en-test/ to STS16-en-test/ with STS.input.*.txt and STS.gs.*.txt, senteval/STS/STSBenchmark/sts-test.csv and '
+    'senteval/SICK/SICK_test_annotated.txt (SentEval, data/downstream)'
+)
+# SentEval itself trains a regression on STS-B and SICK-R, and has no "all"; the tables of SimCSE, sentence-transformers and mteb are these.
+PROTOCOL = (
+    'Spearman of the cosine, nothing trained; of several subsets: spearman and pearson over all their pairs together ("all"), '
+    'spearman_mean and spearman_wmean over their Spearmans, the latter weighted by pairs; pairs without a score are left out; '
+    'one cosine for all pairs counts 0'
+)
+
+
+class Pairs(NamedTuple):
+    """The scored pairs of one subset.
+
+    Attributes:
+      name: of the subset.
+      paths: the files that they stand in.
+      texts: (first, second) of each.
+      gold_N: float64[N], people's scores; not all equal.
+    """
+
+    name: str
+    paths: list[epath.Path]
+    texts: list[tuple[str, str]]
+    gold_N: np.ndarray
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """One set of pairs.
+
+    Attributes:
+      name: of the task, such as 'sts/STS12'.
+      load: reads its subsets.
+      side: of both texts of every pair: 'x' or 'y'.
+    """
+
+    name: str
+    load: Callable[[], list[Pairs]]
+    side: str = 'x'
+
+    def run(self, embed: Embed) -> Result:
+        """Embeds and scores; raises UserError with file and line for data that cannot be used."""
+        subsets = self.load()
+        cosines = _split(_cosines(embed, [pair for pairs in subsets for pair in pairs.texts], self.side), subsets)
+        return Result(
+            metric='spearman',
+            metrics=score(cosines, [pairs.gold_N for pairs in subsets]),
+            n=sum(len(pairs.texts) for pairs in subsets),
+            settings={
+                'protocol': PROTOCOL,
+                'side': f'{self.side} for both texts',
+                'similarity': 'dot product of unit vectors, float32',
+                'text': 'as in the files, with single spaces (those of SentEval are tokenised, and lower-cased but for SICK)',
+                'pairs': {pairs.name: len(pairs.texts) for pairs in subsets},
+                'libraries': library_versions('scipy'),
+                'data': file_fingerprint(*(path for pairs in subsets for path in pairs.paths)),
+            },
+            counted='pairs',
+        )
+
+
+def find_tasks(data_dir: epath.Path | None, side: str = 'x') -> dict[str, Similarity]:
+    """The tasks whose data are in `data_dir`/senteval, by name."""
+    if not data_dir:
+        return {}
+    sts = data_dir / 'senteval' / 'STS'
+    benchmark, sick = sts / 'STSBenchmark' / 'sts-test.csv', data_dir / 'senteval' / 'SICK' / 'SICK_test_annotated.txt'
+    loads = {
+        year: lambda folder=folder, subsets=subsets: [read_subset(folder, subset) for subset in subsets]
+        for year, subsets in YEARS.items()
+        if (folder := sts / f'{year}-en-test').is_dir()
+    }
+    if benchmark.exists():
+        loads['STSBenchmark'] = lambda: [read_benchmark(benchmark)]
+    if sick.exists():
+        loads['SICK-R'] = lambda: [read_sick(sick)]
+    return {name: Similarity(name, load, side) for key, load in loads.items() for name in [f'sts/{key}']}
+
+
+def score(cosines: Sequence[np.ndarray], golds: Sequence[np.ndarray]) -> dict[str, float]:
+    """The metrics, from -1 to 1, of float[N] cosines and of gold scores of each subset; the two means only of several subsets."""
+    from scipy.stats import pearsonr, spearmanr  # takes a second, which programs that do other tasks need not wait
+
+    every = np.concatenate(cosines), np.concatenate(golds)
+    metrics = {'spearman': _correlation(spearmanr, *every)}
+    if len(golds) > 1:
+        each = [_correlation(spearmanr, *pair) for pair in zip(cosines, golds, strict=True)]
+        metrics['spearman_mean'] = float(np.mean(each))
+        metrics['spearman_wmean'] = float(np.average(each, weights=[len(gold_N) for gold_N in golds]))
+    return metrics | {'pearson': _correlation(pearsonr, *every)}
+
+
+def _correlation(measure: Callable, cosines_N: np.ndarray, gold_N: np.ndarray) -> float:
+    """0 where all cosines are equal, of which scipy makes nan: such a model knows nothing of the order."""
+    return float(measure(cosines_N.astype(np.float64), gold_N).statistic) if np.ptp(cosines_N) else 0.0
+
+
+def _cosines(embed: Embed, pairs: Sequence[tuple[str, str]], side: str) -> np.ndarray:
+    """float32[N] of N pairs."""
+    vectors_MxD = embed_distinct(embed, [text for pair in pairs for text in pair], side)
+    return np.einsum('nd,nd->n', vectors_MxD[::2], vectors_MxD[1::2])
+
+
+def _split(cosines_N: np.ndarray, subsets: Sequence[Pairs]) -> list[np.ndarray]:
+    return np.split(cosines_N, np.cumsum([len(pairs.texts) for pairs in subsets])[:-1])
+
+
+def read_subset(folder: epath.Path, name: str) -> Pairs:
+    """A subset of STS12 to STS16: two texts a line in one file, and the score, or nothing, on the same line of another."""
+    paths = [folder / f'STS.{kind}.{name}.txt' for kind in ('input', 'gs')]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+        raise UserError(f'{folder}: no {", ".join(missing)}; expected in --data_dir: {LAYOUT}')
+    lines, scores = (list(read_lines(path, blank=True)) for path in paths)
+    if len(lines) != len(scores):
+        raise UserError(f'{paths[1]}: has {len(scores)} lines and {paths[0].name} {len(lines)}: they must be of the same pairs')
+    scored = [(*line, *gold) for line, gold in zip(lines, scores, strict=True) if gold[1].strip()]
+    rows = [(_texts(where, line.split('\t')), _gold(where_gold, [gold])) for where, line, where_gold, gold in scored]
+    return _pairs(name, paths, rows)
+
+
+def read_benchmark(path: epath.Path) -> Pairs:
+    """STS-B's test split: score and texts stand in columns 5 to 7, sources may follow."""
+    split = [(where, line.split('\t')) for where, line in read_lines(path)]
+    return _pairs('test', [path], [(_texts(where, fields[5:7]), _gold(where, fields[4:5])) for where, fields in split])
+
+
+def read_sick(path: epath.Path) -> Pairs:
+    """SICK's test split, whose relatedness is the score; a header stands first."""
+    (where, header), *lines = [*read_lines(path)] or [(f'{path}:1', '')]
+    if header.split('\t')[1:4] != ['sentence_A', 'sentence_B', 'relatedness_score']:
+        raise UserError(f'{where}: a header with pair_ID, sentence_A, sentence_B and relatedness_score, separated by tabs, is expected')
+    split = [(where, line.split('\t')) for where, line in lines]
+    return _pairs('test', [path], [(_texts(where, fields[1:3]), _gold(where, fields[3:4])) for where, fields in split])
+
+
+def _texts(where: str, fields: Sequence[str]) -> tuple[str, str]:
+    """The two texts, words separated by single spaces, as SentEval hands them on."""
+    texts = [' '.join(field.split()) for field in fields]
+    if len(texts) != 2 or not all(texts):
+        raise UserError(f'{where}: two texts are expected, separated by a tab')
+    return texts[0], texts[1]
+
+
+def _gold(where: str, fields: Sequence[str]) -> float:
+    """The score in the one field; none where the line was too short."""
+    try:
+        gold = float(fields[0])
+    except (IndexError, ValueError):
+        gold = np.nan
+    if not np.isfinite(gold):
+        there = repr(fields[0][:40]) if fields else 'the end of the line'
+        raise UserError(f'{where}: a score is expected, a number, not {there}: take the release with its labels')
+    return gold
+
+
+def _pairs(name: str, paths: list[epath.Path], rows: Sequence[tuple[tuple[str, str], float]]) -> Pairs:
+    golds = [gold for _, gold in rows]
+    if len(set(golds)) < 2:
+        raise UserError(f'{paths[-1]}: {len(golds)} scored pairs with {len(set(golds))} different scores: no correlation can be measured')
+    return Pairs(name, paths, [texts for texts, _ in rows], np.array(golds))
