@@ -27,6 +27,7 @@ transformers.logging.disable_progress_bar()
 
 ROOT = Path(__file__).parents[2]
 MIXED = [*TEXTS, *sentences(20, seed=5, words=30)]
+ALONE = len(TEXTS)  # of them, those that sentence-transformers is given one at a time too
 NAMES = {'x': 'query', 'y': 'document'}
 
 
@@ -46,7 +47,7 @@ def readings(directory: Path, side: str, prompt_name: str | None) -> dict[str, n
     return {
         'ours': load_embedder(str(directory))(MIXED, side),
         'sentence-transformers': theirs.encode(MIXED, prompt_name=prompt_name, batch_size=7),
-        'one at a time': np.concatenate([theirs.encode([text], prompt_name=prompt_name) for text in MIXED]),
+        'one at a time': np.concatenate([theirs.encode([text], prompt_name=prompt_name) for text in MIXED[:ALONE]]),
         'transformers': of_transformers(directory, [prompt + text for text in MIXED]),
     }
 
@@ -67,7 +68,12 @@ PRETRAINED = {
     ),
     'qwen3': lambda: transformers.Qwen3Config(vocab_size=77, max_position_embeddings=64, **QWEN3),
     'gemma3': lambda: transformers.Gemma3TextConfig(
-        vocab_size=77, max_position_embeddings=64, sliding_window=10, query_pre_attn_scalar=12, **QWEN3 | {'num_hidden_layers': 7}
+        vocab_size=77,
+        max_position_embeddings=64,
+        sliding_window=10,
+        query_pre_attn_scalar=12,
+        **QWEN3 | {'num_hidden_layers': 3},
+        layer_types=['sliding_attention', 'full_attention', 'sliding_attention'],
     ),
     'opt': lambda: transformers.OPTConfig(vocab_size=77, max_position_embeddings=64, do_layer_norm_before=False, **OPT),
 }
@@ -98,7 +104,7 @@ def test_both_sides_in_one_directory(make_export, case):
     for side, name in NAMES.items():
         expected = embed(MIXED, side)
         for reader, vectors in readings(out, side, name).items():
-            np.testing.assert_allclose(vectors, expected, atol=1e-5, err_msg=reader)
+            np.testing.assert_allclose(vectors, expected[: len(vectors)], atol=1e-5, err_msg=reader)
     assert np.abs(embed(MIXED, 'x') - embed(MIXED, 'y')).max(1).min() > 1e-3
     config = json.loads((out / 'config.json').read_text())
     assert check(out).defects == []
@@ -112,7 +118,7 @@ def test_a_directory_for_each_side(make_export):
     for side, name in NAMES.items():
         expected = embed(MIXED, side)  # each side with its own maximum
         for reader, vectors in readings(out / name, side, None).items():
-            np.testing.assert_allclose(vectors, expected, atol=1e-5, err_msg=reader)
+            np.testing.assert_allclose(vectors, expected[: len(vectors)], atol=1e-5, err_msg=reader)
     files = [out / name / 'model.safetensors' for name in NAMES.values()]
     assert os.path.samefile(*files)
     assert not (out / 'config.json').exists() and "SentenceTransformer('out/query')" in (out / 'README.md').read_text()

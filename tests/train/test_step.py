@@ -54,7 +54,6 @@ PLAIN, DROPOUT = {}, {'model__dropout': 0.3}
 NEGATIVES = {'data__negatives': 2, 'loss__symmetric': False, 'loss__dimensions': (8, 32), 'loss__temperature_per_source': True}
 ODD = {'train__batch_pairs': 37}
 WAYS = [
-    (PLAIN, {}),
     (PLAIN, {'mesh__data': 1, 'mesh__fsdp': 8}),
     (PLAIN, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'data__packed': False}),
     (PLAIN, {'mesh__data': 2, 'mesh__tensor': 4, 'train__encode_chunks': 4, 'model__remat': 'full', 'loss__form': 'chunked'}),
