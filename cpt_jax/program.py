@@ -68,6 +68,16 @@ def define_config() -> Callable[[], tuple[str, ConfigDict]]:
     return read
 
 
+def define_model() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str | None]]:
+    """Defines the flags --model and --pooling of all programs that load a model, and returns both."""
+    reference = 'A model reference: a run, run@step, or the directory of a pretrained model.'
+    pooling = 'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.'
+    return (
+        flags.DEFINE_string('model', None, reference, required=True),
+        flags.DEFINE_enum('pooling', None, ['eos', 'last', 'mean', 'cls'], pooling),
+    )
+
+
 def load_config(path: Path | str) -> dict[str, Any]:
     """The config of a file, as plain values: for tests and notebooks."""
     return runpy.run_path(str(path))['get_config']().to_dict()

@@ -27,21 +27,15 @@ from etils import epath
 
 from cpt_jax.errors import UserError
 from cpt_jax.evals.corpus import Corpus
-from cpt_jax.program import run_program
+from cpt_jax.program import define_model, run_program
 from cpt_jax.vectors import Meta, VectorWriter
 
 if TYPE_CHECKING:
     from cpt_jax.embed import Embedder  # imports JAX, which waits until the flags are read
 
-_MODEL = flags.DEFINE_string('model', None, 'A model reference: a run, run@step, or the directory of a pretrained model.', required=True)
+_MODEL, _POOLING = define_model()
 _INPUT = flags.DEFINE_string('input', None, 'The file of texts: .jsonl or .txt, or packed (.jsonl.gz, .txt.gz).', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required=True)
-_POOLING = flags.DEFINE_enum(
-    'pooling',
-    None,
-    ['eos', 'last', 'mean', 'cls'],
-    'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.',
-)
 _SIDE = flags.DEFINE_enum('side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.')
 _FIELD = flags.DEFINE_string('field', '', "The field of a row that holds the text, such as code; by default title + ' ' + text.")
 _SHARD_SIZE = flags.DEFINE_integer('shard_size', 20_000, 'Vectors of a file; a program that is killed loses one.', lower_bound=1)

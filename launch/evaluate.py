@@ -24,15 +24,9 @@ from cpt_jax.evals.probe import PROTOCOLS
 from cpt_jax.evals.results import RESULTS, format_table
 from cpt_jax.evals.suite import find_tasks, select
 from cpt_jax.evals.task import Task
-from cpt_jax.program import run_program, use_compilation_cache
+from cpt_jax.program import define_model, run_program, use_compilation_cache
 
-MODEL = flags.DEFINE_string('model', None, 'A model reference: a run, run@step, or the directory of a pretrained model.', required=True)
-POOLING = flags.DEFINE_enum(
-    'pooling',
-    None,
-    ['eos', 'last', 'mean', 'cls'],
-    'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.',
-)
+MODEL, POOLING = define_model()
 TASKS = flags.DEFINE_list(
     'tasks', ['codesearch/python_source'], "Tasks, with commas between them; globs such as 'retrieval/*' select many."
 )

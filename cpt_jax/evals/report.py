@@ -9,12 +9,12 @@ import jinja2
 from etils import epath
 
 from cpt_jax.evals.curves import draw_panels, read_metrics
-from cpt_jax.evals.results import PLAIN, format_score, metric_label
+from cpt_jax.evals.results import BASELINES, PLAIN, format_score, metric_label
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
 LONGEST_CODE_LINE = 160  # a text of several lines is shown as code unless a line is longer than this: then it is prose
-ROWS = {'model': 'model', 'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
+ROWS = {'model': 'model', **BASELINES}
 
 
 class Bar(NamedTuple):

@@ -21,6 +21,8 @@ LABELS = {
     'p_value': 'p-value',
     'p_holm': 'p-value, Holm',
 }
+# What a model is compared with -> how people call it.
+BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}  # metrics that are no fractions, and how they are shown
 
 
@@ -105,11 +107,12 @@ def format_score(name: str, value: float) -> str:
 
 
 def format_table(results: dict) -> str:
-    """The table for the terminal: every metric of every task, fractions x100, BM25 and random vectors where a task has them."""
-    cells = [('task', 'metric', 'model', 'BM25', 'random', 'n')]
+    """The table for the terminal: every metric of every task, fractions x100, and what a task is compared with."""
+    kinds = [kind for kind in BASELINES if any(kind in row['baselines'] for row in results['tasks'].values())]
+    cells = [('task', 'metric', 'model', *(BASELINES[kind] for kind in kinds), 'n')]
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
-            scores = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in ('bm25', 'random'))]
+            scores = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in kinds)]
             first, last = ('', '') if i else (name, f'{row["n"]:,}')
             cells.append((first, metric_label(metric), *('' if score is None else format_score(metric, score) for score in scores), last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

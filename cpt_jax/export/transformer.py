@@ -137,8 +137,11 @@ def write_weights(family: Family, encoder: Encoder, rows: int, directory: Path, 
 
     Args:
       rows: of the vocabulary's table.
+
+    Raises:
+      UserError: a weight is beyond the numbers of the dtype.
     """
-    tensors = ((name, array.astype(DTYPES[dtype], copy=False)) for name, array in written(family, encoder, rows))
+    tensors = ((name, _narrowed(name, array, dtype)) for name, array in written(family, encoder, rows))
     shards = []  # (path, names, bytes)
     for number, shard in enumerate(_shards(tensors, shard_bytes)):
         path = directory / f'.shard-{number}'
@@ -154,6 +157,14 @@ def write_weights(family: Family, encoder: Encoder, rows: int, directory: Path, 
     where = {tensor: names[path] for path, tensors, _ in shards for tensor in tensors}
     index = {'metadata': {'total_size': sum(size for _, _, size in shards)}, 'weight_map': where}
     (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over='ignore'):  # told below
+        narrow = array.astype(DTYPES[dtype], copy=False)
+    if not np.isfinite(narrow).all():
+        raise UserError(f'--dtype {dtype}: {name} has weights up to {np.abs(array).max():.3g}, which it cannot hold; take another')
+    return narrow
 
 
 def _shards(tensors: Iterator[tuple[str, np.ndarray]], most: int) -> Iterator[dict[str, np.ndarray]]:

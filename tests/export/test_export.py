@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from cpt_jax.embed import load_embedder
 from cpt_jax.errors import UserError
+from cpt_jax.export import transformer
 from cpt_jax.export.check import check
 from cpt_jax.export.directory import export
 from cpt_jax.export.golden import TEXTS, read_golden
@@ -137,6 +138,13 @@ def test_narrow_weights(make_export, dtype, close):
         assert 1e-6 < np.abs(found - vectors[side]).max() < close
     told = json.loads((out / 'parity.json').read_text())
     assert told['weights'] == dtype and 1e-6 < told['largest_difference_of_a_unit']['x'] < close
+
+
+def test_weights_that_a_dtype_cannot_hold_are_named(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer, 'written', lambda *_: iter([('h.0.attn.c_attn.weight', np.full((2, 2), 1e5, np.float32))]))
+    with pytest.raises(UserError, match=r'--dtype float16: h\.0\.attn\.c_attn\.weight has weights up to 1e\+05, which it cannot hold'):
+        export(str(whole[0]), tmp_path / 'out', dtype='float16', shard_bytes=10**9, license_id='mit')
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_large_weights_are_split(whole, tmp_path):

@@ -37,7 +37,7 @@ def load_encoder(
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
     wanted, tree = _by_name(abstract)
     found: dict[str, jax.Array] = {}
-    names = _Names(family, files, shape)
+    names = Names(family, files, shape)
     for tensor in family.outer(shape):
         for parameter, array in _parts(tensor, files, names.of(tensor)):
             array = grown(array, shape.table_rows, fresh) if parameter == 'token_embedding' else array
@@ -76,7 +76,7 @@ def written(family: Family, encoder: Encoder, rows: int) -> Iterator[tuple[str, 
             yield tensor.name.format(i=shape.layers - 1), tensor.write(*(of(f'last.{parameter}') for parameter in tensor.parameters))
 
 
-class _Names:
+class Names:
     """The names of a family's tensors as these files have them: all with one prefix."""
 
     def __init__(self, family: Family, files: Files, shape: Shape):
