@@ -21,7 +21,8 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh
 from cpt_jax.model.flops import step_flops
 from cpt_jax.program import load_config
-from tests.train.conftest import HURRY, write_config
+from tests.conftest import HURRY
+from tests.train.conftest import write_config
 
 ROOT = Path(__file__).parents[1]
 

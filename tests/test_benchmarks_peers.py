@@ -16,8 +16,7 @@ from cpt_jax.mesh import make_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
 from cpt_jax.tokenizer import load_tokenizer
-from tests.conftest import sentences
-from tests.train.conftest import HURRY
+from tests.conftest import HURRY, sentences
 
 pytest.importorskip('sentence_transformers', reason='the benchmarks compare with sentence-transformers (requirements-dev.txt)')
 

@@ -13,7 +13,7 @@ import pytest
 
 from cpt_jax.embed import load_embedder
 from cpt_jax.vectors import read_vectors
-from tests.conftest import sentences
+from tests.conftest import HURRY, sentences
 from tests.test_embed import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -31,8 +31,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 
 def start(folder: Path, output: str, *flags: str, devices: int = 1) -> subprocess.Popen:
-    hurry = '--xla_backend_optimization_level=0'
-    environment = dict(os.environ, XLA_FLAGS=f'{hurry} --xla_force_host_platform_device_count={devices}')
+    environment = dict(os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}')
     command = [sys.executable, str(ROOT / 'launch/embed.py'), '--model=run', '--input=corpus.jsonl', f'--output={output}', *flags]
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

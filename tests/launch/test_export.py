@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import HURRY
 from tests.test_embed import write_run
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 
 def launch(folder: Path, *flags: str) -> tuple[int, str, str]:
-    environment = os.environ | {'XLA_FLAGS': '--xla_backend_optimization_level=0', 'JAX_PLATFORMS': 'cpu'}
+    environment = os.environ | {'XLA_FLAGS': HURRY, 'JAX_PLATFORMS': 'cpu'}
     command = [sys.executable, str(ROOT / 'launch/export.py'), *flags]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout, done.stderr

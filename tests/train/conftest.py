@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import HURRY
+
 ROOT = Path(__file__).parents[2]
-HURRY = '--xla_backend_optimization_level=0'  # the programs run a few times only
 
 CONFIG = """
 from configs import base
@@ -51,13 +52,18 @@ def config_file(tmp_path_factory) -> Path:
     return write_config(tmp_path_factory.mktemp('config'))
 
 
+def start(config: Path, cwd: Path, workdir: str, *flags: str, devices: int = 1) -> subprocess.Popen:
+    """Starts launch/train.py as a user would; returns the process."""
+    environment = dict(os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}', JAX_PLATFORMS='cpu')
+    command = [sys.executable, str(ROOT / 'launch/train.py'), '--config', str(config), '--workdir', workdir, *flags]
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 @pytest.fixture
 def launch(config_file, tmp_path):
-    """Starts launch/train.py as a user would, in a directory of its own; returns the process."""
+    """The same with a config of the tests, in a directory of its own."""
 
-    def start(workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path) -> subprocess.Popen:
-        environment = dict(os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}', JAX_PLATFORMS='cpu')
-        command = [sys.executable, str(ROOT / 'launch/train.py'), '--config', str(config_file), '--workdir', workdir, *flags]
-        return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def launch(workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path) -> subprocess.Popen:
+        return start(config_file, cwd, workdir, *flags, devices=devices)
 
-    return start
+    return launch

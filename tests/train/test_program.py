@@ -1,5 +1,7 @@
 """launch/train.py as a user runs it: killed, stopped, started again, on two processes, with wrong input."""
 
+import contextlib
+import functools
 import json
 import re
 import shutil
@@ -15,15 +17,20 @@ from orbax.checkpoint import v1 as ocp
 
 from cpt_jax import checkpoint
 from cpt_jax.config import flatten
+from cpt_jax.errors import UserError
+from cpt_jax.program import load_config
 from cpt_jax.tokenizer import train_tokenizer
+from cpt_jax.train.setup import set_up
+from tests.train.conftest import start
 
 TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
-def rows(workdir: Path) -> list[dict]:
-    """The rows of metrics.jsonl without what a clock says."""
+def rows(workdir: Path, without: str = 'nothing') -> list[dict]:
+    """The rows of metrics.jsonl without what a clock says, and without keys that begin so."""
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key not in TIMES} for line in lines]
+    kept = lambda key: key not in TIMES and not key.startswith(without)  # noqa: E731
+    return [{key: value for key, value in json.loads(line).items() if kept(key)} for line in lines]
 
 
 def parameters(workdir: Path, step: int) -> dict:
@@ -34,8 +41,8 @@ def parameters(workdir: Path, step: int) -> dict:
     return dict(flatten(jax.tree.map(np.asarray, ocp.load_checkpointables(path, {'state': abstract})['state'])))
 
 
-def assert_same(a: Path, b: Path, step: int) -> None:
-    assert rows(a) == rows(b)
+def assert_same(a: Path, b: Path, step: int, without: str = 'nothing') -> None:
+    assert rows(a, without) == rows(b, without)
     first, second = parameters(a, step), parameters(b, step)
     assert first.keys() == second.keys() and len(first) > 60
     for name in first:
@@ -57,9 +64,17 @@ def wait_for_rows(workdir: Path, count: int, process) -> None:
         time.sleep(0.005)
 
 
+@pytest.fixture(scope='module')
+def finished(config_file, tmp_path_factory) -> Path:
+    """The directory of a run of eight steps, with checkpoints of steps 4 and 8; tests copy it."""
+    folder = tmp_path_factory.mktemp('finished')
+    finish(start(config_file, folder, 'run', '--config.train.steps=8', '--config.evaluation.every_steps=0'))
+    return folder / 'run'
+
+
 def test_killed_runs_end_as_one_that_was_not(launch, tmp_path):
     finish(launch('whole'))
-    for kill_after in (2, 6, 11):
+    for kill_after in (2, 9):
         process = launch('killed')
         wait_for_rows(tmp_path / 'killed', kill_after, process)
         process.kill()
@@ -83,8 +98,8 @@ def test_sigterm_saves_and_exits_with_42_and_the_same_command_goes_on(launch, tm
     assert f'step {step} of {step + 2}' in output and 'train.steps: 3000 ->' in output
 
 
-def test_init_from_starts_with_the_parameters_and_the_tokenizer_of_another_run(launch, tmp_path):
-    finish(launch('first', '--config.train.steps=8', '--config.evaluation.every_steps=0'))
+def test_init_from_starts_with_the_parameters_and_the_tokenizer_of_another_run(launch, tmp_path, finished):
+    shutil.copytree(finished, tmp_path / 'first')
     finish(launch('second', '--config.init_from=first@8', '--config.train.steps=3', '--config.optimizer.peak_lr=0.0', '--config.seed=1'))
     first, second = parameters(tmp_path / 'first', 8), parameters(tmp_path / 'second', 3)
     for name in first:
@@ -123,40 +138,34 @@ def together(launch, workdir: str, count: int, *flags: str, devices: int) -> lis
     return [launch(workdir, *flags, f'--process={i}', devices=devices) for i in range(count)]
 
 
-# A save at each step, so that a step takes long enough for a signal to come before the last; epsilon: see test_step.py.
+# An evaluation and a save at each step, so that a step takes long enough for a signal to come before the last, most likely within an
+# evaluation; epsilon: see test_step.py.
 STOPPABLE = (
-    '--config.evaluation.every_steps=0',
+    '--config.evaluation.every_steps=1',
     '--config.checkpoint.every_steps=1',
     '--config.train.steps=14',
     '--config.optimizer.epsilon=1e-4',
 )
 
 
-def stop_one_of(count: int, launch, workdir: Path, *flags: str) -> None:
-    """SIGTERM to one of so many processes after 6 steps: all of them save the same step."""
-    processes = together(launch, workdir.name, count, *STOPPABLE, *flags, devices=4 // count)
-    wait_for_rows(workdir, 6, processes[0])
+def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(launch, tmp_path):
+    """Stopped on 2 processes, all saving the same step; gone on with by 2, to the bit, and by 1 on another mesh: as if never stopped."""
+    whole, two, alone = (tmp_path / name for name in ('whole', 'two', 'alone'))
+    split = *STOPPABLE, '--config.mesh.fsdp=4'  # parameters lie over both processes
+    finish_all(together(launch, 'whole', 2, *split, devices=2))
+    processes = together(launch, 'two', 2, *split, devices=2)
+    wait_for_rows(two, 6, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         output, _ = process.communicate(timeout=100)
         assert process.returncode == 42, output
-    step = checkpoint.steps_in(workdir / 'checkpoints')[-1]
-    assert 6 <= step < 14 and rows(workdir)[-1]['step'] == step
-
-
-def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(launch, tmp_path):
-    """Stopped on 2 processes, and gone on with by 2; stopped on 4, and gone on with by 2 or 1, on other meshes: as if never stopped."""
-    whole, two, four, alone = (tmp_path / name for name in ('whole', 'two', 'four', 'alone'))
-    finish_all(together(launch, 'whole', 2, *STOPPABLE, devices=2))
-    stop_one_of(2, launch, two)
-    finish_all(together(launch, 'two', 2, *STOPPABLE, devices=2))
-    assert_same(whole, two, 14)  # to the bit: the same processes add in the same order
-    stop_one_of(4, launch, four, '--config.evaluation.every_steps=1')  # so that the signal most likely comes within an evaluation
-    shutil.copytree(four, alone)
+    step = checkpoint.steps_in(two / 'checkpoints')[-1]
+    assert 6 <= step < 14 and rows(two)[-1]['step'] == step
+    shutil.copytree(two, alone)
+    finish_all(together(launch, 'two', 2, *split, devices=2))
+    assert_same(whole, two, 14, without='heldout')  # to the bit: the same processes add in the same order
     finish(launch('alone', *STOPPABLE, '--config.mesh.fsdp=2', '--config.train.encode_chunks=2', devices=4))
-    finish_all(together(launch, 'four', 2, *STOPPABLE, '--config.mesh.fsdp=4', devices=2))  # parameters split over processes
     assert_close(whole, alone, 14)
-    assert_close(whole, four, 14)
 
 
 def finish_all(processes: list) -> None:
@@ -195,48 +204,62 @@ def error_of(process) -> str:
     return lines[-1]
 
 
+# What only the program sees, and one mistake in a file: the other values go straight to what reads the config.
 @pytest.mark.parametrize(
-    ('flags', 'expected'),
+    ('flag', 'expected'),
     [
-        (['--config.train.stepz=4'], r'no key .*stepz.*steps'),
-        (['--config.train.accumulation_steps=4'], r'Gradient accumulation is not offered: .*train\.encode_chunks'),
-        (['--config.data.sources.pairs.path=/nowhere/pairs'], '/nowhere/pairs'),
-        (['--config.data.sources.pairs.path=EMPTY'], 'no pairs in'),
-        (['--config.data.sources.pairs.path=BROKEN'], r'broken\.jsonl:2: not JSON'),
-        (['--config.mesh.data=3'], r'mesh\.data=3 .* does not divide the 8 devices'),
-        (['--config.train.batch_pairs=6'], r'train\.batch_pairs=6 is less than .* 8'),
-        (['--config.train.batch_pairs=512'], 'fewer than train.batch_pairs=512'),
-        (['--config.loss.form=rings'], "loss.form='rings'"),
-        (['--config.model.norm=batch'], "model.norm='batch'"),
-        (['--config.data.max_tokens_x=64'], 'data.max_tokens_x=64'),
-        (['--config.data.rows=-1'], 'data.rows=-1: must be 0 or more'),
-        (['--config.data.sources.pairs.holdout=2.0'], 'holdout=2: must be a share'),
-        (['--config.mesh.tensor=8'], 'mesh.tensor=8 does not divide model.heads=4'),
-        (['--workdir=gs://bucket/run'], 'only paths of the file system'),
-        (['--config.optimizer.warmup_steps=50'], 'optimizer.warmup_steps=50'),
-        (['--config.tokenizer.path=/nowhere/tokenizer.json'], '/nowhere/tokenizer.json'),
-        (['--config.init_from=/nowhere/run'], 'init_from /nowhere/run'),
+        ('--config.train.stepz=4', r'no key .*stepz.*steps'),
+        ('--config.train.accumulation_steps=4', r'Gradient accumulation is not offered: .*train\.encode_chunks'),
+        ('--config.data.sources.pairs.path=broken.jsonl', r'broken\.jsonl:2: not JSON'),
+        ('--workdir=gs://bucket/run', 'only paths of the file system'),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_wrong_input_is_one_line(launch, tmp_path, flags, expected):
-    (tmp_path / 'empty.jsonl').write_text('')
+def test_wrong_input_is_one_line(launch, tmp_path, flag, expected):
     (tmp_path / 'broken.jsonl').write_text('{"x": "a b c", "y": "d e f"}\n{"x": "a b\n' * 40)
-    flags = [flag.replace('EMPTY', str(tmp_path / 'empty.jsonl')).replace('BROKEN', str(tmp_path / 'broken.jsonl')) for flag in flags]
-    assert re.search(expected, error_of(launch('run', *flags, devices=8)))
+    assert re.search(expected, error_of(launch('run', flag, devices=8)))
 
 
-def test_a_workdir_of_another_config_is_refused_by_key(launch, tmp_path):
-    finish(launch('run', '--config.train.steps=4', '--config.evaluation.every_steps=0'))
-    line = error_of(launch('run', '--config.train.steps=4', '--config.optimizer.peak_lr=0.5'))
+@pytest.mark.parametrize(
+    ('key', 'value', 'expected'),
+    [
+        ('data.sources.pairs.path', '/nowhere/pairs', '/nowhere/pairs'),
+        ('data.sources.pairs.path', 'empty.jsonl', 'no pairs in'),
+        ('mesh.data', 3, r'mesh\.data=3 .* does not divide the 8 devices'),
+        ('train.batch_pairs', 6, r'train\.batch_pairs=6 is less than .* 8'),
+        ('train.batch_pairs', 512, 'fewer than train.batch_pairs=512'),
+        ('loss.form', 'rings', "loss.form='rings'"),
+        ('model.norm', 'batch', "model.norm='batch'"),
+        ('data.max_tokens_x', 64, 'data.max_tokens_x=64'),
+        ('data.rows', -1, 'data.rows=-1: must be 0 or more'),
+        ('data.sources.pairs.holdout', 2.0, 'holdout=2: must be a share'),
+        ('mesh.tensor', 8, 'mesh.tensor=8 does not divide model.heads=4'),
+        ('optimizer.warmup_steps', 50, 'optimizer.warmup_steps=50'),
+        ('tokenizer.path', '/nowhere/tokenizer.json', '/nowhere/tokenizer.json'),
+        ('init_from', '/nowhere/run', 'init_from /nowhere/run'),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_told_by_its_key(config_file, tmp_path, tokenizer, key, value, expected):
+    config = load_config(config_file)
+    tokenizer.save(tmp_path / 'own')
+    config['tokenizer']['path'] = str(tmp_path / 'own') if key != 'init_from' else ''  # made once, and not for each of these
+    (tmp_path / 'empty.jsonl').write_text('')
+    *sections, name = key.split('.')
+    functools.reduce(dict.__getitem__, sections, config)[name] = value
+    with contextlib.chdir(tmp_path), pytest.raises(UserError, match=expected):
+        set_up(config, Path('run'))
+
+
+def test_a_workdir_of_another_config_is_refused_by_key(launch, tmp_path, finished):
+    shutil.copytree(finished, tmp_path / 'run')
+    line = error_of(launch('run', '--config.train.steps=8', '--config.optimizer.peak_lr=0.5'))
     assert 'optimizer.peak_lr was 0.003 and is 0.5' in line
     (tmp_path / 'run' / 'tokenizer' / 'tokenizer.model').write_bytes(b'')  # as a kill in the middle of writing it might leave it
-    finish(launch('run', '--config.train.steps=6', '--config.evaluation.every_steps=0'))
+    finish(launch('run', '--config.train.steps=9', '--config.evaluation.every_steps=0'))
     assert (tmp_path / 'run' / 'tokenizer' / 'tokenizer.model').stat().st_size > 1000
 
 
-def test_the_newest_checkpoint_without_its_metadata_is_passed_over(launch, tmp_path):
-    finish(launch('run', '--config.train.steps=8', '--config.evaluation.every_steps=0'))
+def test_the_newest_checkpoint_without_its_metadata_is_passed_over(launch, tmp_path, finished):
+    shutil.copytree(finished, tmp_path / 'run')
     (tmp_path / 'run' / 'checkpoints' / '8' / '_CHECKPOINT_METADATA').write_text('{"item_')
     for path in (tmp_path / 'run' / 'checkpoints' / '8' / 'state').rglob('*'):
         if path.is_file():
@@ -246,15 +269,19 @@ def test_the_newest_checkpoint_without_its_metadata_is_passed_over(launch, tmp_p
     assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [4, 8]
 
 
-def test_another_tokenizer_than_the_runs_is_refused(launch, tmp_path, tokenizer):
+def test_another_tokenizer_than_the_runs_is_refused(launch, config_file, tmp_path, tokenizer):
     tokenizer.save(tmp_path / 'own')
     finish(launch('run', '--config.tokenizer.path=own', '--config.train.steps=3', '--config.evaluation.every_steps=0'))
-    finish(launch('run', '--config.tokenizer.path=own', '--config.train.steps=4', '--config.evaluation.every_steps=0'))
-    options = {'model_type': 'bpe', 'normalization': 'identity', 'whitespace': 'prefix', 'characters': 99, 'seed': 0}
-    other = train_tokenizer(['a b c d'] * 9, vocab_size=290, **options)
+    config = load_config(config_file)
+    own = config | {'tokenizer': config['tokenizer'] | {'path': 'own'}}
+    other = train_tokenizer(
+        ['a b c d'] * 9, vocab_size=290, model_type='bpe', normalization='identity', whitespace='prefix', characters=99, seed=0
+    )
     other.save(tmp_path / 'own')
-    assert 'tokenizer.path=own is not the tokenizer' in error_of(launch('run', '--config.tokenizer.path=own', '--config.train.steps=5'))
-    assert 'tokenizer.path=own is not the tokenizer' in error_of(launch('new', '--config.tokenizer.path=own', '--config.init_from=run'))
+    with contextlib.chdir(tmp_path):
+        for workdir, init_from in [('run', ''), ('new', 'run')]:
+            with pytest.raises(UserError, match='tokenizer.path=own is not the tokenizer'):
+                set_up(own | {'init_from': init_from}, Path(workdir))
 
 
 def test_parameters_that_are_no_numbers_stop_the_run_and_are_not_saved(launch, tmp_path):
