@@ -139,7 +139,7 @@ def prepare(settings: Settings, folder: Path, rounds: int) -> float:
     save_twin(state.params.encoder, run.tokenizer, settings.max_tokens, folder / 'twin')
     texts = [text for pair in pairs[:32] for text in pair]
     theirs = load_twin(folder / 'twin', cores()).encode(texts, show_progress_bar=False)
-    difference = float(np.abs(run.embedder(state)(texts, 'y') - theirs).max())
+    difference = float(np.abs(run.embedder(state.params)(texts, 'y') - theirs).max())
     if difference > CLOSE:
         raise ValueError(f'the vectors of both sides differ by {difference:.1e}: these are not the same models')
     return difference

@@ -5,9 +5,12 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     c = ConfigDict()
+    # contrastive: pairs find each other in a batch. lm: the next token of their texts, the stage before it (cpt_jax/data/documents.py tells
+    # which texts); `loss`, data.negatives and data.max_tokens_* then have no part, and texts are cut at data.row_length.
+    c.objective = 'contrastive'
     c.seed = 0  # of the initial parameters, the order of the pairs and the tokenizer
-    # A run's directory, or run@step: start from its parameters (the temperature too), with its tokenizer. Or a directory with config.json,
-    # *.safetensors and tokenizer.json: start from that model, whose architecture then takes the place of `model`'s.
+    # A run's directory, or run@step: start from its parameters (the temperature too), with its tokenizer. Or a run of objective lm, or a
+    # directory with config.json, *.safetensors and tokenizer.json: start from that model, whose architecture takes the place of `model`'s.
     c.init_from = ''
 
     c.tokenizer = ConfigDict()
@@ -27,7 +30,7 @@ def get_config() -> ConfigDict:
     c.data.max_tokens_x = 256  # ids, the two delimiters included; longer texts are cut
     c.data.max_tokens_y = 256  # as max_tokens_x
     c.data.negatives = 0  # hard negatives of each pair that take part, the first ones
-    c.data.row_length = 512  # columns of a packed row: at least the longest text
+    c.data.row_length = 512  # columns of a packed row: at least the longest text; with objective lm, its most tokens
     c.data.packed = True  # several texts share a row; False: each has a row of its own, which costs padding
     c.data.rows = 0  # rows a device and chunk; 0: measured, so that fewer than 1 pair in 1,000 does not fit
     c.data.row_choices = 4  # row counts at most, measured: a batch takes the least that holds it. Each is compiled; one process alone
@@ -80,13 +83,13 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 10_000  # batches; the learning rate ends there
-    c.train.batch_pairs = 12_288  # over all devices; each is a negative of every other
+    c.train.batch_pairs = 12_288  # over all devices; each is a negative of every other. With objective lm: texts
     c.train.encode_chunks = 1  # encode the batch in so many parts, exactly; saves activation memory, costs a second forward pass
     c.train.log_every = 10  # steps between rows of metrics.jsonl
 
     c.evaluation = ConfigDict()
-    c.evaluation.every_steps = 500  # held-out retrieval; 0: never
-    c.evaluation.pairs = 1000  # held-out pairs, each y a candidate for every x
+    c.evaluation.every_steps = 500  # held-out retrieval, or bits per byte; 0: never
+    c.evaluation.pairs = 1000  # held-out pairs, each y a candidate for every x; or texts
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_steps = 500  # a save at each multiple, at the end and at SIGTERM

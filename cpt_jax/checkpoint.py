@@ -142,6 +142,11 @@ def read_about(directory: Path, step: int) -> About:
     return about
 
 
+def objective_of(about: About) -> str:
+    """What a run trains for: contrastive or lm. Those of before there was a choice do not say."""
+    return about['config'].get('objective', 'contrastive')
+
+
 def saved_at(directory: Path, step: int) -> str:
     """When a checkpoint was written (UTC, to the microsecond): two of one name and step are told apart by it."""
     with _damage(directory, step):

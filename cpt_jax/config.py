@@ -78,7 +78,8 @@ def check_resume(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Pat
     Raises:
       UserError: a key differs that decides what was learned.
     """
-    old, new = dict(flatten(before)), dict(flatten(as_json(now)))
+    no_choice = {'objective': 'contrastive'}  # of runs from before there was another
+    old, new = no_choice | dict(flatten(before)), no_choice | dict(flatten(as_json(now)))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     allowed = [key for key in changed if any(key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE)]
     refused = [f'{key} was {old.get(key)!r} and is {new.get(key)!r}' for key in changed if key not in allowed]

@@ -235,6 +235,11 @@ def load_embedder(reference: str, *, pooling: str = '', dtype: str = '', max_tok
     if pooling:
         raise UserError(f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the flag out')
     about = checkpoint.read_about(directory, step)
+    if checkpoint.objective_of(about) == 'lm':
+        raise UserError(
+            f'--model {reference}: a language model (objective=lm), whose states were not trained to be vectors: train contrastively from'
+            f' it (launch/train.py --config.init_from={reference}), or give --representation prompteol'
+        )
     config: Mapping[str, Any] = about['config']
     tokenizer = checkpoint.load_tokenizer_of(directory, step)
     mesh = make_mesh()

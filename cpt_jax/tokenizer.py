@@ -22,6 +22,11 @@ DELIMITERS = ('[', ']', '{', '}')
 _OPEN = {'x': 0, 'y': 2}
 CLOSINGS = ('own', 'shared')
 
+# The special tokens of published language models that begin and end a text, by the names that stand in a tokenizer.json. GPT-2, and with
+# it GPT-NeoX and Qwen, have one for both.
+_ENDS = ('</s>', '<eos>', '<|end_of_text|>', '<|endoftext|>', '[SEP]')
+_STARTS = ('<s>', '<bos>', '<|begin_of_text|>', '[CLS]')
+
 # White space by Unicode's property, which is what other readers of an export strip (`str.strip` takes four control characters more).
 _WHITE = '\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
 
@@ -36,6 +41,7 @@ class _Model(Protocol):
     file_name: str
     data: bytes
     size: int
+    boundaries: tuple[int, int]  # the ids that begin and end a text of a language model; -1 where there is none
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]: ...
 
@@ -49,6 +55,8 @@ class _SentencePiece:
         self.data = data
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self.size = self._processor.get_piece_size()
+        start, end = self._processor.bos_id(), self._processor.eos_id()
+        self.boundaries = start if start >= 0 else end, end
 
         marked = self._processor.piece_to_id(SPACES_DROPPED)
         self._space = self._processor.piece_to_id(SPACE) if self._processor.is_control(marked) else -1
@@ -72,6 +80,11 @@ class _HuggingFace:
         # "[CLS]" in a text is text: only we add special tokens.
         self._tokenizer.encode_special_tokens = True
         self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        special = {token.content: i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        named = [next((special[name] for name in names if name in special), -1) for names in (_STARTS, _ENDS)]
+        # What it puts before every text is the start that its model knows, whatever the name (OPT: </s>).
+        first = self._tokenizer.encode('').ids[:1]
+        self.boundaries = next((i for i in (*first, *named) if i >= 0), -1), named[1]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -131,6 +144,40 @@ class Tokenizer:
         opening, closing = self.delimiters(side)
         return [np.array([opening, *ids[: max_tokens - 2], closing], np.int32) for ids in self._stripped(texts)]
 
+    @property
+    def boundaries(self) -> tuple[int, int]:
+        """The ids that begin and end a text for a language model, which may be one: <s> and </s>, or <|endoftext|>.
+
+        They are the model's own, so that one that others trained goes on with those that it knows, and none of the four delimiters, which
+        stay unseen until a contrastive run adds them.
+
+        Raises:
+          UserError: it has none.
+        """
+        start, end = self._model.boundaries
+        if end < 0:
+            names = ' or '.join(_ENDS)
+            raise UserError(f'this tokenizer has no id that ends a text ({names}), which a language model needs: let the run train its own')
+        return start, end
+
+    def encode_language(self, texts: Sequence[str], max_tokens: int, end: bool = True) -> list[np.ndarray]:
+        """Ids of each text for a language model, at most `max_tokens` of them: int32 arrays of at least one id.
+
+        The start id, the text just as it is (white space around it counts), and the end id where the text was not cut: a text that goes on
+        does not end.
+
+        Args:
+          end: False leaves the end id out of all, as of prompts that the model is to go on from.
+
+        Raises:
+          UserError: see `boundaries`.
+        """
+        if max_tokens < 1:
+            raise ValueError(f'max_tokens = {max_tokens} leaves no room for the start id')
+        start, stop = self.boundaries
+        behind = [stop] if end else []
+        return [np.array([start, *ids, *behind][:max_tokens], np.int32) for ids in self._model.encode(texts)]
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of ids of each text, without delimiters."""
         return [len(ids) for ids in self._stripped(texts)]
@@ -186,6 +233,7 @@ def train_tokenizer(
     characters: int,
     seed: int,
     closing: str = 'own',
+    boundaries: bool = False,
 ) -> Tokenizer:
     """Trains a sentencepiece model on texts; the same texts and arguments give the same bytes.
 
@@ -200,6 +248,7 @@ def train_tokenizer(
       characters: stop reading after so many characters.
       seed: of sentencepiece's own random choices.
       closing: 'own' or 'shared'; see Tokenizer.
+      boundaries: with the pieces <s> and </s>, which no text matches, for a language model.
     """
     for key, value, known in [('model_type', model_type, ('bpe', 'unigram')), ('whitespace', whitespace, ('prefix', 'drop'))]:
         if value not in known:
@@ -223,8 +272,8 @@ def train_tokenizer(
             control_symbols=[SPACES_DROPPED] if whitespace == 'drop' else [],
             max_sentence_length=1 << 20,
             num_threads=1,  # sums of several threads depend on their number
-            bos_id=-1,
-            eos_id=-1,
+            bos_id=1 if boundaries else -1,  # as in LLaMA's
+            eos_id=2 if boundaries else -1,
             pad_id=-1,
             minloglevel=2,
         )

@@ -203,3 +203,32 @@ def test_arguments_that_cannot_be_trained_with_are_one_line(key, value, expected
     with pytest.raises(UserError, match='^tokenizer.*' + expected) as error:
         train_tokenizer(sentences(200), **SETTINGS | {key: value})
     assert '\n' not in str(error.value)
+
+
+def test_texts_of_a_language_model_begin_and_end_with_ids_that_no_text_has():
+    """The delimiters are none of them; a text that is cut does not end, and all of it counts, white space too."""
+    made = train_tokenizer(sentences(200), **SETTINGS, boundaries=True)
+    start, end = made.boundaries
+    assert (start, end) == (1, 2)
+    for text in NASTY + ODD + sentences(20) + ['  indented\n']:
+        (whole,) = made.encode_language([text], 10_000)
+        assert whole.dtype == np.int32 and (whole[0], whole[-1]) == (start, end)
+        inside = whole[1:-1].tolist()
+        assert not {start, end, *range(made.vocab_size - 4, made.vocab_size)} & {*inside}
+        assert made.decode(inside) == text
+        np.testing.assert_array_equal(made.encode_language([text], 10_000, end=False)[0], whole[:-1])
+        np.testing.assert_array_equal(made.encode_language([text], 3)[0], whole[:3])
+
+
+def test_published_models_keep_their_own_ends_of_texts(either):
+    with_specials = either.file[0] == 'tokenizer.json'
+    if not with_specials:
+        with pytest.raises(UserError, match='has no id that ends a text'):
+            either.encode_language(['a'], 8)
+        return
+    assert either.boundaries == (0, 2)  # [CLS] stands before every text of this one, and </s> is there
+    one = tokenizers.Tokenizer.from_str(hugging_face_file().decode())
+    one.post_processor = processors.ByteLevel()
+    one.add_special_tokens(['<|endoftext|>'])
+    gpt2 = tokenizer_from_file('tokenizer.json', one.to_str().replace('</s>', 'other').encode())
+    assert gpt2.boundaries[1] == one.token_to_id('<|endoftext|>')

@@ -8,7 +8,8 @@ G x C does not divide the batch, the last groups have empty places, which the lo
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -19,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.mixture import BatchIndex
 from cpt_jax.data.packing import pack_pairs, propose_fewer, propose_rows
-from cpt_jax.data.pairs import Source, content_id
+from cpt_jax.data.pairs import Pair, Source, content_id, spread_over
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH, batch_shards
 from cpt_jax.tokenizer import Tokenizer
@@ -70,27 +71,29 @@ class Layout:
         return next(count for count in (*self.fewer, self.rows) if count >= rows)
 
 
-class Texts:
-    """The tokens of pairs: reads, tokenises and remembers them.
+class Tokens(ABC):
+    """The tokens of what a batch consists of, by source and number: reads, tokenises and remembers them.
 
-    Args:
+    Attributes:
       sources: where pairs come from, in the order of the mixture.
-      max_tokens_x, max_tokens_y: ids of a text at most, its two delimiters included; hard negatives count as y.
-      negatives: hard negatives taken from each pair, the first ones; a pair with fewer has gaps.
+      texts: T, of a pair.
+      tokens, seconds: read so far, and spent on tokenising.
     """
 
     REMEMBERED = 1 << 18  # pairs; 320 MB at 150 tokens a pair
 
-    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens_x: int, max_tokens_y: int, negatives: int):
-        self.sources, self.tokenizer, self.negatives = sources, tokenizer, negatives
-        self._max_x, self._max_y = max_tokens_x, max_tokens_y
-        texts = 2 + negatives
+    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, texts: int):
+        self.sources, self.tokenizer, self.texts = sources, tokenizer, texts
         nothing = [np.zeros(0, np.int32)] * texts, [0] * texts
         self._known: dict[tuple[int, int], tuple[list[np.ndarray], list[int]]] = {(i, NOTHING): nothing for i in range(len(sources))}
         self.tokens, self.seconds = 0, 0.0
 
+    @abstractmethod
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[np.ndarray], list[int]]]:
+        """Tokens and content ids of the T texts of each pair."""
+
     def __call__(self, source: int, indices: np.ndarray) -> tuple[list[list[np.ndarray]], np.ndarray]:
-        """Tokens of x, y and the negatives (an empty array where there is none) of each pair; ids int32[pairs, T].
+        """Tokens of the texts of each pair (an empty array where there is none); ids int32[pairs, T].
 
         A pair of number NOTHING has none.
         """
@@ -105,22 +108,55 @@ class Texts:
     def _read(self, keys: list[tuple[int, int]]) -> list[tuple[list[np.ndarray], list[int]]]:
         pairs = [self.sources[source][index] for source, index in keys]
         start = time.perf_counter()
+        found = list(self.encode(pairs))
+        self.seconds += time.perf_counter() - start
+        self.tokens += sum(len(text) for tokens, _ in found for text in tokens)
+        return found
+
+
+class Texts(Tokens):
+    """The tokens of x, y and the hard negatives of pairs, between their delimiters.
+
+    Args:
+      max_tokens_x, max_tokens_y: ids of a text at most, its two delimiters included; hard negatives count as y.
+      negatives: hard negatives taken from each pair, the first ones; a pair with fewer has gaps.
+    """
+
+    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens_x: int, max_tokens_y: int, negatives: int):
+        super().__init__(sources, tokenizer, 2 + negatives)
+        self._max_x, self._max_y, self._negatives = max_tokens_x, max_tokens_y, negatives
+
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[np.ndarray], list[int]]]:
         x = self.tokenizer.encode([pair.x for pair in pairs], 'x', self._max_x)
         y = self.tokenizer.encode([pair.y for pair in pairs], 'y', self._max_y)
-        hard = iter(self.tokenizer.encode([text for pair in pairs for text in pair.negatives[: self.negatives]], 'y', self._max_y))
-        self.seconds += time.perf_counter() - start
-        out = []
+        hard = iter(self.tokenizer.encode([text for pair in pairs for text in pair.negatives[: self._negatives]], 'y', self._max_y))
         for pair, x_tokens, y_tokens in zip(pairs, x, y, strict=True):
-            texts = [pair.x, pair.y, *pair.negatives[: self.negatives]]
-            gaps = 2 + self.negatives - len(texts)
+            texts = [pair.x, pair.y, *pair.negatives[: self._negatives]]
+            gaps = self.texts - len(texts)
             tokens = [x_tokens, y_tokens, *[next(hard) for _ in texts[2:]], *[np.zeros(0, np.int32)] * gaps]
-            out.append((tokens, [content_id(text) for text in texts] + [0] * gaps))
-            self.tokens += sum(map(len, tokens))
-        return out
+            yield tokens, [content_id(text) for text in texts] + [0] * gaps
+
+
+class DocumentTokens(Tokens):
+    """The tokens of texts for a language model: one text in place of each pair.
+
+    Args:
+      sources: of texts, the x of its pairs (data/documents.py).
+      max_tokens: ids of a text at most; the rest of a longer one is left out.
+    """
+
+    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens: int):
+        super().__init__(sources, tokenizer, texts=1)
+        self._max_tokens = max_tokens
+
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[np.ndarray], list[int]]]:
+        texts = [pair.x for pair in pairs]
+        for text, tokens in zip(texts, self.tokenizer.encode_language(texts, self._max_tokens), strict=True):
+            yield [tokens], [content_id(text)]
 
 
 def plan_layout(
-    texts: Texts,
+    texts: Tokens,
     mesh: jax.sharding.Mesh,
     batch_pairs: int,
     chunks: int,
@@ -145,19 +181,18 @@ def plan_layout(
         )
     pairs, fewer = -(-batch_pairs // (parts * chunks)), ()
     if not packed:
-        rows = pairs * (2 + texts.negatives)
+        rows = pairs * texts.texts
     elif not rows:
         proposed = [propose_rows(sample_lengths(texts, source, sample), pairs, row_length) for source in range(len(texts.sources))]
         rows = max(most for most, _ in proposed)
         needed = np.concatenate([needed_G for _, needed_G in proposed])
         fewer = propose_fewer(needed, rows, parts * chunks, row_choices) if jax.process_count() == 1 else ()
-    return Layout(parts, chunks, pairs, 2 + texts.negatives, rows, row_length, packed, fewer)
+    return Layout(parts, chunks, pairs, texts.texts, rows, row_length, packed, fewer)
 
 
-def sample_lengths(texts: Texts, source: int, sample: int) -> np.ndarray:
+def sample_lengths(texts: Tokens, source: int, sample: int) -> np.ndarray:
     """int[P, T]: tokens of the texts of up to `sample` pairs, spread evenly over a source."""
-    size = len(texts.sources[source])
-    tokens, _ = texts(source, np.unique(np.linspace(0, size - 1, min(sample, size)).astype(np.int64)))
+    tokens, _ = texts(source, spread_over(len(texts.sources[source]), sample))
     return np.array([[len(text) for text in pair] for pair in tokens])
 
 
@@ -189,7 +224,7 @@ def rows_taken(group: Batch) -> int:
     return 1 + int(np.flatnonzero(group.segments_CxRxS[:, 0]).max(initial=0))
 
 
-def local_batches(indices: grain.MapDataset, texts: Texts, layout: Layout, mesh: jax.sharding.Mesh) -> grain.MapDataset:
+def local_batches(indices: grain.MapDataset, texts: Tokens, layout: Layout, mesh: jax.sharding.Mesh) -> grain.MapDataset:
     """[step] -> {part: Batch of numpy arrays [C, ...]} for those parts of the mesh that this process holds."""
     shape = (layout.parts * layout.rows, layout.row_length)
     places = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map(shape)

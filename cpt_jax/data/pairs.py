@@ -61,3 +61,8 @@ def content_id(text: str) -> int:
 def unit_hash(name: str) -> float:
     """A stable number in [0, 1) for a name: `unit_hash(name) < share` holds out that share of the names."""
     return int(digest(name)[:13], 16) / 16**13
+
+
+def spread_over(size: int, sample: int) -> np.ndarray:
+    """int64[n]: up to `sample` numbers, spread evenly over 0 .. size - 1."""
+    return np.unique(np.linspace(0, size - 1, min(sample, size)).astype(np.int64))

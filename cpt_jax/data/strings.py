@@ -30,3 +30,18 @@ class Strings(Sequence[str]):
         if not 0 <= index < len(self):
             raise IndexError(f'text {index} of {len(self)}')
         return self.bytes[self.starts[index] : self.starts[index + 1]].tobytes().decode('utf-8')
+
+
+class Chosen(Sequence[str]):
+    """Some of the texts, by number: int64[n]."""
+
+    def __init__(self, texts: Strings, numbers: np.ndarray):
+        self._texts, self._numbers = texts, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(f'text {index} of {len(self)}')
+        return self._texts[int(self._numbers[index])]

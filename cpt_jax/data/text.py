@@ -18,7 +18,7 @@ from cpt_jax.data.files import InputFile, input_files, state
 from cpt_jax.data.pairs import Pair, digest, unit_hash
 from cpt_jax.data.problems import Problems
 from cpt_jax.data.split import rows_of
-from cpt_jax.data.strings import Strings
+from cpt_jax.data.strings import Chosen, Strings
 from cpt_jax.errors import UserError
 
 CUTTING_VERSION = 1  # raise it when the code below cuts other pieces of the same files
@@ -147,6 +147,12 @@ class TextSource:
         piece = int(self._first[document]) + number
         name = f'{self._files[self._file_number[document]].name}#{self._ordinal[document]}:{number}'
         return Pair(x=self._pieces[piece], y=self._pieces[piece + 1], id=name)
+
+    def pieces(self) -> Sequence[str]:
+        """The pieces of this split's documents, each once and in order."""
+        counts = np.diff(self.documents) + 1
+        before = np.repeat(np.cumsum(counts) - counts, counts)
+        return Chosen(self._pieces, np.repeat(self._first, counts) + np.arange(counts.sum()) - before)
 
     def summary(self) -> str:
         """One line: how many pairs of how many documents, and what was left out."""

@@ -26,9 +26,11 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel('Loss', {'loss': 'loss'}, {'log_batch': 'log B, all pairs alike'}),
+    Panel('Loss', {'loss': 'loss', 'heldout_loss': 'held-out'}, {'log_batch': 'log B, all pairs alike'}),
+    Panel('Held-out bits a byte', {'heldout_bits_per_byte': 'model'}, {'unigram_bits_per_byte': 'unigram bytes'}),
     Panel('Held-out retrieval, MRR', {'heldout_mrr': 'MRR'}),
     Panel('In-batch accuracy', {'accuracy_xy': 'x to y', 'accuracy_yx': 'y to x'}),
+    Panel('Accuracy of the next token', {'accuracy': 'training', 'heldout_accuracy': 'held-out'}),
     Panel('Cosine', {'positive_cosine': 'pairs', 'negative_cosine': 'others'}),
     Panel('Scale (1 / temperature)', {'scale': 'scale'}),
     Panel('Learning rate', {'learning_rate': 'learning rate'}),
@@ -70,8 +72,8 @@ def draw_panels(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple
 
 
 def save_curves(metrics: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> bool:
-    """Writes the first two panels beside each other as a PNG; False where `metrics` has no column of either."""
-    panels = [panel for panel in PANELS[:2] if panel.curves.keys() & metrics.keys()]
+    """Writes the loss and what is held out beside each other as a PNG; False where `metrics` has no column of either."""
+    panels = [panel for panel in PANELS[:3] if panel.curves.keys() & metrics.keys()]
     if panels:
         figure = Figure(figsize=(4.2 * len(panels), 2.6), layout='constrained')
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

@@ -27,6 +27,14 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
     return 3 * 2 * (layers + similarities)
 
 
+def language_flops(shape: Shape, tokens: int, row_length: int) -> int:
+    """The same of a language model's step: all layers run at all columns, and the state at each is compared with the whole vocabulary."""
+    inputs, output, feed_forward = _layer_parameters(shape)
+    mixing = 2 * row_length * shape.heads * shape.head_width
+    head = shape.vocab_size * shape.embedding_width
+    return 3 * 2 * tokens * (shape.layers * (inputs + mixing + output + feed_forward) + head)
+
+
 def _inputs_at_ends(shape: Shape, tokens: int, ends: int) -> int:
     """Of the last layer before its output projection, where an end is compared with its own text alone: a column counts once."""
     query = shape.width * shape.heads * shape.head_width

@@ -1,5 +1,7 @@
 """An encoder as a language model: how well it foretells each token from those before it."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -8,52 +10,101 @@ from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.parameter import gathered
+from cpt_jax.model.shape import Shape
 
-# Scores of all ids are held for so many columns of the rows at once, or the most below that divide a row.
-_COLUMNS = 128
+# Scores of all ids are held for so many tokens of a device at once, or a few more: 400 MB with GPT-2's vocabulary.
+_TOKENS = 2048
+
+
+class Foretold(NamedTuple):
+    """What a model makes of each token, from those before it in its text.
+
+    Attributes:
+      losses_RxS: float32, minus the log probability of the token, in nats; 0 at the first token of each text, and at padding.
+      right_RxS: bool, whether no id is more probable than the token; False where there is no loss.
+    """
+
+    losses_RxS: jax.Array
+    right_RxS: jax.Array
+
+
+def check_language(shape: Shape) -> None:
+    """Raises UserError where a model sees the tokens behind one too, or has an output head of its own."""
+    if not shape.causal:
+        raise UserError('losses of next tokens need a causal model: this one sees the whole text')
+    if not shape.tied:
+        raise UserError('losses of next tokens need tie_word_embeddings: the output head of this model is a matrix of its own, not loaded')
 
 
 def token_losses(encoder: Encoder, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
-    """Minus the log probability of each token after those before it in its text, in nats.
+    """float32[R, S]: the losses of `foretell` of the same arguments."""
+    return foretell(encoder, tokens_RxS, segments_RxS, positions_RxS).losses_RxS
+
+
+def foretell(
+    encoder: Encoder,
+    tokens_RxS: jax.Array,
+    segments_RxS: jax.Array,
+    positions_RxS: jax.Array,
+    keys_RxS: jax.Array | None = None,
+    ids: int = 0,
+) -> Foretold:
+    """Compares the state before each token with all that could have come.
 
     The scores of the next token are the products of the state, after the final norm, with the token table: of a model whose output head is
     that table.
 
     Args:
-      tokens_RxS, segments_RxS, positions_RxS: int32, packed rows as for `Encoder.states`.
-
-    Returns:
-      float32[R, S]: 0 at the first token of each text, which has none before it, and at padding.
+      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as for `Encoder.states`.
+      ids: so many, the first ones, could have come; 0: all of the vocabulary.
 
     Raises:
-      UserError: the model sees the tokens behind one too, or has an output head of its own.
+      UserError: see `check_language`.
     """
-    shape = encoder.shape
-    if not shape.causal:
-        raise UserError('losses of next tokens need a causal model: this one sees the whole text')
-    if not shape.tied:
-        raise UserError('losses of next tokens need tie_word_embeddings: the output head of this model is a matrix of its own, not loaded')
-    h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS)
+    check_language(encoder.shape)
+    h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
     next_RxS = jnp.roll(tokens_RxS, -1, axis=1)
-    losses_RxS = _losses(encoder, h_RxSxD, next_RxS)
-    same_text_RxS = (segments_RxS > 0) & (positions_RxS > 0)
-    return jnp.where(same_text_RxS, jnp.roll(losses_RxS, 1, axis=1), 0.0)
+    losses_RxS, right_RxS = _compared(encoder, h_RxSxD, next_RxS, ids or encoder.shape.vocab_size)
+    foretold_RxS = foretold(segments_RxS, positions_RxS)
+    return Foretold(jnp.where(foretold_RxS, jnp.roll(losses_RxS, 1, axis=1), 0.0), foretold_RxS & jnp.roll(right_RxS, 1, axis=1))
 
 
-def _losses(encoder: Encoder, h_RxSxD: jax.Array, targets_RxS: jax.Array) -> jax.Array:
-    """float32[R, S]: minus the log probability of a target at each place, some columns at a time."""
-    table_VxD = gathered(encoder.token_embedding, h_RxSxD.dtype, None, None)
-    ids_V = jnp.arange(len(table_VxD))
+def foretold(segments_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+    """bool of the same shape: is there a token, and another one before it in its text?"""
+    return (segments_RxS > 0) & (positions_RxS > 0)
+
+
+def _compared(encoder: Encoder, h_RxSxD: jax.Array, targets_RxS: jax.Array, ids: int) -> tuple[jax.Array, jax.Array]:
+    """float32[R, S] and bool[R, S]: minus the log probability of a target at each place, and whether it is the most probable.
+
+    Scores are made some columns at a time, and again in the backward pass. The table is cut along the tensor axis, and float32 outside of
+    the loop, so that the parts of its gradient are added up in that.
+    """
+    table_VxD = gathered(encoder.token_embedding, jnp.dtype('float32'), 'tensor', None)
+    ids_V = jnp.arange(len(table_VxD), out_sharding=P('tensor'))
 
     @jax.checkpoint
-    def some(columns: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def some(columns: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         h_RxCxD, targets_RxC = columns
-        scores_RxCxV = jnp.einsum('rcd,vd->rcv', h_RxCxD, table_VxD, preferred_element_type=jnp.float32, out_sharding=P(BATCH))
-        scores_RxCxV = jnp.where(ids_V < encoder.shape.vocab_size, scores_RxCxV, -jnp.inf)  # rows that pad the table are no ids
-        chosen_RxCxV = targets_RxC[..., None] == ids_V
-        return jax.nn.logsumexp(scores_RxCxV, axis=-1) - jnp.sum(jnp.where(chosen_RxCxV, scores_RxCxV, 0.0), axis=-1)
+        shard = P(BATCH, None, 'tensor')
+        table = table_VxD.astype(h_RxCxD.dtype)
+        scores_RxCxV = jnp.einsum('rcd,vd->rcv', h_RxCxD, table, preferred_element_type=jnp.float32, out_sharding=shard)
+        scores_RxCxV = jnp.where(ids_V < ids, scores_RxCxV, -jnp.inf)  # nor are rows that pad the table ids
+        target_RxC = jnp.sum(jnp.where(targets_RxC[..., None] == ids_V, scores_RxCxV, 0.0), axis=-1)
+        return jax.nn.logsumexp(scores_RxCxV, axis=-1) - target_RxC, target_RxC >= jnp.max(scores_RxCxV, axis=-1)
 
     rows, length = targets_RxS.shape
-    size = next(size for size in range(min(length, _COLUMNS), 0, -1) if length % size == 0)
+    size = _columns(rows // _parts(), length)
     columns = [jnp.moveaxis(x.reshape(rows, length // size, size, *x.shape[2:]), 1, 0) for x in (h_RxSxD, targets_RxS)]
-    return jnp.moveaxis(jax.lax.map(some, tuple(columns)), 0, 1).reshape(rows, length)
+    losses, right = jax.lax.map(some, tuple(columns))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, length) for x in (losses, right))
+
+
+def _columns(rows: int, length: int) -> int:
+    """Of the divisors of a row's length the largest with which a device's rows are no more than _TOKENS tokens, or else 1."""
+    return next(size for size in range(max(1, min(length, _TOKENS // rows)), 0, -1) if length % size == 0)
+
+
+def _parts() -> int:
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.shape[BATCH[0]] * mesh.shape[BATCH[1]]

@@ -11,12 +11,11 @@ from cpt_jax.config import build
 from cpt_jax.data.batch import Layout, abstract_batch
 from cpt_jax.data.packing import rows_needed
 from cpt_jax.errors import UserError
-from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import batch_shards, make_mesh, on_mesh, shardings
-from cpt_jax.model.flops import step_flops
 from cpt_jax.model.shape import Shape
+from cpt_jax.train.objective import Objective
 from cpt_jax.train.optimizer import make_optimizer
-from cpt_jax.train.setup import Data, Train, with_architecture
+from cpt_jax.train.setup import Data, Train, make_objective, with_architecture
 from cpt_jax.train.step import TrainState, init_state, make_step
 
 
@@ -29,7 +28,7 @@ class Step:
     train: Train
     data: Data
     layout: Layout
-    loss: InfoNCE
+    objective: Objective
     state: TrainState
     lowered: jax.stages.Lowered | None
 
@@ -40,9 +39,8 @@ class Step:
 
     @property
     def model_flops(self) -> int:
-        """See `step_flops`."""
-        layout = self.layout
-        return step_flops(self.shape, layout.tokens, layout.row_length, self.train.batch_pairs, layout.texts)
+        """See `model/flops.py`."""
+        return self.objective.flops(self.shape, self.layout, self.train.batch_pairs)
 
 
 def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True) -> Step:
@@ -62,25 +60,25 @@ def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool 
     config = with_architecture(config)
     mesh = build(make_mesh, 'mesh', config['mesh'], devices=devices)
     train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
-    loss = build(InfoNCE, 'loss', config['loss'])
+    objective = make_objective(config, data)
     optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']).on('tpu')
     shape.check_mesh(mesh)
-    loss.check_width(shape.embedding_width)
+    objective.check(shape)
     _check_lengths(data, shape)
-    layout = longest_layout(data, train, batch_shards(mesh))
+    layout = longest_layout(data, train, batch_shards(mesh), objective.longest(data))
     with jax.set_mesh(mesh):
-        state = on_mesh(jax.eval_shape(lambda: init_state(shape, loss, optimizer, config['seed'], len(data.sources))), mesh)
+        state = on_mesh(jax.eval_shape(lambda: init_state(shape, objective, optimizer, config['seed'])), mesh)
         lowered = None
         if trace:
-            step = make_step(loss, optimizer, schedule, config['seed'])
+            step = make_step(objective, optimizer, schedule, config['seed'])
             # As train/loop.py compiles it.
             lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, abstract_batch(layout, mesh))
-    return Step(mesh, shape, train, data, layout, loss, state, lowered)
+    return Step(mesh, shape, train, data, layout, objective, state, lowered)
 
 
-def longest_layout(data: Data, train: Train, parts: int) -> Layout:
-    """The layout of a batch where every text has its greatest length, or that of `data.rows`.
+def longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int]) -> Layout:
+    """The layout of a batch where the texts of every pair have their greatest lengths, `longest`, or that of `data.rows`.
 
     Raises:
       UserError: there are not enough pairs for all parts and chunks.
@@ -88,8 +86,8 @@ def longest_layout(data: Data, train: Train, parts: int) -> Layout:
     groups = parts * train.encode_chunks
     if train.batch_pairs < groups:
         raise UserError(f'train.batch_pairs={train.batch_pairs} is less than mesh.data x mesh.fsdp x train.encode_chunks = {groups}')
-    pairs, texts = -(-train.batch_pairs // groups), 2 + data.negatives
-    lengths = np.array([data.max_tokens_x] * pairs + [data.max_tokens_y] * (pairs * (texts - 1)))
+    pairs, texts = -(-train.batch_pairs // groups), len(longest)
+    lengths = np.repeat(longest, pairs)
     rows = pairs * texts if not data.packed else data.rows or rows_needed(lengths, data.row_length)
     return Layout(parts, train.encode_chunks, pairs, texts, rows, data.row_length, data.packed)
 

@@ -31,6 +31,7 @@ class Plan:
     Attributes:
       tokens_per_step: columns computed, padding included.
       rows: of a device and chunk; `rows_assumed`: no data was read, and every text taken to be as long as it may be.
+      loss_form: dense or chunked (configs/base.py: loss.form), or next token, of a language model, whose pairs are texts.
       collectives: kinds with their `count` (executions a step), `sites` (places in the program), `bytes` (payload a chip a step),
         `in_loop`, `loops` (around it), `group` (devices that exchange data), `gradient` (of parameters), `network` (ici or dcn) and
         `summed` (an all-gather that is done as a sum).
@@ -100,7 +101,7 @@ def make_plan(config: Mapping[str, Any], topology: str, slices: int = 1, on_star
         rows_assumed=step.data.packed and not step.data.rows,
         encode_chunks=step.train.encode_chunks,
         remat=step.shape.remat,
-        loss_form=step.loss.form,
+        loss_form=step.objective.form,
         hbm_bytes_per_chip=whole,
         hbm_limit_bytes=chip.hbm_limit,
         fits=compiled is not None and whole <= chip.hbm_limit,

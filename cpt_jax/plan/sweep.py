@@ -12,6 +12,7 @@ import jax
 from cpt_jax.chips import Chip
 from cpt_jax.data.batch import Layout
 from cpt_jax.errors import UserError
+from cpt_jax.loss.infonce import FORMS
 from cpt_jax.mesh import AXES
 from cpt_jax.plan.estimate import Candidate, guess_bytes, guess_seconds, state_bytes
 from cpt_jax.plan.lowering import Step, longest_layout, lower
@@ -81,7 +82,8 @@ class Sweep:
         """Packing thousands of texts takes a while; meshes with as many parts share it."""
         key = one.data * one.fsdp, one.chunks
         if key not in self._layouts:
-            self._layouts[key] = longest_layout(self._step.data, dataclasses.replace(self._step.train, encode_chunks=key[1]), key[0])
+            train = dataclasses.replace(self._step.train, encode_chunks=key[1])
+            self._layouts[key] = longest_layout(self._step.data, train, key[0], self._step.objective.longest(self._step.data))
         return self._layouts[key]
 
 
@@ -125,7 +127,7 @@ def _allows(step: Step, sizes: tuple[int, int, int]) -> bool:
 def _forms(step: Step, devices: int, chip: Chip) -> tuple[str, ...]:
     """Both forms of the loss where a device's similarities, and what is made of them, take a twentieth of its memory or more."""
     similarities = 16 * step.train.batch_pairs**2 * (step.layout.texts - 1) / devices
-    return ('dense', 'chunked') if similarities > chip.hbm_limit / chip.devices / 20 else (step.loss.form,)
+    return ('dense', 'chunked') if similarities > chip.hbm_limit / chip.devices / 20 else (step.objective.form,)
 
 
 def with_candidate(config: Mapping[str, Any], one: Candidate) -> dict[str, Any]:
@@ -141,8 +143,13 @@ def settings(one: Candidate) -> dict[str, Any]:
     """The keys of the config that it stands for."""
     return {
         'mesh.data': one.data, 'mesh.fsdp': one.fsdp, 'mesh.tensor': one.tensor, 'model.remat': one.remat,
-        'train.encode_chunks': one.chunks, 'loss.form': one.form,
-    }  # fmt: skip
+        'train.encode_chunks': one.chunks,
+    } | _form(one.form)  # fmt: skip
+
+
+def _form(form: str) -> dict[str, str]:
+    """The key of a form of the loss; of a language model's there is no choice."""
+    return {'loss.form': form} if form in FORMS else {}
 
 
 def sweep(config: Mapping[str, Any], topology: str, slices: int, limit: int, on_plan: Callable[[Plan], None]) -> tuple[list[Plan], Sweep]:
@@ -193,7 +200,7 @@ def _any_step(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Step:
 
 
 def _say(one: Candidate) -> str:
-    loss = f', {one.form} loss' if one.form != 'dense' else ''
+    loss = f', {one.form} loss' if one.form == 'chunked' else ''
     return f'data {one.data} x fsdp {one.fsdp} x tensor {one.tensor}, remat {one.remat}, {one.chunks} chunks{loss}'
 
 
@@ -221,5 +228,5 @@ def sweep_table(plans: Sequence[Plan]) -> list[str]:
 def flags_of(plan: Plan) -> str:
     """What to add to a command to train like this."""
     mesh = [f'--config.mesh.{axis}={size}' for axis, size in plan.mesh.items()]
-    rest = {'model.remat': plan.remat, 'train.encode_chunks': plan.encode_chunks, 'loss.form': plan.loss_form}
+    rest = {'model.remat': plan.remat, 'train.encode_chunks': plan.encode_chunks} | _form(plan.loss_form)
     return ' '.join([*mesh, *(f'--config.{key}={value}' for key, value in rest.items())])

@@ -13,10 +13,11 @@ def show(plan: Plan) -> str:
     """Lines for one plan, with its collectives and, where it does not fit, what to try."""
     where = plan.topology + (f', {plan.slices} slices' if plan.slices > 1 else '')
     mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items())
+    texts = 'texts' if plan.loss_form == 'next token' else 'pairs'
     rows = [
         ('chips', f'{plan.chips}   mesh: {mesh}'),
         ('parameters', f'{plan.params:,}'),
-        ('batch', f'{plan.batch_pairs:,} pairs, {plan.tokens_per_step:,} columns a step, {plan.encode_chunks} encode_chunks'),
+        ('batch', f'{plan.batch_pairs:,} {texts}, {plan.tokens_per_step:,} columns a step, {plan.encode_chunks} encode_chunks'),
         ('form', f'remat {plan.remat}, loss {plan.loss_form}'),
         ('memory a chip', f'{_unit(plan.hbm_bytes_per_chip, _BINARY)} of {_unit(plan.hbm_limit_bytes, _BINARY)}: {_verdict(plan)}'),
         ('model', f'{_unit(plan.model_flops_per_step, _DECIMAL)} a step'),

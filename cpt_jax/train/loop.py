@@ -12,11 +12,10 @@ from cpt_jax import checkpoint
 from cpt_jax.atomic import write_atomically
 from cpt_jax.config import build, write_config
 from cpt_jax.data.batch import place
-from cpt_jax.embed import Embedder
 from cpt_jax.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.loss.infonce import Metrics
-from cpt_jax.train.heldout import heldout_scores
 from cpt_jax.train.metrics import Clock, Recorder
+from cpt_jax.train.objective import Scorer
 from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import Run, set_up_together
 from cpt_jax.train.start import starting_state, startup_table
@@ -73,7 +72,7 @@ class _Loop:
         self.late: tuple[int, int, Metrics] | None = None  # number, columns and metrics of the last step that was started
         self.programs = StepPrograms(run)
         self.since = first, self.clock.trained  # of the last row
-        self.embedder: Embedder | None = None
+        self.scorer: Scorer | None = None
 
     def go(self, state: TrainState) -> int:
         """Runs the steps that are left; returns the exit status."""
@@ -114,7 +113,7 @@ class _Loop:
         return bool(self.run.heldout) and (step % self.run.evaluation.every_steps == 0 or self._is_last(step))
 
     def _pause(self, step: int, state: TrainState) -> bool:
-        """Between two steps: looks at the held-out pairs, unless there is no time left for it, and saves. True: time to stop."""
+        """Between two steps: looks at what is held out, unless there is no time left for it, and saves. True: time to stop."""
         metrics = self._read_late()  # before a state that is no number could be saved
         scores = self._evaluate(state) if self._evaluation_due(step) and not self.preemption.asked else {}
         self._record(*metrics, scores)
@@ -127,10 +126,9 @@ class _Loop:
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """The scores; none where SIGTERM came in between."""
         with self.clock.pause():
-            self.embedder = self.embedder or self.run.embedder(state)
-            self.embedder.encoder = state.params.encoder
+            self.scorer = self.scorer or self.run.objective.scorer(self.run, state.params)
             try:
-                return heldout_scores(self.embedder, self.run.heldout, self.preemption.check)
+                return self.scorer(state.params, self.preemption.check)
             except Preempted:
                 return {}
 
@@ -168,12 +166,9 @@ class _Loop:
             'paused_seconds': self.clock.paused,
         }
         self.records.write(step, row | scores)
-        self.records.show(step, row)
+        self.records.show(step, row, run.objective.figures(row))
         if scores:
-            self.records.say(
-                f'step {step:,}: loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy {row["accuracy_xy"]:.1%}, '
-                f'held-out MRR {scores["heldout_mrr"]:.3f} among {scores["heldout_pairs"]:,}, {seconds:.0f} s'
-            )
+            self.records.say(f'step {step:,}: {run.objective.line(row | scores)}, {seconds:.0f} s')
 
 
 def _describe_data(run: Run) -> dict[str, Any]:

@@ -64,12 +64,10 @@ class Recorder:
         """Moves the bar; it shows the time that is left."""
         self._bar.update(steps)
 
-    def show(self, step: int, row: Mapping[str, float]) -> None:
-        """The figures behind the bar; where there is no terminal for one, a line at times."""
-        figures = (
-            f'loss {row["loss"]:.3f} of {row["log_batch"]:.2f}, {row["pairs_per_second"]:,.0f} pairs/s, '
-            f'{row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
-        ) + (f', {row["dropped_pairs"]:.0f} pairs did not fit' if row['dropped_pairs'] else '')
+    def show(self, step: int, row: Mapping[str, float], figures: str) -> None:
+        """The figures of the objective and of the rows, behind the bar; where there is no terminal for one, a line at times."""
+        figures += f', {row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
+        figures += f', {row["dropped_pairs"]:.0f} pairs did not fit' if row['dropped_pairs'] else ''
         self._bar.set_postfix_str(figures)
         if self._bar.disable and time.monotonic() > self._next_line:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES

@@ -12,7 +12,7 @@ class StepPrograms:
     """The step, compiled once for each number of rows that a batch can have (data/batch.py: Layout.fewer)."""
 
     def __init__(self, run: Run):
-        self._step = make_step(run.loss, run.optimizer, run.schedule, run.seed)
+        self._step = make_step(run.objective, run.optimizer, run.schedule, run.seed)
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
     def __call__(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:

@@ -14,9 +14,11 @@ from jax.experimental import multihost_utils
 from cpt_jax import checkpoint
 from cpt_jax.code_version import code_version
 from cpt_jax.config import as_json, build, check_resume
-from cpt_jax.data.batch import Batch, Layout, Texts, local_batches, plan_layout
+from cpt_jax.data.batch import Batch, DocumentTokens, Layout, Texts, Tokens, local_batches, plan_layout
+from cpt_jax.data.documents import Documents
 from cpt_jax.data.mixture import batches, make_sources
-from cpt_jax.data.pairs import Pair, Source, content_id
+from cpt_jax.data.pairs import Pair, Source, content_id, spread_over
+from cpt_jax.data.text import TokenCounter
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import InfoNCE
@@ -24,9 +26,13 @@ from cpt_jax.mesh import make_mesh, on_mesh
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_file, train_tokenizer
+from cpt_jax.train.contrastive import Contrastive
+from cpt_jax.train.language_model import LanguageModel, bytes_of, unigram_bits
+from cpt_jax.train.objective import Objective, Params
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
 
+OBJECTIVES = ('contrastive', 'lm')
 SECTIONS = ('tokenizer', 'data', 'model', 'mesh', 'loss', 'optimizer', 'train', 'evaluation', 'checkpoint')
 
 
@@ -85,7 +91,7 @@ class Run:
 
     Attributes:
       changes: lines for the config keys that are not as the run began with.
-      indices: [step - 1] -> which pairs.
+      indices: [step - 1] -> which pairs. Of a language model a pair is one text (data/documents.py).
     """
 
     train: Train
@@ -93,12 +99,12 @@ class Run:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     sources: Mapping[str, Source]
-    texts: Texts
+    texts: Tokens
     layout: Layout
     indices: grain.MapDataset
     data: Data
     shape: Shape
-    loss: InfoNCE
+    objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     seed: int
@@ -109,7 +115,7 @@ class Run:
 
     def init(self) -> TrainState:
         """A fresh state."""
-        return init_state(self.shape, self.loss, self.optimizer, self.seed, len(self.sources))
+        return init_state(self.shape, self.objective, self.optimizer, self.seed)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; costs nothing."""
@@ -120,10 +126,10 @@ class Run:
         options = grain.ReadOptions(num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch)
         return iter(local_batches(self.indices, self.texts, self.layout, self.mesh)[step:].to_iter_dataset(options))
 
-    def embedder(self, state: TrainState) -> Embedder:
-        """The encoder of a state, for embedding."""
+    def embedder(self, params: Params) -> Embedder:
+        """The encoder, for embedding."""
         limits = {'x': self.data.max_tokens_x, 'y': self.data.max_tokens_y}
-        return Embedder(state.params.encoder, self.tokenizer, self.mesh, limits)
+        return Embedder(params.encoder, self.tokenizer, self.mesh, limits)
 
 
 def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
@@ -133,32 +139,36 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
       UserError: see `train`.
     """
     _check_sections(config)
-    config = with_architecture(config)
     before = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
+    given, config = config, with_architecture(config, before and before[1])
     changes = _changes(before[1], config, workdir) if before else []
     mesh = build(make_mesh, 'mesh', config['mesh'], devices=jax.devices())
     train = build(Train, 'train', config['train'])
     data = build(Data, 'data', config['data'])
-    loss = build(InfoNCE, 'loss', config['loss'])
+    objective = make_objective(config, data)
     evaluation = build(Evaluation, 'evaluation', config['evaluation'])
     optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     tokenizer = _tokenizer(config, workdir, before)
     shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
     shape.check_mesh(mesh)
-    loss.check_width(shape.embedding_width)
+    objective.check(shape)
     _check_lengths(data, shape)
-    sources, weights = make_sources(data.sources, 'train', tokenizer)
+    sources, weights = _sources(config, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
     indices = batches(sources, weights, config['seed'], train.batch_pairs)
-    texts = Texts(list(sources.values()), tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
+    texts = _texts(objective, list(sources.values()), tokenizer, data)
     rows = data.row_length, data.rows, data.packed, data.row_choices
     layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, *rows)
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
+    about |= {'inherits': config is not given}
     about |= {'pretrained': before[1].get('pretrained') if before else _pretrained_config(config['init_from'])}
+    heldout = _heldout_pairs(evaluation, config, tokenizer)
+    if isinstance(objective, LanguageModel) and heldout:
+        objective = LanguageModel(_unigram_bits(texts, heldout))
     return Run(
-        train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, loss, optimizer, schedule,
-        config['seed'], config['init_from'], about, changes, _heldout_pairs(evaluation, data, tokenizer),
+        train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, objective, optimizer, schedule,
+        config['seed'], config['init_from'], about, changes, heldout,
     )  # fmt: skip
 
 
@@ -180,37 +190,89 @@ def set_up_together(config: Mapping[str, Any], workdir: Path) -> Run:
     return run
 
 
-def _heldout_pairs(evaluation: Evaluation, data: Data, tokenizer: Tokenizer) -> list[Pair]:
+def make_objective(config: Mapping[str, Any], data: Data) -> Objective:
+    """The objective that a config names.
+
+    Raises:
+      UserError: there is no such one, or it has no use for another key.
+    """
+    loss = build(InfoNCE, 'loss', config['loss'])
+    if config['objective'] == 'contrastive':
+        return Contrastive(loss, len(data.sources))
+    if config['objective'] != 'lm':
+        raise UserError(f'objective={config["objective"]!r}: choose one of {", ".join(OBJECTIVES)}')
+    if data.negatives:
+        raise UserError(f'data.negatives={data.negatives}: objective=lm has no negatives; set it to 0')
+    if odd := [key for key, value in config['loss'].items() if value != getattr(InfoNCE(), key)]:
+        raise UserError(f'loss.{odd[0]}={config["loss"][odd[0]]!r}: objective=lm has no contrastive loss; leave it as in configs/base.py')
+    return LanguageModel()
+
+
+def _sources(config: Mapping[str, Any], split: str, tokenizer: TokenCounter) -> tuple[dict[str, Source], dict[str, float]]:
+    """`make_sources`; for a language model the texts of each, in place of its pairs."""
+    sources, weights = make_sources(config['data']['sources'], split, tokenizer)
+    return {name: Documents(source) for name, source in sources.items()} if config['objective'] == 'lm' else sources, weights
+
+
+def _texts(objective: Objective, sources: Sequence[Source], tokenizer: Tokenizer, data: Data) -> Tokens:
+    if isinstance(objective, LanguageModel):
+        return DocumentTokens(sources, tokenizer, data.row_length)
+    return Texts(sources, tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
+
+
+def _unigram_bits(texts: Tokens, heldout: Sequence[Pair], sample: int = 4096) -> float:
+    """Of a unigram byte model of up to `sample` texts of each source."""
+    seen = [text for source in range(len(texts.sources)) for (text,) in texts(source, spread_over(len(texts.sources[source]), sample))[0]]
+    return unigram_bits(*(bytes_of(tokens, texts.tokenizer) for tokens in (seen, [text for (text,), _ in texts.encode(heldout)])))
+
+
+def _heldout_pairs(evaluation: Evaluation, config: Mapping[str, Any], tokenizer: Tokenizer) -> list[Pair]:
     """Up to `evaluation.pairs` held-out pairs, evenly from the sources that hold any out."""
     if not evaluation.every_steps or not evaluation.pairs:
         return []
-    sources, _ = make_sources(data.sources, 'heldout', tokenizer)
+    sources, _ = _sources(config, 'heldout', tokenizer)
     share = evaluation.pairs // max(len(sources), 1)
-    chosen = [(source, np.unique(np.linspace(0, len(source) - 1, min(share, len(source))).astype(int))) for source in sources.values()]
+    chosen = [(source, spread_over(len(source), share)) for source in sources.values()]
     return [source[int(index)] for source, indices in chosen for index in indices]
 
 
 def _check_sections(config: Mapping[str, Any]) -> None:
-    known = {*SECTIONS, 'seed', 'init_from'}
+    known = {*SECTIONS, 'objective', 'seed', 'init_from'}
     for key in config.keys() - known:
         raise UserError(f'unknown config key {key}: a config has {", ".join(sorted(known))}')
     for key in known - config.keys():
         raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
 
 
-def with_architecture(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same, or for a run that starts from a pretrained model, with that model's architecture and number of ids in place of its own.
+def with_architecture(config: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """The same; for a run that starts from a model of others or from a language model, with its architecture in place of the config's own.
 
     How it is computed stays the config's to say, and `model.causal=False` lets every token of a causal model see its whole text. Vectors
     are states at the closing delimiter, as of any run, whatever the pooling of the model was, and Dense modules behind it are left out.
+
+    Args:
+      before: what the run's checkpoint says, where it goes on: what it started from may be gone.
     """
-    if not is_pretrained(config['init_from']):
+    found, ids = _architecture(config['init_from'], config['objective'], before)
+    if not found:
         return config
-    chosen, found = config['model'], open_pretrained(config['init_from'])
+    chosen = config['model']
     kept = {key: chosen[key] for key in ('dropout', 'remat', 'attention', 'dtype', 'layer_loop')}
-    model = found.shape | kept | {'pooling': 'eos', 'causal': found.shape.get('causal', True) and chosen['causal']}
-    ids = tokenizer_from_file(*found.tokenizer.file).vocab_size
+    model = found | kept | {'pooling': 'eos', 'causal': found.get('causal', True) and chosen['causal']}
     return {**config, 'model': model, 'tokenizer': {**config['tokenizer'], 'vocab_size': ids}}
+
+
+def _architecture(init_from: str, objective: str, before: checkpoint.About | None) -> tuple[Mapping[str, Any], int]:
+    """That of the model to start from, with its number of ids; ({}, 0) where the config's own counts."""
+    if is_pretrained(init_from) and not (before and 'inherits' in before):
+        found = open_pretrained(init_from)
+        return found.shape, tokenizer_from_file(*found.tokenizer.file).vocab_size
+    if before:
+        about, inherits = before, before.get('inherits', False)
+    else:
+        about = checkpoint.read_about(*checkpoint.find(init_from, 'init_from')) if init_from else {}
+        inherits = init_from and objective == 'contrastive' and checkpoint.objective_of(about) == 'lm'
+    return (about['config']['model'], about['config']['tokenizer']['vocab_size']) if inherits else ({}, 0)
 
 
 def _pretrained_config(init_from: str) -> Mapping[str, Any] | None:
@@ -235,7 +297,8 @@ def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, chec
     if not before and not config['init_from']:
         if path:
             return load_tokenizer(path, closing)
-        return build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config['data']), seed=config['seed'])
+        boundaries = config['objective'] == 'lm'
+        return build(train_tokenizer, 'tokenizer', section, texts=_training_texts(config), seed=config['seed'], boundaries=boundaries)
     directory, step = (workdir.absolute() / 'checkpoints', before[0]) if before else checkpoint.find(config['init_from'], 'init_from')
     tokenizer = checkpoint.load_tokenizer_of(directory, step).closed(closing)
     if path and load_tokenizer(path, closing).fingerprint != tokenizer.fingerprint:
@@ -254,16 +317,15 @@ class _Characters:
         return [-(-len(text) // 4) for text in texts]
 
 
-def _training_texts(data: Mapping[str, Any]) -> Iterator[str]:
+def _training_texts(config: Mapping[str, Any]) -> Iterator[str]:
     """The texts of all sources' training pairs, source after source in turn, each in an order that mixes its files."""
-    sources = list(make_sources(data['sources'], 'train', _Characters())[0].values())
+    sources = list(_sources(config, 'train', _Characters())[0].values())
     orders = [np.random.default_rng(0).permutation(len(source)) for source in sources]
     for place in range(max(map(len, orders))):
         for source, order in zip(sources, orders, strict=True):
             if place < len(order):
                 pair = source[int(order[place])]
-                yield pair.x
-                yield pair.y
+                yield from filter(None, (pair.x, pair.y))
 
 
 def _check_lengths(data: Data, shape: Shape) -> None:

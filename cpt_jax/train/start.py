@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from cpt_jax import checkpoint
 from cpt_jax.errors import UserError
@@ -14,6 +14,7 @@ from cpt_jax.mesh import shardings
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.tokenizer import DELIMITERS
 from cpt_jax.train.setup import Run
 from cpt_jax.train.step import TrainState
 
@@ -33,11 +34,17 @@ def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainS
         return 0, _started(run, abstract, encoder, _with_encoder)
     if run.init_from:
         directory, step = checkpoint.find(run.init_from, 'init_from')
+        before = checkpoint.objective_of(checkpoint.read_about(directory, step))
+        same = before == run.objective.name
         try:
-            params = checkpoint.load_params(directory, step, abstract.params)
+            wanted = abstract.params if same else {'encoder': abstract.params.encoder}
+            loaded = checkpoint.load_params(directory, step, wanted)
         except KeyError as error:
             raise UserError(f'init_from={run.init_from}: its model is not of the shape of this config: {error.args[0]}') from error
-        return 0, _started(run, abstract, params, lambda state, params: state._replace(params=params))
+        if same:
+            return 0, _started(run, abstract, loaded, lambda state, params: state._replace(params=params))
+        put = _with_delimiters if before == 'lm' else _with_encoder
+        return 0, _started(run, abstract, loaded['encoder'], put)
     return 0, jax.jit(run.init, out_shardings=shardings(abstract))()
 
 
@@ -52,11 +59,33 @@ def _with_encoder(state: TrainState, encoder: Encoder) -> TrainState:
     return state
 
 
+def _with_delimiters(state: TrainState, encoder: Encoder) -> TrainState:
+    """With the encoder of a language model, to which the delimiters are new."""
+    state = _with_encoder(state, encoder)
+    table = encoder.token_embedding
+    table[...] = with_fresh_rows(table[...], encoder.shape.vocab_size - len(DELIMITERS), len(DELIMITERS))
+    return state
+
+
+def with_fresh_rows(table_VxD: jax.Array, first: int, count: int) -> jax.Array:
+    """A table with new rows from `first` on, made as those of `cpt_jax.model.families.load.grown`, on the devices: near the mean of the
+    rows before them.
+    """
+    shard = jax.typeof(table_VxD).sharding.spec
+    number_Vx1 = jnp.arange(len(table_VxD), out_sharding=P(shard[0]))[:, None]
+    known_VxD = jnp.where(number_Vx1 < first, table_VxD, 0)
+    mean_D = known_VxD.sum(0) / first
+    std_D = jnp.sqrt(jnp.sum(jnp.where(number_Vx1 < first, (table_VxD - mean_D) ** 2, 0), 0) / first)
+    noise_VxD = jax.random.normal(jax.random.key(0), table_VxD.shape, table_VxD.dtype, out_sharding=shard)
+    fresh_Vx1 = (number_Vx1 >= first) & (number_Vx1 < first + count)
+    return jnp.where(fresh_Vx1, mean_D + 0.1 * std_D * noise_VxD, table_VxD)
+
+
 def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str:
     """What is about to run, a line each."""
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     table = state.params.encoder.token_embedding[...].size
-    layout, pairs = run.layout, run.train.batch_pairs
+    layout = run.layout
     tokenized = f'{run.texts.tokens / run.texts.seconds:,.0f} tokens/s' if run.texts.seconds else 'not measured'
     rows = {
         'run': f'{workdir}, step {first:,} of {run.train.steps:,}, code {run.about["code"]}',
@@ -64,7 +93,7 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
         'devices': f'{run.mesh.size} {run.mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {dict(run.mesh.shape)}',
         'parameters': f'{parameters:,} ({table:,} of them token embeddings), compute in {run.shape.dtype}',
         'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint {run.tokenizer.fingerprint[:12]}, {tokenized}',
-        'batch': f'{pairs:,} pairs: up to {pairs - 1 + pairs * run.data.negatives:,} negatives per anchor, log B = {np.log(pairs):.2f}',
+        'batch': run.objective.batch_line(run.train.batch_pairs, run.data),
         'rows': (
             f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of {layout.row_length}:'
             f' {layout.tokens:,} tokens a batch, padding included'
@@ -82,4 +111,4 @@ def _heldout_line(run: Run) -> str:
         return 'not looked at (evaluation.every_steps, evaluation.pairs)'
     if not run.heldout:
         return 'nothing: no source has a holdout'
-    return f'{len(run.heldout):,} pairs, looked at every {run.evaluation.every_steps:,} steps'
+    return f'{run.objective.heldout_line(len(run.heldout))}, looked at every {run.evaluation.every_steps:,} steps'

@@ -11,24 +11,16 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.batch import Batch
-from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
+from cpt_jax.loss.infonce import Metrics
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.dropout import token_keys
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.parameter import constant, gathered_once, parameter
+from cpt_jax.model.parameter import gathered_once
 from cpt_jax.model.shape import Shape
+from cpt_jax.train.objective import Objective, Params
 
 # Parameters a device: 8 GB of weights and gradient, beside the optimizer's state. Larger models sum per layer, where it overlaps.
 ONCE = 1_000_000_000
-
-
-class Params(nnx.Module):
-    """All that is trained."""
-
-    def __init__(self, shape: Shape, loss: InfoNCE, sources: int, rngs: nnx.Rngs):
-        self.encoder = Encoder(shape, rngs)
-        each = [(sources, None)] if loss.temperature_per_source else []
-        self.log_scale = parameter(rngs, constant(-math.log(loss.initial_temperature)), *each)
 
 
 class TrainState(NamedTuple):
@@ -39,31 +31,49 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-def init_state(shape: Shape, loss: InfoNCE, optimizer: optax.GradientTransformation, seed: int, sources: int = 1) -> TrainState:
+def init_state(shape: Shape, objective: Objective, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
     """A fresh state. Call it under jax.jit in the mesh; under jax.eval_shape it gives shapes, dtypes and shardings alone."""
-    params = Params(shape, loss, sources, nnx.Rngs(seed))
+    params = objective.init(shape, nnx.Rngs(seed))
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
 def encode(encoder: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
     """float32[B, T, D]: the unit vectors of all texts of a batch, chunk after chunk.
 
-    With several chunks the activations of one are alive at a time and computed again in the backward pass (gradient caching, arXiv
-    2101.06983): the loss still sees the whole batch, and its gradient is that of the whole batch. With a key there is dropout.
+    The loss sees the whole batch however many chunks there are (gradient caching, arXiv 2101.06983). With a key there is dropout.
+    """
+    return in_chunks(encoder, batch, key, lambda encoder, rows, keys_RxS: encoder(*rows, keys_RxS), merge_chunks)
+
+
+def in_chunks(
+    encoder: Encoder,
+    batch: Batch,
+    key: jax.Array | None,
+    compute: Callable[[Encoder, tuple[jax.Array, ...], jax.Array | None], jax.Array],
+    merge: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """What an encoder makes of a batch, chunk after chunk.
+
+    With several chunks the activations of one are alive at a time and computed again in the backward pass; the gradient is that of the
+    whole batch.
+
+    Args:
+      key: for dropout; None: there is none.
+      compute: of the encoder, the rows of a chunk (as for `Encoder.states`) and the random keys of its tokens.
+      merge: of what `compute` gives for each of several chunks, stacked.
     """
     chunks = batch.tokens_CxRxS.shape[0]
 
-    def encode_chunk(encoder: Encoder, number: int | jax.Array, rows: tuple[jax.Array, ...]) -> jax.Array:
+    def of_chunk(encoder: Encoder, number: int | jax.Array, rows: tuple[jax.Array, ...]) -> jax.Array:
         keys_RxS = None if key is None else token_keys(key, text_numbers(batch, number, rows[1]), rows[2])
-        return encoder(*rows, keys_RxS)
+        return compute(encoder, rows, keys_RxS)
 
     rows = batch[:4]
     if chunks == 1:
-        return encode_chunk(encoder, 0, tuple(array[0] for array in rows))
+        return of_chunk(encoder, 0, tuple(array[0] for array in rows))
     encoder = gathered_once(encoder) if reduce_once(encoder) else encoder
-    chunk = jax.checkpoint(lambda nothing, numbered: (nothing, encode_chunk(encoder, *numbered)), prevent_cse=False)
-    _, e_CxBxTxD = jax.lax.scan(chunk, None, (jnp.arange(chunks), rows))
-    return merge_chunks(e_CxBxTxD)
+    chunk = jax.checkpoint(lambda nothing, numbered: (nothing, of_chunk(encoder, *numbered)), prevent_cse=False)
+    return merge(jax.lax.scan(chunk, None, (jnp.arange(chunks), rows))[1])
 
 
 def text_numbers(batch: Batch, chunk: int | jax.Array, segments_RxS: jax.Array) -> jax.Array:
@@ -91,22 +101,16 @@ def merge_chunks(a_CxBx: jax.Array) -> jax.Array:
 
 
 def make_step(
-    loss: InfoNCE, optimizer: optax.GradientTransformation, schedule: optax.Schedule, seed: int
+    objective: Objective, optimizer: optax.GradientTransformation, schedule: optax.Schedule, seed: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The training step; `jax.jit` it with the state donated. Which units drop out is a function of (seed, step)."""
-
-    def objective(params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        log_scale = params.log_scale[...]
-        log_scale = log_scale[batch.source] if loss.temperature_per_source else log_scale
-        value, metrics = loss(encode(params.encoder, batch, key), merge_chunks(batch.ids_CxBxT), log_scale)
-        return value, metrics | {'scale': jnp.exp(log_scale)}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if state.params.encoder.shape.dropout else None
         (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params, batch, key)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        params.log_scale[...] = jnp.minimum(params.log_scale[...], MAX_LOG_SCALE)
+        objective.clip(params)
         metrics |= {
             'loss': value,
             'grad_norm': optax.tree.norm(gradient),

@@ -2,13 +2,20 @@
 
 import dataclasses
 import json
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
+from flax import nnx
 
+from cpt_jax.checkpoint import by_name
+from cpt_jax.config import flatten
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import batch_sharding, make_mesh
+from cpt_jax.model import language
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.files import Files
 from cpt_jax.model.families.known import family_of
@@ -119,3 +126,76 @@ def test_what_has_no_such_losses_is_refused(models):
     for change, line in [({'tied': False}, 'need tie_word_embeddings'), ({'causal': False}, 'need a causal model')]:
         with pytest.raises(UserError, match=line):
             losses(load(dataclasses.replace(shape, **change), mesh), mesh, rows)
+
+
+def plain_losses(encoder: Encoder, tokens_RxS, segments_RxS, positions_RxS) -> jax.Array:
+    """The textbook's: all scores of all tokens at once."""
+    h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS)
+    scores_RxSxV = (h_RxSxD @ encoder.token_embedding[...].T)[..., : encoder.shape.vocab_size]
+    next_RxSxV = jax.nn.one_hot(jnp.roll(tokens_RxS, -1, axis=1), encoder.shape.vocab_size)
+    losses_RxS = -jnp.sum(jax.nn.log_softmax(scores_RxSxV) * next_RxSxV, axis=-1)
+    return jnp.where((segments_RxS > 0) & (positions_RxS > 0), jnp.roll(losses_RxS, 1, axis=1), 0.0)
+
+
+def largest_of_vocabulary(program: str) -> int:
+    """Elements of the largest array with an axis of the 90 ids, or of the 128 rows of their table."""
+    arrays = [[int(size) for size in dims.split(',')] for dims in re.findall(r'f32\[([\d,]+)\]', program)]
+    return max(np.prod(sizes) for sizes in arrays if {90, 128} & {*sizes})
+
+
+@pytest.fixture(scope='module')
+def value_and_gradient():
+    """(rows, function of a mesh and a form of the losses) -> weighted sum of the losses, its gradient by name, and the program's text."""
+    random = np.random.default_rng(1)
+    rows = packed([random.integers(0, 90, length) for length in (40, 25, 13, 2, 30, 7, 60, 4)], 64)
+    rows = tuple(np.pad(array, ((0, 8 - len(array)), (0, 0))) for array in rows)  # some rows are empty
+    weights_RxS = random.normal(size=rows[0].shape).astype(np.float32)
+    shape = Shape(vocab_size=90, width=16, layers=1, heads=2, max_length=64, remat='none', attention='masked')
+
+    def compute(mesh: jax.sharding.Mesh, form):
+        with jax.set_mesh(mesh):
+            encoder = jax.jit(lambda: Encoder(shape, nnx.Rngs(0)))()
+            on_devices = jax.device_put((*rows, weights_RxS), batch_sharding(mesh))
+
+            def total(encoder, *arrays):
+                return jnp.sum(form(encoder, *arrays[:3]) * arrays[3])
+
+            program = jax.jit(jax.value_and_grad(total)).lower(encoder, *on_devices).compile()
+            value, gradient = program(encoder, *on_devices)
+            return float(value), dict(flatten(jax.device_get(by_name(gradient)))), program.as_text()
+
+    return compute
+
+
+def test_value_and_gradient_are_those_of_all_scores_at_once_on_any_mesh(value_and_gradient, monkeypatch):
+    """In columns, with the table over the tensor axis; and no array holds the scores of all tokens."""
+    monkeypatch.setattr(language, '_TOKENS', 32)  # 4 columns of 8 rows on one device
+    one = make_mesh(devices=jax.devices()[:1])
+    value, gradient, text = value_and_gradient(one, plain_losses)
+    assert largest_of_vocabulary(text) >= 8 * 64 * 90
+    assert np.abs(gradient['token_embedding']).max() > 0.1
+    for mesh in (one, make_mesh(2, 2, 2)):
+        found, found_gradient, program = value_and_gradient(mesh, token_losses)
+        np.testing.assert_allclose(found, value, rtol=1e-5)
+        assert found_gradient.keys() == gradient.keys()
+        for name, array in gradient.items():
+            np.testing.assert_allclose(found_gradient[name], array, atol=2e-5, err_msg=name)
+        assert largest_of_vocabulary(program) <= max(8 * 4, 16) * 128  # scores of some columns, or the table
+
+
+def test_ids_that_cannot_come_take_no_probability():
+    """As if their scores were left out; and what is right is the largest of the others."""
+    shape = Shape(vocab_size=90, width=16, layers=1, heads=2, max_length=64, remat='none', attention='masked')
+    rows = packed([np.random.default_rng(0).integers(0, 20, 64)], 64)
+
+    def both():
+        encoder = Encoder(shape, nnx.Rngs(0))
+        encoder.token_embedding[...] *= 50.0
+        return language.foretell(encoder, *rows, ids=20), encoder.all_states(*rows), encoder.token_embedding[...]
+
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+        found, h_RxSxD, table_VxD = jax.device_get(jax.jit(both)())
+    expected = scipy.special.log_softmax(h_RxSxD[0, :-1] @ table_VxD[:20].T, axis=1)
+    np.testing.assert_allclose(found.losses_RxS[0, 1:], -expected[np.arange(63), rows[0][0, 1:]], rtol=1e-4)
+    np.testing.assert_array_equal(found.right_RxS[0, 1:], expected.argmax(1) == rows[0][0, 1:])
+    assert found.right_RxS.any()

@@ -7,8 +7,10 @@ import pytest
 
 from cpt_jax.data.batch import place
 from cpt_jax.errors import UserError
+from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.plan.hlo import Module, parse
 from cpt_jax.plan.lowering import longest_layout, lower
+from cpt_jax.train.contrastive import Contrastive
 from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import Data, Train, set_up
 
@@ -50,7 +52,8 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path):
 
 def layout(data: dict, train: dict, parts: int = 4):
     sizes = {'max_tokens_x': 40, 'max_tokens_y': 60, 'row_length': 100} | data
-    return longest_layout(Data(sources={}, **sizes), Train(**({'steps': 1, 'batch_pairs': 64} | train)), parts)
+    made = Data(sources={}, **sizes)
+    return longest_layout(made, Train(**({'steps': 1, 'batch_pairs': 64} | train)), parts, Contrastive(InfoNCE()).longest(made))
 
 
 def test_without_data_every_text_is_as_long_as_it_may_be():

@@ -17,8 +17,9 @@ from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE
 from cpt_jax.mesh import AXES, on_mesh
 from cpt_jax.model.shape import Shape
+from cpt_jax.train.contrastive import Contrastive, Params
 from cpt_jax.train.optimizer import decay_mask, make_optimizer
-from cpt_jax.train.step import Params, TrainState, make_step
+from cpt_jax.train.step import TrainState, make_step
 
 SHAPE = Shape(vocab_size=20, width=16, layers=1, heads=2, max_length=8, remat='none', dtype='float32', layer_loop='unroll')
 SETTINGS = {
@@ -120,7 +121,7 @@ def test_the_scale_stays_at_100_where_the_gradient_pushes_it_up():
     with jax.set_mesh(mesh):
         place = jax.NamedSharding(mesh, jax.P(None, ('data', 'fsdp')))
         batch = Batch(*(jax.device_put(array, place) for array in batch_of_texts()[:5]))
-        step = jax.jit(make_step(InfoNCE(), optimizer, schedule, 0))
+        step = jax.jit(make_step(Contrastive(InfoNCE()), optimizer, schedule, 0))
         params = some_params(SHAPE)
         for start, end in [(3.0, 3.05), (4.58, MAX_LOG_SCALE), (MAX_LOG_SCALE, MAX_LOG_SCALE), (5.5, MAX_LOG_SCALE)]:
             params.log_scale[...] = jax.device_put(np.float32(start), params.log_scale[...].sharding)

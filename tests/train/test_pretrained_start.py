@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 from flax import nnx
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
 from cpt_jax.embed import load_embedder
@@ -19,6 +20,7 @@ from cpt_jax.model.families.load import written
 from cpt_jax.model.shape import Shape
 from cpt_jax.plan.lowering import lower
 from cpt_jax.program import load_config
+from cpt_jax.tokenizer import load_tokenizer
 from cpt_jax.train import loop
 from tests.conftest import sentences
 from tests.test_pretrained_tokenizer import as_llama2c, trained_pieces
@@ -34,6 +36,7 @@ def pretrained(tmp_path_factory) -> Path:
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(sentences(200), tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
+    made.add_special_tokens(['<|endoftext|>'])
     made.save(str(folder / 'tokenizer.json'))
     config = {'model_type': 'gpt2', 'vocab_size': made.get_vocab_size() + 5, **SIZES}
     (folder / 'config.json').write_text(json.dumps(config))
@@ -101,6 +104,20 @@ def test_a_causal_model_may_train_to_see_the_whole_text(config_file, pretrained,
     config['model']['causal'] = False
     assert loop.train(config, tmp_path / 'run') == 0
     assert not load_embedder(str(tmp_path / 'run')).encoder.shape.causal
+
+
+def test_a_language_model_goes_on_from_the_weights(config_file, pretrained, tmp_path):
+    """With the id that ends its texts; at a learning rate of 0 they are what it ends with."""
+    config = config_from(config_file, pretrained) | {'objective': 'lm'}
+    config['train']['steps'] = 1
+    assert loop.train(config, tmp_path / 'run') == 0
+    tokenizer = load_tokenizer(tmp_path / 'run' / 'tokenizer')
+    end = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).token_to_id('<|endoftext|>')
+    assert tokenizer.boundaries == (end, end)
+    params = ocp.load_checkpointables((tmp_path / 'run' / 'checkpoints' / '1').absolute(), {'state': None})['state']['params']
+    there = load_file(pretrained / 'model.safetensors')
+    np.testing.assert_array_equal(params['encoder']['token_embedding'][: end + 1], there['wte.weight'][: end + 1])
+    np.testing.assert_array_equal(params['encoder']['position_embedding'], there['wpe.weight'])
 
 
 def test_a_plan_is_of_the_same_model(config_file, pretrained):

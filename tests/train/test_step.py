@@ -21,8 +21,8 @@ def three_steps(config_file, tmp_path, devices: int, **changes):
     """Losses and final parameters of three steps."""
     config = load_config(config_file)
     for key, value in changes.items():
-        section, name = key.split('__')
-        config[section][name] = value
+        *sections, name = key.split('__')
+        (config[sections[0]] if sections else config)[name] = value
     # Adam divides by the root of the second moment: with a usual epsilon a gradient that is zero but for rounding (a key's bias shifts
     # all scores of a softmax alike) would move its parameter by the whole learning rate, in a direction that rounding decides.
     config['optimizer']['epsilon'] = 1e-4
@@ -53,6 +53,7 @@ def one_device(config_file, tmp_path_factory):
 PLAIN, DROPOUT = {}, {'model__dropout': 0.3}
 NEGATIVES = {'data__negatives': 2, 'loss__symmetric': False, 'loss__dimensions': (8, 32), 'loss__temperature_per_source': True}
 ODD = {'train__batch_pairs': 37}
+LANGUAGE = {'objective': 'lm', 'train__batch_pairs': 37, 'model__dropout': 0.3}
 WAYS = [
     (PLAIN, {'mesh__data': 1, 'mesh__fsdp': 8}),
     (PLAIN, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'data__packed': False}),
@@ -62,6 +63,7 @@ WAYS = [
     (DROPOUT, {'mesh__fsdp': 4, 'data__packed': False, 'model__remat': 'full'}),
     (NEGATIVES, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'loss__form': 'chunked', 'train__encode_chunks': 2}),
     (ODD, {'mesh__fsdp': 2, 'train__encode_chunks': 2, 'loss__form': 'chunked'}),
+    (LANGUAGE, {'mesh__data': 2, 'mesh__fsdp': 2, 'mesh__tensor': 2, 'train__encode_chunks': 2, 'model__layer_loop': 'scan'}),
 ]  # fmt: skip
 
 
@@ -77,8 +79,8 @@ def test_every_mesh_and_chunking_trains_like_one_device(one_device, config_file,
 
 
 def test_each_choice_of_what_to_compute_changes_the_losses(one_device):
-    losses = [one_device(**what)[0] for what in (PLAIN, DROPOUT, NEGATIVES, ODD)]
-    assert len({round(loss[0], 3) for loss in losses}) == 4
+    losses = [one_device(**what)[0] for what in (PLAIN, DROPOUT, NEGATIVES, ODD, LANGUAGE)]
+    assert len({round(loss[0], 3) for loss in losses}) == 5
 
 
 def test_weights_gathered_once_or_for_each_layer_train_alike(one_device, config_file, tmp_path, monkeypatch):
@@ -102,11 +104,11 @@ def test_each_source_has_a_temperature_of_its_own(config_file, tmp_path):
         state = jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state()))()
         log_scale = state.params.log_scale
         log_scale[...] = jax.device_put(np.array([0.5, 2.5], np.float32), log_scale[...].sharding)
-        step = jax.jit(step_module.make_step(run.loss, run.optimizer, run.schedule, 0))
+        step = jax.jit(step_module.make_step(run.objective, run.optimizer, run.schedule, 0))
         for number, source in enumerate(sources):
             batch = place(local_batches(run.indices, run.texts, run.layout, run.mesh)[number], run.mesh, run.layout)
             e_BxTxD, ids_BxT = jax.jit(step_module.encode)(state.params.encoder, batch), step_module.merge_chunks(batch.ids_CxBxT)
-            expected, _ = jax.jit(run.loss)(e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source]))
+            expected, _ = jax.jit(run.objective.loss)(e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source]))
             after, metrics = step(state, batch)
             np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)
             np.testing.assert_allclose(metrics['scale'], np.exp([0.5, 2.5][source]), rtol=1e-6)

@@ -1,0 +1,40 @@
+"""A language model in minutes on two CPU cores, on the docstrings and functions of the Python installation itself; a contrastive run starts
+from it with --config.init_from=runs/lm_tiny.
+
+Example: python launch/train.py --config configs/lm_tiny.py
+
+On prose: --config.data.sources.text.path=... of configs/lm_tiny.py:text
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    c = base.get_config()
+    c.objective = 'lm'
+    c.tokenizer.vocab_size = 4096  # the table's share of the work is that of several layers
+    c.tokenizer.characters = 20_000_000
+
+    c.data.max_tokens_x = 128  # of what a contrastive run embeds
+    c.data.max_tokens_y = 128
+    c.data.row_length = 256
+
+    c.model.width = 256
+    c.model.layers = 2
+    c.model.heads = 4
+    c.model.max_length = 256
+    c.model.remat = 'none'
+
+    c.optimizer.peak_lr = 2e-3
+    c.optimizer.warmup_steps = 30
+    c.optimizer.b2 = 0.95  # GPT-3
+    c.train.steps = 300
+    c.train.batch_pairs = 16
+
+    c.evaluation.every_steps = 100
+    c.evaluation.pairs = 200
+    c.checkpoint.every_steps = 100
+    c.checkpoint.keep_every = 0
+    return c
