@@ -23,11 +23,17 @@ def get_config() -> ConfigDict:
     c.tokenizer.closing = 'own'
     c.tokenizer.characters = 100_000_000  # of the sources' texts that it is trained on
 
+    c.prompt = ConfigDict()
+    # Words that texts stand in instead of delimiters, for a run from a language model (init_from): 'This sentence : "{text}" means in one
+    # word:"' is PromptEOL's. A text's vector is the state at the last token. '': delimiters.
+    c.prompt.template = ''
+    c.prompt.text_tokens = 0  # ids of a text, cut before it stands in the template (PromptEOL: 32); 0: as data.max_tokens_x allows
+
     c.data = ConfigDict()
-    # name -> kind (python_source, jsonl, tfds, text), weight (its share of the batches; a batch has pairs of one source), and the keyword
-    # arguments of that kind's class in cpt_jax/data/.
+    # name -> kind (python_source, jsonl, csv, tfds, text), weight (its share of the batches; a batch has pairs of one source), and the
+    # keyword arguments of that kind's class in cpt_jax/data/.
     c.data.sources = {'python': {'kind': 'python_source', 'weight': 1.0}}
-    c.data.max_tokens_x = 256  # ids, the two delimiters included; longer texts are cut
+    c.data.max_tokens_x = 256  # ids, the two delimiters or the template included; longer texts are cut
     c.data.max_tokens_y = 256  # as max_tokens_x
     c.data.negatives = 0  # hard negatives of each pair that take part, the first ones
     c.data.row_length = 512  # columns of a packed row: at least the longest text; with objective lm, its most tokens
@@ -67,6 +73,7 @@ def get_config() -> ConfigDict:
     c.loss.form = 'dense'  # dense: one gather, one matrix product. chunked: for batches whose similarities do not fit at once
     c.loss.chunks = 8  # of the chunked form: memory for similarities falls by so much, and a third more work is done
     c.loss.initial_temperature = 0.07  # CLIP's; the cpt paper trains it from a value it does not state
+    c.loss.train_temperature = True  # False: it stays as it is (SimCSE, PromptEOL: 0.05)
     c.loss.temperature_per_source = False  # True: one for each of data.sources
     c.loss.symmetric = True  # both directions (cpt); False: x finds y alone
     c.loss.dimensions = ()  # Matryoshka: numbers of units whose losses are averaged, such as (64, 256, 1024); (): all units alone
@@ -74,6 +81,7 @@ def get_config() -> ConfigDict:
     c.optimizer = ConfigDict()
     c.optimizer.peak_lr = 1e-4  # of AdamW, after the warm-up
     c.optimizer.warmup_steps = 1000  # from 0 to peak_lr, less than train.steps
+    c.optimizer.decay = 'cosine'  # to final_share of peak_lr: cosine, or linear (transformers' default)
     c.optimizer.final_share = 0.1  # of peak_lr, at the last step
     c.optimizer.weight_decay = 0.1  # of matrices (cpt_jax/train/optimizer.py lists them)
     c.optimizer.b1 = 0.9  # decay of the first moment

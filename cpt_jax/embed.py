@@ -21,14 +21,16 @@ from cpt_jax.model.dense import Dense, load_dense
 from cpt_jax.model.encoder import Encoder, unit
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.shape import Shape
-from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.pretrained import Pretrained, is_pretrained, open_pretrained
 from cpt_jax.pretrained_tokenizer import OwnTokenizer
+from cpt_jax.prompt import Representation, configured
+from cpt_jax.prompt_tokenizer import PromptTokenizer, beginning
 from cpt_jax.tokenizer import Side, Tokenizer
 
 T = TypeVar('T')
 
 POOLINGS = {
-    'eos': 'state at the closing delimiter, after the final norm',
+    'eos': 'state at the closing delimiter, or without one at the last token, after the final norm',
     'first': 'state at the first token, after the final norm',
     'mean': 'mean of the states of all tokens, after the final norm',
 }
@@ -80,7 +82,7 @@ class Embedder:
     def __init__(
         self,
         encoder: Encoder,
-        tokenizer: Tokenizer | OwnTokenizer,
+        tokenizer: Tokenizer | OwnTokenizer | PromptTokenizer,
         mesh: jax.sharding.Mesh,
         max_tokens: Mapping[Side, int],
         model_name: str = '',
@@ -217,20 +219,34 @@ def _late(items: Iterator[T], count: int) -> Iterator[T]:
     yield from waiting
 
 
-def load_embedder(reference: str, *, pooling: str = '', dtype: str = '', max_tokens: int = 0) -> Embedder:
+def load_embedder(
+    reference: str,
+    *,
+    pooling: str = '',
+    dtype: str = '',
+    max_tokens: int = 0,
+    representation: Representation = Representation(),  # noqa: B008 (it is never changed)
+    fsdp: int = 1,
+) -> Embedder:
     """Loads a model for embedding, onto all devices.
 
     Args:
       reference: a run's directory, or `run@step`; without a step the latest checkpoint. Or a directory with a pretrained model.
       pooling: of a pretrained directory that says none; see `open_pretrained`.
       dtype: of activations: auto, float32 or bfloat16; '': as the run's config says, auto for a pretrained model.
-      max_tokens: of the texts of both sides; 0: as the model says.
+      max_tokens: of the texts of both sides, with all that stands around them; 0: as the model says.
+      representation: what texts stand in and which state counts, of a causal language model or a run that was trained with a template.
+      fsdp: devices that share one copy of the parameters, each a part of it.
 
     Raises:
-      UserError: there is no such run or checkpoint, or the directory is not one that we can read; or it says its own pooling.
+      UserError: there is no such run or checkpoint, or the directory is not one that we can read; or it says its own pooling, or has no use
+        for the representation.
     """
+    if pooling and not representation.is_own:
+        raise UserError(f'--pooling {pooling}: a --representation or --template says which states count; leave the flag out')
+    mesh = make_mesh(fsdp=fsdp)
     if is_pretrained(reference):
-        return _load_pretrained(reference, pooling, dtype or 'auto', max_tokens)
+        return _load_pretrained(reference, pooling, dtype or 'auto', max_tokens, representation, mesh)
     directory, step = checkpoint.find(reference, '--model')
     if pooling:
         raise UserError(f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the flag out')
@@ -241,15 +257,17 @@ def load_embedder(reference: str, *, pooling: str = '', dtype: str = '', max_tok
             f' it (launch/train.py --config.init_from={reference}), or give --representation prompteol'
         )
     config: Mapping[str, Any] = about['config']
-    tokenizer = checkpoint.load_tokenizer_of(directory, step)
-    mesh = make_mesh()
+    tokenizer, changes = _reading(reference, about, checkpoint.load_tokenizer_of(directory, step), representation)
     here = {'attention': 'auto', 'layer_loop': 'auto'}  # whatever was chosen for the machine that it was trained on
-    here |= {'dtype': dtype} if dtype else {}
+    here |= ({'dtype': dtype} if dtype else {}) | changes
     shape = Shape(vocab_size=tokenizer.vocab_size, **config['model'] | here).on(mesh.devices.flat[0].platform)
+    shape.check_mesh(mesh)
     with jax.set_mesh(mesh):
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
         encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
     limits: dict[Side, int] = {'x': max_tokens or config['data']['max_tokens_x'], 'y': max_tokens or config['data']['max_tokens_y']}
+    if isinstance(tokenizer, PromptTokenizer):  # a run's own limits are those of its training, where texts may be cut short on purpose
+        limits = dict.fromkeys(limits, max_tokens or shape.max_length)
     origin = {
         'step': step,
         'saved': checkpoint.saved_at(directory, step),
@@ -259,14 +277,52 @@ def load_embedder(reference: str, *, pooling: str = '', dtype: str = '', max_tok
     return Embedder(encoder, tokenizer, mesh, limits, f'{directory.parent.name}@{step}', directory.parent, origin)
 
 
-def _load_pretrained(reference: str, pooling: str, dtype: str, max_tokens: int) -> Embedder:
-    """A model with its own tokens, prompts and pooling; weights stay in the dtype of their files."""
+def _reading(
+    reference: str, about: checkpoint.About, tokenizer: Tokenizer, representation: Representation
+) -> tuple[Tokenizer | PromptTokenizer, dict[str, Any]]:
+    """What makes ids of a run's texts; and what changes in its shape."""
+    own = configured(about['config'].get('prompt') or {'template': ''})
+    if representation.is_own and not own:
+        if representation.demonstrations:
+            raise UserError(f'--demonstration: {reference} was trained between delimiters, and has no template to show them in')
+        return tokenizer, {}
+    if not own and about['config'].get('objective') != 'lm':
+        raise UserError(f'--representation: {reference} was trained between delimiters; leave --representation and --template out')
+    prompt = representation.prompt(own.template if own else '')
+    tokenizer = PromptTokenizer(tokenizer, prompt, beginning(about, tokenizer))
+    return tokenizer, {} if representation.is_own else {'pooling': representation.pooling}
+
+
+def _load_pretrained(
+    reference: str, pooling: str, dtype: str, max_tokens: int, representation: Representation, mesh: jax.sharding.Mesh
+) -> Embedder:
+    """A model with its own tokens, prompts and pooling, or with those of a representation; weights stay in the dtype of their files."""
     found = open_pretrained(reference, pooling)
-    mesh = make_mesh()
-    shape = Shape(vocab_size=found.rows, dtype=dtype, **found.shape).on(mesh.devices.flat[0].platform)
+    tokenizer, shape_of = found.tokenizer, found.shape
+    if representation.is_own and representation.demonstrations:
+        raise UserError('--demonstration: give --representation prompteol or a --template that they are shown in')
+    if not representation.is_own:
+        _check_language_model(found)
+        tokenizer = PromptTokenizer(found.tokenizer, representation.prompt(), found.tokenizer.begin)
+        shape_of = {**found.shape, 'pooling': representation.pooling}
+    shape = Shape(vocab_size=found.rows, dtype=dtype, **shape_of).on(mesh.devices.flat[0].platform)
+    shape.check_mesh(mesh)
     encoder = load_encoder(found.family, found.files, shape, mesh)
     dense = load_dense(found.dense, shape.embedding_width, mesh)
     origin = {'trained_on': {}} | ({'dense': [list(layer.weight_ExD.shape[::-1]) for layer in dense]} if dense else {})
     longest = max_tokens or found.max_tokens
     limits: dict[Side, int] = {'x': longest, 'y': longest}
-    return Embedder(encoder, found.tokenizer, mesh, limits, found.directory.name, origin=origin, dense=dense)
+    return Embedder(encoder, tokenizer, mesh, limits, found.directory.name, origin=origin, dense=dense)
+
+
+def _check_language_model(found: Pretrained) -> None:
+    """Raises UserError for a model in which the last token's state does not stand for the next word."""
+    kind = found.config['model_type']
+    if not found.shape.get('causal', True):
+        raise UserError(
+            f'--representation: {found.directory} ({kind}) is no causal language model: it has no next word; leave the flag out'
+        )
+    if found.dense:
+        raise UserError(
+            f'--representation: {found.directory} has Dense modules behind its pooling, which go with its own; leave the flag out'
+        )

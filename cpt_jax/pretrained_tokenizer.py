@@ -32,13 +32,20 @@ class _Model(Protocol):
     Attributes:
       file: name and content of the file of the same tokenizer without them, as cpt_jax.tokenizer reads it.
       identity: bytes that differ when any text could get other ids.
+      before: special tokens in front of each text.
     """
 
     file: tuple[str, bytes]
     identity: bytes
     vocab_size: int
+    before: Sequence[int]
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]: ...
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Without special tokens around them."""
+
+    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class OwnTokenizer:
@@ -48,11 +55,14 @@ class OwnTokenizer:
       source: the name of the file that it comes from.
       vocab_size: number of ids.
       prompts: what stands before the texts of each side.
+      begin: ids that begin a text for a language model, at most once: what the tokenizer itself puts there, or else the model's.
     """
 
-    def __init__(self, source: str, model: _Model, prompts: Mapping[Side, str], lower: bool, end: int):
-        """`end`: the id of the end of a text; it stands for a text without tokens, which has no state to take a vector from."""
-        self._model, self._lower = model, lower
+    def __init__(self, source: str, model: _Model, prompts: Mapping[Side, str], lower: bool, end: int, begin: Sequence[int] = ()):
+        """`end`: the id of the end of a text; it stands for a text without tokens, which has no state to take a vector from. `begin`: the
+        beginning of a text by config.json, for where the tokenizer itself puts none.
+        """
+        self._model, self._lower, self.begin = model, lower, tuple(model.before or begin)
         self._nothing = [] if model.encode([''], 10)[0] else [end]
         self.source, self.prompts, self.vocab_size = source, dict(prompts), model.vocab_size
 
@@ -75,6 +85,14 @@ class OwnTokenizer:
         """Ids of each text with its prompt, cut so that the special tokens fit: at least one, at most `max_tokens`, int32."""
         prompted = [self.prompts[side] + (text.lower() if self._lower else text) for text in texts]
         return [np.array(ids or self._nothing, np.int32) for ids in self._model.encode(prompted, max_tokens)]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text alone: no special tokens around it, no prompt before it."""
+        return self._model.pieces([text.lower() for text in texts] if self._lower else texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids of `pieces`."""
+        return self._model.decode(ids)
 
 
 def open_tokenizer(directory: Path, config: Mapping[str, Any], prompts: Mapping[Side, str], lower: bool) -> OwnTokenizer:
@@ -102,7 +120,7 @@ def open_tokenizer(directory: Path, config: Mapping[str, Any], prompts: Mapping[
         raise
     except Exception as error:  # the libraries raise bare exceptions
         raise UserError(f'{path}: cannot be read: {str(error).splitlines()[0]}') from None
-    return OwnTokenizer(path.name, model, prompts, lower, _end(config, model.vocab_size))
+    return OwnTokenizer(path.name, model, prompts, lower, _end(config, model.vocab_size), _begin(config, own, model.vocab_size))
 
 
 def _end(config: Mapping[str, Any], ids: int) -> int:
@@ -110,6 +128,13 @@ def _end(config: Mapping[str, Any], ids: int) -> int:
     given = [config.get(key) for key in ('eos_token_id', 'bos_token_id', 'pad_token_id')]
     numbers = [value[0] if isinstance(value, list) and value else value for value in given]
     return next((number for number in numbers if isinstance(number, int) and 0 <= number < ids), 0)
+
+
+def _begin(config: Mapping[str, Any], own: Mapping[str, Any], ids: int) -> list[int]:
+    """The id of the beginning of a text by config.json, unless tokenizer_config.json says that texts have none (Qwen)."""
+    number = config.get('bos_token_id')
+    none = own.get('add_bos_token') is False or own.get('bos_token', '') is None
+    return [number] if isinstance(number, int) and 0 <= number < ids and not none else []
 
 
 def _file(directory: Path) -> Path:
@@ -141,11 +166,21 @@ class _Library:
         self.file, self.identity = ('tokenizer.json', data), data
         self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
         self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        around = self._tokenizer.encode('a')
+        self.before = around.ids[: around.special_tokens_mask.index(0)] if 0 in around.special_tokens_mask else []
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
         self._tokenizer.enable_truncation(max_tokens)
         return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts))]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        self._tokenizer.no_truncation()
+        return [found.ids for found in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
 
 class _Special(NamedTuple):
@@ -267,18 +302,28 @@ class _Pieces:
         flags = {i: (token.content, token.lstrip, token.rstrip, token.single_word) for i, token in added.items()}
         self.file = 'tokenizer.model', data
         self.identity = data + repr((before, after, flags, spaces)).encode()
-        self._before, self._after = before, after
+        self.before, self._after = before, after
         self._first = sentencepiece.SentencePieceProcessor(model_proto=data)
         self._next = self._first if spaces else sentencepiece.SentencePieceProcessor(model_proto=_without_prefix(data))
+        self._contents = {i: token.content for i, token in added.items()}
         longest_first = sorted(added, key=lambda i: -len(added[i].content))
         self._ids, self._names = longest_first, re.compile('|'.join(f'({_pattern(added[i])})' for i in longest_first) or '(?!)')
         self.vocab_size = max([self._first.get_piece_size() - 1, *added]) + 1
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        room = max_tokens - len(self._before) - len(self._after)
+        return [[*self.before, *ids[: max_tokens - len(self.before) - len(self._after)], *self._after] for ids in self.pieces(texts)]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
         plain = self._first.encode(list(texts), num_threads=-1)
-        found = [self._with_names(text) if self._names.search(text) else ids for text, ids in zip(texts, plain, strict=True)]
-        return [[*self._before, *ids[:room], *self._after] for ids in found]
+        return [self._with_names(text) if self._names.search(text) else ids for text, ids in zip(texts, plain, strict=True)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text, start, names = '', 0, self._contents
+        for place in [place for place, i in enumerate(ids) if i in names] + [len(ids)]:
+            text += (self._next if start else self._first).decode(list(map(int, ids[start:place])))
+            text += ''.join(names[i] for i in ids[place : place + 1])
+            start = place + 1
+        return text
 
     def _with_names(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cpt_jax.allocator import keep_freed_memory
 from cpt_jax.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
+from cpt_jax.prompt import REPRESENTATIONS, Representation, demonstrations_of
 
 ACCUMULATION = (
     ' Gradient accumulation is not offered: a micro-batch would have its own negatives alone, and a contrastive loss would not be that of'
@@ -68,14 +69,39 @@ def define_config() -> Callable[[], tuple[str, ConfigDict]]:
     return read
 
 
-def define_model() -> tuple[flags.FlagHolder[str], flags.FlagHolder[str | None]]:
-    """Defines the flags --model and --pooling of all programs that load a model, and returns both."""
+def define_model(evaluation: bool = False) -> tuple[flags.FlagHolder[str], Callable[[], dict[str, Any]]]:
+    """Defines --model and the flags that say how texts become vectors, for all programs that load a model.
+
+    Args:
+      evaluation: texts in a template are cleaned as the PromptEOL paper does, unless --nocleanup is given.
+
+    Returns:
+      --model, and the reader of the others: keyword arguments of `load_embedder`. It raises UserError where they do not go together.
+    """
     reference = 'A model reference: a run, run@step, or the directory of a pretrained model.'
     pooling = 'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.'
-    return (
-        flags.DEFINE_string('model', None, reference, required=True),
-        flags.DEFINE_enum('pooling', None, ['eos', 'last', 'mean', 'cls'], pooling),
+    representation = (
+        'How a causal language model represents a text: prompteol or prompt (last token of a template), last, mean (of the text alone);'
+        ' own: as it was trained.'
     )
+    template = 'Your own in place of the one of --representation, with the slot {text} for the text; its last token counts.'
+    demonstration = "A sentence and its word, 'A jockey riding a horse.=Equestrian', shown before each text; may be repeated."
+    cleanup = 'Of texts in a template: a full stop at the end, no double quotes, no question mark at the end, as the paper evaluates.'
+    model = flags.DEFINE_string('model', None, reference, required=True)
+    pooled = flags.DEFINE_enum('pooling', None, ['eos', 'last', 'mean', 'cls'], pooling)
+    name = flags.DEFINE_enum('representation', 'own', ['own', *REPRESENTATIONS], representation)
+    own = flags.DEFINE_string('template', '', template)
+    shown = flags.DEFINE_multi_string('demonstration', [], demonstration)
+    clean = flags.DEFINE_boolean('cleanup', evaluation, cleanup)
+    fsdp = flags.DEFINE_integer(
+        'fsdp', 1, 'Devices that share one copy of the parameters: for models that one does not hold.', lower_bound=1
+    )
+
+    def read() -> dict[str, Any]:
+        chosen = Representation(name.value, own.value, demonstrations_of(shown.value), clean.value)
+        return {'pooling': pooled.value or '', 'representation': chosen, 'fsdp': fsdp.value}
+
+    return model, read
 
 
 def load_config(path: Path | str) -> dict[str, Any]:

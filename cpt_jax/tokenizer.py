@@ -115,6 +115,11 @@ class Tokenizer:
         return Tokenizer(self._model, closing)
 
     @property
+    def added(self) -> tuple[int, ...]:
+        """Ids that a pretrained model with this tokenizer does not have: the delimiters."""
+        return *self.delimiters('x'), *self.delimiters('y')
+
+    @property
     def file(self) -> tuple[str, bytes]:
         """The model's file, in its own format: its usual name and its content."""
         return self._model.file_name, self._model.data
@@ -181,6 +186,10 @@ class Tokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of ids of each text, without delimiters."""
         return [len(ids) for ids in self._stripped(texts)]
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text as it is, white space around it included, without delimiters."""
+        return self._model.encode(texts)
 
     def _stripped(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.encode([text.strip(_WHITE) for text in texts])

@@ -33,7 +33,7 @@ from cpt_jax.vectors import Meta, VectorWriter
 if TYPE_CHECKING:
     from cpt_jax.embed import Embedder  # imports JAX, which waits until the flags are read
 
-_MODEL, _POOLING = define_model()
+_MODEL, _OPTIONS = define_model()
 _INPUT = flags.DEFINE_string('input', None, 'The file of texts: .jsonl or .txt, or packed (.jsonl.gz, .txt.gz).', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required=True)
 _SIDE = flags.DEFINE_enum('side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.')
@@ -62,7 +62,7 @@ def _embed() -> None:
 
     if '://' in _OUTPUT.value:
         raise UserError(f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
-    embedder = load_embedder(_MODEL.value, pooling=_POOLING.value or '')
+    embedder = load_embedder(_MODEL.value, **_OPTIONS())
     corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
     meta = Meta(
         model=embedder.model_name,

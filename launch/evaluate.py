@@ -6,6 +6,8 @@ same model stay in results.json.
 
 Example:
   python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact' --data_dir ~/data
+  python launch/evaluate.py --model ~/opt-2.7b --tasks 'sts/*' --data_dir ~/data --representation prompteol
+    --demonstration 'A jockey riding a horse.=Equestrian'
 """
 
 import sys
@@ -26,7 +28,7 @@ from cpt_jax.evals.suite import find_tasks, select
 from cpt_jax.evals.task import Task
 from cpt_jax.program import define_model, run_program, use_compilation_cache
 
-MODEL, POOLING = define_model()
+MODEL, OPTIONS = define_model(evaluation=True)
 TASKS = flags.DEFINE_list(
     'tasks', ['codesearch/python_source'], "Tasks, with commas between them; globs such as 'retrieval/*' select many."
 )
@@ -36,7 +38,12 @@ DATA_DIR = flags.DEFINE_string(
     'Holds retrieval/<folder>/ (BEIR), codesearch/<name>.jsonl[.gz] (CodeSearchNet), senteval/ (SentEval), sent_bias_seat/tests/ (SEAT).',
 )
 OUTPUT = flags.DEFINE_string('output', None, "Where results.json and report/ go; the run's own directory, or else ./results.")
-SPLIT = flags.DEFINE_enum('split', 'test', ['test', 'dev', 'train'], 'Which judgements of a retrieval task: qrels/<split>.tsv.')
+SPLIT = flags.DEFINE_enum(
+    'split',
+    'test',
+    ['test', 'dev', 'train'],
+    'Of retrieval tasks (qrels/<split>.tsv), sts/STSBenchmark and sts/SICK-R; STS12 to 16 have test alone.',
+)
 K = flags.DEFINE_integer('k', 100, 'Documents kept for each query of a retrieval task; recall is measured there.', lower_bound=10)
 CANDIDATES = flags.DEFINE_integer('candidates', 1000, 'Functions searched for each query of a code search task.', lower_bound=2)
 CODE_TEXT = flags.DEFINE_enum(
@@ -73,7 +80,7 @@ def main() -> None:
 
     use_compilation_cache()
     _tasks([])  # a wrong name is told before the model is loaded
-    embedder = load_embedder(MODEL.value, pooling=POOLING.value or '')
+    embedder = load_embedder(MODEL.value, **OPTIONS())
     sections = [section for section in embedder.settings['trained_on'].values() if section['kind'] == 'python_source']
     tasks = _tasks([{key: value for key, value in section.items() if key not in ('kind', 'weight')} for section in sections])
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')

@@ -19,6 +19,7 @@ from cpt_jax.mesh import AXES, batch_shards, make_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
 from cpt_jax.program import load_config
+from cpt_jax.prompt import PROMPTEOL, Prompt, configured
 from cpt_jax.tokenizer import train_tokenizer
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.setup import SECTIONS, Data, Evaluation, Train
@@ -35,6 +36,7 @@ OF_FAMILIES = (
     'tied',
 )  # fmt: skip
 BUILDERS = {
+    'prompt': (Prompt, ('demonstrations', 'clean')),
     'data': (Data, ()),
     'model': (Shape, ('vocab_size', *OF_FAMILIES)),
     'mesh': (make_mesh, ('devices',)),
@@ -80,6 +82,7 @@ def test_the_values_of_a_config_go_together(name):
     """What a run checks before it reads its data."""
     config = load(name)
     train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
+    configured(config['prompt'])
     build(InfoNCE, 'loss', config['loss']).check_width(config['model']['width'])
     build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size'])
@@ -87,6 +90,38 @@ def test_the_values_of_a_config_go_together(name):
     mesh = pod(config['mesh'], 8 if name == 'lm_tiny' else 64)  # that one is for a laptop
     assert train.batch_pairs >= batch_shards(mesh) * train.encode_chunks
     assert dict(flatten(as_json(config))).keys() == dict(flatten(config)).keys()
+
+
+# Parameters of the published OPT and LLaMA.
+LANGUAGE_MODELS = {
+    'opt_125m': 125e6, 'opt_350m': 350e6, 'opt_1p3b': 1.3e9, 'opt_2p7b': 2.7e9, 'opt_6p7b': 6.7e9, 'opt_13b': 13e9, 'opt_30b': 30e9,
+    'opt_66b': 66e9, 'llama_7b': 6.7e9, 'llama_13b': 13e9, 'llama_30b': 32.5e9, 'llama_65b': 65.2e9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', LANGUAGE_MODELS)
+def test_language_models_have_their_sizes(name):
+    config = load(f'prompteol_{name}')
+    shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size'])
+    with jax.sharding.use_abstract_mesh(pod(config['mesh'], 8)):
+        abstract = jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0)))
+    scores = 0 if name.startswith('opt') else 32_000 * shape.width  # LLaMA's matrix for the next token, which no vector needs
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) + scores == pytest.approx(LANGUAGE_MODELS[name], rel=0.035)
+
+
+@pytest.mark.parametrize('name', ['opt_1p3b', 'opt_2p7b', 'opt_6p7b', 'opt_13b', 'llama_7b', 'llama_13b', 'llama_30b'])
+def test_contrastive_fine_tuning_is_the_papers(name):
+    """arXiv 2307.16645, train_llm.sh and ft_llm.py of its program."""
+    config, inference = load(f'prompteol_cse_{name}'), load(f'prompteol_{name}')
+    assert config['prompt'] == inference['prompt'] == {'template': PROMPTEOL, 'text_tokens': 32}
+    assert config['model'] == inference['model'] | {'dtype': 'float32'}
+    batch = 200 if name[-3:] in ('13b', '30b') else 256
+    assert (config['train']['batch_pairs'], config['train']['steps']) == (batch, 275_601 // batch)
+    loss = {'initial_temperature': 0.05, 'train_temperature': False, 'symmetric': False}
+    assert loss.items() <= config['loss'].items() and config['data']['negatives'] == 1
+    rate = {'peak_lr': 5e-4, 'warmup_steps': 100, 'decay': 'linear', 'final_share': 0.0, 'weight_decay': 0.0, 'b2': 0.999, 'clip_norm': 1.0}
+    assert rate.items() <= config['optimizer'].items()
+    assert config['checkpoint']['every_steps'] == config['checkpoint']['keep_every'] == 50
 
 
 @pytest.mark.parametrize('name', TABLE)

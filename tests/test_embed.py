@@ -18,6 +18,7 @@ from cpt_jax.errors import UserError
 from cpt_jax.mesh import AXES, batch_sharding, make_mesh, on_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
+from cpt_jax.prompt import Representation
 from cpt_jax.tokenizer import Tokenizer
 from tests.conftest import sentences
 
@@ -204,12 +205,13 @@ def test_nothing_is_printed_unless_asked_for(embedders, capsys):
     assert capsys.readouterr() == ('', '')
 
 
-def write_run(directory: Path, tokenizer: Tokenizer, pretrained: dict | None = None, **choices) -> Path:
+def write_run(directory: Path, tokenizer: Tokenizer, pretrained: dict | None = None, template: str = '', **choices) -> Path:
     """A run's directory with two checkpoints, written by hand: the parameters of seeds 1 and 2, and something of an optimizer's."""
     config = {
         'model': MODEL | choices,
         'data': {'max_tokens_x': 24, 'max_tokens_y': 40, 'sources': {'a': {'kind': 'text', 'weight': 1.0}}},
         'tokenizer': {'closing': tokenizer.closing},
+        'prompt': {'template': template},
         'train': {'batch_pairs': 64},
         'init_from': '',
     }
@@ -254,3 +256,13 @@ def test_a_run_that_is_not_there_is_one_line(run, monkeypatch, reference, expect
     monkeypatch.chdir(run.parent)
     with pytest.raises(UserError, match=expected):
         load_embedder(reference)
+
+
+def test_a_run_between_delimiters_has_no_other_representation(run):
+    shown = (('A man is smoking.', 'Smoking'),)
+    for representation, flag in [
+        (Representation('prompteol'), '--representation'),
+        (Representation(demonstrations=shown), '--demonstration'),
+    ]:
+        with pytest.raises(UserError, match=f'{flag}: .*run was trained between delimiters'):
+            load_embedder(str(run), representation=representation)

@@ -27,10 +27,12 @@ BELOW = {
     'loss': {'errors', 'mesh'},
     'data': {'errors', 'atomic', 'config', 'mesh', 'tokenizer'},
     'checkpoint': {'errors', 'config', 'tokenizer'},
-    'program': {'allocator', 'errors', 'data'},
+    'prompt': {'errors'},
+    'prompt_tokenizer': {'errors', 'prompt', 'tokenizer'},
+    'program': {'allocator', 'errors', 'data', 'prompt'},
     'pretrained_tokenizer': {'errors', 'tokenizer'},
     'pretrained': {'errors', 'model', 'tokenizer', 'pretrained_tokenizer'},
-    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained', 'pretrained_tokenizer'},
+    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained', 'pretrained_tokenizer', 'prompt', 'prompt_tokenizer'},
     'vectors': {'errors', 'atomic'},
     'evals': {'errors', 'data', 'embed', 'tokenizer'},  # a model is a function from texts to vectors; the adapter for mteb loads one
 }

@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from cpt_jax.config import check_section
+from cpt_jax.data.csv_pairs import CsvSource
 from cpt_jax.data.jsonl import JsonlSource
 from cpt_jax.data.pairs import Source, digest
 from cpt_jax.data.python_source import PythonSource
@@ -21,6 +22,7 @@ from cpt_jax.errors import UserError
 KINDS: dict[str, Callable[..., Source]] = {
     'python_source': PythonSource,
     'jsonl': JsonlSource,
+    'csv': CsvSource,
     'tfds': TfdsSource,
     'text': TextSource,
 }

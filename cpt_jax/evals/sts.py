@@ -22,8 +22,10 @@ YEARS = {
 }
 LAYOUT = (
     'senteval/STS/STS12-en-test/ to STS16-en-test/ with STS.input.*.txt and STS.gs.*.txt, senteval/STS/STSBenchmark/sts-test.csv and '
-    'senteval/SICK/SICK_test_annotated.txt (SentEval, data/downstream)'
+    'senteval/SICK/SICK_test_annotated.txt (SentEval, data/downstream); with --split dev sts-dev.csv and SICK_trial.txt alone, with '
+    '--split train sts-train.csv and SICK_train.txt'
 )
+_SICK = {'test': 'SICK_test_annotated.txt', 'dev': 'SICK_trial.txt', 'train': 'SICK_train.txt'}
 # SentEval itself trains a regression on STS-B and SICK-R, and has no "all"; the tables of SimCSE, sentence-transformers and mteb are these.
 PROTOCOL = (
     'Spearman of the cosine, nothing trained; of several subsets: spearman and pearson over all their pairs together ("all"), '
@@ -56,11 +58,13 @@ class Similarity:
       name: of the task, such as 'sts/STS12'.
       load: reads its subsets.
       side: of both texts of every pair: 'x' or 'y'.
+      split: that of its pairs.
     """
 
     name: str
     load: Callable[[], list[Pairs]]
     side: str = 'x'
+    split: str = 'test'
 
     def run(self, embed: Embed) -> Result:
         """Embeds and scores; raises UserError with file and line for data that cannot be used."""
@@ -72,6 +76,7 @@ class Similarity:
             n=sum(len(pairs.texts) for pairs in subsets),
             settings={
                 'protocol': PROTOCOL,
+                'split': self.split,
                 'side': f'{self.side} for both texts',
                 'similarity': 'dot product of unit vectors, float32',
                 'text': 'as in the files, with single spaces (those of SentEval are tokenised, and lower-cased but for SICK)',
@@ -83,22 +88,22 @@ class Similarity:
         )
 
 
-def find_tasks(data_dir: epath.Path | None, side: str = 'x') -> dict[str, Similarity]:
-    """The tasks whose data are in `data_dir`/senteval, by name."""
+def find_tasks(data_dir: epath.Path | None, side: str = 'x', split: str = 'test') -> dict[str, Similarity]:
+    """The tasks whose data are in `data_dir`/senteval, by name; STS12 to STS16 have a test split alone."""
     if not data_dir:
         return {}
     sts = data_dir / 'senteval' / 'STS'
-    benchmark, sick = sts / 'STSBenchmark' / 'sts-test.csv', data_dir / 'senteval' / 'SICK' / 'SICK_test_annotated.txt'
+    benchmark, sick = sts / 'STSBenchmark' / f'sts-{split}.csv', data_dir / 'senteval' / 'SICK' / _SICK[split]
     loads = {
         year: lambda folder=folder, subsets=subsets: [read_subset(folder, subset) for subset in subsets]
         for year, subsets in YEARS.items()
-        if (folder := sts / f'{year}-en-test').is_dir()
+        if split == 'test' and (folder := sts / f'{year}-en-test').is_dir()
     }
     if benchmark.exists():
-        loads['STSBenchmark'] = lambda: [read_benchmark(benchmark)]
+        loads['STSBenchmark'] = lambda: [read_benchmark(benchmark, split)]
     if sick.exists():
-        loads['SICK-R'] = lambda: [read_sick(sick)]
-    return {name: Similarity(name, load, side) for key, load in loads.items() for name in [f'sts/{key}']}
+        loads['SICK-R'] = lambda: [read_sick(sick, split)]
+    return {name: Similarity(name, load, side, split) for key, load in loads.items() for name in [f'sts/{key}']}
 
 
 def score(cosines: Sequence[np.ndarray], golds: Sequence[np.ndarray]) -> dict[str, float]:
@@ -143,19 +148,19 @@ def read_subset(folder: epath.Path, name: str) -> Pairs:
     return _pairs(name, paths, rows)
 
 
-def read_benchmark(path: epath.Path) -> Pairs:
-    """STS-B's test split: score and texts stand in columns 5 to 7, sources may follow."""
-    split = [(where, line.split('\t')) for where, line in read_lines(path)]
-    return _pairs('test', [path], [(_texts(where, fields[5:7]), _gold(where, fields[4:5])) for where, fields in split])
+def read_benchmark(path: epath.Path, split: str) -> Pairs:
+    """A split of STS-B: score and texts stand in columns 5 to 7, sources may follow."""
+    rows = [(where, line.split('\t')) for where, line in read_lines(path)]
+    return _pairs(split, [path], [(_texts(where, fields[5:7]), _gold(where, fields[4:5])) for where, fields in rows])
 
 
-def read_sick(path: epath.Path) -> Pairs:
-    """SICK's test split, whose relatedness is the score; a header stands first."""
+def read_sick(path: epath.Path, split: str) -> Pairs:
+    """A split of SICK, whose relatedness is the score; a header stands first."""
     (where, header), *lines = [*read_lines(path)] or [(f'{path}:1', '')]
     if header.split('\t')[1:4] != ['sentence_A', 'sentence_B', 'relatedness_score']:
         raise UserError(f'{where}: a header with pair_ID, sentence_A, sentence_B and relatedness_score, separated by tabs, is expected')
-    split = [(where, line.split('\t')) for where, line in lines]
-    return _pairs('test', [path], [(_texts(where, fields[1:3]), _gold(where, fields[3:4])) for where, fields in split])
+    rows = [(where, line.split('\t')) for where, line in lines]
+    return _pairs(split, [path], [(_texts(where, fields[1:3]), _gold(where, fields[3:4])) for where, fields in rows])
 
 
 def _texts(where: str, fields: Sequence[str]) -> tuple[str, str]:

@@ -37,7 +37,7 @@ def find_tasks(
 
     Args:
       data_dir: the folder with retrieval/, codesearch/, senteval/ and sent_bias_seat/, or some of them; None leaves what needs no data.
-      split: qrels of retrieval tasks: test, dev or train.
+      split: of retrieval tasks (their qrels), STS-B and SICK-R: test, dev or train.
       k: documents kept for each query of a retrieval task.
       candidates: functions searched for each query of a code search task.
       code_text: 'raw' or 'tokens', see `code_pairs.file_pairs`.
@@ -50,7 +50,7 @@ def find_tasks(
     if folder and not folder.is_dir():
         raise UserError(f'--data_dir {data_dir}: no such directory')
     tasks = codesearch.find_tasks(folder, candidates, code_text, trained_on) | retrieval.find_tasks(folder, split, k)
-    tasks |= sts.find_tasks(folder, symmetric_side)
+    tasks |= sts.find_tasks(folder, symmetric_side, split)
     tasks |= bias.find_tasks(folder, symmetric_side)
     tasks |= senteval.find_tasks(folder, probe_protocol, label_words, label_template)
     return tasks

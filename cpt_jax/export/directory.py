@@ -45,6 +45,11 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
         raise UserError(f'--output {output}: is there already; remove it, or give another')
     run, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(run, step)
+    if template := (about['config'].get('prompt') or {}).get('template'):
+        raise UserError(
+            f'--model {reference}: its texts stand in the template {template!r}, and the prompts of other libraries have no end:'
+            ' embed with launch/embed.py'
+        )
     tokenizer = checkpoint.load_tokenizer_of(run, step)
     limits = {side: about['config']['data'][f'max_tokens_{side}'] for side in SIDES}
     # (directory within the output, sides that it serves, side whose delimiters stand around every text)

@@ -28,6 +28,7 @@ class InfoNCE:
         again in the backward pass: a third more work.
       chunks: parts of the batch that 'chunked' gathers and compares one after the other.
       initial_temperature: similarities are divided by it at the start; it is trained as log_scale = -log(temperature).
+      train_temperature: False: they are divided by it throughout (SimCSE and PromptEOL: 0.05), whatever a run in `init_from` had learned.
       temperature_per_source: a temperature for each source of the data, instead of one for all.
       symmetric: the mean of both directions (the cpt paper's pseudo-code); False: x finds y alone.
       dimensions: Matryoshka (arXiv 2205.13147): the mean of the losses of the first so many units, each normalised. (): all units alone.
@@ -36,6 +37,7 @@ class InfoNCE:
     form: str = 'dense'
     chunks: int = 8
     initial_temperature: float = 0.07
+    train_temperature: bool = True
     temperature_per_source: bool = False
     symmetric: bool = True
     dimensions: Sequence[int] = ()
@@ -47,6 +49,8 @@ class InfoNCE:
             raise UserError(f'loss.chunks={self.chunks}: must be 1 or more')
         if not 0.01 <= self.initial_temperature <= 100:
             raise UserError(f'loss.initial_temperature={self.initial_temperature}: choose 0.01 (a scale of 100, the cap) to 100')
+        if self.temperature_per_source and not self.train_temperature:
+            raise UserError('loss.temperature_per_source=True goes with loss.train_temperature=True: all would stay the same')
         if any(units < 1 for units in self.dimensions) or len(set(self.dimensions)) < len(self.dimensions):
             raise UserError(f'loss.dimensions={tuple(self.dimensions)}: different numbers of units, each 1 or more')
 

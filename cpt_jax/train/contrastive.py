@@ -57,10 +57,14 @@ class Contrastive:
         return Params(shape, self.loss, self.sources, rngs)
 
     def __call__(self, params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-        log_scale = params.log_scale[...]
-        log_scale = log_scale[batch.source] if self.loss.temperature_per_source else log_scale
+        log_scale = self._log_scale(params, batch)
         value, metrics = self.loss(encode(params.encoder, batch, key), merge_chunks(batch.ids_CxBxT), log_scale)
         return value, metrics | {'scale': jnp.exp(log_scale)}
+
+    def _log_scale(self, params: Params, batch: Batch) -> jax.Array:
+        if not self.loss.train_temperature:
+            return jnp.float32(-math.log(self.loss.initial_temperature))
+        return params.log_scale[...][batch.source] if self.loss.temperature_per_source else params.log_scale[...]
 
     def clip(self, params: Params) -> None:
         params.log_scale[...] = jnp.minimum(params.log_scale[...], MAX_LOG_SCALE)

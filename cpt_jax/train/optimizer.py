@@ -1,9 +1,11 @@
-"""AdamW, warm-up and cosine, clipping, and what decays."""
+"""AdamW, warm-up and decay, clipping, and what decays."""
 
 import jax
 import optax
 
 from cpt_jax.errors import UserError
+
+DECAYS = ('cosine', 'linear')
 
 # Matrices decay; vectors (biases, norm scales), the temperature and learned positions do not. Every parameter's name stands here.
 DECAYED = {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down', 'project_in', 'project_out'}
@@ -36,13 +38,21 @@ def make_optimizer(
     b2: float,
     epsilon: float,
     clip_norm: float,
+    decay: str = 'cosine',
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Clipping by the global norm, then AdamW (arXiv 1711.05101); and its learning rate, a function of the step.
 
-    The rate rises from 0 to `peak_lr` over `warmup_steps` and falls along half a cosine to `final_share` of it at step `steps`.
+    The rate rises from 0 to `peak_lr` over `warmup_steps` and falls to `final_share` of it at step `steps`: along half a cosine, or with
+    `decay` 'linear' along a line.
     """
+    if decay not in DECAYS:
+        raise UserError(f'optimizer.decay={decay!r}: choose one of {", ".join(DECAYS)}')
     if not 0 <= warmup_steps < steps:
         raise UserError(f'optimizer.warmup_steps={warmup_steps} must be less than train.steps={steps}')
-    schedule = optax.warmup_cosine_decay_schedule(0.0, peak_lr, warmup_steps, steps, peak_lr * final_share)
+    if decay == 'cosine':
+        schedule = optax.warmup_cosine_decay_schedule(0.0, peak_lr, warmup_steps, steps, peak_lr * final_share)
+    else:
+        falling = optax.linear_schedule(peak_lr, peak_lr * final_share, steps - warmup_steps)
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, peak_lr, warmup_steps), falling], [warmup_steps])
     adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask)
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), schedule

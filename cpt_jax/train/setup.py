@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from cpt_jax import checkpoint
 from cpt_jax.code_version import code_version
-from cpt_jax.config import as_json, build, check_resume
+from cpt_jax.config import as_json, build, check_resume, check_section
 from cpt_jax.data.batch import Batch, DocumentTokens, Layout, Texts, Tokens, local_batches, plan_layout
 from cpt_jax.data.documents import Documents
 from cpt_jax.data.mixture import batches, make_sources
@@ -25,6 +25,8 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh, on_mesh
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.prompt import Prompt, configured
+from cpt_jax.prompt_tokenizer import PromptTokenizer, beginning
 from cpt_jax.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_file, train_tokenizer
 from cpt_jax.train.contrastive import Contrastive
 from cpt_jax.train.language_model import LanguageModel, bytes_of, unigram_bits
@@ -33,7 +35,7 @@ from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
 
 OBJECTIVES = ('contrastive', 'lm')
-SECTIONS = ('tokenizer', 'data', 'model', 'mesh', 'loss', 'optimizer', 'train', 'evaluation', 'checkpoint')
+SECTIONS = ('tokenizer', 'prompt', 'data', 'model', 'mesh', 'loss', 'optimizer', 'train', 'evaluation', 'checkpoint')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Run:
     train: Train
     evaluation: Evaluation
     mesh: jax.sharding.Mesh
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | PromptTokenizer
     sources: Mapping[str, Source]
     texts: Tokens
     layout: Layout
@@ -148,11 +150,12 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     objective = make_objective(config, data)
     evaluation = build(Evaluation, 'evaluation', config['evaluation'])
     optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
-    tokenizer = _tokenizer(config, workdir, before)
+    begin = before[1].get('begin') if before else _begin(config['init_from'])
+    tokenizer = _in_prompt(_tokenizer(config, workdir, before), config['prompt'], begin)
     shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
     shape.check_mesh(mesh)
     objective.check(shape)
-    _check_lengths(data, shape)
+    _check_lengths(data, shape, tokenizer)
     sources, weights = _sources(config, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
@@ -161,7 +164,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     rows = data.row_length, data.rows, data.packed, data.row_choices
     layout = plan_layout(texts, mesh, train.batch_pairs, train.encode_chunks, *rows)
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
-    about |= {'inherits': config is not given}
+    about |= {'inherits': config is not given, 'begin': begin}
     about |= {'pretrained': before[1].get('pretrained') if before else _pretrained_config(config['init_from'])}
     heldout = _heldout_pairs(evaluation, config, tokenizer)
     if isinstance(objective, LanguageModel) and heldout:
@@ -282,6 +285,28 @@ def _pretrained_config(init_from: str) -> Mapping[str, Any] | None:
     return checkpoint.read_about(*checkpoint.find(init_from, 'init_from')).get('pretrained') if init_from else None
 
 
+def _begin(init_from: str) -> list[int] | None:
+    """The ids that begin a text for the language model that a run comes from, over other runs or not; None where it comes from none."""
+    if is_pretrained(init_from):
+        found = open_pretrained(init_from)
+        return list(found.tokenizer.begin) if found.shape.get('causal', True) else None
+    if not init_from:
+        return None
+    directory, step = checkpoint.find(init_from, 'init_from')
+    return beginning(checkpoint.read_about(directory, step), checkpoint.load_tokenizer_of(directory, step))
+
+
+def _in_prompt(tokenizer: Tokenizer, section: Mapping[str, Any], begin: Sequence[int] | None) -> Tokenizer | PromptTokenizer:
+    """With a template, the same around which texts stand in it. Raises UserError where no language model could make sense of one."""
+    check_section(Prompt, 'prompt', section, ('demonstrations', 'clean'))  # which are of an evaluation
+    prompt = configured(section)
+    if prompt is None:
+        return tokenizer
+    if begin is None:
+        raise UserError('prompt.template goes with init_from, a causal language model that can read it: set both, or neither')
+    return PromptTokenizer(tokenizer, prompt, begin)
+
+
 def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, checkpoint.About] | None) -> Tokenizer:
     """The run's own, from its checkpoint; else that of the run it starts from; else the one that the config names; else a new one.
 
@@ -328,12 +353,14 @@ def _training_texts(config: Mapping[str, Any]) -> Iterator[str]:
                 yield from filter(None, (pair.x, pair.y))
 
 
-def _check_lengths(data: Data, shape: Shape) -> None:
+def _check_lengths(data: Data, shape: Shape, tokenizer: Tokenizer | PromptTokenizer) -> None:
+    prompted = isinstance(tokenizer, PromptTokenizer)
+    around, what = (tokenizer.around, 'the template') if prompted else (2, 'the delimiters')
     for key in ('max_tokens_x', 'max_tokens_y'):
         value = getattr(data, key)
-        if not 2 < value <= min(data.row_length, shape.max_length):
+        if not around < value <= min(data.row_length, shape.max_length):
             raise UserError(
-                f'data.{key}={value} must be over 2 (the delimiters) and at most data.row_length={data.row_length}'
+                f'data.{key}={value} must be over {around} ({what}) and at most data.row_length={data.row_length}'
                 f' and model.max_length={shape.max_length}'
             )
 

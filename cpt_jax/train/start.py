@@ -15,6 +15,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.tokenizer import DELIMITERS
+from cpt_jax.prompt_tokenizer import PromptTokenizer
 from cpt_jax.train.setup import Run
 from cpt_jax.train.step import TrainState
 
@@ -29,8 +30,8 @@ def starting_state(run: Run, saved: checkpoint.Checkpoints) -> tuple[int, TrainS
     if restored := saved.restore(abstract):
         return restored
     if is_pretrained(run.init_from):
-        found, delimiters = open_pretrained(run.init_from), [*run.tokenizer.delimiters('x'), *run.tokenizer.delimiters('y')]
-        encoder = load_encoder(found.family, found.files, run.shape, run.mesh, jnp.float32, delimiters)
+        found = open_pretrained(run.init_from)
+        encoder = load_encoder(found.family, found.files, run.shape, run.mesh, jnp.float32, run.tokenizer.added)
         return 0, _started(run, abstract, encoder, _with_encoder)
     if run.init_from:
         directory, step = checkpoint.find(run.init_from, 'init_from')
@@ -93,6 +94,7 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
         'devices': f'{run.mesh.size} {run.mesh.devices.flat[0].device_kind}, {jax.process_count()} processes, mesh {dict(run.mesh.shape)}',
         'parameters': f'{parameters:,} ({table:,} of them token embeddings), compute in {run.shape.dtype}',
         'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint {run.tokenizer.fingerprint[:12]}, {tokenized}',
+        'template': _template_line(run),
         'batch': run.objective.batch_line(run.train.batch_pairs, run.data),
         'rows': (
             f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of {layout.row_length}:'
@@ -104,6 +106,13 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
     }
     width = max(map(len, rows))
     return '\n'.join(f'{name:>{width}}  {text}' for name, text in rows.items() if text)
+
+
+def _template_line(run: Run) -> str:
+    if not isinstance(run.tokenizer, PromptTokenizer):
+        return ''
+    prompt = run.tokenizer.prompt
+    return prompt.template + (f', texts cut at {prompt.text_tokens} ids' if prompt.text_tokens else '')
 
 
 def _heldout_line(run: Run) -> str:

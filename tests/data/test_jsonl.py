@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cpt_jax.data import jsonl
+from cpt_jax.data import rows as rows_module
 from cpt_jax.data.jsonl import JsonlSource
 from cpt_jax.data.pairs import Pair
 from cpt_jax.errors import UserError
@@ -159,7 +159,7 @@ def test_second_time_reads_the_index(rows, monkeypatch):
     path = rows(b'\n'.join([GOOD, b'x', GOOD]))
     first = JsonlSource(path, 'all', max_bad_share=1)
     with monkeypatch.context() as patch:
-        patch.setattr(jsonl, '_index', None)  # cannot be called
+        patch.setattr(rows_module, '_index', None)  # cannot be called
         second = JsonlSource(path, 'all', max_bad_share=1)
         with pytest.raises(UserError, match='rows.jsonl:2: not JSON'):
             JsonlSource(path, 'all')

@@ -183,7 +183,7 @@ def test_heldout_leaves_out_sources_that_hold_out_nothing(sections):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'kind': 'csv'}, "^data.sources.rows.kind is 'csv' and must be one of python_source, jsonl, tfds, text$"),
+        ({'kind': 'xml'}, "^data.sources.rows.kind is 'xml' and must be one of python_source, jsonl, csv, tfds, text$"),
         ({'kind': None}, '^data.sources.rows.kind is None and must be'),
         ({'pth': 'a'}, '^unknown config key data.sources.rows.pth: data.sources.rows has path, x, y, negatives'),
         ({'split': 'train'}, '^unknown config key data.sources.rows.split'),

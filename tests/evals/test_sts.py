@@ -130,6 +130,19 @@ def test_sick(tmp_path):
         task(tmp_path, 'SICK-R').run(embed)
 
 
+def test_other_splits_are_those_of_the_sets_that_have_them(tmp_path):
+    write_data(tmp_path, random_golds(0, (3, 3, 3)))
+    path = write_benchmark(tmp_path, ['1.0\ta 1\ta 2', '2.0\ta 2\ta 1'])
+    path.with_name('sts-dev.csv').write_text('g\tf\ty\t1\t1.0\ta 5\ta 6\ng\tf\ty\t2\t2\ta 7\ta 8\n')
+    write_sick(tmp_path, HEADER).with_name('SICK_trial.txt').write_bytes((HEADER + '1\ta 1\ta 2\t1.5\tN\r\n2\ta 3\ta 4\t4\tE\r\n').encode())
+    dev = find_tasks(epath.Path(tmp_path), split='dev')
+    assert dev.keys() == {'sts/STSBenchmark', 'sts/SICK-R'} and not find_tasks(epath.Path(tmp_path), split='train')
+    embed = number_embed()
+    found = {name: one.run(embed).settings for name, one in dev.items()}
+    assert embed.calls[0][0] == ['a 5', 'a 6', 'a 7', 'a 8']
+    assert {(row['split'], *row['pairs']) for row in found.values()} == {('dev', 'dev')}
+
+
 def test_an_oracle_a_liar_and_one_vector_for_all(tmp_path):
     rows = [f'{gold}\ta {0}\tb {gold}' for gold in range(5)]
     write_benchmark(tmp_path, rows)

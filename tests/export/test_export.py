@@ -172,6 +172,9 @@ def test_what_cannot_be_exported(whole, make_export, tokenizer, tmp_path):
     neox = json.loads(transformers.GPTNeoXConfig(**neox).to_json_string(use_diff=False))
     with pytest.raises(UserError, match='transformers has no gpt_neox in which every token sees its whole text'):
         make_export(pretrained=neox, causal=False)
+    prompted = write_run(tmp_path / 'mixed' / 'prompted', tokenizer.closed('shared'), template='a "{text}" is:')
+    with pytest.raises(UserError, match=r'prompted: its texts stand in the template .*: embed with launch/embed\.py'):
+        export(str(prompted), tmp_path / 'out', **choices)
     with pytest.raises(UserError, match='--model nowhere: no run with a checkpoint'):
         export('nowhere', tmp_path / 'out', **choices)
     assert [path.name for path in tmp_path.iterdir()] == ['mixed']  # nothing of what was begun

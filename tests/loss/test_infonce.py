@@ -180,6 +180,7 @@ def test_a_batch_that_the_whole_mesh_does_not_divide_is_split_over_its_rows_alon
         ({'form': 'ring'}, 'loss.form=.*choose one of dense, chunked'),
         ({'chunks': 0}, 'loss.chunks=0'),
         ({'initial_temperature': 0.001}, 'loss.initial_temperature=0.001'),
+        ({'train_temperature': False, 'temperature_per_source': True}, 'loss.temperature_per_source=True goes with'),
         ({'dimensions': (8, 8)}, 'loss.dimensions='),
         ({'dimensions': (8, 0)}, 'loss.dimensions='),
     ],

@@ -100,6 +100,17 @@ def test_the_rate_rises_and_falls_along_a_cosine():
     np.testing.assert_allclose(rates, 0.001 + 0.009 * (1 + np.cos(np.pi * np.arange(91) / 90)) / 2, rtol=1e-5)
 
 
+def test_the_rate_falls_along_a_line():
+    """transformers' get_linear_schedule_with_warmup, where it ends at 0."""
+    _, schedule = make_optimizer(**SETTINGS | {'decay': 'linear', 'final_share': 0.0})
+    expected = [0.01 * (step / 10 if step < 10 else (100 - step) / 90) for step in range(101)]
+    np.testing.assert_allclose([schedule(step) for step in range(101)], expected, atol=1e-8)
+    _, schedule = make_optimizer(**SETTINGS | {'decay': 'linear', 'warmup_steps': 0})
+    np.testing.assert_allclose([schedule(0), schedule(50), schedule(100), schedule(500)], [0.01, 0.0055, 0.001, 0.001], rtol=1e-5)
+    with pytest.raises(UserError, match="optimizer.decay='step': choose one of cosine, linear"):
+        make_optimizer(**SETTINGS | {'decay': 'step'})
+
+
 @pytest.mark.parametrize('warmup_steps', [-1, 100, 1000])
 def test_a_warm_up_that_does_not_end_is_refused_by_key(warmup_steps):
     with pytest.raises(UserError, match=f'optimizer.warmup_steps={warmup_steps} must be less than train.steps=100'):
@@ -130,3 +141,7 @@ def test_the_scale_stays_at_100_where_the_gradient_pushes_it_up():
             np.testing.assert_allclose(metrics['scale'], math.exp(start), rtol=1e-5)
             assert metrics['tokens'] == 32 and metrics['pairs'] == 4 and metrics['accuracy_xy'] == 1
         assert float(jnp.exp(state.params.log_scale[...])) <= 100.0001
+        fixed = jax.jit(make_step(InfoNCE(initial_temperature=0.05, train_temperature=False), optimizer, schedule, 0))
+        params.log_scale[...] = jax.device_put(np.float32(1.0), params.log_scale[...].sharding)  # of a run in init_from
+        state, metrics = fixed(TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), batch)
+        np.testing.assert_allclose([metrics['scale'], state.params.log_scale[...]], [20, 1], rtol=1e-5)

@@ -21,7 +21,9 @@ from cpt_jax.model.shape import Shape
 from cpt_jax.plan.lowering import lower
 from cpt_jax.program import load_config
 from cpt_jax.tokenizer import load_tokenizer
+from cpt_jax.prompt import Representation
 from cpt_jax.train import loop
+from cpt_jax.train.setup import set_up
 from tests.conftest import sentences
 from tests.test_pretrained_tokenizer import as_llama2c, trained_pieces
 
@@ -38,7 +40,7 @@ def pretrained(tmp_path_factory) -> Path:
     made.train_from_iterator(sentences(200), tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
     made.add_special_tokens(['<|endoftext|>'])
     made.save(str(folder / 'tokenizer.json'))
-    config = {'model_type': 'gpt2', 'vocab_size': made.get_vocab_size() + 5, **SIZES}
+    config = {'model_type': 'gpt2', 'vocab_size': made.get_vocab_size() + 5, 'bos_token_id': 0, **SIZES}
     (folder / 'config.json').write_text(json.dumps(config))
     shape = Shape(vocab_size=config['vocab_size'], **GPT2.shape(config))
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
@@ -126,6 +128,45 @@ def test_a_plan_is_of_the_same_model(config_file, pretrained):
     step = lower(config, jax.devices(), trace=False)
     ids = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).get_vocab_size()
     assert (step.shape.width, step.shape.layers, step.shape.vocab_size) == (32, 2, ids + 4)
+
+
+def test_a_run_in_a_template_begins_as_the_pretrained_model_in_it(config_file, pretrained, tmp_path):
+    """At a learning rate of 0. Texts of training are cut before they stand in it, those of evaluation are not; no delimiter is added."""
+    template = '"{text}" is:"'
+    config = config_from(config_file, pretrained)
+    config['prompt'] |= {'template': template, 'text_tokens': 6}
+    config['loss'] |= {'train_temperature': False, 'initial_temperature': 0.05, 'symmetric': False}
+    config['data']['negatives'] = 1
+    config['train']['log_every'] = 1
+    assert loop.train(config, tmp_path / 'run') == 0
+    row = json.loads((tmp_path / 'run/metrics.jsonl').read_text().splitlines()[-1])
+    assert row['scale'] == pytest.approx(20) and row['dropped_pairs'] == 0
+    ours = load_embedder(str(tmp_path / 'run'), representation=Representation(clean=True))
+    theirs = load_embedder(str(pretrained), representation=Representation('prompt', template, clean=True))
+    texts = ['list "file"', 'index error string number table model', '']
+    np.testing.assert_allclose(ours(texts, 'x'), theirs(texts, 'y'), atol=1e-6)
+    same = ('template', 'clean_up', 'demonstrations', 'begin', 'truncation', 'pooling', 'max_tokens_x')
+    assert {key: ours.settings[key] for key in same} == {key: theirs.settings[key] for key in same}
+    assert ours.settings['begin'] == [0] and ours.settings['max_tokens_x'] == 48
+    rows = set_up(config, tmp_path / 'run').texts.tokenizer.encode([texts[1]], 'x', 32)[0]
+    cut = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json'))
+    assert rows.tolist() == [0, *cut.encode('"' + cut.decode(cut.encode(texts[1]).ids[:6]) + '" is:"').ids]
+    table = load_file(pretrained / 'model.safetensors')['wte.weight']  # whose last rows no id reaches
+    np.testing.assert_array_equal(np.asarray(ours.encoder.token_embedding[...])[: cut.get_vocab_size() + 4], table[:-1])
+    plain = load_embedder(str(tmp_path / 'run'), representation=Representation('mean'))
+    assert plain.settings['template'] == '{text}' and plain.encoder.shape.pooling == 'mean'
+
+
+def test_a_template_needs_a_language_model_and_room(config_file, pretrained, tmp_path):
+    config = config_from(config_file, pretrained)
+    config['prompt']['template'] = 'a {text} b'
+    with pytest.raises(UserError, match=r'prompt\.template goes with init_from'):
+        set_up(config | {'init_from': ''}, tmp_path / 'run')
+    with pytest.raises(UserError, match=r'unknown config key prompt\.clean: prompt has template, text_tokens'):
+        set_up(config | {'prompt': config['prompt'] | {'clean': True}}, tmp_path / 'run')
+    config['data']['max_tokens_y'] = 4
+    with pytest.raises(UserError, match=r'data\.max_tokens_y=4 must be over \d+ \(the template\)'):
+        set_up(config, tmp_path / 'run')
 
 
 def test_another_tokenizer_is_refused(config_file, pretrained, tmp_path):

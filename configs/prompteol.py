@@ -1,0 +1,77 @@
+"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: texts in a template, contrastive fine-tuning on NLI triples with all parameters trained.
+
+The paper's own fine-tuning, with LoRA, is configs/prompteol_cse.py. Without any, no config is needed:
+
+  python launch/evaluate.py --model ~/opt-2.7b --representation prompteol --tasks 'sts/*' --data_dir ~/data
+
+`init_from` is for you to give: the directory of the model, whose architecture then takes the place of `model`'s. That stands here so that
+launch/plan.py needs no weights. The other files of this family set the size.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+# Width, layers, heads of facebook/opt-*. 350m has norms behind each half and embeddings of 512 units, which come with its directory.
+OPT = {
+    '125m': (768, 12, 12), '350m': (1024, 24, 16), '1p3b': (2048, 24, 32), '2p7b': (2560, 32, 32), '6p7b': (4096, 32, 32),
+    '13b': (5120, 40, 40), '30b': (7168, 48, 56), '66b': (9216, 64, 72),
+}  # fmt: skip
+# Width, layers, heads, hidden units of LLaMA: table 2 of arXiv 2302.13971, and its published weights.
+LLAMA = {'7b': (4096, 32, 32, 11_008), '13b': (5120, 40, 40, 13_824), '30b': (6656, 60, 52, 17_920), '65b': (8192, 80, 64, 22_016)}
+
+
+def get_config() -> ConfigDict:
+    return opt('2p7b')
+
+
+def opt(size: str) -> ConfigDict:
+    """The config of an OPT."""
+    c = _fine_tuning()
+    c.tokenizer.vocab_size = 50_276  # with the four delimiters, which no text has
+    c.model.width, c.model.layers, c.model.heads = OPT[size]
+    c.model.activation = 'relu'
+    return c
+
+
+def llama(size: str) -> ConfigDict:
+    """The config of a LLaMA."""
+    c = _fine_tuning()
+    c.tokenizer.vocab_size = 32_004  # as above
+    c.model.width, c.model.layers, c.model.heads, c.model.hidden = LLAMA[size]
+    c.model.positions = 'rotary'
+    c.model.norm = 'rmsnorm'
+    c.model.norm_epsilon = 1e-6
+    c.model.activation = 'swiglu'
+    c.model.bias = False
+    return c
+
+
+def _fine_tuning() -> ConfigDict:
+    """What all sizes have in common: ft_llm.py and train_llm.sh of kongds/scaling_sentemb, but for the learning rate, which is SimCSE's."""
+    c = base.get_config()
+    c.seed = 42
+    c.prompt.template = 'This sentence : "{text}" means in one word:"'
+    c.prompt.text_tokens = 32
+    # nli_for_simcse.csv of princeton-nlp/datasets-for-simcse: 275,601 rows of sent0, sent1, hard_neg.
+    c.data.sources = {'nli': {'kind': 'csv', 'weight': 1.0, 'path': 'data/nli_for_simcse.csv'}}
+    c.data.negatives = 1
+    c.data.max_tokens_x = 64  # 32 and the template are 43 with OPT's tokenizer
+    c.data.max_tokens_y = 64
+    c.loss.initial_temperature = 0.05  # in the program; in print it is 0.5
+    c.loss.train_temperature = False
+    c.loss.symmetric = False
+    c.optimizer.peak_lr = 1e-5  # SimCSE's, for large models
+    c.optimizer.warmup_steps = 100
+    c.optimizer.decay = 'linear'
+    c.optimizer.final_share = 0.0
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.b2 = 0.999
+    c.train.batch_pairs = 256
+    c.train.steps = 1076  # one epoch
+    c.evaluation.every_steps = 0  # the best checkpoint is that of STS-B dev: launch/evaluate.py --tasks sts/STSBenchmark --split dev
+    c.checkpoint.every_steps = 50
+    c.checkpoint.keep_every = 50
+    c.mesh.data = 1
+    c.mesh.fsdp = -1
+    return c

@@ -1,0 +1,7 @@
+"""PromptEOL on OPT 350M."""
+
+from configs import prompteol
+
+
+def get_config():
+    return prompteol.opt('350m')
