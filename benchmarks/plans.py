@@ -40,7 +40,6 @@ PLANS = [
     ('cpt_xl', 'v5p:4x4x8', 1, {}),
     ('cpt_nli', 'v5e:4x4', 1, {}),
     ('cpt_msmarco', 'v5e:8x8', 1, {}),
-    ('prompteol', 'v5e:4x8', 1, {}),
     ('prompteol_opt_125m', 'v5e:2x2', 1, {}),
     ('prompteol_opt_350m', 'v5e:2x4', 1, {}),
     ('prompteol_opt_1p3b', 'v5e:4x4', 1, {}),
@@ -53,6 +52,15 @@ PLANS = [
     ('prompteol_llama_13b', 'v5p:2x4x4', 1, {}),
     ('prompteol_llama_30b', 'v5p:2x4x4', 1, {}),
     ('prompteol_llama_65b', 'v5p:4x4x4', 1, {}),
+    ('prompteol_cse_opt_1p3b', 'v5e:2x2', 1, {}),
+    ('prompteol_cse_opt_2p7b', 'v5e:2x2', 1, {}),
+    ('prompteol_cse_opt_6p7b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse_opt_13b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse_llama_7b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse_llama_13b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse_llama_30b', 'v5e:4x4', 1, {}),
+    ('lm_tiny', 'v5e:2x2', 1, {}),
+    ('lm_s', 'v5e:4x4', 1, {}),
 ]
 HEAD = ('config', 'slice', 'chips', 'mesh', 'memory a chip', 'step at least', 'limited by', 'program / model', 'MFU at most')
 

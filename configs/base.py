@@ -64,6 +64,13 @@ def get_config() -> ConfigDict:
     c.model.dtype = 'auto'  # of activations; auto: bfloat16 on TPU and GPU, float32 on CPU. Parameters are float32
     c.model.layer_loop = 'auto'  # scan or unroll; auto: unroll on CPU
 
+    c.lora = ConfigDict()
+    c.lora.rank = 0  # of matrices trained beside those of init_from, which stay (arXiv 2106.09685; PromptEOL: 64); 0: all is trained
+    c.lora.alpha = 16.0  # what they add is scaled by alpha / rank (PromptEOL: 16)
+    c.lora.dropout = 0.05  # share of a matrix's inputs that its adapter does not see, in training (PromptEOL: 0.05)
+    c.lora.targets = ('query', 'key', 'value', 'out', 'up', 'gate', 'down')  # gate: where the model has one
+    c.lora.base = 'float32'  # of what is frozen: float32, bfloat16, or the layers' matrices as int8 or nf4 (PromptEOL: nf4)
+
     c.mesh = ConfigDict()
     c.mesh.data = -1  # copies of the model; -1: all devices that are left
     c.mesh.fsdp = 1  # as data, with parameters and optimizer state split over it

@@ -16,11 +16,10 @@ def get_config() -> ConfigDict:
 
 def adapted(c: ConfigDict, batch_pairs: int = 256) -> ConfigDict:
     """With the paper's adapters, learning rate and precision."""
-    if 'lora' in c:
-        c.lora.rank = 64
-        c.lora.alpha = 16.0
-        c.lora.dropout = 0.05
-        c.lora.base = 'nf4'
+    c.lora.rank = 64
+    c.lora.alpha = 16.0
+    c.lora.dropout = 0.05
+    c.lora.base = 'nf4'
     c.optimizer.peak_lr = 5e-4
     c.model.dtype = 'float32'
     c.train.batch_pairs = batch_pairs

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from cpt_jax import checkpoint
+from cpt_jax.base_model import load_adapted
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh
 from cpt_jax.model.dense import Dense, load_dense
@@ -251,7 +252,7 @@ def load_embedder(
     if pooling:
         raise UserError(f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the flag out')
     about = checkpoint.read_about(directory, step)
-    if checkpoint.objective_of(about) == 'lm':
+    if checkpoint.objective_of(about) == 'lm' and representation.is_own:
         raise UserError(
             f'--model {reference}: a language model (objective=lm), whose states were not trained to be vectors: train contrastively from'
             f' it (launch/train.py --config.init_from={reference}), or give --representation prompteol'
@@ -262,9 +263,12 @@ def load_embedder(
     here |= ({'dtype': dtype} if dtype else {}) | changes
     shape = Shape(vocab_size=tokenizer.vocab_size, **config['model'] | here).on(mesh.devices.flat[0].platform)
     shape.check_mesh(mesh)
-    with jax.set_mesh(mesh):
-        abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
-        encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
+    if config.get('lora', {}).get('rank'):
+        encoder = load_adapted(directory, step, about, shape, mesh, tokenizer.added)
+    else:
+        with jax.set_mesh(mesh):
+            abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
+            encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
     limits: dict[Side, int] = {'x': max_tokens or config['data']['max_tokens_x'], 'y': max_tokens or config['data']['max_tokens_y']}
     if isinstance(tokenizer, PromptTokenizer):  # a run's own limits are those of its training, where texts may be cut short on purpose
         limits = dict.fromkeys(limits, max_tokens or shape.max_length)

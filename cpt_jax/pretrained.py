@@ -10,6 +10,7 @@ from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.files import Files
 from cpt_jax.model.families.known import family_of
 from cpt_jax.model.families.llama2c import LLAMA2C, Llama2cFile, llama2c_file
+from cpt_jax.model.families.peft import AdaptedFiles, base_of, is_adapter
 from cpt_jax.pretrained_tokenizer import OwnTokenizer, open_tokenizer, read_json
 from cpt_jax.tokenizer import Side
 
@@ -55,15 +56,15 @@ class Pretrained:
 
 
 def is_pretrained(reference: str) -> bool:
-    """Whether a model reference is such a directory; a run has a config.json too, and data.json beside it."""
+    """Whether a model reference is such a directory, or one of an adapter of PEFT; a run has a config.json too, and data.json beside it."""
     directory = Path(reference)
     if not reference or (directory / 'data.json').is_file():
         return False
-    return (directory / 'config.json').is_file() or llama2c_file(directory) is not None
+    return (directory / 'config.json').is_file() or is_adapter(directory) or llama2c_file(directory) is not None
 
 
 def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
-    """Reads all of a directory but the weights.
+    """Reads all of a directory but the weights. An adapter of PEFT is merged into its base as tensors are read.
 
     Args:
       reference: the directory.
@@ -74,6 +75,9 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
       UserError: it is damaged, or needs something that we do not have; or it says its pooling, and another is asked for.
     """
     directory = Path(reference).absolute()
+    if is_adapter(directory):
+        base = open_pretrained(str(base_of(directory)), pooling)
+        return dataclasses.replace(base, directory=directory, files=AdaptedFiles(base.files, base.family, directory))
     path = None if (directory / 'config.json').is_file() else llama2c_file(directory)
     legacy = Llama2cFile(path) if path else None
     config = legacy.config if legacy else read_json(directory / 'config.json')

@@ -6,10 +6,14 @@ text-embeddings-inference read; a model card (README.md); texts with their vecto
 importer is from the run (parity.json). A model whose sides have closing delimiters of their own (tokenizer.closing='own') becomes two
 directories, query/ and document/; one that was trained with 'shared' becomes one, with a prompt for each side.
 
+A run with LoRA (lora.rank) is written with its adapters merged into the weights, those that were trained beside: of a base in NF4 what the
+codes stand for. --adapter writes the adapters alone instead: adapter_config.json and adapter_model.safetensors, which peft loads.
+
 --check DIR goes through the files of any such directory, says what would break where, and ends with 1 if anything would.
 
 Example:
   python launch/export.py --model runs/quickstart --output exports/quickstart
+  python launch/export.py --model runs/adapted --adapter --output exports/adapter
   python launch/export.py --check exports/quickstart
 """
 
@@ -27,6 +31,7 @@ _MODEL = flags.DEFINE_string('model', '', 'The run to export: its directory, or 
 _OUTPUT = flags.DEFINE_string('output', '', 'The directory to make.')
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the weights.')
 _SHARD_GB = flags.DEFINE_float('shard_gb', 5.0, 'Gigabytes of weights in a file; more are split.', lower_bound=1e-6)
+_ADAPTER = flags.DEFINE_boolean('adapter', False, "Of a LoRA run, write the adapter alone, in PEFT's layout, not the merged model.")
 _LICENSE = flags.DEFINE_string('license', 'unknown', 'For the model card: an identifier such as apache-2.0.')
 _CHECK = flags.DEFINE_string('check', '', 'Check this directory instead.')
 
@@ -35,10 +40,26 @@ def main() -> None:
     if bool(_CHECK.value) == bool(_MODEL.value or _OUTPUT.value):
         raise UserError('give --model and --output to write a directory, or --check to check one')
     use_compilation_cache()
-    if _CHECK.value:
+    if _ADAPTER.value:
+        _export_adapter()
+    elif _CHECK.value:
         _check(Path(_CHECK.value))
     else:
         _export()
+
+
+def _export_adapter() -> None:
+    from cpt_jax.export.adapter import export_adapter
+
+    if not _MODEL.value or not _OUTPUT.value:
+        raise UserError('--adapter goes with --model and --output')
+    written = export_adapter(_MODEL.value, Path(_OUTPUT.value))
+    print(f'{_OUTPUT.value}: an adapter for {written.base}')
+    if written.rows:
+        print(
+            f'texts stand between delimiters whose ids the base lacks: model.resize_token_embeddings({written.rows}) before'
+            ' PeftModel.from_pretrained'
+        )
 
 
 def _export() -> None:

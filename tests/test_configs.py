@@ -17,6 +17,7 @@ from cpt_jax.data.mixture import KINDS
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import AXES, batch_shards, make_mesh
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.program import load_config
 from cpt_jax.prompt import PROMPTEOL, Prompt, configured
@@ -39,6 +40,7 @@ BUILDERS = {
     'prompt': (Prompt, ('demonstrations', 'clean')),
     'data': (Data, ()),
     'model': (Shape, ('vocab_size', *OF_FAMILIES)),
+    'lora': (LoRA, ()),
     'mesh': (make_mesh, ('devices',)),
     'loss': (InfoNCE, ()),
     'optimizer': (make_optimizer, ('steps',)),

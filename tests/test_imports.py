@@ -32,12 +32,24 @@ BELOW = {
     'program': {'allocator', 'errors', 'data', 'prompt'},
     'pretrained_tokenizer': {'errors', 'tokenizer'},
     'pretrained': {'errors', 'model', 'tokenizer', 'pretrained_tokenizer'},
-    'embed': {'errors', 'mesh', 'tokenizer', 'model', 'checkpoint', 'pretrained', 'pretrained_tokenizer', 'prompt', 'prompt_tokenizer'},
+    'embed': {
+        'errors',
+        'mesh',
+        'tokenizer',
+        'model',
+        'checkpoint',
+        'base_model',
+        'pretrained',
+        'pretrained_tokenizer',
+        'prompt',
+        'prompt_tokenizer',
+    },
+    'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained'},
     'vectors': {'errors', 'atomic'},
     'evals': {'errors', 'data', 'embed', 'tokenizer'},  # a model is a function from texts to vectors; the adapter for mteb loads one
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
-BELOW['export'] = {'errors', 'checkpoint', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}
+BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}
 BELOW['plan'] = {'errors', 'atomic', 'config', 'mesh', 'chips', 'loss', 'model', 'data', 'train'}
 BELOW['launch'] = {*BELOW}
 # Oracles of tests at most, and what may change without notice.

@@ -39,10 +39,7 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
     Raises:
       UserError: there is no such run, no other library has its parts, or `output` is there.
     """
-    if jax.process_count() > 1:
-        raise UserError('an export is written by one process: start it on one host, with JAX_PLATFORMS=cpu where that cannot see all chips')
-    if output.exists():
-        raise UserError(f'--output {output}: is there already; remove it, or give another')
+    refuse_existing(output)
     run, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(run, step)
     if template := (about['config'].get('prompt') or {}).get('template'):
@@ -54,7 +51,7 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
     limits = {side: about['config']['data'][f'max_tokens_{side}'] for side in SIDES}
     # (directory within the output, sides that it serves, side whose delimiters stand around every text)
     parts = [('', SIDES, None)] if tokenizer.closing == 'shared' else [(PROMPT_NAMES[side], (side,), side) for side in SIDES]
-    with _whole(output) as folder:
+    with whole(output) as folder:
         found: list[Written] = []
         for name, sides, side in parts:
             directory = folder / name
@@ -79,6 +76,14 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
     return found
 
 
+def refuse_existing(output: Path) -> None:
+    """Raises UserError where an export cannot be written: it is there, or there are several processes."""
+    if jax.process_count() > 1:
+        raise UserError('an export is written by one process: start it on one host, with JAX_PLATFORMS=cpu where that cannot see all chips')
+    if output.exists():
+        raise UserError(f'--output {output}: is there already; remove it, or give another')
+
+
 def _parity(embed: Embedder, parity: Mapping[Side, float], dtype: str) -> dict[str, Any]:
     return {
         'model': embed.model_name,
@@ -100,7 +105,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 @contextmanager
-def _whole(output: Path) -> Iterator[Path]:
+def whole(output: Path) -> Iterator[Path]:
     """A directory to fill that becomes `output` at the end; nothing stays of one that was cut short."""
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.absolute().parent))

@@ -1,7 +1,21 @@
 """Dropout that belongs to a token, not to its place: the same on any mesh, in any row and in any chunk."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class Noise(NamedTuple):
+    """Where the dropout of a layer comes from.
+
+    Attributes:
+      keys: of the tokens, [R, S] or [B, T]; None: nothing is dropped.
+      layer: its number.
+    """
+
+    keys: jax.Array | None
+    layer: int | jax.Array
 
 
 def token_keys(key: jax.Array, texts_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
@@ -18,7 +32,10 @@ def dropout(h: jax.Array, keys: jax.Array | None, rate: float, site: int | jax.A
       keys: of the tokens; None: nothing is dropped.
       site: a number of its own for each place in the model, so that each drops other units.
     """
-    if keys is None:
+    if keys is None or not rate:
         return h
     keep = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, site), 1 - rate, h.shape[2:])))(keys)
+    where = jax.typeof(h).sharding
+    if jax.typeof(keep).sharding != where:  # units that lie over the tensor axis: all are drawn, so that a mesh changes nothing
+        keep = jax.reshard(keep, where.spec)
     return jnp.where(keep, h / (1 - rate), 0).astype(h.dtype)

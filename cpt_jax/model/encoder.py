@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.attention import Attend, at_ends, attention_within, merge_heads, split_heads
-from cpt_jax.model.dropout import dropout
+from cpt_jax.model.dropout import Noise, dropout
+from cpt_jax.model.lora import product
 from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
 from cpt_jax.model.rotary import rotate
 from cpt_jax.model.shape import Shape
@@ -66,23 +67,24 @@ class Attention(nnx.Module):
             self.query_norm = Norm('rmsnorm', shape, shape.head_width, rngs, *stack)
             self.key_norm = Norm('rmsnorm', shape, shape.head_width, rngs, *stack)
 
-    def mix(self, h_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, local: bool | jax.Array) -> jax.Array:
+    def mix(self, h_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, local: bool | jax.Array, noise: Noise) -> jax.Array:
         """Each head's mixture of values: [R, S, H, K]."""
-        q_RxSxHxK, k_RxSxGxK = (self._compared(h_RxSxD, name, positions_RxS, local) for name in ('query', 'key'))
-        return attend(q_RxSxHxK, k_RxSxGxK, self._project(h_RxSxD, 'value'))
+        q_RxSxHxK, k_RxSxGxK = (self._compared(h_RxSxD, name, positions_RxS, local, noise) for name in ('query', 'key'))
+        return attend(q_RxSxHxK, k_RxSxGxK, self._project(h_RxSxD, 'value', noise))
 
     def mix_at_ends(
-        self, h_RxSxD: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array, local: bool
+        self, h_RxSxD: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, eos_BxT: jax.Array, local: bool, noise: Noise
     ) -> jax.Array:
         """The same for the texts' ends alone: [B, T, H, K].
 
-        q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: where nothing stands between, such as rotary positions, keys and values of all
-        positions need not be made. A bias of all keys adds the same to all scores, and is left out.
+        q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: where nothing stands between, such as rotary positions or an adapter's dropout,
+        keys and values of all positions need not be made. A bias of all keys adds the same to all scores, and is left out.
         """
-        q_BxTxHxK = self._compared(pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT), local) * self.shape.head_width**-0.5
+        ends = noise._replace(keys=None if noise.keys is None else pick(noise.keys, eos_BxT))
+        q_BxTxHxK = self._compared(pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT), local, ends) * self.shape.head_width**-0.5
         attend = partial(at_ends, segments_RxS, self.shape.causal, self.shape.reach if local else None, eos_BxT)
-        if not self.shape.folds_keys:
-            return attend(q_BxTxHxK, self._compared(h_RxSxD, 'key', positions_RxS, local), self._project(h_RxSxD, 'value'))
+        if not self.shape.folds_keys or hasattr(self, 'key_adapter') or hasattr(self, 'value_adapter'):
+            return attend(q_BxTxHxK, self._compared(h_RxSxD, 'key', positions_RxS, local, noise), self._project(h_RxSxD, 'value', noise))
         groups = self.shape.kv_heads
         key_DxGxK, value_DxGxK = (gathered(weight, h_RxSxD.dtype, None, 'tensor', None) for weight in (self.key, self.value))
         q_BxTxGxQxD = self._by_group('btgqk,dgk->btgqd', split_heads(q_BxTxHxK, groups), key_DxGxK)
@@ -95,24 +97,22 @@ class Attention(nnx.Module):
     def _by_group(self, form: str, h_BxTxGxQx: jax.Array, weight_DxGxK: jax.Array) -> jax.Array:
         return jnp.einsum(form, h_BxTxGxQx, weight_DxGxK, out_sharding=P(BATCH, None, 'tensor', None, None))
 
-    def _compared(self, h_RxSxD: jax.Array, name: str, positions_RxS: jax.Array, local: bool | jax.Array) -> jax.Array:
+    def _compared(self, h_RxSxD: jax.Array, name: str, positions_RxS: jax.Array, local: bool | jax.Array, noise: Noise) -> jax.Array:
         """Queries or keys as they are compared: their product is then divided by the square root of the head's width."""
-        shape, projected_RxSxHxK = self.shape, self._project(h_RxSxD, name)
+        shape, projected_RxSxHxK = self.shape, self._project(h_RxSxD, name, noise)
         if shape.query_key_norm:
             projected_RxSxHxK = getattr(self, f'{name}_norm')(projected_RxSxHxK)
         if name == 'query' and shape.attention_width not in (0, shape.head_width):
             projected_RxSxHxK = projected_RxSxHxK * (shape.head_width / shape.attention_width) ** 0.5
         return rotate(projected_RxSxHxK, positions_RxS, shape, local) if shape.positions == 'rotary' else projected_RxSxHxK
 
-    def _project(self, h_RxSxD: jax.Array, name: str) -> jax.Array:
-        weight = gathered(getattr(self, name), h_RxSxD.dtype, None, 'tensor', None)
-        out = jnp.einsum('rsd,dhk->rshk', h_RxSxD, weight, out_sharding=P(BATCH, None, 'tensor', None))
+    def _project(self, h_RxSxD: jax.Array, name: str, noise: Noise) -> jax.Array:
+        out = product(self, name, 'rsd,dhk->rshk', h_RxSxD, (None, 'tensor', None), P(BATCH, None, 'tensor', None), noise)
         return out + spread(getattr(self, name + '_bias'), out).astype(out.dtype) if self.shape.qkv_bias else out
 
-    def combine(self, a: jax.Array) -> jax.Array:
+    def combine(self, a: jax.Array, noise: Noise) -> jax.Array:
         """The heads' mixtures [..., H, K] back to the width: [..., D]."""
-        weight = gathered(self.out, a.dtype, 'tensor', None, None)
-        out = jnp.einsum('...hk,hkd->...d', a, weight, out_sharding=P(BATCH))
+        out = product(self, 'out', '...hk,hkd->...d', a, ('tensor', None, None), P(BATCH), noise)
         return out + spread(self.out_bias, out).astype(out.dtype) if self.shape.out_bias else out
 
 
@@ -142,19 +142,18 @@ class FeedForward(nnx.Module):
             self.up_bias = parameter(rngs, constant(0.0), *stack, hidden)
             self.down_bias = parameter(rngs, constant(0.0), *stack, (shape.width, None))
 
-    def __call__(self, h: jax.Array) -> jax.Array:
+    def __call__(self, h: jax.Array, noise: Noise) -> jax.Array:
         """float[..., D] -> the same."""
-        up = self._widen(h, self.up)
+        up = self._widen(h, 'up', noise)
         if self.shape.bias:
             up = up + spread(self.up_bias, up).astype(up.dtype)
         activation = ACTIVATIONS[self.shape.activation]
-        up = activation(self._widen(h, self.gate)) * up if self.shape.gated else activation(up)
-        down = jnp.einsum('...f,fd->...d', up, gathered(self.down, up.dtype, 'tensor', None), out_sharding=P(BATCH))
+        up = activation(self._widen(h, 'gate', noise)) * up if self.shape.gated else activation(up)
+        down = product(self, 'down', '...f,fd->...d', up, ('tensor', None), P(BATCH), noise)
         return down + spread(self.down_bias, down).astype(down.dtype) if self.shape.bias else down
 
-    def _widen(self, h: jax.Array, weight: nnx.Param) -> jax.Array:
-        spec = P(BATCH, *[None] * (h.ndim - 2), 'tensor')
-        return jnp.einsum('...d,df->...f', h, gathered(weight, h.dtype, None, 'tensor'), out_sharding=spec)
+    def _widen(self, h: jax.Array, name: str, noise: Noise) -> jax.Array:
+        return product(self, name, '...d,df->...f', h, (None, 'tensor'), P(BATCH, *[None] * (h.ndim - 2), 'tensor'), noise)
 
 
 class Block(nnx.Module):
@@ -171,11 +170,9 @@ class Block(nnx.Module):
         if shape.norm_place == 'both':
             self.attended_norm, self.fed_norm = norm(), norm()
 
-    def mix(
-        self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, layer: int | jax.Array, local: bool | jax.Array
-    ) -> jax.Array:
+    def mix(self, x_RxSxD: jax.Array, attend: Attend, positions_RxS: jax.Array, local: bool | jax.Array, noise: Noise) -> jax.Array:
         """The half that looks at other positions."""
-        return self.attention.mix(self.before_attention(x_RxSxD, layer), attend, positions_RxS, local)
+        return self.attention.mix(self.before_attention(x_RxSxD, noise.layer), attend, positions_RxS, local, noise)
 
     def before_attention(self, x: jax.Array, layer: int | jax.Array) -> jax.Array:
         """What attention reads in layer number `layer`."""
@@ -184,23 +181,24 @@ class Block(nnx.Module):
         # A stack has as many norms as layers, and the first of this one is passed by.
         return self.attention_norm(x) if self.shape.first_norm else jnp.where(layer == 0, x, self.attention_norm(x))
 
-    def finish(self, x: jax.Array, a: jax.Array, keys: jax.Array | None, layer: int | jax.Array) -> jax.Array:
+    def finish(self, x: jax.Array, a: jax.Array, noise: Noise) -> jax.Array:
         """The half that works on each position alone.
 
         Args:
           x: float[.., .., D], the residual stream.
           a: float[.., .., H, K], what `mix` made of it.
-          keys: of the same tokens, for dropout in layer number `layer`; None: there is none.
+          noise: of the same tokens, for dropout.
         """
-        a = self.attention.combine(a)
+        keys, layer = noise
+        a = self.attention.combine(a, noise)
         if self.shape.norm_place == 'both':
             a = self.attended_norm(a)
         attended = x + dropout(a, keys, self.shape.dropout, 2 * layer + 1)
         if self.shape.norm_place == 'after':
             attended = self.attention_norm(attended)
-            return self.feed_forward_norm(attended + dropout(self.feed_forward(attended), keys, self.shape.dropout, 2 * layer + 2))
+            return self.feed_forward_norm(attended + dropout(self.feed_forward(attended, noise), keys, self.shape.dropout, 2 * layer + 2))
         norm = self.attention_norm if self.shape.parallel == 'one norm' else self.feed_forward_norm
-        h = self.feed_forward(norm(attended if self.shape.parallel == 'no' else x))
+        h = self.feed_forward(norm(attended if self.shape.parallel == 'no' else x), noise)
         if self.shape.norm_place == 'both':
             h = self.fed_norm(h)
         return attended + dropout(h, keys, self.shape.dropout, 2 * layer + 2)
@@ -211,6 +209,7 @@ class Encoder(nnx.Module):
 
     def __init__(self, shape: Shape, rngs: nnx.Rngs):
         self.shape = shape
+        self.adapter_dropout = 0.0  # LoRA's
         width = (shape.width, 'fsdp')
         narrow = (shape.embedding_width, 'fsdp')
         self.token_embedding = parameter(rngs, normal(0.02), (shape.table_rows, 'tensor'), narrow)
@@ -229,6 +228,11 @@ class Encoder(nnx.Module):
         self.last = Block(shape, rngs)
         if shape.final_norm:
             self.final_norm = Norm(shape.norm, shape, shape.width, rngs)
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is dropout in training."""
+        return self.shape.dropout > 0 or self.adapter_dropout > 0
 
     def __call__(self, *rows: jax.Array | None) -> jax.Array:
         """float32[B, T, D]: `states` of the same arguments, made unit length."""
@@ -264,16 +268,16 @@ class Encoder(nnx.Module):
         local = self.shape.local(number)
         attend = self._attend(segments_RxS, local)
         places_BxT = eos_BxT - pick(positions_RxS, eos_BxT) if self.shape.pooling == 'first' else eos_BxT
-        keys_BxT = None if keys_RxS is None else pick(keys_RxS, places_BxT)
+        noise, end_noise = Noise(keys_RxS, number), Noise(None if keys_RxS is None else pick(keys_RxS, places_BxT), number)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             if self.shape.attention == 'blocks':  # the rows gathered for each text are cheap on a CPU alone
                 h_RxSxD = block.before_attention(x_RxSxD, number)
-                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, places_BxT, local)
+                a_BxTxHxK = block.attention.mix_at_ends(h_RxSxD, segments_RxS, positions_RxS, places_BxT, local, noise)
             else:
-                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS, number, local), places_BxT)
-            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, keys_BxT, number)
+                a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS, local, noise), places_BxT)
+            return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, end_noise)
 
         return self._leave(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
@@ -288,7 +292,8 @@ class Encoder(nnx.Module):
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, number, local), keys_RxS, number)
+            noise = Noise(keys_RxS, number)
+            return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, local, noise), noise)
 
         return self._leave(last_layer(self.last, x_RxSxD))
 
@@ -331,9 +336,9 @@ class Encoder(nnx.Module):
         @self._remat
         def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block, jax.Array | None]) -> tuple[jax.Array, None]:
             number, block, kind = numbered
-            local = kind if mixed else kinds[0]
-            a_RxSxHxK = block.mix(x_RxSxD, attend or self._attend(segments_RxS, local), positions_RxS, number, local)
-            return block.finish(x_RxSxD, a_RxSxHxK, keys_RxS, number), None
+            local, noise = kind if mixed else kinds[0], Noise(keys_RxS, number)
+            a_RxSxHxK = block.mix(x_RxSxD, attend or self._attend(segments_RxS, local), positions_RxS, local, noise)
+            return block.finish(x_RxSxD, a_RxSxHxK, noise), None
 
         unroll = inner if self.shape.layer_loop == 'unroll' else 1
         numbered = jnp.arange(inner), self.blocks, jnp.array(kinds) if mixed else None

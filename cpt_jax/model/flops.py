@@ -1,9 +1,10 @@
 """How much arithmetic a training step needs: what a utilisation (MFU) is measured against."""
 
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 
 
-def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: int) -> int:
+def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: int, lora: LoRA | None = None) -> int:
     """Floating-point operations of the matrix products of one step: forward, and twice that backward.
 
     Computed here is what the program needs whatever the hardware: recomputation (remat, chunked encoding) does not count, and neither
@@ -17,6 +18,7 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
       row_length: columns of a row.
       pairs: pairs of the whole batch.
       texts: texts of a pair: x, y and hard negatives.
+      lora: frozen matrices have no gradient of their own, a third of the work; adapters have all of it.
     """
     ends = tokens if shape.pooling == 'mean' else pairs * texts  # positions whose last state counts
     inputs, output, feed_forward = _layer_parameters(shape)
@@ -24,7 +26,20 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
     last = tokens * (inputs + mixing) if shape.attention != 'blocks' or shape.pooling == 'mean' else _inputs_at_ends(shape, tokens, ends)
     layers = (shape.layers - 1) * tokens * (inputs + mixing) + last + ((shape.layers - 1) * tokens + ends) * (output + feed_forward)
     similarities = pairs * (pairs * (texts - 1)) * shape.width
-    return 3 * 2 * (layers + similarities)
+    if not lora or not lora.rank:
+        return 3 * 2 * (layers + similarities)
+    scores = (shape.layers - (shape.attention == 'blocks')) * tokens * mixing  # no weights; few of the last layer in 'blocks'
+    adapters = shape.layers * tokens * _adapter_parameters(shape, lora, 'query', 'key', 'value')
+    adapters += ((shape.layers - 1) * tokens + ends) * _adapter_parameters(shape, lora, 'out', 'up', 'gate', 'down')
+    return 2 * 2 * (layers - scores) + 3 * 2 * (scores + adapters + similarities)
+
+
+def _adapter_parameters(shape: Shape, lora: LoRA, *names: str) -> int:
+    """Of one layer's adapters of these matrices."""
+    heads, groups = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    ends = {'query': shape.width + heads, 'key': shape.width + groups, 'value': shape.width + groups, 'out': heads + shape.width}
+    ends |= {name: shape.width + shape.hidden for name in ('up', 'down', *(['gate'] if shape.gated else []))}
+    return lora.rank * sum(ends.get(name, 0) for name in names if name in lora.targets)
 
 
 def language_flops(shape: Shape, tokens: int, row_length: int) -> int:

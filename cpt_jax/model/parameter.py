@@ -16,6 +16,11 @@ T = TypeVar('T')
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
+
+class Frozen(nnx.Variable):
+    """What is not trained: it has no gradient and no optimizer state, in any dtype."""
+
+
 # (key, shape, dtype, sharding) -> array
 Initializer = Callable[..., jax.Array]
 
@@ -45,12 +50,15 @@ def constant(value: float) -> Initializer:
     return init
 
 
-def gathered(weight: nnx.Param, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
+def gathered(weight: nnx.Variable | nnx.Module, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
     """The weight where it is used: cast to the compute dtype, then gathered over fsdp (half the bytes on the wire in bfloat16).
 
     Reduced over the batch's axes: its gradient stays each device's own sum until it leaves here, and is then summed and split over fsdp in
-    one reduce-scatter. Otherwise XLA sums it whole onto every device, twice the bytes, and cuts the parts out.
+    one reduce-scatter. Otherwise XLA sums it whole onto every device, twice the bytes, and cuts the parts out. A weight that is kept as
+    codes (NF4, Int8) is gathered as these, and is a float only where it is used.
     """
+    if isinstance(weight, nnx.Module):
+        return weight.gathered(dtype, *spec)
     return jax.reshard(weight[...].astype(dtype), P(*spec, reduced=set(BATCH)))
 
 
@@ -67,11 +75,33 @@ def gathered_once(module: T) -> T:
     """A module whose weights are whole over data and fsdp, and whose gradients are summed over them once, after all that uses it.
 
     Without it the gradient of each use is summed on its own: within a loop over chunks, once a chunk and layer. The weights and their
-    gradient are then held unsharded, in float32.
+    gradient are then held unsharded, in float32. What is frozen has no gradient, and stays as it is.
     """
 
-    def once(weight: jax.Array) -> jax.Array:
-        spec = jax.typeof(weight).sharding.spec
-        return jax.reshard(weight, P(*(axis if axis == 'tensor' else None for axis in spec.partitions), reduced=set(BATCH)))
+    def once(weight: nnx.Variable) -> nnx.Variable:
+        if isinstance(weight, Frozen):
+            return weight
+        spec = jax.typeof(weight[...]).sharding.spec
+        whole = P(*(axis if axis == 'tensor' else None for axis in spec.partitions), reduced=set(BATCH))
+        return nnx.Param(jax.reshard(weight[...], whole))
 
-    return jax.tree.map(once, module)
+    return jax.tree.map(once, module, is_leaf=is_variable)
+
+
+def is_variable(node: object) -> bool:
+    """Whether a node of a tree of modules is a variable, trained or frozen."""
+    return isinstance(node, nnx.Variable)
+
+
+def divided(module: T) -> tuple[T, T]:
+    """(what is trained, what is frozen): two trees of the same modules, each with None in place of the other's variables."""
+    trained = jax.tree.map(lambda weight: None if isinstance(weight, Frozen) else weight, module, is_leaf=is_variable)
+    return trained, jax.tree.map(lambda weight: weight if isinstance(weight, Frozen) else None, module, is_leaf=is_variable)
+
+
+def joined(trained: T, frozen: T | None) -> T:
+    """The inverse of `divided`; without anything frozen, what is trained."""
+    if frozen is None:
+        return trained
+    either = lambda node: node is None or is_variable(node)  # noqa: E731
+    return jax.tree.map(lambda mine, other: other if mine is None else mine, trained, frozen, is_leaf=either)

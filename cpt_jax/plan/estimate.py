@@ -30,13 +30,13 @@ class Candidate:
         return list(_REPEATED).index(self.remat), self.chunks, int(self.form != 'dense')
 
 
-def state_bytes(candidate: Candidate, parameters: int) -> int:
-    """Of a device: float32 parameters, two moments and the gradient. Without these nothing runs."""
-    return 16 * parameters // (candidate.fsdp * candidate.tensor)
+def state_bytes(candidate: Candidate, trained: int, frozen_bytes: int = 0) -> int:
+    """Of a device: float32 parameters, two moments and the gradient, and what LoRA leaves as it is. Without these nothing runs."""
+    return (16 * trained + frozen_bytes) // (candidate.fsdp * candidate.tensor)
 
 
-def guess_bytes(candidate: Candidate, shape: Shape, layout: Layout, parameters: int) -> float:
-    """Of a device: the state, a layer's weights gathered, what the backward pass keeps, what a layer works on, and the loss."""
+def guess_bytes(candidate: Candidate, shape: Shape, layout: Layout, parameters: int, state: int) -> float:
+    """Of a device: the `state` (`state_bytes`), a layer's weights gathered, what the backward pass keeps, a layer's work, and the loss."""
     tokens = layout.rows * layout.row_length
     weights = 2 * 2 * parameters / shape.layers / candidate.tensor
     keep = shape.layers * tokens * _kept(candidate, shape, layout.row_length)
@@ -44,7 +44,7 @@ def guess_bytes(candidate: Candidate, shape: Shape, layout: Layout, parameters: 
     devices = candidate.data * candidate.fsdp * candidate.tensor
     pairs = layout.pairs * layout.parts * layout.chunks
     loss = 8 * pairs * layout.texts * shape.width + (16 * pairs * pairs / devices if candidate.form == 'dense' else 0)
-    return state_bytes(candidate, parameters) + weights + keep + work + loss
+    return state + weights + keep + work + loss
 
 
 def _kept(candidate: Candidate, shape: Shape, row_length: int) -> float:

@@ -14,7 +14,7 @@ from cpt_jax.mesh import AXES
 from cpt_jax.plan.collectives import Site, collectives
 from cpt_jax.plan.flops import count_flops
 from cpt_jax.plan.hlo import Module, parse
-from cpt_jax.plan.lowering import Step, lower
+from cpt_jax.plan.lowering import Step, device_bytes, lower
 from cpt_jax.plan.memory import bytes_needed, bytes_refused, traffic
 from cpt_jax.plan.network import network_seconds
 from cpt_jax.plan.topology import check_topology, devices_of, libtpu_requirement, libtpu_version, places_of
@@ -29,6 +29,8 @@ class Plan:
     if the others cost nothing; `lower_bound_seconds` is the largest: no run is faster.
 
     Attributes:
+      params: the frozen ones of LoRA included.
+      trained_bytes_per_chip: of `trained_params` and their optimizer state; `frozen_bytes_per_chip`: of what LoRA leaves as it is.
       tokens_per_step: columns computed, padding included.
       rows: of a device and chunk; `rows_assumed`: no data was read, and every text taken to be as long as it may be.
       loss_form: dense or chunked (configs/base.py: loss.form), or next token, of a language model, whose pairs are texts.
@@ -44,6 +46,9 @@ class Plan:
     chips: int
     mesh: Mapping[str, int]
     params: int
+    trained_params: int
+    trained_bytes_per_chip: int
+    frozen_bytes_per_chip: int
     batch_pairs: int
     tokens_per_step: int
     rows: int
@@ -95,6 +100,9 @@ def make_plan(config: Mapping[str, Any], topology: str, slices: int = 1, on_star
         chips=len(devices) // chip.devices,
         mesh=dict(step.mesh.shape),
         params=step.parameters,
+        trained_params=step.trained,
+        trained_bytes_per_chip=chip.devices * device_bytes((step.state.params, step.state.optimizer)),
+        frozen_bytes_per_chip=chip.devices * device_bytes(step.state.frozen),
         batch_pairs=step.train.batch_pairs,
         tokens_per_step=step.layout.tokens,
         rows=step.layout.rows,

@@ -15,7 +15,7 @@ from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import FORMS
 from cpt_jax.mesh import AXES
 from cpt_jax.plan.estimate import Candidate, guess_bytes, guess_seconds, state_bytes
-from cpt_jax.plan.lowering import Step, longest_layout, lower
+from cpt_jax.plan.lowering import Step, device_bytes, longest_layout, lower
 from cpt_jax.plan.planning import Plan, make_plan
 from cpt_jax.plan.table import columns, time_text
 from cpt_jax.plan.topology import check_topology, devices_of
@@ -40,7 +40,7 @@ class Sweep:
     def __init__(self, step: Step, devices: int, slices: int, chip: Chip):
         self._step, self._chip = step, chip
         everything = list(candidates(step, devices, slices, chip))
-        self._left = [one for one in everything if state_bytes(one, step.parameters) <= chip.hbm_limit / chip.devices]
+        self._left = [one for one in everything if self._state(one) <= chip.hbm_limit / chip.devices]
         self.skipped, self.dropped = len(everything) - len(self._left), 0
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._tried: Counter[tuple[int, int, int]] = Counter()
@@ -76,7 +76,10 @@ class Sweep:
         return False, seconds * (1 + 0.05 * self._tried[one.frugality])  # of near ties, what was not tried on other meshes
 
     def _guess(self, one: Candidate) -> float:
-        return guess_bytes(one, self._step.shape, self._layout(one), self._step.parameters)
+        return guess_bytes(one, self._step.shape, self._layout(one), self._step.parameters, self._state(one))
+
+    def _state(self, one: Candidate) -> int:
+        return state_bytes(one, self._step.trained, device_bytes(self._step.state.frozen))  # of the step's one device
 
     def _layout(self, one: Candidate) -> Layout:
         """Packing thousands of texts takes a while; meshes with as many parts share it."""
@@ -102,7 +105,7 @@ def candidates(step: Step, devices: int, slices: int, chip: Chip) -> Iterator[Ca
     for data, fsdp, tensor in _meshes(step, devices, slices):
         for chunks in _CHUNKS:
             if data * fsdp * chunks <= step.train.batch_pairs:
-                for remat in ('none', 'dots', 'full'):
+                for remat in ('dots', 'full') if step.lora.keeps_codes else ('none', 'dots', 'full'):
                     for form in _forms(step, devices, chip):
                         yield Candidate(data, fsdp, tensor, remat, chunks, form)
 
@@ -119,6 +122,7 @@ def _meshes(step: Step, devices: int, slices: int) -> Iterator[tuple[int, int, i
 def _allows(step: Step, sizes: tuple[int, int, int]) -> bool:
     try:
         step.shape.check_mesh(jax.sharding.AbstractMesh(sizes, AXES))
+        step.lora.check(step.shape, jax.sharding.AbstractMesh(sizes, AXES))
     except UserError:
         return False
     return True

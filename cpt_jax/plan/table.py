@@ -16,7 +16,7 @@ def show(plan: Plan) -> str:
     texts = 'texts' if plan.loss_form == 'next token' else 'pairs'
     rows = [
         ('chips', f'{plan.chips}   mesh: {mesh}'),
-        ('parameters', f'{plan.params:,}'),
+        ('parameters', f'{plan.params:,}{_trained(plan)}'),
         ('batch', f'{plan.batch_pairs:,} {texts}, {plan.tokens_per_step:,} columns a step, {plan.encode_chunks} encode_chunks'),
         ('form', f'remat {plan.remat}, loss {plan.loss_form}'),
         ('memory a chip', f'{_unit(plan.hbm_bytes_per_chip, _BINARY)} of {_unit(plan.hbm_limit_bytes, _BINARY)}: {_verdict(plan)}'),
@@ -26,6 +26,13 @@ def show(plan: Plan) -> str:
     ]
     lines = [f'{where}', *(f'  {name:<14} {value}' for name, value in rows)]
     return '\n'.join(lines + _collectives(plan) + _notes(plan))
+
+
+def _trained(plan: Plan) -> str:
+    if not plan.frozen_bytes_per_chip:
+        return ''
+    trained, frozen = _unit(plan.trained_bytes_per_chip, _BINARY), _unit(plan.frozen_bytes_per_chip, _BINARY)
+    return f', {plan.trained_params:,} of them trained: {trained} a chip with optimizer state; the others, frozen: {frozen} a chip'
 
 
 def _verdict(plan: Plan) -> str:

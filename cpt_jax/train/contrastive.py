@@ -14,6 +14,7 @@ from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import step_flops
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.parameter import constant, parameter
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.heldout import heldout_scores
@@ -72,8 +73,8 @@ class Contrastive:
     def longest(self, data: 'Data') -> Sequence[int]:
         return [data.max_tokens_x, data.max_tokens_y, *[data.max_tokens_y] * data.negatives]
 
-    def flops(self, shape: Shape, layout: Layout, pairs: int) -> int:
-        return step_flops(shape, layout.tokens, layout.row_length, pairs, layout.texts)
+    def flops(self, shape: Shape, layout: Layout, pairs: int, lora: LoRA) -> int:
+        return step_flops(shape, layout.tokens, layout.row_length, pairs, layout.texts, lora)
 
     def scorer(self, run: 'Run', params: Params) -> Scorer:
         embedder = run.embedder(params)

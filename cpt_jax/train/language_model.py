@@ -17,6 +17,7 @@ from cpt_jax.mesh import batch_sharding
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import language_flops
 from cpt_jax.model.language import check_language, foretell, foretold
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.tokenizer import DELIMITERS, Tokenizer
 from cpt_jax.train.objective import Scorer
@@ -69,7 +70,7 @@ class LanguageModel:
     def longest(self, data: 'Data') -> Sequence[int]:
         return [data.row_length]
 
-    def flops(self, shape: Shape, layout: Layout, pairs: int) -> int:
+    def flops(self, shape: Shape, layout: Layout, pairs: int, lora: LoRA) -> int:
         return language_flops(shape, layout.tokens, layout.row_length)
 
     def scorer(self, run: 'Run', params: Params) -> Scorer:

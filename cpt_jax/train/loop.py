@@ -120,15 +120,15 @@ class _Loop:
         stop = self.preemption.asked
         if stop or self._is_last(step) or self.saved.due(step):
             with self.clock.pause():
-                self.saved.save(step, state)
+                self.saved.save(step, state._replace(frozen=None))
         return stop
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """The scores; none where SIGTERM came in between."""
         with self.clock.pause():
-            self.scorer = self.scorer or self.run.objective.scorer(self.run, state.params)
+            self.scorer = self.scorer or self.run.objective.scorer(self.run, state.whole)
             try:
-                return self.scorer(state.params, self.preemption.check)
+                return self.scorer(state.whole, self.preemption.check)
             except Preempted:
                 return {}
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Objective(Protocol):
     def longest(self, data: 'Data') -> Sequence[int]:
         """The most tokens of each text of a pair."""
 
-    def flops(self, shape: Shape, layout: Layout, pairs: int) -> int:
+    def flops(self, shape: Shape, layout: Layout, pairs: int, lora: LoRA) -> int:
         """Floating-point operations that a step needs; see model/flops.py."""
 
     def scorer(self, run: 'Run', params: Params) -> Scorer:

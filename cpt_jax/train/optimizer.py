@@ -8,7 +8,7 @@ from cpt_jax.errors import UserError
 DECAYS = ('cosine', 'linear')
 
 # Matrices decay; vectors (biases, norm scales), the temperature and learned positions do not. Every parameter's name stands here.
-DECAYED = {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down', 'project_in', 'project_out'}
+DECAYED = {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down', 'project_in', 'project_out', 'lora_a', 'lora_b'}
 NOT_DECAYED = {'scale', 'bias', 'position_embedding', 'type_embedding', 'log_scale'} | {f'{name}_bias' for name in DECAYED}
 
 

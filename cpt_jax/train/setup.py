@@ -12,6 +12,7 @@ import optax
 from jax.experimental import multihost_utils
 
 from cpt_jax import checkpoint
+from cpt_jax.base_model import check_base, describe_base, refuse_adapters
 from cpt_jax.code_version import code_version
 from cpt_jax.config import as_json, build, check_resume, check_section
 from cpt_jax.data.batch import Batch, DocumentTokens, Layout, Texts, Tokens, local_batches, plan_layout
@@ -23,6 +24,7 @@ from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.mesh import make_mesh, on_mesh
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.prompt import Prompt, configured
@@ -35,7 +37,7 @@ from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.step import TrainState, init_state
 
 OBJECTIVES = ('contrastive', 'lm')
-SECTIONS = ('tokenizer', 'prompt', 'data', 'model', 'mesh', 'loss', 'optimizer', 'train', 'evaluation', 'checkpoint')
+SECTIONS = ('tokenizer', 'prompt', 'data', 'model', 'lora', 'mesh', 'loss', 'optimizer', 'train', 'evaluation', 'checkpoint')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +116,11 @@ class Run:
     about: checkpoint.About
     changes: Sequence[str]
     heldout: Sequence[Pair]
+    lora: LoRA = dataclasses.field(default_factory=LoRA)
 
     def init(self) -> TrainState:
         """A fresh state."""
-        return init_state(self.shape, self.objective, self.optimizer, self.seed)
+        return init_state(self.shape, self.objective, self.optimizer, self.seed, self.lora)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; costs nothing."""
@@ -155,6 +158,8 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     shape = build(Shape, 'model', config['model'], vocab_size=tokenizer.vocab_size).on(mesh.devices.flat[0].platform)
     shape.check_mesh(mesh)
     objective.check(shape)
+    lora = build(LoRA, 'lora', config['lora'])
+    lora.check(shape, mesh)
     _check_lengths(data, shape, tokenizer)
     sources, weights = _sources(config, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
@@ -166,12 +171,13 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     about = {'config': as_json(config), 'tokenizer': tokenizer.fingerprint, 'sources': fingerprints, 'code': code_version()}
     about |= {'inherits': config is not given, 'begin': begin}
     about |= {'pretrained': before[1].get('pretrained') if before else _pretrained_config(config['init_from'])}
+    about |= _base(config['init_from'], lora, before, workdir)
     heldout = _heldout_pairs(evaluation, config, tokenizer)
     if isinstance(objective, LanguageModel) and heldout:
         objective = LanguageModel(_unigram_bits(texts, heldout))
     return Run(
         train, evaluation, mesh, tokenizer, sources, texts, layout, indices, data, shape, objective, optimizer, schedule,
-        config['seed'], config['init_from'], about, changes, heldout,
+        config['seed'], config['init_from'], about, changes, heldout, lora,
     )  # fmt: skip
 
 
@@ -204,6 +210,10 @@ def make_objective(config: Mapping[str, Any], data: Data) -> Objective:
         return Contrastive(loss, len(data.sources))
     if config['objective'] != 'lm':
         raise UserError(f'objective={config["objective"]!r}: choose one of {", ".join(OBJECTIVES)}')
+    if config['lora']['rank']:
+        raise UserError(f'lora.rank={config["lora"]["rank"]}: objective=lm trains all parameters; set it to 0')
+    if config['prompt']['template']:
+        raise UserError('prompt.template: objective=lm reads texts as they are; leave it empty')
     if data.negatives:
         raise UserError(f'data.negatives={data.negatives}: objective=lm has no negatives; set it to 0')
     if odd := [key for key, value in config['loss'].items() if value != getattr(InfoNCE(), key)]:
@@ -305,6 +315,20 @@ def _in_prompt(tokenizer: Tokenizer, section: Mapping[str, Any], begin: Sequence
     if begin is None:
         raise UserError('prompt.template goes with init_from, a causal language model that can read it: set both, or neither')
     return PromptTokenizer(tokenizer, prompt, begin)
+
+
+def _base(init_from: str, lora: LoRA, before: tuple[int, checkpoint.About] | None, workdir: Path) -> dict[str, Any]:
+    """What a LoRA run says of its base, which its checkpoints are without; nothing where all parameters are trained."""
+    if before and lora.rank:
+        check_base(before[1]['base'], str(workdir))
+        return {'base': before[1]['base']}
+    if lora.rank and not init_from:
+        raise UserError(f'lora.rank={lora.rank} needs init_from: a pretrained model or a run, whose weights stay as they are')
+    if lora.rank:
+        return {'base': describe_base(init_from)}
+    if not before:
+        refuse_adapters(init_from)
+    return {}
 
 
 def _tokenizer(config: Mapping[str, Any], workdir: Path, before: tuple[int, checkpoint.About] | None) -> Tokenizer:

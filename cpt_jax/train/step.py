@@ -15,7 +15,8 @@ from cpt_jax.loss.infonce import Metrics
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.dropout import token_keys
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.parameter import gathered_once
+from cpt_jax.model.lora import LoRA
+from cpt_jax.model.parameter import Frozen, divided, gathered_once, is_variable, joined
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.objective import Objective, Params
 
@@ -24,17 +25,39 @@ ONCE = 1_000_000_000
 
 
 class TrainState(NamedTuple):
-    """All that a step changes."""
+    """All that a step changes, and what LoRA leaves as it is.
+
+    Attributes:
+      params: what is trained, with None in place of what is not.
+      frozen: the same the other way round; None where all is trained. Checkpoints are without it.
+    """
 
     step: jax.Array
     params: Params
     optimizer: optax.OptState
+    frozen: Params | None = None
+
+    @property
+    def whole(self) -> Params:
+        """All parameters."""
+        return joined(self.params, self.frozen)
+
+    @property
+    def encoder(self) -> Encoder:
+        """With all of its weights."""
+        return self.whole.encoder
 
 
-def init_state(shape: Shape, objective: Objective, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def init_state(
+    shape: Shape, objective: Objective, optimizer: optax.GradientTransformation, seed: int, lora: LoRA | None = None
+) -> TrainState:
     """A fresh state. Call it under jax.jit in the mesh; under jax.eval_shape it gives shapes, dtypes and shardings alone."""
-    params = objective.init(shape, nnx.Rngs(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    rngs = nnx.Rngs(seed)
+    params, frozen = objective.init(shape, rngs), None
+    if lora and lora.rank:
+        params.encoder = lora.adapted(params.encoder, rngs)
+        params, frozen = divided(params)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen)
 
 
 def encode(encoder: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
@@ -89,9 +112,11 @@ def reduce_once(encoder: Encoder) -> bool:
     """Is the gradient of a chunked step summed over the devices once, after all chunks, instead of for every chunk and layer?
 
     Where it is, each device holds the weights and their gradient unsharded but for tensor: 8 bytes a parameter, for at most ONCE of them.
+    What is frozen has no gradient, and is gathered layer by layer.
     """
     tensor = jax.sharding.get_abstract_mesh().shape['tensor']
-    return sum(leaf.size for leaf in jax.tree.leaves(encoder)) <= ONCE * tensor
+    trained = [weight for weight in jax.tree.leaves(encoder, is_leaf=is_variable) if not isinstance(weight, Frozen)]
+    return sum(weight[...].size for weight in trained) <= ONCE * tensor
 
 
 def merge_chunks(a_CxBx: jax.Array) -> jax.Array:
@@ -106,8 +131,9 @@ def make_step(
     """The training step; `jax.jit` it with the state donated. Which units drop out is a function of (seed, step)."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step) if state.params.encoder.shape.dropout else None
-        (value, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(state.params, batch, key)
+        key = jax.random.fold_in(jax.random.key(seed), state.step) if state.params.encoder.drops else None
+        on_all = lambda params: objective(joined(params, state.frozen), batch, key)  # noqa: E731
+        (value, metrics), gradient = jax.value_and_grad(on_all, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         objective.clip(params)
@@ -118,6 +144,6 @@ def make_step(
             'learning_rate': schedule(state.step),
             'tokens': jnp.sum(batch.segments_CxRxS > 0),
         }
-        return TrainState(state.step + 1, params, optimizer_state), metrics
+        return TrainState(state.step + 1, params, optimizer_state, state.frozen), metrics
 
     return step

@@ -46,7 +46,8 @@ def test_guesses_go_the_right_way(step):
     layout = step.layout
 
     def memory(**changes) -> float:
-        return guess_bytes(dataclasses.replace(base, **changes), step.shape, layout, step.parameters)
+        one = dataclasses.replace(base, **changes)
+        return guess_bytes(one, step.shape, layout, step.parameters, state_bytes(one, step.parameters))
 
     def seconds(**changes) -> float:
         return guess_seconds(dataclasses.replace(base, **changes), step.shape, layout, step.parameters, step.model_flops, V5E)
@@ -57,6 +58,7 @@ def test_guesses_go_the_right_way(step):
     assert seconds(remat='none') < seconds() < seconds(remat='full')
     assert seconds(chunks=1) < seconds()
     assert state_bytes(base, 1000) == 8000
+    assert state_bytes(base, 1000, 516) == 8000 + 516 // 2
 
 
 def test_what_cannot_hold_the_state_is_skipped(step):

@@ -20,8 +20,8 @@ from cpt_jax.model.families.load import written
 from cpt_jax.model.shape import Shape
 from cpt_jax.plan.lowering import lower
 from cpt_jax.program import load_config
-from cpt_jax.tokenizer import load_tokenizer
 from cpt_jax.prompt import Representation
+from cpt_jax.tokenizer import load_tokenizer
 from cpt_jax.train import loop
 from cpt_jax.train.setup import set_up
 from tests.conftest import sentences

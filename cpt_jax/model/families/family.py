@@ -23,6 +23,7 @@ class Family:
       outer, layer: all tensors of the encoder, and of each layer.
       passed_over: names that a file may have and that no vector depends on: heads, buffers of old versions.
       tied: whether the output head is the token table where config.json has no `tie_word_embeddings`.
+      transposed: whether files hold matrices as [in, out].
     """
 
     model_types: Mapping[str, str]
@@ -32,6 +33,7 @@ class Family:
     layer: Callable[[Shape], list[Tensor]]
     passed_over: tuple[str, ...] = ()
     tied: bool = False
+    transposed: bool = False
 
 
 def choose(config: Config, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:

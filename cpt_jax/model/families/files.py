@@ -25,13 +25,18 @@ class Files:
           UserError: there is neither, a shard is missing, or a file is cut short.
         """
         self._directory = directory
-        self._where = {name: path for path in _paths(directory) for name in _opened(path).keys()}
+        self._where = {name: path for path in _paths(directory) for name in opened(path).keys()}
         self.names = self._where.keys()
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype of the file."""
-        with _opened(self._where[name]) as file:  # left open, all that was read of it would stay in memory
+        with opened(self._where[name]) as file:  # left open, all that was read of it would stay in memory
             return file.get_tensor(name)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that hold them."""
+        return sorted(set(self._where.values()))
 
     def place(self, name: str) -> str:
         """'file: name', for people."""
@@ -56,7 +61,8 @@ def _paths(directory: Path) -> list[Path]:
     raise UserError(f'{directory}: holds neither model.safetensors nor {INDEX}{hint}')
 
 
-def _opened(path: Path):
+def opened(path: Path):
+    """A safetensors file. Raises UserError where it is damaged."""
     try:
         return safe_open(path, 'np')
     except (SafetensorError, OSError) as error:

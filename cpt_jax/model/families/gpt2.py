@@ -54,4 +54,4 @@ def _layer(shape: Shape) -> list[Tensor]:
 
 
 _PASSED_OVER = ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
-GPT2 = Family({'gpt2': 'GPT2Model'}, ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER, tied=True)
+GPT2 = Family({'gpt2': 'GPT2Model'}, ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER, tied=True, transposed=True)

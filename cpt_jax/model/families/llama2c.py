@@ -52,6 +52,11 @@ class Llama2cFile(Files):
         self._path, self._places = path, _places(header)[0]
         self.names = self._places.keys()
 
+    @property
+    def paths(self) -> list[Path]:
+        """The file alone."""
+        return [self._path]
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, float32."""
         place = self._places[name]

@@ -15,11 +15,20 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.files import Files
 from cpt_jax.model.families.tensors import Tensor
+from cpt_jax.model.lora import LoRA, merged
+from cpt_jax.model.nf4 import Codes
+from cpt_jax.model.parameter import Frozen
 from cpt_jax.model.shape import Shape
 
 
 def load_encoder(
-    family: Family, files: Files, shape: Shape, mesh: jax.sharding.Mesh, dtype: jnp.dtype | None = None, fresh: Iterable[int] = ()
+    family: Family,
+    files: Files,
+    shape: Shape,
+    mesh: jax.sharding.Mesh,
+    dtype: jnp.dtype | None = None,
+    fresh: Iterable[int] = (),
+    lora: LoRA | None = None,
 ) -> Encoder:
     """An Encoder with the weights of some files.
 
@@ -29,19 +38,23 @@ def load_encoder(
       shape: of the family, with any number of rows in its vocabulary.
       dtype: of the parameters; None: each as in its file, which is for embedding.
       fresh: ids whose rows of the table are new; see `grown`.
+      lora: freeze the weights as its `base` says, layer after layer; `dtype` is then not used.
 
     Raises:
       UserError: a tensor is missing, is unknown, or has another shape.
     """
+    lora = lora if lora and lora.rank else None
     with jax.set_mesh(mesh):
         abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
-    wanted, tree = _by_name(abstract)
+        held = on_mesh(jax.eval_shape(lambda: lora.frozen(Encoder(shape, nnx.Rngs(0)))), mesh) if lora else abstract
+    wanted, (kept, tree) = _by_name(abstract)[0], _by_name(held)
     found: dict[str, jax.Array] = {}
     names = Names(family, files, shape)
     for tensor in family.outer(shape):
         for parameter, array in _parts(tensor, files, names.of(tensor)):
             array = grown(array, shape.table_rows, fresh) if parameter == 'token_embedding' else array
-            found[parameter] = _placed(array, wanted[parameter], parameter, files.place(names.of(tensor)), dtype)
+            one = _placed(array, wanted[parameter], parameter, files.place(names.of(tensor)), dtype)
+            found |= _held(lora, parameter, one)
     for tensor in family.layer(shape):
         for number in range(shape.layers):
             stack = 'blocks' if number < shape.layers - 1 else 'last'
@@ -50,19 +63,24 @@ def load_encoder(
             else:
                 where, parts = files.place(names.of(tensor, number)), _parts(tensor, files, names.of(tensor, number))
             for parameter, array in parts:
-                name = f'{stack}.{parameter}'
                 one = _placed(array, wanted[f'last.{parameter}'], parameter, where, dtype)
-                found[name] = one if stack == 'last' else _with_layer(found.get(name), wanted[name], one, number)
-    if found.keys() != wanted.keys():
-        raise AssertionError(f'the tensors of {list(family.model_types)} leave out {wanted.keys() ^ found.keys()}')
-    return jax.tree.unflatten(tree, [found[path] for path in wanted])
+                for path, part in _held(lora, f'last.{parameter}', one).items():
+                    name = path.replace('last', stack, 1)
+                    found[name] = part if stack == 'last' else _with_layer(found.get(name), kept[name], part, number)
+    if found.keys() != kept.keys():
+        raise AssertionError(f'the tensors of {list(family.model_types)} leave out {kept.keys() ^ found.keys()}')
+    return jax.tree.unflatten(tree, [found[path] for path in kept])
 
 
 def written(family: Family, encoder: Encoder, rows: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of all tensors as the family's files hold them, without a prefix; of the vocabulary's table, the first rows."""
+    """(name, array) of all tensors as the family's files hold them, without a prefix; of the vocabulary's table, the first rows.
+
+    Adapters are merged into the weights that they stand beside.
+    """
 
     def of(path: str) -> np.ndarray:
-        return np.asarray(jax.device_get(attrgetter(path)(encoder)[...]))
+        module, _, name = path.rpartition('.')
+        return merged(attrgetter(module)(encoder) if module else encoder, name)
 
     shape = encoder.shape
     for tensor in family.outer(shape):
@@ -129,6 +147,20 @@ def _placed(array: np.ndarray, wanted: jax.ShapeDtypeStruct, name: str, where: s
     if array.shape != wanted.shape:
         raise UserError(f'{where} makes {name} {list(array.shape)}, and config.json tells of {list(wanted.shape)}')
     return jax.make_array_from_callback(array.shape, wanted.sharding, lambda index: array[index].astype(dtype or array.dtype, copy=False))
+
+
+def _held(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, jax.Array]:
+    """The arrays that a weight is kept as, by name: itself, but for what LoRA freezes as codes."""
+    if lora is None:
+        return {path: weight}
+    with jax.set_mesh(weight.sharding.mesh):
+        parts, _ = _by_name(_frozen(lora, path, weight))
+    return {f'{path}.{part}' if part != 'value' else path: array for part, array in parts.items()}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _frozen(lora: LoRA, path: str, weight: jax.Array) -> Frozen | Codes:
+    return lora.frozen_weight(path, weight)
 
 
 def _with_layer(stack: jax.Array | None, wanted: jax.ShapeDtypeStruct, layer: jax.Array, number: int) -> jax.Array:

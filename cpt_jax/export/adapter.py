@@ -1,0 +1,83 @@
+"""From a LoRA run to its adapter alone, as PEFT loads it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from cpt_jax import checkpoint
+from cpt_jax.base_model import check_base, load_adapters
+from cpt_jax.errors import UserError
+from cpt_jax.export.directory import refuse_existing, whole
+from cpt_jax.mesh import make_mesh
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.load import Names, grown
+from cpt_jax.model.families.peft import write_adapter
+from cpt_jax.model.lora import MATRICES, LoRA
+from cpt_jax.model.shape import Shape
+from cpt_jax.pretrained import Pretrained, is_pretrained, open_pretrained
+
+
+class Adapter(NamedTuple):
+    """What was written.
+
+    Attributes:
+      base: the directory of what it is to be loaded on.
+      rows: of the token table that its delimiters need; 0: as many as the base has.
+    """
+
+    base: str
+    rows: int
+
+
+def export_adapter(reference: str, output: Path) -> Adapter:
+    """Writes the adapters of a LoRA run as adapter_config.json and adapter_model.safetensors.
+
+    The base's table has no rows for the delimiters that stand around texts: they go along as PEFT's trainable tokens.
+
+    Args:
+      reference: a run, or run@step.
+      output: must not be there yet; it is whole or not there.
+
+    Raises:
+      UserError: the run is none of LoRA, its base is no pretrained model, or PEFT has no such adapter.
+    """
+    refuse_existing(output)
+    directory, step = checkpoint.find(reference, '--model')
+    about = checkpoint.read_about(directory, step)
+    if not about['config'].get('lora', {}).get('rank'):
+        raise UserError(f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out to export the model')
+    check_base(about['base'], reference)
+    path, lora = about['base']['path'], LoRA(**about['config']['lora'])
+    if not is_pretrained(path):
+        raise UserError(f'--adapter: the base of {reference} is a run, {path}; leave the flag out to export the merged model')
+    found, tokenizer = open_pretrained(path), checkpoint.load_tokenizer_of(directory, step)
+    shape = Shape(vocab_size=tokenizer.vocab_size, **about['config']['model'])
+    encoder, _ = load_adapters(directory, step, lora, shape, make_mesh())
+    config = {'base_model_name_or_path': path, 'r': lora.rank, 'lora_alpha': lora.alpha, 'lora_dropout': lora.dropout}
+    fresh = [*tokenizer.delimiters('x'), *tokenizer.delimiters('y')]
+    fresh = sorted(set(fresh))
+    with whole(output) as folder:
+        write_adapter(folder, found.family, shape, config, _matrices(encoder, lora), (fresh, _rows(found, shape, fresh)) if fresh else None)
+    return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0)
+
+
+def _matrices(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """A and B of each layer, by the names of the weights that they stand beside."""
+    found = {}
+    for name in lora.targets:
+        part = MATRICES[name][0]
+        stacks = [getattr(getattr(encoder, stack), part) for stack in ('blocks', 'last') if hasattr(encoder, stack)]
+        adapters = [getattr(stack, f'{name}_adapter') for stack in stacks if hasattr(stack, f'{name}_adapter')]
+        if adapters:
+            *inner, last = [tuple(np.asarray(jax.device_get(low[...])) for low in (one.lora_a, one.lora_b)) for one in adapters]
+            found[f'{part}.{name}'] = [layer for stack in inner for layer in zip(*stack, strict=True)] + [last]
+    return found
+
+
+def _rows(found: Pretrained, shape: Shape, ids: list[int]) -> np.ndarray:
+    """float32[n, E]: what the token table has for these ids in training."""
+    names = Names(found.family, found.files, shape)
+    (table,) = (tensor for tensor in found.family.outer(shape) if 'token_embedding' in tensor.parameters)
+    return grown(found.files.read(names.of(table)), shape.table_rows, ids)[ids].astype(np.float32)
