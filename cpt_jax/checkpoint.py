@@ -12,6 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from cpt_jax.best import find_best
 from cpt_jax.config import flatten
 from cpt_jax.errors import UserError
 from cpt_jax.tokenizer import Tokenizer, tokenizer_from_file
@@ -118,12 +119,16 @@ def steps_in(directory: Path) -> list[int]:
 def find(reference: str, flag: str) -> tuple[Path, int]:
     """The checkpoints' directory and the step of a model reference: a run's directory (its latest step), or `run@step`.
 
+    `run@best:TASK` is the step with the best score of a task that launch/evaluate.py --follow measured, `run@best` that of the only one.
+
     Raises:
       UserError: there is no such run or checkpoint; the message begins with `flag`.
     """
     name, at, wanted = reference.rpartition('@')
     if not at or (Path(reference) / 'checkpoints').is_dir():  # a path may hold an @
         name, wanted = reference, ''
+    if wanted.partition(':')[0] == 'best':
+        return find_best(Path(name).absolute(), wanted.partition(':')[2], f'{flag} {reference}')
     directory = Path(name).absolute() / 'checkpoints'
     steps = steps_in(directory)
     if not steps:

@@ -97,15 +97,12 @@ class Embedder:
         self.tokens = self.columns = 0
         self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
         self._encode = jax.jit(_encode)
-        self.settings = {
-            'max_tokens_x': self._max_tokens['x'],
-            'max_tokens_y': self._max_tokens['y'],
-            'truncation': 'end',
-            **tokenizer.describe(),
-            'pooling': POOLINGS[encoder.shape.pooling],
-            'dtype': encoder.shape.compute_dtype.name,
-            'tokenizer': tokenizer.fingerprint,
-        } | dict(origin or {})
+        self.settings = _settings(encoder.shape, tokenizer, max_tokens, origin or {})
+
+    @property
+    def window(self) -> int:
+        """Texts that are tokenised and sorted by length at once: embedding so many at a time costs nothing."""
+        return self.WINDOW * batch_shards(self._mesh)
 
     def __call__(self, texts: Sequence[str], side: Side, progress: str = '', between: Callable[[], None] | None = None) -> np.ndarray:
         """float32[n, D]: the unit vector of each text, wrapped in its side's delimiters.
@@ -150,7 +147,7 @@ class Embedder:
 
     def _windows(self, texts: Iterable[str], side: Side) -> Iterator[list[np.ndarray]]:
         """The tokens of the next texts, again and again; made in a thread while the caller is busy with those before."""
-        remaining, size = iter(texts), self.WINDOW * batch_shards(self._mesh)
+        remaining, size = iter(texts), self.window
 
         def read() -> list[np.ndarray]:
             return self._tokenizer.encode(list(islice(remaining, size)), side, self._max_tokens[side])
@@ -248,9 +245,44 @@ def load_embedder(
     mesh = make_mesh(fsdp=fsdp)
     if is_pretrained(reference):
         return _load_pretrained(reference, pooling, dtype or 'auto', max_tokens, representation, mesh)
-    directory, step = checkpoint.find(reference, '--model')
+    run = _open_run(reference, dtype, max_tokens, representation)
     if pooling:
         raise UserError(f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the flag out')
+    run.shape.check_mesh(mesh)
+    if run.about['config'].get('lora', {}).get('rank'):
+        encoder = load_adapted(run.directory, run.step, run.about, run.shape, mesh, run.tokenizer.added)
+    else:
+        with jax.set_mesh(mesh):
+            abstract = on_mesh(jax.eval_shape(lambda: Encoder(run.shape, nnx.Rngs(0))), mesh)
+            encoder = checkpoint.load_params(run.directory, run.step, {'encoder': abstract})['encoder']
+    workdir = run.directory.parent
+    return Embedder(encoder, run.tokenizer, mesh, run.limits, f'{workdir.name}@{run.step}', workdir, run.origin)
+
+
+def read_settings(reference: str, representation: Representation = Representation()) -> dict[str, Any]:  # noqa: B008 (as above)
+    """The `settings` of the embedder that `load_embedder` makes of a run's checkpoint, without its parameters.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    run = _open_run(reference, '', 0, representation)
+    return _settings(run.shape, run.tokenizer, run.limits, run.origin)
+
+
+class _OpenRun(NamedTuple):
+    """All of a checkpoint but its parameters."""
+
+    directory: Path
+    step: int
+    about: checkpoint.About
+    shape: Shape
+    tokenizer: Tokenizer | PromptTokenizer
+    limits: dict[Side, int]
+    origin: dict[str, Any]
+
+
+def _open_run(reference: str, dtype: str, max_tokens: int, representation: Representation) -> _OpenRun:
+    directory, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(directory, step)
     if checkpoint.objective_of(about) == 'lm' and representation.is_own:
         raise UserError(
@@ -261,14 +293,7 @@ def load_embedder(
     tokenizer, changes = _reading(reference, about, checkpoint.load_tokenizer_of(directory, step), representation)
     here = {'attention': 'auto', 'layer_loop': 'auto'}  # whatever was chosen for the machine that it was trained on
     here |= ({'dtype': dtype} if dtype else {}) | changes
-    shape = Shape(vocab_size=tokenizer.vocab_size, **config['model'] | here).on(mesh.devices.flat[0].platform)
-    shape.check_mesh(mesh)
-    if config.get('lora', {}).get('rank'):
-        encoder = load_adapted(directory, step, about, shape, mesh, tokenizer.added)
-    else:
-        with jax.set_mesh(mesh):
-            abstract = on_mesh(jax.eval_shape(lambda: Encoder(shape, nnx.Rngs(0))), mesh)
-            encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
+    shape = Shape(vocab_size=tokenizer.vocab_size, **config['model'] | here).on(jax.devices()[0].platform)
     limits: dict[Side, int] = {'x': max_tokens or config['data']['max_tokens_x'], 'y': max_tokens or config['data']['max_tokens_y']}
     if isinstance(tokenizer, PromptTokenizer):  # a run's own limits are those of its training, where texts may be cut short on purpose
         limits = dict.fromkeys(limits, max_tokens or shape.max_length)
@@ -278,7 +303,22 @@ def load_embedder(
         'code': about['code'],
         'trained_on': config['data']['sources'],
     }
-    return Embedder(encoder, tokenizer, mesh, limits, f'{directory.parent.name}@{step}', directory.parent, origin)
+    return _OpenRun(directory, step, about, shape, tokenizer, limits, origin)
+
+
+def _settings(
+    shape: Shape, tokenizer: Tokenizer | OwnTokenizer, max_tokens: Mapping[Side, int], origin: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that the vectors of an embedder depend on, as plain values."""
+    return {
+        'max_tokens_x': max_tokens['x'],
+        'max_tokens_y': max_tokens['y'],
+        'truncation': 'end',
+        **tokenizer.describe(),
+        'pooling': POOLINGS[shape.pooling],
+        'dtype': shape.compute_dtype.name,
+        'tokenizer': tokenizer.fingerprint,
+    } | dict(origin)
 
 
 def _reading(

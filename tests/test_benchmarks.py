@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -25,6 +26,7 @@ from tests.conftest import HURRY
 from tests.train.conftest import write_config
 
 ROOT = Path(__file__).parents[1]
+NEEDS_FAISS = pytest.mark.skipif(find_spec('faiss') is None, reason='it measures us beside FAISS (requirements-dev.txt)')
 
 
 @pytest.fixture(scope='module')
@@ -39,6 +41,7 @@ def config_file(tmp_path_factory) -> Path:
         ('input_pipeline', ('--config={config}', '--batches=3', '--steps=2')),
         ('load_memory', ('--layers=3', '--width=64', '--shard_gb=0.002')),
         ('mfu', ('--config={config}', '--source=config', '--steps=2')),
+        pytest.param('exact_search', ('--documents=2000', '--width=8', '--queries=20', '--k=5', '--rounds=1'), marks=NEEDS_FAISS),
     ],
 )
 def test_a_benchmark_prints_a_table_and_writes_its_ratio(config_file, tmp_path, name, flags):

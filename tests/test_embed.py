@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from cpt_jax.checkpoint import Checkpoints
-from cpt_jax.embed import Embedder, load_embedder
+from cpt_jax.embed import Embedder, load_embedder, read_settings
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import AXES, batch_sharding, make_mesh, on_mesh
 from cpt_jax.model.encoder import Encoder
@@ -246,6 +246,7 @@ def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):
         assert loaded.encoder.shape == expected.encoder.shape
     np.testing.assert_allclose(np.linalg.norm(latest(['list', 'file'], 'x'), axis=1), 1, atol=1e-6)
     assert load_embedder(str(run)).model_name == 'run@200'  # however it is named
+    assert (read_settings('run@200'), read_settings('run@100')) == (latest.settings, first.settings)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ BELOW = {
     'errors': set(),
     'allocator': set(),
     'atomic': set(),
+    'tensorboard': set(),
+    'best': {'errors', 'atomic'},
     'code_version': {'__init__'},
     'config': {'errors', 'atomic'},
     'chips': set(),
@@ -26,7 +28,7 @@ BELOW = {
     'model': {'errors', 'mesh'},
     'loss': {'errors', 'mesh'},
     'data': {'errors', 'atomic', 'config', 'mesh', 'tokenizer'},
-    'checkpoint': {'errors', 'config', 'tokenizer'},
+    'checkpoint': {'errors', 'best', 'config', 'tokenizer'},
     'prompt': {'errors'},
     'prompt_tokenizer': {'errors', 'prompt', 'tokenizer'},
     'program': {'allocator', 'errors', 'data', 'prompt'},
@@ -46,7 +48,8 @@ BELOW = {
     },
     'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained'},
     'vectors': {'errors', 'atomic'},
-    'evals': {'errors', 'data', 'embed', 'tokenizer'},  # a model is a function from texts to vectors; the adapter for mteb loads one
+    # A model is a function from texts to vectors; the adapter for mteb loads one, and follow.py watches a run's checkpoints.
+    'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'tensorboard', 'tokenizer'},
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
 BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}

@@ -67,7 +67,7 @@ class Bm25:
         for query in tqdm(queries, desc='BM25', unit='query', disable=None, leave=False):
             scores_N = self.scores(query)
             top = TopK(1, k)
-            top.add(np.where(scores_N > 0, scores_N, -np.inf)[None, :])
+            top.add(np.where(scores_N > 0, scores_N, -np.inf)[None, :], np.arange(len(scores_N))[None, :])
             found.append(top.hits())
         return Hits(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 

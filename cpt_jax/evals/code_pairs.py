@@ -16,14 +16,19 @@ DOC_FIELDS = 'docstring', 'func_documentation_string'
 CODE_FIELDS = 'code', 'func_code_string'
 DOC_TOKEN_FIELDS = 'docstring_tokens', 'func_documentation_string_tokens', 'func_documentation_tokens'
 CODE_TOKEN_FIELDS = 'code_tokens', 'func_code_tokens'
+URL_FIELDS = 'url', 'func_code_url'
 
 
 class CodePairs(NamedTuple):
-    """`codes[i]` is the answer to `queries[i]`; `settings` says where they come from and what was done to them."""
+    """`codes[i]` is the answer to `queries[i]`; `settings` says where they come from and what was done to them.
+
+    `other_codes` are the answers to none: more candidates.
+    """
 
     queries: list[str]
     codes: list[str]
     settings: dict[str, object]
+    other_codes: list[str] = []  # noqa: RUF012 (never changed)
 
 
 def python_source_pairs(trained_on: Sequence[Mapping] = ()) -> CodePairs:
@@ -43,18 +48,22 @@ def python_source_pairs(trained_on: Sequence[Mapping] = ()) -> CodePairs:
     return found._replace(settings=found.settings | {'functions_trained_on': len(seen)})
 
 
-def file_pairs(path: epath.Path, text: str = 'raw') -> CodePairs:
+def file_pairs(path: epath.Path, text: str = 'raw', codebase: epath.Path | None = None) -> CodePairs:
     """The pairs of a .jsonl or .jsonl.gz file.
 
     Args:
       path: the file, with CodeSearchNet's fields or those of its Hugging Face copy.
       text: 'raw': first paragraph of the docstring, and code, which for Python loses its docstring (CodeSearchNet leaves it
         in `code`). 'tokens': the token fields joined by spaces, as CodeBERT has them.
+      codebase: a file of the same form with more codes, as GraphCodeBERT has it: those whose "url" no pair has are other candidates.
 
     Raises UserError with file and line for a line that cannot be used, and for a file without lines.
     """
-    read = {'raw': _raw_pair, 'tokens': _token_pair}[text]
-    pairs = [read(row, where) for where, row in read_json_lines(path)]
+    read_query, read_code = {'raw': (_raw_query, _raw_code), 'tokens': (_query_tokens, _code_tokens)}[text]
+    pairs, urls = [], set()
+    for where, row in read_json_lines(path):
+        pairs.append((read_query(row, where), read_code(row, where)))
+        urls |= {text_field(row, where, *URL_FIELDS)} if codebase else set()
     if not pairs:
         raise UserError(f'{path}: the file is empty: CodeSearchNet lines with docstring and code are expected')
     how = {
@@ -62,7 +71,11 @@ def file_pairs(path: epath.Path, text: str = 'raw') -> CodePairs:
         'tokens': 'docstring_tokens and code_tokens, joined by spaces',
     }
     queries, codes = zip(*pairs, strict=True)
-    return _with_settings(list(queries), list(codes), how[text], file_fingerprint(path))
+    found = _with_settings(list(queries), list(codes), how[text], file_fingerprint(path, *([codebase] if codebase else [])))
+    if not codebase:
+        return found
+    rows = ((where, row) for where, row in read_json_lines(codebase) if text_field(row, where, *URL_FIELDS) not in urls)
+    return found._replace(other_codes=[read_code(row, where) for where, row in rows])
 
 
 def _with_settings(queries: list[str], codes: list[str], text: str, fingerprint: str) -> CodePairs:
@@ -71,14 +84,21 @@ def _with_settings(queries: list[str], codes: list[str], text: str, fingerprint:
     return CodePairs(queries, codes, settings)
 
 
-def _raw_pair(row: dict, where: str) -> tuple[str, str]:
-    query = first_paragraph(text_field(row, where, *DOC_FIELDS))
+def _raw_query(row: dict, where: str) -> str:
+    return first_paragraph(text_field(row, where, *DOC_FIELDS))
+
+
+def _raw_code(row: dict, where: str) -> str:
     code = text_field(row, where, *CODE_FIELDS)
-    return query, without_docstring(code) if str(row.get('language', 'python')).lower() == 'python' else code
+    return without_docstring(code) if str(row.get('language', 'python')).lower() == 'python' else code
 
 
-def _token_pair(row: dict, where: str) -> tuple[str, str]:
-    return _joined(row, where, *DOC_TOKEN_FIELDS), _joined(row, where, *CODE_TOKEN_FIELDS)
+def _query_tokens(row: dict, where: str) -> str:
+    return _joined(row, where, *DOC_TOKEN_FIELDS)
+
+
+def _code_tokens(row: dict, where: str) -> str:
+    return _joined(row, where, *CODE_TOKEN_FIELDS)
 
 
 def _joined(row: dict, where: str, *names: str) -> str:

@@ -13,6 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from cpt_jax.evals.history import Row
+from cpt_jax.evals.results import PLAIN, metric_label
+
 COLORS = '#1d4ed8', '#d97706'
 MAX_POINTS = 300  # of a curve; more are drawn as means of bins with a band from least to most
 
@@ -69,6 +72,17 @@ def _column(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
 def draw_panels(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple[str, str]]:
     """(title, SVG as a data URI) for each panel that has a column in `metrics`."""
     return [(panel.title, _draw(panel, metrics)) for panel in PANELS if panel.curves.keys() & metrics.keys()]
+
+
+def draw_history(curves: dict[str, list[Row]]) -> list[tuple[str, str]]:
+    """(title, SVG as a data URI) for each task that was followed: its main score at each checkpoint, as the tables show it."""
+    drawn = []
+    for task, rows in curves.items():
+        metric = rows[-1]['main_metric']
+        scale = 1 if metric in PLAIN else 100
+        panel = Panel(f'{task}: {metric_label(metric)}', {task: 'model'})
+        drawn.append((panel.title, _draw(panel, {task: _column([(row['step'], scale * row['main_score']) for row in rows])})))
+    return drawn
 
 
 def save_curves(metrics: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpt_jax.errors import UserError
-from cpt_jax.evals.ranking import embed_texts, search
+from cpt_jax.evals.ranking import embed_texts
 from cpt_jax.evals.senteval_data import SIDE, Data
 from cpt_jax.evals.task import Embed, Result, library_versions
 
@@ -112,7 +112,9 @@ def unit(vectors_NxD: np.ndarray) -> np.ndarray:
 
 def vote(queries_QxD: np.ndarray, samples_NxD: np.ndarray, labels_N: np.ndarray, k: int) -> np.ndarray:
     """int64[Q]: the label of most of the k nearest of the unit vectors `samples_NxD`; ties are settled as `KNN_PROTOCOL` says."""
-    hits = search(queries_QxD, [samples_NxD], k)
+    from cpt_jax.evals.exact_search import search  # imports JAX: not before the program has chosen a platform for it
+
+    hits = search(queries_QxD, [(np.arange(len(samples_NxD)), samples_NxD)], k)
     own_KxQ = labels_N[hits.documents_QxK].T
     votes_CxQ, sums_CxQ = np.zeros((2, labels_N.max() + 1, len(queries_QxD)))
     for scores_Q, own_Q in zip(hits.scores_QxK.T.astype(np.float64), own_KxQ, strict=True):

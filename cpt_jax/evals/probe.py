@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cpt_jax.errors import UserError
 from cpt_jax.evals.senteval_data import Data, stratified_folds
 from cpt_jax.evals.task import Embed, Result, library_versions
 
@@ -74,7 +75,10 @@ class Probe:
 
     def run(self, embed: Embed) -> Result:
         samples = read_samples(self.data, embed)
-        turns = make_turns(samples, FOLDS if self.protocol == 'senteval' else INNER_FOLDS)
+        try:
+            turns = make_turns(samples, FOLDS if self.protocol == 'senteval' else INNER_FOLDS)
+        except UserError as error:
+            raise UserError(f'{self.name}: {error}') from None
         probed = PROBES[self.protocol](samples, turns, self.data.layout.classes)
         majority = [np.full(len(turn.test), np.bincount(samples.labels_N[turn.train]).argmax()) for turn in turns]
         right = [samples.labels_N[turn.test] for turn in turns]

@@ -2,13 +2,15 @@
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
 from etils import epath
 
-from cpt_jax.evals.curves import draw_panels, read_metrics
+from cpt_jax.evals.curves import draw_history, draw_panels, read_metrics
+from cpt_jax.evals.history import Row, curves
 from cpt_jax.evals.results import BASELINES, PLAIN, format_score, metric_label
 
 SHOWN_LINES = 12
@@ -33,13 +35,14 @@ class Snippet(NamedTuple):
     code: bool
 
 
-def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.Path | None = None) -> str:
+def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.Path | None = None, rows: Sequence[Row] = ()) -> str:
     """The page as HTML.
 
     Args:
       results: as in results.json.
       examples: task -> examples, as `results.examples_json` gives them.
       metrics_path: metrics.jsonl of the training run; without it, or without such a file, there are no curves.
+      rows: of results.jsonl: the scores of the run's checkpoints, for their curves.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -55,6 +58,7 @@ def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.P
         tasks=results['tasks'],
         examples={name: examples[name] for name in results['tasks'] if examples.get(name)},
         panels=draw_panels(read_metrics(metrics_path)) if metrics_path else [],
+        followed=draw_history(curves(rows)),
     )
 
 

@@ -68,8 +68,8 @@ def continued(results: dict, earlier: dict) -> tuple[dict, str]:
     return {**results, 'tasks': {**earlier.get('tasks', {}), **results['tasks']}}, ''
 
 
-def add_result(results: dict, name: str, result: Result) -> dict:
-    """`results` with one more task; a task that was there already has its row replaced."""
+def add_result(results: dict, name: str, result: Result, fingerprint: str = '') -> dict:
+    """`results` with one more task; a task that was there already has its row replaced. `fingerprint`: see `evaluation.evaluate`."""
     row = {
         'main_score': result.main_score,
         'metrics': result.metrics,
@@ -77,7 +77,7 @@ def add_result(results: dict, name: str, result: Result) -> dict:
         'counted': result.counted,
         'settings': {'main_metric': result.metric, **result.settings},
         'baselines': result.baselines,
-    }
+    } | ({'fingerprint': fingerprint} if fingerprint else {})
     return {**results, 'tasks': {**results['tasks'], name: row}}
 
 
@@ -97,8 +97,9 @@ def metric_label(name: str) -> str:
     if name in LABELS:
         return LABELS[name]
     kind, _, pool = name.partition('_of_')
-    word = kind.replace('ndcg', 'nDCG').replace('mrr', 'MRR').replace('recall', 'Recall')
-    return f'{word} of {int(pool):,}' if pool else word
+    word = kind.replace('code_to_text_', 'code to text ').replace('ndcg', 'nDCG').replace('mrr', 'MRR').replace('recall', 'Recall')
+    word = word.replace('_', ' ')
+    return f'{word} of {int(pool):,}' if pool.isdigit() else f'{word} of {pool}' if pool else word
 
 
 def format_score(name: str, value: float) -> str:

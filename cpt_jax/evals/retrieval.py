@@ -1,4 +1,4 @@
-"""Retrieval on BEIR collections: nDCG@10, MRR@10 and recall, as trec_eval computes them, by exact search."""
+"""Retrieval on BEIR collections and MS MARCO: nDCG@10, MRR@10 and recall, as trec_eval computes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,18 @@ import numpy as np
 import pytrec_eval
 from etils import epath
 
-from cpt_jax.evals.baselines import BM25_SETTINGS, RANDOM_WIDTH, Bm25, random_embed
-from cpt_jax.evals.beir import Collection, Qrels, load_collection
-from cpt_jax.evals.ranking import Hits, embed_texts, embedded_blocks, search
+from cpt_jax.evals.beir import OWN_FILES, Collection, Qrels, load_collection
+from cpt_jax.evals.ranking import Hits
+from cpt_jax.evals.searcher import EXACT, SEED, Searcher, recall_against
 from cpt_jax.evals.task import EXAMPLES, SHOWN, Answers, Embed, Example, Found, Result, library_versions, shown
+from cpt_jax.evals.trec_run import Run, write_run
 
-SEED = 0
 CUTOFF = 10  # of nDCG and MRR
+MARCO = 'msmarco'  # the folder whose tables are of the dev queries and of MRR@10
 
 PROTOCOL = (
-    'BEIR and trec_eval: exact search; a document with the id of its query is removed; linear gain; of equal float32 scores the '
-    'larger id first; a judged query without answers scores 0; grades above 0 are relevant'
+    'BEIR and trec_eval: a document with the id of its query is removed; linear gain; of equal float32 scores the larger id first; a '
+    'judged query without answers scores 0; grades above 0 are relevant'
 )
 
 
@@ -27,38 +28,39 @@ class Retrieval:
 
     Attributes:
       name: of the task, such as 'retrieval/scifact'.
-      folder: in BEIR's layout.
+      folder: in BEIR's layout, or with MS MARCO's own files.
       split: which qrels: test, dev or train.
       k: documents kept for each query, 10 or more; recall is measured there.
+      searcher: what looks for them.
+      runs: where the model's ranking is written, as `<name>.trec`; None: nowhere.
     """
 
     name: str
     folder: epath.Path
     split: str = 'test'
     k: int = 100
+    searcher: Searcher = EXACT
+    runs: epath.Path | None = None
 
     def run(self, embed: Embed) -> Result:
         collection = load_collection(self.folder, self.split)
-        hits = {
-            'model': self._search(embed, collection),
-            'bm25': Bm25(collection.documents).search(collection.queries, self.k + 1),
-            'random': self._search(random_embed(SEED), collection),
-        }
+        searched = self.searcher.search(embed, collection.documents, collection.queries, self.k + 1)
         same = _same_ids(collection)
-        kept = {name: without_same(found, same, self.k) for name, found in hits.items()}
-        metrics = {name: score(to_run(found, collection), collection.qrels, self.k) for name, found in kept.items()}
+        kept = {name: without_same(found, same, self.k) for name, found in searched.hits.items()}
+        rankings = {name: to_run(found, collection) for name, found in kept.items()}
+        if self.runs:
+            write_run(self.runs / f'{self.name}.trec', rankings['model'])
+        metrics = {name: score(ranking, collection.qrels, self.k) for name, ranking in rankings.items()}
+        if searched.exact:
+            metrics['model'][f'recall_vs_exact@{self.k}'] = recall_against(without_same(searched.exact, same, self.k), kept['model'])
         return Result(
-            metric=f'ndcg@{CUTOFF}',
+            metric=f'mrr@{CUTOFF}' if self.folder.name == MARCO else f'ndcg@{CUTOFF}',
             metrics=metrics.pop('model'),
             n=len(collection.queries),
-            settings=self._settings(collection),
+            settings=self._settings(collection) | searched.settings,
             baselines=metrics,
-            examples=_examples(collection, kept['model'], kept['bm25']),
+            examples=_examples(collection, rankings),
         )
-
-    def _search(self, embed: Embed, collection: Collection) -> Hits:
-        queries_QxD = embed_texts(embed, collection.queries, 'x')
-        return search(queries_QxD, embedded_blocks(embed, collection.documents), self.k + 1)
 
     def _settings(self, collection: Collection) -> dict[str, object]:
         return {
@@ -68,21 +70,26 @@ class Retrieval:
             'text': "title + ' ' + text, stripped",
             'split': self.split,
             'k': self.k,
-            'seed': SEED,
-            'random_width': RANDOM_WIDTH,
-            'bm25': BM25_SETTINGS,
             'libraries': library_versions('bm25s', 'pytrec-eval-terrier'),
             **collection.facts,
         }
 
 
-def find_tasks(data_dir: epath.Path | None, split: str = 'test', k: int = 100) -> dict[str, Retrieval]:
-    """The tasks that can be run, by name: one for each folder of `data_dir`/retrieval that has a corpus."""
-    found = sorted((data_dir / 'retrieval').glob('*/corpus.jsonl')) if data_dir else ()
-    return {name: Retrieval(name, path.parent, split, k) for path in found for name in [f'retrieval/{path.parent.name}']}
+def find_tasks(
+    data_dir: epath.Path | None, split: str = '', k: int = 100, searcher: Searcher = EXACT, runs: epath.Path | None = None
+) -> dict[str, Retrieval]:
+    """The tasks that can be run, by name: one for each folder of `data_dir`/retrieval, or of one of its folders, that has a corpus.
+
+    Without `split` those of the tables: test, and dev of MS MARCO.
+    """
+    patterns = ('*/corpus.jsonl', '*/*/corpus.jsonl', f'*/{OWN_FILES}') if data_dir else ()
+    folders = sorted({path.parent for pattern in patterns for path in (data_dir / 'retrieval').glob(pattern)})
+    names = {f'retrieval/{folder.relative_to(data_dir / "retrieval")}': folder for folder in folders}
+    usual = {MARCO: 'dev'}
+    return {name: Retrieval(name, folder, split or usual.get(folder.name, 'test'), k, searcher, runs) for name, folder in names.items()}
 
 
-def score(run: dict[str, dict[str, float]], qrels: Qrels, k: int) -> dict[str, float]:
+def score(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
     """Means over all queries of `qrels`; one that is missing from `run` counts 0.
 
     Args:
@@ -106,8 +113,7 @@ def score(run: dict[str, dict[str, float]], qrels: Qrels, k: int) -> dict[str, f
 
 def _same_ids(collection: Collection) -> np.ndarray:
     """int64[Q]: the position of the document that has the query's id, -1 where there is none."""
-    position = {name: i for i, name in enumerate(collection.document_ids)}
-    return np.array([position.get(query, -1) for query in collection.query_ids])
+    return np.array([collection.positions.get(query, -1) for query in collection.query_ids])
 
 
 def without_same(hits: Hits, same: np.ndarray, k: int) -> Hits:
@@ -118,27 +124,35 @@ def without_same(hits: Hits, same: np.ndarray, k: int) -> Hits:
     return Hits(*(np.take_along_axis(array, order_QxK, axis=1) for array in (scores_QxK, hits.documents_QxK)))
 
 
-def to_run(hits: Hits, collection: Collection) -> dict[str, dict[str, float]]:
+def to_run(hits: Hits, collection: Collection) -> Run:
     """What trec_eval reads; scores stay float32, in which it compares them."""
-    return {query: _to_row(hits, q, collection.document_ids) for q, query in enumerate(collection.query_ids)}
+    names = collection.documents.names
+    return {query: _to_row(hits, q, names) for q, query in enumerate(collection.query_ids)}
 
 
-def _to_row(hits: Hits, q: int, document_ids: Sequence[str]) -> dict[str, float]:
+def _to_row(hits: Hits, q: int, names: Sequence[str]) -> dict[str, float]:
     pairs = zip(hits.documents_QxK[q].tolist(), hits.scores_QxK[q].tolist(), strict=True)
-    return {document_ids[i]: score for i, score in pairs if score > -np.inf}
+    return {names[i]: score for i, score in pairs if score > -np.inf}
 
 
-def _examples(collection: Collection, model: Hits, bm25: Hits) -> list[Example]:
+def _examples(collection: Collection, rankings: dict[str, Run]) -> list[Example]:
     count = min(EXAMPLES, len(collection.queries))
-    chosen = np.sort(np.random.default_rng(SEED).choice(len(collection.queries), count, replace=False))
-    text_of = dict(zip(collection.document_ids, collection.documents, strict=True))
-    examples = []
-    for q in chosen:
-        relevant = {name for name, grade in collection.qrels[collection.query_ids[q]].items() if grade > 0}
-        right = next((text_of[name] for name in sorted(relevant) if name in text_of), '')
-        answers = [_answers(_to_row(hits, q, collection.document_ids), relevant, text_of) for hits in (model, bm25)]
-        examples.append(Example(collection.queries[q], shown(right), *answers))
-    return examples
+    chosen = np.sort(np.random.default_rng(SEED).choice(len(collection.queries), count, replace=False)).tolist()
+    rights = {q: _relevant(collection, q) for q in chosen}
+    rows = {q: [rankings.get(name, {}).get(collection.query_ids[q], {}) for name in ('model', 'bm25')] for q in chosen}
+    first = {q: next((name for name in sorted(rights[q]) if name in collection.positions), None) for q in chosen}
+    named = {name for q in chosen for row in rows[q] for name in list(row)[:SHOWN]} | {name for name in first.values() if name}
+    positions = collection.documents.positions_of(named)
+    texts = collection.documents.texts_at(positions.values())
+    text_of = {name: texts[position] for name, position in positions.items()}
+    return [
+        Example(collection.queries[q], shown(text_of.get(first[q], '')), *(_answers(row, rights[q], text_of) for row in rows[q]))
+        for q in chosen
+    ]
+
+
+def _relevant(collection: Collection, q: int) -> set[str]:
+    return {name for name, grade in collection.qrels[collection.query_ids[q]].items() if grade > 0}
 
 
 def _answers(row: dict[str, float], relevant: set[str], text_of: dict[str, str]) -> Answers:

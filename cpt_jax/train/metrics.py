@@ -1,7 +1,6 @@
 """What a run writes down: metrics.jsonl, TensorBoard events, a progress bar; and where its time goes."""
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cpt_jax.atomic import write_atomically
+from cpt_jax.tensorboard import summary_writer
 
 # Where the output is no terminal.
 SECONDS_BETWEEN_LINES = 30
@@ -47,7 +47,7 @@ class Recorder:
         self.last = keep_rows(workdir / 'metrics.jsonl', first_step) if writing else {}
         if writing:
             self._file = (workdir / 'metrics.jsonl').open('a', encoding='utf-8')
-            self._events = _summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step + 1, flush_secs=10)
+            self._events = summary_writer()(str(workdir / 'tensorboard'), purge_step=first_step + 1, flush_secs=10)
         self._steps, self._next_line = steps, time.monotonic() + SECONDS_BETWEEN_LINES
         self._bar = tqdm(total=steps, initial=first_step, desc='training', unit='step', disable=None if writing else True)
 
@@ -84,16 +84,6 @@ class Recorder:
         if self._file is not None:
             self._file.close()
             self._events.close()
-
-
-def _summary_writer() -> type:
-    """tensorboardX's SummaryWriter, without the torch that it imports where it can: 1.6 seconds of a start, and curves need none."""
-    without_torch = sys.modules.setdefault('torch', None) is None
-    from tensorboardX import SummaryWriter
-
-    if without_torch:
-        del sys.modules['torch']
-    return SummaryWriter
 
 
 def keep_rows(path: Path, step: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ import pytest
 from etils import epath
 
 from cpt_jax.errors import UserError
-from cpt_jax.evals.beir import load_collection
+from cpt_jax.evals.beir import check_judged, load_collection
 
 CORPUS = [{'_id': '007', 'title': 'Bond', 'text': 'agent'}, {'_id': '7', 'title': None, 'text': ' seven '}, {'_id': 'b', 'text': ''}]
 QUERIES = [{'_id': '1', 'text': 'one'}, {'_id': '01', 'text': 'zero one'}, {'_id': 'unjudged', 'text': 'x'}]
@@ -21,8 +21,12 @@ def write(folder, corpus=CORPUS, queries=QUERIES, qrels='query-id\tcorpus-id\tsc
 
 def test_texts_and_ids(tmp_path):
     collection = load_collection(write(tmp_path / 'c'), 'test')
-    assert dict(zip(collection.document_ids, collection.documents, strict=True)) == {'007': 'Bond agent', '7': 'seven', 'b': ''}
-    assert collection.document_ids == ['b', '7', '007']  # descending, as trec_eval breaks ties
+    assert dict(zip(collection.documents.names, collection.documents.in_order(), strict=True)) == {
+        '007': 'Bond agent',
+        '7': 'seven',
+        'b': '',
+    }
+    assert collection.documents.names == ['b', '7', '007']  # descending, as trec_eval breaks ties
     assert dict(zip(collection.query_ids, collection.queries, strict=True)) == {'1': 'one', '01': 'zero one'}
     assert collection.qrels == {'1': {'007': 1}, '01': {'7': 2}}
 
@@ -96,3 +100,31 @@ def test_missing_files_are_named(tmp_path):
     folder = write(tmp_path / 'c')
     with pytest.raises(UserError, match=r'c: no qrels/dev.tsv; a BEIR folder has'):
         load_collection(folder, 'dev')
+
+
+def test_ms_marcos_own_files(tmp_path):
+    """collection.tsv and dev.small; a header costs nothing, as there is none."""
+    (tmp_path / 'collection.tsv').write_text('0\tThe first  passage\n007\tbond \n7\tseven\n')
+    (tmp_path / 'queries.dev.small.tsv').write_text('1048585\twhat is it\n2\tunjudged\n')
+    (tmp_path / 'qrels.dev.small.tsv').write_text('1048585\t0\t7\t1\n1048585\t0\t007\t1\n')
+    collection = load_collection(epath.Path(tmp_path), 'dev')
+    assert collection.documents.names == ['7', '007', '0'] and collection.documents.in_order() == ['seven', 'bond', 'The first  passage']
+    assert collection.queries == ['what is it'] and collection.qrels == {'1048585': {'7': 1, '007': 1}}
+    with pytest.raises(UserError, match=r'no queries.test.tsv, qrels.test.tsv; a MS MARCO folder has collection.tsv, queries.test.tsv and'):
+        load_collection(epath.Path(tmp_path), 'test')
+    (tmp_path / 'collection.tsv').write_text('0\tx\nno tab\n')
+    with pytest.raises(UserError, match=r"collection.tsv:2: an id, a tab and a text are expected, not 'no tab'"):
+        load_collection(epath.Path(tmp_path), 'dev')
+
+
+def test_a_query_that_no_split_judges_is_told_with_its_line(tmp_path):
+    folder = write(tmp_path / 'c')
+    with pytest.raises(UserError, match=r"queries.jsonl:3: the query 'unjudged' has no judgement in qrels/test.tsv: .*--unjudged="):
+        check_judged(folder)
+    (folder / 'qrels' / 'train.tsv').write_text('unjudged\t7\t0\n')  # a judgement all the same
+    check_judged(folder)
+    check_judged(write(tmp_path / 'lines', queries=['{"text": "no id"}', *QUERIES[:2]]))  # load_collection will tell
+    check_judged(write(tmp_path / 'torn', qrels='1\t007\t1\n01 7 1\n'))  # and of this line too
+    for missing in ('queries.jsonl', 'qrels/test.tsv', 'qrels/train.tsv'):
+        (folder / missing).unlink()
+        check_judged(folder)

@@ -1,11 +1,14 @@
+import gzip
 import json
 
 import numpy as np
 import pytest
+from etils import epath
 
 from cpt_jax.evals.baselines import random_embed
-from cpt_jax.evals.code_pairs import CodePairs, python_source_pairs
+from cpt_jax.evals.code_pairs import CodePairs, file_pairs, python_source_pairs
 from cpt_jax.evals.codesearch import CodeSearch, chunks, find_tasks, rank_metrics
+from cpt_jax.evals.results import metric_label
 
 
 def make_task(total, candidates=1000):
@@ -110,3 +113,64 @@ def test_functions_that_a_run_was_trained_on_are_counted():
     """A run with the default hold-out has seen none of them; one that held out nothing has seen all."""
     seen = [python_source_pairs([{'holdout': holdout}]).settings['functions_trained_on'] for holdout in (0.1, 0.0)]
     assert seen[0] == 0 and seen[1] == python_source_pairs().settings['pairs'] > 1000
+
+
+def whole_numbers(seed, sides='xy'):
+    """Vectors of small whole numbers: exact products, many ties. `name7` has row 7."""
+    rng = np.random.default_rng(seed)
+    table = {side: rng.integers(0, 3, (900, 4)).astype(np.float32) for side in sides}
+    return table, lambda texts, side: table[side][[int(text.removeprefix('name')) for text in texts]]
+
+
+def test_both_directions_of_the_same_chunks():
+    """CodeSearchNet's model_test.py looks for the docstring of each code: the scores the other way round."""
+    table, embed = whole_numbers(1)
+    task = make_task(250, candidates=100)
+    result = CodeSearch(task.name, task.load, 100, 'both').run(embed)
+    forth, back = ([], [])
+    for rows in codeberts_chunks(250, 100):
+        scores = table['x'][rows] @ table['y'][rows].T
+        forth.append(codeberts_mrr(scores))
+        back.append(codeberts_mrr(scores.T))
+    assert result.metric == 'mrr_of_100' and result.metrics['mrr_of_100'] == pytest.approx(np.mean(forth), rel=1e-12)
+    assert result.metrics['code_to_text_mrr_of_100'] == pytest.approx(np.mean(back), rel=1e-12) != result.metrics['mrr_of_100']
+    assert result.metrics.keys() == result.baselines['bm25'].keys() and result.settings['direction'] == 'query to code and code to query'
+    alone = CodeSearch(task.name, task.load, 100, 'code_to_text').run(embed)
+    assert alone.main_score == result.metrics['code_to_text_mrr_of_100'] and len(alone.metrics) == 4
+    assert metric_label(alone.metric) == 'code to text MRR of 100' and metric_label('mrr_of_all') == 'MRR of all'
+
+
+def test_all_candidates_with_those_of_the_codebase():
+    """GraphCodeBERT: one pool of all codes; nothing is dropped."""
+    table, embed = whole_numbers(2)
+    texts, others = [f'name{i}' for i in range(300)], [f'name{i}' for i in range(300, 900)]
+    task = CodeSearch('codesearch/made', lambda: CodePairs(texts, list(texts), {'data': 'made'}, others), 0, 'both')
+    result = task.run(embed)
+    scores = table['x'][:300] @ table['y'].T
+    ranks = [sum(score >= row[i] for score in row) for i, row in enumerate(scores)]
+    assert result.metrics['mrr_of_all'] == pytest.approx(np.mean(1 / np.array(ranks)), rel=1e-12)
+    assert result.metrics['code_to_text_mrr_of_all'] == pytest.approx(codeberts_mrr(scores[:, :300].T), rel=1e-12)
+    assert result.n == 300 and result.settings['candidates'] == 900 and result.metric == 'mrr_of_all'
+    assert CodeSearch(task.name, task.load, 100).run(embed).settings['candidates'] == 100  # others are for all alone
+
+
+def test_ranks_beyond_1000_count_nothing_among_all():
+    ranks = np.array([1, 1000, 1001])
+    assert rank_metrics(ranks, None)['mrr_of_all'] == pytest.approx((1 + 1 / 1000) / 3)
+    assert rank_metrics(ranks, 10_000)['mrr_of_10000'] == pytest.approx((1 + 1 / 1000 + 1 / 1001) / 3)
+
+
+def test_files_of_a_language(tmp_path):
+    """Its test set under the published name, and more codes beside it, known by their url."""
+    (tmp_path / 'codesearch').mkdir()
+    rows = [{'url': f'u{i}', 'docstring': f'Does {i}.', 'code': f'int f{i}() {{}}', 'language': 'java'} for i in range(5)]
+    for name, part in (('java', rows[:3]), ('java.codebase', rows[1:]), ('go_test_0', rows)):
+        packed = gzip.open if name == 'go_test_0' else open
+        with packed(tmp_path / 'codesearch' / (name + ('.jsonl.gz' if name == 'go_test_0' else '.jsonl')), 'wt') as file:
+            file.writelines(json.dumps(row) + '\n' for row in part)
+    assert [*find_tasks(epath.Path(tmp_path))] == ['codesearch/go', 'codesearch/java', 'codesearch/python_source']
+    counts = {size: len(find_tasks(epath.Path(tmp_path), size)['codesearch/java'].load().other_codes) for size in (0, 1000)}
+    assert counts == {0: 2, 1000: 0}
+    files = [epath.Path(tmp_path / 'codesearch' / f'{name}.jsonl') for name in ('java', 'java.codebase')]
+    found = file_pairs(files[0], codebase=files[1])
+    assert found.other_codes == ['int f3() {}', 'int f4() {}'] and found.settings['data'] != file_pairs(files[0]).settings['data']

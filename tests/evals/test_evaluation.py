@@ -7,7 +7,8 @@ import numpy as np
 from etils import epath
 
 from cpt_jax.evals.baselines import random_embed
-from cpt_jax.evals.evaluation import evaluate
+from cpt_jax.evals.claims import claimed
+from cpt_jax.evals.evaluation import claim_path, evaluate
 from cpt_jax.evals.suite import find_tasks, select
 
 PROGRAM = Path(__file__).parents[2] / 'launch' / 'evaluate.py'
@@ -61,6 +62,28 @@ def test_another_model_starts_anew(tmp_path, capsys):
     assert list(results['tasks']) == ['retrieval/tiny']
     assert 'is replaced' in capsys.readouterr().out
     assert 'codesearch/small' not in (tmp_path / 'out' / 'report' / 'index.html').read_text()
+
+
+def test_what_has_been_scored_is_left_until_something_changes(tmp_path, capsys):
+    data_dir, asked = write_data(tmp_path), []
+
+    def run(*, fingerprint='f', model='runs/letters', **flags) -> list[str]:
+        def embed(texts, side):
+            asked.append(side)
+            return letters(texts, side)
+
+        asked.clear()
+        tasks = select(find_tasks(data_dir), ['retrieval/tiny'], data_dir)
+        evaluate(embed, model, {'step': 3}, tasks, epath.Path(tmp_path / 'out'), None, {'retrieval/tiny': fingerprint}, **flags)
+        return asked
+
+    assert run() and not run()
+    assert 'retrieval/tiny: already scored; --again scores it anew' in capsys.readouterr().out
+    for changed in ({'again': True}, {'fingerprint': 'g'}, {'model': 'runs/other'}, {'fingerprint': ''}, {'fingerprint': ''}):
+        assert run(**changed)
+    with claimed(claim_path(epath.Path(tmp_path / 'out'), 'runs/other', 'retrieval/tiny')):
+        assert not run(model='runs/other')
+    assert 'retrieval/tiny: another program is at it' in capsys.readouterr().out
 
 
 def call_program(directory, *flags):

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.errors import UserError
-from cpt_jax.evals import ranking
-from cpt_jax.evals.ranking import TopK, embed_texts, ranks_of_right, search
+from cpt_jax.evals.ranking import TopK, embed_texts, ranks_of_right
 
 
 def best_by_sorting(scores, k):
@@ -18,7 +17,7 @@ def test_top_k_equals_sorting_whatever_the_blocks(k, block):
     scores[0, ::2] *= -0.0
     top = TopK(5, k)
     for start in range(0, 31, block):
-        top.add(scores[:, start : start + block])
+        top.add(scores[:, start : start + block], np.arange(31)[None, start : start + block])
     hits = top.hits()
     assert hits.documents_QxK.tolist() == best_by_sorting(scores, k)
     assert np.array_equal(hits.scores_QxK, np.take_along_axis(scores, hits.documents_QxK, axis=1))
@@ -28,17 +27,17 @@ def test_top_k_equals_sorting_whatever_the_blocks(k, block):
 def test_top_k_keeps_every_float32_apart():
     near = np.nextafter(np.float32(1), np.float32(2))
     top = TopK(1, 5)
-    top.add(np.array([[1, near, -1, -near, -np.inf, 1e-45, 3e38]], np.float32))
+    top.add(np.array([[1, near, -1, -near, -np.inf, 1e-45, 3e38]], np.float32), np.arange(7)[None])
     assert top.hits().documents_QxK.tolist() == [[6, 1, 0, 5, 2]]
 
 
-def test_search_in_small_blocks_equals_one_product(monkeypatch):
-    monkeypatch.setattr(ranking, 'QUERIES_AT_ONCE', 3)
-    monkeypatch.setattr(ranking, 'DOCUMENTS_AT_ONCE', 4)
+def test_top_k_of_documents_in_any_order():
     rng = np.random.default_rng(1)
-    queries, documents = (rng.integers(-2, 3, (n, 6)).astype(np.float32) for n in (8, 50))  # whole numbers: products are exact
-    hits = search(queries, iter([documents[:9], documents[9:10], documents[10:]]), k=10)
-    assert hits.documents_QxK.tolist() == best_by_sorting(queries @ documents.T, 10)
+    scores, order = rng.integers(0, 3, (4, 30)).astype(np.float32), rng.permuted(np.tile(np.arange(30), (4, 1)), axis=1)
+    top = TopK(4, 8)
+    for part in (slice(0, 11), slice(11, 30)):
+        top.add(np.take_along_axis(scores, order, 1)[:, part], order[:, part])
+    assert top.hits().documents_QxK.tolist() == best_by_sorting(scores, 8)
 
 
 def test_ranks_count_ties_against():
@@ -46,6 +45,7 @@ def test_ranks_count_ties_against():
     expected = [sum(other >= scores[q, q] for other in scores[q]) for q in range(30)]
     assert ranks_of_right(scores).tolist() == expected
     assert ranks_of_right(np.zeros((4, 4), np.float32)).tolist() == [4, 4, 4, 4]
+    assert ranks_of_right(scores[10:20], first=10).tolist() == expected[10:20]
 
 
 def test_vectors_that_are_not_finite_are_refused():

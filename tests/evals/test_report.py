@@ -108,3 +108,15 @@ def test_a_panel_for_each_column_that_is_there(steps):
         assert kind == 'data:image/svg+xml;base64'
         svg = base64.b64decode(data)
         assert ElementTree.fromstring(svg).tag.endswith('svg') and len(svg) < 200_000
+
+
+def test_scores_of_checkpoints_have_a_curve_a_task():
+    rows = [
+        {'step': step, 'saved': str(step), 'task': task, 'fingerprint': 'f', 'main_metric': metric, 'main_score': step / 10}
+        for step in (1, 2, 3)
+        for task, metric in [('sts/STS12', 'spearman'), ('bias/a', 'effect_size')]
+    ]
+    page = Page(render(make_results(), {}, None, rows))
+    assert 'Scores of the checkpoints' in page.texts['h2']
+    assert [text for text in page.texts['h3'] if ': ' in text] == ['sts/STS12: Spearman', 'bias/a: effect size d']
+    assert 'Scores of the checkpoints' not in render(make_results(), {})

@@ -6,8 +6,10 @@ import pytest
 import pytrec_eval
 from etils import epath
 
+from cpt_jax.evals import searcher
 from cpt_jax.evals.baselines import random_embed
-from cpt_jax.evals.retrieval import Retrieval, score
+from cpt_jax.evals.retrieval import Retrieval, find_tasks, score
+from cpt_jax.evals.searcher import Searcher
 
 
 def write_collection(folder, documents, queries, qrels):
@@ -127,3 +129,28 @@ def test_baselines_stand_on_the_same_documents(tmp_path):
     assert result.baselines['bm25']['recall@30'] == 0  # a query shares its number only with the document of its own id
     assert {'protocol', 'k', 'split', 'data', 'libraries', 'bm25', 'seed'} <= result.settings.keys()
     json.dumps(result.settings)
+
+
+def test_folders_and_their_splits(tmp_path):
+    """MS MARCO's tables are of its dev queries and MRR@10; CQADupStack is a folder of folders."""
+    for folder in ('scifact', 'msmarco', 'cqadupstack/tex'):
+        write_collection(tmp_path / 'retrieval' / folder, ['a', 'b'], ['q'], {'q': {'a': 1}})
+    (tmp_path / 'retrieval/msmarco/qrels/test.tsv').rename(tmp_path / 'retrieval/msmarco/qrels/dev.tsv')
+    tasks = find_tasks(epath.Path(tmp_path))
+    assert {name: task.split for name, task in tasks.items()} == {
+        'retrieval/cqadupstack/tex': 'test',
+        'retrieval/msmarco': 'dev',
+        'retrieval/scifact': 'test',
+    }
+    assert {task.split for task in find_tasks(epath.Path(tmp_path), 'train').values()} == {'train'}
+    assert tasks['retrieval/msmarco'].run(table_embed({'q q': [1], 'd a': [1], 'd b': [2]})).metric == 'mrr@10'
+
+
+def test_baselines_that_are_left_out(tmp_path, monkeypatch, capsys):
+    folder = write_collection(tmp_path / 'c', ['a', 'b'], ['q'], {'q': {'a': 1}})
+    table = table_embed({'q q': [1], 'd a': [1], 'd b': [2]})
+    monkeypatch.setattr(searcher, 'BM25_DOCUMENTS', 1)
+    result = Retrieval('retrieval/c', folder).run(table)
+    assert [*result.baselines] == ['random'] and 'BM25 is left out: 2 documents' in capsys.readouterr().out
+    assert result.examples[0].bm25 == ([], None) and result.examples[0].model.rank == 2
+    assert Retrieval('retrieval/c', folder, searcher=Searcher(baselines=())).run(table).baselines == {}

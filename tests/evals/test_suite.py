@@ -39,16 +39,28 @@ def test_a_name_that_selects_nothing_lists_what_there_is(data_dir):
         names(['codesearch/go', 'retrieval/nope'], data_dir)
     for part in ('retrieval/nope: no such task', 'retrieval/cosqa', data_dir, 'corpus.jsonl, queries.jsonl and qrels/test.tsv'):
         assert part in str(error.value)
-    assert '\n' not in str(error.value)
-    with pytest.raises(UserError, match='sts/.: no such task'):
+    assert '\n' not in str(error.value) and 'codesearch' not in str(error.value)
+    with pytest.raises(UserError, match=r'sts/.: no such task; there are codesearch/\*, retrieval/\*; expected in --data_dir'):
         names(['sts/*'], data_dir)
 
 
 def test_without_a_data_directory():
-    with pytest.raises(UserError, match=r'retrieval/scifact: no such task; there are codesearch/python_source; other data need --data_dir'):
+    with pytest.raises(UserError, match=r'retrieval/scifact: no such task; there are codesearch/\*; other data need --data_dir'):
         names(['retrieval/scifact'], None)
-    with pytest.raises(UserError, match=r'--data_dir /nowhere: no such directory'):
+    with pytest.raises(UserError, match=r'--data_dir /nowhere: no such directory; expected there: retrieval/<folder>/'):
         find_tasks('/nowhere')
+
+
+def test_suites_and_questions(data_dir, tmp_path):
+    with pytest.raises(
+        UserError, match=r'--tasks suite/cpt_beir: 10 of its 11 tasks are not in --data_dir .*retrieval/arguana, .*; give their data'
+    ):
+        names(['suite/cpt_beir'], data_dir)
+    chosen = select(find_tasks(data_dir), ['suite/cpt_beir', 'codesearch/go'], data_dir, allow_missing=True)
+    assert [task.name for task in chosen] == ['retrieval/scifact', 'codesearch/go']
+    (tmp_path / 'openqa' / 'nq').mkdir(parents=True)
+    (tmp_path / 'openqa' / 'nq' / 'questions.jsonl').touch()
+    assert names(['openqa/*'], data_dir) == ['openqa/nq']
 
 
 def test_one_task_in_two_files(data_dir, tmp_path):

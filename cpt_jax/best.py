@@ -1,0 +1,97 @@
+"""best.json of a run: for each task that was followed, the checkpoint with the best score; and that checkpoint, kept."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from cpt_jax.atomic import write_atomically
+from cpt_jax.errors import UserError
+
+BEST = 'best.json'  # task -> {"step": ..., "score": ...}
+_KEPT = 'best'  # <step>/ of each; as in checkpoints/
+_ABOUT = '_CHECKPOINT_METADATA'  # Orbax's, with the time of the save
+
+Best = Mapping[str, Mapping[str, float]]
+
+
+def write_best(run: Path, best: Best) -> None:
+    write_atomically(run / BEST, json.dumps(best, indent=2) + '\n')
+
+
+def find_best(run: Path, task: str, said: str) -> tuple[Path, int]:
+    """The checkpoints' directory and the step of the best one by `task`; '': of the one task that was followed.
+
+    Raises:
+      UserError: nothing was followed, or not that task, or the checkpoint is gone; the message begins with `said`.
+    """
+    try:
+        best = json.loads((run / BEST).read_text('utf-8'))
+    except FileNotFoundError:
+        raise UserError(f'{said}: no {run / BEST}: launch/evaluate.py --follow writes it') from None
+    except ValueError as error:
+        raise UserError(f'{said}: {run / BEST} is not JSON ({error}): launch/evaluate.py --follow writes it anew') from None
+    if task not in best and (task or len(best) != 1):
+        which = f'no scores of {task}' if task else 'say by which task'
+        raise UserError(f'{said}: {which}; there are {", ".join(f"@best:{name}" for name in best) or "none"}')
+    step = int(best[task or next(iter(best))]['step'])
+    for folder in (run / _KEPT, run / 'checkpoints'):
+        if (folder / str(step)).is_dir():
+            return folder, step
+    raise UserError(
+        f'{said}: the checkpoint of step {step} is gone: checkpoint.keep_latest and keep_every say which stay, --keep_best keeps it'
+    )
+
+
+def keep_best(run: Path, best: Best) -> list[int]:
+    """Makes `run`/best/ hold the best checkpoints and no others; returns the steps of those that cannot be kept: they are gone.
+
+    Files are linked, which costs nothing until the trainer lets go of its own, and copied where the file system has no links (gcsfuse).
+    """
+    wanted, gone = {int(entry['step']) for entry in best.values()}, []
+    for step in sorted(wanted):
+        kept, source = run / _KEPT / str(step), run / 'checkpoints' / str(step)
+        if (not kept.is_dir() or _another(source, kept)) and not _copied(source, kept):
+            gone.append(step)
+    for path in (run / _KEPT).glob('*'):
+        if path.name not in map(str, wanted):
+            shutil.rmtree(path)
+    return gone
+
+
+def _another(source: Path, kept: Path) -> bool:
+    """Whether the run has another checkpoint of that step now: it went back, or began anew. The file says when it was saved."""
+    try:
+        return (source / _ABOUT).read_bytes() != (kept / _ABOUT).read_bytes()
+    except FileNotFoundError:  # the trainer's own is deleted
+        return False
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """False where the source is being deleted meanwhile, or is not there."""
+    part = target.with_name(f'{target.name}.part')
+    shutil.rmtree(part, ignore_errors=True)  # of a program that was killed
+    try:
+        shutil.copytree(source, part, copy_function=_link)
+        whole = _files(part) == _files(source)
+    except (FileNotFoundError, shutil.Error):  # copytree collects in an Error what it could not copy
+        whole = False
+    if whole:
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    shutil.rmtree(part, ignore_errors=True)
+    return whole
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob('*')}
