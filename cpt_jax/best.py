@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from cpt_jax.atomic import write_atomically
@@ -44,18 +44,24 @@ def find_best(run: Path, task: str, said: str) -> tuple[Path, int]:
     )
 
 
-def keep_best(run: Path, best: Best) -> list[int]:
+def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
     """Makes `run`/best/ hold the best checkpoints and no others; returns the steps of those that cannot be kept: they are gone.
 
     Files are linked, which costs nothing until the trainer lets go of its own, and copied where the file system has no links (gcsfuse).
+
+    Args:
+      run: its directory.
+      best: as in best.json.
+      held: checkpoints that are being scored, and stay as well, where files can be linked: one may turn out to be the best.
     """
     wanted, gone = {int(entry['step']) for entry in best.values()}, []
-    for step in sorted(wanted):
+    for step in sorted({*wanted, *held}):
         kept, source = run / _KEPT / str(step), run / 'checkpoints' / str(step)
-        if (not kept.is_dir() or _another(source, kept)) and not _copied(source, kept):
+        there = kept.is_dir() and not _another(source, kept)
+        if not there and not _copied(source, kept, _link_or_copy if step in wanted else os.link) and step in wanted:
             gone.append(step)
     for path in (run / _KEPT).glob('*'):
-        if path.name not in map(str, wanted):
+        if path.name not in map(str, {*wanted, *held}):
             shutil.rmtree(path)
     return gone
 
@@ -68,12 +74,12 @@ def _another(source: Path, kept: Path) -> bool:
         return False
 
 
-def _copied(source: Path, target: Path) -> bool:
-    """False where the source is being deleted meanwhile, or is not there."""
+def _copied(source: Path, target: Path, copy: Callable[[str, str], object]) -> bool:
+    """False where the source is being deleted meanwhile, or is not there, or its files cannot be copied."""
     part = target.with_name(f'{target.name}.part')
     shutil.rmtree(part, ignore_errors=True)  # of a program that was killed
     try:
-        shutil.copytree(source, part, copy_function=_link)
+        shutil.copytree(source, part, copy_function=copy)
         whole = _files(part) == _files(source)
     except (FileNotFoundError, shutil.Error):  # copytree collects in an Error what it could not copy
         whole = False
@@ -84,7 +90,7 @@ def _copied(source: Path, target: Path) -> bool:
     return whole
 
 
-def _link(source: str, target: str) -> None:
+def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
     except FileNotFoundError:

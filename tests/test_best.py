@@ -68,6 +68,12 @@ def test_the_best_ones_stay_when_the_trainer_deletes_its_own_and_no_others_do(ru
     assert keep_best(run, {}) == [] and kept(run) == []
 
 
+def test_what_is_held_stays_too_and_may_become_the_best(run):
+    assert keep_best(run, best(a=1), held=[3, 9]) == [] and kept(run) == ['1', '3']
+    shutil.rmtree(run / 'checkpoints' / '3')
+    assert keep_best(run, best(a=3)) == [] and kept(run) == ['3']
+
+
 def test_what_is_gone_is_told_and_what_is_half_there_is_not_taken(run, monkeypatch):
     assert keep_best(run, best(a=7)) == [7] and kept(run) == []
     (run / 'best' / '2.part').mkdir(parents=True)  # of a program that was killed
@@ -76,7 +82,7 @@ def test_what_is_gone_is_told_and_what_is_half_there_is_not_taken(run, monkeypat
         shutil.copy(source, target)
         shutil.rmtree(run / 'checkpoints' / '2' / 'state', ignore_errors=True)
 
-    monkeypatch.setattr('cpt_jax.best._link', deleted_meanwhile)
+    monkeypatch.setattr('cpt_jax.best._link_or_copy', deleted_meanwhile)
     assert keep_best(run, best(a=2)) == [2] and kept(run) == []
 
 
@@ -85,7 +91,7 @@ def test_without_links_files_are_copied(run, monkeypatch):
         raise PermissionError('no links here')
 
     monkeypatch.setattr('cpt_jax.best.os.link', no_links)
-    assert keep_best(run, best(a=2)) == []
+    assert keep_best(run, best(a=2), held=[3]) == [] and kept(run) == ['2']  # a copy of each would cost too much
     assert (run / 'best' / '2' / 'state' / 'numbers').read_text() == 'numbers 2'
 
 

@@ -26,9 +26,11 @@ def claimed(path: Path) -> Iterator[bool]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         mine = _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path) and _is(descriptor, path)
-        yield mine
-        if mine:
-            path.unlink()
+        try:
+            yield mine
+        finally:
+            if mine:
+                path.unlink()
     finally:
         os.close(descriptor)
 

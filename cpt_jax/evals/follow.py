@@ -5,9 +5,11 @@ so that one that is killed anywhere leaves nothing that the next one does not me
 """
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,7 @@ from cpt_jax.tensorboard import Point, write_points
 POLL_SECONDS = 5
 FIRST_LINE_SECONDS = 60  # of waiting, before a line says so; the next ones come after twice as long each
 EVENTS = 'tensorboard/eval/events.out.tfevents.0.results'
+_HELD = 'scoring'  # how the claims begin of programs that hold a checkpoint
 _OF_CHECKPOINT = 'step', 'saved', 'code'  # settings that are not the same for all checkpoints of a run
 
 Settings = Mapping[str, object]
@@ -69,7 +72,7 @@ class Follower:
 
     def bring_up_to_date(self) -> None:
         """Makes all that is made of the rows, but the report."""
-        with locked(self.run / CLAIMS / 'results'):
+        with self._locked():
             self._derive()
 
     def go_through(self) -> bool:
@@ -93,19 +96,42 @@ class Follower:
         """Scores the tasks of a checkpoint that nobody has. True: others are at some."""
         settings = self._settings(step)
         alike = {key: value for key, value in settings.items() if key not in _OF_CHECKPOINT}
+        tasks = self.tasks(settings)
+        names = [(step, settings['saved'], task.name, digest([alike, self.fingerprints.get(task.name, '')])) for task in tasks]
         there, kept, left = set(map(name_of, self.rows)), None, False
-        for task in self.tasks(settings):
-            name = step, settings['saved'], task.name, digest([alike, self.fingerprints.get(task.name, '')])
-            if name in there:
-                continue
-            with claimed(claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)) as mine:
-                if mine and name not in map(name_of, self.rows):  # it may have come while we were at other tasks
-                    kept = kept or self._load(step)
-                    self._score(task, name, settings, kept)
-            left |= not mine
+        if there.issuperset(names):
+            return False
+        with self._held(step):
+            for task, name in zip(tasks, names, strict=True):
+                with claimed(claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)) as mine:
+                    if mine and name not in map(name_of, self.rows):  # it may have come while we were at other tasks
+                        kept = kept or self._load(step)
+                        self._score(task, name, settings, kept)
+                left |= not mine
         if kept:
             self.write_report()
         return left
+
+    @contextmanager
+    def _held(self, step: int) -> Iterator[None]:
+        """Keeps a checkpoint from being deleted while it is scored."""
+        with ExitStack() as stack:
+            with self._locked():
+                stack.enter_context(claimed(self.run / CLAIMS / f'{_HELD}-{step}-{socket.gethostname()}-{os.getpid()}'))
+                self._derive()
+            yield
+        self.bring_up_to_date()
+
+    def _held_steps(self) -> set[int]:
+        """The checkpoints that programs are scoring now; what a killed one left of its claim goes."""
+        held = set()
+        for path in (self.run / CLAIMS).glob(f'{_HELD}-*'):
+            with claimed(path) as free:
+                held |= set() if free else {int(path.name.split('-')[1])}
+        return held
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.run / CLAIMS / 'results')
 
     def _settings(self, step: int) -> Settings:
         """Read once of each checkpoint; one of the same step may take its place."""
@@ -150,19 +176,21 @@ class Follower:
             result = task.run(kept)
         new = new_results(f'{self.run.name}@{step}', dict(settings))
         store(epath.Path(self.run), new, task.name, result, self.fingerprints.get(task.name, ''), newest=True)
-        with locked(self.run / CLAIMS / 'results'):
+        with self._locked():
             add_row(self.run / HISTORY, _row(name, result, time.perf_counter() - start))
             self._derive()
 
     def _derive(self) -> None:
         rows = self.rows
-        if not rows:
-            return
-        write_points(self.run / EVENTS, [_point(row) for row in rows])
         best = best_of(rows)
-        write_best(self.run, best)
-        lost = keep_best(self.run, best) if self.keep else {int(entry['step']) for entry in best.values()} - set(self.steps)
-        for step in sorted(set(lost) - self._told):
+        if rows:
+            write_points(self.run / EVENTS, [_point(row) for row in rows])
+            write_best(self.run, best)
+        if self.keep:
+            lost = set(keep_best(self.run, best, self._held_steps()))
+        else:
+            lost = {int(entry['step']) for entry in best.values()} - set(self.steps)
+        for step in sorted(lost - self._told):
             tasks = ', '.join(task for task, entry in best.items() if entry['step'] == step)
             tqdm.write(f'the best checkpoint by {tasks}, step {step}, is not kept: it was deleted, or the disk is full')
             self._told.add(step)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from cpt_jax.evals.claims import claimed, locked
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,9 @@ def test_a_claim_has_one_holder_and_goes_with_its_file(tmp_path):
     path = tmp_path / 'new' / 'claim'
     with claimed(path) as first, claimed(path) as second:
         assert first and not second and path.exists()
+    assert not path.exists()
+    with pytest.raises(KeyError), claimed(path):
+        raise KeyError
     assert not path.exists()
     with claimed(path) as mine:
         assert mine

@@ -22,6 +22,8 @@ from tests.test_tensorboard import events
 class Score:
     """A task whose score is the first number of a text's vector."""
 
+    __hash__ = None  # as of tasks with lists in them
+
     def __init__(self, name: str):
         self.name = name
 
@@ -287,6 +289,29 @@ def test_what_the_user_gave_wrong_ends_it_with_its_line(run):
     (run.path / 'config.json').write_text('{"model_type": "bert"}')
     with pytest.raises(UserError, match='config.json: not of a run'):
         follow(run.follower('sts/a'), 0)
+
+
+def test_the_best_checkpoint_stays_when_it_is_deleted_while_it_is_scored(run):
+    """And one that somebody else is scoring stays as well, until that program is killed."""
+    other = claimed(run.path / '.claims' / 'scoring-1-elsewhere-7')
+    assert other.__enter__()
+    run.save(1)
+    run.save(2, 0.9)
+    follower, kept = run.follower('sts/a'), []
+
+    class Deleted(Score):
+        def run(self, embed) -> Result:
+            shutil.rmtree(run.path / 'checkpoints')
+            kept.extend(sorted(path.name for path in (run.path / 'best').iterdir()))
+            return super().run(embed)
+
+    run_2 = run.follower('sts/a')
+    run_2.tasks = lambda settings: [Deleted('sts/a') if settings['step'] == 2 else Score('sts/a')]
+    run_2.go_through()
+    assert kept == ['1', '2'] and run.rows() == [(1, 'sts/a', 0.1), (2, 'sts/a', 0.9)]
+    other.__exit__(None, None, None)
+    follower.bring_up_to_date()
+    assert [path.name for path in (run.path / 'best').iterdir()] == ['2']
 
 
 def test_a_best_checkpoint_that_is_gone_is_told_once(run, capsys):
