@@ -10,7 +10,8 @@ def get_config() -> ConfigDict:
     c.objective = 'contrastive'
     c.seed = 0  # of the initial parameters, the order of the pairs and the tokenizer
     # A run's directory, or run@step: start from its parameters (the temperature too), with its tokenizer. Or a run of objective lm, or a
-    # directory with config.json, *.safetensors and tokenizer.json: start from that model, whose architecture takes the place of `model`'s.
+    # directory with config.json, *.safetensors and tokenizer.json, or an adapter of PEFT for such a one: start from that model, whose
+    # architecture takes the place of `model`'s.
     c.init_from = ''
 
     c.tokenizer = ConfigDict()

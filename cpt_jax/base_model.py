@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from cpt_jax import checkpoint
 from cpt_jax.errors import UserError
@@ -17,6 +19,7 @@ from cpt_jax.model.lora import LoRA
 from cpt_jax.model.parameter import divided, joined
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.tokenizer import DELIMITERS
 
 # Of each file so many pieces of so many bytes tell whether it is the same: another model differs all over.
 _PIECES, _BYTES = 256, 4096
@@ -76,7 +79,30 @@ def load_base(path: str, shape: Shape, mesh: jax.sharding.Mesh, lora: LoRA, fres
             encoder = checkpoint.load_params(directory, step, {'encoder': abstract})['encoder']
         except KeyError as error:
             raise UserError(f'init_from={path}: its model is not of the shape of this config: {error.args[0]}') from error
-        return jax.jit(lora.frozen, donate_argnums=0)(encoder)
+        # A language model has never read the delimiters; a run in a template does not either.
+        new = bool([*fresh]) and checkpoint.objective_of(checkpoint.read_about(directory, step)) == 'lm'
+
+        def freeze(encoder: Encoder) -> Encoder:
+            if new:
+                encoder.token_embedding = with_new_delimiters(encoder.token_embedding, shape.vocab_size)
+            return lora.frozen(encoder)
+
+        return jax.jit(freeze, donate_argnums=0)(encoder)
+
+
+def with_new_delimiters(table: nnx.Param, vocab_size: int) -> nnx.Param:
+    """The token table of a language model, to which the delimiters, the last ids, are new: their rows are made as those of
+    `cpt_jax.model.families.load.grown`, on the devices, near the mean of the rows before them.
+    """
+    table_VxD, first, count = table[...], vocab_size - len(DELIMITERS), len(DELIMITERS)
+    shard = jax.typeof(table_VxD).sharding.spec
+    number_Vx1 = jnp.arange(len(table_VxD), out_sharding=P(shard[0]))[:, None]
+    known_VxD = jnp.where(number_Vx1 < first, table_VxD, 0)
+    mean_D = known_VxD.sum(0) / first
+    std_D = jnp.sqrt(jnp.sum(jnp.where(number_Vx1 < first, (table_VxD - mean_D) ** 2, 0), 0) / first)
+    noise_VxD = jax.random.normal(jax.random.key(0), table_VxD.shape, table_VxD.dtype, out_sharding=shard)
+    fresh_Vx1 = (number_Vx1 >= first) & (number_Vx1 < first + count)
+    return table.replace(jnp.where(fresh_Vx1, mean_D + 0.1 * std_D * noise_VxD, table_VxD))
 
 
 def put_base(frozen: Encoder, base: Encoder) -> Encoder:
@@ -94,6 +120,7 @@ def load_adapted(
     """
     check_base(about['base'], str(directory.parent))
     lora = LoRA(**about['config']['lora'])
+    lora.check(shape, mesh)
     trained, frozen = load_adapters(directory, step, lora, shape, mesh)
     return joined(trained, put_base(frozen, load_base(about['base']['path'], shape, mesh, lora, fresh)))
 

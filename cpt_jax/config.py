@@ -33,6 +33,17 @@ CHANGEABLE = (
 )
 
 
+# Of runs from before there was a choice.
+_BEFORE = {
+    'objective': 'contrastive',
+    'prompt.template': '',
+    'prompt.text_tokens': 0,
+    'loss.train_temperature': True,
+    'optimizer.decay': 'cosine',
+    'lora.rank': 0,
+}
+
+
 def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any) -> T:
     """Calls `function` with a section of the config, and with what the config does not know.
 
@@ -78,8 +89,9 @@ def check_resume(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Pat
     Raises:
       UserError: a key differs that decides what was learned.
     """
-    no_choice = {'objective': 'contrastive'}  # of runs from before there was another
-    old, new = no_choice | dict(flatten(before)), no_choice | dict(flatten(as_json(now)))
+    old, new = (_BEFORE | dict(flatten(config)) for config in (before, as_json(now)))
+    if not old['lora.rank'] and not new['lora.rank']:  # the other keys of it then count for nothing
+        old, new = ({key: value for key, value in config.items() if not key.startswith('lora.')} for config in (old, new))
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     allowed = [key for key in changed if any(key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE)]
     refused = [f'{key} was {old.get(key)!r} and is {new.get(key)!r}' for key in changed if key not in allowed]

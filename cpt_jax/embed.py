@@ -302,6 +302,7 @@ def _open_run(reference: str, dtype: str, max_tokens: int, representation: Repre
         'saved': checkpoint.saved_at(directory, step),
         'code': about['code'],
         'trained_on': config['data']['sources'],
+        **({'lora': config['lora'], 'base': about['base']} if 'base' in about else {}),
     }
     return _OpenRun(directory, step, about, shape, tokenizer, limits, origin)
 

@@ -29,11 +29,11 @@ def beginning(about: Mapping[str, Any], tokenizer: Any) -> list[int] | None:
 
     Args:
       about: of the run's checkpoint.
-      tokenizer: of the run; where it was trained as a language model from scratch, the start is its own (`Tokenizer.boundaries`).
+      tokenizer: of the run; where that was trained as a language model, the start is what it put there (`Tokenizer.boundaries`).
     """
-    if about.get('begin') is not None:
-        return about['begin']
-    return [tokenizer.boundaries[0]] if about['config'].get('objective') == 'lm' else None
+    if about['config'].get('objective') == 'lm':
+        return [tokenizer.boundaries[0]]
+    return about.get('begin')
 
 
 class PromptTokenizer:

@@ -137,6 +137,7 @@ def _tasks(settings: Mapping[str, Any], output: Path | None = None) -> list[Task
     chosen = _choices()
     searcher = Searcher(chosen.pop('index'), SEARCH_MEMORY.value, chosen.pop('baselines'))
     runs = epath.Path(output) / 'runs' if chosen.pop('trec_runs') and output else None
+    runs = runs / str(settings['step']) if runs and FOLLOW.value else runs  # of each checkpoint its own
     sections = [section for section in settings.get('trained_on', {}).values() if section['kind'] == 'python_source']
     trained_on = [{key: value for key, value in section.items() if key not in ('kind', 'weight')} for section in sections]
     found = find_tasks(DATA_DIR.value, trained_on=trained_on, searcher=searcher, runs=runs, **chosen)
@@ -210,7 +211,10 @@ def _follow() -> None:
 
     settings_of = lambda step: read_settings(f'{run}@{step}', options['representation'])  # noqa: E731
     tasks = lambda settings: _tasks(settings, run)  # noqa: E731
-    follower = Follower(run, tasks, _fingerprints(_tasks({})), settings_of, load, KEEP_BEST.value)
+    # No score of the model depends on these: other ones must not make the rows that there are those of another evaluation.
+    neutral = _choices() | {'baselines': [*BASELINES], 'trec_runs': False}
+    marks = fingerprints(_tasks({}), neutral, DATA_DIR.value)
+    follower = Follower(run, tasks, marks, settings_of, load, KEEP_BEST.value)
     why = follow(follower, 60 * FOLLOW_TIMEOUT.value)
     print(format_history(follower.rows))
     print(f'\n{why}; {run / HISTORY}, {run / "report" / "index.html"}, tensorboard --logdir {run / "tensorboard"}')
@@ -223,6 +227,7 @@ def _with_cache(embedder: 'Embedder', output: Path) -> KeptVectors:
         return embedder(texts, side, progress={'x': 'queries', 'y': 'documents'}[side])
 
     folder = output / 'vectors' if CACHE_DIR.value is None else CACHE_DIR.value and Path(CACHE_DIR.value)
+    folder = None if AGAIN.value else folder  # it is for changes that nothing here sees
     return EmbeddingCache(folder or None, embedder.window, KEEP_VECTORS.value).of_model(embed, embedder.model_name, embedder.settings)
 
 

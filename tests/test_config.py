@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from cpt_jax.config import CHANGEABLE, as_json, build, check_resume, flatten, write_config
 from cpt_jax.errors import UserError
+from cpt_jax.program import load_config
 
 
 def bake(flour, water, *, salt=1, oven):
@@ -94,6 +96,15 @@ def test_what_decides_what_was_learned_may_not_change(tmp_path, key):
     with pytest.raises(UserError, match=f'{tmp_path} holds a run of another config: {key.replace("__", ".")}.* was .* and is ') as error:
         resume(tmp_path, train__steps=20, **{key: REFUSED[key]})
     assert 'train.steps' not in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on(tmp_path):
+    now = load_config(Path(__file__).parents[1] / 'configs/quickstart.py')
+    before = json.loads(json.dumps({section: keys for section, keys in now.items() if section not in ('prompt', 'lora', 'objective')}))
+    del before['loss']['train_temperature'], before['optimizer']['decay']
+    assert check_resume(before, now, tmp_path) == []
+    with pytest.raises(UserError, match=r'lora\.rank was .* and is 4'):
+        check_resume(before, now | {'lora': now['lora'] | {'rank': 4}}, tmp_path)
 
 
 def test_a_key_that_went_is_refused(tmp_path):

@@ -46,7 +46,7 @@ BELOW = {
         'prompt',
         'prompt_tokenizer',
     },
-    'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained'},
+    'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained', 'tokenizer'},
     'vectors': {'errors', 'atomic'},
     # A model is a function from texts to vectors; the adapter for mteb loads one, and follow.py watches a run's checkpoints.
     'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'tensorboard', 'tokenizer'},

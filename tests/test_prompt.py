@@ -168,7 +168,8 @@ def test_the_text_is_cut_and_never_the_template(tmp_path, kind):
 def test_a_run_that_is_a_language_model_has_the_beginning_of_its_tokenizer():
     tokenizer = SimpleNamespace(boundaries=(5, 6))
     assert beginning({'config': {'objective': 'lm'}, 'begin': None}, tokenizer) == [5]
-    assert beginning({'config': {'objective': 'lm'}, 'begin': []}, tokenizer) == []  # of the pretrained model that it comes from
+    assert beginning({'config': {'objective': 'lm'}, 'begin': []}, tokenizer) == [5]  # as it was trained, whatever it comes from
+    assert beginning({'config': {'objective': 'contrastive'}, 'begin': [7]}, tokenizer) == [7]
     assert beginning({'config': {}}, tokenizer) is None
 
 

@@ -35,4 +35,4 @@ class Documents:
         return Pair(x=pair.x + JOINT + pair.y, y='', id=pair.id)
 
     def summary(self) -> str:
-        return f'{len(self):,} texts: {"the pieces" if self._pieces is not None else "x and y of a pair each"} of {self._pairs.summary()}'
+        return f'{len(self):,} texts, {"the pieces" if self._pieces is not None else "each x and y in one"}, of {self._pairs.summary()}'

@@ -40,13 +40,15 @@ class BatchIndex(NamedTuple):
     pairs: np.ndarray
 
 
-def make_sources(sections: Mapping[str, Mapping], split: str, tokenizer: TokenCounter) -> tuple[dict[str, Source], dict[str, float]]:
+def make_sources(
+    sections: Mapping[str, Mapping], split: str, tokenizer: TokenCounter, seen_as: Callable[[Source], Source] = lambda source: source
+) -> tuple[dict[str, Source], dict[str, float]]:
     """The sources of a config's `data.sources`, and their weights, by name and in the order of the names.
 
     A section holds `kind` (one of KINDS), `weight` and the keyword arguments of that kind's class. Split 'heldout' leaves out
-    the sources that hold out nothing. Raises UserError, which names the key, for what cannot be used.
+    the sources that hold out nothing. Each is wrapped in `seen_as`. Raises UserError, which names the key, for what cannot be used.
     """
-    sources = {name: _source(name, dict(sections[name]), split, tokenizer) for name in sorted(sections)}
+    sources = {name: seen_as(_source(name, dict(sections[name]), split, tokenizer)) for name in sorted(sections)}
     kept = {name: source for name, source in sources.items() if len(source) or split != 'heldout'}
     return kept, {name: _weight(name, sections[name]['weight']) for name in kept}
 

@@ -107,6 +107,7 @@ class TextSource:
         min_tokens: int = 20,
         separator: str = '',
         holdout: float = 0.0,
+        min_pieces: int = 2,
     ):
         """Cuts the documents, or reads the pieces that an earlier call left.
 
@@ -119,13 +120,14 @@ class TextSource:
           separator: a regular expression; a line in which it is found begins a new document ('^CHAPTER ', '^ = [^=]').
             Without one a file is a document. A batch holds one pair of a document, so long files want one.
           holdout: share of the documents, in [0, 1], that 'heldout' gets and 'train' does not.
+          min_pieces: documents of fewer are left out. One piece makes no pair, but a text for a language model.
         """
         cut = Cut(piece_tokens, min_tokens)
         cut.check()
         pattern = _compiled(separator)
         self._files = input_files(path, ('.txt', '.md'))
-        key = digest(str(CUTTING_VERSION), state(self._files), tokenizer.fingerprint, repr(cut), separator)
-        saved = cached(f'text_{key}', lambda: _cut_files(self._files, tokenizer, cut, pattern))
+        key = digest(str(CUTTING_VERSION), state(self._files), tokenizer.fingerprint, repr(cut), separator, str(min_pieces))
+        saved = cached(f'text_{key}', lambda: _cut_files(self._files, tokenizer, cut, pattern, min_pieces))
         contents, self.counts = from_array(saved['notes'])
         self.split, self.problems = split, Problems()
         self.problems.rows = self.counts['documents']
@@ -156,7 +158,7 @@ class TextSource:
 
     def summary(self) -> str:
         """One line: how many pairs of how many documents, and what was left out."""
-        left_out = ', '.join(f'{self.counts[name]:,} {name}' for name in ('repeated', 'too short for a pair'))
+        left_out = ', '.join(f'{self.counts[name]:,} {name}' for name in ('repeated', 'too short'))
         latin = self.counts['latin-1 files']
         return (
             f'text/{self.split}: {len(self):,} pairs of {len(self.documents) - 1:,} documents; '
@@ -211,14 +213,14 @@ def _separated(text: str, separator: re.Pattern | None) -> Iterator[str]:
         yield '\n'.join(lines)
 
 
-def _cut_files(files: Sequence[InputFile], tokenizer: TokenCounter, cut: Cut, separator: re.Pattern | None) -> Arrays:
+def _cut_files(files: Sequence[InputFile], tokenizer: TokenCounter, cut: Cut, separator: re.Pattern | None, min_pieces: int) -> Arrays:
     """Cuts every document.
 
-    Returns: `pieces` and `pieces_starts`, the texts of all pieces; for the D documents with two pieces or more `first`
+    Returns: `pieces` and `pieces_starts`, the texts of all pieces; for the D documents with `min_pieces` or more `first`
     int64[D + 1], the number of their first piece, file_number and ordinal (in the file) int64[D], and unit float64[D], the number
     in [0, 1) that decides the side; `notes` holds a digest of the pieces and the counts.
     """
-    counts, latin, seen = Counter({'documents': 0, 'repeated': 0, 'too short for a pair': 0}), [], set()
+    counts, latin, seen = Counter({'documents': 0, 'repeated': 0, 'too short': 0}), [], set()
     pieces: list[str] = []
     found: list[tuple[int, int, int, float]] = []
     for document in _documents(files, separator, latin):
@@ -229,8 +231,8 @@ def _cut_files(files: Sequence[InputFile], tokenizer: TokenCounter, cut: Cut, se
             continue
         seen.add(content)
         cuts = cut.pieces(document.text, tokenizer)
-        if len(cuts) < 2:
-            counts['too short for a pair'] += 1
+        if len(cuts) < min_pieces:
+            counts['too short'] += 1
             continue
         found.append((len(pieces), document.file_number, document.ordinal, unit_hash(document.name)))
         pieces += cuts

@@ -77,12 +77,12 @@ def store(output: epath.Path, new: dict, name: str, result: Result, fingerprint:
       output: see `evaluate`.
       new: results without a task, of the same model.
       name, result, fingerprint: of the task.
-      newest: leave results of a later step as they are.
+      newest: leave results of a checkpoint that was saved later as they are.
     """
     report = output / 'report'
     with locked(Path(output / CLAIMS / 'results')):
         earlier = read_json(output / RESULTS)
-        if newest and earlier.get('settings', {}).get('step', -1) > new['settings']['step']:
+        if newest and earlier.get('settings', {}).get('saved', '') > new['settings'].get('saved', ''):
             return
         results, replaced = continued(new, earlier)
         examples = {} if replaced else read_json(report / EXAMPLES)

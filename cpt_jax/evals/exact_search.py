@@ -44,6 +44,8 @@ def search(
       devices: all, unless told.
     """
     mesh = jax.make_mesh((len(devices or jax.devices()),), (_AXIS,), devices=devices)
+    if not len(queries_QxD):
+        return Hits(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
     tiles = _tiles(queries_QxD, mesh)
     tops = [TopK(tile.stop - tile.start, k) for tile, _ in tiles]
     rows = tiles[0][1].shape[0]
@@ -110,6 +112,8 @@ def _pieces(blocks: Iterable[tuple[np.ndarray, np.ndarray]], largest: int, multi
     """The documents by position within a block, in pieces of at most `largest`, padded to one size, which the first block sets."""
     size = 0
     for positions_C, vectors_CxD in blocks:
+        if not len(positions_C):
+            continue
         size = size or _share(len(positions_C), largest, multiple)
         order_C = None if (np.diff(positions_C) > 0).all() else np.argsort(positions_C)
         for start in range(0, len(positions_C), size):
@@ -127,8 +131,8 @@ def _padded(vectors_NxD: np.ndarray, size: int) -> np.ndarray:
 
 def _share(total: int, most: int, multiple: int) -> int:
     """The least multiple with which as few parts as may be, of at most `most`, hold all."""
-    each = -(-total // -(-total // most))
-    return -(-each // multiple) * multiple
+    each = -(-total // max(1, -(-total // most)))
+    return max(1, -(-each // multiple)) * multiple
 
 
 def _put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:

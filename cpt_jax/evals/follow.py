@@ -215,7 +215,7 @@ def follow(
     while True:
         left = follower.go_through()
         last, rows = _last_step(follower.run), follower.rows
-        latest = max([*follower.steps, *(row['step'] for row in rows)], default=0)
+        latest = max(follower.steps or [row['step'] for row in rows], default=0)  # a run may go back to an earlier step
         if not left and last and latest >= last:
             return f'training ended at step {latest:,}'
         if before != (latest, len(rows)):

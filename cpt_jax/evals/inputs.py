@@ -29,8 +29,9 @@ def fingerprints(tasks: Sequence[Task], choices: Mapping[str, object], data_dir:
 
 
 def weights_fingerprint(directory: Path) -> str:
-    """Of the files with the weights of a pretrained model: another one may take its place under the same name."""
-    return file_fingerprint(*(epath.Path(path) for path in sorted([*directory.rglob('*.safetensors'), *directory.rglob('*.bin')])))
+    """Of the files of a pretrained model, its settings among them: another one may take its place under the same name."""
+    paths = sorted(path for kind in ('safetensors', 'bin', 'json') for path in directory.rglob(f'*.{kind}') if path.is_file())
+    return file_fingerprint(*map(epath.Path, paths))
 
 
 def _fingerprint(name: str, choices: Mapping[str, object], data_dir: str | None) -> str:

@@ -122,7 +122,7 @@ def _json_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
 
 def _csv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
     for where, line in read_lines(path):
-        question, _, answers = line.partition('\t')
+        question, answers = (_unquoted(field) for field in line.partition('\t')[::2])
         try:
             yield where, question, ast.literal_eval(answers)
         except (ValueError, SyntaxError):

@@ -1,5 +1,6 @@
 """Named suites: the tasks of a paper's table, and the mean of their scores that it prints."""
 
+import json
 from collections.abc import Iterable
 from statistics import fmean
 from typing import NamedTuple
@@ -7,6 +8,8 @@ from typing import NamedTuple
 from cpt_jax.errors import UserError
 
 CQADUPSTACK = 'android english gaming gis mathematica physics programmers stats tex unix webmasters wordpress'.split()
+# Settings that the tasks of a mean must have in common.
+ALIKE = 'main_metric', 'protocol', 'split', 'side', 'direction', 'text', 'index'
 
 
 class Suite(NamedTuple):
@@ -79,16 +82,16 @@ def without_mean(results: dict, patterns: Iterable[str]) -> list[str]:
             rows = {task: results['tasks'][task] for task in SUITES[name].tasks if task in results['tasks']}
             metrics = ', '.join(f'{task} {row["settings"]["main_metric"]}' for task, row in rows.items())
             missing = len(SUITES[name].tasks) - len(rows)
-            lines.append(f'{name}: no mean: ' + (f'{missing} of its tasks have no score' if missing else f'the metrics differ: {metrics}'))
+            why = f'{missing} of its tasks have no score' if missing else f'they were not scored alike: {metrics}'
+            lines.append(f'{name}: no mean: {why}')
     return lines
 
 
 def _mean(rows: list[dict], suite: Suite) -> dict | None:
-    """A row of results.json; None where the tasks have different main metrics, as with different protocols."""
-    metrics = {row['settings']['main_metric'] for row in rows}
-    if len(metrics) > 1:
+    """A row of results.json; None where the tasks were not scored alike, as with different protocols or splits."""
+    if len({json.dumps([row['settings'].get(key) for key in ALIKE]) for row in rows}) > 1:
         return None
-    (metric,) = metrics
+    metric = rows[0]['settings']['main_metric']
     kinds = [kind for kind in rows[0]['baselines'] if all(metric in row['baselines'].get(kind, {}) for row in rows)]
     score = fmean(row['metrics'][metric] for row in rows)
     return {

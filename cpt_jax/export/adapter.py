@@ -1,5 +1,6 @@
 """From a LoRA run to its adapter alone, as PEFT loads it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from cpt_jax.export.directory import refuse_existing, whole
 from cpt_jax.mesh import make_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import Names, grown
-from cpt_jax.model.families.peft import write_adapter
+from cpt_jax.model.families.peft import is_adapter, write_adapter
 from cpt_jax.model.lora import MATRICES, LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import Pretrained, is_pretrained, open_pretrained
@@ -50,20 +51,23 @@ def export_adapter(reference: str, output: Path) -> Adapter:
         raise UserError(f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out to export the model')
     check_base(about['base'], reference)
     path, lora = about['base']['path'], LoRA(**about['config']['lora'])
-    if not is_pretrained(path):
-        raise UserError(f'--adapter: the base of {reference} is a run, {path}; leave the flag out to export the merged model')
+    if not is_pretrained(path) or is_adapter(Path(path)):
+        raise UserError(f'--adapter: PEFT needs a base that is a model of its own, not {path}; leave the flag out to merge')
     found, tokenizer = open_pretrained(path), checkpoint.load_tokenizer_of(directory, step)
     shape = Shape(vocab_size=tokenizer.vocab_size, **about['config']['model'])
     encoder, _ = load_adapters(directory, step, lora, shape, make_mesh())
     config = {'base_model_name_or_path': path, 'r': lora.rank, 'lora_alpha': lora.alpha, 'lora_dropout': lora.dropout}
-    fresh = [*tokenizer.delimiters('x'), *tokenizer.delimiters('y')]
-    fresh = sorted(set(fresh))
+    prompted = about['config'].get('prompt', {}).get('template')  # whose texts have no delimiters
+    added = [] if prompted else tokenizer.added
+    fresh = sorted(set(added))
     with whole(output) as folder:
-        write_adapter(folder, found.family, shape, config, _matrices(encoder, lora), (fresh, _rows(found, shape, fresh)) if fresh else None)
+        write_adapter(
+            folder, found.family, shape, config, adapters_of(encoder, lora), (fresh, _rows(found, shape, added, fresh)) if fresh else None
+        )
     return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0)
 
 
-def _matrices(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+def adapters_of(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
     """A and B of each layer, by the names of the weights that they stand beside."""
     found = {}
     for name in lora.targets:
@@ -76,8 +80,8 @@ def _matrices(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, 
     return found
 
 
-def _rows(found: Pretrained, shape: Shape, ids: list[int]) -> np.ndarray:
+def _rows(found: Pretrained, shape: Shape, added: Iterable[int], ids: list[int]) -> np.ndarray:
     """float32[n, E]: what the token table has for these ids in training."""
     names = Names(found.family, found.files, shape)
     (table,) = (tensor for tensor in found.family.outer(shape) if 'token_embedding' in tensor.parameters)
-    return grown(found.files.read(names.of(table)), shape.table_rows, ids)[ids].astype(np.float32)
+    return grown(found.files.read(names.of(table)), shape.table_rows, added)[ids].astype(np.float32)

@@ -19,7 +19,7 @@ from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.objective import Objective
 from cpt_jax.train.optimizer import make_optimizer
-from cpt_jax.train.setup import Data, Train, make_objective, with_architecture
+from cpt_jax.train.setup import Data, Train, check_lengths, make_objective, with_architecture
 from cpt_jax.train.step import TrainState, init_state, make_step
 
 
@@ -81,7 +81,7 @@ def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool 
     objective.check(shape)
     lora = build(LoRA, 'lora', config['lora'])
     lora.check(shape, mesh)
-    _check_lengths(data, shape)
+    check_lengths(objective, data, shape)
     layout = longest_layout(data, train, batch_shards(mesh), objective.longest(data))
     with jax.set_mesh(mesh):
         state = on_mesh(jax.eval_shape(lambda: init_state(shape, objective, optimizer, config['seed'], lora)), mesh)
@@ -111,13 +111,3 @@ def longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int])
     lengths = np.repeat(longest, pairs)
     rows = pairs * texts if not data.packed else data.rows or rows_needed(lengths, data.row_length)
     return Layout(parts, train.encode_chunks, pairs, texts, rows, data.row_length, data.packed)
-
-
-def _check_lengths(data: Data, shape: Shape) -> None:
-    longest = min(data.row_length, shape.max_length)
-    for key in ('max_tokens_x', 'max_tokens_y'):
-        if not 2 < getattr(data, key) <= longest:
-            raise UserError(
-                f'data.{key}={getattr(data, key)} must be over 2 (the delimiters) and at most data.row_length={data.row_length}'
-                f' and model.max_length={shape.max_length}'
-            )

@@ -200,6 +200,7 @@ def sweep(config: Mapping[str, Any], topology: str, slices: int, limit: int, on_
 def _any_step(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Step:
     """The config on one device: what is asked of it does not depend on the mesh."""
     changed = dict(config) | {'mesh': {'data': 1, 'fsdp': 1, 'tensor': 1}, 'train': dict(config['train']) | {'encode_chunks': 1}}
+    changed['model'] = dict(config['model']) | {'remat': 'full'}  # which every base of LoRA's goes with
     return lower(changed, devices[:1], trace=False)
 
 

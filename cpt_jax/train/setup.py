@@ -159,8 +159,10 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     shape.check_mesh(mesh)
     objective.check(shape)
     lora = build(LoRA, 'lora', config['lora'])
+    if lora.rank and not config['init_from']:
+        raise UserError(f'lora.rank={lora.rank} needs init_from: a pretrained model or a run, whose weights stay as they are')
     lora.check(shape, mesh)
-    _check_lengths(data, shape, tokenizer)
+    check_lengths(objective, data, shape, *((tokenizer.around, 'the template') if isinstance(tokenizer, PromptTokenizer) else ()))
     sources, weights = _sources(config, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
@@ -223,8 +225,12 @@ def make_objective(config: Mapping[str, Any], data: Data) -> Objective:
 
 def _sources(config: Mapping[str, Any], split: str, tokenizer: TokenCounter) -> tuple[dict[str, Source], dict[str, float]]:
     """`make_sources`; for a language model the texts of each, in place of its pairs."""
-    sources, weights = make_sources(config['data']['sources'], split, tokenizer)
-    return {name: Documents(source) for name, source in sources.items()} if config['objective'] == 'lm' else sources, weights
+    sections = config['data']['sources']
+    if config['objective'] != 'lm':
+        return make_sources(sections, split, tokenizer)
+    # A document of one piece makes no pair, but is a text.
+    sections = {name: {**section, 'min_pieces': 1} if section.get('kind') == 'text' else section for name, section in sections.items()}
+    return make_sources(sections, split, tokenizer, Documents)
 
 
 def _texts(objective: Objective, sources: Sequence[Source], tokenizer: Tokenizer, data: Data) -> Tokens:
@@ -283,7 +289,10 @@ def _architecture(init_from: str, objective: str, before: checkpoint.About | Non
     if before:
         about, inherits = before, before.get('inherits', False)
     else:
-        about = checkpoint.read_about(*checkpoint.find(init_from, 'init_from')) if init_from else {}
+        try:
+            about = checkpoint.read_about(*checkpoint.find(init_from, 'init_from')) if init_from else {}
+        except UserError:  # a plan needs no run to be there; a run tells it when it looks for its tokenizer
+            return {}, 0
         inherits = init_from and objective == 'contrastive' and checkpoint.objective_of(about) == 'lm'
     return (about['config']['model'], about['config']['tokenizer']['vocab_size']) if inherits else ({}, 0)
 
@@ -322,8 +331,6 @@ def _base(init_from: str, lora: LoRA, before: tuple[int, checkpoint.About] | Non
     if before and lora.rank:
         check_base(before[1]['base'], str(workdir))
         return {'base': before[1]['base']}
-    if lora.rank and not init_from:
-        raise UserError(f'lora.rank={lora.rank} needs init_from: a pretrained model or a run, whose weights stay as they are')
     if lora.rank:
         return {'base': describe_base(init_from)}
     if not before:
@@ -377,9 +384,12 @@ def _training_texts(config: Mapping[str, Any]) -> Iterator[str]:
                 yield from filter(None, (pair.x, pair.y))
 
 
-def _check_lengths(data: Data, shape: Shape, tokenizer: Tokenizer | PromptTokenizer) -> None:
-    prompted = isinstance(tokenizer, PromptTokenizer)
-    around, what = (tokenizer.around, 'the template') if prompted else (2, 'the delimiters')
+def check_lengths(objective: Objective, data: Data, shape: Shape, around: int = 2, what: str = 'the delimiters') -> None:
+    """Raises UserError where texts do not fit a row or the model, or nothing of them beside what stands around them."""
+    if objective.name == 'lm':
+        if not 2 < data.row_length <= shape.max_length:
+            raise UserError(f'data.row_length={data.row_length} must be over 2 and at most model.max_length={shape.max_length}')
+        return
     for key in ('max_tokens_x', 'max_tokens_y'):
         value = getattr(data, key)
         if not around < value <= min(data.row_length, shape.max_length):

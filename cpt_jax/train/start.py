@@ -6,17 +6,15 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from cpt_jax import checkpoint
-from cpt_jax.base_model import load_base, put_base
+from cpt_jax.base_model import load_base, put_base, with_new_delimiters
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import shardings
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.pretrained import is_pretrained, open_pretrained
 from cpt_jax.prompt_tokenizer import PromptTokenizer
-from cpt_jax.tokenizer import DELIMITERS
 from cpt_jax.train.setup import Run
 from cpt_jax.train.step import TrainState
 
@@ -92,23 +90,8 @@ def _with_encoder(state: TrainState, encoder: Encoder) -> TrainState:
 def _with_delimiters(state: TrainState, encoder: Encoder) -> TrainState:
     """With the encoder of a language model, to which the delimiters are new."""
     state = _with_encoder(state, encoder)
-    table = encoder.token_embedding
-    table[...] = with_fresh_rows(table[...], encoder.shape.vocab_size - len(DELIMITERS), len(DELIMITERS))
+    encoder.token_embedding = with_new_delimiters(encoder.token_embedding, encoder.shape.vocab_size)
     return state
-
-
-def with_fresh_rows(table_VxD: jax.Array, first: int, count: int) -> jax.Array:
-    """A table with new rows from `first` on, made as those of `cpt_jax.model.families.load.grown`, on the devices: near the mean of the
-    rows before them.
-    """
-    shard = jax.typeof(table_VxD).sharding.spec
-    number_Vx1 = jnp.arange(len(table_VxD), out_sharding=P(shard[0]))[:, None]
-    known_VxD = jnp.where(number_Vx1 < first, table_VxD, 0)
-    mean_D = known_VxD.sum(0) / first
-    std_D = jnp.sqrt(jnp.sum(jnp.where(number_Vx1 < first, (table_VxD - mean_D) ** 2, 0), 0) / first)
-    noise_VxD = jax.random.normal(jax.random.key(0), table_VxD.shape, table_VxD.dtype, out_sharding=shard)
-    fresh_Vx1 = (number_Vx1 >= first) & (number_Vx1 < first + count)
-    return jnp.where(fresh_Vx1, mean_D + 0.1 * std_D * noise_VxD, table_VxD)
 
 
 def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str:

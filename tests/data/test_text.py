@@ -137,11 +137,17 @@ def test_repeated_short_and_latin_documents_are_counted(folder):
     )
     whole = source(path)
     assert whole.summary() == (
-        f'text/all: {len(whole)} pairs of 3 documents; 5 documents in 6 files, 1 repeated, 1 too short for a pair; '
+        f'text/all: {len(whole)} pairs of 3 documents; 5 documents in 6 files, 1 repeated, 1 too short; '
         'not UTF-8 and read as Latin-1: d.txt'
     )
     assert whole[int(whole.documents[1])].x.startswith('é0 word')
     assert whole[int(whole.documents[2])].x.startswith('B B')
+
+
+def test_a_document_of_one_piece_is_a_text_where_one_is_enough(folder):
+    path = folder(long=prose('a', 12), short='One piece of some words.', empty='.')
+    pieces = [list(source(path, min_pieces=least, min_tokens=2).pieces()) for least in (1, 2)]
+    assert set(pieces[0]) - set(pieces[1]) == {'One piece of some words.'} and len(pieces[0]) == len(pieces[1]) + 1
 
 
 def test_second_time_reads_the_cache(folder, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 
 from cpt_jax.errors import UserError
 from cpt_jax.evals.embedding_cache import EmbeddingCache
-from cpt_jax.evals.ranking import embed_texts, embedded_blocks
+from cpt_jax.evals.ranking import embed_texts
 
 TEXTS = [f'text {i}' for i in range(10)]
 
@@ -74,7 +74,7 @@ def test_they_stay_where_one_wants_them_and_are_found_in_blocks(tmp_path):
     model = Model()
     kept = EmbeddingCache(tmp_path, 4, keep=True).of_model(model, 'run/a', {})
     with kept.during('retrieval/a'):
-        np.testing.assert_array_equal(np.concatenate([*embedded_blocks(kept, TEXTS)]), Model()(TEXTS, 'y'))
+        np.testing.assert_array_equal(np.concatenate([*kept.blocks(TEXTS, 'y')]), Model()(TEXTS, 'y'))
         assert [len(block_NxD) for block_NxD in kept.blocks(TEXTS, 'y')] == [4, 4, 2]
         assert kept([], 'y').shape == (0, 4)
     assert len(model.asked) == 10 and len(files(tmp_path)) == 3

@@ -9,11 +9,13 @@ from cpt_jax.evals.suite import find_tasks
 
 CHOSEN = {
     'split': 'test', 'k': 100, 'candidates': 1000, 'code_text': 'raw', 'symmetric_side': 'x', 'probe_protocol': 'lbfgs',
-    'label_words': ['bad', 'good'], 'label_template': '{}',
+    'label_words': ['bad', 'good'], 'label_template': '{}', 'code_direction': 'text_to_code', 'index': 'exact', 'baselines': ['bm25'],
+    'trec_runs': False,
 }  # fmt: skip
 FILES = {
     'retrieval/a': ['retrieval/a/corpus.jsonl', 'retrieval/a/queries.jsonl', 'retrieval/a/qrels/test.tsv'],
-    'codesearch/a': ['codesearch/a.jsonl'],
+    'openqa/a': ['openqa/a/questions.jsonl', 'openqa/psgs_w100.tsv'],
+    'codesearch/a': ['codesearch/a.jsonl', 'codesearch/a.codebase.jsonl'],
     'sts/STS13': ['senteval/STS/STS13-en-test/STS.gs.FNWN.txt'],
     'sts/STSBenchmark': ['senteval/STS/STSBenchmark/sts-test.csv'],
     'sts/SICK-R': ['senteval/SICK/SICK_test_annotated.txt'],

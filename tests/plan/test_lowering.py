@@ -9,7 +9,7 @@ from cpt_jax.data.batch import place
 from cpt_jax.errors import UserError
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.plan.hlo import Module, parse
-from cpt_jax.plan.lowering import longest_layout, lower
+from cpt_jax.plan.lowering import device_bytes, longest_layout, lower
 from cpt_jax.train.contrastive import Contrastive
 from cpt_jax.train.programs import StepPrograms
 from cpt_jax.train.setup import Data, Train, set_up
@@ -92,3 +92,19 @@ def test_without_tracing_there_is_all_but_the_program(tiny):
     step = lower(tiny(), jax.devices(), trace=False)
     assert step.lowered is None and step.parameters == sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(step.state.params))
     assert step.state.step.dtype == jnp.int32
+
+
+def test_adapters_and_what_is_frozen_count_apart(tiny):
+    """As many numbers as before and the adapters; optimizer state of these alone; the matrices in half a byte and a 64th."""
+    whole = lower(tiny(), jax.devices()[:1], trace=False)
+    step = lower(tiny(**{'lora.rank': 4, 'lora.base': 'nf4', 'model.remat': 'full'}), jax.devices()[:1], trace=False)
+    shape = step.shape
+    ends = 4 * (shape.width + shape.width) + 2 * (shape.width + shape.hidden) + (shape.width + shape.hidden if shape.gated else 0)
+    assert step.trained == 3 * 4 * ends + 1  # of three layers, and the temperature
+    assert step.parameters == whole.parameters + step.trained - 1
+    assert device_bytes(step.state.optimizer) == 2 * 4 * step.trained + 2 * 4
+    matrices = 3 * (4 * shape.width**2 + (3 if shape.gated else 2) * shape.width * shape.hidden)
+    rest = 4 * (whole.parameters - 1 - matrices)  # embeddings and norms
+    scales = device_bytes(step.state.frozen) - rest - matrices // 2 - matrices // 64
+    assert 0 < scales < matrices / 1000
+    assert step.model_flops < whole.model_flops

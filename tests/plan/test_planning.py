@@ -4,6 +4,7 @@ import pytest
 
 from cpt_jax.errors import UserError
 from cpt_jax.model.flops import step_flops
+from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.plan import planning
 from cpt_jax.plan.planning import make_plan
@@ -142,3 +143,22 @@ def test_model_flops_by_hand():
     rotated = tokens * (2 * 8 * 4 + 2 * 2 * 4) + pairs * texts * (8 * 2 * 4 + output + feed_forward)
     rotary = dataclasses.replace(shape, attention='blocks', positions='rotary')
     assert step_flops(rotary, tokens, row, pairs, texts) == 6 * (first + rotated + loss)
+    # LoRA of rank 2: matrices have no gradient, a third of their work; adapters have all of theirs, of the last layer's output at the ends.
+    lora = LoRA(rank=2, targets=('key', 'down', 'gate'))
+    adapters = 2 * (2 * tokens * (8 + 4) + (tokens + pairs * texts) * (24 + 8))
+    matrices = first + last - 2 * attention
+    assert step_flops(shape, tokens, row, pairs, texts, lora) == 4 * matrices + 6 * (2 * attention + loss + adapters)
+
+
+def test_a_language_model_is_planned_alike(tiny, libtpu):
+    """Its scores are made again in the backward pass, and no gradient is summed within the loop over columns."""
+    config = tiny(**{'model.layers': 1, 'loss.initial_temperature': 0.07, 'data.row_length': 64}) | {'objective': 'lm'}
+    plan = make_plan(config, 'v5e:2x2')
+    tokens, width, rows = 64 * 64, 128, 512  # of the table
+    assert (plan.tokens_per_step, plan.loss_form, plan.fits) == (tokens, 'next token', True)
+    layer = 4 * width * width + 8 * width * width + 2 * 64 * width  # projections, feed-forward part, scores and mixtures
+    assert plan.model_flops_per_step == 6 * tokens * (layer + 500 * width)
+    needed = 6 * tokens * layer + 8 * tokens * rows * width
+    assert plan.compiled_flops_per_step == pytest.approx(needed, rel=0.05)
+    assert not any(row['in_loop'] for row in plan.collectives) and any(row['gradient'] for row in plan.collectives)
+    assert '64 texts, 4,096 columns' in show(plan)

@@ -61,6 +61,9 @@ def stored(workdir) -> dict[str, np.ndarray]:
 def test_of_pairs_it_reads_each_as_one_text_and_of_prose_each_piece_once(config_file, tmp_path):
     source = Documents(set_up(config_of(config_file) | {'objective': 'contrastive'}, tmp_path / 'run').sources['pairs'])
     assert source[3].x.split('\n\n')[1].startswith('def ') and not source[3].y and len(source) > 200
+    lengths = {'objective': 'lm', 'data': config_of(config_file)['data'] | {'row_length': 4096}}
+    with pytest.raises(UserError, match=r'data\.row_length=4096 must be over 2 and at most model\.max_length='):
+        set_up(config_of(config_file) | lengths, tmp_path / 'run')
     for name in ('one', 'two', 'three'):
         (tmp_path / f'{name}.txt').write_text(' '.join(f'{name} {i}.' for i in range(30)))
     for split, names in [('all', ('one', 'three', 'two')), ('heldout', ('two',))]:

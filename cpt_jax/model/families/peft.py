@@ -148,17 +148,17 @@ def write_adapter(
     Raises:
       UserError: the family's files hold one of these matrices together with others.
     """
-    tensors, modules = {}, set()
+    tensors, modules = {}, []
     for tensor in family.layer(shape):
         for parameter in tensor.parameters:
             if parameter in weights:
                 check_apart(tensor, parameter)
                 for i, (a, b) in enumerate(weights[parameter]):
                     module = tensor.name.format(i=i).removesuffix('.weight')
-                    modules.add(module.partition(f'.{i}.')[2])
+                    modules.append(module)
                     tensors[f'{_OUTER}{module}.lora_A.weight'] = a.reshape(-1, a.shape[-1]).T
                     tensors[f'{_OUTER}{module}.lora_B.weight'] = b.reshape(len(b), -1).T
-    more: dict[str, Any] = {'target_modules': sorted(modules), 'fan_in_fan_out': family.transposed}
+    more: dict[str, Any] = {'target_modules': _targets(family, shape, modules), 'fan_in_fan_out': family.transposed}
     if tokens:
         (table,) = (tensor.name.removesuffix('.weight') for tensor in family.outer(shape) if 'token_embedding' in tensor.parameters)
         tensors[f'{_OUTER}{table}{_TOKENS}'] = tokens[1]
@@ -167,6 +167,14 @@ def write_adapter(
     (directory / CONFIG).write_text(json.dumps(fixed | dict(config) | more, indent=2) + '\n', 'utf-8')
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, directory / WEIGHTS, metadata={'format': 'pt'})
     (directory / WEIGHTS).chmod(0o644)  # the library lets nobody else read it
+
+
+def _targets(family: Family, shape: Shape, modules: Sequence[str]) -> list[str]:
+    """The ends of modules' names, such as self_attn.q_proj; all whole where another module has such an end (BERT's output.dense)."""
+    everything = {tensor.name.format(i=i).removesuffix('.weight') for tensor in family.layer(shape) for i in range(shape.layers)}
+    ends = sorted({re.sub(r'^.*?\.\d+\.', '', module) for module in modules})
+    others = everything - set(modules)
+    return sorted(modules) if any(other.endswith(f'.{end}') for other in others for end in ends) else ends
 
 
 def check_apart(tensor: Tensor, parameter: str) -> None:
