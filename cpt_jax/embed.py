@@ -245,9 +245,10 @@ def load_embedder(
     mesh = make_mesh(fsdp=fsdp)
     if is_pretrained(reference):
         return _load_pretrained(reference, pooling, dtype or 'auto', max_tokens, representation, mesh)
-    run = _open_run(reference, dtype, max_tokens, representation)
     if pooling:
+        checkpoint.find(reference, '--model')  # where it is neither, that is the mistake
         raise UserError(f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the flag out')
+    run = _open_run(reference, dtype, max_tokens, representation)
     run.shape.check_mesh(mesh)
     if run.about['config'].get('lora', {}).get('rank'):
         encoder = load_adapted(run.directory, run.step, run.about, run.shape, mesh, run.tokenizer.added)

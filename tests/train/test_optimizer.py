@@ -141,7 +141,7 @@ def test_the_scale_stays_at_100_where_the_gradient_pushes_it_up():
             np.testing.assert_allclose(metrics['scale'], math.exp(start), rtol=1e-5)
             assert metrics['tokens'] == 32 and metrics['pairs'] == 4 and metrics['accuracy_xy'] == 1
         assert float(jnp.exp(state.params.log_scale[...])) <= 100.0001
-        fixed = jax.jit(make_step(InfoNCE(initial_temperature=0.05, train_temperature=False), optimizer, schedule, 0))
+        fixed = jax.jit(make_step(Contrastive(InfoNCE(initial_temperature=0.05, train_temperature=False)), optimizer, schedule, 0))
         params.log_scale[...] = jax.device_put(np.float32(1.0), params.log_scale[...].sharding)  # of a run in init_from
         state, metrics = fixed(TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), batch)
         np.testing.assert_allclose([metrics['scale'], state.params.log_scale[...]], [20, 1], rtol=1e-5)
