@@ -6,6 +6,7 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,24 @@ def define_model(evaluation: bool = False) -> tuple[flags.FlagHolder[str], Calla
         return {'pooling': pooled.value or '', 'representation': chosen, 'fsdp': fsdp.value}
 
     return model, read
+
+
+def define_processes() -> Callable[[], AbstractContextManager[None]]:
+    """Defines the flags of a program that several processes run together, one a host; returns what joins them, for a `with` block.
+
+    Within the block an exception on one process ends all of them (cpt_jax/processes.py).
+    """
+    coordinator = flags.DEFINE_string('coordinator', '', 'host:port of process 0, where no cluster tells it.')
+    processes = flags.DEFINE_integer('processes', 1, 'Number of processes, with --coordinator.')
+    process = flags.DEFINE_integer('process', 0, 'Number of this process, from 0, with --coordinator.')
+
+    def join() -> AbstractContextManager[None]:
+        from cpt_jax.processes import join_processes, shared_fate
+
+        join_processes(coordinator.value, processes.value, process.value)
+        return shared_fate()
+
+    return join
 
 
 def load_config(path: Path | str) -> dict[str, Any]:

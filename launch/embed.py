@@ -27,7 +27,7 @@ from etils import epath
 
 from cpt_jax.errors import UserError
 from cpt_jax.evals.corpus import Corpus
-from cpt_jax.program import define_model, run_program
+from cpt_jax.program import define_model, define_processes, run_program, use_compilation_cache
 from cpt_jax.vectors import Meta, VectorWriter
 
 if TYPE_CHECKING:
@@ -39,18 +39,12 @@ _OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required
 _SIDE = flags.DEFINE_enum('side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.')
 _FIELD = flags.DEFINE_string('field', '', "The field of a row that holds the text, such as code; by default title + ' ' + text.")
 _SHARD_SIZE = flags.DEFINE_integer('shard_size', 20_000, 'Vectors of a file; a program that is killed loses one.', lower_bound=1)
-_COORDINATOR = flags.DEFINE_string('coordinator', '', 'host:port of process 0, where no cluster tells it.')
-_PROCESSES = flags.DEFINE_integer('processes', 1, 'Number of processes, with --coordinator.')
-_PROCESS = flags.DEFINE_integer('process', 0, 'Number of this process, from 0, with --coordinator.')
+_JOINED = define_processes()
 
 
 def main() -> None:
-    from cpt_jax.processes import join_processes, shared_fate
-    from cpt_jax.program import use_compilation_cache
-
     use_compilation_cache()
-    join_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    with shared_fate():
+    with _JOINED():
         _embed()
 
 

@@ -8,6 +8,8 @@ With --follow it watches a run that is being trained, and scores each checkpoint
 curves in the report, and best.json, so that --model RUN@best:TASK is the checkpoint with the best score. It ends when training ends.
 Several programs may follow one run; one that is killed loses nothing.
 
+On several hosts, start the same command on each, as for launch/train.py; process 0 reads the data, scores and writes.
+
 Example:
   python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact' --data_dir ~/data
   python launch/evaluate.py --model ~/opt-2.7b --tasks 'sts/*' --data_dir ~/data --representation prompteol
@@ -41,12 +43,13 @@ from cpt_jax.evals.searcher import BASELINES, INDEXES, Searcher
 from cpt_jax.evals.suite import find_tasks, select
 from cpt_jax.evals.suites import without_mean
 from cpt_jax.evals.task import Task
-from cpt_jax.program import define_model, run_program, use_compilation_cache
+from cpt_jax.program import define_model, define_processes, run_program, use_compilation_cache
 
 if TYPE_CHECKING:
     from cpt_jax.embed import Embedder
 
 MODEL, OPTIONS = define_model(evaluation=True)
+JOINED = define_processes()
 TASKS = flags.DEFINE_list(
     'tasks',
     ['codesearch/python_source'],
@@ -151,11 +154,35 @@ def _fingerprints(tasks: Sequence[Task]) -> dict[str, str]:
 def main() -> None:
     use_compilation_cache()
     _check_flags()
+    with JOINED():
+        import jax  # which waits until run_program has chosen its platform
+
+        if FOLLOW.value and jax.process_count() > 1:
+            raise UserError('--follow: on one process alone; several evaluate a checkpoint with --model RUN@STEP')
+        _assist() if jax.process_index() else _lead()
+
+
+def _lead() -> None:
+    """On process 0, which alone reads the data, scores and writes."""
+    from cpt_jax.evals import everywhere
+
     tasks = _tasks({})  # a wrong name is told before the model is loaded
     for task in tasks:
         if isinstance(task, Retrieval) and UNJUDGED.value == 'refuse':
             check_judged(task.folder)
-    _follow() if FOLLOW.value else _evaluate()
+    if FOLLOW.value:
+        _follow()
+    else:
+        _evaluate()
+        everywhere.dismiss()
+
+
+def _assist() -> None:
+    """On the other processes of several."""
+    from cpt_jax.embed import load_embedder
+    from cpt_jax.evals import everywhere
+
+    everywhere.assist(load_embedder(MODEL.value, **OPTIONS()))
 
 
 def _check_flags() -> None:
@@ -223,12 +250,15 @@ def _follow() -> None:
 def _with_cache(embedder: 'Embedder', output: Path) -> KeptVectors:
     """The embedder with a progress bar, and a memory for the case that it is killed."""
 
+    from cpt_jax.evals import everywhere
+
     def embed(texts: Sequence[str], side: str) -> np.ndarray:
         return embedder(texts, side, progress={'x': 'queries', 'y': 'documents'}[side])
 
     folder = output / 'vectors' if CACHE_DIR.value is None else CACHE_DIR.value and Path(CACHE_DIR.value)
     folder = None if AGAIN.value else folder  # it is for changes that nothing here sees
-    return EmbeddingCache(folder or None, embedder.window, KEEP_VECTORS.value).of_model(embed, embedder.model_name, embedder.settings)
+    cache = EmbeddingCache(folder or None, embedder.window, KEEP_VECTORS.value)
+    return cache.of_model(everywhere.embedding(embed), embedder.model_name, embedder.settings)
 
 
 if __name__ == '__main__':

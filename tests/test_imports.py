@@ -31,7 +31,7 @@ BELOW = {
     'checkpoint': {'errors', 'best', 'config', 'tokenizer'},
     'prompt': {'errors'},
     'prompt_tokenizer': {'errors', 'prompt', 'tokenizer'},
-    'program': {'allocator', 'errors', 'data', 'prompt'},
+    'program': {'allocator', 'errors', 'data', 'processes', 'prompt'},
     'pretrained_tokenizer': {'errors', 'tokenizer'},
     'pretrained': {'errors', 'model', 'tokenizer', 'pretrained_tokenizer'},
     'embed': {

@@ -112,7 +112,7 @@ def unit(vectors_NxD: np.ndarray) -> np.ndarray:
 
 def vote(queries_QxD: np.ndarray, samples_NxD: np.ndarray, labels_N: np.ndarray, k: int) -> np.ndarray:
     """int64[Q]: the label of most of the k nearest of the unit vectors `samples_NxD`; ties are settled as `KNN_PROTOCOL` says."""
-    from cpt_jax.evals.exact_search import search  # imports JAX: not before the program has chosen a platform for it
+    from cpt_jax.evals.everywhere import search  # imports JAX: not before the program has chosen a platform for it
 
     hits = search(queries_QxD, [(np.arange(len(samples_NxD)), samples_NxD)], k)
     own_KxQ = labels_N[hits.documents_QxK].T

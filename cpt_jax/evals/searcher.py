@@ -79,7 +79,7 @@ class Searcher:
         return index.search(queries_QxD, k), exact, {'index': self.index, **index.settings}
 
     def _exactly(self, queries_QxD: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray]], k: int) -> Hits:
-        from cpt_jax.evals.exact_search import search  # imports JAX: not before the program has chosen a platform for it
+        from cpt_jax.evals.everywhere import search  # imports JAX: not before the program has chosen a platform for it
 
         return search(queries_QxD, blocks, k, self.memory)
 

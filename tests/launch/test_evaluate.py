@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -40,8 +41,8 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-def start(folder: Path, *flags: str) -> subprocess.Popen:
-    hurry = '--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1'
+def start(folder: Path, *flags: str, devices: int = 1) -> subprocess.Popen:
+    hurry = f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'
     command = [sys.executable, str(ROOT / 'launch/evaluate.py'), '--model=run', '--data_dir=data', f'--tasks={",".join(TASKS)}', *flags]
     environment = dict(os.environ, XLA_FLAGS=hurry)
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -70,6 +71,23 @@ def test_an_evaluation_that_is_killed_goes_on_at_the_shard_where_it_was(folder):
     output = finish(start(folder, '--output=killed'))
     assert '4,096 of 4,500 texts had their vectors from an earlier start' in output
     assert sorted(path.name for path in (folder / 'killed').iterdir()) == ['.claims', 'report', 'results.json']
+
+
+def test_two_processes_score_what_one_does_and_the_first_writes(folder):
+    """Documents lie on the devices of both while they are searched; the second has no data."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        flags = f'--coordinator=localhost:{free.getsockname()[1]}', '--processes=2', '--trec_runs'
+    first = start(folder, *flags, '--process=0', '--output=two', devices=2)
+    second = start(folder, *flags, '--process=1', '--output=of_nobody', '--data_dir=of_nobody', devices=2)
+    assert 'retrieval/tiny' in finish(first) and 'retrieval' not in finish(second)
+    assert not (folder / 'of_nobody').exists()
+    finish(start(folder, '--output=one', '--trec_runs'))
+    one, two = (json.loads((folder / output / 'results.json').read_text())['tasks'] for output in ('one', 'two'))
+    for task in TASKS:
+        assert one[task]['metrics'] == pytest.approx(two[task]['metrics'], abs=1e-4)
+    found = [(folder / output / 'runs' / 'retrieval' / 'tiny.trec').read_text().splitlines() for output in ('one', 'two')]
+    assert np.mean([a.split()[2] == b.split()[2] for a, b in zip(*found, strict=True)]) > 0.99
 
 
 def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder):
