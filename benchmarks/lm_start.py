@@ -106,7 +106,7 @@ def mean(rows: list[dict], name: str) -> float:
 if __name__ == '__main__':
     # Here, as the tests import several of these programs.
     _SEEDS = flags.DEFINE_integer('seeds', 3, 'Runs of each side.', lower_bound=1)
-    _LM_STEPS = flags.DEFINE_integer('lm_steps', 150, 'Of the language model, of 16 texts each.')
+    _LM_STEPS = flags.DEFINE_integer('lm_steps', 150, 'Of the language model, with the batches of configs/lm_tiny.py.')
     _STEPS = flags.DEFINE_integer('steps', 100, 'Of the contrastive run that starts from it.')
     _PAIRS = flags.DEFINE_integer('pairs', 128, 'In a contrastive batch.')
     _REPEATS = flags.DEFINE_integer('repeats', 5, 'Steps of each side that are timed.', lower_bound=1)

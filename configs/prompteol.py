@@ -47,6 +47,18 @@ def llama(size: str) -> ConfigDict:
     return c
 
 
+def stories() -> ConfigDict:
+    """The config of stories260K (configs/prompteol_cse_tiny.py)."""
+    c = _fine_tuning()
+    c.tokenizer.vocab_size = 516  # as above
+    c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.hidden = 64, 5, 8, 4, 172
+    c.model.positions = 'rotary'
+    c.model.norm = 'rmsnorm'
+    c.model.activation = 'swiglu'
+    c.model.bias = False
+    return c
+
+
 def _fine_tuning() -> ConfigDict:
     """What all sizes have in common: ft_llm.py and train_llm.sh of kongds/scaling_sentemb, but for the learning rate, which is SimCSE's."""
     c = base.get_config()

@@ -1,0 +1,25 @@
+"""PromptEOL + CSE in minutes on a laptop: from llama2.c's stories260K, 260,000 parameters that have read children's stories.
+
+  python launch/train.py --config configs/prompteol_cse_tiny.py --config.init_from=stories260k
+
+`init_from` is a directory with stories260K.bin and its tok512.bin. So small a model says little of the paper's; it shows each step of them.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import prompteol
+
+
+def get_config() -> ConfigDict:
+    c = prompteol.stories()
+    c.data.max_tokens_x = 80  # of 512 ids, the template takes more
+    c.data.max_tokens_y = 80
+    c.data.row_length = 160
+    c.model.remat = 'none'
+    c.optimizer.peak_lr = 1e-3
+    c.optimizer.warmup_steps = 20
+    c.train.batch_pairs = 128
+    c.train.steps = 100
+    c.checkpoint.every_steps = 20
+    c.checkpoint.keep_every = 20
+    return c
