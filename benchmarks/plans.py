@@ -46,6 +46,7 @@ PLANS = [
 NOT_COMPILED = [
     ('prompteol', 'v5e:4x8', 1, {}),
     ('prompteol_cse', 'v5e:2x2', 1, {}),
+    ('prompteol_cse_tiny', 'v5e:2x2', 1, {}),
     ('cpt_msmarco', 'v5e:8x8', 1, {}),
     ('prompteol_opt_125m', 'v5e:2x2', 1, {}),
     ('prompteol_opt_350m', 'v5e:2x4', 1, {}),
