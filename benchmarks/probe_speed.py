@@ -44,7 +44,7 @@ def main() -> None:
 def measure(name: str, vectors: str, outer: int) -> dict:
     """Both sides on the same samples and folds."""
     samples = read_samples(name, vectors) if vectors else drawn_samples(SIZES[name])
-    turns, classes = probe.make_turns(samples, probe.FOLDS)[:outer], LAYOUTS[name].classes
+    turns, classes = probe.make_turns(samples, probe.FOLDS)[:outer], len(LAYOUTS[name].classes)
     seconds, accuracy = {}, {}
     probe.probe_as_senteval(samples, turns, classes)  # compiles
     start = time.perf_counter()

@@ -12,7 +12,19 @@ from cpt_jax.evals.claims import CLAIMS, claimed, locked
 from cpt_jax.evals.embedding_cache import KeptVectors
 from cpt_jax.evals.history import HISTORY, read_rows
 from cpt_jax.evals.report import render
-from cpt_jax.evals.results import EXAMPLES, RESULTS, add_result, continued, examples_json, new_results, read_json, write_json, write_text
+from cpt_jax.evals.results import (
+    EXAMPLES,
+    MAPS,
+    RESULTS,
+    add_result,
+    continued,
+    examples_json,
+    map_json,
+    new_results,
+    read_json,
+    write_json,
+    write_text,
+)
 from cpt_jax.evals.suites import with_means
 from cpt_jax.evals.task import Embed, Result, Task
 
@@ -71,7 +83,7 @@ def claim_path(output: epath.Path, model: str, task: str) -> Path:
 
 
 def store(output: epath.Path, new: dict, name: str, result: Result, fingerprint: str, newest: bool = False) -> None:
-    """Adds a result to results.json and its examples to those of the report.
+    """Adds a result to results.json, and its examples and its map to those of the report.
 
     Args:
       output: see `evaluate`.
@@ -85,14 +97,16 @@ def store(output: epath.Path, new: dict, name: str, result: Result, fingerprint:
         if newest and earlier.get('settings', {}).get('saved', '') > new['settings'].get('saved', ''):
             return
         results, replaced = continued(new, earlier)
-        examples = {} if replaced else read_json(report / EXAMPLES)
+        examples, maps = ({} if replaced else read_json(report / name) for name in (EXAMPLES, MAPS))
         write_json(output / RESULTS, with_means(with_holm(add_result(results, name, result, fingerprint))))
         write_json(report / EXAMPLES, {**examples, name: examples_json(result)})
+        write_json(report / MAPS, {**maps, **map_json(result)}, indent=None)  # lines of one number each would be as long again
 
 
 def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
     """Draws report/index.html of what `output` holds."""
     report = output / 'report'
     with locked(Path(output / CLAIMS / 'results')):
-        page = render(read_json(output / RESULTS), read_json(report / EXAMPLES), metrics_path, read_rows(Path(output / HISTORY)))
-        write_text(report / 'index.html', page)
+        results, examples, maps = (read_json(path) for path in (output / RESULTS, report / EXAMPLES, report / MAPS))
+        rows = read_rows(Path(output / HISTORY))
+        write_text(report / 'index.html', render(results, examples, metrics_path, rows, list(maps.values())))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpt_jax.errors import UserError
+from cpt_jax.evals.embedding_map import map_of
 from cpt_jax.evals.ranking import embed_texts
 from cpt_jax.evals.senteval_data import SIDE, Data
 from cpt_jax.evals.task import Embed, Result, library_versions
@@ -53,6 +54,7 @@ class NearestNeighbours:
             },
             baselines={'majority': {'accuracy': majority(train.labels, test.labels)}},
             counted='sentences',
+            map=map_of(self.data, embed),
         )
 
 
@@ -73,8 +75,8 @@ class ZeroShot:
     template: str = TEMPLATE
 
     def __post_init__(self):
-        if len(self.words) != self.data.layout.classes or not all(word.strip() for word in self.words):
-            raise UserError(f'--label_words {",".join(self.words)}: {self.data.layout.classes} words are needed, label 0 first')
+        if len(self.words) != len(self.data.layout.classes) or not all(word.strip() for word in self.words):
+            raise UserError(f'--label_words {",".join(self.words)}: {len(self.data.layout.classes)} words are needed, label 0 first')
         if '{}' not in self.template:
             raise UserError(f'--label_template {self.template!r}: {{}} must stand where the word of the label belongs')
 
@@ -102,6 +104,7 @@ class ZeroShot:
             },
             baselines={'majority': dict.fromkeys(metrics, majority(test.labels, test.labels))},
             counted='sentences',
+            map=map_of(self.data, embed),
         )
 
 

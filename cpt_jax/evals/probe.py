@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cpt_jax.errors import UserError
+from cpt_jax.evals.embedding_map import map_of
 from cpt_jax.evals.senteval_data import Data, stratified_folds
 from cpt_jax.evals.task import Embed, Result, library_versions
 
@@ -79,7 +80,7 @@ class Probe:
             turns = make_turns(samples, FOLDS if self.protocol == 'senteval' else INNER_FOLDS)
         except UserError as error:
             raise UserError(f'{self.name}: {error}') from None
-        probed = PROBES[self.protocol](samples, turns, self.data.layout.classes)
+        probed = PROBES[self.protocol](samples, turns, len(self.data.layout.classes))
         majority = [np.full(len(turn.test), np.bincount(samples.labels_N[turn.train]).argmax()) for turn in turns]
         right = [samples.labels_N[turn.test] for turn in turns]
         pairs = self.data.name == 'MRPC'
@@ -90,6 +91,7 @@ class Probe:
             settings=self._settings(samples) | probed.facts,
             baselines={'majority': _metrics(majority, right, pairs)},
             counted='pairs' if pairs else 'sentences',
+            map=map_of(self.data, embed),
         )
 
     def _settings(self, samples: Samples) -> dict[str, object]:

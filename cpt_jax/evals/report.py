@@ -9,7 +9,10 @@ from typing import NamedTuple
 import jinja2
 from etils import epath
 
+from cpt_jax.evals.bias_table import ALPHA, bias_table, is_test
+from cpt_jax.evals.comparison import compare, left_out
 from cpt_jax.evals.curves import draw_history, draw_panels, read_metrics
+from cpt_jax.evals.figures import MARKS
 from cpt_jax.evals.history import Row, curves
 from cpt_jax.evals.results import BASELINES, PLAIN, format_score, metric_label
 
@@ -35,7 +38,13 @@ class Snippet(NamedTuple):
     code: bool
 
 
-def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.Path | None = None, rows: Sequence[Row] = ()) -> str:
+def render(
+    results: dict,
+    examples: dict[str, list[dict]],
+    metrics_path: epath.Path | None = None,
+    rows: Sequence[Row] = (),
+    maps: Sequence[dict] = (),
+) -> str:
     """The page as HTML.
 
     Args:
@@ -43,6 +52,7 @@ def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.P
       examples: task -> examples, as `results.examples_json` gives them.
       metrics_path: metrics.jsonl of the training run; without it, or without such a file, there are no curves.
       rows: of results.jsonl: the scores of the run's checkpoints, for their curves.
+      maps: as the values that `results.map_json` gives.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -52,10 +62,17 @@ def render(results: dict, examples: dict[str, list[dict]], metrics_path: epath.P
         lstrip_blocks=True,
     )
     environment.filters |= {'snippet': snippet, 'plain': plain, 'score_bars': score_bars}
+    comparisons = compare(results['tasks'])
     return environment.get_template('report.html.j2').render(
         model=results['model'],
         settings=results['settings'],
-        tasks=results['tasks'],
+        scored={name: row for name, row in results['tasks'].items() if not is_test(name)},
+        comparisons=comparisons,
+        left_out=left_out(results['tasks']),
+        marks={mark: meaning for mark, meaning in MARKS.items() if any(mark in table.marks for table in comparisons)},
+        bias=bias_table(results['tasks']),
+        alpha=ALPHA,
+        maps=maps,
         examples={name: examples[name] for name in results['tasks'] if examples.get(name)},
         panels=draw_panels(read_metrics(metrics_path)) if metrics_path else [],
         followed=draw_history(curves(rows)),

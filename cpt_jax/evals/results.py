@@ -10,6 +10,7 @@ from cpt_jax.evals.task import Answers, Result
 
 RESULTS = 'results.json'
 EXAMPLES = 'examples.json'  # in report/
+MAPS = 'maps.json'  # there too
 
 # Metrics whose names do not say what they are.
 LABELS = {
@@ -34,9 +35,9 @@ def write_text(path: epath.Path, text: str) -> None:
     beside.replace(path)
 
 
-def write_json(path: epath.Path, content: object) -> None:
-    """Writes a JSON file as `write_text` does; a number that is not finite is a mistake of ours (ValueError)."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
+def write_json(path: epath.Path, content: object, indent: int | None = 2) -> None:
+    """Writes a JSON file as `write_text` does, in one line without `indent`; a number that is not finite is our mistake (ValueError)."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def read_json(path: epath.Path) -> dict:
@@ -86,6 +87,12 @@ def examples_json(result: Result) -> list[dict]:
     return [
         {**example._asdict(), 'model': _answers_json(example.model), 'bm25': _answers_json(example.bm25)} for example in result.examples
     ]
+
+
+def map_json(result: Result) -> dict[str, dict]:
+    """The map of a result as a JSON object, by its name; {} where there is none. Several tasks may have one map."""
+    drawn = result.map
+    return {drawn.name: {**drawn._asdict(), 'planes': [plane._asdict() for plane in drawn.planes]}} if drawn else {}
 
 
 def _answers_json(answers: Answers) -> dict:

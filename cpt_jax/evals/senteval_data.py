@@ -39,12 +39,12 @@ class Layout(NamedTuple):
     Attributes:
       folder: below senteval/.
       parts: part -> (file, its reader) of each of its files. 'all' alone: the task has no split.
-      classes: how many there are.
+      classes: their names, that of label 0 first.
     """
 
     folder: str
     parts: dict[str, list[tuple[str, Callable[[epath.Path], Rows]]]]
-    classes: int = 2
+    classes: tuple[str, ...] = ('negative', 'positive')
 
 
 def _lines(path: epath.Path, encoding: str) -> list[str]:
@@ -89,18 +89,18 @@ def _mrpc(path: epath.Path) -> Rows:
         yield (fields[3].split(), fields[4].split()), int(fields[0])
 
 
-def _two_files(folder: str, positive: str, negative: str) -> Layout:
-    return Layout(folder, {'all': [(positive, _one_class(1)), (negative, _one_class(0))]})
+def _two_files(folder: str, positive: str, negative: str, classes: tuple[str, str] = ('negative', 'positive')) -> Layout:
+    return Layout(folder, {'all': [(positive, _one_class(1)), (negative, _one_class(0))]}, classes)
 
 
 LAYOUTS = {
     'MR': _two_files('MR', 'rt-polarity.pos', 'rt-polarity.neg'),
     'CR': _two_files('CR', 'custrev.pos', 'custrev.neg'),
-    'SUBJ': _two_files('SUBJ', 'subj.objective', 'subj.subjective'),
+    'SUBJ': _two_files('SUBJ', 'subj.objective', 'subj.subjective', ('subjective', 'objective')),
     'MPQA': _two_files('MPQA', 'mpqa.pos', 'mpqa.neg'),
     'SST2': Layout('SST/binary', {part: [(f'sentiment-{part}', _sst)] for part in ('train', 'dev', 'test')}),
-    'TREC': Layout('TREC', {'train': [('train_5500.label', _trec)], 'test': [('TREC_10.label', _trec)]}, len(TREC_CLASSES)),
-    'MRPC': Layout('MRPC', {part: [(f'msr_paraphrase_{part}.txt', _mrpc)] for part in ('train', 'test')}),
+    'TREC': Layout('TREC', {'train': [('train_5500.label', _trec)], 'test': [('TREC_10.label', _trec)]}, TREC_CLASSES),
+    'MRPC': Layout('MRPC', {part: [(f'msr_paraphrase_{part}.txt', _mrpc)] for part in ('train', 'test')}, ('others', 'paraphrases')),
 }
 
 
@@ -140,7 +140,7 @@ class Data:
     def facts(self) -> dict[str, object]:
         """What belongs to the settings of a score."""
         paths = [self._folder / file for files in self.layout.parts.values() for file, _ in files]
-        return {'classes': self.layout.classes, 'side': f'{SIDE} for every sentence', 'data': file_fingerprint(*paths)}
+        return {'classes': len(self.layout.classes), 'side': f'{SIDE} for every sentence', 'data': file_fingerprint(*paths)}
 
     def _read(self, part: str) -> Part:
         files = [file for files in self.layout.parts.values() for file, _ in files]

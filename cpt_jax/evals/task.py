@@ -39,6 +39,40 @@ class Example(NamedTuple):
     bm25: Answers
 
 
+class Plane(NamedTuple):
+    """Where the points are.
+
+    Attributes:
+      method: 'PCA' or 'UMAP'.
+      x, y: whole numbers from 0, y downwards.
+      explained: of PCA the share of the points' variance along x and along y.
+    """
+
+    method: str
+    x: list[int]
+    y: list[int]
+    explained: list[float]
+
+
+class EmbeddingMap(NamedTuple):
+    """A sample of a set of labelled texts as points, in one plane or more.
+
+    Attributes:
+      name: of the set and its part: 'SST2, test'.
+      of: how many texts the set has.
+      classes: their names.
+      labels: class of each point.
+      texts: of each point, cut where it is long.
+    """
+
+    name: str
+    of: int
+    classes: list[str]
+    labels: list[int]
+    texts: list[str]
+    planes: list[Plane]
+
+
 class Result(NamedTuple):
     """What a task gives.
 
@@ -50,6 +84,7 @@ class Result(NamedTuple):
       baselines: 'bm25', 'random' or others -> some of the same metrics, of what needs no model; {}: there is nothing to compare with.
       examples: a few queries.
       counted: what n counts.
+      map: of the texts, where they have labels.
     """
 
     metric: str
@@ -59,6 +94,7 @@ class Result(NamedTuple):
     baselines: dict[str, dict[str, float]] = {}
     examples: list[Example] = []  # noqa: RUF012 (neither is ever changed)
     counted: str = 'queries'
+    map: EmbeddingMap | None = None
 
     @property
     def main_score(self) -> float:

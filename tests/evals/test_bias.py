@@ -168,7 +168,7 @@ def test_an_evaluation_writes_plain_numbers(tmp_path):
         1, 2 * min(row['metrics']['p_value'] for row in written.values())
     )
     page = (tmp_path / 'out' / 'report' / 'index.html').read_text()
-    assert f'{written["bias/weat1"]["metrics"]["effect_size"]:.2f}</span>' in page and '4 target texts' in page
+    assert f'{written["bias/weat1"]["metrics"]["effect_size"]:.2f}</td>' in page and '0 of 2 with p &lt; 0.01' in page
     assert 'class="track"' not in page  # a bar would say that they are fractions
 
 

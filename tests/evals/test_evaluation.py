@@ -10,6 +10,7 @@ from cpt_jax.evals.baselines import random_embed
 from cpt_jax.evals.claims import claimed
 from cpt_jax.evals.evaluation import claim_path, evaluate
 from cpt_jax.evals.suite import find_tasks, select
+from tests.evals.senteval_files import write_sst
 
 PROGRAM = Path(__file__).parents[2] / 'launch' / 'evaluate.py'
 
@@ -62,6 +63,18 @@ def test_another_model_starts_anew(tmp_path, capsys):
     assert list(results['tasks']) == ['retrieval/tiny']
     assert 'is replaced' in capsys.readouterr().out
     assert 'codesearch/small' not in (tmp_path / 'out' / 'report' / 'index.html').read_text()
+
+
+def test_a_map_stays_with_its_model(tmp_path):
+    write_sst(tmp_path / 'senteval' / 'SST' / 'binary')
+    data_dir, maps = write_data(tmp_path), tmp_path / 'out' / 'report' / 'maps.json'
+    page = lambda: (tmp_path / 'out' / 'report' / 'index.html').read_text()  # noqa: E731
+    run_tasks('zeroshot/SST2', data_dir, tmp_path / 'out')
+    assert list(json.loads(maps.read_text())) == ['SST2, test'] and page().count('<circle') == 80
+    run_tasks('retrieval/tiny', data_dir, tmp_path / 'out')
+    assert 'SST2, test: PCA' in page() and 'map' not in (tmp_path / 'out' / 'results.json').read_text()
+    run_tasks('retrieval/tiny', data_dir, tmp_path / 'out', model='runs/other')
+    assert json.loads(maps.read_text()) == {} and '<circle' not in page()
 
 
 def test_what_has_been_scored_is_left_until_something_changes(tmp_path, capsys):

@@ -24,7 +24,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [value for name, value in attrs if name in ('src', 'href')]
-        if tag not in ('meta', 'img'):
+        if tag not in ('meta', 'img', 'wbr'):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -57,6 +57,50 @@ def test_texts_are_shown_as_they_are():
     assert page.texts['pre'] == [CODE, CODE]
     assert page.texts['h1'] == ['runs/<a> & b']
     assert 'is a < b & c?' in page.texts['p'] and 'query <to> code' in page.texts['dd']
+
+
+def make_map():
+    planes = [
+        {'method': 'PCA', 'x': [0, 1000], 'y': [7, 0], 'explained': [0.25, 0.125]},
+        {'method': 'UMAP', 'x': [0, 5], 'y': [5, 0], 'explained': []},
+    ]
+    return {'name': 'SST2, <test>', 'of': 1821, 'classes': ['a & b', 'c'], 'labels': [0, 1], 'texts': [CODE, '"quoted"'], 'planes': planes}
+
+
+def test_maps_show_their_texts():
+    html = render(make_results(), {}, maps=[make_map()])
+    page = Page(html)
+    assert page.open == [] and 'script' not in page.tags
+    assert page.texts['title'][1:] == 2 * [f'a & b: {CODE}', 'c: "quoted"']
+    assert html.count('<circle class="k0" cx="0" cy="7" r="7">') == 1 and 'viewBox="-12 -12 1024 31"' in html
+    assert '2 of 1,821 texts' in html and '25.0 % of it (across) and 12.5 % (upwards)' in html
+    assert 'Maps of the vectors' not in render(make_results(), {})
+
+
+def bias_row(effect, p):
+    metrics = {'effect_size': effect, 'p_value': p, 'p_holm': 2 * p}
+    settings = {'main_metric': 'effect_size', 'positive': 'A <b> nearer to C', 'seed': 0}
+    return {'main_score': effect, 'metrics': metrics, 'n': 16, 'counted': 'target texts', 'settings': settings, 'baselines': {}}
+
+
+def test_scores_beside_the_papers_and_bias_tests_have_tables():
+    sts = {'metrics': {'spearman': 0.8203}, 'n': 1379, 'counted': 'pairs', 'baselines': {}, 'settings': {'main_metric': 'spearman'}}
+    tasks = {
+        'sts/STSBenchmark': {**sts, 'settings': {**sts['settings'], 'split': 'test'}},
+        'sts/STS12': {**sts, 'settings': {**sts['settings'], 'split': '<dev>'}},
+        'bias/sent-weat1': bias_row(1.25, 0.0001),
+        'bias/weat<1>': bias_row(-0.5, 0.3),
+    }
+    html = render({**make_results(), 'tasks': tasks}, {})
+    page = Page(html)
+    assert page.open == [] and page.texts['td'][:3] == ['82.03', '82.2', '73.2'] and page.texts['sup'][:3] == ['T', 'T', 'T']
+    assert html.count('<sup>') == html.count('<sup>T</sup>') + html.count('<sup>C</sup>') and 'in the text of the paper itself' not in html
+    assert 'sts/STS12: split: <dev> here, test there; pairs: 1,379 here, 3,108 there' in page.texts['div']
+    assert page.texts['h3'][:3] == ['sts/STSBenchmark', 'sts/STS12', 'Sentence similarity, Spearman']  # no card for a bias test
+    assert '● 1.25' in page.texts['td'] and '-0.50' in page.texts['td'] and 'A <b> nearer to C' in page.texts['td']
+    assert '1 of 2 with p &lt; 0.01' in html and 'weat&lt;1&gt;' in html
+    plain = render(make_results(), {})
+    assert '<table' not in plain and 'Not compared' not in plain
 
 
 def test_the_page_needs_no_other_file(tmp_path):
