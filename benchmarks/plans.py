@@ -1,8 +1,8 @@
-"""Makes the README's table of plans: every config on a TPU slice where it fits, compiled ahead of time. No TPU is needed.
+"""Makes the README's tables of plans: configs on TPU slices where they fit, to train and to embed, compiled ahead of time without a TPU.
 
 Example: python benchmarks/plans.py --json plans.json
 
-Takes about a quarter of an hour on two cores. Times are lower bounds: arithmetic, memory and network each at their peak and all at once.
+Takes about half an hour on two cores. Times are lower bounds: arithmetic, memory and network each at their peak and all at once.
 """
 
 import os
@@ -48,18 +48,6 @@ NOT_COMPILED = [
     ('prompteol_cse', 'v5e:2x2', 1, {}),
     ('prompteol_cse_tiny', 'v5e:2x2', 1, {}),
     ('cpt_msmarco', 'v5e:8x8', 1, {}),
-    ('prompteol_opt_125m', 'v5e:2x2', 1, {}),
-    ('prompteol_opt_350m', 'v5e:2x4', 1, {}),
-    ('prompteol_opt_1p3b', 'v5e:4x4', 1, {}),
-    ('prompteol_opt_2p7b', 'v5e:4x8', 1, {}),
-    ('prompteol_opt_6p7b', 'v5e:8x8', 1, {}),
-    ('prompteol_opt_13b', 'v5p:2x4x4', 1, {}),
-    ('prompteol_opt_30b', 'v5p:2x4x4', 1, {}),
-    ('prompteol_opt_66b', 'v5p:4x4x4', 1, {}),
-    ('prompteol_llama_7b', 'v5e:8x8', 1, {}),
-    ('prompteol_llama_13b', 'v5p:2x4x4', 1, {}),
-    ('prompteol_llama_30b', 'v5p:2x4x4', 1, {}),
-    ('prompteol_llama_65b', 'v5p:4x4x4', 1, {}),
     ('prompteol_cse_opt_1p3b', 'v5e:2x2', 1, {}),
     ('prompteol_cse_opt_2p7b', 'v5e:2x2', 1, {}),
     ('prompteol_cse_opt_6p7b', 'v5e:2x4', 1, {}),
@@ -68,26 +56,55 @@ NOT_COMPILED = [
     ('prompteol_cse_llama_13b', 'v5e:2x4', 1, {}),
     ('prompteol_cse_llama_30b', 'v5e:4x4', 1, {}),
 ]
+# config, topology, devices that share one copy of the parameters: language models that embed, untrained, as most of the PromptEOL paper.
+EMBEDDINGS = [
+    ('prompteol_opt_125m', 'v5e:1x1', 1),
+    ('prompteol_opt_350m', 'v5e:1x1', 1),
+    ('prompteol_opt_1p3b', 'v5e:1x1', 1),
+    ('prompteol_opt_2p7b', 'v5e:1x1', 1),
+    ('prompteol_opt_6p7b', 'v5e:1x1', 1),
+    ('prompteol_opt_13b', 'v5e:2x2', 4),
+    ('prompteol_opt_30b', 'v5e:2x4', 8),
+    ('prompteol_opt_66b', 'v5e:4x4', 16),
+    ('prompteol_opt_66b', 'v5p:2x2x1', 4),
+    ('prompteol_llama_7b', 'v5e:1x1', 1),
+    ('prompteol_llama_13b', 'v5e:2x2', 4),
+    ('prompteol_llama_65b', 'v5e:4x4', 16),
+]
+# As above: their weights fit by a count of bytes.
+EMBEDDINGS_NOT_COMPILED = [
+    ('prompteol_llama_30b', 'v5e:2x4', 8),
+]
 HEAD = ('config', 'slice', 'chips', 'mesh', 'memory a chip', 'step at least', 'limited by', 'program / model', 'MFU at most')
+EMBEDDING_HEAD = tuple('texts a second at most' if name == 'step at least' else name for name in HEAD)
 
 
 def main() -> None:
+    from cpt_jax.plan.embedding import make_embedding_plan
     from cpt_jax.plan.planning import make_plan
 
-    print(_row(HEAD) + '\n' + _row(['---'] * len(HEAD)), flush=True)
+    wanted = lambda name: not _ONLY.value or name in _ONLY.value  # noqa: E731
     found = []
-    for name, topology, slices, changes in [*PLANS, *NOT_COMPILED] if _ONLY.value else PLANS:
-        if _ONLY.value and name not in _ONLY.value:
-            continue
-        config = load_config(ROOT / f'configs/{name}.py')
-        for key, value in changes.items():
-            section, leaf = key.split('.')
-            config[section][leaf] = value
-        plan = make_plan(config, topology, slices)
+
+    def tell(name: str, changes: dict, plan) -> None:
         found.append({'config': name, 'changes': changes} | dataclasses.asdict(plan))
         print(_row(_cells(name, changes, plan)), flush=True)
         if _JSON.value:
             Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+
+    _print_head(HEAD)
+    for name, topology, slices, changes in [*PLANS, *NOT_COMPILED] if _ONLY.value else PLANS:
+        if wanted(name):
+            config = load_config(ROOT / f'configs/{name}.py')
+            for key, value in changes.items():
+                section, leaf = key.split('.')
+                config[section][leaf] = value
+            tell(name, changes, make_plan(config, topology, slices))
+    print()
+    _print_head(EMBEDDING_HEAD)
+    for name, topology, fsdp in [*EMBEDDINGS, *EMBEDDINGS_NOT_COMPILED] if _ONLY.value else EMBEDDINGS:
+        if wanted(name):
+            tell(name, {}, make_embedding_plan(load_config(ROOT / f'configs/{name}.py'), topology, fsdp=fsdp))
 
 
 def _cells(name: str, changes: dict, plan) -> list[str]:
@@ -99,10 +116,17 @@ def _cells(name: str, changes: dict, plan) -> list[str]:
         return [what, where, str(plan.chips), mesh, f'{memory}: does not fit', '', '', '', '']
     bounds = {'arithmetic': plan.compute_seconds, 'memory': plan.memory_seconds, 'network': plan.network_seconds}
     seconds = plan.lower_bound_seconds
+    speed = f'{seconds:.2f} s' if seconds >= 0.1 else f'{seconds * 1e3:.2g} ms'
+    if 'texts_per_second_bound' in dataclasses.asdict(plan):
+        speed = f'{plan.texts_per_second_bound:,.0f}'
     return [
-        what, where, str(plan.chips), mesh, memory, f'{seconds:.2f} s' if seconds >= 0.1 else f'{seconds * 1e3:.2g} ms',
+        what, where, str(plan.chips), mesh, memory, speed,
         max(bounds, key=bounds.get), f'{plan.compiled_flops_per_step / plan.model_flops_per_step:.2f}', f'{plan.mfu_bound:.0%}',
     ]  # fmt: skip
+
+
+def _print_head(head: tuple[str, ...]) -> None:
+    print(_row(head) + '\n' + _row(['---'] * len(head)), flush=True)
 
 
 def _row(cells) -> str:

@@ -96,7 +96,7 @@ class Embedder:
         self._dense = tuple(dense)
         self.tokens = self.columns = 0
         self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
-        self._encode = jax.jit(_encode)
+        self._encode = jax.jit(encode_rows)
         self.settings = _settings(encoder.shape, tokenizer, max_tokens, origin or {})
 
     @property
@@ -162,20 +162,15 @@ class Embedder:
         """(places of its texts, rows, row length) of each batch: texts of about one length together, longest first."""
         order = np.argsort(-lengths_N, kind='stable')
         while len(order):
-            row_length = self._row_length(int(lengths_N[order[0]]))
+            row_length = row_length_of(int(lengths_N[order[0]]), self.encoder.shape.max_length)
             rows = self._rows(row_length, len(order))
             yield order[:rows], rows, row_length
             order = order[rows:]
 
-    def _row_length(self, length: int) -> int:
-        """Eight lengths an octave, multiples of 8 (and from 1,024 on of 128, which the kernel for TPUs needs)."""
-        step = max(8, 1 << (length - 1).bit_length() >> 4)
-        return min(-(-length // step) * step, self.encoder.shape.max_length)
-
     def _rows(self, row_length: int, texts: int) -> int:
         """As many as a device computes at once, or where fewer texts are left, that divided by a power of 4."""
         parts = batch_shards(self._mesh)
-        rows = max(1, self.TOKENS[self._mesh.devices.flat[0].platform] // row_length)
+        rows = rows_at_once(self._mesh.devices.flat[0].platform, row_length)
         while rows // 4 * parts >= texts:
             rows //= 4
         return rows * parts
@@ -196,8 +191,26 @@ class Embedder:
             return self._encode(self.encoder, self._dense, *on_device)
 
 
-def _encode(encoder: Encoder, dense: Sequence[Dense], tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
-    """float32[R, D] on every device, for rows of one text each: each process gets all vectors."""
+def row_length_of(length: int, max_length: int) -> int:
+    """Columns of the rows that texts of up to `length` tokens stand in: eight lengths an octave, multiples of 8 (and from 1,024 on of 128,
+    which the kernel for TPUs needs)."""
+    step = max(8, 1 << (length - 1).bit_length() >> 4)
+    return min(-(-length // step) * step, max_length)
+
+
+def rows_at_once(platform: str, row_length: int) -> int:
+    """Rows that one device computes at once."""
+    return max(1, Embedder.TOKENS[platform] // row_length)
+
+
+def encode_rows(encoder: Encoder, dense: Sequence[Dense], tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
+    """float32[R, D] on every device, for rows of one text each: each process gets all vectors.
+
+    Args:
+      dense: modules behind the pooling; most models have none.
+      tokens_RxS: int32 ids, over the mesh's data and fsdp axes.
+      eos_Rx1: int32: where each text ends, as for `Encoder.states`.
+    """
     row_length = tokens_RxS.shape[1]
     positions_RxS = jnp.zeros_like(tokens_RxS) + jnp.arange(row_length)[None]
     segments_RxS = jnp.where(positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0)

@@ -1,4 +1,4 @@
-"""How much arithmetic a training step needs: what a utilisation (MFU) is measured against."""
+"""How much arithmetic a training step or an embedded batch needs: what a utilisation (MFU) is measured against."""
 
 from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
@@ -20,18 +20,46 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
       texts: texts of a pair: x, y and hard negatives.
       lora: frozen matrices have no gradient of their own, a third of the work; adapters have all of it.
     """
-    ends = tokens if shape.pooling == 'mean' else pairs * texts  # positions whose last state counts
-    inputs, output, feed_forward = _layer_parameters(shape)
-    mixing = 2 * row_length * shape.heads * shape.head_width  # of a token: its query with keys, weights with values
-    last = tokens * (inputs + mixing) if shape.attention != 'blocks' or shape.pooling == 'mean' else _inputs_at_ends(shape, tokens, ends)
-    layers = (shape.layers - 1) * tokens * (inputs + mixing) + last + ((shape.layers - 1) * tokens + ends) * (output + feed_forward)
+    ends = pairs * texts
+    layers, adapters = _layers(shape, tokens, row_length, ends), _adapters(shape, tokens, ends, lora)
     similarities = pairs * (pairs * (texts - 1)) * shape.width
     if not lora or not lora.rank:
         return 3 * 2 * (layers + similarities)
-    scores = (shape.layers - (shape.attention == 'blocks')) * tokens * mixing  # no weights; few of the last layer in 'blocks'
-    adapters = shape.layers * tokens * _adapter_parameters(shape, lora, 'query', 'key', 'value')
-    adapters += ((shape.layers - 1) * tokens + ends) * _adapter_parameters(shape, lora, 'out', 'up', 'gate', 'down')
+    scores = (shape.layers - (shape.attention == 'blocks')) * tokens * _mixing(shape, row_length)  # no weights; few of the last in 'blocks'
     return 2 * 2 * (layers - scores) + 3 * 2 * (scores + adapters + similarities)
+
+
+def embedding_flops(shape: Shape, tokens: int, row_length: int, texts: int, lora: LoRA | None = None) -> int:
+    """The same of a batch of texts that become vectors, one a row: forward alone."""
+    return 2 * (_layers(shape, tokens, row_length, texts) + _adapters(shape, tokens, texts, lora))
+
+
+def _layers(shape: Shape, tokens: int, row_length: int, texts: int) -> int:
+    """Products of all layers, forward."""
+    ends = _ends(shape, tokens, texts)
+    inputs, output, feed_forward = _layer_parameters(shape)
+    mixing = _mixing(shape, row_length)
+    last = tokens * (inputs + mixing) if shape.attention != 'blocks' or shape.pooling == 'mean' else _inputs_at_ends(shape, tokens, ends)
+    return (shape.layers - 1) * tokens * (inputs + mixing) + last + ((shape.layers - 1) * tokens + ends) * (output + feed_forward)
+
+
+def _adapters(shape: Shape, tokens: int, texts: int, lora: LoRA | None) -> int:
+    """Products of all adapters, forward."""
+    if not lora or not lora.rank:
+        return 0
+    inner = shape.layers * tokens * _adapter_parameters(shape, lora, 'query', 'key', 'value')
+    outer = ((shape.layers - 1) * tokens + _ends(shape, tokens, texts)) * _adapter_parameters(shape, lora, 'out', 'up', 'gate', 'down')
+    return inner + outer
+
+
+def _ends(shape: Shape, tokens: int, texts: int) -> int:
+    """Positions whose last state counts."""
+    return tokens if shape.pooling == 'mean' else texts
+
+
+def _mixing(shape: Shape, row_length: int) -> int:
+    """Of a token: its query with keys, weights with values."""
+    return 2 * row_length * shape.heads * shape.head_width
 
 
 def _adapter_parameters(shape: Shape, lora: LoRA, *names: str) -> int:
@@ -45,7 +73,7 @@ def _adapter_parameters(shape: Shape, lora: LoRA, *names: str) -> int:
 def language_flops(shape: Shape, tokens: int, row_length: int) -> int:
     """The same of a language model's step: all layers run at all columns, and the state at each is compared with the whole vocabulary."""
     inputs, output, feed_forward = _layer_parameters(shape)
-    mixing = 2 * row_length * shape.heads * shape.head_width
+    mixing = _mixing(shape, row_length)
     head = shape.vocab_size * shape.embedding_width
     return 3 * 2 * tokens * (shape.layers * (inputs + mixing + output + feed_forward) + head)
 

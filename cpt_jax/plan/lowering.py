@@ -1,4 +1,6 @@
-"""From a config to its training step, ready to be compiled for devices that are not there: the one place that knows how a run is built."""
+"""From a config to its training step, or to what embeds with its model, ready to be compiled for devices that are not there: the one place
+that knows how a run is built.
+"""
 
 import dataclasses
 import math
@@ -6,16 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from cpt_jax.config import build
 from cpt_jax.data.batch import Layout, abstract_batch
 from cpt_jax.data.packing import rows_needed
+from cpt_jax.embed import Embedder, encode_rows, row_length_of, rows_at_once
 from cpt_jax.errors import UserError
-from cpt_jax.mesh import batch_shards, make_mesh, on_mesh, shardings
+from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh, shardings
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.flops import embedding_flops
 from cpt_jax.model.lora import LoRA
+from cpt_jax.model.parameter import divided
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.objective import Objective
 from cpt_jax.train.optimizer import make_optimizer
@@ -91,6 +97,77 @@ def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool 
             # As train/loop.py compiles it.
             lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, abstract_batch(layout, mesh))
     return Step(mesh, shape, train, data, layout, objective, state, lowered, lora)
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """An embedder's program on given devices; nothing is compiled yet.
+
+    Attributes:
+      encoder: its parameters' shapes, dtypes and shardings.
+      weights: what these are kept as.
+      texts: of a batch, one a row.
+    """
+
+    mesh: jax.sharding.Mesh
+    encoder: Encoder
+    lora: LoRA
+    weights: str
+    row_length: int
+    texts: int
+    lowered: jax.stages.Lowered
+
+    @property
+    def parameters(self) -> int:
+        """Numbers, the padding of the vocabulary and adapters included, each one whatever it is kept as."""
+        with jax.set_mesh(self.mesh):
+            whole = jax.eval_shape(lambda: Encoder(self.encoder.shape, nnx.Rngs(0)))
+        adapters = divided(self.encoder)[0] if self.lora.rank else None
+        return sum(leaf.size for leaf in jax.tree.leaves((whole, adapters)))
+
+    @property
+    def model_flops(self) -> int:
+        """See `model/flops.py`."""
+        return embedding_flops(self.encoder.shape, self.texts * self.row_length, self.row_length, self.texts, self.lora)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of a device: vectors of the batches before, which have not been read yet."""
+        return Embedder.AHEAD * self.texts * self.encoder.shape.embedding_width * 4
+
+
+def lower_embedding(config: Mapping[str, Any], devices: Sequence[jax.Device], fsdp: int, length: int, weights: str) -> Embedding:
+    """The program of `Embedder` for a full batch on these TPUs; the other arguments are those of `make_embedding_plan`.
+
+    Raises:
+      UserError: the config does not fit together, or does not go on these devices, or texts are longer than the model takes.
+    """
+    config = with_architecture(config)
+    mesh = make_mesh(fsdp=fsdp, devices=devices)
+    model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}  # as embed.py opens a run
+    shape = build(Shape, 'model', model, vocab_size=config['tokenizer']['vocab_size']).on('tpu')
+    shape.check_mesh(mesh)
+    lora = build(LoRA, 'lora', config['lora'])
+    lora.check(shape, mesh)
+    if weights and lora.rank:
+        raise UserError(f'--weights={weights}: lora.rank={lora.rank}, and lora.base={lora.base} says how they are kept; leave it out')
+    weights = lora.base if lora.rank else weights or ('bfloat16' if config['prompt']['template'] else 'float32')
+    longest = length or max(config['data']['max_tokens_x'], config['data']['max_tokens_y'])
+    if not 0 < longest <= shape.max_length:
+        name = '--length' if length else 'data.max_tokens_x or y'
+        raise UserError(f'{name}={longest}: texts have 1 to model.max_length={shape.max_length} tokens')
+    row_length = row_length_of(longest, shape.max_length)
+    texts = rows_at_once('tpu', row_length) * batch_shards(mesh)
+
+    def kept() -> Encoder:
+        encoder = Encoder(shape, nnx.Rngs(0))
+        return lora.adapted(encoder, nnx.Rngs(0)) if lora.rank else jax.tree.map(lambda weight: weight.astype(weights), encoder)
+
+    with jax.set_mesh(mesh):
+        encoder = on_mesh(jax.eval_shape(kept), mesh)
+        arrays = [jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=batch_sharding(mesh)) for sizes in ((texts, row_length), (texts, 1))]
+        lowered = jax.jit(encode_rows).lower(encoder, (), *arrays)
+    return Embedding(mesh, encoder, lora, weights, row_length, texts, lowered)
 
 
 def device_bytes(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""Compiles a training step for a topology and reads off what it needs and what it can reach."""
+"""Compiles a training step, or any other program, for a topology and reads off what it needs and what it can reach."""
 
 import dataclasses
 import time
@@ -14,26 +14,23 @@ from cpt_jax.mesh import AXES
 from cpt_jax.plan.collectives import Site, collectives
 from cpt_jax.plan.flops import count_flops
 from cpt_jax.plan.hlo import Module, parse
-from cpt_jax.plan.lowering import Step, device_bytes, lower
+from cpt_jax.plan.lowering import device_bytes, lower
 from cpt_jax.plan.memory import bytes_needed, bytes_refused, traffic
 from cpt_jax.plan.network import network_seconds
 from cpt_jax.plan.topology import check_topology, devices_of, libtpu_requirement, libtpu_version, places_of
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What launch/plan.py tells of a config on a topology: its JSON has these keys.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is told of any program on a topology. A step is what it does at once: of an embedder, a batch of texts.
 
-    Figures are of a step and, where they say so, of a chip. Where the step does not fit, `hbm_bytes_per_chip` is what the compiler asked
-    for, and all that needs a compiled program is None. `compute_seconds`, `memory_seconds` and `network_seconds` are lower bounds, each as
-    if the others cost nothing; `lower_bound_seconds` is the largest: no run is faster.
+    Figures are of a step and, where they say so, of a chip. Where the program does not fit, `hbm_bytes_per_chip` is what the compiler
+    asked for, and all that needs a compiled program is None. `compute_seconds`, `memory_seconds` and `network_seconds` are lower bounds,
+    each as if the others cost nothing; `lower_bound_seconds` is the largest: no run is faster.
 
     Attributes:
-      params: the frozen ones of LoRA included.
-      trained_bytes_per_chip: of `trained_params` and their optimizer state; `frozen_bytes_per_chip`: of what LoRA leaves as it is.
       tokens_per_step: columns computed, padding included.
-      rows: of a device and chunk; `rows_assumed`: no data was read, and every text taken to be as long as it may be.
-      loss_form: dense or chunked (configs/base.py: loss.form), or next token, of a language model, whose pairs are texts.
+      rows: of a device (and chunk, where a batch has several).
       collectives: kinds with their `count` (executions a step), `sites` (places in the program), `bytes` (payload a chip a step),
         `in_loop`, `loops` (around it), `group` (devices that exchange data), `gradient` (of parameters), `network` (ici or dcn) and
         `summed` (an all-gather that is done as a sum).
@@ -46,16 +43,8 @@ class Plan:
     chips: int
     mesh: Mapping[str, int]
     params: int
-    trained_params: int
-    trained_bytes_per_chip: int
-    frozen_bytes_per_chip: int
-    batch_pairs: int
     tokens_per_step: int
     rows: int
-    rows_assumed: bool
-    encode_chunks: int
-    remat: str
-    loss_form: str
     hbm_bytes_per_chip: int
     hbm_limit_bytes: int
     fits: bool
@@ -73,6 +62,27 @@ class Plan:
     libtpu: str
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(Figures):
+    """What launch/plan.py tells of a config's training step: its JSON has these keys.
+
+    Attributes:
+      params: the frozen ones of LoRA included.
+      trained_bytes_per_chip: of `trained_params` and their optimizer state; `frozen_bytes_per_chip`: of what LoRA leaves as it is.
+      rows_assumed: no data was read, and every text taken to be as long as it may be.
+      loss_form: dense or chunked (configs/base.py: loss.form), or next token, of a language model, whose pairs are texts.
+    """
+
+    trained_params: int
+    trained_bytes_per_chip: int
+    frozen_bytes_per_chip: int
+    batch_pairs: int
+    rows_assumed: bool
+    encode_chunks: int
+    remat: str
+    loss_form: str
+
+
 def make_plan(config: Mapping[str, Any], topology: str, slices: int = 1, on_start: Callable[[], None] = lambda: None) -> Plan:
     """Compiles a config's step for a topology; takes seconds for a small model and minutes for a large one.
 
@@ -86,19 +96,10 @@ def make_plan(config: Mapping[str, Any], topology: str, slices: int = 1, on_star
       UserError: the topology or the config is wrong, or libtpu fails for another reason than memory.
     """
     chip = check_topology(topology)
-    devices = devices_of(topology, slices)
-    step = lower(config, devices)
+    step = lower(config, devices_of(topology, slices))
     on_start()
-    start = time.perf_counter()
-    compiled, needed = _compile(step.lowered)
-    seconds = time.perf_counter() - start
-    program = _read(compiled, step, chip, slices) if compiled else {}
-    whole = chip.devices * needed
     return Plan(
-        topology=topology,
-        slices=slices,
-        chips=len(devices) // chip.devices,
-        mesh=dict(step.mesh.shape),
+        **figures(step.lowered, step.mesh, topology, slices, step.model_flops),
         params=step.parameters,
         trained_params=step.trained,
         trained_bytes_per_chip=chip.devices * device_bytes((step.state.params, step.state.optimizer)),
@@ -110,15 +111,39 @@ def make_plan(config: Mapping[str, Any], topology: str, slices: int = 1, on_star
         encode_chunks=step.train.encode_chunks,
         remat=step.shape.remat,
         loss_form=step.objective.form,
-        hbm_bytes_per_chip=whole,
-        hbm_limit_bytes=chip.hbm_limit,
-        fits=compiled is not None and whole <= chip.hbm_limit,
-        model_flops_per_step=step.model_flops,
-        compile_seconds=seconds,
-        jax=jax.__version__,
-        libtpu=libtpu_version(),
-        **({field: None for field in _OF_A_PROGRAM} | {'uncounted': ()} | program),
     )
+
+
+def figures(
+    lowered: jax.stages.Lowered, mesh: jax.sharding.Mesh, topology: str, slices: int, model_flops: int, beside: int = 0
+) -> dict[str, Any]:
+    """Compiles a program: those of the `Figures` that do not depend on what it is for.
+
+    Args:
+      lowered: for the devices of `mesh`, which are all of the topology's slices.
+      model_flops: see `model/flops.py`.
+      beside: bytes of a device that something else holds while the program runs.
+    """
+    chip = check_topology(topology)
+    start = time.perf_counter()
+    compiled, needed = _compile(lowered)
+    seconds = time.perf_counter() - start
+    whole = chip.devices * (needed + beside)
+    return {field: None for field in _OF_A_PROGRAM} | {
+        'topology': topology,
+        'slices': slices,
+        'chips': mesh.size // chip.devices,
+        'mesh': dict(mesh.shape),
+        'hbm_bytes_per_chip': whole,
+        'hbm_limit_bytes': chip.hbm_limit,
+        'fits': compiled is not None and whole <= chip.hbm_limit,
+        'model_flops_per_step': model_flops,
+        'uncounted': (),
+        'compile_seconds': seconds,
+        'jax': jax.__version__,
+        'libtpu': libtpu_version(),
+        **(_read(compiled, mesh, model_flops, chip, slices) if compiled else {}),
+    }
 
 
 _OF_A_PROGRAM = (
@@ -138,10 +163,10 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     return compiled, bytes_needed(compiled)
 
 
-def _read(compiled: jax.stages.Compiled, step: Step, chip: Chip, slices: int) -> dict[str, Any]:
+def _read(compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh, model_flops: int, chip: Chip, slices: int) -> dict[str, Any]:
     """What the program's text tells."""
     module = parse(_text(compiled))
-    devices = step.mesh.devices.reshape(-1)
+    devices = mesh.devices.reshape(-1)
     places = places_of(devices)
     chips = len(devices) // chip.devices
     flops = count_flops(module)
@@ -153,12 +178,12 @@ def _read(compiled: jax.stages.Compiled, step: Step, chip: Chip, slices: int) ->
     return {
         'compiled_flops_per_step': flops.total * len(devices),
         'uncounted': (*flops.uncounted, *_conditionals(module)),
-        'collectives': summary(sites, step.mesh, chip),
+        'collectives': summary(sites, mesh, chip),
         'compute_seconds': compute,
         'memory_seconds': memory,
         'network_seconds': network,
         'lower_bound_seconds': bound,
-        'mfu_bound': step.model_flops / (chips * chip.flops * bound),
+        'mfu_bound': model_flops / (chips * chip.flops * bound),
     }
 
 

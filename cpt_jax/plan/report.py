@@ -2,40 +2,50 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cpt_jax.atomic import write_atomically
 from cpt_jax.errors import UserError
-from cpt_jax.plan.planning import Plan, make_plan
+from cpt_jax.plan.planning import Figures, Plan
 from cpt_jax.plan.sweep import flags_of, sweep, sweep_table
 from cpt_jax.plan.table import show
 from cpt_jax.plan.topology import check_topology
 
 
-def plan_all(config: Mapping[str, Any], topologies: Sequence[str], slices: int, json_path: Path | None) -> None:
+def plan_all(make: Callable[[str, Callable[[], None]], Figures], topologies: Sequence[str], json_path: Path | None) -> None:
     """Plans a config on each topology.
 
     Args:
-      config: plain values.
+      make: the plan on a topology (`make_plan`, `make_embedding_plan`); its second argument is called when the compiler begins.
       topologies: such as v5p:4x4x4.
-      slices: of each.
       json_path: where the figures go too: an object, or a list where there are several topologies.
 
     Raises:
-      UserError: see `make_plan`; or the file cannot be written.
+      UserError: see those; or the file cannot be written.
     """
     _check(topologies, json_path)
     plans = []
     for topology in topologies:
-        plans.append(make_plan(config, topology, slices, lambda name=topology: print(f'{name}: compiling, up to minutes', flush=True)))
+        plans.append(make(topology, lambda name=topology: print(f'{name}: compiling, up to minutes', flush=True)))
         print(f'\n{show(plans[-1])}\n', flush=True)
         _write(json_path, plans, as_list=len(topologies) > 1)
 
 
 def sweep_all(config: Mapping[str, Any], topologies: Sequence[str], slices: int, limit: int, json_path: Path | None) -> None:
-    """Sweeps each topology; see `plan_all` and `sweep`."""
+    """Sweeps each topology; see `sweep`.
+
+    Args:
+      config: plain values.
+      topologies: such as v5p:4x4x4.
+      slices: of each.
+      limit: programs to compile for each.
+      json_path: where the figures of all of them go too, as a list.
+
+    Raises:
+      UserError: see `sweep`; or the file cannot be written.
+    """
     _check(topologies, json_path)
     everything: list[Plan] = []
 
@@ -63,7 +73,7 @@ def _check(topologies: Sequence[str], json_path: Path | None) -> None:
         raise UserError(f'--json {json_path}: no such folder {json_path.absolute().parent}')
 
 
-def _write(path: Path | None, plans: Sequence[Plan], as_list: bool) -> None:
+def _write(path: Path | None, plans: Sequence[Figures], as_list: bool) -> None:
     if path:
         found = [dataclasses.asdict(plan) for plan in plans]
         write_atomically(path, json.dumps(found if as_list else found[0], indent=2) + '\n')

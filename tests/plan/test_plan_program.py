@@ -1,5 +1,6 @@
 """launch/plan.py as a user starts it."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cpt_jax.plan.embedding import EmbeddingPlan
 from cpt_jax.plan.planning import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +32,21 @@ def test_the_table_and_the_file(tmp_path, libtpu):
     assert (done.returncode, done.stderr) == (0, '')
     assert 'v5e:2x2\n  chips          4 ' in done.stdout and 'v5e:1x1\n  chips          1 ' in done.stdout
     two, one = json.loads((tmp_path / 'plan.json').read_text())
-    assert two.keys() == one.keys() == set(Plan.__annotations__)
+    assert two.keys() == one.keys() == {field.name for field in dataclasses.fields(Plan)}
     assert two['topology'] == 'v5e:2x2' and two['fits'] and two['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
     row = {'kind', 'count', 'sites', 'bytes', 'in_loop', 'loops', 'group', 'gradient', 'network', 'summed'}
     assert two['collectives'] and all(found.keys() == row for found in two['collectives'])
     assert one['chips'] == 1 and one['collectives'] == [] and one['network_seconds'] == 0
     assert two['params'] == one['params'] and two['model_flops_per_step'] == one['model_flops_per_step']
+
+
+def test_what_embeds_is_planned_instead(tmp_path, libtpu):
+    flags = ['--config.model.layers=1', '--topology', 'v5e:1x1', '--program', 'embed', '--length', '20', '--weights', 'bfloat16']
+    done = start(tmp_path, *SMALL, *flags, '--json', 'plan.json')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert 'texts of up to 24 tokens' in done.stdout and 'texts a second at most' in done.stdout
+    plan = json.loads((tmp_path / 'plan.json').read_text())
+    assert plan.keys() == {field.name for field in dataclasses.fields(EmbeddingPlan)} and plan['weights'] == 'bfloat16'
 
 
 def test_a_sweep_names_the_fastest_that_fits(tmp_path, libtpu):
@@ -59,6 +70,8 @@ def test_a_sweep_names_the_fastest_that_fits(tmp_path, libtpu):
         (['--topology', 'v5e:2x2', '--config.mesh.fsdp=3'], ['mesh.fsdp=3', '4 devices']),
         (['--topology', 'v5e:2x2', '--json', 'nowhere/plan.json'], ['--json nowhere/plan.json', 'no such folder']),
         (['--topology', 'v5e:2x2', '--sweep', '--sweep_limit=0'], ['--sweep_limit=0']),
+        (['--topology', 'v5e:2x2', '--fsdp=2'], ['--fsdp is for --program embed']),
+        (['--topology', 'v5e:2x2', '--program', 'embed', '--sweep'], ['--sweep', '--program embed']),
     ],
     ids=str,
 )
@@ -73,5 +86,6 @@ def test_help(tmp_path):
     done = start(tmp_path, '--help')
     assert done.returncode == 0 and done.stderr == ''
     assert all(
-        word in done.stdout for word in ('Example: python launch/plan.py --', '--topology', '--slices', '--json', '--sweep', 'lower bounds')
+        word in done.stdout
+        for word in ('Example:', 'python launch/plan.py --', '--topology', '--slices', '--json', '--sweep', '--program', 'lower bounds')
     )

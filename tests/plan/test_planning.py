@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from cpt_jax.errors import UserError
-from cpt_jax.model.flops import step_flops
+from cpt_jax.model.flops import embedding_flops, step_flops
 from cpt_jax.model.lora import LoRA
 from cpt_jax.model.shape import Shape
 from cpt_jax.plan import planning
@@ -134,6 +134,7 @@ def test_model_flops_by_hand():
     last = tokens * inputs + attention + pairs * texts * (output + feed_forward)
     loss = pairs * (pairs * 2) * 8
     assert step_flops(shape, tokens, row, pairs, texts) == 6 * (first + last + loss)
+    assert embedding_flops(shape, tokens, row, pairs * texts) == 2 * (first + last)  # forward alone, and nothing is compared
     gated = dataclasses.replace(shape, activation='swiglu')
     assert step_flops(gated, tokens, row, pairs, texts) - step_flops(shape, tokens, row, pairs, texts) == 6 * (tokens + 30) * 8 * 24
     # In blocks, the last layer has queries of the ends alone: taken through the key matrix, to the states of all columns, and back through
@@ -148,6 +149,7 @@ def test_model_flops_by_hand():
     adapters = 2 * (2 * tokens * (8 + 4) + (tokens + pairs * texts) * (24 + 8))
     matrices = first + last - 2 * attention
     assert step_flops(shape, tokens, row, pairs, texts, lora) == 4 * matrices + 6 * (2 * attention + loss + adapters)
+    assert embedding_flops(shape, tokens, row, pairs * texts, lora) == 2 * (first + last + adapters)
 
 
 def test_a_language_model_is_planned_alike(tiny, libtpu):
