@@ -1,5 +1,6 @@
 """Texts -> vectors: all that evaluation, search and serving see of a model."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +18,15 @@ from tqdm import tqdm
 from cpt_jax import checkpoint
 from cpt_jax.base_model import load_adapted
 from cpt_jax.errors import UserError
-from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh
+from cpt_jax.mesh import batch_shards, make_mesh, on_mesh, placed
 from cpt_jax.model.dense import Dense, load_dense
 from cpt_jax.model.encoder import Encoder, unit
 from cpt_jax.model.families.load import load_encoder
+from cpt_jax.model.prefix import Prefix, Prefixes, can_share, common_beginning, states_behind
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import Pretrained, is_pretrained, open_pretrained
 from cpt_jax.pretrained_tokenizer import OwnTokenizer
-from cpt_jax.prompt import Representation, configured
+from cpt_jax.prompt import Prompt, Representation, configured
 from cpt_jax.prompt_tokenizer import PromptTokenizer, beginning
 from cpt_jax.tokenizer import Side, Tokenizer
 
@@ -64,12 +66,15 @@ class Embedder:
       130 documents of scifact, cut at 512 tokens                    12.6       8.4     10.3
       1,500 queries of scifact and cosqa, 28 tokens each              5.8       3.1      3.0
 
+    What a causal model's texts all begin with (demonstrations, the words of a template) is computed once, with the vectors that the whole
+    texts have (model/prefix.py).
+
     Attributes:
       model_name: `run@step`, by the name of the run's directory; of a pretrained model, the directory's name.
       settings: all that its vectors depend on, and where its parameters come from.
       workdir: of the run that it comes from; None where it does not.
       width: of its vectors.
-      tokens, columns: of the texts embedded so far, and what was computed for them, padding included.
+      tokens, columns: of the texts embedded so far, without what they share, and what was computed for them, padding included.
     """
 
     # Columns computed at once on one device, by platform: enough to keep it busy, small enough for any. 1,024 fit a CPU's caches: one of
@@ -77,6 +82,9 @@ class Embedder:
     TOKENS = {'cpu': 1 << 10, 'gpu': 1 << 13, 'tpu': 1 << 13}
     # Texts tokenised and sorted by length at once, for each part of the mesh that holds rows of its own.
     WINDOW = 1 << 12
+    # Tokens that all texts of a window begin with, from which on they are computed once; and those of a text behind them at most, as all
+    # scores of attention are held there.
+    SHARED, BEHIND = 16, 512
     # Batches that wait on the device while the vectors of the one before are read.
     AHEAD = 2
 
@@ -96,8 +104,31 @@ class Embedder:
         self._dense = tuple(dense)
         self.tokens = self.columns = 0
         self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
-        self._encode = jax.jit(encode_rows)
+        self._encode, self._shares = jax.jit(encode_rows), can_share(encoder.shape)
         self.settings = _settings(encoder.shape, tokenizer, max_tokens, origin or {})
+
+    @property
+    def prompt(self) -> Prompt | None:
+        """What texts stand in; None where that is no template."""
+        return self._tokenizer.prompt if isinstance(self._tokenizer, PromptTokenizer) else None
+
+    def reading(self, prompt: Prompt, share: bool = True) -> 'Embedder':
+        """The same model, parameters and compiled programs, of texts in another template or behind other demonstrations.
+
+        Args:
+          share: compute what all texts begin with once, where the model allows it; without, for measurements.
+
+        Raises:
+          UserError: the model's texts do not stand in a template, or the words around a text are more than the model reads.
+        """
+        if not isinstance(self._tokenizer, PromptTokenizer):
+            raise UserError('--model: its texts stand in no template: give --representation prompteol, with a causal language model')
+        other = copy.copy(self)
+        other._tokenizer = self._tokenizer.reading(prompt)
+        other._tokenizer.encode([''], 'x', min(self._max_tokens.values()))
+        other.settings = self.settings | other._tokenizer.describe() | {'tokenizer': other._tokenizer.fingerprint}
+        other._shares, other.tokens, other.columns = share and can_share(self.encoder.shape), 0, 0
+        return other
 
     @property
     def window(self) -> int:
@@ -137,24 +168,35 @@ class Embedder:
 
     def _started(self, texts: Iterable[str], side: Side) -> Iterator[_Batch]:
         """Starts batch after batch; devices compute them while the caller does something else."""
-        for tokens in self._windows(texts, side):
+        prefix_of = Prefixes(self.encoder, self._mesh)
+        for opening, *tokens in self._windows(texts, side):
+            shared = common_beginning([opening, *tokens]) if self._shares else 0
+            shared = shared if shared >= self.SHARED else 0
             lengths_N = np.array([len(text) for text in tokens])
             window_NxD = np.empty((len(tokens), self.width), np.float32)
             left = len(tokens)
-            for places, rows, row_length in self._batches(lengths_N):
-                left -= len(places)
-                yield _Batch(window_NxD, places, self._compute([tokens[place] for place in places], rows, row_length), not left)
+            near_N = (lengths_N - shared <= self.BEHIND) & (shared > 0)
+            for some, skipped in ((np.flatnonzero(~near_N), 0), (np.flatnonzero(near_N), shared)):
+                for places, rows, row_length in self._batches(lengths_N[some] - skipped):
+                    places = some[places]
+                    left -= len(places)
+                    prefix = prefix_of(opening[:skipped]) if skipped else None
+                    vectors_RxD = self._compute([tokens[place][skipped:] for place in places], rows, row_length, prefix)
+                    yield _Batch(window_NxD, places, vectors_RxD, not left)
 
     def _windows(self, texts: Iterable[str], side: Side) -> Iterator[list[np.ndarray]]:
-        """The tokens of the next texts, again and again; made in a thread while the caller is busy with those before."""
+        """The tokens of the next texts, again and again; made in a thread while the caller is busy with those before.
+
+        Those of the empty text stand first: what they begin with does not hang on which texts share a window.
+        """
         remaining, size = iter(texts), self.window
 
         def read() -> list[np.ndarray]:
-            return self._tokenizer.encode(list(islice(remaining, size)), side, self._max_tokens[side])
+            return self._tokenizer.encode(['', *islice(remaining, size)], side, self._max_tokens[side])
 
         with ThreadPoolExecutor(1) as thread:
             upcoming = thread.submit(read)
-            while tokens := upcoming.result():
+            while len(tokens := upcoming.result()) > 1:
                 upcoming = thread.submit(read)
                 yield tokens
 
@@ -175,8 +217,8 @@ class Embedder:
             rows //= 4
         return rows * parts
 
-    def _compute(self, tokens: Sequence[np.ndarray], rows: int, row_length: int) -> jax.Array:
-        """Starts to compute vectors_RxD of some texts, the first rows; the other rows are empty."""
+    def _compute(self, tokens: Sequence[np.ndarray], rows: int, row_length: int, prefix: Prefix | None = None) -> jax.Array:
+        """Starts to compute vectors_RxD of some texts, the first rows; the other rows are empty. Texts follow the prefix."""
         lengths_R = np.ones(rows, np.int64)
         lengths_R[: len(tokens)] = [len(text) for text in tokens]
         self.tokens, self.columns = self.tokens + sum(map(len, tokens)), self.columns + rows * row_length
@@ -185,10 +227,8 @@ class Embedder:
             row_S[: len(text)] = text
         within_part = np.arange(rows) % (rows // batch_shards(self._mesh))
         eos_Rx1 = (within_part * row_length + lengths_R - 1).astype(np.int32)[:, None]
-        sharding = batch_sharding(self._mesh)
-        on_device = [jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for array in (tokens_RxS, eos_Rx1)]
         with jax.set_mesh(self._mesh):
-            return self._encode(self.encoder, self._dense, *on_device)
+            return self._encode(self.encoder, self._dense, prefix, *placed(self._mesh, tokens_RxS, eos_Rx1))
 
 
 def row_length_of(length: int, max_length: int) -> int:
@@ -203,18 +243,21 @@ def rows_at_once(platform: str, row_length: int) -> int:
     return max(1, Embedder.TOKENS[platform] // row_length)
 
 
-def encode_rows(encoder: Encoder, dense: Sequence[Dense], tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
-    """float32[R, D] on every device, for rows of one text each: each process gets all vectors.
+def encode_rows(encoder: Encoder, dense: Sequence[Dense], prefix: Prefix | None, tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
+    """float32[R, D] on every device, for rows of one text each, behind the prefix if there is one: each process gets all vectors.
 
     Args:
       dense: modules behind the pooling; most models have none.
       tokens_RxS: int32 ids, over the mesh's data and fsdp axes.
       eos_Rx1: int32: where each text ends, as for `Encoder.states`.
     """
-    row_length = tokens_RxS.shape[1]
-    positions_RxS = jnp.zeros_like(tokens_RxS) + jnp.arange(row_length)[None]
-    segments_RxS = jnp.where(positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0)
-    e_Rx1xD = encoder.states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
+    if prefix is not None:
+        e_Rx1xD = states_behind(encoder, prefix, tokens_RxS, eos_Rx1)
+    else:
+        row_length = tokens_RxS.shape[1]
+        positions_RxS = jnp.zeros_like(tokens_RxS) + jnp.arange(row_length)[None]
+        segments_RxS = jnp.where(positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0)
+        e_Rx1xD = encoder.states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
     for layer in dense:
         e_Rx1xD = layer(e_Rx1xD)
     return jax.reshard(unit(e_Rx1xD)[:, 0], P())

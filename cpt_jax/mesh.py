@@ -63,6 +63,12 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def placed(mesh: jax.sharding.Mesh, *arrays: np.ndarray) -> list[jax.Array]:
+    """On the devices as `batch_sharding` says; every process has all of each."""
+    sharding = batch_sharding(mesh)
+    return [jax.make_array_from_callback(array.shape, sharding, array.__getitem__) for array in arrays]
+
+
 def on_mesh(abstract: T, mesh: jax.sharding.Mesh) -> T:
     """What jax.eval_shape gives, as ShapeDtypeStructs on the mesh's devices; scalars without a sharding are on all of them."""
 

@@ -70,11 +70,12 @@ def define_config() -> Callable[[], tuple[str, ConfigDict]]:
     return read
 
 
-def define_model(evaluation: bool = False) -> tuple[flags.FlagHolder[str], Callable[[], dict[str, Any]]]:
+def define_model(evaluation: bool = False, required: bool = True) -> tuple[flags.FlagHolder[str], Callable[[], dict[str, Any]]]:
     """Defines --model and the flags that say how texts become vectors, for all programs that load a model.
 
     Args:
       evaluation: texts in a template are cleaned as the PromptEOL paper does, unless --nocleanup is given.
+      required: whether --model must be given.
 
     Returns:
       --model, and the reader of the others: keyword arguments of `load_embedder`. It raises UserError where they do not go together.
@@ -88,7 +89,7 @@ def define_model(evaluation: bool = False) -> tuple[flags.FlagHolder[str], Calla
     template = 'Your own in place of the one of --representation, with the slot {text} for the text; its last token counts.'
     demonstration = "A sentence and its word, 'A jockey riding a horse.=Equestrian', shown before each text; may be repeated."
     cleanup = 'Of texts in a template: a full stop at the end, no double quotes, no question mark at the end, as the paper evaluates.'
-    model = flags.DEFINE_string('model', None, reference, required=True)
+    model = flags.DEFINE_string('model', None, reference, required=required)
     pooled = flags.DEFINE_enum('pooling', None, ['eos', 'last', 'mean', 'cls'], pooling)
     name = flags.DEFINE_enum('representation', 'own', ['own', *REPRESENTATIONS], representation)
     own = flags.DEFINE_string('template', '', template)

@@ -5,6 +5,7 @@ print there is no space before the first colon, and quotes are curly.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ class Prompt:
     def _shown(self) -> str:
         """The demonstrations. Where the template opens a quotation mark for the word, it is closed."""
         before, after = self.template.split(SLOT)
-        opened, closing = ('', '".') if after.endswith('"') else (' ', '.')
+        opened, closing = _around_the_word(after)
         return ''.join(f'{before}{sentence}{after}{opened}{word}{closing}' for sentence, word in self.demonstrations)
 
     def describe(self) -> dict[str, object]:
@@ -129,6 +130,11 @@ def configured(section: Mapping[str, Any]) -> Prompt | None:
     return None
 
 
+def _around_the_word(after: str) -> tuple[str, str]:
+    """What stands before and behind the word of a demonstration, in a template that ends with `after`."""
+    return ('', '".') if after.endswith('"') else (' ', '.')
+
+
 def parse_template(template: str, where: str) -> str:
     """A template with its slot as {text}, of either form.
 
@@ -159,6 +165,18 @@ def read_templates(path: Path | str) -> list[str]:
     if not found:
         raise UserError(f'{path}: holds no template')
     return found
+
+
+def demonstrations_in(whole: str, template: str) -> tuple[Demonstration, ...] | None:
+    """The demonstrations with which `template` is the whole one, which has its slot as {text}; None where there are none."""
+    rest, found = whole, []
+    before, after = template.split(SLOT)
+    opened, closing = _around_the_word(after)
+    one = re.compile(f'{re.escape(before)}(.+?){re.escape(after + opened)}(.+?){re.escape(closing)}')
+    while rest != template and (match := one.match(rest)):
+        found.append(match.groups())
+        rest = rest[match.end() :]
+    return tuple(found) if found and rest == template else None
 
 
 def parse_demonstration(given: str) -> Demonstration:

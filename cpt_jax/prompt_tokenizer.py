@@ -64,6 +64,10 @@ class PromptTokenizer:
         found = zip(texts, self._ids([self.prompt.fill(text) for text in texts]), strict=True)
         return [np.array(self._shortened(text, ids, max_tokens) if len(ids) > max_tokens else ids, np.int32) for text, ids in found]
 
+    def reading(self, prompt: Prompt) -> 'PromptTokenizer':
+        """The same tokenizer, of texts in another template."""
+        return PromptTokenizer(self._tokenizer, prompt, self.begin)
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """Number of ids of each text, without what stands around it."""
         return [len(ids) for ids in self._tokenizer.pieces(texts)]

@@ -18,7 +18,8 @@ from cpt_jax.errors import UserError
 from cpt_jax.mesh import AXES, batch_sharding, make_mesh, on_mesh
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.shape import Shape
-from cpt_jax.prompt import Representation
+from cpt_jax.prompt import Prompt, Representation
+from cpt_jax.prompt_tokenizer import PromptTokenizer
 from cpt_jax.tokenizer import Tokenizer
 from tests.conftest import sentences
 
@@ -60,9 +61,9 @@ def test_any_number_of_texts_are_those_texts_one_at_a_time(embedders, monkeypatc
     embed = embedders((8, 1, 1))
     compute, programs = embed._compute, set()
 
-    def recorded(tokens, rows: int, row_length: int):
+    def recorded(tokens, rows: int, row_length: int, prefix: None):
         programs.add((rows, row_length))
-        return compute(tokens, rows, row_length)
+        return compute(tokens, rows, row_length, prefix)
 
     monkeypatch.setattr(embed, '_compute', recorded)
     for side in ('x', 'y'):
@@ -119,6 +120,30 @@ def test_batches_hold_each_text_once_with_little_padding(embedders, monkeypatch,
     assert len({(rows, row_length) for _, rows, row_length in batches}) <= 36
     ((_, rows, _),) = embed._batches(np.array([9]))
     assert rows == parts  # a query does not wait for a whole batch to be computed
+
+
+def test_what_texts_begin_with_is_computed_once_and_changes_no_vector(tokenizer, monkeypatch):
+    monkeypatch.setattr(Embedder, 'WINDOW', 40)
+    monkeypatch.setattr(Embedder, 'BEHIND', 24)  # longer ones are computed whole
+    mesh = make_mesh(1, 1, 1, jax.devices()[:1])
+    encoder = make_encoder(tokenizer.vocab_size, mesh, causal=True, max_length=120)
+    prompt = Prompt('{text} means', demonstrations=(('list file parser return value', 'table'),) * 4, clean=True)
+    embed = Embedder(encoder, PromptTokenizer(tokenizer, prompt, [1]), mesh, {'x': 100, 'y': 100})
+    texts = [*sentences(50, words=9), '', 'list ' * 500]
+    whole = embed.reading(prompt, share=False)
+    expected, found = whole(texts, 'x'), embed(texts, 'x')
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(embed(texts[:1], 'x'), expected[:1], atol=1e-5)
+    assert embed.columns < 0.7 * whole.columns and np.abs(expected[1:] - expected[:-1]).max(1).min() > 1e-3
+    embed.encoder = make_encoder(tokenizer.vocab_size, mesh, 1, causal=True, max_length=120)  # as training does from step to step
+    assert np.abs(embed(texts[:3], 'x') - found[:3]).max() > 0.1
+    plain = embed.reading(dataclasses.replace(prompt, demonstrations=()))
+    assert plain.prompt.demonstrations == () and plain.settings['demonstrations'] == []
+    assert plain.settings.keys() == embed.settings.keys() and plain.settings['tokenizer'] != embed.settings['tokenizer']
+    with pytest.raises(UserError, match='takes .* tokens, and the model reads 100: shorten it'):
+        embed.reading(dataclasses.replace(prompt, demonstrations=prompt.demonstrations * 9))
+    with pytest.raises(UserError, match='--model: its texts stand in no template'):
+        Embedder(encoder, tokenizer, mesh, LIMITS).reading(prompt)
 
 
 def test_a_stream_gives_the_same_and_reads_no_further_than_it_must(embedders):
@@ -215,7 +240,7 @@ def write_run(directory: Path, tokenizer: Tokenizer, pretrained: dict | None = N
         'train': {'batch_pairs': 64},
         'init_from': '',
     }
-    about = {'config': config, 'code': 'c0de', 'pretrained': pretrained}
+    about = {'config': config, 'code': 'c0de', 'pretrained': pretrained, 'begin': [1] if template else None}
     saved = Checkpoints(directory / 'checkpoints', tokenizer, about, every_steps=1, keep_latest=9, keep_every=0)
     for seed in (1, 2):
         encoder = make_encoder(tokenizer.vocab_size, make_mesh(2, 2, 2), seed, **choices)

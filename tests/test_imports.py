@@ -49,7 +49,7 @@ BELOW = {
     'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained', 'tokenizer'},
     'vectors': {'errors', 'atomic'},
     # A model is a function from texts to vectors; the adapter for mteb loads one, and follow.py watches a run's checkpoints.
-    'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'tensorboard', 'tokenizer'},
+    'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'prompt', 'tensorboard', 'tokenizer'},
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
 BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}
@@ -130,7 +130,7 @@ sys.exit(', '.join({NEVER & {'torch', 'transformers', 'tensorflow'}} & sys.modul
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('name', ['train', 'evaluate', 'embed', 'export', 'plan'])
+@pytest.mark.parametrize('name', ['train', 'evaluate', 'embed', 'export', 'plan', 'demonstrations'])
 def test_a_program_imports_jax_after_it_has_chosen_its_platform(name):
     """JAX reads JAX_PLATFORMS when it is imported; where libtpu is installed and no TPU is there, it would complain."""
     code = f'import sys, runpy; runpy.run_path("launch/{name}.py", run_name="imported"); sys.exit("jax" in sys.modules)'

@@ -7,13 +7,12 @@ A row counts when its line is whole, with the line's end. It is named by its ste
 fingerprint of all else that the score depends on; of one name there is one row.
 """
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
 
 from cpt_jax.errors import UserError
+from cpt_jax.evals.json_rows import append_row, read_whole_rows
 from cpt_jax.evals.results import PLAIN, format_score
 
 HISTORY = 'results.jsonl'
@@ -34,37 +33,20 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
       UserError: with file and line, where a whole line is no row.
     """
-    data = path.read_bytes() if path.exists() else b''
     rows = []
-    for number, line in enumerate(data.split(b'\n')[:-1], 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f'{path}:{number}: not JSON ({error}): mend or remove the line') from None
+    for where, row in read_whole_rows(path):
         if not isinstance(row, dict) or _KEYS - row.keys():
-            raise UserError(f'{path}:{number}: not a row of launch/evaluate.py --follow: mend or remove the line')
+            raise UserError(f'{where}: not a row of launch/evaluate.py --follow: mend or remove the line')
         rows.append(row)
     return rows
 
 
 def add_row(path: Path, row: Row) -> bool:
-    """Appends a row, on the disk when this returns; False where one of its name is there. The caller keeps others from doing it too.
-
-    A torn line at the end goes first: it never counted, and whoever was killed in the middle of it had not finished.
-    """
+    """Appends a row, on the disk when this returns; False where one of its name is there. The caller keeps others from doing it too."""
     if name_of(row) in map(name_of, read_rows(path)):
         return False
-    with path.open('a+b') as file:
-        file.truncate(_whole(path.read_bytes()))
-        file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
-        file.flush()
-        os.fsync(file.fileno())
+    append_row(path, row)
     return True
-
-
-def _whole(data: bytes) -> int:
-    """Bytes of the lines that have their end."""
-    return data.rfind(b'\n') + 1
 
 
 def curves(rows: Iterable[Row]) -> dict[str, list[Row]]:

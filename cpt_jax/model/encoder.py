@@ -279,7 +279,7 @@ class Encoder(nnx.Module):
                 a_BxTxHxK = pick(block.mix(x_RxSxD, attend, positions_RxS, local, noise), places_BxT)
             return block.finish(pick(x_RxSxD, places_BxT), a_BxTxHxK, end_noise)
 
-        return self._leave(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
+        return self.leave(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
     def all_states(
         self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None = None
@@ -295,12 +295,13 @@ class Encoder(nnx.Module):
             noise = Noise(keys_RxS, number)
             return block.finish(x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, local, noise), noise)
 
-        return self._leave(last_layer(self.last, x_RxSxD))
+        return self.leave(last_layer(self.last, x_RxSxD))
 
     def _attend(self, segments_RxS: jax.Array, local: bool | jax.Array) -> Attend:
         return attention_within(segments_RxS, self.shape.causal, self.shape.attention, self.shape.reach, local)
 
-    def _embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+    def embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+        """What the first layer reads: [R, S, D]."""
         shape, dtype = self.shape, self.shape.compute_dtype
         x_RxSxD = gathered(self.token_embedding, dtype, None, None).at[tokens_RxS].get(out_sharding=P(BATCH))
         if shape.embedding_scale:
@@ -314,7 +315,7 @@ class Encoder(nnx.Module):
             x_RxSxD = x_RxSxD + table.at[shape.position_offset + positions_RxS].get(out_sharding=P(BATCH))
         return self.embedding_norm(x_RxSxD) if shape.embedding_norm else x_RxSxD
 
-    def _leave(self, h: jax.Array) -> jax.Array:
+    def leave(self, h: jax.Array) -> jax.Array:
         """What the last layer made [.., .., D] -> states."""
         h = self.final_norm(h) if self.shape.final_norm else h
         if self.shape.embedding_width == self.shape.width:
@@ -324,7 +325,7 @@ class Encoder(nnx.Module):
     def _layers_but_last(
         self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None
     ) -> jax.Array:
-        x_RxSxD = dropout(self._embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
+        x_RxSxD = dropout(self.embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
         if self.shape.layers == 1:
             return x_RxSxD
         inner = self.shape.layers - 1

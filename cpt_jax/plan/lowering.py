@@ -166,7 +166,7 @@ def lower_embedding(config: Mapping[str, Any], devices: Sequence[jax.Device], fs
     with jax.set_mesh(mesh):
         encoder = on_mesh(jax.eval_shape(kept), mesh)
         arrays = [jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=batch_sharding(mesh)) for sizes in ((texts, row_length), (texts, 1))]
-        lowered = jax.jit(encode_rows).lower(encoder, (), *arrays)
+        lowered = jax.jit(encode_rows).lower(encoder, (), None, *arrays)
     return Embedding(mesh, encoder, lora, weights, row_length, texts, lowered)
 
 
