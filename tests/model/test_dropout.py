@@ -38,6 +38,26 @@ def test_another_key_and_another_site_drop_others():
         np.testing.assert_allclose(np.mean(zeros[a] & zeros[b]), 0.25**2, atol=0.02)  # independent
 
 
+def test_neighbours_have_nothing_in_common():
+    """The hash is no cipher: all pairs of near units and tokens are looked at, 80,000 each."""
+    texts, positions = np.repeat(np.arange(8)[:, None], 20, axis=1), np.tile(np.arange(20), (8, 1))
+    zero = dropped(texts, positions, rate=0.5)[0].astype(float) * 2 - 1
+    near = [np.mean(zero[..., shift:] * zero[..., :-shift]) for shift in (1, 2, 3, 4, 8, 16, 64, 128, 256)]
+    near += [np.mean(zero[:, 1:] * zero[:, :-1]), np.mean(zero[1:] * zero[:-1]), np.mean(zero[:, 1:, 1:] * zero[:, :-1, :-1])]
+    assert np.abs(near).max() < 0.02  # a standard deviation of 0.0035
+
+
+def test_units_are_drawn_by_the_published_hash():
+    def lowbias32(x):
+        x = (x ^ x >> 16) * 0x7FEB352D % 2**32
+        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        return x ^ x >> 16
+
+    zero, _ = dropped([[3]], [[2]])
+    first, second = map(int, jax.random.key_data(jax.random.fold_in(token_keys(KEY, jnp.array([[3]]), jnp.array([[2]]))[0, 0], 3)))
+    assert zero[0, 0].tolist() == [lowbias32(lowbias32((first + unit) % 2**32) ^ second) < 2**30 for unit in range(512)]
+
+
 def test_without_keys_nothing_changes():
     h = jnp.ones((2, 3, 4), jnp.bfloat16)
     assert dropout(h, None, 0.5, 0) is h
