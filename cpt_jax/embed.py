@@ -169,15 +169,16 @@ class Embedder:
     def _started(self, texts: Iterable[str], side: Side) -> Iterator[_Batch]:
         """Starts batch after batch; devices compute them while the caller does something else."""
         prefix_of = Prefixes(self.encoder, self._mesh)
-        for opening, *tokens in self._windows(texts, side):
-            shared = common_beginning([opening, *tokens]) if self._shares else 0
+        for opening, another, *tokens in self._windows(texts, side):
+            shared = common_beginning([opening, another]) if self._shares else 0
             shared = shared if shared >= self.SHARED else 0
             lengths_N = np.array([len(text) for text in tokens])
             window_NxD = np.empty((len(tokens), self.width), np.float32)
             left = len(tokens)
-            near_N = (lengths_N - shared <= self.BEHIND) & (shared > 0)
+            begins_N = np.array([len(text) > shared and np.array_equal(text[:shared], opening[:shared]) for text in tokens])
+            near_N = begins_N & (lengths_N - shared <= self.BEHIND) & (shared > 0)
             for some, skipped in ((np.flatnonzero(~near_N), 0), (np.flatnonzero(near_N), shared)):
-                for places, rows, row_length in self._batches(lengths_N[some] - skipped):
+                for places, rows, row_length in self._batches(lengths_N[some] - skipped, skipped):
                     places = some[places]
                     left -= len(places)
                     prefix = prefix_of(opening[:skipped]) if skipped else None
@@ -187,25 +188,28 @@ class Embedder:
     def _windows(self, texts: Iterable[str], side: Side) -> Iterator[list[np.ndarray]]:
         """The tokens of the next texts, again and again; made in a thread while the caller is busy with those before.
 
-        Those of the empty text stand first: what they begin with does not hang on which texts share a window.
+        Those of two short texts stand first: from them is read what texts begin with, whichever stand in a window.
         """
         remaining, size = iter(texts), self.window
 
         def read() -> list[np.ndarray]:
-            return self._tokenizer.encode(['', *islice(remaining, size)], side, self._max_tokens[side])
+            return self._tokenizer.encode(['', 'A', *islice(remaining, size)], side, self._max_tokens[side])
 
         with ThreadPoolExecutor(1) as thread:
             upcoming = thread.submit(read)
-            while len(tokens := upcoming.result()) > 1:
+            while len(tokens := upcoming.result()) > 2:
                 upcoming = thread.submit(read)
                 yield tokens
 
-    def _batches(self, lengths_N: np.ndarray) -> Iterator[tuple[np.ndarray, int, int]]:
-        """(places of its texts, rows, row length) of each batch: texts of about one length together, longest first."""
+    def _batches(self, lengths_N: np.ndarray, before: int = 0) -> Iterator[tuple[np.ndarray, int, int]]:
+        """(places of its texts, rows, row length) of each batch: texts of about one length together, longest first.
+
+        Behind a prefix, of `before` tokens, scores with it are held too: the longer it is, the fewer rows at once.
+        """
         order = np.argsort(-lengths_N, kind='stable')
         while len(order):
             row_length = row_length_of(int(lengths_N[order[0]]), self.encoder.shape.max_length)
-            rows = self._rows(row_length, len(order))
+            rows = self._rows(row_length * max(1, -(-before // self.BEHIND)), len(order))
             yield order[:rows], rows, row_length
             order = order[rows:]
 

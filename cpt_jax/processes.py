@@ -5,6 +5,7 @@ each tells the others why it stops, through the key-value store that JAX's coord
 dies without a word (its machine is gone) is noticed by JAX itself, after its heartbeat's timeout of 100 seconds.
 """
 
+import json
 import os
 import sys
 import threading
@@ -12,14 +13,17 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from typing import NoReturn
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from cpt_jax.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
-_FAILED, _HEARD = 'cpt_jax/failed', 'cpt_jax/heard'
+_FAILED, _HEARD, _CALLED = 'cpt_jax/failed', 'cpt_jax/heard', 'cpt_jax/called'
 _POLL_SECONDS, _PATIENCE_SECONDS = 2.0, 20.0
 
 
@@ -70,6 +74,36 @@ def shared_fate() -> Iterator[None]:
     finally:
         done.set()
         listener.join()  # a thread that comes back from C++ code while Python ends aborts the process (seen once in 60 runs)
+
+
+def check_alike(value: object, line: str) -> None:
+    """Raises UserError, with this line, where the processes do not all have the same plain value."""
+    mine = np.frombuffer(blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest(), np.uint8)
+    if (multihost_utils.process_allgather(mine).reshape(-1, len(mine)) != mine).any():
+        raise UserError(line)
+
+
+def call(number: int) -> None:
+    """On process 0, for the number-th time from 0: an exchange is about to begin, for which the others wait in `await_call`."""
+    store = multihost.get_jax_distributed_client()
+    store.key_value_set(f'{_CALLED}/{number}', '1')
+    if number >= 1000:  # all have heard of it: exchanges follow each other
+        store.key_value_delete(f'{_CALLED}/{number - 1000}')
+
+
+def await_call(number: int) -> None:
+    """Waits for as long as it takes: in an exchange itself, other processes would give up after half an hour on CPUs."""
+    store, seconds = multihost.get_jax_distributed_client(), 0.001
+    while not _has(store, f'{_CALLED}/{number}'):
+        time.sleep(seconds)
+        seconds = min(2 * seconds, 0.25)
+
+
+def _has(store, key: str) -> bool:
+    try:
+        return bool(store.key_value_try_get(key))
+    except Exception:  # not there, or the coordinator is gone, which JAX itself notices
+        return False
 
 
 def _listen(store, done: threading.Event) -> None:

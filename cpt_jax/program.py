@@ -18,6 +18,8 @@ from cpt_jax.allocator import keep_freed_memory
 from cpt_jax.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 from cpt_jax.prompt import REPRESENTATIONS, Representation, demonstrations_of
 
+flags.disclaim_key_flags()  # those that are defined here are the programs' own, and stand in their --help
+
 ACCUMULATION = (
     ' Gradient accumulation is not offered: a micro-batch would have its own negatives alone, and a contrastive loss would not be that of'
     ' the batch; train.encode_chunks saves the same memory and is exact.'

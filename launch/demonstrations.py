@@ -47,10 +47,12 @@ _LABELS = flags.DEFINE_enum('build_labels', None, [*candidates.LABEL_WORDS], 'Bu
 _COUNT = flags.DEFINE_integer(
     'count', 0, 'Of candidates of each kind that are drawn at random; 0: 100 sentences, 200 definitions, 100 of labels.', lower_bound=0
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.', lower_bound=0)
 
 
 def main() -> None:
+    if '://' in _OUTPUT.value:
+        raise UserError(f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
     if _STS.value or _DICTIONARY.value or _LABELS.value:
         _build(Path(_OUTPUT.value))
     elif not _MODEL.value or not _CANDIDATES.value or not _DATA_DIR.value:
@@ -61,7 +63,7 @@ def main() -> None:
 
 
 def _build(output: Path) -> None:
-    path = output / 'candidates.tsv'
+    path, data_dir = output / 'candidates.tsv', Path(_DATA_DIR.value or '').expanduser()
     if path.exists():
         raise UserError(f'{path}: is there already: remove it, or give another --output')
     if (_STS.value or _LABELS.value) and not _DATA_DIR.value:
@@ -70,16 +72,16 @@ def _build(output: Path) -> None:
     if _STS.value:
         words = Path(_STS.value).expanduser()
         if not words.exists():
-            drawn = candidates.draw_sentences(Path(_DATA_DIR.value), count or candidates.SENTENCES, seed)
+            drawn = candidates.draw_sentences(data_dir, count or candidates.SENTENCES, seed)
             words.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(words, ''.join(f'{sentence}\t\n' for sentence in drawn))
             print(f'{words}: {len(drawn):,} sentences of STS-B train; write a word behind the tab of each, and give the same command again')
             return
-        found += candidates.of_words(words, Path(_DATA_DIR.value))
+        found += candidates.of_words(words, data_dir)
     if _DICTIONARY.value:
         found += candidates.of_dictionary(Path(_DICTIONARY.value).expanduser(), count or candidates.DEFINITIONS, seed)
     if _LABELS.value:
-        found += candidates.of_labels(_LABELS.value, Path(_DATA_DIR.value), count or candidates.LABEL_PAIRS, seed)
+        found += candidates.of_labels(_LABELS.value, data_dir, count or candidates.LABEL_PAIRS, seed)
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(path, candidates.format_candidates(found))
     print(f'{len(found):,} candidates; written to {path}')
@@ -94,6 +96,9 @@ def _search(output: Path) -> None:
     options = _OPTIONS()
     if options['representation'].demonstrations:
         raise UserError('--demonstration: the search shows its own; leave the flag out')
+    for name in _CANDIDATES.value:
+        if not Path(name).expanduser().is_file():
+            raise UserError(f'--candidates {name}: no such file')
     data_dir = epath.Path(_DATA_DIR.value).expanduser()
     tasks = sts.find_tasks(data_dir, split='dev')
     if _TASK.value not in tasks:
@@ -117,20 +122,21 @@ def _search(output: Path) -> None:
     start = time.perf_counter()
     rows = search(embedder.reading, embedder.prompt, found, task, about, output)
     best = ranked(rows)[0]
-    command = _command(best)
+    model = f'{embedder.workdir}@{embedder.settings["step"]}' if embedder.workdir else _MODEL.value
+    command = _command(model, data_dir, best)
     write_atomically(output / TABLE, format_page(rows, about))
-    told = {'without': rows[0]['main_score'], 'helping': helping(rows), 'candidates': len(found), 'note': NOTE, 'command': command}
+    told = {'without': rows[0]['main_score'], 'helping': helping(rows), 'candidates': len(rows) - 1, 'note': NOTE, 'command': command}
     write_json(epath.Path(output) / BEST, {**about, **best, **told})
     print(format_ranking(rows))
     spent = f'{time.perf_counter() - start:,.0f} s here, {sum(row["seconds"] for row in rows):,.0f} s in all'
-    print(f'\n{helping(rows):,} of {len(found):,} candidates help; {rows[0]["main_metric"]} x100 on {task.name}, dev; {spent}')
+    print(f'\n{helping(rows):,} of {len(rows) - 1:,} candidates help; {rows[0]["main_metric"]} x100 on {task.name}, dev; {spent}')
     print(f'{NOTE}\nwritten to {output / TABLE}, {output / BEST}; evaluate the best one:\n  {command}')
 
 
-def _command(best: Row) -> str:
+def _command(model: str, data_dir: epath.Path, best: Row) -> str:
     """Of launch/evaluate.py, with what was found."""
     name, template = flags.FLAGS.representation, best['template'] or flags.FLAGS.template
-    words = ['python', 'launch/evaluate.py', '--model', _MODEL.value, '--tasks', 'sts/*', '--data_dir', _DATA_DIR.value]
+    words = ['python', 'launch/evaluate.py', '--model', model, '--tasks', 'sts/*', '--data_dir', str(data_dir)]
     words += ['--representation', name] * (name != 'own') + ['--template', template] * bool(template)
     words += [word for pair in best['demonstrations'] for word in ('--demonstration', '='.join(pair))]
     words += ['--nocleanup'] * (not flags.FLAGS.cleanup) + ['--fsdp', str(flags.FLAGS.fsdp)] * (flags.FLAGS.fsdp > 1)

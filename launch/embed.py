@@ -53,6 +53,7 @@ def _embed() -> None:
     from jax.experimental import multihost_utils
 
     from cpt_jax.embed import load_embedder
+    from cpt_jax.processes import check_alike
 
     if '://' in _OUTPUT.value:
         raise UserError(f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket (gcsfuse) and give that path')
@@ -68,9 +69,9 @@ def _embed() -> None:
         width=embedder.width,
         shard_size=_SHARD_SIZE.value,
     )
-    everyones = multihost_utils.process_allgather(np.frombuffer(bytes.fromhex(corpus.fingerprint), np.int32)).reshape(-1, 4)
-    if len(np.unique(everyones, axis=0)) > 1:
-        raise UserError(f'--input {corpus.path}: the processes read different texts; give each of them the same file')
+    line = f'--model {_MODEL.value} (here {embedder.model_name}): the processes opened different models: give RUN@STEP, and the same flags'
+    check_alike([embedder.model_name, embedder.settings], line)
+    check_alike(corpus.fingerprint, f'--input {corpus.path}: the processes read different texts; give each of them the same file')
 
     writer = VectorWriter(Path(_OUTPUT.value), meta) if jax.process_index() == 0 else None
     # Only process 0 need see the directory.

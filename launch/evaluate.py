@@ -182,7 +182,17 @@ def _assist() -> None:
     from cpt_jax.embed import load_embedder
     from cpt_jax.evals import everywhere
 
-    everywhere.assist(load_embedder(MODEL.value, **OPTIONS()))
+    embedder = load_embedder(MODEL.value, **OPTIONS())
+    _check_alike(embedder)
+    everywhere.assist(embedder)
+
+
+def _check_alike(embedder: 'Embedder') -> None:
+    """Processes that open a run while it is trained may find different checkpoints."""
+    from cpt_jax.processes import check_alike
+
+    line = 'the processes opened different models or read texts differently: give RUN@STEP, and the same flags on every host'
+    check_alike([embedder.model_name, embedder.settings], f'--model {MODEL.value} (here {embedder.model_name}): {line}')
 
 
 def _check_flags() -> None:
@@ -204,6 +214,7 @@ def _evaluate() -> None:
     from cpt_jax.embed import load_embedder  # imports JAX, which waits until run_program has chosen its platform
 
     embedder = load_embedder(MODEL.value, **OPTIONS())
+    _check_alike(embedder)
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
     metrics_path = epath.Path(embedder.workdir) / 'metrics.jsonl' if embedder.workdir else None
     if not embedder.workdir:  # a checkpoint of a run says when it was saved

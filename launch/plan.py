@@ -1,4 +1,4 @@
-"""Tells whether a training step fits a TPU topology and how fast it can be at best, without a TPU: libtpu compiles it on this machine.
+"""Tells whether a training step, or embedding, fits a TPU topology and how fast it can be at best: libtpu compiles it here, without a TPU.
 
 Example:
   python launch/plan.py --config configs/cpt_l.py --topology v5p:4x4x4 --json plan.json

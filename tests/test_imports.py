@@ -49,7 +49,7 @@ BELOW = {
     'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained', 'tokenizer'},
     'vectors': {'errors', 'atomic'},
     # A model is a function from texts to vectors; the adapter for mteb loads one, and follow.py watches a run's checkpoints.
-    'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'prompt', 'tensorboard', 'tokenizer'},
+    'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'processes', 'prompt', 'tensorboard', 'tokenizer'},
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
 BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}

@@ -74,6 +74,8 @@ def _pairs(where: str, line: str) -> tuple[Demonstration, ...]:
     fields = [field.strip() for field in line.split('\t')]
     if len(fields) % 2 or not all(fields):
         raise UserError(f'{where}: a sentence, a tab and its word are expected, once or more; fill in what is missing: {line[:60]!r}')
+    if any('=' in word for word in fields[1::2]):
+        raise UserError(f'{where}: a word has no =, which stands before it in --demonstration: {line[:60]!r}')
     return tuple(zip(fields[::2], fields[1::2], strict=True))
 
 
@@ -123,8 +125,9 @@ def of_dictionary(path: Path, count: int, seed: int) -> list[tuple[Demonstration
     rows = list(_dictionary_rows(path))
     for place in np.random.default_rng(seed).permutation(len(rows)):
         word, definition = rows[place]
-        if len(found) < count and re.fullmatch(r'[A-Za-z]+(-[A-Za-z]+)*', word):
-            found.setdefault(word.lower(), (clean_up(definition.rstrip('.; ')), word[0].upper() + word[1:]))
+        definition = clean_up(definition.rstrip('.; '))
+        if len(found) < count and definition and re.fullmatch(r'[A-Za-z]+(-[A-Za-z]+)*', word):
+            found.setdefault(word.lower(), (definition, word[0].upper() + word[1:]))
     if len(found) < count:
         raise UserError(f'--build_dictionary {path}: has {len(found)} single words, and --count is {count}')
     return [(pair,) for pair in found.values()]

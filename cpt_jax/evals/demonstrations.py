@@ -64,7 +64,9 @@ def search(
             bar.set_postfix_str(f'best {100 * max(row["main_score"] for row in found.values()):.2f}')
             bar.update()
         bar.close()
-    return [found[_name(candidate)] | {'number': number} for number, candidate in enumerate(wanted)]
+    names = [*map(_name, wanted)]
+    names += [name for name in found if name not in set(names)]  # of earlier searches: the best is that of all
+    return [found[name] | {'number': number} for number, name in enumerate(names)]
 
 
 def _measured(read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt, task: Task) -> Row:

@@ -58,13 +58,14 @@ def umap(x_PxD: np.ndarray) -> list[Plane]:
     """What umap-learn makes of unit vectors, with a seed, which makes it the same every time; none where it is there and does not work."""
     try:
         from umap.umap_ import UMAP  # no requirement; the first time it compiles for a minute
-    except ImportError as error:
-        tqdm.write(f'no UMAP in the report: umap-learn is installed and cannot be imported ({error})')
+
+        tqdm.write(f'UMAP of {len(x_PxD):,} texts for the report')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # that a seed leaves one thread
+            return [_plane('UMAP', np.asarray(UMAP(random_state=SEED).fit_transform(x_PxD), np.float64), [])]
+    except Exception as error:  # a picture is no reason to lose the scores of its task
+        tqdm.write(f'no UMAP in the report: umap-learn is installed and does not work ({type(error).__name__}: {error})')
         return []
-    tqdm.write(f'UMAP of {len(x_PxD):,} texts for the report')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # that a seed leaves one thread
-        return [_plane('UMAP', np.asarray(UMAP(random_state=SEED).fit_transform(x_PxD), np.float64), [])]
 
 
 def _plane(method: str, xy_Px2: np.ndarray, explained: list[float]) -> Plane:

@@ -6,6 +6,7 @@ the same order: embed texts, and search blocks of documents. What it computes on
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import jax
@@ -15,9 +16,12 @@ from jax.experimental import multihost_utils
 from cpt_jax.evals import exact_search
 from cpt_jax.evals.ranking import Hits
 from cpt_jax.evals.task import Embed
+from cpt_jax.processes import await_call, call
 
 _EMBED, _SEARCH, _BLOCK, _BLOCKS_END, _END = 'embed', 'search', 'block', 'end of blocks', 'end'
-_LEAST = 1 << 16  # bytes of a message are sent as a power of two of them, or else each length would be a program of its own
+# Bytes are sent in pieces, each padded to a power of two, or else each length would be a program of its own; a device holds a piece twice.
+_LEAST, _MOST = 1 << 16, 1 << 26
+_calls = count()  # of this process: as many as of any other
 
 
 def embedding(embed: Embed) -> Embed:
@@ -75,6 +79,7 @@ def _commands(embed: Embed, end: str) -> Iterator[list[np.ndarray]]:
 def _tell(kind: str, content: list[Any], *arrays: np.ndarray) -> None:
     if jax.process_count() == 1:
         return
+    call(next(_calls))
     head = json.dumps([kind, content, [[array.dtype.str, array.shape] for array in arrays]]).encode()
     _broadcast(np.array([len(head), *(array.nbytes for array in arrays), *[0] * (2 - len(arrays))], np.int64).tobytes(), 24)
     for part in (head, *(np.ascontiguousarray(array).tobytes() for array in arrays)):
@@ -82,6 +87,7 @@ def _tell(kind: str, content: list[Any], *arrays: np.ndarray) -> None:
 
 
 def _hear() -> tuple[str, list[Any], list[np.ndarray]]:
+    await_call(next(_calls))
     size, *sizes = np.frombuffer(_broadcast(b'', 24), np.int64).tolist()
     kind, content, forms = json.loads(_broadcast(b'', size))
     arrays = [np.frombuffer(_broadcast(b'', count), dtype).reshape(shape) for (dtype, shape), count in zip(forms, sizes, strict=False)]
@@ -90,7 +96,10 @@ def _hear() -> tuple[str, list[Any], list[np.ndarray]]:
 
 def _broadcast(given: bytes, size: int) -> bytes:
     """The bytes that process 0 gives, on every process."""
-    padded = np.zeros(max(1 << (size - 1).bit_length(), _LEAST) if size else _LEAST, np.uint8)
-    if given:
-        padded[:size] = np.frombuffer(given, np.uint8)
+    return b''.join(_broadcast_piece(given[start : start + _MOST], min(_MOST, size - start)) for start in range(0, size, _MOST))
+
+
+def _broadcast_piece(given: bytes, size: int) -> bytes:
+    padded = np.zeros(max(1 << (size - 1).bit_length(), _LEAST), np.uint8)
+    padded[: len(given)] = np.frombuffer(given, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes()

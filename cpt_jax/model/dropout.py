@@ -51,7 +51,7 @@ def _hashed(x: jax.Array) -> jax.Array:
     """uint32 of the same shape: a permutation in which each bit hangs on all (lowbias32, C. Wellons, nullprogram.com, 2018).
 
     A cipher for every unit, as jax.random's own, was most of what a TPU's compiler had to do for a step with LoRA: 501 s for two layers of
-    1.3B's width, 142 s without dropout.
+    1.3B's width; 218 s with this, 142 s without dropout.
     """
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)

@@ -158,7 +158,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     except jax.errors.JaxRuntimeError as error:
         refused = bytes_refused(error)
         if refused is None:
-            raise UserError(f'libtpu {libtpu_version()} does not compile this step: {error}') from error
+            raise UserError(f'libtpu {libtpu_version()} does not compile this program: {error}') from error
         return None, refused
     return compiled, bytes_needed(compiled)
 

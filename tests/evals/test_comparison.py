@@ -66,10 +66,13 @@ def test_what_is_not_measured_alike_is_left_out_and_named(changed, told):
 
 def test_a_mean_stands_for_all_its_tasks():
     def tasks(**settings):
-        row = {'metrics': {'accuracy': 0.9}, 'n': 5, 'settings': {'main_metric': 'accuracy', **settings}, 'baselines': {}}
-        return dict.fromkeys((*SUITES['suite/senteval'].tasks, 'suite/senteval'), row)
+        row = {'metrics': {'accuracy': 0.9}, 'n': 7, 'settings': {'main_metric': 'accuracy', **settings}, 'baselines': {}}
+        sizes = {'MR': 10_662, 'CR': 3775, 'SUBJ': 10_000, 'MPQA': 10_606, 'SST2': 1821, 'TREC': 500, 'MRPC': 1725}
+        return {'suite/senteval': row} | {name: row | {'n': sizes[name.removeprefix('probe/')]} for name in SUITES['suite/senteval'].tasks}
 
     (table,) = compare(tasks(protocol=PROTOCOLS['senteval']))
+    fewer = tasks(protocol=PROTOCOLS['senteval'])
+    assert compare(fewer | {'probe/MR': fewer['probe/MR'] | {'n': 10_661}}) == []
     assert len(table.lines) == 8 and [line.mean for line in table.lines] == 7 * [False] + [True]
     assert [figure and figure.printed for figure in table.lines[-1].printed] == ['91.34', '91.78'] and not any(table.lines[0].printed)
     assert compare(tasks(protocol=PROTOCOLS['lbfgs'])) == []

@@ -90,6 +90,16 @@ def test_two_processes_score_what_one_does_and_the_first_writes(folder):
     assert np.mean([a.split()[2] == b.split()[2] for a, b in zip(*found, strict=True)]) > 0.99
 
 
+def test_processes_that_open_different_checkpoints_do_not_score_together(folder):
+    """As where a run is still being trained, and one process looks for its latest checkpoint later."""
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        flags = '--output=mixed', f'--coordinator=localhost:{free.getsockname()[1]}', '--processes=2'
+    processes = [start(folder, *flags, f'--process={i}', f'--model=run@{step}') for i, step in enumerate([100, 200])]
+    assert all('different models' in finish(process, status=1) for process in processes)
+    assert not (folder / 'mixed' / 'results.json').exists()
+
+
 def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder):
     """Each while it is at work; those that finish work side by side, and score as a program without --follow did."""
     run, chance = folder / 'run', random.Random(0)
