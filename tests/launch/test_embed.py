@@ -96,6 +96,6 @@ def test_a_mistake_is_one_line(folder):
 def test_help_shows_what_it_does_an_example_and_its_flags():
     done = subprocess.run([sys.executable, str(ROOT / 'launch/embed.py'), '--help'], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == ''
-    expected = ['python launch/embed.py --model', 'Example', '--input:', '--output:', '--side:', '--field:', '--shard_size:', '--coordinator:']
-    expected += ['--model:', '--representation:', '--demonstration:']  # those that all programs define alike
+    expected = ['python launch/embed.py --model', 'Example', '--input:', '--output:', '--side:', '--field:', '--shard_size:']
+    expected += ['--coordinator:', '--model:', '--representation:', '--demonstration:']  # those that all programs define alike
     assert all(word in done.stdout for word in expected)
