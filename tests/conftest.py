@@ -55,3 +55,8 @@ def libtpu():
     if importlib.util.find_spec('libtpu') is None:
         has_wheel = sys.platform == 'linux' and platform.machine() == 'x86_64'
         (pytest.fail if has_wheel else pytest.skip)('libtpu is not installed')
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: a process would have them left at the end, while the others have nothing to do."""
+    items.sort(key=lambda item: not item.nodeid.startswith(('tests/train/test_program.py', 'tests/test_benchmarks_peers.py')))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cpt_jax import embed
 from cpt_jax.embed import Embedder
 from cpt_jax.export.directory import export
 from cpt_jax.model.families.known import family_of
@@ -19,7 +20,7 @@ LLAMA = {'positions': 'rotary', 'norm': 'rmsnorm', 'activation': 'swiglu', 'bias
 def one_row_length() -> Iterator[None]:
     """Every model that is loaded compiles one program, and not one for each length of the texts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Embedder, '_row_length', lambda self, length: 40)
+        patch.setattr(embed, 'row_length_of', lambda length, max_length: 40)
         patch.setattr(Embedder, 'TOKENS', {'cpu': 3 * 40})
         yield
 

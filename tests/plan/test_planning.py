@@ -103,7 +103,7 @@ class Failing:
 
 
 def test_other_failures_of_the_compiler_are_told(libtpu):
-    with pytest.raises(UserError, match='does not compile this step: INTERNAL: Mosaic failed'):
+    with pytest.raises(UserError, match='does not compile this program: INTERNAL: Mosaic failed'):
         planning._compile(Failing())
 
 
