@@ -69,11 +69,8 @@ EMBEDDINGS = [
     ('prompteol_opt_66b', 'v5p:2x2x1', 4),
     ('prompteol_llama_7b', 'v5e:1x1', 1),
     ('prompteol_llama_13b', 'v5e:2x2', 4),
-    ('prompteol_llama_65b', 'v5e:4x4', 16),
-]
-# As above: their weights fit by a count of bytes.
-EMBEDDINGS_NOT_COMPILED = [
     ('prompteol_llama_30b', 'v5e:2x4', 8),
+    ('prompteol_llama_65b', 'v5e:4x4', 16),
 ]
 HEAD = ('config', 'slice', 'chips', 'mesh', 'memory a chip', 'step at least', 'limited by', 'program / model', 'MFU at most')
 EMBEDDING_HEAD = tuple('texts a second at most' if name == 'step at least' else name for name in HEAD)
@@ -102,7 +99,7 @@ def main() -> None:
             tell(name, changes, make_plan(config, topology, slices))
     print()
     _print_head(EMBEDDING_HEAD)
-    for name, topology, fsdp in [*EMBEDDINGS, *EMBEDDINGS_NOT_COMPILED] if _ONLY.value else EMBEDDINGS:
+    for name, topology, fsdp in EMBEDDINGS:
         if wanted(name):
             tell(name, {}, make_embedding_plan(load_config(ROOT / f'configs/{name}.py'), topology, fsdp=fsdp))
 
