@@ -65,10 +65,10 @@ def measure(embedder: 'Embedder', texts: Sequence[str], prompts: Sequence[Prompt
         for turn in range(rounds + 1):
             vectors = {}
             for name, read in readers.items():
-                start, before = Moment.now(), read.tokens
+                start, before = Moment.now(), read.tokens - read.shared
                 vectors[name] = read(texts, 'x')
                 if turn:
-                    times[name].append(start.until(Moment.now()) | {'tokens': (read.tokens - before) / len(texts)})
+                    times[name].append(start.until(Moment.now()) | {'tokens': (read.tokens - read.shared - before) / len(texts)})
         difference = max(difference, float(np.abs(vectors['shared'] - vectors['whole']).max()))
     sides = {name: {kind: statistics.median(row[kind] for row in rows) for kind in rows[0]} for name, rows in times.items()}
     shared, none, whole = (sides[name]['cpu_seconds'] for name in ('shared', 'none', 'whole'))

@@ -74,7 +74,8 @@ class Embedder:
       settings: all that its vectors depend on, and where its parameters come from.
       workdir: of the run that it comes from; None where it does not.
       width: of its vectors.
-      tokens, columns: of the texts embedded so far, without what they share, and what was computed for them, padding included.
+      tokens: of the texts embedded so far. columns: what was computed for them, padding included; shared: tokens that were not, as a prefix
+        stood for them.
     """
 
     # Columns computed at once on one device, by platform: enough to keep it busy, small enough for any. 1,024 fit a CPU's caches: one of
@@ -102,7 +103,7 @@ class Embedder:
         self.encoder, self.model_name, self.workdir = encoder, model_name, workdir
         self.width = len(dense[-1].weight_ExD) if dense else encoder.shape.embedding_width
         self._dense = tuple(dense)
-        self.tokens = self.columns = 0
+        self.tokens = self.columns = self.shared = 0
         self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
         self._encode, self._shares = jax.jit(encode_rows), can_share(encoder.shape)
         self.settings = _settings(encoder.shape, tokenizer, max_tokens, origin or {})
@@ -127,7 +128,7 @@ class Embedder:
         other._tokenizer = self._tokenizer.reading(prompt)
         other._tokenizer.encode([''], 'x', min(self._max_tokens.values()))
         other.settings = self.settings | other._tokenizer.describe() | {'tokenizer': other._tokenizer.fingerprint}
-        other._shares, other.tokens, other.columns = share and can_share(self.encoder.shape), 0, 0
+        other._shares, other.tokens, other.columns, other.shared = share and can_share(self.encoder.shape), 0, 0, 0
         return other
 
     @property
@@ -181,6 +182,7 @@ class Embedder:
                 for places, rows, row_length in self._batches(lengths_N[some] - skipped, skipped):
                     places = some[places]
                     left -= len(places)
+                    self.tokens, self.shared = self.tokens + skipped * len(places), self.shared + skipped * len(places)
                     prefix = prefix_of(opening[:skipped]) if skipped else None
                     vectors_RxD = self._compute([tokens[place][skipped:] for place in places], rows, row_length, prefix)
                     yield _Batch(window_NxD, places, vectors_RxD, not left)

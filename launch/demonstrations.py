@@ -72,16 +72,21 @@ def _build(output: Path) -> None:
     if _STS.value:
         words = Path(_STS.value).expanduser()
         if not words.exists():
-            drawn = candidates.draw_sentences(data_dir, count or candidates.SENTENCES, seed)
+            wanted = count or candidates.SENTENCES
+            drawn = candidates.draw_sentences(data_dir, wanted, seed)
             words.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(words, ''.join(f'{sentence}\t\n' for sentence in drawn))
+            _tell_fewer(len(drawn), wanted, 'sentences', 'STS-B train')
             print(f'{words}: {len(drawn):,} sentences of STS-B train; write a word behind the tab of each, and give the same command again')
             return
         found += candidates.of_words(words, data_dir)
     if _DICTIONARY.value:
         found += candidates.of_dictionary(Path(_DICTIONARY.value).expanduser(), count or candidates.DEFINITIONS, seed)
     if _LABELS.value:
-        found += candidates.of_labels(_LABELS.value, data_dir, count or candidates.LABEL_PAIRS, seed)
+        wanted = count or candidates.LABEL_PAIRS
+        labelled = candidates.of_labels(_LABELS.value, data_dir, wanted, seed)
+        _tell_fewer(len(labelled), wanted, 'candidates of labels', f'the smallest class of {_LABELS.value}')
+        found += labelled
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(path, candidates.format_candidates(found))
     print(f'{len(found):,} candidates; written to {path}')
@@ -90,6 +95,11 @@ def _build(output: Path) -> None:
         print(f'evaluate with one, such as: python launch/evaluate.py --tasks probe/{_LABELS.value} ... {shown}')
         if _LABELS.value in candidates.WITHOUT_SPLIT:
             print(f'{_LABELS.value} has no training set: its folds test the sentences shown too, as in the paper')
+
+
+def _tell_fewer(found: int, wanted: int, what: str, source: str) -> None:
+    if found < wanted:
+        print(f'{found:,} {what} and not {wanted:,}: {source} has no more')
 
 
 def _search(output: Path) -> None:
@@ -123,7 +133,7 @@ def _search(output: Path) -> None:
     rows = search(embedder.reading, embedder.prompt, found, task, about, output)
     best = ranked(rows)[0]
     model = f'{embedder.workdir}@{embedder.settings["step"]}' if embedder.workdir else _MODEL.value
-    command = _command(model, data_dir, best)
+    command = _command(model, data_dir, embedder.encoder.shape.pooling, best)
     write_atomically(output / TABLE, format_page(rows, about))
     told = {'without': rows[0]['main_score'], 'helping': helping(rows), 'candidates': len(rows) - 1, 'note': NOTE, 'command': command}
     write_json(epath.Path(output) / BEST, {**about, **best, **told})
@@ -133,9 +143,11 @@ def _search(output: Path) -> None:
     print(f'{NOTE}\nwritten to {output / TABLE}, {output / BEST}; evaluate the best one:\n  {command}')
 
 
-def _command(model: str, data_dir: epath.Path, best: Row) -> str:
+def _command(model: str, data_dir: epath.Path, pooling: str, best: Row) -> str:
     """Of launch/evaluate.py, with what was found."""
     name, template = flags.FLAGS.representation, best['template'] or flags.FLAGS.template
+    if name == 'own' and template and pooling == 'mean':
+        name = 'mean'  # a --template alone says that the last token counts, which is not how this run was trained
     words = ['python', 'launch/evaluate.py', '--model', model, '--tasks', 'sts/*', '--data_dir', str(data_dir)]
     words += ['--representation', name] * (name != 'own') + ['--template', template] * bool(template)
     words += [word for pair in best['demonstrations'] for word in ('--demonstration', '='.join(pair))]

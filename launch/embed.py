@@ -108,7 +108,7 @@ def _summary(embedder: 'Embedder', meta: Meta, texts: int, seconds: float) -> st
     if texts < meta.texts:
         lines.insert(0, f'{meta.texts - texts:,} of {meta.texts:,} texts had their vectors from an earlier start')
     if texts:
-        padding = 1 - embedder.tokens / embedder.columns
+        padding = 1 - (embedder.tokens - embedder.shared) / embedder.columns
         rates = f'{texts / seconds:,.0f} texts/s, {embedder.tokens / seconds:,.0f} tokens/s; {padding:.1%} of what was computed is padding'
         lines.insert(0, f'{texts:,} texts in {seconds:,.1f} s, compiling included: {rates}')
     return '\n'.join(lines)

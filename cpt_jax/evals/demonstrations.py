@@ -41,7 +41,8 @@ def search(
       output: a directory, made where it is missing; a row is added to its demonstrations.jsonl after each candidate.
 
     Returns:
-      The rows of the candidates, the one without first, then in the order given.
+      The row without one first, then those of the candidates in the order given, then those that `output` had of others: the best is the
+      best of all. `number` is the place.
 
     Raises:
       UserError: the rows there are of another search, or another program is at it; or a candidate is too long for the model.

@@ -1,7 +1,9 @@
 """The GPT-style pre-norm transformer of cpt: packed rows of tokens -> one unit vector a text."""
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,9 @@ from cpt_jax.model.lora import product
 from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
 from cpt_jax.model.rotary import rotate
 from cpt_jax.model.shape import Shape
+
+# How a layer attends, by whether it is local and what it is given; and arrays that this leaves: see Encoder.run_layers.
+AttendIn = Callable[[bool | jax.Array, Any], tuple[Attend, Sequence[jax.Array]]]
 
 # What the backward pass finds kept and need not compute again, by the name that a config gives; 'none' keeps everything.
 REMAT = {
@@ -326,24 +331,40 @@ class Encoder(nnx.Module):
         self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None
     ) -> jax.Array:
         x_RxSxD = dropout(self.embed(tokens_RxS, positions_RxS), keys_RxS, self.shape.dropout, 0)
-        if self.shape.layers == 1:
-            return x_RxSxD
+        kinds = {self.shape.local(number) for number in range(self.shape.layers - 1)}
+        # Of layers of one kind, the mask is made once, before the loop.
+        once = self._attend(segments_RxS, *kinds) if len(kinds) == 1 else None
+        return self.run_layers(x_RxSxD, positions_RxS, keys_RxS, lambda local, _: (once or self._attend(segments_RxS, local), ()))[0]
+
+    def run_layers(
+        self, x_RxSxD: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None, attend_in: AttendIn, given: Any = None
+    ) -> tuple[jax.Array, Any]:
+        """All layers but the last, and what they kept.
+
+        Args:
+          attend_in: called in each layer, with whether it is local and its part of `given`: how it attends, and a sequence that this fills
+            with arrays to keep.
+          given: arrays of all layers, [N - 1, ...].
+
+        Returns:
+          The residual stream [R, S, D], and the arrays that were kept, [N - 1, ...]; None where there is one layer.
+        """
         inner = self.shape.layers - 1
+        if not inner:
+            return x_RxSxD, None
         kinds = [self.shape.local(number) for number in range(inner)]
         mixed = len(set(kinds)) == 2
-        # Of layers of one kind, the mask is made once, before the loop.
-        attend = None if mixed else self._attend(segments_RxS, kinds[0])
 
         @self._remat
-        def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block, jax.Array | None]) -> tuple[jax.Array, None]:
-            number, block, kind = numbered
+        def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block, jax.Array | None, Any]) -> tuple[jax.Array, tuple]:
+            number, block, kind, own = numbered
             local, noise = kind if mixed else kinds[0], Noise(keys_RxS, number)
-            a_RxSxHxK = block.mix(x_RxSxD, attend or self._attend(segments_RxS, local), positions_RxS, local, noise)
-            return block.finish(x_RxSxD, a_RxSxHxK, noise), None
+            attend, kept = attend_in(local, own)
+            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS, local, noise)
+            return block.finish(x_RxSxD, a_RxSxHxK, noise), tuple(kept)
 
-        unroll = inner if self.shape.layer_loop == 'unroll' else 1
-        numbered = jnp.arange(inner), self.blocks, jnp.array(kinds) if mixed else None
-        return jax.lax.scan(layer, x_RxSxD, numbered, unroll=unroll)[0]
+        numbered = jnp.arange(inner), self.blocks, jnp.array(kinds) if mixed else None, given
+        return jax.lax.scan(layer, x_RxSxD, numbered, unroll=inner if self.shape.layer_loop == 'unroll' else 1)
 
     def _remat(self, function):
         # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost time (jax.checkpoint's own advice).

@@ -4,7 +4,7 @@ In a causal model a token's keys and values depend on what stands before it alon
 cache that decoders generate text with, here for one beginning and many ends. PromptEOL's demonstrations are such a beginning.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.mesh import BATCH, batch_shards, placed
-from cpt_jax.model.attention import attention_within
+from cpt_jax.model.attention import Attend, attention_within
 from cpt_jax.model.dropout import Noise
-from cpt_jax.model.encoder import Block, Encoder, pick
+from cpt_jax.model.encoder import Encoder, pick
 from cpt_jax.model.shape import Shape
 
 # Keys and values, [.., R, P, G, K] each: a row for each part of the mesh that holds rows of its own, all alike, so that nothing is sent.
@@ -65,15 +65,20 @@ def remember(encoder: Encoder, tokens_RxP: jax.Array, length: jax.Array) -> Pref
     positions_RxP = _positions(encoder.shape, tokens_RxP, 0)
     segments_RxP = jnp.ones_like(tokens_RxP)  # what stands behind the prefix is padding, which it does not see
 
-    def attend(local: bool | jax.Array, _: None, kept: list[jax.Array], q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        kept += k, v
-        return attention_within(segments_RxP, True, 'masked', encoder.shape.reach, local)(q, k, v)
+    def attend_in(local: bool | jax.Array, _: None) -> tuple[Attend, list[jax.Array]]:
+        kept: list[jax.Array] = []
 
-    x_RxPxD, inner = _layers_but_last(encoder, tokens_RxP, positions_RxP, attend, None)
-    kept: list[jax.Array] = []
+        def attend(q_RxPxHxK: jax.Array, k_RxPxGxK: jax.Array, v_RxPxGxK: jax.Array) -> jax.Array:
+            kept.extend((k_RxPxGxK, v_RxPxGxK))
+            return attention_within(segments_RxP, True, 'masked', encoder.shape.reach, local)(q_RxPxHxK, k_RxPxGxK, v_RxPxGxK)
+
+        return attend, kept
+
+    x_RxPxD, inner = encoder.run_layers(encoder.embed(tokens_RxP, positions_RxP), positions_RxP, None, attend_in)
     number = encoder.shape.layers - 1
     local = encoder.shape.local(number)
-    encoder.last.mix(x_RxPxD, partial(attend, local, None, kept), positions_RxP, local, Noise(None, number))
+    attend, kept = attend_in(local, None)
+    encoder.last.mix(x_RxPxD, attend, positions_RxP, local, Noise(None, number))
     return Prefix(inner, tuple(kept), length)
 
 
@@ -109,10 +114,10 @@ def states_behind(encoder: Encoder, prefix: Prefix, tokens_RxS: jax.Array, eos_R
     positions_RxS = _positions(shape, tokens_RxS, prefix.length)
     columns_RxS, ends_Rx1 = jnp.zeros_like(tokens_RxS) + jnp.arange(length), eos_Rx1 % length
 
-    def attend(local: bool | jax.Array, seen: KeysValues, _: list, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return _attend_behind(seen, prefix.length, _reach(shape, local), columns_RxS, q, k, v)
+    def attend_in(local: bool | jax.Array, seen: KeysValues) -> tuple[Attend, tuple]:
+        return partial(_attend_behind, seen, prefix.length, _reach(shape, local), columns_RxS), ()
 
-    x_RxSxD, _ = _layers_but_last(encoder, tokens_RxS, positions_RxS, attend, prefix.inner)
+    x_RxSxD, _ = encoder.run_layers(encoder.embed(tokens_RxS, positions_RxS), positions_RxS, None, attend_in, prefix.inner)
     number = shape.layers - 1
     local = shape.local(number)
 
@@ -133,31 +138,6 @@ def _positions(shape: Shape, tokens_RxS: jax.Array, first: int | jax.Array) -> j
 def _reach(shape: Shape, local: bool | jax.Array) -> jax.Array | None:
     """How many columns back a layer sees; None: all, in every layer."""
     return jnp.where(local, shape.reach, 2 * shape.max_length) if any(shape.local_layers) else None
-
-
-def _layers_but_last(
-    encoder: Encoder, tokens_RxS: jax.Array, positions_RxS: jax.Array, attend: Callable[..., jax.Array], seen: KeysValues | None
-) -> tuple[jax.Array, KeysValues | None]:
-    """The residual stream [R, S, D] before the last layer, and what `attend` kept of each layer before it.
-
-    Args:
-      attend: called with whether a layer is local, its part of `seen`, a list to keep things in, queries, keys and values.
-    """
-    shape, inner = encoder.shape, encoder.shape.layers - 1
-    x_RxSxD = encoder.embed(tokens_RxS, positions_RxS)
-    if not inner:
-        return x_RxSxD, None
-    kinds = [shape.local(number) for number in range(inner)]
-    mixed = len(set(kinds)) == 2
-
-    def layer(x_RxSxD: jax.Array, numbered: tuple[jax.Array, Block, jax.Array | None, KeysValues | None]) -> tuple[jax.Array, KeysValues]:
-        number, block, kind, own = numbered
-        local, noise, kept = kind if mixed else kinds[0], Noise(None, number), []
-        a_RxSxHxK = block.mix(x_RxSxD, partial(attend, local, own, kept), positions_RxS, local, noise)
-        return block.finish(x_RxSxD, a_RxSxHxK, noise), tuple(kept)
-
-    numbered = jnp.arange(inner), encoder.blocks, jnp.array(kinds) if mixed else None, seen
-    return jax.lax.scan(layer, x_RxSxD, numbered, unroll=inner if shape.layer_loop == 'unroll' else 1)
 
 
 def _attend_behind(

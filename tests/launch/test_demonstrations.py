@@ -80,10 +80,30 @@ def test_a_search_from_the_dictionary_to_the_evaluation(folder):
     assert scored['settings']['demonstrations'] == best['demonstrations']
 
 
+def test_the_printed_command_keeps_how_the_run_pools(folder, tokenizer):
+    write_run(folder / 'averaged', tokenizer, template=TEMPLATE, causal=True, max_length=128, pooling='mean')
+    (folder / 'whole.txt').write_text('A list is a table. {text} is\n')
+    output = finish(start(folder, '--model=averaged', '--candidates=whole.txt', '--output=whole'))
+    *_, command = output.splitlines()
+    _, _, *words = shlex.split(command)
+    finish(start(folder, *words, '--split=dev', '--output=averaged_again', program='evaluate'))
+    scored = json.loads((folder / 'averaged_again' / 'results.json').read_text())['tasks']['sts/STSBenchmark']['main_score']
+    assert scored == pytest.approx(json.loads((folder / 'whole' / 'best.json').read_text())['main_score'], abs=1e-6)
+
+
+def test_candidates_of_labels_say_when_a_class_has_no_more(folder):
+    (folder / 'data' / 'senteval' / 'MR').mkdir()
+    for kind, count in ('pos', 7), ('neg', 5):
+        (folder / 'data' / 'senteval' / 'MR' / f'rt-polarity.{kind}').write_text('\n'.join(sentences(count, count)) + '\n')
+    output = finish(start(folder, '--build_labels=MR', '--output=labels'))
+    assert '5 candidates of labels and not 100: the smallest class of MR has no more' in output
+    assert len((folder / 'labels' / 'candidates.tsv').read_text().splitlines()) == 5
+
+
 def test_what_is_missing_is_one_line(folder):
     for flags, words in [
         (['--model=run'], '--model, --candidates and --data_dir are needed for a search'),
-        (['--build_labels=MR', '--output=new'], '--build_labels MR: no senteval/MR in --data_dir data'),
+        (['--build_labels=CR', '--output=new'], '--build_labels CR: no senteval/CR in --data_dir data'),
     ]:
         output = finish(start(folder, *flags), 1)
         assert words in output and 'Traceback' not in output

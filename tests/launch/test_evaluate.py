@@ -64,16 +64,25 @@ def kill_when(process: subprocess.Popen, begun, delay: float) -> None:
     process.communicate()
 
 
-def test_an_evaluation_that_is_killed_goes_on_at_the_shard_where_it_was(folder):
+@pytest.fixture(scope='module')
+def alone(folder) -> dict:
+    """The tasks' results of one program that nothing stops; its ranked documents are in folder/alone/runs."""
+    finish(start(folder, '--output=alone', '--trec_runs'))
+    return json.loads((folder / 'alone' / 'results.json').read_text())['tasks']
+
+
+def test_an_evaluation_that_is_killed_goes_on_at_the_shard_where_it_was(folder, alone):
     process = start(folder, '--output=killed')
     kill_when(process, lambda: any(path.stat().st_size > 10**5 for path in (folder / 'killed').glob('vectors/*/*/*.npy')), 0)
     assert not (folder / 'killed' / 'results.json').exists()
     output = finish(start(folder, '--output=killed'))
     assert '4,096 of 4,500 texts had their vectors from an earlier start' in output
     assert sorted(path.name for path in (folder / 'killed').iterdir()) == ['.claims', 'report', 'results.json']
+    found = json.loads((folder / 'killed' / 'results.json').read_text())['tasks']
+    assert all(found[task]['metrics'] == alone[task]['metrics'] for task in TASKS)  # to the bit
 
 
-def test_two_processes_score_what_one_does_and_the_first_writes(folder):
+def test_two_processes_score_what_one_does_and_the_first_writes(folder, alone):
     """Documents lie on the devices of both while they are searched; the second has no data."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -82,11 +91,10 @@ def test_two_processes_score_what_one_does_and_the_first_writes(folder):
     second = start(folder, *flags, '--process=1', '--output=of_nobody', '--data_dir=of_nobody', devices=2)
     assert 'retrieval/tiny' in finish(first) and 'retrieval' not in finish(second)
     assert not (folder / 'of_nobody').exists()
-    finish(start(folder, '--output=one', '--trec_runs'))
-    one, two = (json.loads((folder / output / 'results.json').read_text())['tasks'] for output in ('one', 'two'))
+    two = json.loads((folder / 'two' / 'results.json').read_text())['tasks']
     for task in TASKS:
-        assert one[task]['metrics'] == pytest.approx(two[task]['metrics'], abs=1e-4)
-    found = [(folder / output / 'runs' / 'retrieval' / 'tiny.trec').read_text().splitlines() for output in ('one', 'two')]
+        assert alone[task]['metrics'] == pytest.approx(two[task]['metrics'], abs=1e-4)
+    found = [(folder / output / 'runs' / 'retrieval' / 'tiny.trec').read_text().splitlines() for output in ('alone', 'two')]
     assert np.mean([a.split()[2] == b.split()[2] for a, b in zip(*found, strict=True)]) > 0.99
 
 
@@ -100,7 +108,7 @@ def test_processes_that_open_different_checkpoints_do_not_score_together(folder)
     assert not (folder / 'mixed' / 'results.json').exists()
 
 
-def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder):
+def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder, alone):
     """Each while it is at work; those that finish work side by side, and score as a program without --follow did."""
     run, chance = folder / 'run', random.Random(0)
     for _ in range(2):
@@ -108,17 +116,16 @@ def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder)
         kill_when(process, lambda: any(path.stat().st_mtime > before for path in (run / '.claims').glob('*')), chance.uniform(0, 1.5))  # noqa: B023
     outputs = [finish(process) for process in [start(folder, '--follow'), start(folder, '--follow')]]
     assert all('training ended at step 200' in output for output in outputs)
-    scores = json.loads((folder / 'killed' / 'results.json').read_text())
     rows = read_rows(run / 'results.jsonl')
     assert sorted((row['step'], row['task']) for row in rows) == [(step, task) for step in (100, 200) for task in TASKS]
     for row in rows:
         if row['step'] == 200:
-            assert row['metrics'] == scores['tasks'][row['task']]['metrics']  # to the bit
+            assert row['metrics'] == alone[row['task']]['metrics']  # to the bit
     written = events((run / 'tensorboard/eval/events.out.tfevents.0.results').read_bytes())
     assert [event.step for event in written[1:]] == [row['step'] for row in rows]
     results = json.loads((run / 'results.json').read_text())
     assert results['model'] == 'run@200' and {task: row['metrics'] for task, row in results['tasks'].items()} == {
-        task: scores['tasks'][task]['metrics'] for task in results['tasks']
+        task: alone[task]['metrics'] for task in results['tasks']
     }
     page = (run / 'report' / 'index.html').read_text()
     assert all(f'<h3>{task}: ' in page for task in TASKS)
