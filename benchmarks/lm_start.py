@@ -72,7 +72,7 @@ def configs() -> tuple[dict, dict]:
     language['train']['steps'] = _LM_STEPS.value
     language['optimizer']['warmup_steps'] = min(language['optimizer']['warmup_steps'], _LM_STEPS.value // 4)
     contrastive['tokenizer'] = language['tokenizer']
-    contrastive['model'] = language['model'] | {'init': 'passthrough'}  # the better one from scratch (cpt_jax/model/encoder.py)
+    contrastive['model'] = language['model'] | {'init': 'passthrough'}  # the better one from scratch (cpt_jax/model/initializers.py)
     contrastive['train'] |= {'steps': _STEPS.value, 'batch_pairs': _PAIRS.value}
     return language, contrastive
 

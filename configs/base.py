@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     c.model.activation = 'gelu'  # gelu or swiglu
     c.model.bias = True  # in every projection
     c.model.causal = True  # the paper starts from GPT; False: every token sees its whole text
-    c.model.init = 'gpt2'  # gpt2, or passthrough for training from scratch (cpt_jax/model/encoder.py says why)
+    c.model.init = 'gpt2'  # gpt2, or passthrough for training from scratch (cpt_jax/model/initializers.py says why)
     c.model.dropout = 0.0  # share of units set to zero, in training, after the embeddings and in both halves of each layer
     c.model.remat = 'full'  # what the backward pass computes again: none, dots or full
     c.model.attention = 'auto'  # masked: all scores of a row at once; blocks: a few queries at a time. splash, cudnn: kernels (TPU, GPU)

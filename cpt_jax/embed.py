@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from cpt_jax import checkpoint
@@ -20,14 +18,15 @@ from cpt_jax.base_model import load_adapted
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import batch_shards, make_mesh, on_mesh, placed
 from cpt_jax.model.dense import Dense, load_dense
-from cpt_jax.model.encoder import Encoder, unit
+from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import load_encoder
-from cpt_jax.model.prefix import Prefix, Prefixes, can_share, common_beginning, states_behind
+from cpt_jax.model.prefix import Prefix, Prefixes, can_share, common_beginning
 from cpt_jax.model.shape import Shape
 from cpt_jax.pretrained import Pretrained, is_pretrained, open_pretrained
 from cpt_jax.pretrained_tokenizer import OwnTokenizer
 from cpt_jax.prompt import Prompt, Representation, configured
 from cpt_jax.prompt_tokenizer import PromptTokenizer, beginning
+from cpt_jax.text_rows import encode_rows, row_length_of, rows_at_once
 from cpt_jax.tokenizer import Side, Tokenizer
 
 T = TypeVar('T')
@@ -78,9 +77,6 @@ class Embedder:
         stood for them.
     """
 
-    # Columns computed at once on one device, by platform: enough to keep it busy, small enough for any. 1,024 fit a CPU's caches: one of
-    # 8,192 took 1.1 times as long with documents, and 1.25 times with queries.
-    TOKENS = {'cpu': 1 << 10, 'gpu': 1 << 13, 'tpu': 1 << 13}
     # Texts tokenised and sorted by length at once, for each part of the mesh that holds rows of its own.
     WINDOW = 1 << 12
     # Tokens that all texts of a window begin with, from which on they are computed once; and those of a text behind them at most, as all
@@ -235,38 +231,6 @@ class Embedder:
         eos_Rx1 = (within_part * row_length + lengths_R - 1).astype(np.int32)[:, None]
         with jax.set_mesh(self._mesh):
             return self._encode(self.encoder, self._dense, prefix, *placed(self._mesh, tokens_RxS, eos_Rx1))
-
-
-def row_length_of(length: int, max_length: int) -> int:
-    """Columns of the rows that texts of up to `length` tokens stand in: eight lengths an octave, multiples of 8 (and from 1,024 on of 128,
-    which the kernel for TPUs needs)."""
-    step = max(8, 1 << (length - 1).bit_length() >> 4)
-    return min(-(-length // step) * step, max_length)
-
-
-def rows_at_once(platform: str, row_length: int) -> int:
-    """Rows that one device computes at once."""
-    return max(1, Embedder.TOKENS[platform] // row_length)
-
-
-def encode_rows(encoder: Encoder, dense: Sequence[Dense], prefix: Prefix | None, tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
-    """float32[R, D] on every device, for rows of one text each, behind the prefix if there is one: each process gets all vectors.
-
-    Args:
-      dense: modules behind the pooling; most models have none.
-      tokens_RxS: int32 ids, over the mesh's data and fsdp axes.
-      eos_Rx1: int32: where each text ends, as for `Encoder.states`.
-    """
-    if prefix is not None:
-        e_Rx1xD = states_behind(encoder, prefix, tokens_RxS, eos_Rx1)
-    else:
-        row_length = tokens_RxS.shape[1]
-        positions_RxS = jnp.zeros_like(tokens_RxS) + jnp.arange(row_length)[None]
-        segments_RxS = jnp.where(positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0)
-        e_Rx1xD = encoder.states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
-    for layer in dense:
-        e_Rx1xD = layer(e_Rx1xD)
-    return jax.reshard(unit(e_Rx1xD)[:, 0], P())
 
 
 def _late(items: Iterator[T], count: int) -> Iterator[T]:

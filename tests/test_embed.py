@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cpt_jax import text_rows
 from cpt_jax.checkpoint import Checkpoints
 from cpt_jax.embed import Embedder, load_embedder, read_settings
 from cpt_jax.errors import UserError
@@ -40,7 +41,7 @@ def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0, **choi
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """So that a hundred texts are several windows of several batches."""
-    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 128})
+    monkeypatch.setattr(text_rows, 'COLUMNS', {'cpu': 128})
     monkeypatch.setattr(Embedder, 'WINDOW', 5)
 
 
@@ -92,7 +93,7 @@ def alone(encoder: Encoder, ids_1xL: jax.Array) -> jax.Array:
 @pytest.mark.parametrize('positions', ['learned', 'rotary'])
 @pytest.mark.parametrize('causal', [True, False])
 def test_vectors_are_those_of_a_text_alone(tokenizer, monkeypatch, causal, positions):
-    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 256})  # all in one batch
+    monkeypatch.setattr(text_rows, 'COLUMNS', {'cpu': 256})  # all in one batch
     monkeypatch.setattr(Embedder, 'WINDOW', 8)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     encoder = make_encoder(tokenizer.vocab_size, mesh, layers=2, causal=causal, positions=positions)
@@ -107,7 +108,7 @@ def test_vectors_are_those_of_a_text_alone(tokenizer, monkeypatch, causal, posit
 
 @pytest.mark.parametrize('parts', [1, 8])
 def test_batches_hold_each_text_once_with_little_padding(embedders, monkeypatch, parts):
-    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 1024})
+    monkeypatch.setattr(text_rows, 'COLUMNS', {'cpu': 1024})
     embed = embedders((parts, 1, 1))
     monkeypatch.setattr(embed, 'encoder', SimpleNamespace(shape=dataclasses.replace(embed.encoder.shape, max_length=500)))
     lengths_N = np.random.default_rng(0).integers(2, 501, 4000)

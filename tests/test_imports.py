@@ -34,6 +34,7 @@ BELOW = {
     'program': {'allocator', 'errors', 'data', 'processes', 'prompt'},
     'pretrained_tokenizer': {'errors', 'tokenizer'},
     'pretrained': {'errors', 'model', 'tokenizer', 'pretrained_tokenizer'},
+    'text_rows': {'model'},
     'embed': {
         'errors',
         'mesh',
@@ -45,6 +46,7 @@ BELOW = {
         'pretrained_tokenizer',
         'prompt',
         'prompt_tokenizer',
+        'text_rows',
     },
     'base_model': {'errors', 'mesh', 'model', 'checkpoint', 'pretrained', 'tokenizer'},
     'vectors': {'errors', 'atomic'},
@@ -53,7 +55,7 @@ BELOW = {
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
 BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}
-BELOW['plan'] = {'errors', 'atomic', 'config', 'mesh', 'chips', 'loss', 'model', 'data', 'embed', 'train'}
+BELOW['plan'] = {'errors', 'atomic', 'config', 'mesh', 'chips', 'loss', 'model', 'data', 'embed', 'text_rows', 'train'}
 BELOW['launch'] = {*BELOW}
 # Oracles of tests at most, and what may change without notice.
 NEVER = {'torch', 'transformers', 'tensorflow', 'jax._src', 'flax.linen', 'tests'}

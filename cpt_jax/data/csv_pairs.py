@@ -56,7 +56,7 @@ class Columns(NamedTuple):
 class CsvSource(RowSource):
     """The good rows of CSV files."""
 
-    kind, suffixes = 'csv', ('.csv', '.tsv')
+    kind, suffixes = 'csv', ('.csv', '.tsv', '.csv.gz', '.tsv.gz')
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class CsvSource(RowSource):
         """Indexes the files, or reads the index that an earlier call left.
 
         Args:
-          path: a file, a folder (*.csv and *.tsv in it and below) or a pattern.
+          path: a file, a folder (*.csv and *.tsv in it and below, also with .gz) or a pattern.
           split: 'train', 'heldout' or 'all'.
           x, y, id: names of columns; a column `id` need not be there.
           negatives: a column with a hard negative, several, or ''; an empty cell holds none.

@@ -10,10 +10,20 @@ from cpt_jax.errors import UserError
 
 
 class InputFile(NamedTuple):
-    """A file and its name below the folder of the config's path: the same name on every machine."""
+    """A file and its name below the folder of the config's path: the same name on every machine.
+
+    Attributes:
+      packed: where it was found, if `path` is an unpacked copy of that.
+    """
 
     name: str
     path: Path
+    packed: Path | None = None
+
+    @property
+    def found(self) -> Path:
+        """The file that a user knows."""
+        return self.packed or self.path
 
 
 def input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
@@ -28,7 +38,7 @@ def input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
         return [InputFile(expanded.name, expanded)]
     root = expanded if expanded.is_dir() else _fixed_part(expanded)
     if expanded.is_dir():
-        paths = [found for found in expanded.rglob('*') if found.suffix in suffixes]
+        paths = [found for found in expanded.rglob('*') if found.name.endswith(tuple(suffixes))]
     else:
         paths = [Path(found) for found in glob.glob(str(expanded), recursive=True)]
     named = [InputFile(found.relative_to(root).as_posix(), found) for found in paths if found.is_file()]

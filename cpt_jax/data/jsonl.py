@@ -69,7 +69,7 @@ class Fields(NamedTuple):
 class JsonlSource(RowSource):
     """The good rows of JSON-lines files."""
 
-    kind, suffixes = 'jsonl', ('.jsonl',)
+    kind, suffixes = 'jsonl', ('.jsonl', '.jsonl.gz')
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class JsonlSource(RowSource):
         """Indexes the files, or reads the index that an earlier call left.
 
         Args:
-          path: a file, a folder (*.jsonl in it and below) or a pattern.
+          path: a file, a folder (*.jsonl and *.jsonl.gz in it and below) or a pattern. What is packed is unpacked into the cache first.
           split: 'train', 'heldout' or 'all'.
           x, y, negatives, id: names of the fields; x and y must hold text, negatives a list of texts.
           group: rows that agree in this field are held out together; of several names the first that the row has counts.

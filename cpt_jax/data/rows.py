@@ -16,6 +16,7 @@ from cpt_jax.data.files import InputFile, input_files, state
 from cpt_jax.data.pairs import Pair, digest, unit_hash
 from cpt_jax.data.problems import BadRow, Problems
 from cpt_jax.data.split import rows_of
+from cpt_jax.data.unpacked import unpacked
 from cpt_jax.errors import UserError
 
 INDEX_VERSION = 1  # raise it when the code below, or that of a format, takes other rows of the same files
@@ -70,7 +71,7 @@ class RowSource:
 
     def __init__(self, path: str, split: str, fields: RowFormat, holdout: float, max_bad_share: float, *more: str):
         """Indexes the files, or reads the index that an earlier call left. `more` is what else the pairs depend on."""
-        self._fields, self._files = fields, input_files(path, self.suffixes)
+        self._fields, self._files = fields, unpacked(input_files(path, self.suffixes))
         key = digest(str(INDEX_VERSION), state(self._files), repr(fields))
         saved = cached(f'{self.kind}_{key}', lambda: _index(self._files, fields))
         contents, problems = from_array(saved['notes'])
@@ -86,7 +87,7 @@ class RowSource:
 
     def __getitem__(self, index: int) -> Pair:
         file = self._files[self._file[index]]
-        where = f'{file.path}:{self._line[index]}'
+        where = f'{file.found}:{self._line[index]}'
         try:
             row = self._fields.parse(_read(file.path, int(self._start[index]), int(self._bytes[index])), file.path)
         except BadRow as error:
@@ -128,7 +129,7 @@ def _index(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
                 try:
                     row = fields.parse(text, file.path)
                 except BadRow as error:
-                    problems.add(error, f'{file.path}:{line}')
+                    problems.add(error, f'{file.found}:{line}')
                 else:
                     found.append((number, line, start, len(text), unit_hash(held_out_by(row, fields))))
     columns = zip(*found, strict=True) if found else ((),) * 5

@@ -1,6 +1,5 @@
 """The GPT-style pre-norm transformer of cpt: packed rows of tokens -> one unit vector a text."""
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.attention import Attend, at_ends, attention_within, merge_heads, split_heads
 from cpt_jax.model.dropout import Noise, dropout
+from cpt_jax.model.initializers import constant, normal, residual_std, value_and_out
 from cpt_jax.model.lora import product
-from cpt_jax.model.parameter import Initializer, constant, gathered, normal, parameter, spread
+from cpt_jax.model.parameter import gathered, parameter, spread
+from cpt_jax.model.pooling import mean_of_texts, pick, unit
 from cpt_jax.model.rotary import rotate
 from cpt_jax.model.shape import Shape
 
@@ -369,60 +369,3 @@ class Encoder(nnx.Module):
     def _remat(self, function):
         # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost time (jax.checkpoint's own advice).
         return jax.checkpoint(function, policy=REMAT[self.shape.remat], prevent_cse=False) if self.shape.remat in REMAT else function
-
-
-def unit(e: jax.Array) -> jax.Array:
-    """float32[..., E] -> the same, of unit length."""
-    return e * jax.lax.rsqrt(jnp.sum(e**2, -1, keepdims=True) + 1e-12)
-
-
-def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
-    """What stands [B, T, ...] at the given places of the rows [R, S, ...], each device from its own rows."""
-    rest = jax.typeof(h_RxSx).sharding.spec[2:]
-
-    @partial(jax.shard_map, in_specs=(P(BATCH, None, *rest), P(BATCH)), out_specs=P(BATCH, None, *rest))
-    def local(h: jax.Array, eos: jax.Array) -> jax.Array:
-        return h.reshape(-1, *h.shape[2:])[eos]
-
-    return local(h_RxSx, eos_BxT)
-
-
-def mean_of_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
-    """float32[B, T, D]: the mean of the states of each text, each device from its own rows; `eos_BxT` is any place within it."""
-
-    @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
-    def local(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
-        segments = segments_RxS.reshape(-1)
-        h, ones = h_RxSxD.reshape(len(segments), -1).astype(jnp.float32), jnp.ones_like(segments, jnp.float32)
-        total, count = (jax.ops.segment_sum(values, segments, eos_BxT.size + 1) for values in (h, ones))
-        return (total / jnp.maximum(count, 1)[:, None])[segments[eos_BxT]]
-
-    return local(h_RxSxD, segments_RxS, eos_BxT)
-
-
-def residual_std(shape: Shape) -> float:
-    """GPT-2's rule: what is added to the residual stream starts smaller by the square root of the number of additions."""
-    return 0.02 / (2 * shape.layers) ** 0.5
-
-
-def value_and_out(shape: Shape) -> tuple[Initializer, Initializer]:
-    """How the value and output projections start; see `passthrough`."""
-    if shape.init == 'gpt2':
-        return normal(0.02), normal(residual_std(shape))
-    if shape.kv_heads != shape.heads or shape.heads * shape.head_width != shape.width:
-        raise UserError('model.init=passthrough needs model.kv_heads = model.heads and model.heads x model.head_width = model.width')
-    return passthrough, passthrough
-
-
-def passthrough(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P) -> jax.Array:
-    """Starts a value or output projection of every layer as the identity.
-
-    A fresh model attends evenly, so with the identity between them the EOS state starts as the mean of its text's token embeddings:
-    texts that share words have close vectors before the first step, and InfoNCE has something to sharpen. With GPT-2's 0.02 in both,
-    what passes is smaller than the closing delimiter's own embedding by an order of magnitude, all vectors start alike, and training
-    spends its first pairs on telling them apart (the README has both ends). A model that starts from trained weights needs none of this.
-    """
-    del key
-    stack, width = shape[:-3], math.isqrt(math.prod(shape[-3:]))
-    identity = jnp.broadcast_to(jnp.eye(width, dtype=dtype), (*stack, width, width))
-    return jax.reshard(jax.lax.reshape(identity, shape), out_sharding)

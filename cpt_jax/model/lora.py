@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
 from cpt_jax.model.dropout import Noise, dropout
+from cpt_jax.model.initializers import Initializer, constant
 from cpt_jax.model.nf4 import BLOCK, NF4, Codes, Int8, stack_of
-from cpt_jax.model.parameter import Frozen, Initializer, constant, gathered, is_variable, parameter
+from cpt_jax.model.parameter import Frozen, gathered, is_variable, parameter
 from cpt_jax.model.shape import Shape
 
 # A layer's matrices: the part that each is in, and how many of its axes are inputs.
@@ -77,9 +78,12 @@ class LoRA:
             heads = 'model.heads x model.head_width', shape.heads * shape.head_width, 'tensor'
             for key, inputs, axis in [('model.width', shape.width, 'fsdp'), ('model.hidden', shape.hidden, 'tensor'), heads]:
                 parts = mesh.shape[axis]
-                if inputs % (BLOCK * parts):
+                if inputs % BLOCK:
+                    raise UserError(f'lora.base=nf4 has blocks of {BLOCK} inputs: {key}={inputs} is no multiple; use bfloat16 or int8')
+                if inputs // BLOCK % parts:
                     raise UserError(
-                        f'lora.base=nf4 has blocks of {BLOCK} inputs: {key}={inputs} / mesh.{axis}={parts} is no multiple of it'
+                        f'lora.base=nf4: {inputs // BLOCK} blocks of {BLOCK} inputs ({key}={inputs}) cannot be split over'
+                        f' mesh.{axis}={parts}; set mesh.{axis}={math.gcd(inputs // BLOCK, parts)} and mesh.data=-1'
                     )
 
     def adapted(self, encoder: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:

@@ -1,6 +1,5 @@
 """One declaration gives a parameter's shape, dtype, sharding and initial value."""
 
-from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -9,6 +8,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.mesh import BATCH
+from cpt_jax.model.initializers import Initializer
 
 T = TypeVar('T')
 
@@ -21,10 +21,6 @@ class Frozen(nnx.Variable):
     """What is not trained: it has no gradient and no optimizer state, in any dtype."""
 
 
-# (key, shape, dtype, sharding) -> array
-Initializer = Callable[..., jax.Array]
-
-
 def parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | None]) -> nnx.Param:
     """A float32 parameter, one (size, mesh axis or None) for each of its axes.
 
@@ -33,21 +29,6 @@ def parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | None]) 
     """
     shape, spec = tuple(size for size, _ in axes), P(*(axis for _, axis in axes))
     return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec))
-
-
-def normal(std: float) -> Initializer:
-    """Independent normal values."""
-    return jax.nn.initializers.normal(std)
-
-
-def constant(value: float) -> Initializer:
-    """The same value everywhere."""
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P) -> jax.Array:
-        del key
-        return jnp.full(shape, value, dtype, out_sharding=out_sharding)
-
-    return init
 
 
 def gathered(weight: nnx.Variable | nnx.Module, dtype: jnp.dtype, *spec: str | None) -> jax.Array:

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.mesh import BATCH, batch_shards, placed
 from cpt_jax.model.attention import Attend, attention_within
 from cpt_jax.model.dropout import Noise
-from cpt_jax.model.encoder import Encoder, pick
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.pooling import pick
 from cpt_jax.model.shape import Shape
 
 # Keys and values, [.., R, P, G, K] each: a row for each part of the mesh that holds rows of its own, all alike, so that nothing is sent.

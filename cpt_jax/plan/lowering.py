@@ -15,7 +15,7 @@ from flax import nnx
 from cpt_jax.config import build
 from cpt_jax.data.batch import Layout, abstract_batch
 from cpt_jax.data.packing import rows_needed
-from cpt_jax.embed import Embedder, encode_rows, row_length_of, rows_at_once
+from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh, shardings
 from cpt_jax.model.encoder import Encoder
@@ -23,6 +23,7 @@ from cpt_jax.model.flops import embedding_flops
 from cpt_jax.model.lora import LoRA
 from cpt_jax.model.parameter import divided
 from cpt_jax.model.shape import Shape
+from cpt_jax.text_rows import encode_rows, row_length_of, rows_at_once
 from cpt_jax.train.objective import Objective
 from cpt_jax.train.optimizer import make_optimizer
 from cpt_jax.train.setup import Data, Train, check_lengths, make_objective, with_architecture

@@ -14,8 +14,9 @@ from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import step_flops
+from cpt_jax.model.initializers import constant
 from cpt_jax.model.lora import LoRA
-from cpt_jax.model.parameter import constant, parameter
+from cpt_jax.model.parameter import parameter
 from cpt_jax.model.shape import Shape
 from cpt_jax.train.heldout import heldout_scores
 from cpt_jax.train.objective import Scorer

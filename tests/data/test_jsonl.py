@@ -1,6 +1,8 @@
+import gzip
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +42,36 @@ def test_rows_come_back(rows):
     assert source[1] == Pair('c', 'd', (), 'rows.jsonl:2')
     with pytest.raises(IndexError):
         source[2]
+
+
+def test_packed_files_have_the_same_rows(rows, cache):
+    content = [{'x': f'x {i}', 'y': f'y {i}'} for i in range(3)]
+    plain = JsonlSource(rows(content, 'a.jsonl'), 'all')
+    pairs, unpacked = [plain[i] for i in range(3)], Path(rows(content, 'a.jsonl'))
+    path = rows(gzip.compress(unpacked.read_bytes()), 'a.jsonl.gz')
+    with pytest.raises(UserError, match=r'a\.jsonl is there packed and unpacked'):
+        JsonlSource(str(unpacked.parent), 'all')
+    unpacked.unlink()
+    packed = JsonlSource(str(unpacked.parent), 'all')
+    assert [packed[i] for i in range(3)] == pairs and packed.fingerprint == plain.fingerprint
+    Path(path).write_bytes(gzip.compress(b'{"x": "new", "y": "b"}\n{"x": 1}\n'))
+    assert JsonlSource(path, 'all', max_bad_share=1)[0].x == 'new'
+    with pytest.raises(UserError, match=r'a\.jsonl\.gz:2'):
+        JsonlSource(path, 'all')
+    copies = {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/a.jsonl')}
+    JsonlSource(path, 'all', max_bad_share=1)
+    assert len(copies) == 2 and copies == {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/*')}
+
+
+def test_a_broken_packed_file_leaves_no_copy(rows, cache):
+    path = rows(gzip.compress(GOOD * 1000)[:-9], 'a.jsonl.gz')
+    with pytest.raises(UserError, match=r'a\.jsonl\.gz: a broken gzip file'):
+        JsonlSource(path, 'all')
+    assert not [*cache.glob('unpacked/*/*')]
+    (cache / 'unpacked').rename(cache / 'elsewhere')
+    (cache / 'unpacked').write_text('in the way')
+    with pytest.raises(UserError, match=r'a\.jsonl\.gz: cannot be unpacked into .*CPT_JAX_CACHE'):
+        JsonlSource(path, 'all')
 
 
 def test_other_names_of_fields(rows):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_jax import embed
-from cpt_jax.embed import Embedder
+from cpt_jax import embed, text_rows
 from cpt_jax.export.directory import export
 from cpt_jax.model.families.known import family_of
 from tests.test_embed import write_run
@@ -21,7 +20,7 @@ def one_row_length() -> Iterator[None]:
     """Every model that is loaded compiles one program, and not one for each length of the texts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed, 'row_length_of', lambda length, max_length: 40)
-        patch.setattr(Embedder, 'TOKENS', {'cpu': 3 * 40})
+        patch.setattr(text_rows, 'COLUMNS', {'cpu': 3 * 40})
         yield
 
 

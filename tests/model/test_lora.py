@@ -187,10 +187,12 @@ def test_what_makes_no_sense_is_refused(keys, said):
 def test_what_does_not_fit_the_model_or_the_mesh_is_refused(bases, meshes):
     shape = dataclasses.replace(bases('llama')[3], remat='full')
     LoRA(rank=4, base='nf4').check(shape, meshes[8, 1, 1])
-    with pytest.raises(UserError, match=r'model\.width=64 / mesh\.fsdp=8'):
+    with pytest.raises(UserError, match=r'1 blocks of 64 inputs \(model\.width=64\) .* mesh\.fsdp=8; set mesh\.fsdp=1 and mesh\.data=-1'):
         LoRA(rank=4, base='nf4').check(shape, meshes[1, 8, 1])
-    with pytest.raises(UserError, match=r'model\.hidden=128 / mesh\.tensor=8'):
+    with pytest.raises(UserError, match=r'2 blocks of 64 inputs \(model\.hidden=128\) .* mesh\.tensor=8; set mesh\.tensor=2'):
         LoRA(rank=4, base='nf4').check(shape, meshes[1, 1, 8])
+    with pytest.raises(UserError, match=r'model\.hidden=100 is no multiple; use bfloat16 or int8'):
+        LoRA(rank=4, base='nf4').check(dataclasses.replace(shape, hidden=100), meshes[8, 1, 1])
     with pytest.raises(UserError, match=r'model\.remat=none would keep'):
         LoRA(rank=4, base='int8').check(dataclasses.replace(shape, remat='none'), meshes[8, 1, 1])
     with pytest.raises(UserError, match=r'has none of them'):

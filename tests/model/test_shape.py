@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from cpt_jax.errors import UserError
-from cpt_jax.model.encoder import value_and_out
+from cpt_jax.model.initializers import value_and_out
 from cpt_jax.model.shape import Shape
 
 SIZES = {'vocab_size': 300, 'width': 96, 'layers': 2, 'heads': 4, 'max_length': 16}

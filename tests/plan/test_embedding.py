@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from cpt_jax import text_rows
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import make_mesh
@@ -20,7 +21,7 @@ def plan(tiny, libtpu, hurry):
 
 def test_it_is_the_program_that_an_embedder_runs(tiny, tokenizer, monkeypatch):
     """A full batch of the longest texts, on the CPU: what the embedder lowers, and what the plan does."""
-    monkeypatch.setattr(Embedder, 'TOKENS', {'cpu': 64, 'tpu': 64})
+    monkeypatch.setattr(text_rows, 'COLUMNS', {'cpu': 64, 'tpu': 64})
     config = tiny(**{'tokenizer.vocab_size': tokenizer.vocab_size, 'model.dtype': 'float32', 'model.layers': 2})
     planned = lower_embedding(config, jax.devices(), 4, 16, '')
     parameters = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), planned.encoder)
