@@ -82,7 +82,7 @@ def define_model(evaluation: bool = False, required: bool = True) -> tuple[flags
     Returns:
       --model, and the reader of the others: keyword arguments of `load_embedder`. It raises UserError where they do not go together.
     """
-    reference = 'A model reference: a run, run@step, or the directory of a pretrained model.'
+    reference = 'A model reference: a run, run@step, run@best:TASK (after evaluate.py --follow), or the directory of a pretrained model.'
     pooling = 'Of a pretrained model whose directory says none; else mean for BERT, last (eos) for decoders.'
     representation = (
         'How a causal language model represents a text: prompteol or prompt (last token of a template), last, mean (of the text alone);'

@@ -126,8 +126,9 @@ class Vectors(NamedTuple):
     shards: list[np.ndarray]
 
 
-def read_vectors(directory: Path) -> Vectors:
+def read_vectors(directory: Path | str) -> Vectors:
     """Opens a directory that is complete. Raises UserError for any other."""
+    directory = Path(directory)
     meta = _read_meta(directory)
     paths = [meta.paths(directory, shard) for shard in range(meta.shards)]
     missing = [path.name for pair in paths for path in pair if not path.exists()]

@@ -2,7 +2,8 @@
 
 Reads nothing but a model reference. Prints a table, and writes results.json and report/index.html: the scores, the training
 curves where the model is a run, and real queries with what the model and what BM25 finds. Scores of earlier evaluations of the
-same model stay in results.json, and are not measured again; an evaluation that is killed goes on where it was.
+same model stay in results.json, and are not measured again; an evaluation that is killed goes on where it was. Those of another model,
+checkpoint or --representation are replaced: give each an --output of its own.
 
 With --follow it watches a run that is being trained, and scores each checkpoint once: rows of results.jsonl, points of TensorBoard (eval),
 curves in the report, and best.json, so that --model RUN@best:TASK is the checkpoint with the best score. It ends when training ends.

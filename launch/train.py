@@ -1,10 +1,12 @@
 """Trains an embedding model from a config, or goes on with a run whose working directory holds a checkpoint.
 
-Example: python launch/train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=600
+Example:
+  python launch/train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=600
+  python launch/train.py --config configs/small_pairs.py --config.data.sources.pairs.path=my/pairs
 
-Keys of the config are set with --config.section.key=value. SIGTERM saves and exits with status 42; the same command goes on from there.
-On several hosts, start the same command on each: on a TPU pod they find each other, elsewhere give --coordinator, --processes and
---process.
+Keys of the config are set with --config.section.key=value; configs/base.py says what each is. SIGTERM saves and exits with status 42; the
+same command goes on from there. On several hosts, start the same command on each: on a TPU pod they find each other, elsewhere give
+--coordinator, --processes and --process.
 """
 
 import sys

@@ -22,7 +22,10 @@ LAYOUTS = {
     'knn': 'senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',
     'zeroshot': 'senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',
 }
-FOLDERS = 'retrieval/<folder>/ (BEIR), codesearch/ (CodeSearchNet), senteval/ (its data/downstream), sent_bias_seat/tests/, or some of them'
+FOLDERS = (
+    'retrieval/<folder>/ (BEIR), openqa/<name>/, codesearch/ (CodeSearchNet), senteval/ (its data/downstream), sent_bias_seat/tests/, or'
+    ' some of them'
+)
 
 
 def find_tasks(
