@@ -22,6 +22,9 @@ from cpt_jax.train.start import starting_state, startup_table
 from cpt_jax.train.step import TrainState
 from cpt_jax.train.stop import Preempted, Preemption
 
+# What a run is for, by its objective.
+_ONWARDS = {'contrastive': 'launch/evaluate.py --tasks TASKS --model', 'lm': 'launch/train.py --config CONFIG --config.init_from'}
+
 
 def train(config: Mapping[str, Any], workdir: Path) -> int:
     """Trains a run to its last step, from its latest checkpoint if it has one.
@@ -59,6 +62,8 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
                 saved.close()
             raise
         saved.close()
+        if status == 0 and jax.process_index() == 0:
+            print(f'done: step {max(first, run.train.steps):,} is in {workdir}; next: python {_ONWARDS[run.objective.name]}={workdir}')
         return status
 
 

@@ -81,6 +81,7 @@ def test_killed_runs_end_as_one_that_was_not(launch, tmp_path):
         process.wait()
     output = finish(launch('killed'))
     assert 'step 0 of 12' not in output  # it went on from a checkpoint
+    assert output.splitlines()[-1].startswith('done: step 12 is in ') and 'launch/evaluate.py --tasks TASKS --model=' in output
     assert_same(tmp_path / 'whole', tmp_path / 'killed', 12)
     assert [row['step'] for row in rows(tmp_path / 'killed')] == list(range(1, 13))
 
