@@ -100,6 +100,17 @@ def check_resume(before: Mapping[str, Any], now: Mapping[str, Any], workdir: Pat
     return [f'{key}: {old.get(key)!r} -> {new.get(key)!r}' for key in allowed]
 
 
+def check_workdir(workdir: Path) -> None:
+    """Raises UserError where a directory has a config.json that is none of a run: somebody's model, whose own would be lost."""
+    path = workdir / 'config.json'
+    try:
+        of_a_run = not path.exists() or 'train' in json.loads(path.read_bytes())
+    except ValueError:
+        of_a_run = False
+    if not of_a_run:
+        raise UserError(f'{path} is none of a run, and would be overwritten: give another --workdir')
+
+
 def write_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Writes config.json into a run's directory."""
     write_atomically(workdir / 'config.json', json.dumps(config, indent=2) + '\n')

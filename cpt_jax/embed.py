@@ -96,6 +96,8 @@ class Embedder:
         origin: Mapping[str, Any] | None = None,
         dense: Sequence[Dense] = (),
     ):
+        if max(max_tokens.values()) > encoder.shape.max_length:
+            raise UserError(f'max_tokens={max(max_tokens.values())}: the model reads {encoder.shape.max_length} tokens at most')
         self.encoder, self.model_name, self.workdir = encoder, model_name, workdir
         self.width = len(dense[-1].weight_ExD) if dense else encoder.shape.embedding_width
         self._dense = tuple(dense)

@@ -63,6 +63,12 @@ def is_pretrained(reference: str) -> bool:
     return (directory / 'config.json').is_file() or is_adapter(directory) or llama2c_file(directory) is not None
 
 
+def directories_of(reference: str) -> list[Path]:
+    """The directory of a pretrained model; of an adapter its own, and that of its base."""
+    directory = Path(reference)
+    return [directory, *(directories_of(str(base_of(directory))) if is_adapter(directory) else [])]
+
+
 def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     """Reads all of a directory but the weights. An adapter of PEFT is merged into its base as tensors are read.
 

@@ -137,7 +137,7 @@ def read_vectors(directory: Path | str) -> Vectors:
             f'{directory}: {len(missing)} of {2 * len(paths)} files are missing, {missing[0]} first: start launch/embed.py again, to go on'
         )
     shards = [np.load(path, mmap_mode='r') for path, _ in paths]
-    ids = [path.read_text('utf-8').split('\n')[:-1] for _, path in paths]
+    ids = [path.read_bytes().decode().split('\n')[:-1] for _, path in paths]  # an id may hold a carriage return, which ends no line here
     for shard, names, (path, _) in zip(shards, ids, paths, strict=True):
         if shard.shape != (len(names), meta.width) or shard.dtype != np.float32:
             raise UserError(

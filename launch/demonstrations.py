@@ -115,13 +115,14 @@ def _search(output: Path) -> None:
         raise UserError(f'--task {_TASK.value}: its dev set is not in --data_dir {_DATA_DIR.value}: {sts.LAYOUT}')
 
     from cpt_jax.embed import load_embedder  # imports JAX, which waits until run_program has chosen its platform
+    from cpt_jax.pretrained import directories_of
 
     embedder, task = load_embedder(_MODEL.value, **options), tasks[_TASK.value]
     if embedder.prompt is None:
         raise UserError(f'--model {_MODEL.value}: its texts stand in no template: give --representation prompteol, with a language model')
     found = candidates.read_candidates([Path(name) for name in _CANDIDATES.value], embedder.prompt.template)[: _LIMIT.value or None]
     if not embedder.workdir:
-        embedder.settings['weights'] = weights_fingerprint(Path(_MODEL.value))
+        embedder.settings['weights'] = weights_fingerprint(*directories_of(_MODEL.value))
     about = {
         'model': embedder.model_name,
         'settings': embedder.settings,

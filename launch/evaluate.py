@@ -213,13 +213,14 @@ def _check_flags() -> None:
 
 def _evaluate() -> None:
     from cpt_jax.embed import load_embedder  # imports JAX, which waits until run_program has chosen its platform
+    from cpt_jax.pretrained import directories_of
 
     embedder = load_embedder(MODEL.value, **OPTIONS())
     _check_alike(embedder)
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
     metrics_path = epath.Path(embedder.workdir) / 'metrics.jsonl' if embedder.workdir else None
     if not embedder.workdir:  # a checkpoint of a run says when it was saved
-        embedder.settings['weights'] = weights_fingerprint(Path(MODEL.value))
+        embedder.settings['weights'] = weights_fingerprint(*directories_of(MODEL.value))
     settings = embedder.settings
     embed = _with_cache(embedder, Path(output))
     tasks = _tasks(settings, Path(output))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cpt_jax.config import CHANGEABLE, as_json, build, check_resume, flatten, write_config
+from cpt_jax.config import CHANGEABLE, as_json, build, check_resume, check_workdir, flatten, write_config
 from cpt_jax.errors import UserError
 from cpt_jax.program import load_config
 
@@ -118,3 +118,13 @@ def test_a_config_comes_back_from_its_file(tmp_path):
     write_config(tmp_path, config())
     assert json.loads((tmp_path / 'config.json').read_text()) == as_json(config())
     assert as_json(config())['data']['sources']['a']['group'] == ['x', 'y']
+
+
+def test_a_config_of_somebodys_model_is_not_overwritten(tmp_path):
+    check_workdir(tmp_path / 'not there')
+    write_config(tmp_path, {'train': {}})
+    check_workdir(tmp_path)
+    for content in ('{"model_type": "opt"}', 'no JSON', ''):
+        (tmp_path / 'config.json').write_text(content)
+        with pytest.raises(UserError, match='config.json is none of a run, and would be overwritten: give another --workdir'):
+            check_workdir(tmp_path)

@@ -106,6 +106,12 @@ def test_vectors_are_those_of_a_text_alone(tokenizer, monkeypatch, causal, posit
         np.testing.assert_allclose(vectors_NxD[place], expected_1x1xD[0, 0], atol=1e-5)
 
 
+def test_texts_longer_than_the_model_reads_are_refused(embedders, tokenizer):
+    embed = embedders((8, 1, 1))
+    with pytest.raises(UserError, match='max_tokens=41: the model reads 40 tokens at most'):
+        Embedder(embed.encoder, tokenizer, make_mesh(), {'x': 24, 'y': 41})
+
+
 @pytest.mark.parametrize('parts', [1, 8])
 def test_batches_hold_each_text_once_with_little_padding(embedders, monkeypatch, parts):
     monkeypatch.setattr(text_rows, 'COLUMNS', {'cpu': 1024})

@@ -18,7 +18,7 @@ import pytest
 
 from cpt_jax.embed import load_embedder
 from cpt_jax.errors import UserError
-from cpt_jax.pretrained import is_pretrained, open_pretrained
+from cpt_jax.pretrained import directories_of, is_pretrained, open_pretrained
 from cpt_jax.vectors import read_vectors
 from tests.conftest import sentences
 
@@ -204,6 +204,16 @@ def test_what_is_no_such_directory(tmp_path, monkeypatch):
     assert is_pretrained('.') and not is_pretrained('') and not is_pretrained('runs/mine@3')
     (tmp_path / 'data.json').write_text('{}')  # a run
     assert not is_pretrained('.')
+
+
+def test_the_base_of_an_adapter_is_one_of_its_directories(tmp_path):
+    for folder in ('adapter', 'base'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'base/config.json').write_text('{}')
+    content = {'peft_type': 'LORA', 'base_model_name_or_path': str(tmp_path / 'base')}
+    (tmp_path / 'adapter/adapter_config.json').write_text(json.dumps(content))
+    assert directories_of(str(tmp_path / 'base')) == [tmp_path / 'base']
+    assert directories_of(str(tmp_path / 'adapter')) == [tmp_path / 'adapter', tmp_path / 'base']
 
 
 def edit(path: Path, change) -> None:

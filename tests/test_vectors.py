@@ -19,7 +19,7 @@ META = Meta(
     width=4,
     shard_size=4,
 )
-IDS = [f'document {i}' for i in range(8)] + ['', 'Ü\u2028 9']
+IDS = [f'document {i}' for i in range(8)] + ['', 'Ü\u2028\r 9']
 
 
 def unit_vectors(count: int = 10) -> np.ndarray:

@@ -35,6 +35,10 @@ class Columns(NamedTuple):
                 bar.update(len(row[2]))
                 yield row
 
+    def head(self, path: Path) -> str:
+        """The header."""
+        return _first_row(path, self.separator).decode('utf-8', 'surrogateescape')
+
     def parse(self, row: bytes, path: Path) -> dict:
         """The row's cells by the names in the header, with x, y and negatives found good. Raises BadRow."""
         names = _header(path, path.stat().st_mtime_ns, self.separator)
@@ -116,9 +120,12 @@ def _raw_rows(file: BinaryIO, separator: str) -> Iterator[tuple[int, int, bytes]
 def _header(path: Path, changed: int, separator: str) -> tuple[str, ...]:
     """The names of a file's columns; `changed` is when it did."""
     del changed
+    return tuple(_cells(_first_row(path, separator), separator))
+
+
+def _first_row(path: Path, separator: str) -> bytes:
     with path.open('rb') as file:
-        first = next(_raw_rows(file, separator), (1, 0, b''))
-    return tuple(_cells(first[2].removeprefix(BOM), separator))
+        return next(_raw_rows(file, separator), (1, 0, b''))[2].removeprefix(BOM)
 
 
 def _cells(row: bytes, separator: str) -> list[str]:

@@ -23,6 +23,11 @@ class Fields(NamedTuple):
     group: tuple[str, ...]
     max_chars: int
 
+    def head(self, path: Path) -> str:
+        """None: a row names its own fields."""
+        del path
+        return ''
+
     def parse(self, line: bytes, path: Path) -> dict:
         """The row's object, with x, y and negatives found good. Raises BadRow."""
         del path

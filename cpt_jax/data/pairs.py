@@ -50,12 +50,13 @@ def digest(*parts: str) -> str:
 
 
 def content_id(text: str) -> int:
-    """An int32 that stands for a text's content: equal texts in a batch are not negatives of each other.
+    """An int32 that stands for a text's content, without white space around it, which counts for nothing in tokens either: equal texts in a
+    batch are not negatives of each other.
 
     31 bits of a hash, so that two different texts of a batch of 65,536 share one about once in a batch, which costs one
     negative; 0 is left for "no text".
     """
-    return int(digest(text)[:8], 16) % (2**31 - 1) + 1
+    return int(digest(text.strip())[:8], 16) % (2**31 - 1) + 1
 
 
 def unit_hash(name: str) -> float:

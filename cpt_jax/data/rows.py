@@ -39,6 +39,9 @@ class RowFormat(Protocol):
     def rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
         """(line counted from 1, offset, bytes) of each row of a file; the bar moves with the bytes read."""
 
+    def head(self, path: Path) -> str:
+        """What stands before the rows of a file and says which of their fields is which; '' where each row says so itself."""
+
     def parse(self, row: bytes, path: Path) -> dict:
         """The fields of one row, with x, y and negatives found good. Raises BadRow."""
 
@@ -76,7 +79,8 @@ class RowSource:
         saved = cached(f'{self.kind}_{key}', lambda: _index(self._files, fields))
         contents, problems = from_array(saved['notes'])
         self.split = split
-        self.fingerprint = digest(self.kind, str(INDEX_VERSION), contents, repr(fields), split, repr(float(holdout)), *more)
+        heads = filter(None, (fields.head(file.path) for file in self._files))
+        self.fingerprint = digest(self.kind, str(INDEX_VERSION), contents, repr(fields), split, repr(float(holdout)), *more, *heads)
         self.problems = Problems.from_json(problems, max_bad_share)
         self.problems.check()
         rows = rows_of(split, saved['unit'] < holdout, path, holdout)

@@ -28,9 +28,10 @@ def fingerprints(tasks: Sequence[Task], choices: Mapping[str, object], data_dir:
     return {task.name: _fingerprint(task.name, choices, data_dir) for task in tasks if task.name.split('/')[0] in CHOICES}
 
 
-def weights_fingerprint(directory: Path) -> str:
+def weights_fingerprint(*directories: Path) -> str:
     """Of the files of a pretrained model, its settings among them: another one may take its place under the same name."""
-    paths = sorted(path for kind in ('safetensors', 'bin', 'json') for path in directory.rglob(f'*.{kind}') if path.is_file())
+    kinds = 'safetensors', 'bin', 'json'
+    paths = [path for folder in directories for path in sorted(folder.rglob('*')) if path.suffix[1:] in kinds and path.is_file()]
     return file_fingerprint(*map(epath.Path, paths))
 
 

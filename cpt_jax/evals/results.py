@@ -31,7 +31,7 @@ def write_text(path: epath.Path, text: str) -> None:
     """Writes the whole file or nothing, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f'.{path.name}.part'
-    beside.write_text(text)
+    beside.write_bytes(text.encode('utf-8'))  # whatever the locale
     beside.replace(path)
 
 
@@ -45,7 +45,7 @@ def read_json(path: epath.Path) -> dict:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f'{path}: not JSON ({error}): remove the file or write to another --output') from None
     if not isinstance(content, dict):

@@ -33,6 +33,8 @@ def read_json_lines(path: epath.Path) -> Iterator[tuple[str, dict]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f'{where}: not JSON ({error.msg} at column {error.colno}): mend or remove the line') from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+            raise UserError(f'{where}: JSON that cannot be read ({error}): mend or remove the line') from None
         if not isinstance(row, dict):
             raise UserError(f'{where}: a JSON object such as {{"_id": "1", ...}} is expected, not {line[:40]!r}')
         yield where, row

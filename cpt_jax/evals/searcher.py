@@ -85,10 +85,10 @@ class Searcher:
 
 
 def recall_against(exact: Hits, hits: Hits) -> float:
-    """The share of the documents of exact search that `hits` has too; mean over the queries."""
-    return float(
-        np.mean([np.isin(right_K, found_K).mean() for right_K, found_K in zip(_rows(exact), _rows(hits), strict=True) if len(right_K)])
-    )
+    """The share of the documents of exact search that `hits` has too; mean over the queries for which there is any, 1 without such."""
+    pairs = zip(_rows(exact), _rows(hits), strict=True)
+    shares = [np.isin(right_K, found_K).mean() for right_K, found_K in pairs if len(right_K)]
+    return float(np.mean(shares)) if shares else 1.0
 
 
 def _rows(hits: Hits) -> list[np.ndarray]:

@@ -1,8 +1,8 @@
 """The GPT-style pre-norm transformer of cpt: packed rows of tokens -> one unit vector a text."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from cpt_jax.model.attention import Attend, at_ends, attention_within, merge_hea
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import constant, normal, residual_std, value_and_out
 from cpt_jax.model.lora import product
-from cpt_jax.model.parameter import gathered, parameter, spread
+from cpt_jax.model.parameter import gathered, looked_up, parameter, spread
 from cpt_jax.model.pooling import mean_of_texts, pick, unit
 from cpt_jax.model.rotary import rotate
 from cpt_jax.model.shape import Shape
@@ -27,6 +27,21 @@ REMAT = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
+
+
+Arguments = ParamSpec('Arguments')
+T = TypeVar('T')
+
+
+def precisely(function: Callable[Arguments, T]) -> Callable[Arguments, T]:
+    """The same within `Shape.precision` of its first argument, an Encoder."""
+
+    @wraps(function)
+    def within(*arguments: Arguments.args, **more: Arguments.kwargs) -> T:
+        with arguments[0].shape.precision():
+            return function(*arguments, **more)
+
+    return within
 
 
 class Norm(nnx.Module):
@@ -243,6 +258,7 @@ class Encoder(nnx.Module):
         """float32[B, T, D]: `states` of the same arguments, made unit length."""
         return unit(self.states(*rows))
 
+    @precisely
     def states(
         self,
         tokens_RxS: jax.Array,
@@ -286,6 +302,7 @@ class Encoder(nnx.Module):
 
         return self.leave(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
+    @precisely
     def all_states(
         self, tokens_RxS: jax.Array, segments_RxS: jax.Array, positions_RxS: jax.Array, keys_RxS: jax.Array | None = None
     ) -> jax.Array:
@@ -308,16 +325,15 @@ class Encoder(nnx.Module):
     def embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
         """What the first layer reads: [R, S, D]."""
         shape, dtype = self.shape, self.shape.compute_dtype
-        x_RxSxD = gathered(self.token_embedding, dtype, None, None).at[tokens_RxS].get(out_sharding=P(BATCH))
+        x_RxSxD = looked_up(self.token_embedding, tokens_RxS, dtype)
         if shape.embedding_scale:
             x_RxSxD = x_RxSxD * jnp.asarray(shape.width**0.5, dtype)
         if shape.embedding_width != shape.width:
             x_RxSxD = jnp.einsum('rse,ed->rsd', x_RxSxD, gathered(self.project_in, dtype, None, None), out_sharding=P(BATCH))
         if shape.token_types:
-            x_RxSxD = x_RxSxD + gathered(self.type_embedding, dtype, None, None).at[jnp.zeros_like(tokens_RxS)].get(out_sharding=P(BATCH))
+            x_RxSxD = x_RxSxD + looked_up(self.type_embedding, jnp.zeros_like(tokens_RxS), dtype)
         if shape.positions == 'learned':
-            table = gathered(self.position_embedding, dtype, None, None)
-            x_RxSxD = x_RxSxD + table.at[shape.position_offset + positions_RxS].get(out_sharding=P(BATCH))
+            x_RxSxD = x_RxSxD + looked_up(self.position_embedding, shape.position_offset + positions_RxS, dtype)
         return self.embedding_norm(x_RxSxD) if shape.embedding_norm else x_RxSxD
 
     def leave(self, h: jax.Array) -> jax.Array:

@@ -22,7 +22,7 @@ def step_flops(shape: Shape, tokens: int, row_length: int, pairs: int, texts: in
     """
     ends = pairs * texts
     layers, adapters = _layers(shape, tokens, row_length, ends), _adapters(shape, tokens, ends, lora)
-    similarities = pairs * (pairs * (texts - 1)) * shape.width
+    similarities = pairs * (pairs * (texts - 1)) * shape.embedding_width
     if not lora or not lora.rank:
         return 3 * 2 * (layers + similarities)
     scores = (shape.layers - (shape.attention == 'blocks')) * tokens * _mixing(shape, row_length)  # no weights; few of the last in 'blocks'

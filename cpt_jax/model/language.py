@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH
-from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.encoder import Encoder, precisely
 from cpt_jax.model.parameter import gathered
 from cpt_jax.model.shape import Shape
 
@@ -41,6 +41,7 @@ def token_losses(encoder: Encoder, tokens_RxS: jax.Array, segments_RxS: jax.Arra
     return foretell(encoder, tokens_RxS, segments_RxS, positions_RxS).losses_RxS
 
 
+@precisely
 def foretell(
     encoder: Encoder,
     tokens_RxS: jax.Array,

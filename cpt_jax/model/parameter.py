@@ -43,6 +43,17 @@ def gathered(weight: nnx.Variable | nnx.Module, dtype: jnp.dtype, *spec: str | N
     return jax.reshard(weight[...].astype(dtype), P(*spec, reduced=set(BATCH)))
 
 
+def looked_up(table: nnx.Variable, rows_RxS: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Rows of a table [V, D], by number: [R, S, D] in the compute dtype.
+
+    They are taken from the table in its own dtype, as their gradients are added up one by one in that. The tokens of a batch share few rows
+    (delimiters stand in every text, and so does each position), and a sum in bfloat16 stands still at 256 times what is added to it. Of
+    what is frozen there is no gradient.
+    """
+    own = dtype if isinstance(table, Frozen) else table[...].dtype
+    return gathered(table, own, None, None).at[rows_RxS].get(out_sharding=P(BATCH)).astype(dtype)
+
+
 def spread(vector: nnx.Param, like: jax.Array) -> jax.Array:
     """A vector where it is used: [R, 1.., *V], a copy a row, to be added to or multiplied with `like` [R, .., *V] element by element."""
     value = vector[...]

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.mesh import BATCH, batch_shards, placed
 from cpt_jax.model.attention import Attend, attention_within
 from cpt_jax.model.dropout import Noise
-from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.encoder import Encoder, precisely
 from cpt_jax.model.pooling import pick
 from cpt_jax.model.shape import Shape
 
@@ -56,6 +56,7 @@ def padded_length(length: int, shape: Shape) -> int:
     return min(-(-length // step) * step, shape.max_length)
 
 
+@precisely
 def remember(encoder: Encoder, tokens_RxP: jax.Array, length: jax.Array) -> Prefix:
     """Computes a prefix.
 
@@ -104,6 +105,7 @@ class Prefixes:
         return self._last[1]
 
 
+@precisely
 def states_behind(encoder: Encoder, prefix: Prefix, tokens_RxS: jax.Array, eos_Rx1: jax.Array) -> jax.Array:
     """float32[R, 1, D]: the states that `Encoder.states` gives for texts that are the prefix and then a row's tokens.
 

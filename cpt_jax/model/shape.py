@@ -1,6 +1,7 @@
 """The sizes and choices of an encoder: the `model` section of a config."""
 
 import dataclasses
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -184,6 +185,13 @@ class Shape:
     def compute_dtype(self) -> jnp.dtype:
         """The dtype of activations and of weights where they are used."""
         return jnp.dtype('float32' if self.dtype == 'auto' else self.dtype)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Within it matrix products are in float32 where that is the compute dtype.
+
+        Where nothing is said TPUs multiply float32 in one pass of bfloat16, and GPUs in TF32. Not of bfloat16: kernels refuse it.
+        """
+        return jax.default_matmul_precision('highest') if self.compute_dtype == jnp.float32 else nullcontext()
 
     @property
     def folds_keys(self) -> bool:

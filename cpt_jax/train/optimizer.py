@@ -47,6 +47,8 @@ def make_optimizer(
     """
     if decay not in DECAYS:
         raise UserError(f'optimizer.decay={decay!r}: choose one of {", ".join(DECAYS)}')
+    if not clip_norm > 0:
+        raise UserError(f'optimizer.clip_norm={clip_norm}: must be above 0, or nothing is learned; where nothing is to be clipped, 1e9')
     if not 0 <= warmup_steps < steps:
         raise UserError(f'optimizer.warmup_steps={warmup_steps} must be less than train.steps={steps}')
     if decay == 'cosine':

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from cpt_jax import checkpoint
 from cpt_jax.base_model import check_base, describe_base, refuse_adapters
 from cpt_jax.code_version import code_version
-from cpt_jax.config import as_json, build, check_resume, check_section
+from cpt_jax.config import as_json, build, check_resume, check_section, check_workdir
 from cpt_jax.data.batch import Batch, DocumentTokens, Layout, Texts, Tokens, local_batches, plan_layout
 from cpt_jax.data.documents import Documents
 from cpt_jax.data.mixture import batches, make_sources
@@ -144,6 +144,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
       UserError: see `train`.
     """
     _check_sections(config)
+    check_workdir(workdir)
     before = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
     given, config = config, with_architecture(config, before and before[1])
     changes = _changes(before[1], config, workdir) if before else []
@@ -191,7 +192,8 @@ def set_up_together(config: Mapping[str, Any], workdir: Path) -> Run:
     """
     run = set_up(config, workdir)
     latest = checkpoint.latest_about(workdir.absolute() / 'checkpoints')
-    mine = run.about | {'layout': run.layout, 'heldout': len(run.heldout), 'checkpoint in --workdir': latest and latest[0]}
+    mine = {'base': None} | run.about  # a process without LoRA has none: what is exchanged must be of one size
+    mine |= {'layout': run.layout, 'heldout': len(run.heldout), 'checkpoint in --workdir': latest and latest[0]}
     ids = np.array([content_id(repr(mine[name])) for name in sorted(mine)], np.int32)
     everyones = multihost_utils.process_allgather(ids).reshape(-1, len(ids))
     differ = [name for name, column in zip(sorted(mine), everyones.T, strict=True) if len(set(column.tolist())) > 1]
@@ -250,8 +252,8 @@ def _heldout_pairs(evaluation: Evaluation, config: Mapping[str, Any], tokenizer:
     if not evaluation.every_steps or not evaluation.pairs:
         return []
     sources, _ = _sources(config, 'heldout', tokenizer)
-    share = evaluation.pairs // max(len(sources), 1)
-    chosen = [(source, spread_over(len(source), share)) for source in sources.values()]
+    share, more = divmod(evaluation.pairs, max(len(sources), 1))
+    chosen = [(source, spread_over(len(source), share + (number < more))) for number, source in enumerate(sources.values())]
     return [source[int(index)] for source, indices in chosen for index in indices]
 
 

@@ -133,7 +133,8 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step) if state.params.encoder.drops else None
         on_all = lambda params: objective(joined(params, state.frozen), batch, key)  # noqa: E731
-        (value, metrics), gradient = jax.value_and_grad(on_all, has_aux=True)(state.params)
+        with state.params.encoder.shape.precision():  # kernels write their backward pass down after the encoder has returned
+            (value, metrics), gradient = jax.value_and_grad(on_all, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         objective.clip(params)

@@ -69,7 +69,7 @@ def test_texts_are_delimited_cut_and_have_ids_of_their_content(texts):
     assert ids.dtype == np.int32 and ids.shape == (20, 4)
     for index in range(20):
         assert (*(tuple(text.tolist()) for text in tokens[index]), *ids[index]) == expected(texts, index)
-    assert ids[0, 0] == ids[10, 0] == content_id('the same')
+    assert ids[0, 0] == ids[10, 0] == content_id('the same') == content_id(' the same\n') != content_id('thesame')
     assert len(np.unique(ids[1:10, :2])) == 18
     assert max(len(x) for x, *_ in tokens) == 24
     assert (ids[::4, 2:] == 0).all() and (ids[2::4, 2:] > 0).all()

@@ -67,6 +67,12 @@ def test_a_quotation_that_does_not_end_takes_the_rest(written):
         CsvSource(written(HEADER + b'a,b,c\n"d,e,f\ng,h,i\n'), 'all')
 
 
+def test_the_fingerprint_follows_the_header(written):
+    swapped = CsvSource(written(b'sent1,sent0,hard_neg\na,b,c\n', 'swapped.csv'), 'all')
+    source = CsvSource(written(HEADER + b'a,b,c\n'), 'all')
+    assert source[0][:2] == swapped[0][1::-1] and source.fingerprint != swapped.fingerprint
+
+
 def test_a_column_that_is_not_there(written):
     with pytest.raises(UserError, match=r"nli\.csv:2: no column 'premise': the header has 'sent0', 'sent1', 'hard_neg'"):
         CsvSource(written(HEADER + b'a,b,c\n'), 'all', x='premise')

@@ -57,6 +57,8 @@ def test_the_fingerprint_is_of_ids_texts_and_their_order(tmp_path):
     [
         ('a.jsonl', ['{"_id": "1", "text": "x"}', '{"_id": '], '', r'a\.jsonl:2: not JSON'),
         ('a.jsonl', ['[1]'], '', r'a\.jsonl:1: a JSON object'),
+        ('a.jsonl', ['[' * 100_000], '', r'a\.jsonl:1: JSON that cannot be read'),
+        ('a.jsonl', ['{"_id": %s}' % ('1' * 5_000)], '', r'a\.jsonl:1: JSON that cannot be read'),
         ('a.jsonl', ['{"_id": "1", "code": "x"}'], '', r"a\.jsonl:1: no text in field 'text': .*'_id', 'code'"),
         ('a.jsonl', ['', '{"text": "x"}'], 'body', r"a\.jsonl:2: no text in field 'body'"),
         ('a.jsonl', ['{"text": 3}'], '', r"a\.jsonl:1: no text in field 'text': .* are none"),

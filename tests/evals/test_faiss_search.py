@@ -18,6 +18,8 @@ def test_recall_counts_what_both_found():
     exact = Hits(np.array([[3, 2], [1, 0]], np.float32), np.array([[5, 6], [7, 8]]))
     found = Hits(np.array([[3, -np.inf], [1, 0.5]], np.float32), np.array([[5, 6], [8, 9]]))
     assert recall_against(exact, found) == 0.5 and recall_against(exact, exact) == 1
+    nothing = Hits(np.full((2, 2), -np.inf, np.float32), exact.documents_QxK)  # as in a collection whose one document is the query itself
+    assert recall_against(nothing, nothing) == 1
 
 
 @pytest.mark.parametrize('kind', ['flat', 'ivf', 'hnsw'])

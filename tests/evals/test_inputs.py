@@ -73,3 +73,12 @@ def test_weights_are_told_apart_by_what_is_in_their_files(tmp_path):
     assert weights_fingerprint(tmp_path / 'model') == before
     (tmp_path / 'model' / '2_Dense' / 'model.safetensors').write_text('others')
     assert weights_fingerprint(tmp_path / 'model') != before
+
+
+def test_weights_are_those_of_all_directories_of_a_model(tmp_path):
+    for name in ('adapter', 'base'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'model.safetensors').write_text('numbers')
+    before = weights_fingerprint(tmp_path / 'adapter', tmp_path / 'base')
+    (tmp_path / 'base' / 'model.safetensors').write_text('others')
+    assert weights_fingerprint(tmp_path / 'adapter', tmp_path / 'base') != before

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -209,3 +210,14 @@ def test_bfloat16_is_close_and_gives_float32():
     full = vectors(GPT, *rows(texts(), PACKED))
     assert np.sum(found * full, axis=1).min() > 0.999
     assert np.abs(found - full).max() > 1e-5  # it did compute in bfloat16
+
+
+@pytest.mark.parametrize(('dtype', 'asked'), [('float32', 'HIGHEST'), ('bfloat16', 'DEFAULT')])
+def test_float32_is_asked_for_in_every_product(dtype, asked):
+    """Or TPUs would round what is multiplied to bfloat16. Where it is bfloat16, kernels refuse to be asked."""
+    shape = dataclasses.replace(LLAMA, dtype=dtype)
+    with jax.set_mesh(one_device()):
+        placed = [jax.device_put(array, batch_sharding(one_device())) for array in rows(texts(), PACKED)]
+        text = jax.jit(jax.grad(lambda encoder, *rows: encoder(*rows).sum())).lower(trained(shape), *placed).as_text()
+    asked_for = re.findall(r'dot_general.* precision = \[(\w+), (\w+)\]', text)
+    assert len(asked_for) == text.count('stablehlo.dot_general') > 20 and set(asked_for) == {(asked, asked)}

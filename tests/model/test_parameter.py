@@ -14,7 +14,7 @@ from cpt_jax.checkpoint import by_name
 from cpt_jax.config import flatten
 from cpt_jax.mesh import AXES, BATCH, batch_sharding, make_mesh, on_mesh, shardings
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.parameter import gathered, gathered_once, spread
+from cpt_jax.model.parameter import gathered, gathered_once, looked_up, spread
 from cpt_jax.model.shape import Shape
 
 # With every parameter that there is.
@@ -152,3 +152,14 @@ def test_a_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
     np.testing.assert_allclose(gradient.matrix[...], expected[0], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(gradient.vector[...], expected[1], rtol=1e-4, atol=1e-3)
     assert gradient.matrix[...].sharding.spec == P('fsdp', 'tensor')  # split as the weight is
+
+
+def test_the_gradient_of_a_row_that_many_tokens_share_is_their_sum(meshes):
+    """A sum in bfloat16, one token after the other, would end at 256."""
+    ids = np.zeros((64, 48), np.int32)  # 384 tokens a device, of one delimiter
+    with jax.set_mesh(meshes[1, 8, 1]):
+        table = nnx.Param(jax.device_put(jnp.ones((8, 8)), P(None, 'fsdp')))
+        rows = jax.device_put(ids, P(BATCH))
+        found = jax.jit(jax.grad(lambda table: looked_up(table, rows, jnp.bfloat16).astype(jnp.float32).sum()))(table)
+        assert looked_up(table, rows, jnp.bfloat16).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found[...], np.eye(8)[:, :1] * ids.size * np.ones(8))

@@ -117,6 +117,12 @@ def test_a_warm_up_that_does_not_end_is_refused_by_key(warmup_steps):
         make_optimizer(**SETTINGS | {'warmup_steps': warmup_steps})
 
 
+@pytest.mark.parametrize('clip_norm', [0, -1.0, float('nan')])
+def test_a_norm_to_which_everything_is_clipped_is_refused_by_key(clip_norm):
+    with pytest.raises(UserError, match=f'optimizer.clip_norm={clip_norm}: must be above 0'):
+        make_optimizer(**SETTINGS | {'clip_norm': clip_norm})
+
+
 def batch_of_texts() -> Batch:
     """Four pairs, of four different texts that are each other's partner: the closer, the better."""
     tokens = np.repeat(np.random.default_rng(0).integers(0, 20, (4, 4)), 2, axis=0)
