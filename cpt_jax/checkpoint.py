@@ -116,6 +116,15 @@ def steps_in(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit()) if directory.is_dir() else []
 
 
+def _nor_pretrained(directory: Path) -> str:
+    """What a directory lacks of a pretrained model (pretrained.py: is_pretrained), which may have been meant; '' where that is not it."""
+    if not directory.is_dir():
+        return ', nor is there such a directory'
+    if (directory / 'config.json').is_file():
+        return ''
+    return ', nor does it hold a pretrained model: no config.json, and no .bin of llama2.c that is whole'
+
+
 def find(reference: str, flag: str) -> tuple[Path, int]:
     """The checkpoints' directory and the step of a model reference: a run's directory (its latest step), or `run@step`.
 
@@ -132,7 +141,8 @@ def find(reference: str, flag: str) -> tuple[Path, int]:
     directory = Path(name).absolute() / 'checkpoints'
     steps = steps_in(directory)
     if not steps:
-        raise UserError(f'{flag} {reference}: no run with a checkpoint ({Path(name) / "checkpoints"} holds none)')
+        holds = f'{Path(name) / "checkpoints"} holds none'
+        raise UserError(f'{flag} {reference}: no run with a checkpoint ({holds}){_nor_pretrained(Path(name))}')
     if wanted and wanted not in map(str, steps):
         raise UserError(f'{flag} {reference}: no such checkpoint; there are {", ".join(map(str, steps))}')
     return directory, int(wanted) if wanted else steps[-1]

@@ -265,11 +265,12 @@ def load_embedder(
       fsdp: devices that share one copy of the parameters, each a part of it.
 
     Raises:
-      UserError: there is no such run or checkpoint, or the directory is not one that we can read; or it says its own pooling, or has no use
-        for the representation.
+      UserError: there is no such run or checkpoint; or it cannot be read, says its own pooling, or has no use for the representation.
     """
     if pooling and not representation.is_own:
         raise UserError(f'--pooling {pooling}: a --representation or --template says which states count; leave the flag out')
+    if fsdp > 1 and jax.device_count() % fsdp:
+        raise UserError(f'--fsdp {fsdp}: the {jax.device_count():,} devices here are no multiple of it')
     mesh = make_mesh(fsdp=fsdp)
     if is_pretrained(reference):
         return _load_pretrained(reference, pooling, dtype or 'auto', max_tokens, representation, mesh)
@@ -284,8 +285,7 @@ def load_embedder(
         with jax.set_mesh(mesh):
             abstract = on_mesh(jax.eval_shape(lambda: Encoder(run.shape, nnx.Rngs(0))), mesh)
             encoder = checkpoint.load_params(run.directory, run.step, {'encoder': abstract})['encoder']
-    workdir = run.directory.parent
-    return Embedder(encoder, run.tokenizer, mesh, run.limits, f'{workdir.name}@{run.step}', workdir, run.origin)
+    return Embedder(encoder, run.tokenizer, mesh, run.limits, f'{run.directory.parent.name}@{run.step}', run.directory.parent, run.origin)
 
 
 def read_settings(reference: str, representation: Representation = Representation()) -> dict[str, Any]:  # noqa: B008 (as above)

@@ -139,15 +139,18 @@ def _parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         sys.exit(_fail(error))
     except Exception as error:
-        sys.exit(_fail(_config_mistake(error)))
+        sys.exit(_fail(_config_mistake(error, argv)))
 
 
-def _config_mistake(error: Exception) -> str:
+def _config_mistake(error: Exception, argv: list[str]) -> str:
     """What is wrong with --config: a key that it does not have, or whatever the user's file raised."""
     raised_by = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, KeyError | AttributeError) and 'ml_collections' in raised_by and 'get_config' not in str(error):
-        words = re.sub(r'\\n|\n', '. ', str(error.args[0]))  # with the nearest known key
-        return '--config has no key ' + re.sub(r'[\\\'"]', '', words) + (ACCUMULATION if 'accum' in words else '')
+        words = re.sub(r'[\\\'"]', '', re.sub(r'\\n|\n', '. ', str(error.args[0])))  # with the nearest known key
+        given = next((word for word in argv if re.match(rf'--config\.(\w+\.)*{re.escape(words)}(\.|=|$)', word)), '')
+        if given:  # no known key is near
+            words += f' ({given}).' + (ACCUMULATION if 'accum' in words else ' configs/base.py holds every key')
+        return f'--config has no key {words}'
     return f'--config: {type(error).__name__}: {error}'
 
 

@@ -106,7 +106,15 @@ class PromptTokenizer:
 
     def _cut(self, texts: Sequence[str], tokens: int) -> list[str]:
         found = zip(texts, self._tokenizer.pieces(texts), strict=True)
-        return [text if len(ids) <= tokens else self._tokenizer.decode(ids[:tokens]) for text, ids in found]
+        return [text if len(ids) <= tokens else self._beginning(ids[:tokens]) for text, ids in found]
+
+    def _beginning(self, ids: Sequence[int]) -> str:
+        """The text of the first ids of a longer one, without up to three bytes of a character that was cut apart.
+
+        Of a row of bytes that ends in such a character tokenizers' decoder shows none.
+        """
+        texts = [self._tokenizer.decode(ids[: len(ids) - cut]) for cut in range(min(4, len(ids)))]
+        return next((text for text in texts if not text.endswith('\ufffd')), texts[0] if texts else '')
 
     def _shortened(self, text: str, ids: list[int], max_tokens: int) -> list[int]:
         """The ids of as much of a text as fits: its decoded beginning may have other ids in the template, so that it is tried."""
@@ -114,7 +122,9 @@ class PromptTokenizer:
         kept = len(own)
         while len(ids) > max_tokens and kept:
             kept = max(0, kept - (len(ids) - max_tokens))
-            (ids,) = self._ids([self.prompt.fill(self._tokenizer.decode(own[:kept]))])
+            (ids,) = self._ids([self.prompt.fill(self._beginning(own[:kept]))])
         if len(ids) > max_tokens:
-            raise UserError(f'the template {self.prompt.fill("")!r} takes {len(ids)} tokens, and the model reads {max_tokens}: shorten it')
+            words = self.prompt.fill('')  # demonstrations too, which may be pages
+            shown = repr(words) if len(words) <= 200 else f'{words[:100]!r} ... {words[-60:]!r}'
+            raise UserError(f'the template {shown} takes {len(ids)} tokens, and the model reads {max_tokens}: shorten it')
         return ids

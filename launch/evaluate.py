@@ -34,7 +34,7 @@ from cpt_jax.evals.beir import check_judged
 from cpt_jax.evals.codesearch import BOTH, DIRECTIONS
 from cpt_jax.evals.embedding_cache import EmbeddingCache, KeptVectors
 from cpt_jax.evals.evaluation import evaluate
-from cpt_jax.evals.history import HISTORY, format_history
+from cpt_jax.evals.history import HISTORY, format_history, measured_otherwise
 from cpt_jax.evals.inputs import fingerprints, weights_fingerprint
 from cpt_jax.evals.knn import TEMPLATE, WORDS
 from cpt_jax.evals.probe import PROTOCOLS
@@ -237,7 +237,10 @@ def _evaluate() -> None:
 def _follow() -> None:
     from cpt_jax.embed import load_embedder, read_settings
     from cpt_jax.evals.follow import Follower, follow
+    from cpt_jax.pretrained import is_pretrained
 
+    if is_pretrained(MODEL.value) and not (Path(MODEL.value) / 'checkpoints').is_dir():  # a run may have no data.json yet
+        raise UserError(f'--model {MODEL.value}: a pretrained model, which has no checkpoints to follow: leave --follow out')
     options = OPTIONS()
     if options['pooling']:
         raise UserError(f'--pooling {options["pooling"]}: --follow watches a run, whose config says its pooling; leave the flag out')
@@ -257,6 +260,11 @@ def _follow() -> None:
     follower = Follower(run, tasks, marks, settings_of, load, KEEP_BEST.value)
     why = follow(follower, 60 * FOLLOW_TIMEOUT.value)
     print(format_history(follower.rows))
+    for task in measured_otherwise(follower.rows, follower.asked):
+        print(
+            f'{task}: these scores, and best.json, are of a later --follow with other flags or data; those of this command stand in'
+            f' {HISTORY} too, and count again where the rows of the other are removed'
+        )
     print(f'\n{why}; {run / HISTORY}, {run / "report" / "index.html"}, tensorboard --logdir {run / "tensorboard"}')
 
 

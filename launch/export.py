@@ -4,7 +4,8 @@
 training started from), tokenizer.json, and the files of sentence-transformers in the layout that all its versions and
 text-embeddings-inference read; a model card (README.md); texts with their vectors (golden.json), and how far a reload through our own
 importer is from the run (parity.json). A model whose sides have closing delimiters of their own (tokenizer.closing='own') becomes two
-directories, query/ and document/; one that was trained with 'shared' becomes one, with a prompt for each side.
+directories, query/ and document/; one that was trained with 'shared' becomes one, with a prompt for each side. One whose texts stand in a
+template (prompt.template) becomes a plain model of transformers, without the files of sentence-transformers, whose prompts have no end.
 
 A run with LoRA (lora.rank) is written with its adapters merged into the weights, those that were trained beside: of a base in NF4 what the
 codes stand for. --adapter writes the adapters alone instead: adapter_config.json and adapter_model.safetensors, which peft loads.
@@ -17,6 +18,7 @@ Example:
   python launch/export.py --check exports/quickstart
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -55,6 +57,9 @@ def _export_adapter() -> None:
         raise UserError('--adapter goes with --model and --output')
     written = export_adapter(_MODEL.value, Path(_OUTPUT.value))
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
+    if written.template:
+        given = f'--template {shlex.quote(written.template)}'
+        print(f'its texts stood in a template, which no file of an adapter says: embed or evaluate it with {given}')
     if written.rows:
         print(
             f'texts stand between delimiters whose ids the base lacks: model.resize_token_embeddings({written.rows}) before'
@@ -73,7 +78,7 @@ def _export() -> None:
         _MODEL.value, output, dtype=_DTYPE.value, shard_bytes=int(_SHARD_GB.value * 1e9), license_id=_LICENSE.value
     )  # fmt: skip
     for part in parts:
-        sides = ' and '.join(part.prompts) if part.prompts else part.name
+        sides = ' and '.join(part.prompts) or part.name or 'a plain model of transformers, whose texts stand in a template (see its card)'
         print(f'{output / part.name}: {sides}, at most {part.max_tokens} tokens; a reload differs by {part.difference:.1e} at most')
     worst = max(part.difference for part in parts)
     if not worst <= TOLERANCE[_DTYPE.value]:  # nor if it is no number

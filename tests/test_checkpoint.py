@@ -240,8 +240,13 @@ def test_references(run, tmp_path, monkeypatch):
     assert find(f'{run.parent}@4', '--model') == (run, 4)
     monkeypatch.chdir(tmp_path)
     assert find('run/@2', '--model') == (run, 2)
+    Path('empty').mkdir()
+    Path('begun').mkdir()
+    Path('begun/config.json').write_text('{}')
     for reference, expected in [
-        ('nowhere', r'--model nowhere: no run with a checkpoint \(nowhere/checkpoints holds none\)'),
+        ('nowhere', r'--model nowhere: no run with a checkpoint \(nowhere/checkpoints holds none\), nor is there such a directory$'),
+        ('empty', r'--model empty: no run with a checkpoint .*, nor does it hold a pretrained model: no config\.json'),
+        ('begun', r'--model begun: no run with a checkpoint \(begun/checkpoints holds none\)$'),
         ('run@5', '--model run@5: no such checkpoint; there are 2, 4, 6'),
         ('run@last', '--model run@last: no such checkpoint; there are 2, 4, 6'),
         ('', 'no run with a checkpoint'),

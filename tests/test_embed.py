@@ -147,8 +147,9 @@ def test_what_texts_begin_with_is_computed_once_and_changes_no_vector(tokenizer,
     plain = embed.reading(dataclasses.replace(prompt, demonstrations=()))
     assert plain.prompt.demonstrations == () and plain.settings['demonstrations'] == []
     assert plain.settings.keys() == embed.settings.keys() and plain.settings['tokenizer'] != embed.settings['tokenizer']
-    with pytest.raises(UserError, match='takes .* tokens, and the model reads 100: shorten it'):
+    with pytest.raises(UserError, match='takes .* tokens, and the model reads 100: shorten it') as error:
         embed.reading(dataclasses.replace(prompt, demonstrations=prompt.demonstrations * 9))
+    assert len(str(error.value)) < 300
     with pytest.raises(UserError, match='--model: its texts stand in no template'):
         Embedder(encoder, tokenizer, mesh, LIMITS).reading(prompt)
 
@@ -289,6 +290,8 @@ def test_a_run_that_is_not_there_is_one_line(run, monkeypatch, reference, expect
     monkeypatch.chdir(run.parent)
     with pytest.raises(UserError, match=expected):
         load_embedder(reference)
+    with pytest.raises(UserError, match='--fsdp 3: the 8 devices here are no multiple of it'):
+        load_embedder(reference, fsdp=3)
 
 
 def test_a_run_between_delimiters_has_no_other_representation(run):

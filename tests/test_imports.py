@@ -54,7 +54,7 @@ BELOW = {
     'evals': {'errors', 'atomic', 'best', 'checkpoint', 'data', 'embed', 'processes', 'prompt', 'tensorboard', 'tokenizer'},
 }
 BELOW['train'] = {*BELOW} - {'evals', 'pod'}
-BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'tokenizer'}
+BELOW['export'] = {'errors', 'checkpoint', 'base_model', 'mesh', 'embed', 'evals', 'model', 'pretrained', 'prompt', 'tokenizer'}
 BELOW['plan'] = {'errors', 'atomic', 'config', 'mesh', 'chips', 'loss', 'model', 'data', 'embed', 'text_rows', 'train'}
 BELOW['launch'] = {*BELOW}
 # Oracles of tests at most, and what may change without notice.

@@ -68,6 +68,7 @@ CONFIGS = {
         (['--config', 'nothing.py'], ['--config', 'get_config']),
         (['--config', 'number.py'], ['--config number.py']),
         (['--config', 'configs/quickstart.py', '--config.train.steps=many'], ['--config.train.steps=many']),
+        (['--config', 'configs/quickstart.py', '--config.lora.r=4'], ['no key r (--config.lora.r=4)', 'configs/base.py']),
         (['--config', 'configs/quickstart.py', '--processes=x'], ['--processes=x']),
     ],
     ids=str,

@@ -242,7 +242,7 @@ def test_vectors_are_those_of_transformers_padded_on_the_left(directories, kind,
         ({}, {'representation': Representation('prompteol'), 'pooling': 'mean'}, '--pooling mean: a --representation'),
         ({}, {'representation': Representation(demonstrations=(SWISS,))}, '--demonstration: give --representation prompteol'),
         ({'is_causal': False}, {'representation': Representation('last')}, r'\(llama\) is no causal language model'),
-        ({}, {'representation': Representation('last'), 'fsdp': 3}, r'mesh\.fsdp=3'),
+        ({}, {'representation': Representation('last'), 'fsdp': 3}, r'--fsdp 3: the 8 devices'),
     ],
 )
 def test_what_has_no_use_for_a_representation_is_refused(directories, tmp_path, change, options, words):

@@ -1,9 +1,12 @@
 """A pair of texts that belong together, and what a source of pairs looks like."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
+
+from cpt_jax.errors import UserError
 
 
 class Pair(NamedTuple):
@@ -67,3 +70,17 @@ def unit_hash(name: str) -> float:
 def spread_over(size: int, sample: int) -> np.ndarray:
     """int64[n]: up to `sample` numbers, spread evenly over 0 .. size - 1."""
     return np.unique(np.linspace(0, size - 1, min(sample, size)).astype(np.int64))
+
+
+def check_negatives(sources: Mapping[str, Source], wanted: int, sample: int = 1024) -> None:
+    """Raises UserError where none of up to `sample` pairs of any source has `wanted` hard negatives: nothing would be trained with them."""
+    if not wanted:
+        return
+    most = 0
+    for source in sources.values():
+        for index in spread_over(len(source), sample):
+            most = max(most, len(source[int(index)].negatives))
+            if most >= wanted:  # usually at once
+                return
+    names = ', '.join(f'data.sources.{name}' for name in sources)
+    raise UserError(f'data.negatives={wanted}: pairs of {names} have {most} at most: lower it, or set their key `negatives`')

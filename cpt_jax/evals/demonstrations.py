@@ -18,6 +18,7 @@ from cpt_jax.prompt import Prompt
 ROWS, TABLE, BEST = 'demonstrations.jsonl', 'demonstrations.md', 'best.json'
 NOTE = 'Chosen by the labels of a dev set: scores with it do not compare with those of methods that see no labels.'
 NONE = Candidate((), where='none')  # without a demonstration: what the others are compared with
+SECONDS_BETWEEN_LINES = 30  # where the output is no terminal
 _KEYS = {'number', 'demonstrations', 'template', 'main_score', 'main_metric', 'seconds'}
 
 Row = dict
@@ -58,16 +59,24 @@ def search(
             _check_length(read, candidate, base)
         missing = [number for number, candidate in enumerate(wanted) if _name(candidate) not in found]
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc='demonstrations', unit='candidate', disable=None)
-        for number in missing:
+        next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        for done, number in enumerate(missing, len(wanted) - len(missing) + 1):
             row = {'number': number, **_measured(read, wanted[number], base, task)}
             append_row(path, row)
             found[_name(wanted[number])] = row
-            bar.set_postfix_str(f'best {100 * max(row["main_score"] for row in found.values()):.2f}')
+            bar.set_postfix_str(_best(found))
             bar.update()
+            if bar.disable and time.monotonic() >= next_line:  # no terminal
+                next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+                tqdm.write(f'{done:,} of {len(wanted):,}: {_best(found)}')
         bar.close()
     names = [*map(_name, wanted)]
     names += [name for name in found if name not in set(names)]  # of earlier searches: the best is that of all
     return [found[name] | {'number': number} for number, name in enumerate(names)]
+
+
+def _best(found: Mapping[str, Row]) -> str:
+    return f'best {100 * max(row["main_score"] for row in found.values()):.2f}'
 
 
 def _measured(read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt, task: Task) -> Row:

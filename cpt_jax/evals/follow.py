@@ -49,6 +49,7 @@ class Follower:
       settings_of: step -> the settings of the embedder of that checkpoint, which need not be loaded.
       load: step -> the embedding function of that checkpoint. The one before it is not used any more.
       keep: keep the best checkpoints from being deleted.
+      asked: task -> the fingerprint of its rows, as this program measures; filled as it goes through checkpoints.
     """
 
     run: Path
@@ -57,6 +58,7 @@ class Follower:
     settings_of: Callable[[int], Settings]
     load: Callable[[int], KeptVectors]
     keep: bool = True
+    asked: dict[str, str] = field(default_factory=dict)
     _known: dict[tuple, Settings] = field(default_factory=dict)
     _failed: set[int] = field(default_factory=set)  # checkpoints that could not be read once
     _given_up: set[int] = field(default_factory=set)
@@ -98,6 +100,7 @@ class Follower:
         alike = {key: value for key, value in settings.items() if key not in _OF_CHECKPOINT}
         tasks = self.tasks(settings)
         names = [(step, settings['saved'], task.name, digest([alike, self.fingerprints.get(task.name, '')])) for task in tasks]
+        self.asked |= {task: fingerprint for *_, task, fingerprint in names}
         there, kept, left = set(map(name_of, self.rows)), None, False
         if there.issuperset(names):
             return False

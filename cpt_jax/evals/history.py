@@ -64,6 +64,11 @@ def curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return {task: [by_step[step] for step in sorted(by_step)] for task, by_step in found.items()}
 
 
+def measured_otherwise(rows: Iterable[Row], asked: Mapping[str, str]) -> list[str]:
+    """Tasks whose curve has another fingerprint than the one asked for: it was measured later, and differently."""
+    return [task for task, series in curves(rows).items() if asked.get(task, series[-1]['fingerprint']) != series[-1]['fingerprint']]
+
+
 def _of_this_training(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     saved = sorted({(row['step'], row['saved']) for row in rows})

@@ -63,10 +63,18 @@ def continued(results: dict, earlier: dict) -> tuple[dict, str]:
 
     Rows of another model, or of the same one with other settings, cannot stand in the same table.
     """
-    differing = [key for key in ('model', 'settings') if earlier and earlier.get(key) != results[key]]
-    if differing:
-        return results, f'the earlier {RESULTS} is replaced: it is of another {differing[0]} ({earlier.get("model")})'
+    if earlier and (other := _other(results, earlier)):
+        return results, f'the earlier {RESULTS} is replaced: it is of {other}; another --output keeps both'
     return {**results, 'tasks': {**earlier.get('tasks', {}), **results['tasks']}}, ''
+
+
+def _other(results: dict, earlier: dict) -> str:
+    """What `earlier` is of, where that is not the model and the settings of `results`."""
+    model, settings = earlier.get('model'), earlier.get('settings', {})
+    if model != results['model']:
+        return f'another model ({model})'
+    differing = sorted(key for key in {*settings, *results['settings']} if settings.get(key) != results['settings'].get(key))
+    return f'{model} with other settings ({", ".join(differing)})' if differing else ''
 
 
 def add_result(results: dict, name: str, result: Result, fingerprint: str = '') -> dict:
@@ -121,11 +129,17 @@ def format_table(results: dict) -> str:
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
             scores = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in kinds)]
-            first, last = ('', '') if i else (name, f'{row["n"]:,}')
+            first, last = ('', '') if i else (_with_split(name, row), f'{row["n"]:,}')
             cells.append((first, metric_label(metric), *('' if score is None else format_score(metric, score) for score in scores), last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple('-' * width for width in widths))
     return '\n'.join(_line(row, widths) for row in cells)
+
+
+def _with_split(name: str, row: dict) -> str:
+    """The task, and what of its data was scored where that is not its test set: such scores are easily taken for those of papers."""
+    split = row['settings'].get('split', 'test')
+    return name if split == 'test' else f'{name} ({split})'
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

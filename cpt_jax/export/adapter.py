@@ -13,6 +13,7 @@ from cpt_jax.errors import UserError
 from cpt_jax.export.directory import refuse_existing, whole
 from cpt_jax.mesh import make_mesh
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.llama2c import LLAMA2C
 from cpt_jax.model.families.load import Names, grown
 from cpt_jax.model.families.peft import is_adapter, write_adapter
 from cpt_jax.model.lora import MATRICES, LoRA
@@ -26,10 +27,12 @@ class Adapter(NamedTuple):
     Attributes:
       base: the directory of what it is to be loaded on.
       rows: of the token table that its delimiters need; 0: as many as the base has.
+      template: what its texts stood in, which its files do not say; '': delimiters.
     """
 
     base: str
     rows: int
+    template: str
 
 
 def export_adapter(reference: str, output: Path) -> Adapter:
@@ -47,24 +50,31 @@ def export_adapter(reference: str, output: Path) -> Adapter:
     refuse_existing(output)
     directory, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(directory, step)
+    prompted = (about['config'].get('prompt') or {}).get('template') or ''  # whose texts have no delimiters
     if not about['config'].get('lora', {}).get('rank'):
-        raise UserError(f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out to export the model')
+        raise UserError(f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out to export all of it')
     check_base(about['base'], reference)
     path, lora = about['base']['path'], LoRA(**about['config']['lora'])
     if not is_pretrained(path) or is_adapter(Path(path)):
-        raise UserError(f'--adapter: PEFT needs a base that is a model of its own, not {path}; leave the flag out to merge')
+        raise UserError(
+            f'--adapter: PEFT needs a base that is a model of its own, not {path}; leave the flag out to export the whole model'
+        )
     found, tokenizer = open_pretrained(path), checkpoint.load_tokenizer_of(directory, step)
+    if found.family is LLAMA2C:
+        raise UserError(
+            f'--adapter: {path} is a model of llama2.c, which PEFT cannot load, and whose rotary positions turn other units than those of'
+            ' transformers: embed with launch/embed.py'
+        )
     shape = Shape(vocab_size=tokenizer.vocab_size, **about['config']['model'])
     encoder, _ = load_adapters(directory, step, lora, shape, make_mesh())
     config = {'base_model_name_or_path': path, 'r': lora.rank, 'lora_alpha': lora.alpha, 'lora_dropout': lora.dropout}
-    prompted = about['config'].get('prompt', {}).get('template')  # whose texts have no delimiters
     added = [] if prompted else tokenizer.added
     fresh = sorted(set(added))
     with whole(output) as folder:
         write_adapter(
             folder, found.family, shape, config, adapters_of(encoder, lora), (fresh, _rows(found, shape, added, fresh)) if fresh else None
         )
-    return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0)
+    return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0, prompted)
 
 
 def adapters_of(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:

@@ -66,7 +66,10 @@ def write_card(folder: Path, origin: Origin, name: str, kind: str, width: int, p
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    text = environment.get_template('card.md.j2').render(
+    template = (config.get('prompt') or {}).get('template', '')
+    text = environment.get_template('card_prompted.md.j2' if template else 'card.md.j2').render(
+        template=template,
+        quoted=repr(template),
         name=name,
         kind=kind,
         width=width,

@@ -324,7 +324,7 @@ def _as_we_read_it(directory: Path) -> Iterator[Defect]:
         if golden is None:
             open_pretrained(str(directory))
             return
-        largest = max(differences(directory, *golden).values())
+        largest = max(differences(directory, golden).values())
     except UserError as error:
         yield Defect('golden.json', str(error), 'cpt_jax')
         return

@@ -16,10 +16,11 @@ from cpt_jax import checkpoint
 from cpt_jax.embed import Embedder, load_embedder
 from cpt_jax.errors import UserError
 from cpt_jax.export.card import Origin, Written, write_card
-from cpt_jax.export.golden import TEXTS, differences, golden_vectors, write_golden
-from cpt_jax.export.sentence_transformers import write_layout
-from cpt_jax.export.tokenizer import PROMPT_NAMES, exported
+from cpt_jax.export.golden import TEXTS, differences, golden_of, write_golden
+from cpt_jax.export.sentence_transformers import write_layout, write_tokenizer
+from cpt_jax.export.tokenizer import PADDING, PROMPT_NAMES, exported, prompted
 from cpt_jax.export.transformer import config_json, write_weights
+from cpt_jax.pretrained import is_pretrained
 from cpt_jax.tokenizer import Side
 
 SIDES: tuple[Side, ...] = ('x', 'y')
@@ -28,6 +29,9 @@ PARITY = 'parity.json'
 
 def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, license_id: str) -> list[Written]:
     """Writes a run as one directory, or as `query/` and `document/` where each side has a closing delimiter of its own.
+
+    A run whose texts stand in a template becomes a plain model of transformers: the prompts of sentence-transformers have no end, and the
+    words around a text are one text with it. Its card and golden.json say the template.
 
     Args:
       reference: a run, or run@step.
@@ -40,17 +44,19 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
       UserError: there is no such run, no other library has its parts, or `output` is there.
     """
     refuse_existing(output)
+    if is_pretrained(reference):
+        raise UserError(f'--model {reference}: a pretrained model, as others load it already; --model is a run of launch/train.py')
     run, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(run, step)
-    if template := (about['config'].get('prompt') or {}).get('template'):
-        raise UserError(
-            f'--model {reference}: its texts stand in the template {template!r}, and the prompts of other libraries have no end:'
-            ' embed with launch/embed.py'
-        )
+    template = (about['config'].get('prompt') or {}).get('template', '')
     tokenizer = checkpoint.load_tokenizer_of(run, step)
-    limits = {side: about['config']['data'][f'max_tokens_{side}'] for side in SIDES}
+    limits = {side: 0 if template else about['config']['data'][f'max_tokens_{side}'] for side in SIDES}
     # (directory within the output, sides that it serves, side whose delimiters stand around every text)
-    parts = [('', SIDES, None)] if tokenizer.closing == 'shared' else [(PROMPT_NAMES[side], (side,), side) for side in SIDES]
+    parts: list[tuple[str, tuple[Side, ...], Side | None]] = [(PROMPT_NAMES[side], (side,), side) for side in SIDES]
+    if template:
+        parts = [('', ('x',), None)]
+    elif tokenizer.closing == 'shared':
+        parts = [('', SIDES, None)]
     with whole(output) as folder:
         found: list[Written] = []
         for name, sides, side in parts:
@@ -58,21 +64,26 @@ def export(reference: str, output: Path, *, dtype: str, shard_bytes: int, licens
             directory.mkdir(exist_ok=True)
             embed = load_embedder(reference, dtype='float32', max_tokens=max(limits[one] for one in sides))
             family, config = config_json(embed.encoder.shape, about.get('pretrained'), dtype)
-            text = exported(tokenizer, side)
-            write_layout(directory, text, embed.encoder.shape.embedding_width, embed.settings['max_tokens_y'])
+            longest, width = embed.settings['max_tokens_y'], embed.encoder.shape.embedding_width
+            if template:
+                text = prompted(tokenizer, about['begin'])
+                write_tokenizer(directory, text, longest, {'pad_token': PADDING})
+            else:
+                text = exported(tokenizer, side)
+                write_layout(directory, text, width, longest)
             _write_json(directory / 'config.json', config | text.ids)
             if found:  # the other side has the same weights
                 for path in (folder / found[0].name).glob('model*'):
                     _link(path, directory / path.name)
             else:
                 write_weights(family, embed.encoder, tokenizer.vocab_size, directory, dtype, shard_bytes)
-            vectors = golden_vectors(embed, sides)
-            write_golden(directory, vectors)
-            parity = differences(directory, list(TEXTS), vectors)
+            golden = golden_of(embed, sides)
+            write_golden(directory, golden)
+            parity = differences(directory, golden)
             _write_json(directory / PARITY, _parity(embed, parity, dtype))
-            found.append(Written(name, sides, text.prompts, embed.settings['max_tokens_y'], max(parity.values())))
+            found.append(Written(name, sides, text.prompts, longest, max(parity.values())))
         origin = Origin(run.parent, step, about, dtype, license_id)
-        write_card(folder, origin, output.name, config['model_type'], embed.encoder.shape.embedding_width, found)
+        write_card(folder, origin, output.name, config['model_type'], width, found)
     return found
 
 

@@ -1,13 +1,15 @@
 """Texts and their vectors, so that anyone can tell whether a reader of an export computes the same."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cpt_jax.embed import Embedder, load_embedder
 from cpt_jax.errors import UserError
+from cpt_jax.prompt import Representation
 from cpt_jax.tokenizer import Side
 
 GOLDEN = 'golden.json'
@@ -33,30 +35,45 @@ TEXTS = (
 Vectors = Mapping[Side, np.ndarray]
 
 
-def golden_vectors(embed: Embedder, sides: tuple[Side, ...]) -> Vectors:
-    """float32[texts, D] of TEXTS as each side."""
-    return {side: embed(TEXTS, side) for side in sides}
+class Golden(NamedTuple):
+    """What golden.json holds.
+
+    Attributes:
+      vectors: float32[texts, D] of the texts as each side.
+      template: that they stand in; '': what a reader puts around them by itself.
+    """
+
+    texts: Sequence[str]
+    vectors: Vectors
+    template: str = ''
 
 
-def write_golden(directory: Path, vectors: Vectors) -> None:
-    """golden.json: the texts, and for each side a vector for each."""
-    rounded = {side: np.round(rows.astype(float), 8).tolist() for side, rows in vectors.items()}
-    (directory / GOLDEN).write_text(json.dumps({'texts': TEXTS, 'vectors': rounded}, ensure_ascii=False) + '\n', 'utf-8')
+def golden_of(embed: Embedder, sides: tuple[Side, ...]) -> Golden:
+    """Of TEXTS as each side."""
+    return Golden(TEXTS, {side: embed(TEXTS, side) for side in sides}, embed.prompt.template if embed.prompt else '')
 
 
-def read_golden(directory: Path) -> tuple[list[str], Vectors] | None:
-    """The texts and vectors of a directory; None where it has none. Raises UserError where the file is damaged."""
+def write_golden(directory: Path, golden: Golden) -> None:
+    """golden.json: the texts, for each side a vector for each, and their template where they have one."""
+    rounded = {side: np.round(rows.astype(float), 8).tolist() for side, rows in golden.vectors.items()}
+    content = {'texts': golden.texts, 'vectors': rounded} | ({'template': golden.template} if golden.template else {})
+    (directory / GOLDEN).write_text(json.dumps(content, ensure_ascii=False) + '\n', 'utf-8')
+
+
+def read_golden(directory: Path) -> Golden | None:
+    """Of a directory; None where it has none. Raises UserError where the file is damaged."""
     path = directory / GOLDEN
     if not path.is_file():
         return None
     try:
         content = json.loads(path.read_text('utf-8'))
-        return content['texts'], {side: np.array(rows, np.float32) for side, rows in content['vectors'].items()}
+        vectors = {side: np.array(rows, np.float32) for side, rows in content['vectors'].items()}
+        return Golden(content['texts'], vectors, content.get('template', ''))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: damaged ({type(error).__name__}: {error}); export again') from None
 
 
-def differences(directory: Path, texts: list[str], vectors: Vectors) -> dict[Side, float]:
+def differences(directory: Path, golden: Golden) -> dict[Side, float]:
     """The largest difference of a unit, for each side, between vectors and what our own importer makes of a directory in float32."""
-    embed = load_embedder(str(directory), dtype='float32')
-    return {side: float(np.abs(embed(texts, side) - rows).max()) for side, rows in vectors.items()}
+    embed = load_embedder(str(directory), dtype='float32', representation=Representation(template=golden.template))
+    return {side: float(np.abs(embed(golden.texts, side) - rows).max()) for side, rows in golden.vectors.items()}

@@ -4,6 +4,7 @@ Versions from 5.4 on write shorter files, which those before, and text-embedding
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def write_layout(directory: Path, tokenizer: Exported, width: int, max_tokens: i
     paths = ['', '1_Pooling', '2_Normalize']
     for path in paths[1:]:
         (directory / path).mkdir(exist_ok=True)
+    write_tokenizer(directory, tokenizer, max_tokens, {'eos_token': CLOSING, 'pad_token': PADDING})
     pooling = {f'pooling_mode_{name}': name == 'lasttoken' for name in _POOLINGS}
     contents: dict[str, Any] = {
         'modules.json': [
@@ -40,25 +42,26 @@ def write_layout(directory: Path, tokenizer: Exported, width: int, max_tokens: i
             'default_prompt_name': None,
             'similarity_fn_name': 'cosine',
         },
-        'tokenizer.json': tokenizer.content,
-        'tokenizer_config.json': _tokenizer_config(max_tokens),
-        'special_tokens_map.json': {'eos_token': CLOSING, 'pad_token': PADDING},
     }
     for name, content in contents.items():
-        # One line for the vocabulary's hundred thousand.
-        indent = None if name == 'tokenizer.json' else 2
-        (directory / name).write_text(json.dumps(content, indent=indent, ensure_ascii=False) + '\n', 'utf-8')
+        (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8')
     (directory / '2_Normalize' / '.gitkeep').touch()  # git, and so a hub, holds no empty directory
 
 
-def _tokenizer_config(max_tokens: int) -> dict[str, Any]:
-    """PreTrainedTokenizerFast takes tokenizer.json as it is, in every version; other classes make a post-processor of their own."""
-    return {
+def write_tokenizer(directory: Path, tokenizer: Exported, max_tokens: int, special: Mapping[str, str]) -> None:
+    """Writes tokenizer.json and the two files that name its special tokens.
+
+    PreTrainedTokenizerFast takes tokenizer.json as it is, in every version; other classes make a post-processor of their own.
+    """
+    about = {
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': max_tokens,
         'padding_side': 'right',
         'truncation_side': 'right',
-        'eos_token': CLOSING,
-        'pad_token': PADDING,
+        **special,
         'clean_up_tokenization_spaces': False,
     }
+    # One line for the vocabulary's hundred thousand.
+    (directory / 'tokenizer.json').write_text(json.dumps(tokenizer.content, ensure_ascii=False) + '\n', 'utf-8')
+    for name, content in {'tokenizer_config.json': about, 'special_tokens_map.json': dict(special)}.items():
+        (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8')

@@ -7,8 +7,10 @@ a string that its readers put before a text, and that is a token here. A side of
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from cpt_jax.tokenizer import DELIMITERS, SPACE, SPACES_DROPPED, Side, Tokenizer
@@ -45,8 +47,8 @@ def exported(tokenizer: Tokenizer, side: Side | None = None) -> Exported:
     """
     if side is None and tokenizer.closing != 'shared':
         raise ValueError('two closing delimiters: one tokenizer.json for each side')
-    name, data = tokenizer.file
-    content = _without_special_tokens(json.loads(data)) if name.endswith('.json') else _of_sentencepiece(data)
+    content = _content(tokenizer)
+    content['normalizer'] = _sequence(_STRIP, content['normalizer'])
     opening, closing = tokenizer.delimiters(side or 'x')
     names = {closing: CLOSING} | {tokenizer.delimiters(one)[0]: _OPENINGS[one] for one in _OPENINGS if side in (None, one)}
     first = tokenizer.vocab_size - len(DELIMITERS)
@@ -59,10 +61,38 @@ def exported(tokenizer: Tokenizer, side: Side | None = None) -> Exported:
     return Exported(content, prompts, {'bos_token_id': None, 'eos_token_id': closing, 'pad_token_id': unused[0]})
 
 
+def prompted(tokenizer: Tokenizer, begin: Sequence[int]) -> Exported:
+    """A tokenizer for texts that stand in a template: the ids `begin` before them and nothing behind; no text has the delimiters.
+
+    White space at the ends of a text is kept, as what is read is not the text alone.
+    """
+    content, first = _content(tokenizer), tokenizer.vocab_size - len(DELIMITERS)
+    started = {i: _name(tokenizer, i) for i in begin}
+    names = {i: f'<|unused {i}|>' for i in range(first, tokenizer.vocab_size)} | {first: PADDING}
+    own = content['model']['vocab']
+    named = {} if isinstance(own, list) else {i: name for i, name in started.items() if name not in own}
+    _add_tokens(content, names | named, first)
+    content['post_processor'] = _around([*begin, None], started)
+    return Exported(content, {}, {'bos_token_id': begin[0] if begin else None, 'pad_token_id': first})
+
+
+def _content(tokenizer: Tokenizer) -> Json:
+    name, data = tokenizer.file
+    return _without_special_tokens(json.loads(data)) if name.endswith('.json') else _of_sentencepiece(data)
+
+
+def _name(tokenizer: Tokenizer, number: int) -> str:
+    """What a tokenizer's own file calls an id."""
+    name, data = tokenizer.file
+    if not name.endswith('.json'):
+        return ModelProto.FromString(data).pieces[number].piece
+    return tokenizers.Tokenizer.from_str(data.decode('utf-8')).id_to_token(number)
+
+
 def _without_special_tokens(content: Json) -> Json:
     """Special tokens in a text are text to us. Their ids stay; no other than our own stand around a text."""
     kept = [token for token in content['added_tokens'] if not token['special']]
-    return content | {'added_tokens': kept, 'truncation': None, 'padding': None, 'normalizer': _sequence(_STRIP, content['normalizer'])}
+    return content | {'added_tokens': kept, 'truncation': None, 'padding': None}
 
 
 def _add_tokens(content: Json, names: dict[int, str], first: int) -> None:
@@ -130,7 +160,7 @@ _DECODER = {
 
 
 def _normalizer(proto: ModelProto) -> Json:
-    spec, steps = proto.normalizer_spec, [_STRIP]
+    spec, steps = proto.normalizer_spec, []
     if spec.precompiled_charsmap:
         rules = {'type': 'Precompiled', 'precompiled_charsmap': base64.b64encode(spec.precompiled_charsmap).decode()}
         steps += [{'type': 'NFC'}, _replace({'Regex': _JOINED}, _APART), rules, _replace({'String': _APART}, ''), {'type': 'NFC'}]

@@ -144,6 +144,8 @@ def lower_embedding(config: Mapping[str, Any], devices: Sequence[jax.Device], fs
       UserError: the config does not fit together, or does not go on these devices, or texts are longer than the model takes.
     """
     config = with_architecture(config)
+    if fsdp > 1 and len(devices) % fsdp:
+        raise UserError(f'--fsdp={fsdp}: the {len(devices):,} devices are no multiple of it')
     mesh = make_mesh(fsdp=fsdp, devices=devices)
     model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}  # as embed.py opens a run
     shape = build(Shape, 'model', model, vocab_size=config['tokenizer']['vocab_size']).on('tpu')

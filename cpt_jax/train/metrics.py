@@ -65,11 +65,11 @@ class Recorder:
         self._bar.update(steps)
 
     def show(self, step: int, row: Mapping[str, float], figures: str) -> None:
-        """The figures of the objective and of the rows, behind the bar; where there is no terminal for one, a line at times."""
+        """The figures of the objective and of the rows, behind the bar; without a terminal, a line at times and one at the end."""
         figures += f', {row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
         figures += f', {row["dropped_pairs"]:.0f} pairs did not fit' if row['dropped_pairs'] else ''
         self._bar.set_postfix_str(figures)
-        if self._bar.disable and time.monotonic() > self._next_line:
+        if self._bar.disable and (time.monotonic() > self._next_line or step == self._steps):
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             left = (self._steps - step) * row['seconds'] / max(step, 1)
             self.say(f'step {step:,} of {self._steps:,}: {figures}, {left / 60:.0f} min left')

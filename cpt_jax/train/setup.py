@@ -18,7 +18,7 @@ from cpt_jax.config import as_json, build, check_resume, check_section, check_wo
 from cpt_jax.data.batch import Batch, DocumentTokens, Layout, Texts, Tokens, local_batches, plan_layout
 from cpt_jax.data.documents import Documents
 from cpt_jax.data.mixture import batches, make_sources
-from cpt_jax.data.pairs import Pair, Source, content_id, spread_over
+from cpt_jax.data.pairs import Pair, Source, check_negatives, content_id, spread_over
 from cpt_jax.data.text import TokenCounter
 from cpt_jax.embed import Embedder
 from cpt_jax.errors import UserError
@@ -167,6 +167,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     sources, weights = _sources(config, 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     _check_data(before[1]['sources'] if before else fingerprints, fingerprints, workdir)
+    check_negatives(sources, data.negatives)
     indices = batches(sources, weights, config['seed'], train.batch_pairs)
     texts = _texts(objective, list(sources.values()), tokenizer, data)
     rows = data.row_length, data.rows, data.packed, data.row_choices
@@ -324,7 +325,10 @@ def _in_prompt(tokenizer: Tokenizer, section: Mapping[str, Any], begin: Sequence
     if prompt is None:
         return tokenizer
     if begin is None:
-        raise UserError('prompt.template goes with init_from, a causal language model that can read it: set both, or neither')
+        raise UserError(
+            'prompt.template goes with init_from, which must be a causal language model that can read it (no BERT, and not empty):'
+            ' set both, or neither'
+        )
     return PromptTokenizer(tokenizer, prompt, begin)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from cpt_jax.data.batch import Layout, Texts, local_batches, pack_group, place, plan_layout, sample_lengths
 from cpt_jax.data.mixture import batches
-from cpt_jax.data.pairs import Pair, content_id
+from cpt_jax.data.pairs import Pair, check_negatives, content_id
 from cpt_jax.errors import UserError
 from cpt_jax.mesh import BATCH, make_mesh
 from tests.conftest import sentences
@@ -214,6 +214,16 @@ def test_rows_are_as_many_as_needed_or_as_said(texts):
     assert lengths.shape == (50, 4)
     assert lengths[0].tolist() == [len(text) for text in expected(texts, 0)[:4]]
     assert lengths[-1].tolist() == [len(text) for text in expected(texts, 199)[:4]]
+
+
+def test_hard_negatives_that_no_pair_has_are_refused():
+    sources = {'a': Pairs(10), 'b': Pairs(2)}  # of which some have 3
+    check_negatives(sources, 3)
+    with pytest.raises(UserError, match=r'^data\.negatives=4: pairs of data\.sources\.a, data\.sources\.b have 3 at most: lower it'):
+        check_negatives(sources, 4)
+    unread = Pairs(10)
+    check_negatives({'a': unread}, 0)
+    assert not unread.reads
 
 
 def test_a_batch_with_fewer_pairs_than_chunks_on_all_devices_is_refused_by_key(texts):

@@ -106,6 +106,13 @@ def run(reader, found, data_dir, output, **changes):
     return search(reader, BASE, found, find_tasks(data_dir, split='dev')['sts/STSBenchmark'], ABOUT | changes, output)
 
 
+def test_where_there_is_no_terminal_lines_tell_how_far_it_is(tmp_path, data_dir, capsys, monkeypatch):
+    monkeypatch.setattr(demonstrations, 'SECONDS_BETWEEN_LINES', 0)
+    rows = run(Reader(), read_all(tmp_path, FILE), data_dir, tmp_path)
+    lines, scores = capsys.readouterr().out.splitlines(), [row['main_score'] for row in rows]
+    assert lines == [f'{i} of 5: best {100 * max(scores[:i]):.2f}' for i in range(1, 6)]
+
+
 def test_a_killed_search_goes_on_and_ends_as_if_it_had_not_been(tmp_path, data_dir):
     found = read_all(tmp_path, FILE)
     with pytest.raises(KeyboardInterrupt):

@@ -12,7 +12,7 @@ from cpt_jax.evals.claims import claimed
 from cpt_jax.evals.embedding_cache import EmbeddingCache
 from cpt_jax.evals.evaluation import claim_path
 from cpt_jax.evals.follow import EVENTS, Follower, follow
-from cpt_jax.evals.history import read_rows
+from cpt_jax.evals.history import measured_otherwise, read_rows
 from cpt_jax.evals.ranking import embed_texts
 from cpt_jax.evals.senteval_data import Data
 from cpt_jax.evals.task import Result
@@ -130,7 +130,12 @@ def test_what_a_score_depends_on_makes_another_row(run):
     run.save(3)
     follow(run.follower('sts/a'), 0)
     run.settings = {'dtype': 'bfloat16'}
-    follow(run.follower('sts/a'), 0)
+    other = run.follower('sts/a')
+    follow(other, 0)
+    run.settings, first = {'dtype': 'float32'}, run.follower('sts/a')
+    follow(first, 0)  # measured already: its rows stand before those of the other
+    assert measured_otherwise(first.rows, first.asked) == ['sts/a'] and not measured_otherwise(other.rows, other.asked)
+    run.settings = {'dtype': 'bfloat16'}
     run.delete(3)
     run.save(3, 0.9)  # another training in the same directory
     follow(run.follower('sts/a'), 0)

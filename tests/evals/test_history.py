@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpt_jax.errors import UserError
-from cpt_jax.evals.history import add_row, best_of, curves, format_history, read_rows
+from cpt_jax.evals.history import add_row, best_of, curves, format_history, measured_otherwise, read_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +103,12 @@ def test_a_curve_is_of_one_training_and_one_way_to_measure():
     assert [(one['step'], one['main_score']) for one in curves(again)['sts/a']] == [(1, 0.1), (2, 0.6)]
     assert best_of(again)['sts/a'] == {'step': 2, 'score': 0.6}
     assert curves([]) == {}
+
+
+def test_scores_that_were_measured_otherwise_later_are_told():
+    rows = [row(1), row(1, fingerprint='later'), row(1, task='sts/b')]
+    assert measured_otherwise(rows, {'sts/a': 'f', 'sts/b': 'f', 'sts/c': 'f'}) == ['sts/a']
+    assert measured_otherwise(rows, {'sts/a': 'later'}) == measured_otherwise([], {'sts/a': 'f'}) == []
 
 
 def test_the_best_is_the_highest_and_of_equal_ones_the_latest():

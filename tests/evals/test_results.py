@@ -42,12 +42,15 @@ def test_rows_of_the_same_model_stay_and_are_replaced_by_name():
     assert {name: row['main_score'] for name, row in earlier['tasks'].items()} == {'a': 0.1, 'b': 0.2}
 
 
-@pytest.mark.parametrize(('model', 'settings', 'word'), [('other', {'step': 1}, 'model'), ('m', {'step': 2}, 'settings')])
-def test_rows_of_another_model_do_not_stay_and_the_user_is_told(model, settings, word):
+@pytest.mark.parametrize(
+    ('model', 'settings', 'said'),
+    [('other', {'step': 1}, 'another model (m)'), ('m', {'step': 2, 'template': '{text}'}, 'm with other settings (step, template)')],
+)
+def test_rows_of_another_model_do_not_stay_and_the_user_is_told(model, settings, said):
     earlier = add_result(new_results('m', {'step': 1}), 'a', make_result())
     results, replaced = continued(new_results(model, settings), earlier)
     assert results['tasks'] == {}
-    assert f'another {word}' in replaced and '(m)' in replaced
+    assert said in replaced
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -69,12 +72,14 @@ def test_reading(tmp_path):
 
 def test_the_table():
     results = add_result(add_result(new_results('m', {}), 'codesearch/x', make_result()), 'b', make_result(1.0))
+    results['tasks']['b']['settings']['split'] = 'dev'
+    results['tasks']['codesearch/x']['settings']['split'] = 'test'
     assert format_table(results).splitlines() == [
         'task          metric              model   BM25  random      n',
         '------------  -----------------  ------  -----  ------  -----',
         'codesearch/x  MRR of 1,000        50.00  40.00    0.75  1,000',
         '              Recall@1 of 1,000   25.00  30.00    0.10',
-        'b             MRR of 1,000       100.00  40.00    0.75  1,000',
+        'b (dev)       MRR of 1,000       100.00  40.00    0.75  1,000',
         '              Recall@1 of 1,000   25.00  30.00    0.10',
     ]
 

@@ -17,8 +17,9 @@ from cpt_jax.export.check import check
 from cpt_jax.export.directory import export
 from cpt_jax.export.golden import TEXTS, read_golden
 from cpt_jax.model.families.files import Files
+from cpt_jax.prompt import Representation
 from tests.conftest import sentences
-from tests.export.conftest import LLAMA
+from tests.export.conftest import LLAMA, edit
 from tests.test_embed import write_run
 
 torch = pytest.importorskip('torch', reason='sentence-transformers is the oracle (requirements-dev.txt)')
@@ -125,10 +126,30 @@ def test_a_directory_for_each_side(make_export):
     assert not (out / 'config.json').exists() and "SentenceTransformer('out/query')" in (out / 'README.md').read_text()
 
 
+@pytest.mark.parametrize('kind', ['opt', 'llama 3'])
+def test_texts_in_a_template(make_export, kind):
+    pretrained = json.loads(PRETRAINED[kind]().to_json_string(use_diff=False)) | {'max_position_embeddings': 40}
+    template = 'This "{text}" means:"'
+    run, out = make_export(pretrained=pretrained, causal=True, template=template)
+    texts = [text for text in MIXED if len(text) < 40] + sentences(9, words=4)
+    expected = load_embedder(str(run))(texts, 'x')
+    again = load_embedder(str(out), representation=Representation(template=template))
+    np.testing.assert_allclose(again(texts, 'x'), expected, atol=1e-5)
+    filled, tokenizer = [template.replace('{text}', text) for text in texts], transformers.AutoTokenizer.from_pretrained(out)
+    fits = [len(ids) <= 40 for ids in tokenizer(filled)['input_ids']]  # of others the template's end would be cut
+    np.testing.assert_allclose(of_transformers(out, filled)[fits], expected[fits], atol=1e-5)
+    assert tokenizer('a')['input_ids'][0] == 1 and sum(fits) > 10
+    assert check(out).defects == [] and read_golden(out).template == template and not (out / 'modules.json').exists()
+    card = (out / 'README.md').read_text()
+    assert f'\n{template}\n' in card and f'template={template!r}' in card and '200 steps of 64 pairs' in card
+    edit(out / 'golden.json', lambda golden: golden | {'template': '{text} is'})
+    assert any('vectors differ' in defect.what for defect in check(out).defects)
+
+
 @pytest.mark.parametrize(('dtype', 'close'), [('bfloat16', 5e-2), ('float16', 5e-3)])
 def test_narrow_weights(make_export, dtype, close):
     run, out = make_export(dtype=dtype, causal=True)
-    texts, vectors = read_golden(out)
+    texts, vectors, _ = read_golden(out)
     assert {array.dtype.name for array in load_file(out / 'model.safetensors').values()} == {dtype}
     for side, name in NAMES.items():
         theirs = sentence_transformers.SentenceTransformer(str(out), device='cpu', model_kwargs={'dtype': 'float32'})
@@ -172,9 +193,10 @@ def test_what_cannot_be_exported(whole, make_export, tokenizer, tmp_path):
     neox = json.loads(transformers.GPTNeoXConfig(**neox).to_json_string(use_diff=False))
     with pytest.raises(UserError, match='transformers has no gpt_neox in which every token sees its whole text'):
         make_export(pretrained=neox, causal=False)
-    prompted = write_run(tmp_path / 'mixed' / 'prompted', tokenizer.closed('shared'), template='a "{text}" is:')
-    with pytest.raises(UserError, match=r'prompted: its texts stand in the template .*: embed with launch/embed\.py'):
-        export(str(prompted), tmp_path / 'out', **choices)
+    (tmp_path / 'mixed' / 'theirs').mkdir()
+    (tmp_path / 'mixed' / 'theirs' / 'config.json').write_text('{}')
+    with pytest.raises(UserError, match='theirs: a pretrained model, as others load it already'):
+        export(str(tmp_path / 'mixed' / 'theirs'), tmp_path / 'out', **choices)
     with pytest.raises(UserError, match='--model nowhere: no run with a checkpoint'):
         export('nowhere', tmp_path / 'out', **choices)
     assert [path.name for path in tmp_path.iterdir()] == ['mixed']  # nothing of what was begun

@@ -137,3 +137,8 @@ def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder,
 def test_a_mistake_is_one_line(folder):
     output = finish(start(folder, '--follow', '--output=x'), status=1)
     assert output.startswith('error: --output x: --follow writes into the directory of the run') and output.count('\n') == 1
+    pretrained = folder / 'pretrained'
+    pretrained.mkdir()
+    (pretrained / 'config.json').write_text('{}')
+    output = finish(start(folder, '--follow', f'--model={pretrained}'), status=1)
+    assert f'--model {pretrained}: a pretrained model, which has no checkpoints to follow' in output and output.count('\n') == 1

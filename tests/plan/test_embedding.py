@@ -91,7 +91,7 @@ def test_adapters_lie_beside_what_they_adapt(tiny):
 @pytest.mark.parametrize(
     ('changes', 'options', 'words'),
     [
-        ({}, {'fsdp': 3}, 'mesh.fsdp=3'),
+        ({}, {'fsdp': 3}, '--fsdp=3: the 8 devices are no multiple'),
         ({}, {'length': 65}, '--length=65: .* 1 to model.max_length=64'),
         ({'data.max_tokens_y': 70}, {}, 'data.max_tokens_x or y=70'),
         ({'lora.rank': 4}, {'weights': 'bfloat16'}, '--weights=bfloat16: .* lora.base=float32'),

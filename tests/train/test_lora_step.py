@@ -1,5 +1,6 @@
 """Runs with LoRA: what moves, what is kept, and the same on any mesh and in any number of chunks."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,9 +18,12 @@ from cpt_jax.config import flatten
 from cpt_jax.data.batch import local_batches, place
 from cpt_jax.embed import load_embedder
 from cpt_jax.errors import UserError
+from cpt_jax.export import adapter
 from cpt_jax.export.adapter import export_adapter
 from cpt_jax.export.directory import export
 from cpt_jax.mesh import AXES
+from cpt_jax.model.families.llama2c import LLAMA2C
+from cpt_jax.pretrained import open_pretrained
 from cpt_jax.program import load_config
 from cpt_jax.train import loop
 from cpt_jax.train.programs import StepPrograms
@@ -155,12 +159,19 @@ def test_an_export_is_the_run_and_so_is_its_adapter_on_the_base(trained, base, t
     assert max(part.difference for part in parts) < 1e-5
     written = export_adapter(str(trained), tmp_path / 'adapter')
     rows = json.loads((base / 'config.json').read_text())['vocab_size']
-    assert (written.base, written.rows) == (str(base), rows + 4)
+    assert (written.base, written.rows, written.template) == (str(base), rows + 4, '')
     tensors = load_file(tmp_path / 'adapter' / 'adapter_model.safetensors')
     assert len(tensors) == 2 * 7 + 1
     embed = load_embedder(str(tmp_path / 'adapter'))
     alone = load_embedder(str(base))(TEXTS, 'x')
     assert np.abs(embed(TEXTS, 'x') - alone).max() > 0.01
+
+
+def test_an_adapter_that_nobody_could_load_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(adapter, 'open_pretrained', lambda path: dataclasses.replace(open_pretrained(path), family=LLAMA2C))
+    with pytest.raises(UserError, match=r'--adapter: .* is a model of llama2\.c, which PEFT cannot load'):
+        export_adapter(str(trained), tmp_path / 'adapter')
+    assert not (tmp_path / 'adapter').exists()
 
 
 def test_what_cannot_be_is_one_line(trained, config_file, base, tmp_path):

@@ -114,10 +114,11 @@ def test_where_there_is_no_terminal_a_line_tells_the_speed_at_times(tmp_path, ca
     monkeypatch.setattr('cpt_jax.train.metrics.time.monotonic', lambda: now[0])
     records = Recorder(tmp_path, 0, 2000, writing=True)
     row = {'tokens_per_second': 9e5, 'padding_share': 0.031, 'seconds': 600.0, 'dropped_pairs': 0.0}
-    for step, now[0] in [(400, 29.0), (450, 31.0), (500, 32.0), (1000, 62.0)]:
+    for step, now[0] in [(400, 29.0), (450, 31.0), (500, 32.0), (1000, 62.0), (2000, 63.0)]:
         records.show(step, row, 'loss 2.500')
     records.say('saved')
     records.close()
-    first, second, last = capsys.readouterr().out.splitlines()
+    first, second, end, last = capsys.readouterr().out.splitlines()
     assert first.startswith('step 450 of 2,000: loss 2.500, 900,000 tokens/s, padding 3.1%, ')
     assert second.startswith('step 1,000 of 2,000: ') and second.endswith(', 10 min left') and last == 'saved'
+    assert end.startswith('step 2,000 of 2,000: ')

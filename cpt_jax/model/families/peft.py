@@ -72,7 +72,7 @@ class AdaptedFiles(Files):
             else:
                 ignored = module.endswith('.lora_B.weight') and name.replace('.lora_B.', '.lora_A.') in tensors
             if not ignored:
-                raise UserError(f'{self._adapter}: {name} is no LoRA of a linear layer of {base.paths[0].parent}')
+                raise UserError(f'{self._adapter}: {name} is no LoRA of a linear layer of {base.paths[0].parent}: it is of another base')
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, merged."""
