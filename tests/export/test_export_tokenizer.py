@@ -9,7 +9,7 @@ import textwrap
 import pytest
 import tokenizers
 
-from cpt_jax.export.tokenizer import exported
+from cpt_jax.export.tokenizer import exported, prompted
 from cpt_jax.tokenizer import Tokenizer, tokenizer_from_file, train_tokenizer
 from tests.conftest import sentences
 from tests.test_tokenizer import hugging_face_file
@@ -88,3 +88,18 @@ def test_special_tokens_are_four_ids_behind_the_vocabulary(tokenizer):
     assert [reader.token_to_id(name) for name in names] == [first, first + 1, first + 2, first + 3]
     assert reader.get_vocab_size(with_added_tokens=True) <= tokenizer.vocab_size
     assert ids == {'bos_token_id': None, 'eos_token_id': first + 1, 'pad_token_id': first + 3}
+
+
+@pytest.mark.parametrize('kind', ['as in base.py', 'tokenizer.json', 'a start of its own'])
+def test_texts_of_a_template_begin_as_the_base_does(kind):
+    """White space around them counts. '<|start|>' stands behind the vocabulary, as LLaMA 3's does."""
+    tokenizer, start = make('tokenizer.json' if 'own' in kind else kind), 1
+    if 'own' in kind:
+        file = tokenizers.Tokenizer.from_str(tokenizer.file[1].decode())
+        file.add_special_tokens(['<|start|>'])
+        tokenizer, start = tokenizer_from_file('tokenizer.json', file.to_str().encode()), file.token_to_id('<|start|>')
+        assert start == tokenizer.vocab_size - 5 and '<|start|>' not in json.loads(file.to_str())['model']['vocab']
+    reader, texts = tokenizers.Tokenizer.from_str(json.dumps(prompted(tokenizer, [start]).content)), [*LINES, *ODD]
+    for text, mine, other in zip(texts, tokenizer.pieces(texts), reader.encode_batch_fast(texts), strict=True):
+        assert other.ids == [start, *mine], text
+    assert reader.get_vocab_size() == tokenizer.vocab_size
