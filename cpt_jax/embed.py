@@ -174,8 +174,9 @@ class Embedder:
             lengths_N = np.array([len(text) for text in tokens])
             window_NxD = np.empty((len(tokens), self.width), np.float32)
             left = len(tokens)
-            begins_N = np.array([len(text) > shared and np.array_equal(text[:shared], opening[:shared]) for text in tokens])
-            near_N = begins_N & (lengths_N - shared <= self.BEHIND) & (shared > 0)
+            near_N = (lengths_N > shared) & (lengths_N - shared <= self.BEHIND) & (shared > 0)
+            for place in np.flatnonzero(near_N):  # none where nothing is shared
+                near_N[place] = np.array_equal(tokens[place][:shared], opening[:shared])
             for some, skipped in ((np.flatnonzero(~near_N), 0), (np.flatnonzero(near_N), shared)):
                 for places, rows, row_length in self._batches(lengths_N[some] - skipped, skipped):
                     places = some[places]

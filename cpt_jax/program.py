@@ -149,8 +149,8 @@ def _config_mistake(error: Exception, argv: list[str]) -> str:
         words = re.sub(r'[\\\'"]', '', re.sub(r'\\n|\n', '. ', str(error.args[0])))  # with the nearest known key
         given = next((word for word in argv if re.match(rf'--config\.(\w+\.)*{re.escape(words)}(\.|=|$)', word)), '')
         if given:  # no known key is near
-            words += f' ({given}).' + (ACCUMULATION if 'accum' in words else ' configs/base.py holds every key')
-        return f'--config has no key {words}'
+            words += f' ({given}).' + ('' if 'accum' in words else ' configs/base.py holds every key')
+        return f'--config has no key {words}' + (ACCUMULATION if 'accum' in words else '')
     return f'--config: {type(error).__name__}: {error}'
 
 

@@ -26,13 +26,16 @@ def unpacked(files: Sequence[InputFile]) -> list[InputFile]:
     twice = [name for name, count in Counter(file.name for file in found).items() if count > 1]
     if twice:
         raise UserError(f'path: {twice[0]} is there packed and unpacked, and its rows would count twice: remove one of them')
-    packed = [file for file in found if file.path.name.endswith(PACKED)]
-    missing = [file for file in packed if not _copy(file).exists()]
+    missing = [file for file in found if _is_packed(file) and not _copy(file).exists()]
     total = sum(file.path.stat().st_size for file in missing)
     with tqdm(total=total, desc='unpacking', unit='B', unit_scale=True, disable=None if missing else True) as bar:
         for file in missing:
             _unpack(file.path, _copy(file), bar)
-    return [InputFile(file.name, _copy(file), file.path) if file in packed else file for file in found]
+    return [InputFile(file.name, _copy(file), file.path) if _is_packed(file) else file for file in found]
+
+
+def _is_packed(file: InputFile) -> bool:
+    return file.path.name.endswith(PACKED)
 
 
 def _copy(file: InputFile) -> Path:

@@ -50,9 +50,9 @@ def export_adapter(reference: str, output: Path) -> Adapter:
     refuse_existing(output)
     directory, step = checkpoint.find(reference, '--model')
     about = checkpoint.read_about(directory, step)
-    prompted = (about['config'].get('prompt') or {}).get('template') or ''  # whose texts have no delimiters
+    template = (about['config'].get('prompt') or {}).get('template') or ''
     if not about['config'].get('lora', {}).get('rank'):
-        raise UserError(f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out to export all of it')
+        raise UserError(f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out')
     check_base(about['base'], reference)
     path, lora = about['base']['path'], LoRA(**about['config']['lora'])
     if not is_pretrained(path) or is_adapter(Path(path)):
@@ -68,13 +68,13 @@ def export_adapter(reference: str, output: Path) -> Adapter:
     shape = Shape(vocab_size=tokenizer.vocab_size, **about['config']['model'])
     encoder, _ = load_adapters(directory, step, lora, shape, make_mesh())
     config = {'base_model_name_or_path': path, 'r': lora.rank, 'lora_alpha': lora.alpha, 'lora_dropout': lora.dropout}
-    added = [] if prompted else tokenizer.added
+    added = [] if template else tokenizer.added  # texts in a template have no delimiters
     fresh = sorted(set(added))
     with whole(output) as folder:
         write_adapter(
             folder, found.family, shape, config, adapters_of(encoder, lora), (fresh, _rows(found, shape, added, fresh)) if fresh else None
         )
-    return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0, prompted)
+    return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0, template)
 
 
 def adapters_of(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:

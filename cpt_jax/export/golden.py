@@ -68,7 +68,7 @@ def read_golden(directory: Path) -> Golden | None:
     try:
         content = json.loads(path.read_text('utf-8'))
         vectors = {side: np.array(rows, np.float32) for side, rows in content['vectors'].items()}
-        return Golden(content['texts'], vectors, content.get('template', ''))
+        return Golden(content['texts'], vectors, str(content.get('template', '')))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path}: damaged ({type(error).__name__}: {error}); export again') from None
 
