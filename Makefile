@@ -1,8 +1,14 @@
-# make quickstart and make test are all that a fresh machine needs; both make .venv when it is missing or older than the requirements.
+# make quickstart and make test are all that a fresh machine needs; both make .venv when it is
+# missing or older than the requirements. make oracles needs torch, and keeps it in .venv-oracles.
 PYTHON ?= python3
 BIN := .venv/bin
+ORACLES := .venv-oracles/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+# Without it, Linux gets the CUDA build of torch: gigabytes that the oracles never use.
+CPU_TORCH := https://download.pytorch.org/whl/cpu
 
-.PHONY: quickstart test lint venv clean
+.PHONY: quickstart test oracles goldens lint venv clean
 
 quickstart: .venv/installed
 	$(BIN)/python launch/train.py --config configs/quickstart.py --workdir runs/quickstart
@@ -10,22 +16,38 @@ quickstart: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/python -m ruff check .
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python $(PYTEST)
+
+# Compares the goldens with the live libraries, and runs the benchmarks against peers at toy size.
+oracles: .venv-oracles/installed
+	$(ORACLES)/python $(PYTEST) tests/oracles
+
+goldens: .venv-oracles/installed
+	$(ORACLES)/python tests/goldens/write.py
 
 lint: .venv/installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --diff .
+	$(BIN)/python -m mypy
 
 venv: .venv/installed-dev
 
-.venv/installed: requirements.txt
+.venv/installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(PIP) --editable .
 	touch $@
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python $(PIP) -r requirements-dev.txt
+	touch $@
+
+.venv-oracles/installed: pyproject.toml requirements.txt requirements-dev.txt requirements/oracles.txt
+	$(PYTHON) -m venv .venv-oracles
+	$(ORACLES)/python $(PIP) --editable . -r requirements-dev.txt
+	$(ORACLES)/python $(PIP) --no-deps --extra-index-url $(CPU_TORCH) $$(grep '^torch==' requirements/oracles.txt)
+	$(ORACLES)/python $(PIP) -r requirements/oracles.txt
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oracles build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,23 +1,22 @@
-"""Memory and arithmetic of the loss alone, value and gradient, compiled ahead of time for a TPU slice: our forms beside CLIP's.
+"""Memory and arithmetic of the loss alone, value and gradient, compiled ahead of time for a TPU
+slice: our forms beside CLIP's.
 
-Example: python benchmarks/loss_memory.py --topology v5e:4x4 --batch 65536 --width 2048 --json loss_memory.json
+Example: python benchmarks/loss_memory.py --topology v5e:4x4 --batch 65536 --width 2048 --json
+loss_memory.json
 
-CLIP's form (open_clip's with local loss and gathered gradients) gathers both sides and multiplies twice. `arithmetic` is in units of one
-product of all x with all y and its two gradients. `ratio` in the JSON is CLIP's memory over that of the dense form, the default.
+CLIP's form (open_clip's with local loss and gathered gradients) gathers both sides and multiplies
+twice. `arithmetic` is in units of one product of all x with all y and its two gradients. `ratio` in
+the JSON is CLIP's memory over that of the dense form, the default.
 """
 
-import os
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
-from cpt_jax.program import run_program
+from cpt_jax.cli.program import run_program
 
 
 def main() -> None:
@@ -25,33 +24,57 @@ def main() -> None:
     print(f'{"form":<14}{"temporary memory a chip":>26}{"arithmetic":>12}')
     for name, row in rows.items():
         print(f'{name:<14}{row["temporary_bytes"] / 2**20:>22,.1f} MiB{row["arithmetic"]:>10.2f} x')
-    settings = {'topology': _TOPOLOGY.value, 'batch': _BATCH.value, 'width': _WIDTH.value, 'dtype': _DTYPE.value}
+    settings = {
+        'topology': _TOPOLOGY.value,
+        'batch': _BATCH.value,
+        'width': _WIDTH.value,
+        'dtype': _DTYPE.value,
+    }
     ratio = rows['CLIP']['temporary_bytes'] / rows['dense']['temporary_bytes']
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps({'ratio': ratio, 'settings': settings, 'forms': rows}, indent=2) + '\n')
+        Path(_JSON.value).write_text(
+            json.dumps({'ratio': ratio, 'settings': settings, 'forms': rows}, indent=2) + '\n'
+        )
 
 
-def measure(topology: str, batch: int, width: int, dtype: str, chunks: Sequence[int] = (4, 8, 16)) -> dict[str, dict[str, float]]:
-    """{form: {'temporary_bytes': of a chip, 'arithmetic': in units of a product of all x with all y and its two gradients}}."""
+def measure(
+    topology: str, batch: int, width: int, dtype: str, chunks: Sequence[int] = (4, 8, 16)
+) -> dict[str, dict[str, float]]:
+    """{form: {'temporary_bytes': of a chip, 'arithmetic': in units of a product of all x with all y
+    and its two gradients}}.
+    """
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec as P
 
     from cpt_jax.loss.infonce import InfoNCE
-    from cpt_jax.mesh import AXES, make_mesh
-    from cpt_jax.plan.flops import count_flops
-    from cpt_jax.plan.hlo import parse
+    from cpt_jax.plan.hlo.flops import count_flops
+    from cpt_jax.plan.hlo.program import parse
     from cpt_jax.plan.topology import devices_of
+    from cpt_jax.runtime.mesh import AXES, make_mesh
 
     mesh = make_mesh(devices=devices_of(topology, 1))
-    array = lambda size, dtype, spec: jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
-    inputs = array((batch, 2, width), dtype, P(AXES)), array((batch, 2), jnp.int32, P(AXES)), array((), jnp.float32, P())
-    forms = {'CLIP': clip, 'dense': InfoNCE()} | {f'chunked, {k}': InfoNCE('chunked', k) for k in chunks}
+
+    def array(size, dtype, spec):
+        return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, spec))
+
+    inputs = (
+        array((batch, 2, width), dtype, P(AXES)),
+        array((batch, 2), jnp.int32, P(AXES)),
+        array((), jnp.float32, P()),
+    )
+    forms = {'CLIP': clip, 'dense': InfoNCE()} | {
+        f'chunked, {k}': InfoNCE('chunked', k) for k in chunks
+    }
     rows = {}
     for name, form in forms.items():
         with jax.set_mesh(mesh):
-            compiled = jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True)).lower(*inputs).compile()
+            compiled = (
+                jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))
+                .lower(*inputs)
+                .compile()
+            )
         flops = count_flops(parse(compiled.as_text())).total * mesh.size
         rows[name] = {
             'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
@@ -66,18 +89,24 @@ def clip(e_BxTxD, ids_BxT, log_scale):
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec as P
 
-    from cpt_jax.mesh import AXES
+    from cpt_jax.runtime.mesh import AXES
 
     def one_side(a_bxD, b_bxD, scale):
         all_BxD = jax.lax.all_gather(b_bxD, AXES, tiled=True)
-        logits_bxB = scale * jnp.einsum('bd,cd->bc', a_bxD, all_BxD, preferred_element_type=jnp.float32)
+        logits_bxB = scale * jnp.einsum(
+            'bd,cd->bc', a_bxD, all_BxD, preferred_element_type=jnp.float32
+        )
         own = jax.lax.axis_index(AXES) * len(a_bxD) + jnp.arange(len(a_bxD))
-        return jnp.mean(jax.nn.logsumexp(logits_bxB, 1) - jnp.take_along_axis(logits_bxB, own[:, None], 1)[:, 0])
+        return jnp.mean(
+            jax.nn.logsumexp(logits_bxB, 1) - jnp.take_along_axis(logits_bxB, own[:, None], 1)[:, 0]
+        )
 
     @jax.shard_map(in_specs=(P(AXES), P()), out_specs=P())
     def local(e_bxTxD, scale):
         x_bxD, y_bxD = e_bxTxD[:, 0], e_bxTxD[:, 1]
-        return jax.lax.pmean((one_side(x_bxD, y_bxD, scale) + one_side(y_bxD, x_bxD, scale)) / 2, AXES)
+        return jax.lax.pmean(
+            (one_side(x_bxD, y_bxD, scale) + one_side(y_bxD, x_bxD, scale)) / 2, AXES
+        )
 
     return local(e_BxTxD, jnp.exp(log_scale)), ids_BxT.sum()
 
@@ -89,5 +118,9 @@ if __name__ == '__main__':
     _WIDTH = flags.DEFINE_integer('width', 2048, 'Units of a vector.')
     _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the vectors.')
     _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
-    os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+    os.environ |= {
+        'JAX_PLATFORMS': 'cpu',
+        'TPU_SKIP_MDS_QUERY': '1',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
+    }
     run_program(main)

@@ -1,27 +1,25 @@
-"""Time of the loss alone, value and gradient, on the devices of this machine: our forms beside CLIP's, in turn in one process.
+"""Time of the loss alone, value and gradient, on the devices of this machine: our forms beside
+CLIP's, in turn in one process.
 
 Example: python benchmarks/loss_time.py --devices 8 --batch 4096 --width 384 --json loss_time.json
 
-CLIP's form (open_clip's with local loss and gathered gradients, `clip` in loss_memory.py) has no masks and no metrics; ours have both.
-`ratio` in the JSON is CLIP's median over that of the dense form, the default. What the forms take on a TPU, memory and arithmetic, is
-loss_memory.py's: it needs no TPU.
+CLIP's form (open_clip's with local loss and gathered gradients, `clip` in loss_memory.py) has no
+masks and no metrics; ours have both. `ratio` in the JSON is CLIP's median over that of the dense
+form, the default. What the forms take on a TPU, memory and arithmetic, is loss_memory.py's: it
+needs no TPU.
 """
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
+from loss_memory import clip
 
-from benchmarks.loss_memory import clip
-from benchmarks.turns import in_turn
-from cpt_jax.errors import UserError
-from cpt_jax.program import run_program
+from cpt_jax.cli.program import run_program
+from cpt_jax.runtime.errors import UserError
+from turns import in_turn
 
 
 def main() -> None:
@@ -31,19 +29,47 @@ def main() -> None:
     seconds = measure(_BATCH.value, _WIDTH.value, _DTYPE.value, _DEVICES.value, _REPEATS.value)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     device = jax.devices()[0].device_kind
-    print(f'{_BATCH.value:,} pairs of {_WIDTH.value:,} units, {_DTYPE.value}, on {_DEVICES.value} x {device}')
+    print(
+        f'{_BATCH.value:,} pairs of {_WIDTH.value:,} units, {_DTYPE.value}, on {_DEVICES.value} x '
+        f'{device}'
+    )
     print(f'{"form":<14}{"median":>12}{"fastest":>12}{"slowest":>12}{"CLIP / form":>14}')
     for name, values in seconds.items():
-        cells = ''.join(f'{value * 1e3:>9,.1f} ms' for value in (medians[name], min(values), max(values)))
+        cells = ''.join(
+            f'{value * 1e3:>9,.1f} ms' for value in (medians[name], min(values), max(values))
+        )
         print(f'{name:<14}{cells}{medians["CLIP"] / medians[name]:>12.2f} x')
     if _JSON.value:
-        settings = {'batch': _BATCH.value, 'width': _WIDTH.value, 'dtype': _DTYPE.value, 'devices': _DEVICES.value, 'device': device}
-        rows = {name: {'seconds': values, 'ratio': medians['CLIP'] / medians[name]} for name, values in seconds.items()}
-        Path(_JSON.value).write_text(json.dumps({'ratio': rows['dense']['ratio'], 'settings': settings, 'forms': rows}, indent=2) + '\n')
+        settings = {
+            'batch': _BATCH.value,
+            'width': _WIDTH.value,
+            'dtype': _DTYPE.value,
+            'devices': _DEVICES.value,
+            'device': device,
+        }
+        rows = {
+            name: {'seconds': values, 'ratio': medians['CLIP'] / medians[name]}
+            for name, values in seconds.items()
+        }
+        Path(_JSON.value).write_text(
+            json.dumps(
+                {'ratio': rows['dense']['ratio'], 'settings': settings, 'forms': rows}, indent=2
+            )
+            + '\n'
+        )
 
 
-def measure(batch: int, width: int, dtype: str, devices: int, repeats: int, chunks: Sequence[int] = (4, 8, 16)) -> dict[str, list[float]]:
-    """{form: seconds of each call}. Raises UserError where the machine has fewer devices, or they do not divide the batch."""
+def measure(
+    batch: int,
+    width: int,
+    dtype: str,
+    devices: int,
+    repeats: int,
+    chunks: Sequence[int] = (4, 8, 16),
+) -> dict[str, list[float]]:
+    """{form: seconds of each call}. Raises UserError where the machine has fewer devices, or they
+    do not divide the batch.
+    """
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -51,23 +77,38 @@ def measure(batch: int, width: int, dtype: str, devices: int, repeats: int, chun
     from jax.sharding import PartitionSpec as P
 
     from cpt_jax.loss.infonce import InfoNCE
-    from cpt_jax.mesh import AXES, make_mesh
+    from cpt_jax.runtime.mesh import AXES, make_mesh
 
     if devices > jax.device_count() or batch % devices:
-        raise UserError(f'--devices={devices}: there are {jax.device_count()}, and they must divide --batch={batch}')
+        raise UserError(
+            f'--devices={devices}: there are {jax.device_count()}, and they must divide '
+            f'--batch={batch}'
+        )
     mesh = make_mesh(devices=jax.devices()[:devices])
     e_BxTxD = np.random.default_rng(0).normal(size=(batch, 2, width))
     e_BxTxD /= np.linalg.norm(e_BxTxD, axis=-1, keepdims=True)
-    put = lambda array, spec: jax.device_put(array, NamedSharding(mesh, spec))  # noqa: E731
-    inputs = put(e_BxTxD.astype(jnp.dtype(dtype)), P(AXES)), put(1 + np.arange(2 * batch, dtype=np.int32).reshape(-1, 2), P(AXES))
+
+    def put(array, spec):
+        return jax.device_put(array, NamedSharding(mesh, spec))
+
+    inputs = (
+        put(e_BxTxD.astype(jnp.dtype(dtype)), P(AXES)),
+        put(1 + np.arange(2 * batch, dtype=np.int32).reshape(-1, 2), P(AXES)),
+    )
     log_scale = put(np.float32(3), P())
 
     def compiled(form):
         with jax.set_mesh(mesh):
-            program = jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True)).lower(*inputs, log_scale).compile()
+            program = (
+                jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))
+                .lower(*inputs, log_scale)
+                .compile()
+            )
         return lambda: jax.block_until_ready(program(*inputs, log_scale))
 
-    forms = {'CLIP': clip, 'dense': InfoNCE()} | {f'chunked, {k}': InfoNCE('chunked', k) for k in chunks}
+    forms = {'CLIP': clip, 'dense': InfoNCE()} | {
+        f'chunked, {k}': InfoNCE('chunked', k) for k in chunks
+    }
     return in_turn({name: compiled(form) for name, form in forms.items()}, repeats)
 
 
@@ -76,7 +117,9 @@ if __name__ == '__main__':
     _BATCH = flags.DEFINE_integer('batch', 4096, 'Pairs in the batch.')
     _WIDTH = flags.DEFINE_integer('width', 384, 'Units of a vector.')
     _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['bfloat16', 'float32'], 'Of the vectors.')
-    _DEVICES = flags.DEFINE_integer('devices', 1, 'Devices to use; on a CPU so many are simulated.', lower_bound=1)
+    _DEVICES = flags.DEFINE_integer(
+        'devices', 1, 'Devices to use; on a CPU so many are simulated.', lower_bound=1
+    )
     _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls of each form.', lower_bound=1)
     _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
     run_program(main)

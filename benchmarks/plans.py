@@ -1,27 +1,33 @@
-"""Makes the README's tables of plans: configs on TPU slices where they fit, to train and to embed, compiled ahead of time without a TPU.
+"""Makes the README's tables of plans: configs on TPU slices where they fit, to train and to embed,
+compiled ahead of time without a TPU.
 
 Example: python benchmarks/plans.py --json plans.json
 
-Takes about two hours on two cores, most of it for QLoRA (--only NAME: the rows of one config). Times are lower bounds: arithmetic, memory
-and network each at their peak and all at once.
+Takes about two hours on two cores, most of it for QLoRA (--only NAME: the rows of one config).
+Times are lower bounds: arithmetic, memory and network each at their peak and all at once.
 """
 
 import os
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+os.environ |= {
+    'JAX_PLATFORMS': 'cpu',
+    'TPU_SKIP_MDS_QUERY': '1',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true',
+}
 
 import dataclasses
 import json
+from typing import Any
 
 from absl import flags
 
-from cpt_jax.program import load_config, run_program
+from cpt_jax.cli.program import run_program
+from cpt_jax.runs.config_file import load_config
 
-# config, topology, slices, changes to the config
+ROOT = Path(__file__).resolve().parents[1]
+
+# config (FILE or FILE:ARGUMENT), topology, slices, changes to the config
 PLANS = [
     ('quickstart', 'v5e:2x2', 1, {}),
     ('small_pairs', 'v5e:2x2', 1, {}),
@@ -43,43 +49,63 @@ PLANS = [
     ('cpt_xl', 'v5p:4x4x8', 1, {}),
     ('cpt_nli', 'v5e:4x4', 1, {}),
     ('cpt_msmarco', 'v5e:8x8', 1, {}),
-    ('prompteol', 'v5e:2x4', 1, {}),
+    ('prompteol:opt-2.7b', 'v5e:2x4', 1, {}),
     ('prompteol_cse_tiny', 'v5e:2x2', 1, {}),
-    ('prompteol_cse', 'v5e:2x2', 1, {}),
-    ('prompteol_cse_opt_1p3b', 'v5e:2x2', 1, {}),
-    ('prompteol_cse_opt_2p7b', 'v5e:2x2', 1, {}),
-    ('prompteol_cse_opt_6p7b', 'v5e:2x4', 1, {}),
-    ('prompteol_cse_opt_13b', 'v5e:2x4', 1, {}),
-    ('prompteol_cse_llama_7b', 'v5e:2x4', 1, {}),
-    ('prompteol_cse_llama_13b', 'v5e:2x4', 1, {}),
-    ('prompteol_cse_llama_30b', 'v6e:2x4', 1, {}),
-    ('prompteol_cse_llama_30b', 'v5e:2x4', 1, {'train.encode_chunks': 5}),
+    ('prompteol_cse:opt-1.3b', 'v5e:2x2', 1, {}),
+    ('prompteol_cse:opt-2.7b', 'v5e:2x2', 1, {}),
+    ('prompteol_cse:opt-6.7b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse:opt-13b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse:llama-7b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse:llama-13b', 'v5e:2x4', 1, {}),
+    ('prompteol_cse:llama-30b', 'v6e:2x4', 1, {}),
+    ('prompteol_cse:llama-30b', 'v5e:2x4', 1, {'train.encode_chunks': 5}),
 ]
-# config, topology, devices that share one copy of the parameters: language models that embed, untrained, as most of the PromptEOL paper.
+# config, topology, devices that share one copy of the parameters: language models that embed,
+# untrained, as most of the PromptEOL paper.
 EMBEDDINGS = [
-    ('prompteol_opt_125m', 'v5e:1x1', 1),
-    ('prompteol_opt_350m', 'v5e:1x1', 1),
-    ('prompteol_opt_1p3b', 'v5e:1x1', 1),
-    ('prompteol_opt_2p7b', 'v5e:1x1', 1),
-    ('prompteol_opt_6p7b', 'v5e:1x1', 1),
-    ('prompteol_opt_13b', 'v5e:2x2', 4),
-    ('prompteol_opt_30b', 'v5e:2x4', 8),
-    ('prompteol_opt_66b', 'v5e:4x4', 16),
-    ('prompteol_opt_66b', 'v5p:2x2x1', 4),
-    ('prompteol_llama_7b', 'v5e:1x1', 1),
-    ('prompteol_llama_13b', 'v5e:2x2', 4),
-    ('prompteol_llama_30b', 'v5e:2x4', 8),
-    ('prompteol_llama_65b', 'v5e:4x4', 16),
+    ('prompteol:opt-125m', 'v5e:1x1', 1),
+    ('prompteol:opt-350m', 'v5e:1x1', 1),
+    ('prompteol:opt-1.3b', 'v5e:1x1', 1),
+    ('prompteol:opt-2.7b', 'v5e:1x1', 1),
+    ('prompteol:opt-6.7b', 'v5e:1x1', 1),
+    ('prompteol:opt-13b', 'v5e:2x2', 4),
+    ('prompteol:opt-30b', 'v5e:2x4', 8),
+    ('prompteol:opt-66b', 'v5e:4x4', 16),
+    ('prompteol:opt-66b', 'v5p:2x2x1', 4),
+    ('prompteol:llama-7b', 'v5e:1x1', 1),
+    ('prompteol:llama-13b', 'v5e:2x2', 4),
+    ('prompteol:llama-30b', 'v5e:2x4', 8),
+    ('prompteol:llama-65b', 'v5e:4x4', 16),
 ]
-HEAD = ('config', 'slice', 'chips', 'mesh', 'memory a chip', 'step at least', 'limited by', 'program / model', 'MFU at most')
-EMBEDDING_HEAD = tuple('texts a second at most' if name == 'step at least' else name for name in HEAD)
+HEAD = (
+    'config',
+    'slice',
+    'chips',
+    'mesh',
+    'memory a chip',
+    'step at least',
+    'limited by',
+    'program / model',
+    'MFU at most',
+)
+EMBEDDING_HEAD = tuple(
+    'texts a second at most' if name == 'step at least' else name for name in HEAD
+)
+
+
+def load(name: str) -> dict[str, Any]:
+    """Returns the config of a row's name, 'cpt_s' or 'prompteol:opt-13b'."""
+    file, colon, argument = name.partition(':')
+    return load_config(f'{ROOT}/configs/{file}.py{colon}{argument}')
 
 
 def main() -> None:
     from cpt_jax.plan.embedding import make_embedding_plan
     from cpt_jax.plan.planning import make_plan
 
-    wanted = lambda name: not _ONLY.value or name in _ONLY.value  # noqa: E731
+    def wanted(name):
+        return not _ONLY.value or name in _ONLY.value
+
     found = []
 
     def tell(name: str, changes: dict, plan) -> None:
@@ -91,7 +117,7 @@ def main() -> None:
     _print_head(HEAD)
     for name, topology, slices, changes in PLANS:
         if wanted(name):
-            config = load_config(ROOT / f'configs/{name}.py')
+            config = load(name)
             for key, value in changes.items():
                 section, leaf = key.split('.')
                 config[section][leaf] = value
@@ -100,7 +126,11 @@ def main() -> None:
     _print_head(EMBEDDING_HEAD)
     for name, topology, fsdp in EMBEDDINGS:
         if wanted(name):
-            tell(name, {}, make_embedding_plan(load_config(ROOT / f'configs/{name}.py'), topology, fsdp=fsdp))
+            tell(
+                name,
+                {},
+                make_embedding_plan(load(name), topology, fsdp=fsdp),
+            )
 
 
 def _cells(name: str, changes: dict, plan) -> list[str]:
@@ -109,17 +139,24 @@ def _cells(name: str, changes: dict, plan) -> list[str]:
     where = f'{plan.slices} x {plan.topology}' if plan.slices > 1 else plan.topology
     mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items() if size > 1)
     memory = f'{plan.hbm_bytes_per_chip / 2**30:.1f} of {plan.hbm_limit_bytes / 2**30:.1f} GiB'
-    what = ', '.join([f'`{name}`', *(f'`{key.partition(".")[2]}={value}`' for key, value in changes.items())])
+    what = ', '.join(
+        [f'`{name}`', *(f'`{key.partition(".")[2]}={value}`' for key, value in changes.items())]
+    )
     if plan.lower_bound_seconds is None:
         return [what, where, str(plan.chips), mesh, f'{memory}: does not fit', '', '', '', '']
-    bounds = {'arithmetic': plan.compute_seconds, 'memory': plan.memory_seconds, 'network': plan.network_seconds}
+    bounds = {
+        'arithmetic': plan.compute_seconds,
+        'memory': plan.memory_seconds,
+        'network': plan.network_seconds,
+    }
     seconds = plan.lower_bound_seconds
     speed = f'{seconds:.2f} s' if seconds >= 0.1 else f'{seconds * 1e3:.2g} ms'
     if isinstance(plan, EmbeddingPlan):
         speed = f'{plan.texts_per_second_bound:,.0f}'
     return [
         what, where, str(plan.chips), mesh, memory, speed,
-        max(bounds, key=bounds.get), f'{plan.compiled_flops_per_step / plan.model_flops_per_step:.2f}', f'{plan.mfu_bound:.0%}',
+        max(bounds, key=bounds.__getitem__),
+        f'{plan.compiled_flops_per_step / plan.model_flops_per_step:.2f}', f'{plan.mfu_bound:.0%}',
     ]  # fmt: skip
 
 

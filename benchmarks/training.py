@@ -1,4 +1,6 @@
-"""A training step as launch/train.py makes it, for timing: the run of a config without its directory."""
+"""A training step as launch/train.py makes it, for timing: the run of a config without its
+directory.
+"""
 
 import tempfile
 import time
@@ -9,9 +11,9 @@ from typing import Any
 import jax
 
 from cpt_jax.data.batch import place
-from cpt_jax.mesh import shardings
-from cpt_jax.train.programs import StepPrograms
-from cpt_jax.train.setup import Run, set_up
+from cpt_jax.runtime.mesh import shardings
+from cpt_jax.training.setup import Run, set_up
+from cpt_jax.training.step import StepPrograms
 
 
 def run_of(config: Mapping[str, Any], source: str) -> Run:
@@ -21,10 +23,17 @@ def run_of(config: Mapping[str, Any], source: str) -> Run:
       config: the sections of configs/base.py.
       source: 'config', or 'python_source' in place of the config's own sources.
     """
-    python = {'sources': {'python': {'kind': 'python_source', 'weight': 1.0}}} if source == 'python_source' else {}
-    changes = {'data': config['data'] | python, 'evaluation': config['evaluation'] | {'every_steps': 0}}
+    python = (
+        {'sources': {'python': {'kind': 'python_source', 'weight': 1.0}}}
+        if source == 'python_source'
+        else {}
+    )
+    changes = {
+        'data': config['data'] | python,
+        'evaluation': config['evaluation'] | {'every_steps': 0},
+    }
     with tempfile.TemporaryDirectory() as nothing:
-        return set_up(config | changes, Path(nothing))
+        return set_up({**config, **changes}, Path(nothing))
 
 
 class TrainingStep:

@@ -17,7 +17,8 @@ T = TypeVar('T')
 class Moment(NamedTuple):
     """Now: by the clock, and in the time that processors spent on this process.
 
-    On a machine that others use too, the second tells more, if there is one thread a side (`taskset -c 0`): several spin while they wait.
+    On a machine that others use too, the second tells more, if there is one thread a side (`taskset
+    -c 0`): several spin while they wait.
     """
 
     seconds: float
@@ -33,7 +34,9 @@ class Moment(NamedTuple):
 
 
 def in_turn(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call by name, in this process, after one round that does not count. A call returns when its work is done."""
+    """Seconds of each call by name, in this process, after one round that does not count. A call
+    returns when its work is done.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, side in sides.items():
@@ -49,20 +52,27 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def take_turns(processes: Mapping[str, Mapping[str, Callable[[int], T]]], rounds: int) -> dict[str, list[T]]:
+def take_turns(
+    processes: Mapping[str, Mapping[str, Callable[[int], T]]], rounds: int
+) -> dict[str, list[T]]:
     """What each side returns in each round, by its name; one round before them does not count.
 
-    For sides that cannot share a process: the threads of JAX and of torch never meet. A process lasts for all turns, so what it loaded and
-    compiled stays, and sleeps while it is not its turn.
+    For sides that cannot share a process: the threads of JAX and of torch never meet. A process
+    lasts for all turns, so what it loaded and compiled stays, and sleeps while it is not its turn.
 
     Args:
-      processes: of each its sides, by name. A side is called with the number of the round, from 0 for that which does not count, and can
-        be pickled, as can what it returns.
+      processes: of each its sides, by name. A side is called with the number of the round, from 0
+        for that which does not count, and can be pickled, as can what it returns.
     """
     results: dict[str, list[T]] = {name: [] for sides in processes.values() for name in sides}
     with contextlib.ExitStack() as stack:
         started = {name: stack.enter_context(_process()) for name in processes}
-        turns = [(*side, process, number) for number in range(rounds + 1) for process, sides in processes.items() for side in sides.items()]
+        turns = [
+            (*side, process, number)
+            for number in range(rounds + 1)
+            for process, sides in processes.items()
+            for side in sides.items()
+        ]
         for name, turn, process, number in tqdm(turns, desc='turns', unit='turn', disable=None):
             results[name].append(started[process].submit(turn, number).result())
     return {name: turns[1:] for name, turns in results.items()}

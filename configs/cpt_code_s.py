@@ -9,7 +9,8 @@ def code_pairs(c: ConfigDict) -> ConfigDict:
     """Changes the data of a cpt-text config to CodeSearchNet's files, unpacked (.jsonl)."""
     c.data.sources = {
         'code': {
-            'kind': 'jsonl', 'weight': 1.0, 'path': 'data/code', 'x': 'docstring', 'y': 'code', 'group': ('repo', 'path'), 'holdout': 0.01,
+            'kind': 'jsonl', 'weight': 1.0, 'path': 'data/code', 'x': 'docstring', 'y': 'code',
+            'group': ('repo', 'path'), 'holdout': 0.01,
             'codesearchnet': True,
         }
     }  # fmt: skip

@@ -1,6 +1,8 @@
-"""cpt-text fine-tuned on MS MARCO (arXiv 2201.10005, section 4.3): queries, their passages, and mined hard negatives.
+"""cpt-text fine-tuned on MS MARCO (arXiv 2201.10005, section 4.3): queries, their passages, and
+mined hard negatives.
 
-The paper gives no settings; these are own choices. A line of the file: {"query": ..., "positive": ..., "negatives": [...]}.
+The paper gives no settings; these are own choices. A line of the file: {"query": ..., "positive":
+..., "negatives": [...]}.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +15,8 @@ def get_config() -> ConfigDict:
     c.init_from = 'runs/cpt_s'
     c.data.sources = {
         'msmarco': {
-            'kind': 'jsonl', 'weight': 1.0, 'path': 'data/msmarco', 'x': 'query', 'y': 'positive', 'negatives': 'negatives',
+            'kind': 'jsonl', 'weight': 1.0, 'path': 'data/msmarco', 'x': 'query', 'y': 'positive',
+            'negatives': 'negatives',
             'holdout': 0.01,
         }
     }  # fmt: skip

@@ -1,7 +1,9 @@
-"""cpt-text fine-tuned on NLI (arXiv 2201.10005, section 4.1): entailment pairs, contradictions as hard negatives beside those of the batch.
+"""cpt-text fine-tuned on NLI (arXiv 2201.10005, section 4.1): entailment pairs, contradictions as
+hard negatives beside those of the batch.
 
-The paper gives no settings: batch, length and epochs are those of supervised SimCSE (arXiv 2104.08821), the learning rate that of its
-large models. Another size: --config.init_from=runs/cpt_m, and that config's `model`.
+The paper gives no settings: batch, length and epochs are those of supervised SimCSE (arXiv
+2104.08821), the learning rate that of its large models. Another size:
+--config.init_from=runs/cpt_m, and that config's `model`.
 """
 
 from ml_collections import ConfigDict

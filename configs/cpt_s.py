@@ -7,10 +7,21 @@ from configs import base
 
 def get_config() -> ConfigDict:
     c = base.get_config()
-    # The paper's corpus is "Internet data". Point this at a folder of .txt or .md files, one document a file, or set `separator`.
-    c.data.sources = {'text': {'kind': 'text', 'weight': 1.0, 'path': 'data/text', 'piece_tokens': 254, 'separator': '', 'holdout': 0.01}}
+    # The paper's corpus is "Internet data". Point this at a folder of .txt or .md files, one
+    # document a file, or set `separator`.
+    c.data.sources = {
+        'text': {
+            'kind': 'text',
+            'weight': 1.0,
+            'path': 'data/text',
+            'piece_tokens': 254,
+            'separator': '',
+            'holdout': 0.01,
+        }
+    }
     c.train.batch_pairs = 12_288  # table 1
     c.model.width = 1024  # table 1
-    c.model.layers = 24  # GPT-3 Medium, table 2.1 of arXiv 2005.14165: the cpt paper states neither depth nor heads
+    # GPT-3 Medium, table 2.1 of arXiv 2005.14165: the cpt paper states neither depth nor heads.
+    c.model.layers = 24
     c.model.heads = 16  # as above
     return c

@@ -1,44 +1,65 @@
-"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: texts in a template, contrastive fine-tuning on NLI triples with all parameters trained.
+"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: texts in a template, contrastive fine-tuning on
+NLI triples with all parameters trained.
 
-The paper's own fine-tuning, with LoRA, is configs/prompteol_cse.py. Without any, no config is needed:
+Example: python launch/train.py --config configs/prompteol.py:opt-13b
+  --config.init_from=$HOME/opt-13b
 
-  python launch/evaluate.py --model ~/opt-2.7b --representation prompteol --tasks 'sts/*' --data_dir ~/data
+The argument is the model's name and size; without one it is opt-2.7b. You give `init_from`, the
+model's directory, whose architecture then replaces the `model` section. That section is here so
+that launch/plan.py needs no weights.
 
-`init_from` is for you to give: the directory of the model, whose architecture then takes the place of `model`'s. That stands here so that
-launch/plan.py needs no weights. The other files of this family set the size.
+The paper's own fine-tuning, with LoRA, is configs/prompteol_cse.py. Without fine-tuning, no config
+is needed:
+
+  python launch/evaluate.py --model ~/opt-2.7b --representation prompteol --tasks 'sts/*' --data_dir
+  ~/data
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
-# Width, layers, heads of facebook/opt-*. 350m has norms behind each half and embeddings of 512 units, which come with its directory.
+# Width, layers, heads of facebook/opt-*. 350m also has norms after each half of a layer and
+# embeddings of dimension 512, which are read from its directory.
 OPT = {
-    '125m': (768, 12, 12), '350m': (1024, 24, 16), '1p3b': (2048, 24, 32), '2p7b': (2560, 32, 32), '6p7b': (4096, 32, 32),
-    '13b': (5120, 40, 40), '30b': (7168, 48, 56), '66b': (9216, 64, 72),
-}  # fmt: skip
-# Width, layers, heads, hidden units of LLaMA: table 2 of arXiv 2302.13971, and its published weights.
-LLAMA = {'7b': (4096, 32, 32, 11_008), '13b': (5120, 40, 40, 13_824), '30b': (6656, 60, 52, 17_920), '65b': (8192, 80, 64, 22_016)}
+    'opt-125m': (768, 12, 12),
+    'opt-350m': (1024, 24, 16),
+    'opt-1.3b': (2048, 24, 32),
+    'opt-2.7b': (2560, 32, 32),
+    'opt-6.7b': (4096, 32, 32),
+    'opt-13b': (5120, 40, 40),
+    'opt-30b': (7168, 48, 56),
+    'opt-66b': (9216, 64, 72),
+}
+# Width, layers, heads, feed-forward dimension of LLaMA: table 2 of arXiv 2302.13971, and its
+# published weights.
+LLAMA = {
+    'llama-7b': (4096, 32, 32, 11_008),
+    'llama-13b': (5120, 40, 40, 13_824),
+    'llama-30b': (6656, 60, 52, 17_920),
+    'llama-65b': (8192, 80, 64, 22_016),
+}
+ARGUMENTS = (*OPT, *LLAMA)
 
 
-def get_config() -> ConfigDict:
-    return opt('2p7b')
+def get_config(model: str = 'opt-2.7b') -> ConfigDict:
+    return opt(model) if model in OPT else llama(model)
 
 
-def opt(size: str) -> ConfigDict:
-    """The config of an OPT."""
+def opt(model: str) -> ConfigDict:
+    """Returns the config of an OPT."""
     c = _fine_tuning()
-    c.tokenizer.vocab_size = 50_276  # with the four delimiters, which no text has
-    c.model.width, c.model.layers, c.model.heads = OPT[size]
+    c.tokenizer.vocab_size = 50_276  # including the four delimiters, which no text contains
+    c.model.width, c.model.layers, c.model.heads = OPT[model]
     c.model.activation = 'relu'
     return c
 
 
-def llama(size: str) -> ConfigDict:
-    """The config of a LLaMA."""
+def llama(model: str) -> ConfigDict:
+    """Returns the config of a LLaMA."""
     c = _fine_tuning()
-    c.tokenizer.vocab_size = 32_004  # as above
-    c.model.width, c.model.layers, c.model.heads, c.model.hidden = LLAMA[size]
+    c.tokenizer.vocab_size = 32_004  # including the delimiters
+    c.model.width, c.model.layers, c.model.heads, c.model.hidden = LLAMA[model]
     c.model.positions = 'rotary'
     c.model.norm = 'rmsnorm'
     c.model.norm_epsilon = 1e-6
@@ -48,10 +69,14 @@ def llama(size: str) -> ConfigDict:
 
 
 def stories() -> ConfigDict:
-    """The config of stories260K (configs/prompteol_cse_tiny.py)."""
+    """Returns the config of stories260K (configs/prompteol_cse_tiny.py)."""
     c = _fine_tuning()
-    c.tokenizer.vocab_size = 516  # as above
-    c.model.width, c.model.layers, c.model.heads, c.model.kv_heads, c.model.hidden = 64, 5, 8, 4, 172
+    c.tokenizer.vocab_size = 516  # including the delimiters
+    c.model.width = 64
+    c.model.layers = 5
+    c.model.heads = 8
+    c.model.kv_heads = 4
+    c.model.hidden = 172
     c.model.positions = 'rotary'
     c.model.norm = 'rmsnorm'
     c.model.activation = 'swiglu'
@@ -60,12 +85,15 @@ def stories() -> ConfigDict:
 
 
 def _fine_tuning() -> ConfigDict:
-    """What all sizes have in common: ft_llm.py and train_llm.sh of kongds/scaling_sentemb, but for the learning rate, which is SimCSE's."""
+    """What all sizes have in common: ft_llm.py and train_llm.sh of kongds/scaling_sentemb, but for
+    the learning rate, which is SimCSE's.
+    """
     c = base.get_config()
     c.seed = 42
     c.prompt.template = 'This sentence : "{text}" means in one word:"'
     c.prompt.text_tokens = 32
-    # nli_for_simcse.csv of princeton-nlp/datasets-for-simcse: 275,601 rows of sent0, sent1, hard_neg.
+    # nli_for_simcse.csv of princeton-nlp/datasets-for-simcse: 275,601 rows of sent0, sent1,
+    # hard_neg.
     c.data.sources = {'nli': {'kind': 'csv', 'weight': 1.0, 'path': 'data/nli_for_simcse.csv'}}
     c.data.negatives = 1
     c.data.max_tokens_x = 64  # 32 and the template are 43 with OPT's tokenizer
@@ -81,7 +109,9 @@ def _fine_tuning() -> ConfigDict:
     c.optimizer.b2 = 0.999
     c.train.batch_pairs = 256
     c.train.steps = 1076  # one epoch
-    c.evaluation.every_steps = 0  # the best checkpoint is that of STS-B dev: launch/evaluate.py --tasks sts/STSBenchmark --split dev
+    # The best checkpoint is that of STS-B dev: launch/evaluate.py --tasks sts/STSBenchmark --split
+    # dev.
+    c.evaluation.every_steps = 0
     c.checkpoint.every_steps = 50
     c.checkpoint.keep_every = 50
     c.mesh.data = 1

@@ -1,27 +1,39 @@
-"""PromptEOL + CSE (arXiv 2307.16645): the paper's fine-tuning, LoRA beside frozen matrices of 4 bits, on NLI triples.
+"""PromptEOL + CSE (arXiv 2307.16645): the paper's fine-tuning on NLI triples, with LoRA beside a
+frozen model whose matrices have 4 bits.
 
-  python launch/train.py --config configs/prompteol_cse_opt_2p7b.py --config.init_from=$HOME/opt-2.7b
+Example: python launch/train.py --config configs/prompteol_cse.py:opt-2.7b
+  --config.init_from=$HOME/opt-2.7b
 
-The other files of this family set the size.
+The argument is the model's name and size; without one it is opt-2.7b.
 """
 
 from ml_collections import ConfigDict
 
 from configs import prompteol
 
+# Pairs in a batch, from train_llm.sh. The paper does not say it for LLaMA 30B; here it is as for
+# 13B.
+BATCH_PAIRS = {
+    'opt-1.3b': 256,
+    'opt-2.7b': 256,
+    'opt-6.7b': 256,
+    'opt-13b': 200,  # 8 x 25
+    'llama-7b': 256,
+    'llama-13b': 200,  # 8 x 25
+    'llama-30b': 200,
+}
+ARGUMENTS = tuple(BATCH_PAIRS)
 
-def get_config() -> ConfigDict:
-    return adapted(prompteol.opt('2p7b'))
 
-
-def adapted(c: ConfigDict, batch_pairs: int = 256) -> ConfigDict:
-    """With the paper's adapters, learning rate and precision."""
+def get_config(model: str = 'opt-2.7b') -> ConfigDict:
+    c = prompteol.get_config(model)
+    # The paper's adapters, learning rate and precision.
     c.lora.rank = 64
     c.lora.alpha = 16.0
     c.lora.dropout = 0.05
     c.lora.base = 'nf4'
     c.optimizer.peak_lr = 5e-4
     c.model.dtype = 'float32'
-    c.train.batch_pairs = batch_pairs
-    c.train.steps = 275_601 // batch_pairs  # one epoch
+    c.train.batch_pairs = BATCH_PAIRS[model]
+    c.train.steps = 275_601 // BATCH_PAIRS[model]  # one epoch
     return c

@@ -1,8 +1,10 @@
-"""PromptEOL + CSE in minutes on a laptop: from llama2.c's stories260K, 260,000 parameters that have read children's stories.
+"""PromptEOL + CSE in minutes on a laptop: from llama2.c's stories260K, 260,000 parameters that have
+read children's stories.
 
   python launch/train.py --config configs/prompteol_cse_tiny.py --config.init_from=stories260k
 
-`init_from` is a directory with stories260K.bin and its tok512.bin. So small a model says little of the paper's; it shows each step of them.
+`init_from` is a directory with stories260K.bin and its tok512.bin. So small a model says little of
+the paper's; it shows each step of them.
 """
 
 from ml_collections import ConfigDict

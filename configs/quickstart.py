@@ -1,4 +1,5 @@
-"""A real model in minutes on two CPU cores: from scratch, on the docstrings and functions of the Python installation itself.
+"""A real model in minutes on two CPU cores: from scratch, on the docstrings and functions of the
+Python installation itself.
 
 The README tells how the settings were chosen and what mattered.
 """
@@ -10,7 +11,8 @@ from configs import base
 
 def get_config() -> ConfigDict:
     c = base.get_config()
-    # Case-folded pieces that are the same in prose and in identifiers, so that a query and a function share ids before the first step.
+    # Case-folded pieces that are the same in prose and in identifiers, so that a query and a
+    # function share ids before the first step.
     c.tokenizer.vocab_size = 4096
     c.tokenizer.normalization = 'nmt_nfkc_cf'
     c.tokenizer.whitespace = 'drop'

@@ -1,11 +1,12 @@
-"""The benchmarks run, and measure what they say; their peers are tests/test_benchmarks_peers.py's."""
+"""The benchmarks run, and measure what they say; their peers are
+tests/oracles/test_benchmarks.py's.
+"""
 
 import json
 import math
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -15,18 +16,17 @@ import pytest
 from benchmarks.input_pipeline import measure as measure_input
 from benchmarks.loss_memory import clip
 from benchmarks.mfu import work_of
-from benchmarks.training import run_of
-from benchmarks.turns import in_turn
 from cpt_jax.data.batch import place
 from cpt_jax.loss.infonce import InfoNCE
-from cpt_jax.mesh import make_mesh
 from cpt_jax.model.flops import step_flops
-from cpt_jax.program import load_config
+from cpt_jax.runs.config_file import load_config
+from cpt_jax.runtime.mesh import make_mesh
 from tests.conftest import HURRY
-from tests.train.conftest import write_config
+from tests.training.conftest import write_config
+from training import run_of
+from turns import in_turn
 
 ROOT = Path(__file__).parents[1]
-NEEDS_FAISS = pytest.mark.skipif(find_spec('faiss') is None, reason='it measures us beside FAISS (requirements-dev.txt)')
 
 
 @pytest.fixture(scope='module')
@@ -41,14 +41,21 @@ def config_file(tmp_path_factory) -> Path:
         ('input_pipeline', ('--config={config}', '--batches=3', '--steps=2')),
         ('load_memory', ('--layers=3', '--width=64', '--shard_gb=0.002')),
         ('mfu', ('--config={config}', '--source=config', '--steps=2')),
-        pytest.param('exact_search', ('--documents=2000', '--width=8', '--queries=20', '--k=5', '--rounds=1'), marks=NEEDS_FAISS),
     ],
 )
 def test_a_benchmark_prints_a_table_and_writes_its_ratio(config_file, tmp_path, name, flags):
     given = [flag.format(config=config_file) for flag in flags]
-    command = [sys.executable, str(ROOT / f'benchmarks/{name}.py'), *given, '--json', str(tmp_path / 'found.json')]
+    command = [
+        sys.executable,
+        str(ROOT / f'benchmarks/{name}.py'),
+        *given,
+        '--json',
+        str(tmp_path / 'found.json'),
+    ]
     environment = os.environ | {'XLA_FLAGS': HURRY, 'JAX_PLATFORMS': 'cpu'}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 4
     found = json.loads((tmp_path / 'found.json').read_text())
@@ -68,9 +75,18 @@ def test_the_forms_whose_time_is_compared_compute_the_same():
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         split = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
-        inputs = jax.device_put(e_BxTxD, split), jax.device_put(1 + np.arange(64, dtype=np.int32).reshape(32, 2), split), np.float32(3)
-        program = lambda form: jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))  # noqa: E731
-        ((value, _), gradient), ((expected, _), of_clip) = (program(form)(*inputs) for form in (InfoNCE(), clip))
+        inputs = (
+            jax.device_put(e_BxTxD, split),
+            jax.device_put(1 + np.arange(64, dtype=np.int32).reshape(32, 2), split),
+            np.float32(3),
+        )
+
+        def program(form):
+            return jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))
+
+        ((value, _), gradient), ((expected, _), of_clip) = (
+            program(form)(*inputs) for form in (InfoNCE(), clip)
+        )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for mine, theirs in zip(gradient, of_clip, strict=True):
         assert np.abs(theirs).max() > 1e-4
@@ -92,11 +108,11 @@ def test_useful_arithmetic_is_that_of_the_texts(config_file):
     config['train']['encode_chunks'] = 2
     run = run_of(config, 'config')
     batch = place(next(run.batches_after(0)), run.mesh, run.layout)
-    tokens, _ = run.texts(0, run.indices[0].pairs)
+    tokens, _ = run.reader(0, run.indices[0].pairs)
     lengths = [len(text) for pair in tokens for text in pair]
     found = work_of(run, batch)
     assert found[:2] == (sum(lengths), 32)
     # A text alone in a row of its own length, summed; the similarities once.
-    alone = sum(step_flops(run.shape, length, length, 0, 0) for length in lengths)
-    ends = step_flops(run.shape, 0, 0, 32, 2)
+    alone = sum(step_flops(run.encoder_config, length, length, 0, 0) for length in lengths)
+    ends = step_flops(run.encoder_config, 0, 0, 32, 2)
     assert found[2] == pytest.approx(alone + ends, rel=1e-9)

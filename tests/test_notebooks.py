@@ -6,15 +6,17 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.embed.test_embedder import write_run
 from tests.evals.senteval_files import write_sst
-from tests.test_embed import write_run
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory, tokenizer) -> Path:
-    return write_run(tmp_path_factory.mktemp('notebooks') / 'run', tokenizer, init='passthrough', pooling='mean')
+    return write_run(
+        tmp_path_factory.mktemp('notebooks') / 'run', tokenizer, init='passthrough', pooling='mean'
+    )
 
 
 def execute(name: str, **parameters) -> str:
@@ -24,8 +26,12 @@ def execute(name: str, **parameters) -> str:
     names = {line.split(' = ')[0] for line in cell.source.splitlines() if ' = ' in line}
     assert parameters.keys() <= names
     cell.source += ''.join(f'\n{key} = {value!r}' for key, value in parameters.items())
-    nbclient.NotebookClient(notebook, timeout=300, resources={'metadata': {'path': str(ROOT / 'notebooks')}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs]
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={'metadata': {'path': str(ROOT / 'notebooks')}}
+    ).execute()
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == 'code' for output in cell.outputs
+    ]
     assert sum('image/png' in output.get('data', {}) for output in outputs) >= 1
     return ''.join(output.text for output in outputs if output.get('name') == 'stdout')
 
@@ -33,15 +39,28 @@ def execute(name: str, **parameters) -> str:
 def test_probe(model, tmp_path):
     write_sst(tmp_path / 'senteval' / 'SST' / 'binary')
     said = execute('probe', MODEL=str(model), DATA_DIR=str(tmp_path), TRAIN_SENTENCES=150)
-    assert 'train: 150 of 200 sentences' in said and 'test: 80 of 80 sentences, 50.0% positive' in said
-    scores = {line[:26].strip(): float(line[26:].strip('% ')) for line in said.splitlines() if line.rstrip().endswith('%')}
-    assert scores['the more frequent label'] == 50 and scores['linear probe'] > 70  # a word tells the label with a chance of 65 %
+    assert (
+        'train: 150 of 200 sentences' in said and 'test: 80 of 80 sentences, 50.0% positive' in said
+    )
+    scores = {
+        line[:26].strip(): float(line[26:].strip('% '))
+        for line in said.splitlines()
+        if line.rstrip().endswith('%')
+    }
+    # A word tells the label with a chance of 65 %.
+    assert scores['the more frequent label'] == 50 and scores['linear probe'] > 70
 
 
 def test_search(model, tmp_path):
-    (tmp_path / 'one.py').write_text('def read_table(path):\n    text = open(path).read()\n    rows = text.split()\n    return rows\n')
+    (tmp_path / 'one.py').write_text(
+        'def read_table(path):\n    text = open(path).read()\n    rows = text.split()\n    return '
+        'rows\n'
+    )
     (tmp_path / 'deep').mkdir()
-    (tmp_path / 'deep' / 'two.md').write_text('A list of values in a table with columns.\n\nThe parser reads a file and its names again.\n')
+    (tmp_path / 'deep' / 'two.md').write_text(
+        'A list of values in a table with columns.\n\nThe parser reads a file and its names '
+        'again.\n'
+    )
     said = execute('search', MODEL=str(model), FOLDER=str(tmp_path), QUERIES=['table of values'])
     assert '3 of 3 texts of 2 files' in said
     found = said.split('\ntable of values\n')[1].splitlines()[:3]
@@ -51,5 +70,12 @@ def test_search(model, tmp_path):
 def test_notebooks_carry_no_outputs_and_a_badge():
     for path in sorted((ROOT / 'notebooks').glob('*.ipynb')):
         notebook = nbformat.read(path, as_version=4)
-        assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == 'code')
-        assert f'notebooks/{path.name})' in notebook.cells[0].source and 'colab-badge' in notebook.cells[0].source
+        assert all(
+            not cell.outputs and cell.execution_count is None
+            for cell in notebook.cells
+            if cell.cell_type == 'code'
+        )
+        assert (
+            f'notebooks/{path.name})' in notebook.cells[0].source
+            and 'colab-badge' in notebook.cells[0].source
+        )

@@ -1,4 +1,6 @@
-"""Which (documentation, function) pairs are kept: the filters of CodeSearchNet (Husain et al. 2019, section 2)."""
+"""Which (documentation, function) pairs are kept: the filters of CodeSearchNet (Husain et al. 2019,
+section 2).
+"""
 
 import ast
 import inspect
@@ -8,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-FILTERS_VERSION = 1  # raise it when a change here keeps other pairs: cached corpora are then built again
+# Raise it when a change here keeps other pairs: cached corpora are then built again.
+FILTERS_VERSION = 1
 MIN_DOC_WORDS = 3
 MIN_CODE_LINES = 3
 
@@ -33,7 +36,9 @@ def first_paragraph(docstring: str) -> str:
 
 
 def path_rejection(path: str) -> str:
-    """Why no function of the file is used, or ''; `path` is relative, so that a home called /home/tester does no harm."""
+    """Why no function of the file is used, or ''; `path` is relative, so that a home called
+    /home/tester does no harm.
+    """
     return 'test path' if 'test' in path.lower() else ''
 
 
@@ -57,12 +62,16 @@ def _does_nothing(statement: ast.stmt) -> bool:
 def text_rejection(doc: str, code: str) -> str:
     """Why the pair is not used, or ''; `doc` is a first paragraph, `code` has no docstring.
 
-    Lines are counted as the reader sees them: with the line of the `def`, without blank ones. So `def f(self):` over
-    `return self.x` goes, as CodeSearchNet wants getters to go.
+    Lines are counted as the reader sees them: with the line of the `def`, without blank ones. So
+    `def f(self):` over `return self.x` goes, as CodeSearchNet wants getters to go.
     """
     if len(words(doc)) < MIN_DOC_WORDS:
         return 'short documentation'
-    return 'short implementation' if sum(map(bool, map(str.strip, code.split('\n')))) < MIN_CODE_LINES else ''
+    return (
+        'short implementation'
+        if sum(map(bool, map(str.strip, code.split('\n')))) < MIN_CODE_LINES
+        else ''
+    )
 
 
 def exact_duplicates(texts: Sequence[str]) -> np.ndarray:
@@ -79,14 +88,18 @@ def exact_duplicates(texts: Sequence[str]) -> np.ndarray:
 def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     """bool[n]: the text is nearly the same as an earlier one that is kept.
 
-    Two texts are nearly the same if their sets of words have a Jaccard similarity of at least 0.8 and their multisets of at
-    least 0.7; texts of fewer than 10 words are left alone. So no two of the kept texts are nearly the same. Every such pair
-    is found, not most of them as with hashing: sets of similarity t share a word among their rarest len - ceil(t * len) + 1
-    (prefix filtering, Bayardo et al. 2007), and only texts that do are compared.
+    Two texts are nearly the same if their sets of words have a Jaccard similarity of at least 0.8
+    and their multisets of at least 0.7; texts of fewer than 10 words are left alone. So no two of
+    the kept texts are nearly the same. Every such pair is found, not most of them as with hashing:
+    sets of similarity t share a word among their rarest len - ceil(t * len) + 1 (prefix filtering,
+    Bayardo et al. 2007), and only texts that do are compared.
     """
     bags = [Counter(words(text)) for text in texts]
     spread = Counter(word for bag in bags for word in bag)
-    rank = {word: i for i, (word, _) in enumerate(sorted(spread.items(), key=lambda item: (item[1], item[0])))}
+    rank = {
+        word: i
+        for i, (word, _) in enumerate(sorted(spread.items(), key=lambda item: (item[1], item[0])))
+    }
     kept_by_word: dict[int, list[int]] = {}
     near = np.zeros(len(texts), bool)
     for i, bag in enumerate(bags):

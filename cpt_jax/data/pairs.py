@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from cpt_jax.errors import UserError
+from cpt_jax.runtime.errors import UserError
 
 
 class Pair(NamedTuple):
@@ -26,18 +26,21 @@ class Pair(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to pairs; reading `source[i]` twice gives the same pair, in any thread.
+    """Random access to pairs; reading `source[i]` twice gives the same pair, in any thread."""
 
-    Attributes:
-      split: 'train', 'heldout' or 'all': which part of the pairs it holds.
-      fingerprint: hex digits that change when any pair could differ; stored in the run.
-      documents: None, or int64[number of documents + 1]: pairs `documents[d] : documents[d + 1]` come from one document,
-        and no batch holds two of them.
-    """
+    @property
+    def split(self) -> str:
+        """Which part of the pairs it holds: 'train', 'heldout' or 'all'."""
 
-    split: str
-    fingerprint: str
-    documents: np.ndarray | None
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that change when any pair could differ; stored in the run."""
+
+    @property
+    def documents(self) -> np.ndarray | None:
+        """None, or int64[number of documents + 1]: pairs `documents[d] : documents[d + 1]` come
+        from one document, and no batch holds two of them.
+        """
 
     def __len__(self) -> int: ...
 
@@ -47,24 +50,28 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Pair: ...
 
 
-def digest(*parts: str) -> str:
+def text_digest(*parts: str) -> str:
     """32 hex digits of the parts, the same on every machine and Python."""
-    return hashlib.blake2b('\0'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
+    return hashlib.blake2b(
+        '\0'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=16
+    ).hexdigest()
 
 
 def content_id(text: str) -> int:
-    """An int32 that stands for a text's content, without white space around it, which counts for nothing in tokens either: equal texts in a
-    batch are not negatives of each other.
+    """An int32 that stands for a text's content, without white space around it, which counts for
+    nothing in tokens either: equal texts in a batch are not negatives of each other.
 
-    31 bits of a hash, so that two different texts of a batch of 65,536 share one about once in a batch, which costs one
-    negative; 0 is left for "no text".
+    31 bits of a hash, so that two different texts of a batch of 65,536 share one about once in a
+    batch, which costs one negative; 0 is left for "no text".
     """
-    return int(digest(text.strip())[:8], 16) % (2**31 - 1) + 1
+    return int(text_digest(text.strip())[:8], 16) % (2**31 - 1) + 1
 
 
 def unit_hash(name: str) -> float:
-    """A stable number in [0, 1) for a name: `unit_hash(name) < share` holds out that share of the names."""
-    return int(digest(name)[:13], 16) / 16**13
+    """A stable number in [0, 1) for a name: `unit_hash(name) < share` holds out that share of the
+    names.
+    """
+    return int(text_digest(name)[:13], 16) / 16**13
 
 
 def spread_over(size: int, sample: int) -> np.ndarray:
@@ -73,7 +80,9 @@ def spread_over(size: int, sample: int) -> np.ndarray:
 
 
 def check_negatives(sources: Mapping[str, Source], wanted: int, sample: int = 1024) -> None:
-    """Raises UserError where none of up to `sample` pairs of any source has `wanted` hard negatives: nothing would be trained with them."""
+    """Raises UserError where none of up to `sample` pairs of any source has `wanted` hard
+    negatives: nothing would be trained with them.
+    """
     if not wanted:
         return
     most = 0
@@ -83,4 +92,7 @@ def check_negatives(sources: Mapping[str, Source], wanted: int, sample: int = 10
             if most >= wanted:  # usually at once
                 return
     names = ', '.join(f'data.sources.{name}' for name in sources)
-    raise UserError(f'data.negatives={wanted}: pairs of {names} have {most} at most: lower it, or set their key `negatives`')
+    raise UserError(
+        f'data.negatives={wanted}: pairs of {names} have {most} at most: lower it, or name the '
+        f'field that holds them with --config.data.sources.NAME.negatives=FIELD'
+    )

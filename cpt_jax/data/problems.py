@@ -1,12 +1,16 @@
-"""What was wrong with the input: counted by kind, shown, and a reason to stop when there is too much of it."""
+"""What was wrong with the input: counted by kind, shown, and a reason to stop when there is too
+much of it.
+"""
 
 from collections import Counter
 
-from cpt_jax.errors import UserError
+from cpt_jax.runtime.errors import UserError
 
 
 class BadRow(Exception):
-    """A row that cannot be used: the kind of its fault in a few words, and what is special to this row."""
+    """A row that cannot be used: the kind of its fault in a few words, and what is special to this
+    row.
+    """
 
     def __init__(self, kind: str, detail: str = ''):
         super().__init__(kind)
@@ -14,7 +18,9 @@ class BadRow(Exception):
 
 
 def check_text(field: str, value: object, max_chars: int) -> str:
-    """The text of a field, decoded where it is bytes. Raises BadRow if it cannot be one side of a pair."""
+    """The text of a field, decoded where it is bytes. Raises BadRow if it cannot be one side of a
+    pair.
+    """
     try:
         text = value.decode('utf-8') if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
@@ -28,7 +34,9 @@ def check_text(field: str, value: object, max_chars: int) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRow(f'{field!r} holds half a character', 'a lone surrogate such as \\ud800') from None
+        raise BadRow(
+            f'{field!r} holds half a character', 'a lone surrogate such as \\ud800'
+        ) from None
     return text
 
 
@@ -61,17 +69,24 @@ class Problems:
         """One line for people; empty when nothing was wrong."""
         if not self.bad:
             return ''
-        kinds = ', '.join(f'{count:,} {kind} (first: {self.first[kind][0]})' for kind, count in self.counts.most_common())
+        kinds = ', '.join(
+            f'{count:,} {kind} (first: {self.first[kind][0]})'
+            for kind, count in self.counts.most_common()
+        )
         return f'{self.bad:,} of {self.rows:,} rows cannot be used: {kinds}'
 
     def check(self) -> None:
-        """Raises UserError if more than `max_share` of the rows were bad; it starts with the place of the first one."""
+        """Raises UserError if more than `max_share` of the rows were bad; it starts with the place
+        of the first one.
+        """
         if self.bad > self.max_share * self.rows:
             kind, (where, detail) = next(iter(self.first.items()))
             counts = ', '.join(f'{count:,} {name}' for name, count in self.counts.most_common())
             raise UserError(
-                f'{where}: {kind}{detail and ": "}{detail}; {self.bad:,} of {self.rows:,} rows cannot be used ({counts}), '
-                f'more than the allowed share of {self.max_share:g}: repair the rows or raise max_bad_share'
+                f'{where}: {kind}{detail and ": "}{detail}; {self.bad:,} of {self.rows:,} rows '
+                f'cannot be used ({counts}), '
+                f'more than the allowed share of {self.max_share:g}: repair the rows or raise '
+                f'max_bad_share'
             )
 
     def to_json(self) -> dict:

@@ -25,7 +25,8 @@ class Function(NamedTuple):
       name: qualified, such as 'JSONDecoder.decode'.
       line: of its `def`, counted from 1.
       doc: the first paragraph of its docstring, on one line.
-      code: its source from `def` on, without decorators, docstring and outer indentation; it parses.
+      code: its source from `def` on, without decorators, docstring and outer indentation; it
+        parses.
     """
 
     name: str
@@ -35,7 +36,8 @@ class Function(NamedTuple):
 
 
 def decode(source: bytes) -> str:
-    """The text of a Python file as the interpreter sees it: its declared encoding, line ends as newlines.
+    """The text of a Python file as the interpreter sees it: its declared encoding, line ends as
+    newlines.
 
     Raises SyntaxError or UnicodeDecodeError.
     """
@@ -44,9 +46,11 @@ def decode(source: bytes) -> str:
 
 
 def functions(text: str, rejected: Counter[str]) -> list[Function]:
-    """The functions and methods of a module that pass CodeSearchNet's filters; nested functions are not looked at.
+    """The functions and methods of a module that pass CodeSearchNet's filters; nested functions are
+    not looked at.
 
-    `rejected` counts the others by reason, and all of them under 'seen'. Raises what `ast.parse` raises.
+    `rejected` counts the others by reason, and all of them under 'seen'. Raises what `ast.parse`
+    raises.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # invalid escapes in other people's strings
@@ -56,7 +60,10 @@ def functions(text: str, rejected: Counter[str]) -> list[Function]:
     for name, node in _definitions(tree, ''):
         rejected['seen'] += 1
         doc = ast.get_docstring(node, clean=False)
-        reason = 'no documentation' if doc is None else name_rejection(node.name) or body_rejection(node.body[1:])
+        if doc is None:
+            rejected['no documentation'] += 1
+            continue
+        reason = name_rejection(node.name) or body_rejection(node.body[1:])
         if not reason:
             function = Function(name, node.lineno, first_paragraph(doc), undocumented(node, lines))
             reason = text_rejection(function.doc, function.code)
@@ -78,27 +85,38 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]
 
 
 def undocumented(node: Definition, lines: list[bytes]) -> str:
-    """The source of a function from its `def` on, less its docstring (body[0]) and the indentation of its first line.
+    """The source of a function from its `def` on, less its docstring (body[0]) and the indentation
+    of its first line.
 
     `lines` are those of the file, in UTF-8. The body must hold more than the docstring.
     """
     doc, after = node.body[0], node.body[1]
     head = lines[node.lineno - 1 : doc.lineno]
     head[-1] = head[-1][: doc.col_offset]
-    last = node.end_lineno
-    if after.lineno == doc.end_lineno:  # 'doc'; statement
-        tail = lines[doc.end_lineno - 1 : last]
+    last, last_column = _end(node)
+    doc_end, _ = _end(doc)
+    if after.lineno == doc_end:  # 'doc'; statement
+        tail = lines[doc_end - 1 : last]
         tail[0] = tail[0][after.col_offset :]
         whole = head[:-1] + [head[-1] + tail[0]] + tail[1:]
     else:
-        whole = (head if head[-1].strip() else head[:-1]) + lines[doc.end_lineno : last]
-    whole[-1] = whole[-1][: len(whole[-1]) - (len(lines[last - 1]) - node.end_col_offset)]
+        whole = (head if head[-1].strip() else head[:-1]) + lines[doc_end:last]
+    whole[-1] = whole[-1][: len(whole[-1]) - (len(lines[last - 1]) - last_column)]
     indent = lines[node.lineno - 1][: node.col_offset]
     return b'\n'.join(line.removeprefix(indent) for line in whole).decode().rstrip()
 
 
+def _end(node: ast.stmt) -> tuple[int, int]:
+    """Last line and column of a statement. Those of a parsed text have both."""
+    if node.end_lineno is None or node.end_col_offset is None:
+        raise ValueError('a statement without a place in a text')
+    return node.end_lineno, node.end_col_offset
+
+
 def without_docstring(code: str) -> str:
-    """A Python function's source without its docstring and decorators; other source comes back as it is."""
+    """A Python function's source without its docstring and decorators; other source comes back as
+    it is.
+    """
     source = textwrap.dedent(code.replace('\r\n', '\n').replace('\r', '\n'))
     try:
         with warnings.catch_warnings():

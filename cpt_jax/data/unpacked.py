@@ -8,30 +8,39 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cpt_jax.atomic import replacing
-from cpt_jax.data.cache import cache_folder
-from cpt_jax.data.files import InputFile, state
-from cpt_jax.errors import UserError
+from cpt_jax.data.files import InputFile, files_state
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.atomic_write import replacing
+from cpt_jax.storage.cache import cache_folder
 
 PACKED = '.gz'
 
 
 def unpacked(files: Sequence[InputFile]) -> list[InputFile]:
-    """The same files, where one is packed with the name that it has unpacked and the path of a copy, which an earlier call may have left.
+    """The same files, where one is packed with the name that it has unpacked and the path of a
+    copy, which an earlier call may have left.
 
     Raises:
-      UserError: a file is there both packed and not, which would give its rows twice; it cannot be unpacked, or there is no room.
+      UserError: a file is there both packed and not, which would give its rows twice; it cannot be
+        unpacked, or there is no room.
     """
     found = [InputFile(file.name.removesuffix(PACKED), file.path) for file in files]
     twice = [name for name, count in Counter(file.name for file in found).items() if count > 1]
     if twice:
-        raise UserError(f'path: {twice[0]} is there packed and unpacked, and its rows would count twice: remove one of them')
+        raise UserError(
+            f'path: {twice[0]} is there packed and unpacked, and its rows would count twice: '
+            f'remove one of them'
+        )
     missing = [file for file in found if _is_packed(file) and not _copy(file).exists()]
     total = sum(file.path.stat().st_size for file in missing)
-    with tqdm(total=total, desc='unpacking', unit='B', unit_scale=True, disable=None if missing else True) as bar:
+    with tqdm(
+        total=total, desc='unpacking', unit='B', unit_scale=True, disable=None if missing else True
+    ) as bar:
         for file in missing:
             _unpack(file.path, _copy(file), bar)
-    return [InputFile(file.name, _copy(file), file.path) if _is_packed(file) else file for file in found]
+    return [
+        InputFile(file.name, _copy(file), file.path) if _is_packed(file) else file for file in found
+    ]
 
 
 def _is_packed(file: InputFile) -> bool:
@@ -39,7 +48,7 @@ def _is_packed(file: InputFile) -> bool:
 
 
 def _copy(file: InputFile) -> Path:
-    return cache_folder() / 'unpacked' / state([file]) / Path(file.name).name
+    return cache_folder() / 'unpacked' / files_state([file]) / Path(file.name).name
 
 
 def _unpack(path: Path, copy: Path, bar: tqdm) -> None:
@@ -54,4 +63,7 @@ def _unpack(path: Path, copy: Path, bar: tqdm) -> None:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f'{path}: a broken gzip file ({error}): download it again') from None
     except OSError as error:
-        raise UserError(f'{path}: cannot be unpacked into {copy.parent} ({error}): CPT_JAX_CACHE names another folder for it') from None
+        raise UserError(
+            f'{path}: cannot be unpacked into {copy.parent} ({error}): CPT_JAX_CACHE names '
+            f'another folder for it'
+        ) from None

@@ -1,7 +1,9 @@
-"""Continuous evaluation: every checkpoint of a run that is being trained is scored once, by as many programs as one likes.
+"""Continuous evaluation: every checkpoint of a run that is being trained is scored once, by as many
+programs as one likes.
 
-A score counts when its row is in results.jsonl (history.py). All else is made of the rows, after each of them and when a program begins,
-so that one that is killed anywhere leaves nothing that the next one does not mend: TensorBoard's points, best.json, best/, the report.
+A score counts when its row is in results.jsonl (history.py). All else is made of the rows, after
+each of them and when a program begins, so that one that is killed anywhere leaves nothing that the
+next one does not mend: TensorBoard's points, best.json, best/, the report.
 """
 
 import json
@@ -18,22 +20,24 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from cpt_jax import checkpoint
-from cpt_jax.best import keep_best, write_best
-from cpt_jax.errors import UserError
-from cpt_jax.evals.claims import CLAIMS, claimed, locked
-from cpt_jax.evals.embedding_cache import KeptVectors, digest
-from cpt_jax.evals.evaluation import claim_path, store, write_report
-from cpt_jax.evals.history import HISTORY, Name, Row, add_row, best_of, name_of, read_rows
-from cpt_jax.evals.results import RESULTS, new_results
+from cpt_jax.evals.run import claim_path, store, write_report
+from cpt_jax.evals.store.embedding_cache import KeptVectors, digest_json
+from cpt_jax.evals.store.history import HISTORY, Name, Row, add_row, best_of, name_of, read_rows
+from cpt_jax.evals.store.results import RESULTS, ResultsFile
 from cpt_jax.evals.task import Result, Task
-from cpt_jax.tensorboard import Point, write_points
+from cpt_jax.runs import checkpoint
+from cpt_jax.runs.best_checkpoint import keep_best, write_best
+from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.event_files import Point, write_points
+from cpt_jax.storage.locks import CLAIMS, claimed, locked
 
 POLL_SECONDS = 5
-FIRST_LINE_SECONDS = 60  # of waiting, before a line says so; the next ones come after twice as long each
-EVENTS = 'tensorboard/eval/events.out.tfevents.0.results'
+# Of waiting, before a line says so; the next ones come after twice as long each.
+FIRST_LINE_SECONDS = 60
 _HELD = 'scoring'  # how the claims begin of programs that hold a checkpoint
-_OF_CHECKPOINT = 'step', 'saved', 'code'  # settings that are not the same for all checkpoints of a run
+# Settings that are not the same for all checkpoints of a run.
+_OF_CHECKPOINT = 'step', 'saved', 'code'
 
 Settings = Mapping[str, object]
 
@@ -45,11 +49,14 @@ class Follower:
     Attributes:
       run: its directory.
       tasks: the tasks for a model with some settings; always of the same names.
-      fingerprints: task -> what its scores depend on besides the model (inputs.py).
-      settings_of: step -> the settings of the embedder of that checkpoint, which need not be loaded.
-      load: step -> the embedding function of that checkpoint. The one before it is not used any more.
+      fingerprints: task -> fingerprint of what its scores depend on besides the model.
+      settings_of: step -> the settings of the embedder of that checkpoint, which need not be
+        loaded.
+      load: step -> the embedding function of that checkpoint. The one before it is not used any
+        more.
       keep: keep the best checkpoints from being deleted.
-      asked: task -> the fingerprint of its rows, as this program measures; filled as it goes through checkpoints.
+      asked: task -> the fingerprint of its rows, as this program measures; filled as it goes
+        through checkpoints.
     """
 
     run: Path
@@ -66,7 +73,7 @@ class Follower:
 
     @property
     def steps(self) -> list[int]:
-        return checkpoint.steps_in(self.run / 'checkpoints')
+        return checkpoint.steps_in(RunDir(self.run).checkpoints)
 
     @property
     def rows(self) -> list[Row]:
@@ -78,7 +85,9 @@ class Follower:
             self._derive()
 
     def go_through(self) -> bool:
-        """Scores what nobody has scored, oldest first: those are deleted first. True: look again; others are at some, or some are new."""
+        """Scores what nobody has scored, oldest first: those are deleted first. True: look again;
+        others are at some, or some are new.
+        """
         steps, left = self.steps, False
         for step in self._failed - set(steps):
             self._tell_gone(step)
@@ -92,22 +101,33 @@ class Follower:
 
     def write_report(self) -> None:
         if (self.run / RESULTS).exists():
-            write_report(epath.Path(self.run), epath.Path(self.run / 'metrics.jsonl'))
+            write_report(epath.Path(self.run), epath.Path(RunDir(self.run).metrics))
 
     def _score_step(self, step: int) -> bool:
         """Scores the tasks of a checkpoint that nobody has. True: others are at some."""
         settings = self._settings(step)
         alike = {key: value for key, value in settings.items() if key not in _OF_CHECKPOINT}
         tasks = self.tasks(settings)
-        names = [(step, settings['saved'], task.name, digest([alike, self.fingerprints.get(task.name, '')])) for task in tasks]
+        names = [
+            (
+                step,
+                str(settings['saved']),
+                task.name,
+                digest_json([alike, self.fingerprints[task.name]]),
+            )
+            for task in tasks
+        ]
         self.asked |= {task: fingerprint for *_, task, fingerprint in names}
         there, kept, left = set(map(name_of, self.rows)), None, False
         if there.issuperset(names):
             return False
         with self._held(step):
             for task, name in zip(tasks, names, strict=True):
-                with claimed(claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)) as mine:
-                    if mine and name not in map(name_of, self.rows):  # it may have come while we were at other tasks
+                with claimed(
+                    claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)
+                ) as mine:
+                    # It may have come while we were at other tasks.
+                    if mine and name not in map(name_of, self.rows):
                         kept = kept or self._load(step)
                         self._score(task, name, settings, kept)
                 left |= not mine
@@ -120,13 +140,19 @@ class Follower:
         """Keeps a checkpoint from being deleted while it is scored."""
         with ExitStack() as stack:
             with self._locked():
-                stack.enter_context(claimed(self.run / CLAIMS / f'{_HELD}-{step}-{socket.gethostname()}-{os.getpid()}'))
+                stack.enter_context(
+                    claimed(
+                        self.run / CLAIMS / f'{_HELD}-{step}-{socket.gethostname()}-{os.getpid()}'
+                    )
+                )
                 self._derive()
             yield
         self.bring_up_to_date()
 
     def _held_steps(self) -> set[int]:
-        """The checkpoints that programs are scoring now; what a killed one left of its claim goes."""
+        """The checkpoints that programs are scoring now; what a killed one left of its claim
+        goes.
+        """
         held = set()
         for path in (self.run / CLAIMS).glob(f'{_HELD}-*'):
             with claimed(path) as free:
@@ -139,7 +165,7 @@ class Follower:
     def _settings(self, step: int) -> Settings:
         """Read once of each checkpoint; one of the same step may take its place."""
         try:
-            folder = (self.run / 'checkpoints' / str(step)).stat()
+            folder = (RunDir(self.run).checkpoints / str(step)).stat()
             which = step, folder.st_ino, folder.st_mtime_ns
             if which not in self._known:
                 with _quietly():
@@ -156,7 +182,9 @@ class Follower:
             raise _Unreadable(error) from error
 
     def _again(self, step: int, error: Exception) -> bool:
-        """What becomes of a checkpoint that cannot be read: it may be about to be deleted. True: try again."""
+        """What becomes of a checkpoint that cannot be read: it may be about to be deleted. True:
+        try again.
+        """
         if step not in self.steps:
             self._tell_gone(step)
             return False
@@ -170,15 +198,19 @@ class Follower:
 
     def _tell_gone(self, step: int) -> None:
         self._failed.discard(step)
-        tqdm.write(f'checkpoint {step} was deleted before it was scored: checkpoint.keep_latest and keep_every say which stay')
+        tqdm.write(
+            f'checkpoint {step} was deleted before it was scored: checkpoint.keep_latest and '
+            f'keep_every say which stay'
+        )
 
     def _score(self, task: Task, name: Name, settings: Settings, kept: KeptVectors) -> None:
         step, start = name[0], time.perf_counter()
         tqdm.write(f'step {step:,}: {task.name}')
         with kept.during(task.name):
             result = task.run(kept)
-        new = new_results(f'{self.run.name}@{step}', dict(settings))
-        store(epath.Path(self.run), new, task.name, result, self.fingerprints.get(task.name, ''), newest=True)
+        path = epath.Path(self.run) / RESULTS
+        results = ResultsFile(path, f'{self.run.name}@{step}', dict(settings))
+        store(results, task.name, result, self.fingerprints[task.name], newest=True)
         with self._locked():
             add_row(self.run / HISTORY, _row(name, result, time.perf_counter() - start))
             self._derive()
@@ -187,7 +219,7 @@ class Follower:
         rows = self.rows
         best = best_of(rows)
         if rows:
-            write_points(self.run / EVENTS, [_point(row) for row in rows])
+            write_points(RunDir(self.run).evaluation_events, [_point(row) for row in rows])
             write_best(self.run, best)
         if self.keep:
             lost = set(keep_best(self.run, best, self._held_steps()))
@@ -195,18 +227,25 @@ class Follower:
             lost = {int(entry['step']) for entry in best.values()} - set(self.steps)
         for step in sorted(lost - self._told):
             tasks = ', '.join(task for task, entry in best.items() if entry['step'] == step)
-            tqdm.write(f'the best checkpoint by {tasks}, step {step}, is not kept: it was deleted, or the disk is full')
+            tqdm.write(
+                f'the best checkpoint by {tasks}, step {step}, is not kept: it was deleted, or '
+                f'the disk is full'
+            )
             self._told.add(step)
 
 
 def follow(
-    follower: Follower, timeout: float, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
+    follower: Follower,
+    timeout: float,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
 ) -> str:
     """Scores checkpoints as they come; returns why it ended.
 
     Args:
       follower: of the run.
-      timeout: seconds without a new checkpoint or a score, by whomever, after which it ends; 0: only when training ends.
+      timeout: seconds without a new checkpoint or a score, by whomever, after which it ends; 0:
+        only when training ends.
       sleep, clock: as of the module time.
 
     Raises:
@@ -218,17 +257,25 @@ def follow(
     while True:
         left = follower.go_through()
         last, rows = _last_step(follower.run), follower.rows
-        latest = max(follower.steps or [row['step'] for row in rows], default=0)  # a run may go back to an earlier step
+        # A run may go back to an earlier step.
+        latest = max(follower.steps or [row['step'] for row in rows], default=0)
         if not left and last and latest >= last:
             return f'training ended at step {latest:,}'
         if before != (latest, len(rows)):
             before, since, next_line = (latest, len(rows)), clock(), FIRST_LINE_SECONDS
         waited = clock() - since
         if timeout and waited >= timeout:
-            return f'no new checkpoint for {waited / 60:.0f} min, at step {latest:,} of {last or "?"}: not followed any longer'
+            return (
+                f'no new checkpoint for {waited / 60:.0f} min, at step {latest:,} of '
+                f'{last or "?"}: not followed any longer'
+            )
         if waited >= next_line:
             next_line *= 2
-            what = 'others are scoring, or a checkpoint cannot be read' if left else f'a checkpoint after step {latest:,} of {last or "?"}'
+            what = (
+                'others are scoring, or a checkpoint cannot be read'
+                if left
+                else f'a checkpoint after step {latest:,} of {last or "?"}'
+            )
             tqdm.write(f'waiting for {waited / 60:.0f} min: {what}; {_sign_of_life(follower.run)}')
         sleep(POLL_SECONDS)
 
@@ -271,17 +318,21 @@ def _point(row: Row) -> Point:
 
 def _last_step(run: Path) -> int | None:
     """train.steps of the run as it goes on now; None before it has begun."""
+    path = RunDir(run).config
     try:
-        return json.loads((run / 'config.json').read_text('utf-8'))['train']['steps']
+        return json.loads(path.read_text('utf-8'))['train']['steps']
     except FileNotFoundError:
         return None
     except (ValueError, KeyError):
-        raise UserError(f'{run / "config.json"}: not of a run, which --follow watches') from None
+        raise UserError(f'{path}: not of a run, which --follow watches') from None
 
 
 def _sign_of_life(run: Path) -> str:
     """When the trainer last wrote something."""
-    metrics = run / 'metrics.jsonl'
+    metrics = RunDir(run).metrics
     if not metrics.exists():
         return 'the trainer has written nothing yet'
-    return f'the trainer wrote its last row {max(time.time() - metrics.stat().st_mtime, 0) / 60:.0f} min ago'
+    return (
+        f'the trainer wrote its last row {max(time.time() - metrics.stat().st_mtime, 0) / 60:.0f} '
+        f'min ago'
+    )

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.embed import Embedder
-from cpt_jax.errors import UserError
-from cpt_jax.tokenizer import Side
+from cpt_jax.embed.embedder import Embedder
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.tokenizer import Side
 
 _SIDES: Mapping[str, Side] = {'query': 'x', 'document': 'y'}
 
@@ -16,7 +16,8 @@ class MtebModel:
     """mteb's EncoderProtocol (version 2) around an Embedder.
 
     Attributes:
-      mteb_model_meta: name (`cpt_jax/<run>`), revision (`step_<step>`) and sizes, under which mteb files the results.
+      mteb_model_meta: name (`cpt_jax/<run>`), revision (`step_<step>`) and sizes, under which mteb
+        files the results.
     """
 
     def __init__(self, embed: Embedder, symmetric: Side):
@@ -24,7 +25,9 @@ class MtebModel:
         self._embed, self._symmetric = embed, symmetric
         self.mteb_model_meta = _meta(embed)
 
-    def encode(self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **more: Any) -> np.ndarray:
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **more: Any
+    ) -> np.ndarray:
         """float32[n, D]: unit vectors of the texts of mteb's batches.
 
         Args:
@@ -33,7 +36,11 @@ class MtebModel:
           more: what mteb says besides; `show_progress_bar` counts.
         """
         texts = [text for batch in inputs for text in batch['text']]
-        side = _SIDES[str(getattr(prompt_type, 'value', prompt_type))] if prompt_type else self._symmetric
+        side = (
+            _SIDES[str(getattr(prompt_type, 'value', prompt_type))]
+            if prompt_type
+            else self._symmetric
+        )
         return self._embed(texts, side, 'texts' if more.get('show_progress_bar') else '')
 
     def similarity(self, a_NxD: np.ndarray, b_MxD: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Which texts of a batch are whose candidates, and a device's anchors beside some of them: what every form of the loss is made of."""
+"""Which texts of a batch are whose candidates, and a device's anchors beside some of them: what
+every form of the loss is made of.
+"""
 
 from typing import NamedTuple
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 NEVER = -1e30  # the logit of what is no candidate
 
 
-class Pairs(NamedTuple):
+class PairBlock(NamedTuple):
     """Some pairs of the batch: anchors, or candidates for them.
 
     Attributes:
@@ -41,7 +43,7 @@ class Rows(NamedTuple):
     negatives: jax.Array
 
 
-class Columns(NamedTuple):
+class SeenByColumns(NamedTuple):
     """What the y's of c candidate pairs saw of this device's anchors, as in Rows."""
 
     best_c: jax.Array
@@ -49,35 +51,39 @@ class Columns(NamedTuple):
     rival_c: jax.Array
 
 
-def cosines(x_bxD: jax.Array, candidates: Pairs) -> jax.Array:
+def cosines(x_bxD: jax.Array, candidates: PairBlock) -> jax.Array:
     """float32[b, K]: with the y's of the candidates, then with all their hard negatives."""
-    return product('bd,kd->bk', x_bxD, columns(candidates.e_cxTxD))
+    return float32_product('bd,kd->bk', x_bxD, candidate_columns(candidates.e_cxTxD))
 
 
-def product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
+def float32_product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum in float32.
 
-    HIGHEST: a TPU would otherwise round float32 inputs to bfloat16, to 2**-9 of their size, and the scale multiplies that by up to 100.
+    HIGHEST: a TPU would otherwise round float32 inputs to bfloat16, to 2**-9 of their size, and the
+    scale multiplies that by up to 100.
     """
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.einsum(formula, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def columns(a_cxTx: jax.Array) -> jax.Array:
+def candidate_columns(a_cxTx: jax.Array) -> jax.Array:
     """[c, T - 1, ...] of y and hard negatives -> [K, ...]: all y's first."""
     return jnp.concatenate([a_cxTx[:, 0], a_cxTx[:, 1:].reshape(-1, *a_cxTx.shape[2:])])
 
 
 def uncolumns(a_Kx: jax.Array, pairs: int) -> jax.Array:
-    """The inverse of `columns`."""
-    return jnp.concatenate([a_Kx[:pairs, None], a_Kx[pairs:].reshape(pairs, -1, *a_Kx.shape[1:])], axis=1)
+    """The inverse of `candidate_columns`."""
+    return jnp.concatenate(
+        [a_Kx[:pairs, None], a_Kx[pairs:].reshape(pairs, -1, *a_Kx.shape[1:])], axis=1
+    )
 
 
-def relations(anchors: Pairs, candidates: Pairs) -> tuple[jax.Array, jax.Array]:
+def relations(anchors: PairBlock, candidates: PairBlock) -> tuple[jax.Array, jax.Array]:
     """bool[b, K] each: is the column a negative of the row, and is it its partner?
 
-    Neither are texts that are not there, and texts that are no negatives: the same x or the same y as the anchor's own pair has, and a
-    hard negative that equals the anchor's y. Duplicates are certain in batches of tens of thousands. The partner always takes part.
+    Neither are texts that are not there, and texts that are no negatives: the same x or the same y
+    as the anchor's own pair has, and a hard negative that equals the anchor's y. Duplicates are
+    certain in batches of tens of thousands. The partner always takes part.
     """
     x_bx1, y_bx1 = anchors.ids_cxT[:, :1], anchors.ids_cxT[:, 1:2]
     x_1xc, y_1xc, hard_1xN = (
@@ -92,8 +98,10 @@ def relations(anchors: Pairs, candidates: Pairs) -> tuple[jax.Array, jax.Array]:
     return negative_bxK, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxN.shape[1])))
 
 
-def look(anchors: Pairs, candidates: Pairs, scale: jax.Array) -> tuple[Rows, Columns]:
-    """Compares this device's anchors with some candidates. Maxima carry no gradient: they only keep exp within float32."""
+def look(anchors: PairBlock, candidates: PairBlock, scale: jax.Array) -> tuple[Rows, SeenByColumns]:
+    """Compares this device's anchors with some candidates. Maxima carry no gradient: they only keep
+    exp within float32.
+    """
     cosine_bxK = cosines(anchors.e_cxTxD[:, 0], candidates)
     negative_bxK, partner_bxK = relations(anchors, candidates)
     logits_bxK = jnp.where(negative_bxK | partner_bxK, scale * cosine_bxK, NEVER)
@@ -110,7 +118,9 @@ def look(anchors: Pairs, candidates: Pairs, scale: jax.Array) -> tuple[Rows, Col
     )
     pairs = candidates.ids_cxT.shape[0]
     best_c = jax.lax.stop_gradient(logits_bxK[:, :pairs]).max(0)
-    return rows, Columns(best_c, jnp.exp(logits_bxK[:, :pairs] - best_c).sum(0), rivals_bxK[:, :pairs].max(0))
+    return rows, SeenByColumns(
+        best_c, jnp.exp(logits_bxK[:, :pairs] - best_c).sum(0), rivals_bxK[:, :pairs].max(0)
+    )
 
 
 def merge(a: Rows, b: Rows) -> Rows:
@@ -129,8 +139,9 @@ def merge(a: Rows, b: Rows) -> Rows:
     )
 
 
-def scatter(seen: Columns, axes: tuple[str, ...], axis: int) -> tuple[jax.Array, jax.Array]:
-    """Over the anchors of all devices: the log-sum-exp and the largest rival of the y's of this device's own pairs.
+def scatter(seen: SeenByColumns, axes: tuple[str, ...], axis: int) -> tuple[jax.Array, jax.Array]:
+    """Over the anchors of all devices: the log-sum-exp and the largest rival of the y's of this
+    device's own pairs.
 
     Args:
       seen: of the y's of all pairs of the batch, [.., B, ..].
@@ -138,20 +149,29 @@ def scatter(seen: Columns, axes: tuple[str, ...], axis: int) -> tuple[jax.Array,
       axis: which axis of the arrays that split cuts.
     """
     best, rival = jax.lax.pmax(jax.lax.stop_gradient((seen.best_c, seen.rival_c)), axes)
-    total = jax.lax.psum_scatter(seen.total_c * jnp.exp(seen.best_c - best), axes, scatter_dimension=axis, tiled=True)
+    total = jax.lax.psum_scatter(
+        seen.total_c * jnp.exp(seen.best_c - best), axes, scatter_dimension=axis, tiled=True
+    )
     size, me = total.shape[axis], jax.lax.axis_index(axes)
-    best, rival = (jax.lax.dynamic_slice_in_dim(array, me * size, size, axis) for array in (best, rival))
+    best, rival = (
+        jax.lax.dynamic_slice_in_dim(array, me * size, size, axis) for array in (best, rival)
+    )
     return jnp.log(jnp.maximum(total, 1e-30)) + best, rival
 
 
 def add_up(
-    rows: Rows, column_lse_b: jax.Array, column_rival_b: jax.Array, there_b: jax.Array, axes: tuple[str, ...]
+    rows: Rows,
+    column_lse_b: jax.Array,
+    column_rival_b: jax.Array,
+    there_b: jax.Array,
+    axes: tuple[str, ...],
 ) -> dict[str, jax.Array]:
     """Sums over the pairs of all devices of what InfoNCE takes the mean of."""
     sums = {
         'loss_xy': there_b * (row_lse(rows) - rows.own_b),
         'loss_yx': there_b * (column_lse_b - rows.own_b),
-        'accuracy_xy': there_b * (rows.own_b > rows.rival_b),  # a tie is no hit: vectors that are all alike find nothing
+        'accuracy_xy': there_b
+        * (rows.own_b > rows.rival_b),  # a tie is no hit: vectors that are all alike find nothing
         'accuracy_yx': there_b * (rows.own_b > column_rival_b),
         'positive_cosine': there_b * rows.own_cosine_b,
         'pairs': there_b,
@@ -167,7 +187,9 @@ def row_lse(rows: Rows) -> jax.Array:
 
 
 def there(ids_bxT: jax.Array) -> jax.Array:
-    """float32[b]: 1 for a pair that is there, 0 for one that did not fit its rows or fills a gap."""
+    """float32[b]: 1 for a pair that is there, 0 for one that did not fit its rows or fills a
+    gap.
+    """
     return (ids_bxT[:, 0] > 0).astype(jnp.float32)
 
 

@@ -1,13 +1,15 @@
-"""The program that turns texts into vectors, compiled for a topology: what launch/evaluate.py and embed.py run, batch after batch."""
+"""The program that turns texts into vectors, compiled for a topology: what launch/evaluate.py and
+embed.py run, batch after batch.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cpt_jax.mesh import batch_shards
 from cpt_jax.plan.lowering import device_bytes, lower_embedding
-from cpt_jax.plan.planning import Figures, figures
+from cpt_jax.plan.planning import Figures, Plan, figures
 from cpt_jax.plan.topology import check_topology, devices_of
+from cpt_jax.runtime.mesh import batch_shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,8 @@ class EmbeddingPlan(Figures):
     """What launch/plan.py tells of a config's model as an embedder: its JSON has these keys.
 
     Attributes:
-      weights: how parameters are kept: bfloat16 or float32; of a config with LoRA, the kind of its base.
+      weights: how parameters are kept: bfloat16 or float32; of a config with LoRA, the kind of its
+        base.
       weight_bytes_per_chip: of all parameters.
       row_length: columns of a row, which holds one text.
       texts_per_step: of a full batch, all devices together.
@@ -27,6 +30,9 @@ class EmbeddingPlan(Figures):
     row_length: int
     texts_per_step: int
     texts_per_second_bound: float | None
+
+
+AnyPlan = Plan | EmbeddingPlan
 
 
 def make_embedding_plan(
@@ -44,18 +50,22 @@ def make_embedding_plan(
     Args:
       config: plain values; its mesh has no part, and neither has what is for training alone.
       fsdp: devices that share one copy of the parameters, as of launch/evaluate.py.
-      length: tokens of a text with all that stands around it; 0: the larger of data.max_tokens_x and y.
-      weights: how parameters are kept, bfloat16 or float32; '': bfloat16 with a config that has a prompt, as in files of published language
-        models, else float32, as in checkpoints. With LoRA the config says it.
+      length: tokens of a text with all that stands around it; 0: the larger of data.max_tokens_x
+        and y.
+      weights: how parameters are kept, bfloat16 or float32; '': bfloat16 with a config that has a
+        prompt, as in files of published language models, else float32, as in checkpoints. With LoRA
+        the config says it.
 
     Raises:
-      UserError: the topology or the config is wrong, or a text of that length does not go into the model, or libtpu fails for another
-        reason than memory.
+      UserError: the topology or the config is wrong, or a text of that length does not go into the
+        model, or libtpu fails for another reason than memory.
     """
     chip = check_topology(topology)
     program = lower_embedding(config, devices_of(topology, slices), fsdp, length, weights)
     on_start()
-    found = figures(program.lowered, program.mesh, topology, slices, program.model_flops, program.waiting_bytes)
+    found = figures(
+        program.lowered, program.mesh, topology, slices, program.model_flops, program.waiting_bytes
+    )
     seconds = found['lower_bound_seconds']
     return EmbeddingPlan(
         **found,

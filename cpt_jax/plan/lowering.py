@@ -1,5 +1,5 @@
-"""From a config to its training step, or to what embeds with its model, ready to be compiled for devices that are not there: the one place
-that knows how a run is built.
+"""From a config to its training step, or to what embeds with its model, ready to be compiled for
+devices that are not there.
 """
 
 import dataclasses
@@ -12,30 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.config import build
 from cpt_jax.data.batch import Layout, abstract_batch
 from cpt_jax.data.packing import rows_needed
-from cpt_jax.embed import Embedder
-from cpt_jax.errors import UserError
-from cpt_jax.mesh import batch_sharding, batch_shards, make_mesh, on_mesh, shardings
+from cpt_jax.embed.embedder import Embedder
+from cpt_jax.embed.row_batching import encode_rows, row_length_of, rows_at_once
+from cpt_jax.model.adapters.lora import LoRA
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import embedding_flops
-from cpt_jax.model.lora import LoRA
 from cpt_jax.model.parameter import divided
-from cpt_jax.model.shape import Shape
-from cpt_jax.text_rows import encode_rows, row_length_of, rows_at_once
-from cpt_jax.train.objective import Objective
-from cpt_jax.train.optimizer import make_optimizer
-from cpt_jax.train.setup import Data, Train, check_lengths, make_objective, with_architecture
-from cpt_jax.train.step import TrainState, init_state, make_step
+from cpt_jax.origin.resolve import resolve_origin
+from cpt_jax.runs.config import build
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import batch_sharding, batch_shards, make_mesh, on_mesh, shardings
+from cpt_jax.training.objective import Objective
+from cpt_jax.training.resolve import inherit, resolve
+from cpt_jax.training.sections import Data, Train
+from cpt_jax.training.step import TrainState, init_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class LoweredStep:
     """A config's training step on given devices; nothing is compiled yet."""
 
     mesh: jax.sharding.Mesh
-    shape: Shape
+    encoder_config: EncoderConfig
     train: Train
     data: Data
     layout: Layout
@@ -55,20 +56,25 @@ class Step:
         if not self.lora.rank:
             return self.trained
         with jax.set_mesh(self.mesh):
-            encoder = jax.eval_shape(lambda: Encoder(self.shape, nnx.Rngs(0)))
+            encoder = jax.eval_shape(lambda: Encoder(self.encoder_config, nnx.Rngs(0)))
         return self.trained + sum(leaf.size for leaf in jax.tree.leaves(encoder))
 
     @property
     def model_flops(self) -> int:
         """See `model/flops.py`."""
-        return self.objective.flops(self.shape, self.layout, self.train.batch_pairs, self.lora)
+        return self.objective.flops(
+            self.encoder_config, self.layout, self.train.batch_pairs, self.lora
+        )
 
 
-def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True) -> Step:
+def lower(
+    config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True
+) -> LoweredStep:
     """The step that launch/train.py would run with this config on these TPUs.
 
-    No data is read: with `data.rows` 0 every text is as long as it may be. The vocabulary is `tokenizer.vocab_size`; of a run that starts
-    from a pretrained model (`init_from`), that model's.
+    No data is read: with `data.rows` 0 every text is as long as it may be. The vocabulary is
+    `tokenizer.vocab_size`; of a run that starts from a pretrained model (`init_from`), that
+    model's.
 
     Args:
       config: plain values.
@@ -78,26 +84,44 @@ def lower(config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool 
     Raises:
       UserError: the config does not fit together, or does not go on these devices.
     """
-    config = with_architecture(config)
-    mesh = build(make_mesh, 'mesh', config['mesh'], devices=devices)
-    train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
-    objective = make_objective(config, data)
-    optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
-    shape = build(Shape, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']).on('tpu')
-    shape.check_mesh(mesh)
-    objective.check(shape)
-    lora = build(LoRA, 'lora', config['lora'])
-    lora.check(shape, mesh)
-    check_lengths(objective, data, shape)
-    layout = longest_layout(data, train, batch_shards(mesh), objective.longest(data))
+    parts = resolve(_with_origin(config), devices, platform='tpu')
+    mesh, objective = parts.mesh, parts.objective
+    longest = objective.longest(parts.data)
+    layout = longest_layout(parts.data, parts.train, batch_shards(mesh), longest)
+
+    def init() -> TrainState:
+        return init_state(
+            parts.encoder_config, objective, parts.optimizer, config['seed'], parts.lora
+        )
+
     with jax.set_mesh(mesh):
-        state = on_mesh(jax.eval_shape(lambda: init_state(shape, objective, optimizer, config['seed'], lora)), mesh)
+        state = on_mesh(jax.eval_shape(init), mesh)
         lowered = None
         if trace:
-            step = make_step(objective, optimizer, schedule, config['seed'])
-            # As train/loop.py compiles it.
-            lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(state, abstract_batch(layout, mesh))
-    return Step(mesh, shape, train, data, layout, objective, state, lowered, lora)
+            step = make_step(objective, parts.optimizer, parts.schedule, config['seed'])
+            # As training/loop.py compiles it.
+            lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(
+                state, abstract_batch(layout, mesh)
+            )
+    return LoweredStep(
+        mesh,
+        parts.encoder_config,
+        parts.train,
+        parts.data,
+        layout,
+        objective,
+        state,
+        lowered,
+        parts.lora,
+    )
+
+
+def _with_origin(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the config with the architecture of its origin; an earlier run that is not there
+    counts as scratch, since a plan is made before anything has run.
+    """
+    config, _ = inherit(config, resolve_origin(config['init_from'], must_exist=False))
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,73 +144,113 @@ class Embedding:
 
     @property
     def parameters(self) -> int:
-        """Numbers, the padding of the vocabulary and adapters included, each one whatever it is kept as."""
+        """Numbers, the padding of the vocabulary and adapters included, each one whatever it is
+        kept as.
+        """
         with jax.set_mesh(self.mesh):
-            whole = jax.eval_shape(lambda: Encoder(self.encoder.shape, nnx.Rngs(0)))
+            whole = jax.eval_shape(lambda: Encoder(self.encoder.config, nnx.Rngs(0)))
         adapters = divided(self.encoder)[0] if self.lora.rank else None
         return sum(leaf.size for leaf in jax.tree.leaves((whole, adapters)))
 
     @property
     def model_flops(self) -> int:
         """See `model/flops.py`."""
-        return embedding_flops(self.encoder.shape, self.texts * self.row_length, self.row_length, self.texts, self.lora)
+        return embedding_flops(
+            self.encoder.config,
+            self.texts * self.row_length,
+            self.row_length,
+            self.texts,
+            self.lora,
+        )
 
     @property
     def waiting_bytes(self) -> int:
         """Of a device: vectors of the batches before, which have not been read yet."""
-        return Embedder.AHEAD * self.texts * self.encoder.shape.embedding_width * 4
+        return Embedder.BATCHES_IN_FLIGHT * self.texts * self.encoder.config.embedding_width * 4
 
 
-def lower_embedding(config: Mapping[str, Any], devices: Sequence[jax.Device], fsdp: int, length: int, weights: str) -> Embedding:
-    """The program of `Embedder` for a full batch on these TPUs; the other arguments are those of `make_embedding_plan`.
+def lower_embedding(
+    config: Mapping[str, Any], devices: Sequence[jax.Device], fsdp: int, length: int, weights: str
+) -> Embedding:
+    """The program of `Embedder` for a full batch on these TPUs; the other arguments are those of
+    `make_embedding_plan`.
 
     Raises:
-      UserError: the config does not fit together, or does not go on these devices, or texts are longer than the model takes.
+      UserError: the config does not fit together, or does not go on these devices, or texts are
+        longer than the model takes.
     """
-    config = with_architecture(config)
+    config = _with_origin(config)
     if fsdp > 1 and len(devices) % fsdp:
         raise UserError(f'--fsdp={fsdp}: the {len(devices):,} devices are no multiple of it')
     mesh = make_mesh(fsdp=fsdp, devices=devices)
-    model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}  # as embed.py opens a run
-    shape = build(Shape, 'model', model, vocab_size=config['tokenizer']['vocab_size']).on('tpu')
-    shape.check_mesh(mesh)
+    model = config['model'] | {
+        'attention': 'auto',
+        'layer_loop': 'auto',
+    }  # as embed/load.py opens a run
+    encoder_config = build(
+        EncoderConfig, 'model', model, vocab_size=config['tokenizer']['vocab_size']
+    ).on('tpu')
+    encoder_config.check_mesh(mesh)
     lora = build(LoRA, 'lora', config['lora'])
-    lora.check(shape, mesh)
+    lora.check(encoder_config, mesh)
     if weights and lora.rank:
-        raise UserError(f'--weights={weights}: lora.rank={lora.rank}, and lora.base={lora.base} says how they are kept; leave it out')
-    weights = lora.base if lora.rank else weights or ('bfloat16' if config['prompt']['template'] else 'float32')
+        raise UserError(
+            f'--weights={weights}: lora.rank={lora.rank}, and lora.base={lora.base} says how they '
+            f'are kept; leave it out'
+        )
+    weights = (
+        lora.base
+        if lora.rank
+        else weights or ('bfloat16' if config['prompt']['template'] else 'float32')
+    )
     longest = length or max(config['data']['max_tokens_x'], config['data']['max_tokens_y'])
-    if not 0 < longest <= shape.max_length:
+    if not 0 < longest <= encoder_config.max_length:
         name = '--length' if length else 'data.max_tokens_x or y'
-        raise UserError(f'{name}={longest}: texts have 1 to model.max_length={shape.max_length} tokens')
-    row_length = row_length_of(longest, shape.max_length)
+        raise UserError(
+            f'{name}={longest}: texts have 1 to model.max_length={encoder_config.max_length} tokens'
+        )
+    row_length = row_length_of(longest, encoder_config.max_length)
     texts = rows_at_once('tpu', row_length) * batch_shards(mesh)
 
     def kept() -> Encoder:
-        encoder = Encoder(shape, nnx.Rngs(0))
-        return lora.adapted(encoder, nnx.Rngs(0)) if lora.rank else jax.tree.map(lambda weight: weight.astype(weights), encoder)
+        encoder = Encoder(encoder_config, nnx.Rngs(0))
+        return (
+            lora.adapted(encoder, nnx.Rngs(0))
+            if lora.rank
+            else jax.tree.map(lambda weight: weight.astype(weights), encoder)
+        )
 
     with jax.set_mesh(mesh):
         encoder = on_mesh(jax.eval_shape(kept), mesh)
-        arrays = [jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=batch_sharding(mesh)) for sizes in ((texts, row_length), (texts, 1))]
+        arrays = [
+            jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=batch_sharding(mesh))
+            for sizes in ((texts, row_length), (texts, 1))
+        ]
         lowered = jax.jit(encode_rows).lower(encoder, (), None, *arrays)
     return Embedding(mesh, encoder, lora, weights, row_length, texts, lowered)
 
 
 def device_bytes(tree: Any) -> int:
     """Of one device: the arrays of a part of the state."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int]) -> Layout:
-    """The layout of a batch where the texts of every pair have their greatest lengths, `longest`, or that of `data.rows`.
+    """The layout of a batch where the texts of every pair have their greatest lengths, `longest`,
+    or that of `data.rows`.
 
     Raises:
       UserError: there are not enough pairs for all parts and chunks.
     """
     groups = parts * train.encode_chunks
     if train.batch_pairs < groups:
-        raise UserError(f'train.batch_pairs={train.batch_pairs} is less than mesh.data x mesh.fsdp x train.encode_chunks = {groups}')
+        raise UserError(
+            f'train.batch_pairs={train.batch_pairs} is less than mesh.data x mesh.fsdp x '
+            f'train.encode_chunks = {groups}'
+        )
     pairs, texts = -(-train.batch_pairs // groups), len(longest)
     lengths = np.repeat(longest, pairs)
     rows = pairs * texts if not data.packed else data.rows or rows_needed(lengths, data.row_length)

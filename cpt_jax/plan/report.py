@@ -3,22 +3,29 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cpt_jax.atomic import write_atomically
-from cpt_jax.errors import UserError
-from cpt_jax.plan.planning import Figures, Plan
+from cpt_jax.plan.embedding import AnyPlan
+from cpt_jax.plan.planning import Plan
 from cpt_jax.plan.sweep import flags_of, sweep, sweep_table
 from cpt_jax.plan.table import show
 from cpt_jax.plan.topology import check_topology
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.atomic_write import write_atomically
 
 
-def plan_all(make: Callable[[str, Callable[[], None]], Figures], topologies: Sequence[str], json_path: Path | None) -> None:
+def plan_all(
+    make: Callable[[str, Callable[[], None]], AnyPlan],
+    topologies: Sequence[str],
+    json_path: Path | None,
+) -> None:
     """Plans a config on each topology.
 
     Args:
-      make: the plan on a topology (`make_plan`, `make_embedding_plan`); its second argument is called when the compiler begins.
+      make: the plan on a topology (`make_plan`, `make_embedding_plan`); its second argument is
+        called when the compiler begins.
       topologies: such as v5p:4x4x4.
       json_path: where the figures go too: an object, or a list where there are several topologies.
 
@@ -26,14 +33,22 @@ def plan_all(make: Callable[[str, Callable[[], None]], Figures], topologies: Seq
       UserError: see those; or the file cannot be written.
     """
     _check(topologies, json_path)
-    plans = []
+    plans: list[AnyPlan] = []
     for topology in topologies:
-        plans.append(make(topology, lambda name=topology: print(f'{name}: compiling, up to minutes', flush=True)))
+        plans.append(
+            make(topology, partial(print, f'{topology}: compiling, up to minutes', flush=True))
+        )
         print(f'\n{show(plans[-1])}\n', flush=True)
         _write(json_path, plans, as_list=len(topologies) > 1)
 
 
-def sweep_all(config: Mapping[str, Any], topologies: Sequence[str], slices: int, limit: int, json_path: Path | None) -> None:
+def sweep_all(
+    config: Mapping[str, Any],
+    topologies: Sequence[str],
+    slices: int,
+    limit: int,
+    json_path: Path | None,
+) -> None:
     """Sweeps each topology; see `sweep`.
 
     Args:
@@ -57,7 +72,10 @@ def sweep_all(config: Mapping[str, Any], topologies: Sequence[str], slices: int,
         plans, search = sweep(config, topology, slices, limit, keep)
         lines = ['', *(f'  {line}' for line in sweep_table(plans)), '']
         if search.left:
-            lines += [f'  {search.left} candidates were not tried: --sweep_limit=N takes more; {search.dropped} had no chance any more']
+            lines += [
+                f'  {search.left} candidates were not tried: --sweep_limit=N takes more; '
+                f'{search.dropped} had no chance any more'
+            ]
         if plans[0].fits:
             lines += [f'  fastest that fits: {flags_of(plans[0])}', '', show(plans[0])]
         else:
@@ -73,7 +91,7 @@ def _check(topologies: Sequence[str], json_path: Path | None) -> None:
         raise UserError(f'--json {json_path}: no such folder {json_path.absolute().parent}')
 
 
-def _write(path: Path | None, plans: Sequence[Figures], as_list: bool) -> None:
+def _write(path: Path | None, plans: Sequence[AnyPlan], as_list: bool) -> None:
     if path:
         found = [dataclasses.asdict(plan) for plan in plans]
         write_atomically(path, json.dumps(found if as_list else found[0], indent=2) + '\n')

@@ -8,49 +8,69 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from absl import flags
 
-from cpt_jax.errors import UserError
 from cpt_jax.pod import commands, workers
 from cpt_jax.pod.record import Pod, recorded
+from cpt_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# States of a queued resource. A spot slice that is preempted becomes SUSPENDED: it has to be deleted and asked for again.
+# States of a queued resource. A spot slice that is preempted becomes SUSPENDED: it has to be
+# deleted and asked for again.
 ACTIVE, FAILED, SUSPENDING, SUSPENDED = 'ACTIVE', 'FAILED', 'SUSPENDING', 'SUSPENDED'
 
 
 class GcloudError(UserError):
-    """A command failed. It may be the network, or a machine that is just going away: worth another try."""
+    """A command failed. It may be the network, or a machine that is just going away: worth another
+    try.
+    """
 
 
 def define_flags() -> Callable[[], 'Cloud']:
-    """Defines --name, --zone, --project and --dry_run; returns what reads them, and what is recorded of the pod."""
+    """Defines --name, --zone, --project and --dry_run; returns what reads them, and what is
+    recorded of the pod.
+    """
     name = flags.DEFINE_string('name', None, 'Name of the queued resource.', required=True)
-    zone = flags.DEFINE_string('zone', None, 'Its zone, such as us-east5-a; by default as recorded by create.py.')
-    project = flags.DEFINE_string('project', None, "Its Google Cloud project; by default as recorded, or else gcloud's own default.")
-    dry_run = flags.DEFINE_bool('dry_run', False, 'Print the commands, ready to paste, and run none.')
+    zone = flags.DEFINE_string(
+        'zone', None, 'Its zone, such as us-east5-a; by default as recorded by create.py.'
+    )
+    project = flags.DEFINE_string(
+        'project',
+        None,
+        "Its Google Cloud project; by default as recorded, or else gcloud's own default.",
+    )
+    dry_run = flags.DEFINE_bool(
+        'dry_run', False, 'Print the commands, ready to paste, and run none.'
+    )
 
     def read() -> Cloud:
         pod = recorded(name.value) or Pod(name.value)
         pod.zone, pod.project = zone.value or pod.zone, project.value or pod.project
         if not pod.zone:
-            raise UserError(f'--zone is missing, and {pod.file(".json")} is not here to tell it: give it, or go where create.py ran')
+            raise UserError(
+                f'--zone is missing, and {pod.file(".json")} is not here to tell it: give it, or '
+                f'go where create.py ran'
+            )
         return Cloud(pod, dry_run.value)
 
     return read
 
 
 class Cloud:
-    """A pod and its run, as gcloud lets one see and change them. With dry_run nothing is seen and nothing is changed."""
+    """A pod and its run, as gcloud lets one see and change them. With dry_run nothing is seen and
+    nothing is changed.
+    """
 
     def __init__(self, pod: Pod, dry_run: bool = False):
         self.pod, self.dry_run = pod, dry_run
         self.reason = ''
 
     def state(self) -> str | None:
-        """The queued resource's state, None where there is no such resource; why it FAILED is left in `reason`."""
+        """The queued resource's state, None where there is no such resource; why it FAILED is left
+        in `reason`.
+        """
         try:
             state, _, self.reason = self._run(commands.describe(self.pod)).strip().partition('\t')
         except GcloudError as error:
@@ -61,7 +81,10 @@ class Cloud:
 
     def create(self) -> None:
         if not (self.pod.accelerator_type or self.pod.topology):
-            raise UserError(f'{self.pod.file(".json")} does not say what to ask for: use create.py with --accelerator_type')
+            raise UserError(
+                f'{self.pod.file(".json")} does not say what to ask for: use create.py with '
+                f'--accelerator_type'
+            )
         self._run(commands.create(self.pod), show=True)
 
     def delete(self) -> None:
@@ -73,7 +96,7 @@ class Cloud:
 
     def workers(self) -> dict[str, str]:
         """How the run stands on each worker."""
-        states = workers.parse(self._run(commands.state(self.pod)))
+        states = workers.parse_states(self._run(commands.state(self.pod)))
         if not states and not self.dry_run:
             raise GcloudError(f'no worker of {self.pod.name} answered')
         return states
@@ -103,27 +126,38 @@ class Cloud:
             print(text, flush=True)
 
     def _run(self, command: list[str], show: bool = False) -> str:
-        """The one place that runs anything: returns what the command wrote to stdout, or shows all that it writes as it comes."""
+        """The one place that runs anything: returns what the command wrote to stdout, or shows all
+        that it writes as it comes.
+        """
         if self.dry_run:
             print(shlex.join(command), flush=True)
             return ''
         stderr = subprocess.STDOUT if show else subprocess.PIPE
         try:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
+            )
         except FileNotFoundError as error:
-            hint = ': install the Google Cloud CLI (cloud.google.com/sdk/docs/install) and run gcloud auth login'
-            raise UserError(f'{command[0]} is not on the PATH{hint if command[0] == "gcloud" else ""}') from error
+            hint = (
+                ': install the Google Cloud CLI (cloud.google.com/sdk/docs/install) and run '
+                'gcloud auth login'
+            )
+            raise UserError(
+                f'{command[0]} is not on the PATH{hint if command[0] == "gcloud" else ""}'
+            ) from error
         with process:
-            written = _show(process.stdout) if show else b''
+            written = _show(process.stdout) if show and process.stdout else b''
             answer, complaints = process.communicate()
-        complaints = (complaints or written).decode(errors='replace')
+        text = (complaints or written).decode(errors='replace')
         # gcloud leaves out slices that it cannot reach, and ends with 0 all the same.
-        if process.returncode or 'Could not prepare all' in complaints:
-            raise GcloudError(f'{_why(complaints)} [status {process.returncode} of: {shlex.join(command)}]')
+        if process.returncode or 'Could not prepare all' in text:
+            raise GcloudError(
+                f'{_why(text)} [status {process.returncode} of: {shlex.join(command)}]'
+            )
         return answer.decode(errors='replace')
 
 
-def _show(stream: BinaryIO) -> bytes:
+def _show(stream: IO[bytes]) -> bytes:
     """Copies what a process writes to stdout, and returns it."""
     seen = bytearray()
     while part := os.read(stream.fileno(), 1 << 16):
@@ -136,16 +170,25 @@ def _show(stream: BinaryIO) -> bytes:
 def _why(complaints: str) -> str:
     """The line that says why: details may come behind it, and the words of other workers."""
     lines = [line.strip() for line in complaints.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(('ERROR', 'error: ')) or 'Could not prepare all' in line]
+    telling = [
+        line
+        for line in lines
+        if line.startswith(('ERROR', 'error: ')) or 'Could not prepare all' in line
+    ]
     return (telling or lines or ['it failed without a word'])[-1]
 
 
 def head_commit(allow_dirty: bool) -> str:
-    """The commit that the checkout is at. Raises UserError where it has changes of its own, which would not go along."""
+    """The commit that the checkout is at. Raises UserError where it has changes of its own, which
+    would not go along.
+    """
     changed = [line[3:] for line in _git('status', '--porcelain').splitlines()]
     if changed and not allow_dirty:
         some = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
-        raise UserError(f'{ROOT} differs from its HEAD ({some}), and only HEAD is installed: commit it, or give --allow_dirty')
+        raise UserError(
+            f'{ROOT} differs from its HEAD ({some}), and only HEAD is installed: commit it, or '
+            f'give --allow_dirty'
+        )
     return _git('rev-parse', 'HEAD').strip()
 
 
@@ -176,7 +219,10 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
             return
         if state in (None, FAILED, SUSPENDING, SUSPENDED):
             reason = f' ({cloud.reason})' if cloud.reason else ''
-            raise UserError(f'{cloud.pod.name} is {state or "no longer there"}{reason}: delete.py, then create.py, ask for it again')
+            raise UserError(
+                f'{cloud.pod.name} is {state or "no longer there"}{reason}: delete.py, then '
+                f'create.py, ask for it again'
+            )
         show(f'{cloud.pod.name}: {state}')
         time.sleep(poll_seconds)
     show(f'{cloud.pod.name}: {ACTIVE}')
@@ -184,7 +230,9 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
 
 
 class Progress:
-    """How it stands, with the time: a line whenever that changes; on a terminal it grows old before one's eyes."""
+    """How it stands, with the time: a line whenever that changes; on a terminal it grows old before
+    one's eyes.
+    """
 
     def __init__(self):
         self._text = self._line = ''
@@ -198,7 +246,11 @@ class Progress:
             self._line = f'{time.strftime("%F %R")} {text}'
             print(self._line, end='' if terminal else '\n', flush=True)
         elif terminal:
-            print(f'\r{self._line}, for {(time.monotonic() - self._since) / 60:.0f} min', end='', flush=True)
+            print(
+                f'\r{self._line}, for {(time.monotonic() - self._since) / 60:.0f} min',
+                end='',
+                flush=True,
+            )
 
     def end(self) -> None:
         """Begins a new line."""

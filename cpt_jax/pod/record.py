@@ -4,8 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from cpt_jax.atomic import write_atomically
-from cpt_jax.errors import UserError
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.atomic_write import write_atomically
 
 PODS = Path('runs/pods')
 
@@ -47,4 +47,6 @@ def recorded(name: str) -> Pod | None:
     try:
         return Pod(**json.loads(path.read_text())) if path.exists() else None
     except (ValueError, TypeError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); delete it and begin again with create.py') from error
+        raise UserError(
+            f'{path}: cannot be read ({error}); delete it and begin again with create.py'
+        ) from error

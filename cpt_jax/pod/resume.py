@@ -3,18 +3,23 @@
 import time
 from collections.abc import Callable
 
-from cpt_jax.errors import UserError
 from cpt_jax.pod import workers
 from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, Progress
+from cpt_jax.runtime.errors import UserError
 
-FAILURES = 10  # of gcloud in succession: with half a minute between them, five minutes without network
-DOUBTS = 2  # looks until an end that is neither 0 nor 42 is believed: when a host is preempted, others fail before gcloud says why
+# Of gcloud in succession: with half a minute between them, five minutes without network.
+FAILURES = 10
+# Looks until an end that is neither 0 nor 42 is believed: when a host is preempted, others fail
+# before gcloud says why.
+DOUBTS = 2
 CRASHES = 3  # ends by a signal and the like after which the run is started again
 UNDER_WAY = 'under way'  # machines or programs are on their way to running
 
 
 def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
-    """Goes on with the run until it runs again, or forever: until it ends. Returns the run's exit status, 0 where it runs."""
+    """Goes on with the run until it runs again, or forever: until it ends. Returns the run's exit
+    status, 0 where it runs.
+    """
     if cloud.pod.train_flags is None or not cloud.pod.commit:
         raise UserError(f'nothing was started on {cloud.pod.name} yet: install.py, then start.py')
     if cloud.dry_run:
@@ -39,12 +44,15 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
 
 
 class _Keeper:
-    """Looks how things stand and does the next thing, one at a time, so that it may be stopped and begun again anywhere."""
+    """Looks how things stand and does the next thing, one at a time, so that it may be stopped and
+    begun again anywhere.
+    """
 
     def __init__(self, cloud: Cloud, show: Progress):
         self._cloud, self._show = cloud, show
         self._created = False
-        self._seen = False  # has it run under these eyes? How it ended before is what this command was given for
+        # Has it run under these eyes? How it ended before is what this command was given for.
+        self._seen = False
         self._doubts = self._crashes = 0
 
     def look(self) -> str:
@@ -52,7 +60,10 @@ class _Keeper:
         cloud, name = self._cloud, self._cloud.pod.name
         state = cloud.state()
         if state == FAILED and self._created:
-            raise UserError(f'{name} FAILED ({cloud.reason or "no reason given"}): see what is asked for in {cloud.pod.file(".json")}')
+            raise UserError(
+                f'{name} FAILED ({cloud.reason or "no reason given"}): see what is asked for in '
+                f'{cloud.pod.file(".json")}'
+            )
         if state is None:
             self._do(f'{name}: asked for again', cloud.create)
             self._created = True
@@ -95,7 +106,9 @@ def _dry_run(cloud: Cloud) -> None:
     cloud.state()
     cloud.remark('only where it is SUSPENDED or FAILED')
     cloud.delete()
-    cloud.remark('only where it was deleted, now or before; then it is looked at until it is ACTIVE')
+    cloud.remark(
+        'only where it was deleted, now or before; then it is looked at until it is ACTIVE'
+    )
     cloud.create()
     cloud.remark('only where the run does not run')
     cloud.workers()

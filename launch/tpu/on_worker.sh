@@ -20,7 +20,7 @@ install() { # REQUIREMENT [BUCKET FOLDER]
   rm -rf code
   mv next code
   [ -x venv/bin/pip ] || make_venv
-  venv/bin/python -m pip install --quiet --disable-pip-version-check -r code/requirements.txt "$1"
+  venv/bin/python -m pip install --quiet --disable-pip-version-check --editable code "$1"
   if [ $# -eq 3 ]; then mount_bucket "$2" "$3"; fi
   say installed
 }

@@ -2,14 +2,22 @@ import os
 
 import pytest
 
-from cpt_jax.data.files import input_files, state
-from cpt_jax.errors import UserError
+from cpt_jax.data.files import files_state, input_files
+from cpt_jax.runtime.errors import UserError
 
 
 @pytest.fixture
 def folder(tmp_path):
     root = tmp_path / 'data'
-    for name in ('b.txt', 'a.txt', 'deep/c.md', 'd.json', '_SOURCE.txt', '.hidden.txt', '_notes/e.txt'):
+    for name in (
+        'b.txt',
+        'a.txt',
+        'deep/c.md',
+        'd.json',
+        '_SOURCE.txt',
+        '.hidden.txt',
+        '_notes/e.txt',
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     return root
@@ -48,14 +56,19 @@ def test_hidden_folder_above_the_path_does_no_harm(folder, tmp_path):
 @pytest.mark.parametrize('path', ['nowhere', 'data/*.csv', 'data/deep/empty'])
 def test_nothing_found(folder, tmp_path, path):
     (folder / 'deep' / 'empty').mkdir()
-    with pytest.raises(UserError, match=r"^path: '.*" + path.replace('*', r'\*') + r"' is no file, no folder with \*.txt or \*.md files"):
+    with pytest.raises(
+        UserError,
+        match=r"^path: '.*"
+        + path.replace('*', r'\*')
+        + r"' is no file, no folder with \*.txt or \*.md files",
+    ):
         input_files(str(tmp_path / path), ('.txt', '.md'))
 
 
 def test_state_changes_with_a_file(folder):
-    before = state(input_files(str(folder), ('.txt',)))
-    assert before == state(input_files(str(folder), ('.txt',)))
+    before = files_state(input_files(str(folder), ('.txt',)))
+    assert before == files_state(input_files(str(folder), ('.txt',)))
     os.utime(folder / 'a.txt', ns=(1, 1))
-    touched = state(input_files(str(folder), ('.txt',)))
+    touched = files_state(input_files(str(folder), ('.txt',)))
     (folder / 'b.txt').write_text('longer than it was')
-    assert len({before, touched, state(input_files(str(folder), ('.txt',)))}) == 3
+    assert len({before, touched, files_state(input_files(str(folder), ('.txt',)))}) == 3

@@ -47,7 +47,9 @@ def test_name_rejection(name, reason):
     assert name_rejection(name) == reason
 
 
-@pytest.mark.parametrize('path, reason', [('a/tests/b.py', 'test path'), ('a/Testing.py', 'test path'), ('a/b.py', '')])
+@pytest.mark.parametrize(
+    'path, reason', [('a/tests/b.py', 'test path'), ('a/Testing.py', 'test path'), ('a/b.py', '')]
+)
 def test_path_rejection(path, reason):
     assert path_rejection(path) == reason
 
@@ -90,7 +92,9 @@ def test_exact_duplicates_see_through_white_space():
 
 
 def similar(a, b):
-    """The definition, in words: Jaccard similarity of the sets >= 0.8 and of the multisets >= 0.7, from 10 words on."""
+    """The definition, in words: Jaccard similarity of the sets >= 0.8 and of the multisets >= 0.7,
+    from 10 words on.
+    """
     a, b = Counter(words(a)), Counter(words(b))
     if a.total() < 10 or b.total() < 10:
         return False
@@ -129,10 +133,13 @@ def test_near_duplicates_equal_brute_force():
 
 def test_near_duplicates_at_the_thresholds():
     base = [f'w{i}' for i in range(10)]
-    texts = [' '.join(base), ' '.join([*base[:8], 'a', 'b']), ' '.join([*base[:9], 'c'])]  # 8 of 12 and 9 of 11 shared
+    # 8 of 12 and 9 of 11 shared.
+    texts = [' '.join(base), ' '.join([*base[:8], 'a', 'b']), ' '.join([*base[:9], 'c'])]
     assert near_duplicates(texts).tolist() == [False, False, True]
-    assert near_duplicates([' '.join(base), ' '.join(base + base)]).tolist() == [False, False]  # multisets: 10 of 20
-    assert near_duplicates([' '.join(base[:9]), ' '.join(base[:9])]).tolist() == [False, False]  # fewer than 10 words
+    # Multisets: 10 of 20.
+    assert near_duplicates([' '.join(base), ' '.join(base + base)]).tolist() == [False, False]
+    # Fewer than 10 words.
+    assert near_duplicates([' '.join(base[:9]), ' '.join(base[:9])]).tolist() == [False, False]
 
 
 def test_what_is_kept_has_no_near_duplicates():

@@ -4,12 +4,20 @@ import grain
 import numpy as np
 import pytest
 
-from cpt_jax.data.mixture import batches, make_sources
-from cpt_jax.errors import UserError
+from cpt_jax.data.mixture import (
+    KINDS,
+    batches,
+    make_sources,
+    source_arguments,
+    source_functions,
+)
+from cpt_jax.runtime.errors import UserError
 
 
 class Numbers:
-    """A source of n pairs, or of documents with the given numbers of pairs; only its size counts here."""
+    """A source of n pairs, or of documents with the given numbers of pairs; only its size counts
+    here.
+    """
 
     def __init__(self, n=0, documents=None):
         self.documents = None if documents is None else np.cumsum([0, *documents])
@@ -38,14 +46,18 @@ def test_element():
 
 
 def test_same_seed_same_batches_and_other_seed_others():
-    first, again, other = (some(batches(two_sources(), TWO_WEIGHTS, seed, 8), range(60)) for seed in (3, 3, 4))
+    first, again, other = (
+        some(batches(two_sources(), TWO_WEIGHTS, seed, 8), range(60)) for seed in (3, 3, 4)
+    )
     assert first == again
     assert [source for source, _ in first] == [source for source, _ in other]
     assert not any(a == b for a, b in zip(first, other, strict=True))
 
 
 def test_batches_stay_what_they_are():
-    """A run that is resumed with another version of grain or of this code must see the same batches; if not, tell users."""
+    """A run that is resumed with another version of grain or of this code must see the same
+    batches; if not, tell users.
+    """
     data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
     assert some(data, (0, 2, 10**9)) == [
         (0, [435, 608, 161, 337, 275, 315, 281, 529]),
@@ -55,14 +67,22 @@ def test_batches_stay_what_they_are():
 
 
 def test_neighbouring_seeds_are_not_an_epoch_apart():
-    """grain shuffles epoch e with seed + e; were our seed its seed, run 3 would begin where run 2 is after an epoch."""
-    orders = {tuple(batches({'a': Numbers(20)}, {'a': 1}, seed, 20)[epoch].pairs) for seed in range(5) for epoch in range(5)}
+    """grain shuffles epoch e with seed + e; were our seed its seed, run 3 would begin where run 2
+    is after an epoch.
+    """
+    orders = {
+        tuple(batches({'a': Numbers(20)}, {'a': 1}, seed, 20)[epoch].pairs)
+        for seed in range(5)
+        for epoch in range(5)
+    }
     assert len(orders) == 25
 
 
 @pytest.mark.parametrize('n, batch_pairs', [(70, 8), (64, 8), (8, 8), (9, 2), (1000, 999)])
 def test_epochs_against_brute_force(n, batch_pairs):
-    """An epoch is as many whole batches as fit, all its pairs differ, and the next one has another order."""
+    """An epoch is as many whole batches as fit, all its pairs differ, and the next one has another
+    order.
+    """
     data = batches({'a': Numbers(n)}, {'a': 1}, 0, batch_pairs)
     per_epoch, orders, left_out = n // batch_pairs, set(), Counter()
     for epoch in range(6):
@@ -76,7 +96,9 @@ def test_epochs_against_brute_force(n, batch_pairs):
 
 
 def test_documents_against_brute_force():
-    """A batch holds one pair of a document; after as many epochs as a document has pairs, each was taken once."""
+    """A batch holds one pair of a document; after as many epochs as a document has pairs, each was
+    taken once.
+    """
     sizes = [3, 1, 7, 2, 5, 1, 4, 6, 2, 9]
     source = Numbers(documents=sizes)
     data = batches({'b': source}, {'b': 1}, 5, 5)
@@ -85,8 +107,15 @@ def test_documents_against_brute_force():
         epoch = np.concatenate([data[start].pairs, data[start + 1].pairs])
         assert sorted(document_of[epoch]) == list(range(10))
     for document, size in enumerate(sizes):
-        taken = [pair for step in range(2 * size) for pair in data[step].pairs if document_of[pair] == document]
-        assert sorted(taken) == list(range(source.documents[document], source.documents[document + 1]))
+        taken = [
+            pair
+            for step in range(2 * size)
+            for pair in data[step].pairs
+            if document_of[pair] == document
+        ]
+        assert sorted(taken) == list(
+            range(source.documents[document], source.documents[document + 1])
+        )
 
 
 def test_documents_begin_at_different_pairs():
@@ -96,7 +125,9 @@ def test_documents_begin_at_different_pairs():
     assert (counts > 0).all()
     assert counts.max() < 30
     other = batches({'b': source}, {'b': 1}, 1, 1000)[0].pairs
-    assert not np.array_equal(np.sort(other), np.sort(batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs))
+    assert not np.array_equal(
+        np.sort(other), np.sort(batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs)
+    )
 
 
 def test_a_batch_has_one_source_and_sources_keep_their_order_in_a_mixture():
@@ -108,10 +139,14 @@ def test_a_batch_has_one_source_and_sources_keep_their_order_in_a_mixture():
         assert len(mixed) > 20
 
 
-@pytest.mark.parametrize('weights', [(1, 1), (0.7, 0.3), (0.07, 0.93), (3, 1, 6), (1e-3, 1), (0.333, 0.999, 0.5)])
+@pytest.mark.parametrize(
+    'weights', [(1, 1), (0.7, 0.3), (0.07, 0.93), (3, 1, 6), (1e-3, 1), (0.333, 0.999, 0.5)]
+)
 def test_weights_are_honoured_though_sources_are_used_up(weights):
     names = 'abc'[: len(weights)]
-    data = batches({name: Numbers(2000) for name in names}, dict(zip(names, weights, strict=True)), 0, 10)
+    data = batches(
+        {name: Numbers(2000) for name in names}, dict(zip(names, weights, strict=True)), 0, 10
+    )
     counts = np.bincount([data[step].source for step in range(1000)], minlength=len(names))
     expected = 1000 * np.array(weights) / sum(weights)
     np.testing.assert_allclose(counts, expected, rtol=0.01, atol=1)
@@ -125,9 +160,13 @@ def test_sources_take_turns_evenly():
 
 def test_threads_give_what_an_index_gives():
     data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
-    iterator = iter(data[17:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16)))
+    iterator = iter(
+        data[17:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16))
+    )
     prefetched = [next(iterator) for _ in range(80)]
-    assert [(batch.source, batch.pairs.tolist()) for batch in prefetched] == some(data, range(17, 97))
+    assert [(batch.source, batch.pairs.tolist()) for batch in prefetched] == some(
+        data, range(17, 97)
+    )
 
 
 def test_later_steps_cost_no_more():
@@ -138,8 +177,14 @@ def test_later_steps_cost_no_more():
 @pytest.mark.parametrize(
     'source, message',
     [
-        (Numbers(7), 'data.sources.a has 7 pairs, fewer than train.batch_pairs=8: lower that or add data'),
-        (Numbers(documents=[100] * 7), 'data.sources.a has 7 documents .*separator.*fewer than train.batch_pairs=8'),
+        (
+            Numbers(7),
+            'data.sources.a has 7 pairs, fewer than train.batch_pairs=8: lower that or add data',
+        ),
+        (
+            Numbers(documents=[100] * 7),
+            'data.sources.a has 7 documents .*separator.*fewer than train.batch_pairs=8',
+        ),
     ],
 )
 def test_source_smaller_than_a_batch(source, message):
@@ -156,11 +201,25 @@ class WordTokenizer:
 
 @pytest.fixture
 def sections(tmp_path):
-    (tmp_path / 'rows.jsonl').write_text(''.join(f'{{"q": "x {i}", "y": "y {i}"}}\n' for i in range(40)))
+    (tmp_path / 'rows.jsonl').write_text(
+        ''.join(f'{{"q": "x {i}", "y": "y {i}"}}\n' for i in range(40))
+    )
     (tmp_path / 'a.txt').write_text('Some words make a sentence. ' * 40)
     return {
-        'rows': {'kind': 'jsonl', 'weight': 2, 'path': str(tmp_path / 'rows.jsonl'), 'x': 'q', 'holdout': 0.25},
-        'prose': {'kind': 'text', 'weight': 1, 'path': str(tmp_path / 'a.txt'), 'piece_tokens': 20, 'min_tokens': 5},
+        'rows': {
+            'kind': 'jsonl',
+            'weight': 2,
+            'path': str(tmp_path / 'rows.jsonl'),
+            'x': 'q',
+            'holdout': 0.25,
+        },
+        'prose': {
+            'kind': 'text',
+            'weight': 1,
+            'path': str(tmp_path / 'a.txt'),
+            'piece_tokens': 20,
+            'min_tokens': 5,
+        },
     }
 
 
@@ -183,9 +242,17 @@ def test_heldout_leaves_out_sources_that_hold_out_nothing(sections):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'kind': 'xml'}, "^data.sources.rows.kind is 'xml' and must be one of python_source, jsonl, csv, tfds, text$"),
+        (
+            {'kind': 'xml'},
+            "^data.sources.rows.kind is 'xml' and must be one of python_source, jsonl, csv, tfds, "
+            'text$',
+        ),
         ({'kind': None}, '^data.sources.rows.kind is None and must be'),
-        ({'pth': 'a'}, '^unknown config key data.sources.rows.pth: data.sources.rows has path, x, y, negatives'),
+        (
+            {'pth': 'a'},
+            '^unknown config key data.sources.rows.pth: data.sources.rows has path, x, y, '
+            'negatives',
+        ),
         ({'split': 'train'}, '^unknown config key data.sources.rows.split'),
         ({'tokenizer': 1}, '^unknown config key data.sources.rows.tokenizer'),
         ({'path': '/nowhere'}, "^data.sources.rows: path: '/nowhere' is no file"),
@@ -197,6 +264,27 @@ def test_heldout_leaves_out_sources_that_hold_out_nothing(sections):
 def test_mistakes_in_sections_name_the_key(sections, change, message):
     sections['rows'].update(change)
     with pytest.raises(UserError, match=message):
+        make_sources(sections, 'train', WordTokenizer())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_arguments_of_a_kind_are_those_that_a_config_may_set(kind):
+    arguments = source_arguments(kind)
+    assert not {'split', 'tokenizer', 'kind', 'weight', 'self'} & arguments.keys()
+    assert 'holdout' in arguments or kind == 'tfds'
+
+
+def test_sources_as_sections_with_a_function(sections):
+    assert source_functions(sections) == {
+        'data.sources.prose': KINDS['text'],
+        'data.sources.rows': KINDS['jsonl'],
+    }
+    assert source_functions({'a': {'kind': 'xml'}, 'b': {}}) == {}
+
+
+def test_a_mistake_in_a_source_says_how_its_arguments_are_set(sections):
+    sections['rows']['path'] = '/nowhere'
+    with pytest.raises(UserError, match=r'--config\.data\.sources\.rows\.NAME=VALUE\)$'):
         make_sources(sections, 'train', WordTokenizer())
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cpt_jax.data.problems import BadRow, Problems, check_text
-from cpt_jax.errors import UserError
+from cpt_jax.runtime.errors import UserError
 
 
 def some_problems(max_share):
@@ -15,14 +15,19 @@ def some_problems(max_share):
 
 def test_summary_counts_by_kind_and_names_the_first_of_each():
     assert some_problems(1.0).summary() == (
-        "3 of 1,000 rows cannot be used: 2 not JSON (first: a.jsonl:7), 1 'x' is empty (first: a.jsonl:9)"
+        "3 of 1,000 rows cannot be used: 2 not JSON (first: a.jsonl:7), 1 'x' is empty (first: "
+        'a.jsonl:9)'
     )
     assert Problems().summary() == ''
 
 
 def test_check_stops_above_the_share_and_not_at_it():
     some_problems(0.003).check()
-    with pytest.raises(UserError, match=r"^a.jsonl:7: not JSON: line 1 column 5; 3 of 1,000 rows .*2 not JSON, 1 'x' is empty.*0.0029"):
+    with pytest.raises(
+        UserError,
+        match=r"^a.jsonl:7: not JSON: line 1 column 5; 3 of 1,000 rows .*2 not JSON, 1 'x' is "
+        r'empty.*0.0029',
+    ):
         some_problems(0.0029).check()
 
 

@@ -17,16 +17,21 @@ def only(source):
 
 def test_method_with_everything():
     function = only(
-        "import a\n\n\nclass Outer:\n    class Inner(a.B):\n        @property\n        @a.doc('Returns the size of it.')\n"
-        '        async def size(self,\n                       x=1):  # a comment\n            r"""Returns the size\n'
-        '            of the thing.\n\n            And more.\n            """  # noqa\n            # why\n'
-        '            if x:\n                return """two\n  lines"""\n            return 1  # end\n\n    y = 1\n'
+        'import a\n\n\nclass Outer:\n    class Inner(a.B):\n        @property\n        '
+        "@a.doc('Returns the size of it.')\n"
+        '        async def size(self,\n                       x=1):  # a comment\n            '
+        'r"""Returns the size\n'
+        '            of the thing.\n\n            And more.\n            """  # noqa\n            '
+        '# why\n'
+        '            if x:\n                return """two\n  lines"""\n            return 1  # '
+        'end\n\n    y = 1\n'
     )
     assert function.name == 'Outer.Inner.size'
     assert function.line == 8
     assert function.doc == 'Returns the size of the thing.'
     assert function.code == (
-        'async def size(self,\n               x=1):  # a comment\n    # why\n    if x:\n        return """two\n  lines"""\n    return 1'
+        'async def size(self,\n               x=1):  # a comment\n    # why\n    if x:\n        '
+        'return """two\n  lines"""\n    return 1'
     )
 
 
@@ -40,10 +45,16 @@ def test_method_with_everything():
         ('def f():\n    "doc";\n    return 1', 'def f():\n    return 1'),
         ('def f():\n  ("doc"\n   "more")\n  return 1', 'def f():\n  return 1'),
         ('def f():\n    "é – ü"; return "é"', 'def f():\n    return "é"'),
-        ('def f():\n    # before\n    "doc"\n\n    return 1', 'def f():\n    # before\n\n    return 1'),
+        (
+            'def f():\n    # before\n    "doc"\n\n    return 1',
+            'def f():\n    # before\n\n    return 1',
+        ),
         ('def f():\\\n  "doc"; return 1', 'def f():\\\n  return 1'),
         ('class A:\n\tdef f(self):\n\t\t"doc"\n\t\treturn 1', 'def f(self):\n\treturn 1'),
-        ('if x:\n    def f():\n        "doc"\n# loose\n        return """\n    a"""', 'def f():\n# loose\n    return """\na"""'),
+        (
+            'if x:\n    def f():\n        "doc"\n# loose\n        return """\n    a"""',
+            'def f():\n# loose\n    return """\na"""',
+        ),
     ],
 )
 def test_docstring_is_removed(source, code):
@@ -59,8 +70,17 @@ BODY = '\n    """Does it for all."""\n    a = 1\n    return a\n'
     'source, names',
     [
         (f'def f():{BODY}def g():{BODY}', ['f', 'g']),
-        ('try:\n' + f'def f():{BODY}'.replace('\n', '\n ').replace('def', ' def') + '\nexcept E:\n  pass\n', ['f']),
-        (f'def f():{BODY}    def g():\n        "Never looked at, nested."\n        a = 1\n        return a\n', ['f']),
+        (
+            'try:\n'
+            + f'def f():{BODY}'.replace('\n', '\n ').replace('def', ' def')
+            + '\nexcept E:\n  pass\n',
+            ['f'],
+        ),
+        (
+            f'def f():{BODY}    def g():\n        "Never looked at, nested."\n        a = 1\n     '
+            f'   return a\n',
+            ['f'],
+        ),
         (f'class A:\n  class B:\n    x = 1\ndef f():{BODY}', ['f']),
         ('def f():\n    a = 1\n    return a\n', []),
         (f'def test_f():{BODY}', []),
@@ -78,7 +98,9 @@ def test_which_functions_are_kept(source, names):
 
 def test_rejected_are_counted_by_reason():
     rejected = Counter()
-    functions(f'def f():{BODY}def test_g():{BODY}def h():\n    return 1\ndef __i__():{BODY}', rejected)
+    functions(
+        f'def f():{BODY}def test_g():{BODY}def h():\n    return 1\ndef __i__():{BODY}', rejected
+    )
     assert rejected == {'seen': 4, 'test name': 1, 'no documentation': 1, 'dunder name': 1}
 
 
@@ -108,7 +130,9 @@ def test_invalid_escapes_are_silent():
 
 
 def stripped(tree):
-    """What is left of a function's tree when decorators and docstring go, and indentation inside of texts does not count."""
+    """What is left of a function's tree when decorators and docstring go, and indentation inside of
+    texts does not count.
+    """
     tree.decorator_list = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -121,11 +145,15 @@ def named(tree, prefix=''):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield (prefix + node.name, node.lineno), node
         else:
-            yield from named(node, f'{prefix}{node.name}.' if isinstance(node, ast.ClassDef) else prefix)
+            yield from named(
+                node, f'{prefix}{node.name}.' if isinstance(node, ast.ClassDef) else prefix
+            )
 
 
 def test_code_means_the_same_without_its_docstring():
-    """Over real sources: parsing the code gives the tree of the original less decorators and docstring."""
+    """Over real sources: parsing the code gives the tree of the original less decorators and
+    docstring.
+    """
     root = Path(sysconfig.get_path('stdlib'))
     compared = 0
     for path in [*sorted(root.glob('*.py'))[::4], *sorted((root / 'email').glob('*.py'))]:

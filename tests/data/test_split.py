@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.split import rows_of
-from cpt_jax.errors import UserError
+from cpt_jax.runtime.errors import UserError
 
 
 def test_splits_are_disjoint_and_make_up_all():
@@ -13,10 +13,13 @@ def test_splits_are_disjoint_and_make_up_all():
 
 
 @pytest.mark.parametrize(
-    'split, heldout, holdout', [('train', [True], 0.5), ('heldout', [False], 0.5), ('all', [], 0.0), ('train', [], 0.0)]
+    'split, heldout, holdout',
+    [('train', [True], 0.5), ('heldout', [False], 0.5), ('all', [], 0.0), ('train', [], 0.0)],
 )
 def test_empty_split_is_refused(split, heldout, holdout):
-    with pytest.raises(UserError, match=f"^no pairs in some/path for split '{split}' with holdout={holdout:g}"):
+    with pytest.raises(
+        UserError, match=f"^no pairs in some/path for split '{split}' with holdout={holdout:g}"
+    ):
         rows_of(split, np.array(heldout, bool), 'some/path', holdout)
 
 

@@ -6,17 +6,18 @@ import shutil
 import numpy as np
 import pytest
 
-from cpt_jax.errors import UserError
+from cpt_jax.benchmark_data.senteval import SentEvalSet
+from cpt_jax.embed.function import embed_texts
 from cpt_jax.evals import follow as follow_module
-from cpt_jax.evals.claims import claimed
-from cpt_jax.evals.embedding_cache import EmbeddingCache
-from cpt_jax.evals.evaluation import claim_path
-from cpt_jax.evals.follow import EVENTS, Follower, follow
-from cpt_jax.evals.history import measured_otherwise, read_rows
-from cpt_jax.evals.ranking import embed_texts
-from cpt_jax.evals.senteval_data import Data
+from cpt_jax.evals.follow import Follower, follow
+from cpt_jax.evals.run import claim_path
+from cpt_jax.evals.store.embedding_cache import EmbeddingCache
+from cpt_jax.evals.store.history import measured_otherwise, read_rows
 from cpt_jax.evals.task import Result
-from tests.test_tensorboard import events
+from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.locks import claimed
+from tests.storage.test_event_files import events
 
 
 class Score:
@@ -63,21 +64,39 @@ class Run:
             raise UserError(f'{step} is damaged') from error
 
     def settings_of(self, step: int) -> dict:
-        return self.settings | {'step': step, 'saved': f'2026-{step:02d} {self._number(step)}', 'code': str(step)}
+        return self.settings | {
+            'step': step,
+            'saved': f'2026-{step:02d} {self._number(step)}',
+            'code': str(step),
+        }
 
     def load(self, step: int):
         number = self._number(step)
         self.loaded.append(step)
         cache = EmbeddingCache(self.path / 'vectors')
-        return cache.of_model(lambda texts, side: np.full((len(texts), 2), number, np.float32), f'run@{step}', self.settings_of(step))
+        return cache.of_model(
+            lambda texts, side: np.full((len(texts), 2), number, np.float32),
+            f'run@{step}',
+            self.settings_of(step),
+        )
 
     def follower(self, *names: str, **changes) -> Follower:
         names = names or ('sts/a', 'sts/b')
         prints = dict.fromkeys(names, 'f')
-        return Follower(self.path, lambda settings: [Score(name) for name in names], prints, self.settings_of, self.load, **changes)
+        return Follower(
+            self.path,
+            lambda settings: [Score(name) for name in names],
+            prints,
+            self.settings_of,
+            self.load,
+            **changes,
+        )
 
     def rows(self) -> list[tuple]:
-        return [(row['step'], row['task'], round(row['main_score'], 6)) for row in read_rows(self.path / 'results.jsonl')]
+        return [
+            (row['step'], row['task'], round(row['main_score'], 6))
+            for row in read_rows(self.path / 'results.jsonl')
+        ]
 
 
 @pytest.fixture
@@ -100,16 +119,26 @@ def test_each_checkpoint_is_scored_once_as_it_comes_until_the_last(run, capsys):
         upcoming.pop(0)()
 
     assert follow(run.follower(), 0, sleep) == 'training ended at step 3'
-    assert run.rows() == ALL and run.loaded == [1, 2, 3] and slept == [follow_module.POLL_SECONDS] * 3
-    assert json.loads((run.path / 'best.json').read_text()) == dict.fromkeys(('sts/a', 'sts/b'), {'step': 3, 'score': pytest.approx(0.3)})
+    assert (
+        run.rows() == ALL and run.loaded == [1, 2, 3] and slept == [follow_module.POLL_SECONDS] * 3
+    )
+    assert json.loads((run.path / 'best.json').read_text()) == dict.fromkeys(
+        ('sts/a', 'sts/b'), {'step': 3, 'score': pytest.approx(0.3)}
+    )
     assert [path.name for path in (run.path / 'best').iterdir()] == ['3']
-    found = events((run.path / EVENTS).read_bytes())[1:]
+    found = events(RunDir(run.path).evaluation_events.read_bytes())[1:]
     assert [(event.step, [value.tag for value in event.summary.value]) for event in found] == [
         (step, [f'{task}/spearman', f'{task}/pearson']) for step, task, _ in ALL
     ]
     results = json.loads((run.path / 'results.json').read_text())
-    assert results['model'] == 'run@3' and results['settings']['step'] == 3 and list(results['tasks']) == ['sts/a', 'sts/b']
-    assert not (run.path / 'vectors').exists() and [path.name for path in (run.path / '.claims').iterdir()] == ['results']
+    assert (
+        results['model'] == 'run@3'
+        and results['settings']['step'] == 3
+        and list(results['tasks']) == ['sts/a', 'sts/b']
+    )
+    assert not (run.path / 'vectors').exists() and [
+        path.name for path in (run.path / '.claims').iterdir()
+    ] == ['results']
 
 
 def test_the_same_command_again_adds_nothing_and_more_steps_add_theirs(run):
@@ -118,11 +147,17 @@ def test_the_same_command_again_adds_nothing_and_more_steps_add_theirs(run):
     follow(run.follower(), 0)
     before = {path: path.read_bytes() for path in run.path.rglob('*') if path.is_file()}
     follow(run.follower(), 0)
-    assert {path: path.read_bytes() for path in run.path.rglob('*') if path.is_file()} == before and run.loaded == [1, 2, 3]
+    assert {
+        path: path.read_bytes() for path in run.path.rglob('*') if path.is_file()
+    } == before and run.loaded == [1, 2, 3]
     run.write_config(4)
     run.save(4)
     follow(run.follower('sts/b', 'sts/c'), 0)
-    assert set(run.rows()) == {*ALL, (4, 'sts/b', 0.4), *((step, 'sts/c', step / 10) for step in (1, 2, 3, 4))}
+    assert set(run.rows()) == {
+        *ALL,
+        (4, 'sts/b', 0.4),
+        *((step, 'sts/c', step / 10) for step in (1, 2, 3, 4)),
+    }
     assert run.loaded == [1, 2, 3, 1, 2, 3, 4]
 
 
@@ -134,7 +169,9 @@ def test_what_a_score_depends_on_makes_another_row(run):
     follow(other, 0)
     run.settings, first = {'dtype': 'float32'}, run.follower('sts/a')
     follow(first, 0)  # measured already: its rows stand before those of the other
-    assert measured_otherwise(first.rows, first.asked) == ['sts/a'] and not measured_otherwise(other.rows, other.asked)
+    assert measured_otherwise(first.rows, first.asked) == ['sts/a'] and not measured_otherwise(
+        other.rows, other.asked
+    )
     run.settings = {'dtype': 'bfloat16'}
     run.delete(3)
     run.save(3, 0.9)  # another training in the same directory
@@ -164,7 +201,9 @@ def test_checkpoints_that_disappear_are_told_and_passed_over(run, capsys):
     follower.load = load
     assert not follower.go_through()
     out = capsys.readouterr().out
-    assert [out.count(f'checkpoint {step} was deleted before it was scored') for step in (1, 2, 3)] == [1, 1, 1]
+    assert [
+        out.count(f'checkpoint {step} was deleted before it was scored') for step in (1, 2, 3)
+    ] == [1, 1, 1]
     assert run.rows() == [(3, 'sts/a', 0.3)]
 
 
@@ -204,12 +243,20 @@ def test_what_another_program_is_scoring_is_left_to_it_and_taken_over_when_it_is
         released.append(True)
 
     follow(run.follower(), 0, sleep)
-    assert released == [True] and run.rows() == [(3, 'sts/b', 0.3), (3, 'sts/a', 0.3)] and run.loaded == [3, 3]
+    assert (
+        released == [True]
+        and run.rows() == [(3, 'sts/b', 0.3), (3, 'sts/a', 0.3)]
+        and run.loaded == [3, 3]
+    )
 
 
-@pytest.mark.parametrize('place', ['Task.run', 'store', 'add_row', 'write_points', 'write_best', 'keep_best'])
+@pytest.mark.parametrize(
+    'place', ['Task.run', 'store', 'add_row', 'write_points', 'write_best', 'keep_best']
+)
 def test_killed_anywhere_it_ends_as_if_it_was_not(run, tmp_path, monkeypatch, place):
-    """A kill looks like an exception that nothing catches. Afterwards all files are as of a program that was left alone."""
+    """A kill looks like an exception that nothing catches. Afterwards all files are as of a program
+    that was left alone.
+    """
     for step in (1, 2, 3):
         run.save(step)
     whole = Run(tmp_path / 'whole' / 'run') if (tmp_path / 'whole').mkdir() is None else None
@@ -237,8 +284,10 @@ def test_killed_anywhere_it_ends_as_if_it_was_not(run, tmp_path, monkeypatch, pl
     follow(run.follower(), 0)
     assert sorted(run.rows()) == sorted(whole.rows()) == ALL
     assert (run.path / 'best.json').read_bytes() == (whole.path / 'best.json').read_bytes()
-    assert len(events((run.path / EVENTS).read_bytes())) == 1 + len(ALL)
-    assert [path.name for path in (run.path / 'best').iterdir()] == ['3'] and not (run.path / 'vectors').exists()
+    assert len(events(RunDir(run.path).evaluation_events.read_bytes())) == 1 + len(ALL)
+    assert [path.name for path in (run.path / 'best').iterdir()] == ['3'] and not (
+        run.path / 'vectors'
+    ).exists()
 
 
 def test_a_new_checkpoint_never_gets_the_vectors_of_the_one_before(run, tmp_path):
@@ -246,11 +295,13 @@ def test_a_new_checkpoint_never_gets_the_vectors_of_the_one_before(run, tmp_path
     (tmp_path / 'senteval' / 'SUBJ').mkdir(parents=True)
     for name in ('subj.objective', 'subj.subjective'):
         (tmp_path / 'senteval' / 'SUBJ' / name).write_text('a text\n')
-    data = Data('SUBJ', tmp_path / 'senteval')
+    data = SentEvalSet('SUBJ', tmp_path / 'senteval')
 
     class Shared(Score):
         def run(self, embed) -> Result:
-            return Result('accuracy', {'accuracy': float(data.vectors(embed, 'all')[0][0, 0])}, 1, {})
+            return Result(
+                'accuracy', {'accuracy': float(data.vectors(embed, 'all')[0][0, 0])}, 1, {}
+            )
 
     for step in (1, 2, 3):
         run.save(step)
@@ -270,9 +321,14 @@ def test_it_waits_says_so_and_ends_after_the_time_out(run, capsys):
             run.save(1)
 
     why = follow(run.follower('sts/a'), 600, sleep, lambda: now[0])
-    assert why == 'no new checkpoint for 10 min, at step 1 of 3: not followed any longer' and run.rows() == [(1, 'sts/a', 0.1)]
+    assert (
+        why == 'no new checkpoint for 10 min, at step 1 of 3: not followed any longer'
+        and run.rows() == [(1, 'sts/a', 0.1)]
+    )
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('waiting')]
-    assert [line.split(':')[0] for line in lines] == [f'waiting for {minutes} min' for minutes in (1, 1, 2, 4, 8)]
+    assert [line.split(':')[0] for line in lines] == [
+        f'waiting for {minutes} min' for minutes in (1, 1, 2, 4, 8)
+    ]
     assert 'a checkpoint after step 1 of 3; the trainer has written nothing yet' in lines[-1]
     (run.path / 'metrics.jsonl').touch()
     follow(run.follower('sts/a'), 120, sleep, lambda: now[0])
@@ -328,4 +384,7 @@ def test_a_best_checkpoint_that_is_gone_is_told_once(run, capsys):
     run.save(3)
     follower.go_through()
     out = capsys.readouterr().out
-    assert out.count('the best checkpoint by sts/a, step 1, is not kept') == 1 and not (run.path / 'best').exists()
+    assert (
+        out.count('the best checkpoint by sts/a, step 1, is not kept') == 1
+        and not (run.path / 'best').exists()
+    )

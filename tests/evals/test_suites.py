@@ -1,8 +1,8 @@
 import pytest
 
-from cpt_jax.errors import UserError
-from cpt_jax.evals.results import format_table
-from cpt_jax.evals.suites import SUITES, expanded, with_means, without_mean
+from cpt_jax.evals.store.results import format_table
+from cpt_jax.evals.suites import SUITES, expand_suites, with_means, without_mean
+from cpt_jax.runtime.errors import UserError
 
 CODE = SUITES['suite/csn'].tasks
 
@@ -20,30 +20,53 @@ def row(score, metric='mrr_of_1000', baselines=('bm25', 'random')):
 
 def test_the_lists_of_the_papers():
     assert [len(suite.tasks) for suite in SUITES.values()] == [11, 12, 6, 7, 7]
-    assert {'retrieval/arguana', 'retrieval/webis-touche2020', 'retrieval/scifact'} < {*SUITES['suite/cpt_beir'].tasks}
-    assert not {'retrieval/msmarco', 'retrieval/nq', 'retrieval/scidocs'} & {*SUITES['suite/cpt_beir'].tasks}
+    assert {'retrieval/arguana', 'retrieval/webis-touche2020', 'retrieval/scifact'} < {
+        *SUITES['suite/cpt_beir'].tasks
+    }
+    assert not {'retrieval/msmarco', 'retrieval/nq', 'retrieval/scidocs'} & {
+        *SUITES['suite/cpt_beir'].tasks
+    }
 
 
 def test_a_mean_when_all_are_there():
     scores = dict(zip(CODE, [0.1, 0.2, 0.3, 0.4, 0.5, 0.9], strict=True))
-    results = {'tasks': {name: row(score) for name, score in scores.items()} | {'codesearch/rust': row(1.0)}}
+    results = {
+        'tasks': {name: row(score) for name, score in scores.items()}
+        | {'codesearch/rust': row(1.0)}
+    }
     found = with_means(results)
     mean = found['tasks']['suite/csn']
-    assert mean['main_score'] == mean['metrics']['mrr_of_1000'] == pytest.approx(0.4) and mean['n'] == 6 and mean['counted'] == 'tasks'
-    assert mean['baselines'] == {kind: {'mrr_of_1000': pytest.approx(0.2)} for kind in ('bm25', 'random')}
+    assert (
+        mean['main_score'] == mean['metrics']['mrr_of_1000'] == pytest.approx(0.4)
+        and mean['n'] == 6
+        and mean['counted'] == 'tasks'
+    )
+    assert mean['baselines'] == {
+        kind: {'mrr_of_1000': pytest.approx(0.2)} for kind in ('bm25', 'random')
+    }
     assert list(found['tasks'])[:-1] == list(results['tasks']) and with_means(found) == found
     assert 'suite/csn' in format_table(found) and '40.00' in format_table(found)
 
 
 def test_no_mean_of_some_or_of_different_metrics():
     results = {'tasks': {name: row(0.5) for name in CODE}}
-    for changed in ({'codesearch/go': row(0.5, 'mrr_of_10000')}, {'codesearch/go': row(0.5, baselines=('bm25',))}):
+    for changed in (
+        {'codesearch/go': row(0.5, 'mrr_of_10000')},
+        {'codesearch/go': row(0.5, baselines=('bm25',))},
+    ):
         found = with_means({'tasks': results['tasks'] | changed})['tasks']
         assert ('suite/csn' in found) == ('mrr_of_1000' in changed['codesearch/go']['metrics'])
         assert 'suite/csn' not in found or [*found['suite/csn']['baselines']] == ['bm25']
         told = without_mean({'tasks': found}, ['sts/*', ' suite/csn'])
-        assert told == [] if 'suite/csn' in found else 'they were not scored alike: codesearch/go mrr_of_10000, codesearch/ruby' in told[0]
-    assert without_mean({'tasks': {'codesearch/go': row(1)}}, ['suite/csn']) == ['suite/csn: no mean: 5 of its tasks have no score']
+        assert (
+            told == []
+            if 'suite/csn' in found
+            else 'they were not scored alike: codesearch/go mrr_of_10000, codesearch/ruby'
+            in told[0]
+        )
+    assert without_mean({'tasks': {'codesearch/go': row(1)}}, ['suite/csn']) == [
+        'suite/csn: no mean: 5 of its tasks have no score'
+    ]
     stale = with_means(results)
     del stale['tasks']['codesearch/go']
     assert 'suite/csn' not in with_means(stale)['tasks']
@@ -51,11 +74,13 @@ def test_no_mean_of_some_or_of_different_metrics():
 
 def test_a_suite_stands_for_its_tasks():
     there = [*CODE[:4], 'sts/STS12']
-    assert expanded(['sts/*', ' suite/csn '], [*CODE, 'x'], 'data', False) == ['sts/*', *CODE]
-    assert expanded(['suite/csn'], there, 'data', True) == list(CODE[:4])
+    assert expand_suites(['sts/*', ' suite/csn '], [*CODE, 'x'], 'data', False) == ['sts/*', *CODE]
+    assert expand_suites(['suite/csn'], there, 'data', True) == list(CODE[:4])
     with pytest.raises(
-        UserError, match=r'suite/csn: 2 of its 6 tasks are not in --data_dir data: codesearch/javascript, codesearch/php; .*--allow'
+        UserError,
+        match=r'suite/csn: 2 of its 6 tasks are not in --data_dir data: codesearch/javascript, '
+        r'codesearch/php; .*--allow',
     ):
-        expanded(['suite/csn'], there, 'data', False)
+        expand_suites(['suite/csn'], there, 'data', False)
     with pytest.raises(UserError, match=r'suite/cpt_beir: 11 of its 11'):
-        expanded(['suite/cpt_beir'], there, 'data', True)
+        expand_suites(['suite/cpt_beir'], there, 'data', True)

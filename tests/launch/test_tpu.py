@@ -1,4 +1,6 @@
-"""The programs for TPU pods, against a stand-in for gcloud whose ssh runs what it is given in a home on this machine."""
+"""The programs for TPU pods, against a stand-in for gcloud whose ssh runs what it is given in a
+home on this machine.
+"""
 
 import ast
 import json
@@ -19,7 +21,8 @@ WHERE = ['--name=pod', '--zone=us-east5-a']
 ASKED = [*WHERE, '--accelerator_type=v5p-128', '--spot', '--poll_seconds=0.01']
 TRAIN = ['--config=configs/quickstart.py', '--workdir=/mnt/bucket/my  runs', "--config.seed='7'"]
 
-# The state of the stand-in lies in files of $FAKE: `calls`, `states` (answered in turn, the last one stays), and a home for each worker.
+# The state of the stand-in lies in files of $FAKE: `calls`, `states` (answered in turn, the last
+# one stays), and a home for each worker.
 GCLOUD = """#!/bin/bash
 echo "$(printf '%s\\t' "$@")" >>"$FAKE/calls"
 verb=$4 name=$5
@@ -83,7 +86,8 @@ cp venv/bin/python venv/bin/pip
 chmod +x venv/bin/python venv/bin/pip
 """
 
-# Stands in for launch/train.py: does the next thing of $FAKE/plan, an exit status or one of these words.
+# Stands in for launch/train.py: does the next thing of $FAKE/plan, an exit status or one of these
+# words.
 TRAIN_PY = """import os, signal, sys, time
 from pathlib import Path
 
@@ -109,14 +113,18 @@ sys.exit(int(what))
 def checkout(tmp_path_factory) -> Path:
     """A git checkout with these programs, and a stand-in for launch/train.py."""
     root = tmp_path_factory.mktemp('checkout')
-    for part in ('cpt_jax', 'launch', 'requirements.txt'):
+    for part in ('cpt_jax', 'configs', 'launch', 'requirements.txt'):
         if (ROOT / part).is_dir():
             shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns('__pycache__'))
         else:
             shutil.copy(ROOT / part, root / part)
     (root / 'launch' / 'train.py').write_text(TRAIN_PY)
     (root / '.gitignore').write_text('__pycache__/\n')
-    for words in (['init', '--quiet'], ['add', '.'], ['-c', 'user.name=x', '-c', 'user.email=x', 'commit', '--quiet', '--message=x']):
+    for words in (
+        ['init', '--quiet'],
+        ['add', '.'],
+        ['-c', 'user.name=x', '-c', 'user.email=x', 'commit', '--quiet', '--message=x'],
+    ):
         subprocess.run(['git', *words], cwd=root, check=True)
     return root
 
@@ -126,6 +134,12 @@ class Desk:
 
     def __init__(self, folder: Path, checkout: Path):
         self.checkout, self.fake, self.desk = checkout, folder / 'fake', folder / 'desk'
+        # As if the checkout were what is installed.
+        self.environment = os.environ | {
+            'FAKE': str(self.fake),
+            'PATH': f'{self.fake / "bin"}:{os.environ["PATH"]}',
+            'PYTHONPATH': str(checkout),
+        }
         self.desk.mkdir()
         self._program('bin/gcloud', GCLOUD)
         self._program('bin/gcsfuse', '#!/bin/sh\necho "$@" >>"$HOME/gcsfuse.log"\n')
@@ -148,15 +162,21 @@ class Desk:
         """What each start of the training does."""
         (self.fake / 'plan').write_text(' '.join(plan))
 
-    def run(self, program: str, *flags: str, path: str | None = None) -> subprocess.CompletedProcess:
+    def run(
+        self, program: str, *flags: str, path: str | None = None
+    ) -> subprocess.CompletedProcess:
         command = [sys.executable, str(self.checkout / 'launch' / 'tpu' / f'{program}.py'), *flags]
-        path = f'{self.fake / "bin"}:{os.environ["PATH"]}' if path is None else path
-        env = dict(os.environ, FAKE=str(self.fake), PATH=path, COLUMNS='200')
-        return subprocess.run(command, cwd=self.desk, env=env, capture_output=True, text=True, timeout=60)
+        path = self.environment['PATH'] if path is None else path
+        env = self.environment | {'PATH': path, 'COLUMNS': '200'}
+        return subprocess.run(
+            command, cwd=self.desk, env=env, capture_output=True, text=True, timeout=60
+        )
 
     def do(self, program: str, *flags: str, status: int = 0) -> str:
         """What a program that ends with this status writes."""
-        done = self.run(program, *(flags if '--name' in ' '.join(flags) else ['--name=pod', *flags]))
+        done = self.run(
+            program, *(flags if '--name' in ' '.join(flags) else ['--name=pod', *flags])
+        )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
@@ -164,16 +184,22 @@ class Desk:
         """The one line of an error."""
         done = self.run(program, *flags, path=path)
         *_, line = done.stderr.splitlines()
-        assert done.returncode == 1 and line.startswith('error: ') and 'Traceback' not in done.stderr, done.stderr
+        assert (
+            done.returncode == 1 and line.startswith('error: ') and 'Traceback' not in done.stderr
+        ), done.stderr
         return line
 
     def calls(self, verb: str = '') -> list[list[str]]:
         path = self.fake / 'calls'
-        calls = [line.split('\t') for line in path.read_text().splitlines()] if path.exists() else []
+        calls = (
+            [line.split('\t') for line in path.read_text().splitlines()] if path.exists() else []
+        )
         return [call for call in calls if verb in ('', call[3])]
 
     def started(self, times: int) -> list[str]:
-        """The flags of each start of the training on the first worker, once it was started so many times."""
+        """The flags of each start of the training on the first worker, once it was started so many
+        times.
+        """
         path = self.fake / 'starts-t1v-n-0-w-0'
         for _ in range(400):
             if path.exists() and len(starts := path.read_text().splitlines()) >= times:
@@ -184,9 +210,16 @@ class Desk:
 
     def until(self, state: str) -> None:
         """Waits until all workers are in a state."""
-        scripts = [(home, home / 'cpt_jax/code/launch/tpu/on_worker.sh') for home in self.fake.glob('home*')]
+        scripts = [
+            (home, home / 'cpt_jax/code/launch/tpu/on_worker.sh')
+            for home in self.fake.glob('home*')
+        ]
         for _ in range(400):
-            if all(state in subprocess.run(['bash', script, 'state'], capture_output=True, text=True).stdout for _, script in scripts):
+            if all(
+                state
+                in subprocess.run(['bash', script, 'state'], capture_output=True, text=True).stdout
+                for _, script in scripts
+            ):
                 return
             time.sleep(0.05)
         raise AssertionError(f'not {state}')
@@ -218,16 +251,26 @@ def pod(desk, installed) -> Desk:
 
 def test_help_shows_an_example_and_the_flags(desk):
     done = desk.run('create', '--help')
-    assert done.returncode == 0 and 'Example: python launch/tpu/create.py --name cpt-l' in done.stdout
-    assert all(f'--{flag}:' in done.stdout for flag in ('name', 'zone', 'project', '[no]dry_run', 'accelerator_type', '[no]spot'))
+    assert (
+        done.returncode == 0 and 'Example: python launch/tpu/create.py --name cpt-l' in done.stdout
+    )
+    assert all(
+        f'--{flag}:' in done.stdout
+        for flag in ('name', 'zone', 'project', '[no]dry_run', 'accelerator_type', '[no]spot')
+    )
     for path in (ROOT / 'launch' / 'tpu').glob('*.py'):
-        assert f'Example: python launch/tpu/{path.name} --name cpt-l' in ast.get_docstring(ast.parse(path.read_text()))
+        program = ROOT / 'cpt_jax' / 'cli' / 'tpu' / path.name
+        assert f'Example: python launch/tpu/{path.name} --name cpt-l' in ast.get_docstring(
+            ast.parse(program.read_text())
+        )
 
 
 def dry_run(desk: Desk, program: str, *flags: str) -> list[list[str]]:
     """The commands that a dry run prints, as words."""
     done = desk.run(program, '--dry_run', *flags)
-    assert done.returncode == 0 and all(line.startswith('# ') for line in done.stderr.splitlines()), done.stderr
+    assert done.returncode == 0 and all(
+        line.startswith('# ') for line in done.stderr.splitlines()
+    ), done.stderr
     assert not desk.calls()
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
@@ -249,14 +292,36 @@ def test_dry_run_prints_commands_to_paste_and_does_nothing(desk, program, flags,
     assert [words[{'gcloud': 4, 'git': 3, 'mkdir': 1}[words[0]]] for words in lines] == expected
     assert not list(desk.desk.iterdir())
     if program == 'create':
-        kind = ['--node-id=pod', '--accelerator-type=v5p-128', '--runtime-version=v2-alpha-tpuv5', '--spot']
-        assert lines[1] == ['gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'pod', '--zone=us-east5-a', '--quiet', *kind]
+        kind = [
+            '--node-id=pod',
+            '--accelerator-type=v5p-128',
+            '--runtime-version=v2-alpha-tpuv5',
+            '--spot',
+        ]
+        assert lines[1] == [
+            'gcloud',
+            'compute',
+            'tpus',
+            'queued-resources',
+            'create',
+            'pod',
+            '--zone=us-east5-a',
+            '--quiet',
+            *kind,
+        ]
     if program == 'start':
         assert shlex.split(lines[-1][-1].removeprefix('--command='))[3:] == TRAIN
 
 
 def test_dry_run_of_resume(desk):
-    record = Pod('pod', 'us-east5-a', accelerator_type='v6e-16', runtime_version='v2-alpha-tpuv6e', commit='HEAD', train_flags=TRAIN)
+    record = Pod(
+        'pod',
+        'us-east5-a',
+        accelerator_type='v6e-16',
+        runtime_version='v2-alpha-tpuv6e',
+        commit='HEAD',
+        train_flags=TRAIN,
+    )
     path = desk.desk / record.file('.json')
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(vars(record)))
@@ -266,9 +331,12 @@ def test_dry_run_of_resume(desk):
 
 def test_create_waits_and_records(desk):
     desk.states('WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE')
-    lines = [line.split(' ', 2)[2] for line in desk.do('create', *ASKED).splitlines()]  # behind date and time
+    # Behind date and time.
+    lines = [line.split(' ', 2)[2] for line in desk.do('create', *ASKED).splitlines()]
     assert lines == ['pod: WAITING_FOR_RESOURCES', 'pod: PROVISIONING', 'pod: ACTIVE']
-    assert json.loads((desk.desk / 'runs/pods/pod.json').read_text())['accelerator_type'] == 'v5p-128'
+    assert (
+        json.loads((desk.desk / 'runs/pods/pod.json').read_text())['accelerator_type'] == 'v5p-128'
+    )
     assert desk.do('create', *ASKED).endswith(' pod: ACTIVE\n')
     assert 'is there already (ACTIVE)' in desk.error('create', *WHERE, '--accelerator_type=v5p-64')
     assert len(desk.calls('create')) == 1
@@ -309,10 +377,15 @@ def test_wrong_use_is_one_line(desk, program, flags, expected):
 
 
 def test_gcloud_that_is_missing_or_fails_is_one_line(desk):
-    assert 'gcloud is not on the PATH: install the Google Cloud CLI' in desk.error('create', *ASKED, path='/nowhere')
+    assert 'gcloud is not on the PATH: install the Google Cloud CLI' in desk.error(
+        'create', *ASKED, path='/nowhere'
+    )
     (desk.fake / 'broken').write_text('1')
     line = desk.error('create', *ASKED)
-    assert 'INTERNAL: the network is down [status 1 of: gcloud compute tpus queued-resources describe pod' in line
+    assert (
+        'INTERNAL: the network is down [status 1 of: gcloud compute tpus queued-resources '
+        'describe pod' in line
+    )
     (desk.desk / 'runs' / 'pods').mkdir(parents=True)
     (desk.desk / 'runs' / 'pods' / 'pod.json').write_text('{')
     assert 'runs/pods/pod.json: cannot be read' in desk.error('watch', *WHERE)
@@ -327,12 +400,18 @@ def test_install_brings_head_its_packages_and_a_bucket(desk):
     assert 'stray.py' in desk.error('install', *WHERE) and not desk.calls('scp')
     desk.do('install', '--allow_dirty', '--bucket=gs://mine', f'--mount={desk.desk}/bucket')
     stray.unlink()
-    pinned = next(line.split()[0] for line in (ROOT / 'requirements.txt').read_text().splitlines() if line.startswith('jax=='))
+    pinned = next(
+        line.split()[0]
+        for line in (ROOT / 'requirements.txt').read_text().splitlines()
+        if line.startswith('jax==')
+    )
     for home in desk.fake.glob('home*'):
         code = home / 'cpt_jax' / 'code'
-        assert (code / 'launch' / 'train.py').read_text() == TRAIN_PY and not (code / 'stray.py').exists()
+        assert (code / 'launch' / 'train.py').read_text() == TRAIN_PY and not (
+            code / 'stray.py'
+        ).exists()
         words = (home / 'cpt_jax' / 'pip.log').read_text().split()
-        assert words[-3:] == ['-r', 'code/requirements.txt', pinned.replace('jax', 'jax[tpu]')]
+        assert words[-3:] == ['--editable', 'code', pinned.replace('jax', 'jax[tpu]')]
         assert (home / 'gcsfuse.log').read_text().split()[-2:] == ['mine', f'{desk.desk}/bucket']
     record = json.loads((desk.desk / 'runs/pods/pod.json').read_text())
     assert record['bucket'] == 'mine' and len(record['commit']) == 40
@@ -347,12 +426,17 @@ def test_a_run_from_start_to_stop(pod):
     assert 'a run is going on' in pod.error('install', *WHERE)
     assert 'a run is going on on pod' in pod.error('delete', *WHERE)
     script = pod.fake / 'home1/cpt_jax/code/launch/tpu/on_worker.sh'
-    done = subprocess.run(['bash', script, 'start'], capture_output=True, text=True)  # past the check of start.py
+    # Past the check of start.py.
+    done = subprocess.run(['bash', script, 'start'], capture_output=True, text=True)
     assert done.returncode == 1 and 'a run is going on already' in done.stderr
     assert 'told to save and stop' in pod.do('stop')
     pod.until('exited 42')
     output = pod.do('watch', status=42)
-    assert 'training 0 code' in output and 'exit status 42' in output and '2 of 2 workers: exited 42' in output
+    assert (
+        'training 0 code' in output
+        and 'exit status 42' in output
+        and '2 of 2 workers: exited 42' in output
+    )
     assert 'nothing runs' in pod.do('stop')
     pod.do('delete')
     assert not pod.fake.joinpath('states').exists()
@@ -361,15 +445,24 @@ def test_a_run_from_start_to_stop(pod):
 def test_follow_ends_with_the_run(pod):
     pod.plan('wait', '7')
     pod.do('start', '--', *TRAIN)
-    watch = [sys.executable, str(pod.checkout / 'launch/tpu/watch.py'), *WHERE, '--follow', '--poll_seconds=0.01']
-    env = dict(os.environ, FAKE=str(pod.fake), PATH=f'{pod.fake / "bin"}:{os.environ["PATH"]}')
-    with subprocess.Popen(watch, cwd=pod.desk, env=env, stdout=subprocess.PIPE, text=True) as process:
+    watch = [
+        sys.executable,
+        str(pod.checkout / 'launch/tpu/watch.py'),
+        *WHERE,
+        '--follow',
+        '--poll_seconds=0.01',
+    ]
+    with subprocess.Popen(
+        watch, cwd=pod.desk, env=pod.environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         for line in process.stdout:
             if line.startswith('training 0'):
                 break
         (pod.fake / 'go').touch()
         rest = process.stdout.read()
-    assert process.returncode == 0 and 'exit status 0' in rest and '2 of 2 workers: exited 0' in rest
+    assert (
+        process.returncode == 0 and 'exit status 0' in rest and '2 of 2 workers: exited 0' in rest
+    )
     pod.do('start', '--', *TRAIN)
     pod.until('exited 7')
     assert 'training 1' in pod.do('watch', '--follow', status=7)
@@ -378,7 +471,16 @@ def test_follow_ends_with_the_run(pod):
 def test_a_machine_that_goes_away(pod):
     def signal(name: str) -> None:
         for home in pod.fake.glob('home*'):
-            subprocess.run(['pkill', '--signal', name, '--session', (home / 'cpt_jax/pid').read_text().strip()], check=True)
+            subprocess.run(
+                [
+                    'pkill',
+                    '--signal',
+                    name,
+                    '--session',
+                    (home / 'cpt_jax/pid').read_text().strip(),
+                ],
+                check=True,
+            )
 
     pod.plan('wait', 'wait', 'wait')
     pod.do('start', '--', *TRAIN)

@@ -9,10 +9,10 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.errors import UserError
-from cpt_jax.mesh import BATCH, make_mesh
 from cpt_jax.model.attention import attention_within
-from cpt_jax.model.shape import Shape
+from cpt_jax.model.config import EncoderConfig
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import BATCH, make_mesh
 
 ROWS, LENGTH, HEADS, GROUPS, WIDTH = 4, 256, 4, 2, 64
 HEADS_SPLIT = BATCH, None, 'tensor'
@@ -28,26 +28,60 @@ def texts() -> np.ndarray:
 
 
 @functools.cache  # one program serves several tests
-def value_and_gradients(form: str, causal: bool, sizes: tuple[int, int, int], reach: int = 0, local: bool | tuple[bool, ...] = False):
+def value_and_gradients(
+    form: str,
+    causal: bool,
+    sizes: tuple[int, int, int],
+    reach: int = 0,
+    local: bool | tuple[bool, ...] = False,
+):
     random, mesh = np.random.default_rng(0), make_mesh(*sizes)
-    q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+    q, k, v = (
+        random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32)
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
     with jax.set_mesh(mesh):
-        put = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+
+        def put(array, *spec):
+            return jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))
+
         segments_RxS = put(texts(), BATCH)
-        weights = put(random.normal(size=(ROWS, LENGTH, HEADS, WIDTH)).astype(np.float32), *HEADS_SPLIT)
-        attend = lambda local, *qkv: attention_within(segments_RxS, causal, form, reach, local)(*qkv)  # noqa: E731
+        weights = put(
+            random.normal(size=(ROWS, LENGTH, HEADS, WIDTH)).astype(np.float32), *HEADS_SPLIT
+        )
+
+        def attend(local, *qkv):
+            return attention_within(segments_RxS, causal, form, reach, local)(*qkv)
+
         qkv = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
         if isinstance(local, bool):
-            return jax.device_get(jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(weights * attend(local, *qkv)), (0, 1, 2)))(*qkv))
+            return jax.device_get(
+                jax.jit(
+                    jax.value_and_grad(
+                        lambda *qkv: jnp.sum(weights * attend(local, *qkv)), (0, 1, 2)
+                    )
+                )(*qkv)
+            )
+
         # A loop over layers of both kinds.
-        sums = lambda *qkv: jax.lax.map(lambda kind: jnp.sum(weights * attend(kind, *qkv)), jnp.array(local))  # noqa: E731
-        return jax.device_get(jax.jit(jax.value_and_grad(lambda *qkv: jnp.sum(sums(*qkv) * jnp.array([0.4, 0.6])), (0, 1, 2)))(*qkv))
+        def sums(*qkv):
+            return jax.lax.map(lambda kind: jnp.sum(weights * attend(kind, *qkv)), jnp.array(local))
+
+        return jax.device_get(
+            jax.jit(
+                jax.value_and_grad(
+                    lambda *qkv: jnp.sum(sums(*qkv) * jnp.array([0.4, 0.6])), (0, 1, 2)
+                )
+            )(*qkv)
+        )
 
 
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize('sizes', [(4, 1, 2), (2, 2, 2)])
 def test_the_kernel_computes_what_the_mask_does(causal, sizes):
-    (value, gradients), (expected, of_the_mask) = (value_and_gradients(form, causal, sizes) for form in ('interpreted', 'masked'))
+    (value, gradients), (expected, of_the_mask) = (
+        value_and_gradients(form, causal, sizes) for form in ('interpreted', 'masked')
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
     for gradient, masked in zip(gradients, of_the_mask, strict=True):
         assert np.abs(masked).max() > 0.1
@@ -57,26 +91,55 @@ def test_the_kernel_computes_what_the_mask_does(causal, sizes):
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize(('form', 'reach'), [('masked', 30), ('blocks', 70), ('interpreted', 30)])
 def test_a_window_hides_what_is_further_away(form, reach, causal):
-    """One text, head and query at a time, in numpy; the gradient is that of the mask, also where layers of both kinds take turns."""
+    """One text, head and query at a time, in numpy; the gradient is that of the mask, also where
+    layers of both kinds take turns.
+    """
     random, segments = np.random.default_rng(0), texts()
-    q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+    q, k, v = (
+        random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32)
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
     with jax.set_mesh(make_mesh(2, 2, 2)):
-        put = lambda array, *spec: jax.device_put(array, P(*spec))  # noqa: E731
+
+        def put(array, *spec):
+            return jax.device_put(array, P(*spec))
+
         heads = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
-        found = np.asarray(jax.jit(attention_within(put(segments, BATCH), causal, form, reach, True))(*heads))
+        found = np.asarray(
+            jax.jit(attention_within(put(segments, BATCH), causal, form, reach, True))(*heads)
+        )
     columns = np.arange(LENGTH)
-    for row, query, head in [(0, 5, 0), (1, 200, 3), (2, 63, 1), (2, 64, 2), (3, 255, 3), (3, 100, 0), (3, 0, 1)]:
-        own = (segments[row] == segments[row, query]) & ((columns <= query) | (not causal)) & (abs(columns - query) <= reach)
+    for row, query, head in [
+        (0, 5, 0),
+        (1, 200, 3),
+        (2, 63, 1),
+        (2, 64, 2),
+        (3, 255, 3),
+        (3, 100, 0),
+        (3, 0, 1),
+    ]:
+        own = (
+            (segments[row] == segments[row, query])
+            & ((columns <= query) | (not causal))
+            & (abs(columns - query) <= reach)
+        )
         scores = k[row, own, head // 2] @ q[row, query, head] / WIDTH**0.5
         expected = np.exp(scores) @ v[row, own, head // 2] / np.exp(scores).sum()
         np.testing.assert_allclose(found[row, query, head], expected, atol=1e-5)
     (near, gradients), (full, _), (turns, of_turns) = (
-        value_and_gradients(form, causal, (2, 2, 2), reach, local) for local in (True, False, (True, False))
+        value_and_gradients(form, causal, (2, 2, 2), reach, local)
+        for local in (True, False, (True, False))
     )
-    (expected, of_the_mask), (_, of_all) = (value_and_gradients('masked', causal, (2, 2, 2), reach, local) for local in (True, False))
-    np.testing.assert_allclose([near, turns], [expected, 0.4 * near + 0.6 * full], rtol=1e-5, atol=1e-3)
+    (expected, of_the_mask), (_, of_all) = (
+        value_and_gradients('masked', causal, (2, 2, 2), reach, local) for local in (True, False)
+    )
+    np.testing.assert_allclose(
+        [near, turns], [expected, 0.4 * near + 0.6 * full], rtol=1e-5, atol=1e-3
+    )
     assert abs(near - full) > 1
-    for gradient, of_turn, masked, whole in zip(gradients, of_turns, of_the_mask, of_all, strict=True):
+    for gradient, of_turn, masked, whole in zip(
+        gradients, of_turns, of_the_mask, of_all, strict=True
+    ):
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
         np.testing.assert_allclose(of_turn, 0.4 * masked + 0.6 * whole, atol=2e-5)
 
@@ -85,13 +148,24 @@ def test_a_window_hides_what_is_further_away(form, reach, causal):
 def test_the_mask_hides_other_texts_and_later_positions(causal):
     """One text, head and query at a time, in numpy."""
     random, segments = np.random.default_rng(0), texts()
-    q, k, v = (random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32) for heads in (HEADS, GROUPS, GROUPS))
+    q, k, v = (
+        random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32)
+        for heads in (HEADS, GROUPS, GROUPS)
+    )
     with jax.set_mesh(make_mesh(2, 2, 2)):
-        put = lambda array, *spec: jax.device_put(array, P(*spec))  # noqa: E731
+
+        def put(array, *spec):
+            return jax.device_put(array, P(*spec))
+
         heads = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
-        found = {form: np.asarray(attention_within(put(segments, BATCH), causal, form)(*heads)) for form in ('masked', 'blocks')}
+        found = {
+            form: np.asarray(attention_within(put(segments, BATCH), causal, form)(*heads))
+            for form in ('masked', 'blocks')
+        }
     for row, query, head in [(0, 5, 0), (1, 200, 3), (2, 63, 1), (2, 64, 2), (3, 255, 3)]:
-        own = (segments[row] == segments[row, query]) & ((np.arange(LENGTH) <= query) | (not causal))
+        own = (segments[row] == segments[row, query]) & (
+            (np.arange(LENGTH) <= query) | (not causal)
+        )
         scores = k[row, own, head // 2] @ q[row, query, head] / WIDTH**0.5
         expected = np.exp(scores) @ v[row, own, head // 2] / np.exp(scores).sum()
         for form in found:
@@ -100,7 +174,9 @@ def test_the_mask_hides_other_texts_and_later_positions(causal):
 
 @pytest.mark.parametrize('causal', [True, False])
 def test_blocks_of_queries_have_the_gradient_of_all_at_once(causal):
-    (value, gradients), (expected, of_the_mask) = (value_and_gradients(form, causal, (2, 2, 2)) for form in ('blocks', 'masked'))
+    (value, gradients), (expected, of_the_mask) = (
+        value_and_gradients(form, causal, (2, 2, 2)) for form in ('blocks', 'masked')
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
     for gradient, masked in zip(gradients, of_the_mask, strict=True):
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
@@ -111,10 +187,14 @@ def test_what_cudnn_is_asked_for_is_what_the_mask_does(causal, monkeypatch):
     """Through XLA's form of the same function, as there is no GPU here."""
     attention = jax.nn.dot_product_attention
     monkeypatch.setattr(
-        jax.nn, 'dot_product_attention', lambda *qkv, mask, implementation: attention(*qkv, mask=mask, implementation='xla')
+        jax.nn,
+        'dot_product_attention',
+        lambda *qkv, mask, implementation: attention(*qkv, mask=mask, implementation='xla'),
     )
     for window in [(), (30, True), (30, (True, False))]:
-        asked, by_mask = (value_and_gradients(form, causal, (2, 2, 2), *window) for form in ('cudnn', 'masked'))
+        asked, by_mask = (
+            value_and_gradients(form, causal, (2, 2, 2), *window) for form in ('cudnn', 'masked')
+        )
         (value, gradients), (expected, of_the_mask) = asked, by_mask
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
         for gradient, masked in zip(gradients, of_the_mask, strict=True):
@@ -122,15 +202,32 @@ def test_what_cudnn_is_asked_for_is_what_the_mask_does(causal, monkeypatch):
 
 
 def test_the_step_for_gpus_calls_cudnn(monkeypatch):
-    """Lowered for CUDA, forward and backward; not compiled, which needs a GPU: so does JAX's look at cuDNN's version."""
-    for check, found in [('check_cudnn_version', 91200), ('check_compute_capability', True), ('is_cuda_compute_capability_equal', False)]:
+    """Lowered for CUDA, forward and backward; not compiled, which needs a GPU: so does JAX's look
+    at cuDNN's version.
+    """
+    for check, found in [
+        ('check_cudnn_version', 91200),
+        ('check_compute_capability', True),
+        ('is_cuda_compute_capability_equal', False),
+    ]:
         monkeypatch.setattr(fused_attention_stablehlo, check, lambda *_, found=found: found)
     mesh = make_mesh(2, 2, 2)
     with jax.set_mesh(mesh):
-        array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
-        heads, segments = array((8, 256, 4, 64), jnp.bfloat16, *HEADS_SPLIT), array((8, 256), jnp.int32, BATCH)
-        objective = lambda q, k, v, s: jnp.sum(attention_within(s, True, 'cudnn')(q, k, v).astype(jnp.float32) ** 2)  # noqa: E731
-        traced = jax.jit(jax.grad(objective, argnums=(0, 1, 2))).trace(heads, heads, heads, segments)
+
+        def array(shape, dtype, *spec):
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))
+
+        heads, segments = (
+            array((8, 256, 4, 64), jnp.bfloat16, *HEADS_SPLIT),
+            array((8, 256), jnp.int32, BATCH),
+        )
+
+        def objective(q, k, v, s):
+            return jnp.sum(attention_within(s, True, 'cudnn')(q, k, v).astype(jnp.float32) ** 2)
+
+        traced = jax.jit(jax.grad(objective, argnums=(0, 1, 2))).trace(
+            heads, heads, heads, segments
+        )
         text = traced.lower(lowering_platforms=('cuda',)).as_text()
     assert 'fmhaScaleBiasSoftmax(' in text and 'fmhaScaleBiasSoftmaxBackward(' in text
 
@@ -139,28 +236,53 @@ def compiled_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
     from cpt_jax.plan.topology import devices_of
 
     mesh = make_mesh(devices=devices_of('v5e:2x2', 1))
-    array = lambda shape, dtype, *spec: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+
+    def array(shape, dtype, *spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))
+
     with jax.set_mesh(mesh):
         heads = array((rows, length, 16, 64), jnp.bfloat16, *HEADS_SPLIT)
-        objective = lambda q, k, v, s: jnp.sum(attention_within(s, True, form)(q, k, v).astype(jnp.float32) ** 2)  # noqa: E731
-        return jax.jit(jax.grad(objective, argnums=(0, 1, 2))).lower(heads, heads, heads, array((rows, length), jnp.int32, BATCH)).compile()
+
+        def objective(q, k, v, s):
+            return jnp.sum(attention_within(s, True, form)(q, k, v).astype(jnp.float32) ** 2)
+
+        return (
+            jax.jit(jax.grad(objective, argnums=(0, 1, 2)))
+            .lower(heads, heads, heads, array((rows, length), jnp.int32, BATCH))
+            .compile()
+        )
 
 
 def test_on_a_tpu_the_kernel_holds_no_scores(libtpu):
-    """Compiled for v5e: head width 64, long rows; and rows that it cannot cut into blocks are masked."""
+    """Compiled for v5e: head width 64, long rows; and rows that it cannot cut into blocks are
+    masked.
+    """
     scores = 4 * 16 * 2048 * 2048 * 4  # of a device, float32
     kernel, mask = (compiled_for_tpu(form, 16, 2048) for form in ('splash', 'masked'))
     assert 'splash_mha_fwd' in kernel.as_text() and 'splash' not in mask.as_text()
-    assert kernel.memory_analysis().temp_size_in_bytes < scores / 4 < scores < mask.memory_analysis().temp_size_in_bytes
+    assert (
+        kernel.memory_analysis().temp_size_in_bytes
+        < scores / 4
+        < scores
+        < mask.memory_analysis().temp_size_in_bytes
+    )
     assert 'splash' not in compiled_for_tpu('splash', 32, 96).as_text()
 
 
 def test_the_kernel_is_chosen_where_there_is_one():
     sizes = {'vocab_size': 9, 'width': 16, 'layers': 1, 'max_length': 8}
-    shape = Shape(**sizes, heads=2)
-    assert [shape.on(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == ['splash', 'cudnn', 'blocks']
-    assert Shape(**sizes, heads=4).on('gpu').attention == Shape(**sizes, heads=2, dtype='float32').on('gpu').attention == 'masked'
+    config = EncoderConfig(**sizes, heads=2)
+    assert [config.on(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == [
+        'splash',
+        'cudnn',
+        'blocks',
+    ]
+    assert (
+        EncoderConfig(**sizes, heads=4).on('gpu').attention
+        == EncoderConfig(**sizes, heads=2, dtype='float32').on('gpu').attention
+        == 'masked'
+    )
     with pytest.raises(UserError, match='model.attention=splash is a kernel for TPUs'):
-        Shape(**sizes, heads=2, attention='splash').on('cpu')
+        EncoderConfig(**sizes, heads=2, attention='splash').on('cpu')
     with pytest.raises(UserError, match='model.attention=cudnn needs bfloat16 and heads of 8'):
-        Shape(**sizes, heads=4, attention='cudnn').on('gpu')
+        EncoderConfig(**sizes, heads=4, attention='cudnn').on('gpu')

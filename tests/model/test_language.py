@@ -1,7 +1,9 @@
-"""Losses of next tokens: those of transformers, in packed rows as for each text alone."""
+"""Losses of next tokens: those of transformers (kept in a golden), in packed rows as for each text
+alone.
+"""
 
 import dataclasses
-import json
+import functools
 import re
 
 import jax
@@ -11,31 +13,27 @@ import pytest
 import scipy
 from flax import nnx
 
-from cpt_jax.checkpoint import by_name
-from cpt_jax.config import flatten
-from cpt_jax.errors import UserError
-from cpt_jax.mesh import batch_sharding, make_mesh
 from cpt_jax.model import language
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.files import Files
 from cpt_jax.model.families.known import family_of
 from cpt_jax.model.families.load import load_encoder
-from cpt_jax.model.language import token_losses
-from cpt_jax.model.shape import Shape
-from tests.model.test_families import GPT, OPT, SMALL, VOCABULARY
+from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.language import foretell
+from cpt_jax.runs.checkpoint import by_name
+from cpt_jax.runs.config import flatten
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import batch_sharding, make_mesh
+from tests.goldens.golden import read_golden, restore
+from tests.model.family_inputs import VOCABULARY, language_texts
 
-torch = pytest.importorskip('torch', reason='transformers is the oracle (requirements-dev.txt)')
-transformers = pytest.importorskip('transformers')
-
-CASES = {
-    'gpt2': ('GPT2LMHead', 'GPT2', GPT),
-    'llama': ('LlamaForCausalLM', 'Llama', SMALL | {'num_key_value_heads': 2, 'tie_word_embeddings': True}),
-    'opt 350m': ('OPTForCausalLM', 'OPT', OPT | {'word_embed_proj_dim': 10, 'do_layer_norm_before': False}),
-}
+CASES = 'gpt2', 'llama', 'opt 350m'
 
 
 def packed(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """tokens_RxS, segments_RxS, positions_RxS: texts in their order, as many in a row as fit; padding behind and between them."""
+    """tokens_RxS, segments_RxS, positions_RxS: texts in their order, as many in a row as fit;
+    padding behind and between them.
+    """
     rows: list[list[np.ndarray]] = [[]]
     for text in texts:
         if sum(map(len, rows[-1])) + len(text) > length:
@@ -45,85 +43,86 @@ def packed(texts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray
     for row, content in enumerate(rows):
         filled = np.concatenate(content)
         tokens_RxS[row, : len(filled)] = filled
-        segments_RxS[row, : len(filled)] = np.repeat(np.arange(len(content)) + 1, [len(text) for text in content])
-        positions_RxS[row, : len(filled)] = np.concatenate([np.arange(len(text)) for text in content])
+        segments_RxS[row, : len(filled)] = np.repeat(
+            np.arange(len(content)) + 1, [len(text) for text in content]
+        )
+        positions_RxS[row, : len(filled)] = np.concatenate(
+            [np.arange(len(text)) for text in content]
+        )
     return tokens_RxS, segments_RxS, positions_RxS
 
 
-def their_losses(model, text: np.ndarray) -> np.ndarray:
-    """float32[length] of transformers' model for one text: 0, and that of each token after those before it."""
-    ids = torch.tensor(text[None].astype(np.int64))
-    with torch.no_grad():
-        logits = model(ids).logits[0]
-    after = torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction='none').numpy()
-    return np.concatenate([np.zeros(1, np.float32), after])
+def token_losses(encoder: Encoder, tokens_RxS, segments_RxS, positions_RxS) -> jax.Array:
+    return foretell(encoder, tokens_RxS, segments_RxS, positions_RxS).losses_RxS
 
 
 def losses(encoder: Encoder, mesh: jax.sharding.Mesh, rows) -> np.ndarray:
     with jax.set_mesh(mesh):
-        return np.asarray(jax.jit(token_losses)(encoder, *jax.device_put(rows, batch_sharding(mesh))))
+        return np.asarray(
+            jax.jit(token_losses)(encoder, *jax.device_put(rows, batch_sharding(mesh)))
+        )
 
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
-    """{case: (transformers' model, shape, loader)}, made when asked for."""
-    made = {}
+    """Returns (config, loader) of a case, made when it is first asked for."""
 
+    @functools.cache
     def make(case: str):
-        if case not in made:
-            name, config, sizes = CASES[case]
-            kind = f'{name}Model' if name.endswith('Head') else name
-            config = getattr(transformers, f'{config}Config')(vocab_size=VOCABULARY, **sizes)
-            torch.manual_seed(0)
-            model = getattr(transformers, kind)(config).eval()
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight.add_(0.2 * torch.randn_like(weight))
-            folder = tmp_path_factory.mktemp('language')
-            model.save_pretrained(folder)
-            told = json.loads((folder / 'config.json').read_text())
-            family = family_of(told)
-            assert told.get('tie_word_embeddings', family.tied)
-            shape = Shape(vocab_size=VOCABULARY, **family.shape(told) | {'remat': 'none'}).on('cpu')
-            made[case] = model, shape, lambda shape, mesh: load_encoder(family, Files(folder), shape, mesh)
-        return made[case]
+        captured = read_golden('language').facts['cases'][case]
+        folder = restore(captured, tmp_path_factory.mktemp('language'))
+        told = captured['files']['config.json']
+        family = family_of(told)
+        assert told.get('tie_word_embeddings', family.tied)
+        config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(told) | {'remat': 'none'}).on(
+            'cpu'
+        )
+        return config, lambda config, mesh: load_encoder(family, Files(folder), config, mesh)
 
     return make
 
 
 @pytest.mark.parametrize('case', CASES)
 def test_losses_are_those_of_transformers_packed_or_alone(models, case):
-    model, shape, load = models(case)
+    shape, load = models(case)
     mesh = make_mesh(devices=jax.devices()[:1])
     encoder = load(shape, mesh)
-    random = np.random.default_rng(0)
-    texts = [random.integers(0, VOCABULARY, length) for length in (13, 7, 1, 2, 18, 3)]
+    texts = language_texts()
     rows = packed(texts, 23)
     found_RxS = losses(encoder, mesh, rows)
-    assert found_RxS.dtype == np.float32 and len(found_RxS) == 2 and not found_RxS[rows[1] == 0].any()
-    expected = [their_losses(model, text) for text in texts]
-    np.testing.assert_allclose(found_RxS[rows[1] > 0], np.concatenate(expected), atol=1e-4)
-    for text, right in list(zip(texts, expected, strict=True))[1:4]:
-        np.testing.assert_allclose(losses(encoder, mesh, packed([text], len(text)))[0], right, atol=1e-4)
-    assert np.concatenate(expected).std() > 0.3
+    assert found_RxS.dtype == np.float32 and len(found_RxS) == 2
+    assert not found_RxS[rows[1] == 0].any()
+    expected = read_golden('language').arrays[case]
+    np.testing.assert_allclose(found_RxS[rows[1] > 0], expected, atol=1e-4)
+    each = np.split(expected, np.cumsum([len(text) for text in texts])[:-1])
+    for text, right in list(zip(texts, each, strict=True))[1:4]:
+        np.testing.assert_allclose(
+            losses(encoder, mesh, packed([text], len(text)))[0], right, atol=1e-4
+        )
+    assert expected.std() > 0.3
 
 
 def test_devices_and_poolings_do_not_matter(models):
-    _, shape, load = models('llama')
+    shape, load = models('llama')
     random = np.random.default_rng(0)
     rows = packed([random.integers(0, VOCABULARY, length) for length in (130, 129, 128, 100)], 130)
     shape = dataclasses.replace(shape, max_length=130)
     one, several = make_mesh(devices=jax.devices()[:1]), make_mesh(2, 2, 2)
     expected = losses(load(shape, one), one, rows)
-    changed = dataclasses.replace(shape, pooling='mean', attention='masked', layer_loop='scan', remat='full')
+    changed = dataclasses.replace(
+        shape, pooling='mean', attention='masked', layer_loop='scan', remat='full'
+    )
     np.testing.assert_allclose(losses(load(changed, several), several, rows), expected, atol=1e-4)
 
 
 def test_what_has_no_such_losses_is_refused(models):
-    _, shape, load = models('llama')
+    shape, load = models('llama')
     mesh = make_mesh(devices=jax.devices()[:1])
     rows = packed([np.arange(5)], 5)
-    for change, line in [({'tied': False}, 'need tie_word_embeddings'), ({'causal': False}, 'need a causal model')]:
+    for change, line in [
+        ({'tied': False}, 'need tie_word_embeddings'),
+        ({'causal': False}, 'need a causal model'),
+    ]:
         with pytest.raises(UserError, match=line):
             losses(load(dataclasses.replace(shape, **change), mesh), mesh, rows)
 
@@ -131,30 +130,39 @@ def test_what_has_no_such_losses_is_refused(models):
 def plain_losses(encoder: Encoder, tokens_RxS, segments_RxS, positions_RxS) -> jax.Array:
     """The textbook's: all scores of all tokens at once."""
     h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS)
-    scores_RxSxV = (h_RxSxD @ encoder.token_embedding[...].T)[..., : encoder.shape.vocab_size]
-    next_RxSxV = jax.nn.one_hot(jnp.roll(tokens_RxS, -1, axis=1), encoder.shape.vocab_size)
+    scores_RxSxV = (h_RxSxD @ encoder.token_embedding[...].T)[..., : encoder.config.vocab_size]
+    next_RxSxV = jax.nn.one_hot(jnp.roll(tokens_RxS, -1, axis=1), encoder.config.vocab_size)
     losses_RxS = -jnp.sum(jax.nn.log_softmax(scores_RxSxV) * next_RxSxV, axis=-1)
     return jnp.where((segments_RxS > 0) & (positions_RxS > 0), jnp.roll(losses_RxS, 1, axis=1), 0.0)
 
 
 def largest_of_vocabulary(program: str) -> int:
-    """Elements of the largest array with an axis of the 90 ids, or of the 128 rows of their table."""
-    arrays = [[int(size) for size in dims.split(',')] for dims in re.findall(r'f32\[([\d,]+)\]', program)]
+    """Elements of the largest array with an axis of the 90 ids, or of the 128 rows of their
+    table.
+    """
+    arrays = [
+        [int(size) for size in dims.split(',')] for dims in re.findall(r'f32\[([\d,]+)\]', program)
+    ]
     return max(np.prod(sizes) for sizes in arrays if {90, 128} & {*sizes})
 
 
 @pytest.fixture(scope='module')
 def value_and_gradient():
-    """(rows, function of a mesh and a form of the losses) -> weighted sum of the losses, its gradient by name, and the program's text."""
+    """(rows, function of a mesh and a form of the losses) -> weighted sum of the losses, its
+    gradient by name, and the program's text.
+    """
     random = np.random.default_rng(1)
     rows = packed([random.integers(0, 90, length) for length in (40, 25, 13, 2, 30, 7, 60, 4)], 64)
-    rows = tuple(np.pad(array, ((0, 8 - len(array)), (0, 0))) for array in rows)  # some rows are empty
+    # Some rows are empty.
+    rows = tuple(np.pad(array, ((0, 8 - len(array)), (0, 0))) for array in rows)
     weights_RxS = random.normal(size=rows[0].shape).astype(np.float32)
-    shape = Shape(vocab_size=90, width=16, layers=1, heads=2, max_length=64, remat='none', attention='masked')
+    config = EncoderConfig(
+        vocab_size=90, width=16, layers=1, heads=2, max_length=64, remat='none', attention='masked'
+    )
 
     def compute(mesh: jax.sharding.Mesh, form):
         with jax.set_mesh(mesh):
-            encoder = jax.jit(lambda: Encoder(shape, nnx.Rngs(0)))()
+            encoder = jax.jit(lambda: Encoder(config, nnx.Rngs(0)))()
             on_devices = jax.device_put((*rows, weights_RxS), batch_sharding(mesh))
 
             def total(encoder, *arrays):
@@ -167,8 +175,12 @@ def value_and_gradient():
     return compute
 
 
-def test_value_and_gradient_are_those_of_all_scores_at_once_on_any_mesh(value_and_gradient, monkeypatch):
-    """In columns, with the table over the tensor axis; and no array holds the scores of all tokens."""
+def test_value_and_gradient_are_those_of_all_scores_at_once_on_any_mesh(
+    value_and_gradient, monkeypatch
+):
+    """In columns, with the table over the tensor axis; and no array holds the scores of all
+    tokens.
+    """
     monkeypatch.setattr(language, '_TOKENS', 32)  # 4 columns of 8 rows on one device
     one = make_mesh(devices=jax.devices()[:1])
     value, gradient, text = value_and_gradient(one, plain_losses)
@@ -180,22 +192,31 @@ def test_value_and_gradient_are_those_of_all_scores_at_once_on_any_mesh(value_an
         assert found_gradient.keys() == gradient.keys()
         for name, array in gradient.items():
             np.testing.assert_allclose(found_gradient[name], array, atol=2e-5, err_msg=name)
-        assert largest_of_vocabulary(program) <= max(8 * 4, 16) * 128  # scores of some columns, or the table
+        # Scores of some columns, or the table.
+        assert largest_of_vocabulary(program) <= max(8 * 4, 16) * 128
 
 
 def test_ids_that_cannot_come_take_no_probability():
     """As if their scores were left out; and what is right is the largest of the others."""
-    shape = Shape(vocab_size=90, width=16, layers=1, heads=2, max_length=64, remat='none', attention='masked')
+    config = EncoderConfig(
+        vocab_size=90, width=16, layers=1, heads=2, max_length=64, remat='none', attention='masked'
+    )
     rows = packed([np.random.default_rng(0).integers(0, 20, 64)], 64)
 
     def both():
-        encoder = Encoder(shape, nnx.Rngs(0))
+        encoder = Encoder(config, nnx.Rngs(0))
         encoder.token_embedding[...] *= 50.0
-        return language.foretell(encoder, *rows, ids=20), encoder.all_states(*rows), encoder.token_embedding[...]
+        return (
+            language.foretell(encoder, *rows, ids=20),
+            encoder.all_states(*rows),
+            encoder.token_embedding[...],
+        )
 
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
         found, h_RxSxD, table_VxD = jax.device_get(jax.jit(both)())
     expected = scipy.special.log_softmax(h_RxSxD[0, :-1] @ table_VxD[:20].T, axis=1)
-    np.testing.assert_allclose(found.losses_RxS[0, 1:], -expected[np.arange(63), rows[0][0, 1:]], rtol=1e-4)
+    np.testing.assert_allclose(
+        found.losses_RxS[0, 1:], -expected[np.arange(63), rows[0][0, 1:]], rtol=1e-4
+    )
     np.testing.assert_array_equal(found.right_RxS[0, 1:], expected.argmax(1) == rows[0][0, 1:])
     assert found.right_RxS.any()

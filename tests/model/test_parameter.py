@@ -10,34 +10,47 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.checkpoint import by_name
-from cpt_jax.config import flatten
-from cpt_jax.mesh import AXES, BATCH, batch_sharding, make_mesh, on_mesh, shardings
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.parameter import gathered, gathered_once, looked_up, spread
-from cpt_jax.model.shape import Shape
+from cpt_jax.runs.checkpoint import by_name
+from cpt_jax.runs.config import flatten
+from cpt_jax.runtime.mesh import AXES, BATCH, batch_sharding, make_mesh, on_mesh, shardings
 
 # With every parameter that there is.
-SHAPE = Shape(
-    vocab_size=200, width=64, layers=2, heads=4, max_length=16, activation='swiglu', remat='none', dtype='float32', layer_loop='unroll'
+SHAPE = EncoderConfig(
+    vocab_size=200,
+    width=64,
+    layers=2,
+    heads=4,
+    max_length=16,
+    activation='swiglu',
+    remat='none',
+    dtype='float32',
+    layer_loop='unroll',
 )
 PASSTHROUGH = dataclasses.replace(SHAPE, init='passthrough')
 
 
 @functools.cache
-def program(shape: Shape, sizes: tuple[int, int, int]):
+def program(config: EncoderConfig, sizes: tuple[int, int, int]):
     """The abstract encoder, and seed -> encoder as a run makes it."""
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
-        init = lambda seed: Encoder(shape, nnx.Rngs(jax.random.key(seed)))  # noqa: E731
+
+        def init(seed):
+            return Encoder(config, nnx.Rngs(jax.random.key(seed)))
+
         abstract = on_mesh(jax.eval_shape(init, 0), mesh)
         return abstract, jax.jit(init, out_shardings=shardings(abstract))
 
 
 @functools.cache
-def started(shape: Shape, sizes: tuple[int, int, int] = (8, 1, 1), seed: int = 0) -> Encoder:
+def started(
+    config: EncoderConfig, sizes: tuple[int, int, int] = (8, 1, 1), seed: int = 0
+) -> Encoder:
     with jax.set_mesh(make_mesh(*sizes)):
-        return program(shape, sizes)[1](seed)
+        return program(config, sizes)[1](seed)
 
 
 def leaves(encoder: Encoder) -> dict:
@@ -55,12 +68,19 @@ def test_every_parameter_lies_as_its_declaration_says():
         part = tuple(size // sizes[axis] for size, axis in zip(array.shape, spec, strict=True))
         assert {shard.data.shape for shard in array.addressable_shards} == {part}, name
     # All that has a size of its own is split: only vectors are whole on every device.
-    whole = {name.rpartition('.')[2] for name, array in made.items() if array.sharding.is_fully_replicated}
+    whole = {
+        name.rpartition('.')[2]
+        for name, array in made.items()
+        if array.sharding.is_fully_replicated
+    }
     assert whole == {'scale', 'bias', 'out_bias', 'down_bias'}
 
 
 def test_the_seed_alone_decides_the_values():
-    here, there, other = (leaves(started(SHAPE, sizes, seed)) for sizes, seed in [((2, 2, 2), 0), ((8, 1, 1), 0), ((8, 1, 1), 1)])
+    here, there, other = (
+        leaves(started(SHAPE, sizes, seed))
+        for sizes, seed in [((2, 2, 2), 0), ((8, 1, 1), 0), ((8, 1, 1), 1)]
+    )
     for name, array in here.items():
         np.testing.assert_array_equal(array, there[name], err_msg=name)
         constant = name.endswith(('bias', 'scale'))
@@ -73,21 +93,32 @@ def test_values_start_as_gpt2():
         if name.endswith(('bias', 'scale')):
             np.testing.assert_array_equal(array, float(name.endswith('scale')), err_msg=name)
         else:
-            std = {'out': 0.01, 'down': 0.01, 'position_embedding': 0.01}.get(name.rpartition('.')[2], 0.02)  # 0.02 / sqrt(2 x 2 layers)
+            # 0.02 / sqrt(2 x 2 layers).
+            std = {'out': 0.01, 'down': 0.01, 'position_embedding': 0.01}.get(
+                name.rpartition('.')[2], 0.02
+            )
             np.testing.assert_allclose(array.std(), std, rtol=0.05, err_msg=name)
             assert abs(array.mean()) < std / 10, name
     layers = made['blocks.feed_forward.up'][0], made['last.feed_forward.up']
     assert abs(np.corrcoef(layers[0].ravel(), layers[1].ravel())[0, 1]) < 0.1
 
 
-def first_vectors(shape: Shape, tokens_RxS: np.ndarray) -> np.ndarray:
+def first_vectors(config: EncoderConfig, tokens_RxS: np.ndarray) -> np.ndarray:
     """The vectors of texts, one a row, of an encoder that has not learned anything."""
     r, s = tokens_RxS.shape
-    rows = (tokens_RxS, np.ones((r, s)), np.arange(s) * np.ones((r, 1)), np.arange(r)[:, None] % (r // 8) * s + s - 1)
+    rows = (
+        tokens_RxS,
+        np.ones((r, s)),
+        np.arange(s) * np.ones((r, 1)),
+        np.arange(r)[:, None] % (r // 8) * s + s - 1,
+    )
     with jax.set_mesh(make_mesh(8, 1, 1)):
-        placed = (jax.device_put(np.asarray(array, np.int32), batch_sharding(make_mesh(8, 1, 1))) for array in rows)
+        placed = (
+            jax.device_put(np.asarray(array, np.int32), batch_sharding(make_mesh(8, 1, 1)))
+            for array in rows
+        )
         encode = jax.jit(lambda encoder, *rows: encoder(*rows)[:, 0])
-        return np.asarray(encode(started(shape), *placed))
+        return np.asarray(encode(started(config), *placed))
 
 
 def test_passthrough_starts_with_texts_close_that_share_words_and_gpt2_with_all_close():
@@ -97,7 +128,10 @@ def test_passthrough_starts_with_texts_close_that_share_words_and_gpt2_with_all_
     shuffled[:, :10] = random.permuted(shuffled[:, :10], axis=1)
     half = shuffled.copy()
     half[:, :5] = random.integers(0, 190, (16, 5))
-    texts, shuffled, half = (np.concatenate([rows, np.full((16, 1), 199)], 1) for rows in (texts, shuffled, half))  # the closing delimiter
+    # The closing delimiter.
+    texts, shuffled, half = (
+        np.concatenate([rows, np.full((16, 1), 199)], 1) for rows in (texts, shuffled, half)
+    )
 
     def cosines(shape, others):
         vectors = first_vectors(shape, np.concatenate([texts, others]))
@@ -107,13 +141,17 @@ def test_passthrough_starts_with_texts_close_that_share_words_and_gpt2_with_all_
     same, some = (cosines(PASSTHROUGH, others) for others in (shuffled, half))
     assert same[own].min() > same[~own].max()
     assert same[own].mean() > some[own].mean() + 0.2 and some[own].mean() > some[~own].mean() + 0.15
-    assert np.mean(some.argmax(1) == np.arange(16)) > 0.5  # half of its words find a text; by chance 0.06
+    # Half of its words find a text; by chance 0.06.
+    assert np.mean(some.argmax(1) == np.arange(16)) > 0.5
     assert cosines(SHAPE, half).min() > 0.9
 
 
 def test_passthrough_is_the_identity_between_values_and_output():
     made = leaves(started(PASSTHROUGH))
-    for block, formula, identity in [('blocks', 'ndhk,nhke->nde', np.eye(64)[None]), ('last', 'dhk,hke->de', np.eye(64))]:
+    for block, formula, identity in [
+        ('blocks', 'ndhk,nhke->nde', np.eye(64)[None]),
+        ('last', 'dhk,hke->de', np.eye(64)),
+    ]:
         value, out = (np.asarray(made[f'{block}.attention.{name}']) for name in ('value', 'out'))
         np.testing.assert_array_equal(np.einsum(formula, value, out), identity)
 
@@ -130,7 +168,10 @@ def loop_of_products(module: Pair, x_CxRxSxD: jax.Array) -> jax.Array:
 
     def use(total, x_RxSxD):
         h_RxSxF = jnp.einsum(
-            'rsd,df->rsf', x_RxSxD, gathered(module.matrix, jnp.float32, None, 'tensor'), out_sharding=P(BATCH, None, 'tensor')
+            'rsd,df->rsf',
+            x_RxSxD,
+            gathered(module.matrix, jnp.float32, None, 'tensor'),
+            out_sharding=P(BATCH, None, 'tensor'),
         )
         return total + jnp.sum((h_RxSxF + spread(module.vector, h_RxSxF)) ** 2), None
 
@@ -141,14 +182,23 @@ def loop_of_products(module: Pair, x_CxRxSxD: jax.Array) -> jax.Array:
 @pytest.mark.parametrize('once', [False, True])
 def test_a_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
     random = np.random.default_rng(0)
-    matrix, vector, x = (random.normal(size=size).astype(np.float32) for size in [(16, 8), (8,), (3, 8, 5, 16)])
+    matrix, vector, x = (
+        random.normal(size=size).astype(np.float32) for size in [(16, 8), (8,), (3, 8, 5, 16)]
+    )
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
-        put = lambda array, *spec: jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))  # noqa: E731
+
+        def put(array, *spec):
+            return jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))
+
         module = Pair(put(matrix, 'fsdp', 'tensor'), put(vector, 'tensor'))
-        run = jax.grad(lambda module, x: loop_of_products(gathered_once(module) if once else module, x))
+        run = jax.grad(
+            lambda module, x: loop_of_products(gathered_once(module) if once else module, x)
+        )
         gradient = jax.jit(run)(module, put(x, None, BATCH))
-    expected = jax.grad(lambda m, v: jnp.sum((jnp.einsum('crsd,df->crsf', x, m) + v) ** 2), argnums=(0, 1))(matrix, vector)
+    expected = jax.grad(
+        lambda m, v: jnp.sum((jnp.einsum('crsd,df->crsf', x, m) + v) ** 2), argnums=(0, 1)
+    )(matrix, vector)
     np.testing.assert_allclose(gradient.matrix[...], expected[0], rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(gradient.vector[...], expected[1], rtol=1e-4, atol=1e-3)
     assert gradient.matrix[...].sharding.spec == P('fsdp', 'tensor')  # split as the weight is
@@ -160,6 +210,8 @@ def test_the_gradient_of_a_row_that_many_tokens_share_is_their_sum(meshes):
     with jax.set_mesh(meshes[1, 8, 1]):
         table = nnx.Param(jax.device_put(jnp.ones((8, 8)), P(None, 'fsdp')))
         rows = jax.device_put(ids, P(BATCH))
-        found = jax.jit(jax.grad(lambda table: looked_up(table, rows, jnp.bfloat16).astype(jnp.float32).sum()))(table)
+        found = jax.jit(
+            jax.grad(lambda table: looked_up(table, rows, jnp.bfloat16).astype(jnp.float32).sum())
+        )(table)
         assert looked_up(table, rows, jnp.bfloat16).dtype == jnp.bfloat16
     np.testing.assert_array_equal(found[...], np.eye(8)[:, :1] * ids.size * np.ones(8))

@@ -6,21 +6,43 @@ import jax
 import numpy as np
 import pytest
 
-from cpt_jax.mesh import placed
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.prefix import Prefixes, can_share, common_beginning, padded_length, states_behind
-from cpt_jax.model.shape import Shape
-from tests.test_embed import make_encoder
+from cpt_jax.runtime.mesh import placed
+from tests.embed.test_embedder import make_encoder
 
 SMALL = {'width': 16, 'layers': 2, 'heads': 4, 'max_length': 48, 'causal': True, 'remat': 'none'}
-OPT = {'position_offset': 2, 'activation': 'relu', 'embedding_width': 8, 'final_norm': False, 'norm_place': 'after', 'layers': 1}
-LLAMA = {'positions': 'rotary', 'norm': 'rmsnorm', 'activation': 'swiglu', 'bias': False, 'kv_heads': 2, 'layer_loop': 'scan'}
+OPT = {
+    'position_offset': 2,
+    'activation': 'relu',
+    'embedding_width': 8,
+    'final_norm': False,
+    'norm_place': 'after',
+    'layers': 1,
+}
+LLAMA = {
+    'positions': 'rotary',
+    'norm': 'rmsnorm',
+    'activation': 'swiglu',
+    'bias': False,
+    'kv_heads': 2,
+    'layer_loop': 'scan',
+}
 # Of three layers two are local and see 9 tokens: less than the prefix, and more than most texts.
-GEMMA = LLAMA | {'layers': 3, 'local_layers': (True, False, True), 'window': 9, 'norm_place': 'both', 'query_key_norm': True}
+GEMMA = LLAMA | {
+    'layers': 3,
+    'local_layers': (True, False, True),
+    'window': 9,
+    'norm_place': 'both',
+    'query_key_norm': True,
+}
 GPT = {'local_layers': (True, True), 'window': 5, 'parallel': 'one norm', 'attention': 'masked'}
 
 
 @pytest.mark.parametrize(
-    'choices', [OPT, LLAMA, GEMMA, GPT, LLAMA | {'dtype': 'bfloat16'}], ids=['opt', 'llama', 'gemma', 'gpt', 'bfloat16']
+    'choices',
+    [OPT, LLAMA, GEMMA, GPT, LLAMA | {'dtype': 'bfloat16'}],
+    ids=['opt', 'llama', 'gemma', 'gpt', 'bfloat16'],
 )
 def test_states_behind_a_prefix_are_those_of_the_whole_texts(meshes, choices):
     mesh, random = meshes[2, 2, 2], np.random.default_rng(0)
@@ -32,29 +54,42 @@ def test_states_behind_a_prefix_are_those_of_the_whole_texts(meshes, choices):
     columns_RxS = np.tile(np.arange(len(shared) + length, dtype=np.int32), (rows, 1))
     ends_R, first_R = own_R - 1, np.arange(rows) % 2  # two rows on each part of the mesh
     segments_RxS = (columns_RxS < len(shared) + own_R[:, None]).astype(np.int32)
-    eos_Rx1, whole_eos_Rx1 = ((first_R * size + ends)[:, None].astype(np.int32) for size, ends in ((27, ends_R), (48, ends_R + 21)))
+    eos_Rx1, whole_eos_Rx1 = (
+        (first_R * size + ends)[:, None].astype(np.int32)
+        for size, ends in ((27, ends_R), (48, ends_R + 21))
+    )
     prefix = Prefixes(encoder, mesh)(shared)
     with jax.set_mesh(mesh):
         found = jax.jit(states_behind)(encoder, prefix, *placed(mesh, tokens_RxS, eos_Rx1))
         arrays = placed(mesh, whole_RxS, segments_RxS, columns_RxS, whole_eos_Rx1)
         expected = jax.jit(lambda encoder, *rows: encoder.states(*rows))(encoder, *arrays)
-    assert found.shape == expected.shape == (rows, 1, encoder.shape.embedding_width) and found.dtype == np.float32
+    assert (
+        found.shape == expected.shape == (rows, 1, encoder.config.embedding_width)
+        and found.dtype == np.float32
+    )
     scale = np.abs(expected).max()
     assert np.ptp(np.asarray(expected), axis=0).max() > scale / 10
     np.testing.assert_allclose(found, expected, atol=scale * (0.03 if 'dtype' in choices else 1e-5))
 
 
 def test_what_texts_begin_with_leaves_each_a_token():
-    arrays = lambda *texts: [np.array(text) for text in texts]  # noqa: E731
+    def arrays(*texts):
+        return [np.array(text) for text in texts]
+
     assert common_beginning(arrays([1, 2, 3, 4], [1, 2, 5, 4, 4], [1, 2, 3, 4])) == 2
     assert common_beginning(arrays([1, 2, 3], [1, 2, 3])) == 2
     assert common_beginning(arrays([1], [1, 2])) == common_beginning(arrays([2, 1], [1, 1])) == 0
 
 
 def test_prefixes_of_many_lengths_share_few_programs():
-    shape = Shape(vocab_size=9, **SMALL | {'max_length': 2000})
-    lengths = [padded_length(length, shape) for length in range(1, 2001)]
+    config = EncoderConfig(vocab_size=9, **SMALL | {'max_length': 2000})
+    lengths = [padded_length(length, config) for length in range(1, 2001)]
     assert all(length <= padded <= 2000 for length, padded in enumerate(lengths, 1))
-    assert sorted(set(lengths[:512])) == [64, 128, 192, 256, 320, 384, 448, 512] and len(set(lengths)) <= 16
-    assert can_share(shape)
-    assert not can_share(dataclasses.replace(shape, pooling='mean')) and not can_share(dataclasses.replace(shape, causal=False))
+    assert (
+        sorted(set(lengths[:512])) == [64, 128, 192, 256, 320, 384, 448, 512]
+        and len(set(lengths)) <= 16
+    )
+    assert can_share(config)
+    assert not can_share(dataclasses.replace(config, pooling='mean')) and not can_share(
+        dataclasses.replace(config, causal=False)
+    )

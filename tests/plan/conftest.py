@@ -11,20 +11,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.plan.hlo import Module, parse
+from cpt_jax.plan.hlo.program import Module, parse
 from cpt_jax.plan.topology import devices_of
-from cpt_jax.program import load_config
+from cpt_jax.runs.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope='module')
-def hurry():
-    """Half the time to compile, for steps of which only counts are looked at."""
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update('jax_exec_time_optimization_effort', -1.0)
-    yield
-    jax.config.update('jax_exec_time_optimization_effort', before)
 
 
 @pytest.fixture(scope='session', params=['tpu', 'cpu'])
@@ -41,11 +32,21 @@ def tpus(libtpu):
     return devices_of('v5e:2x4', 1)
 
 
-def compiled_on(devices, function: Callable, *arrays: tuple[tuple[int, ...], P], dtype=None, mesh=(8,), axes=('x',)) -> jax.stages.Compiled:
+def compiled_on(
+    devices,
+    function: Callable,
+    *arrays: tuple[tuple[int, ...], P],
+    dtype=None,
+    mesh=(8,),
+    axes=('x',),
+) -> jax.stages.Compiled:
     """A function of arrays with these shapes and shardings; bfloat16 on TPU, float32 on CPU."""
     dtype = dtype or (jnp.bfloat16 if devices[0].platform == 'tpu' else jnp.float32)
     grid = Mesh(np.array(devices[: int(np.prod(mesh))]).reshape(mesh), axes)
-    types = [jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(grid, spec)) for shape, spec in arrays]
+    types = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(grid, spec))
+        for shape, spec in arrays
+    ]
     with jax.set_mesh(grid):
         return jax.jit(function).lower(*types).compile()
 
@@ -67,13 +68,16 @@ def program():
 
 @pytest.fixture(scope='session')
 def tiny():
-    """A config whose step compiles in seconds, as plain values; `tiny(**{'model.layers': 3})` changes keys."""
+    """A config whose step compiles in seconds, as plain values; `tiny(**{'model.layers': 3})`
+    changes keys.
+    """
     base = load_config(ROOT / 'configs/quickstart.py')
 
     def make(**changes) -> dict:
         config = copy.deepcopy(base)
         small = {
-            'tokenizer.vocab_size': 500, 'model.width': 128, 'model.heads': 2, 'model.layers': 3, 'model.init': 'gpt2', 'model.bias': False,
+            'tokenizer.vocab_size': 500, 'model.width': 128, 'model.heads': 2, 'model.layers': 3,
+            'model.init': 'gpt2', 'model.bias': False,
             'model.norm': 'rmsnorm', 'model.positions': 'rotary', 'train.batch_pairs': 64,
         }  # fmt: skip
         for key, value in (small | changes).items():

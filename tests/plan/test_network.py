@@ -1,8 +1,8 @@
 import pytest
 
-from cpt_jax.chips import CHIPS
-from cpt_jax.plan.collectives import Site
+from cpt_jax.plan.hlo.collectives import Site
 from cpt_jax.plan.network import Place, network_seconds
+from cpt_jax.runtime.hardware import CHIPS
 
 V5P = CHIPS['v5p']
 LINK, DCN = V5P.link_rate, V5P.dcn_rate
@@ -31,7 +31,9 @@ def site(kind: str, groups=ALL, times: int = 1, summed: bool = False, size: int 
     ],
 )
 def test_what_enters_a_chip_over_the_links_of_its_group(kind, groups, received, links):
-    assert network_seconds([site(kind, groups)], TORUS, V5P) == pytest.approx(received / links / LINK)
+    assert network_seconds([site(kind, groups)], TORUS, V5P) == pytest.approx(
+        received / links / LINK
+    )
 
 
 def test_executions_add_up_and_sums_for_gathers_count_twice():
@@ -44,14 +46,18 @@ def test_executions_add_up_and_sums_for_gathers_count_twice():
 def test_collectives_on_different_links_overlap():
     columns = tuple(tuple(range(i, 16, 4)) for i in range(4))
     rows_alone = network_seconds([site('all-gather', LINES)], TORUS, V5P)
-    assert network_seconds([site('all-gather', LINES), site('all-gather', columns)], TORUS, V5P) == pytest.approx(rows_alone)
+    assert network_seconds(
+        [site('all-gather', LINES), site('all-gather', columns)], TORUS, V5P
+    ) == pytest.approx(rows_alone)
     # On top, one over both dimensions: 2 x 1200 and 1500 bytes over four links.
     three = [site('all-gather', LINES), site('all-gather', columns), site('all-gather')]
     assert network_seconds(three, TORUS, V5P) == pytest.approx((1200 + 1200 + 1500) / 4 / LINK)
 
 
 def test_two_devices_of_a_chip():
-    """Four chips in a line, two devices each: in one group they need the other chips' parts once, in two groups each its own."""
+    """Four chips in a line, two devices each: in one group they need the other chips' parts once,
+    in two groups each its own.
+    """
     places = [Place(0, (i // 2, 0, 0)) for i in range(8)]
     together = site('all-gather', (tuple(range(8)),))
     assert network_seconds([together], places, V5P) == pytest.approx(1600 * 3 / 4 / 2 / LINK)
@@ -61,10 +67,14 @@ def test_two_devices_of_a_chip():
 
 
 def test_several_slices():
-    """Two slices of eight: a chip fetches its share of what the other slice has, the rest comes from its own slice."""
+    """Two slices of eight: a chip fetches its share of what the other slice has, the rest comes
+    from its own slice.
+    """
     places = [Place(i // 8, (i % 8 // 4, i % 4, 0)) for i in range(16)]
     between, within = 1600 / 2 / 8, 1600 * 15 / 16 - 1600 / 2 / 8
-    assert network_seconds([site('all-gather')], places, V5P) == pytest.approx(max(between / DCN, within / 3 / LINK))
+    assert network_seconds([site('all-gather')], places, V5P) == pytest.approx(
+        max(between / DCN, within / 3 / LINK)
+    )
     assert between / DCN > within / 3 / LINK
     sent_by_hosts = Site('all-reduce', False, True, 1000, 3, 0, (), 2, True)
     assert network_seconds([sent_by_hosts], places, V5P) == pytest.approx(3 * 1000 / DCN)

@@ -2,13 +2,13 @@ import dataclasses
 
 import pytest
 
-from cpt_jax.errors import UserError
+from cpt_jax.model.adapters.lora import LoRA
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.flops import embedding_flops, step_flops
-from cpt_jax.model.lora import LoRA
-from cpt_jax.model.shape import Shape
 from cpt_jax.plan import planning
 from cpt_jax.plan.planning import make_plan
 from cpt_jax.plan.table import show
+from cpt_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('hurry')
 
@@ -19,10 +19,14 @@ def scanned(tiny, libtpu, hurry):
 
 
 def test_loops_do_not_change_the_count(tiny, scanned):
-    """Two scanned layers and the last one, against straight code: XLA's own count differs by a layer forward and backward."""
+    """Two scanned layers and the last one, against straight code: XLA's own count differs by a
+    layer forward and backward.
+    """
     unrolled = make_plan(tiny(**{'mesh.fsdp': 2, 'model.layer_loop': 'unroll'}), 'v5e:2x2')
     assert unrolled.compiled_flops_per_step == scanned.compiled_flops_per_step
-    assert any(row['in_loop'] for row in scanned.collectives) and not any(row['in_loop'] for row in unrolled.collectives)
+    assert any(row['in_loop'] for row in scanned.collectives) and not any(
+        row['in_loop'] for row in unrolled.collectives
+    )
 
 
 def test_without_recomputation_the_program_computes_what_the_model_needs(scanned):
@@ -30,21 +34,39 @@ def test_without_recomputation_the_program_computes_what_the_model_needs(scanned
 
 
 def test_a_plan_hangs_together(scanned):
-    assert (scanned.topology, scanned.slices, scanned.chips, scanned.mesh) == ('v5e:2x2', 1, 4, {'data': 2, 'fsdp': 2, 'tensor': 1})
-    assert scanned.batch_pairs == 64 and scanned.tokens_per_step == 4 * scanned.rows * 64 and scanned.rows_assumed
+    assert (scanned.topology, scanned.slices, scanned.chips, scanned.mesh) == (
+        'v5e:2x2',
+        1,
+        4,
+        {'data': 2, 'fsdp': 2, 'tensor': 1},
+    )
+    assert (
+        scanned.batch_pairs == 64
+        and scanned.tokens_per_step == 4 * scanned.rows * 64
+        and scanned.rows_assumed
+    )
     assert scanned.fits and 0 < scanned.hbm_bytes_per_chip < scanned.hbm_limit_bytes
-    assert scanned.lower_bound_seconds == max(scanned.compute_seconds, scanned.memory_seconds, scanned.network_seconds)
+    assert scanned.lower_bound_seconds == max(
+        scanned.compute_seconds, scanned.memory_seconds, scanned.network_seconds
+    )
     assert scanned.compute_seconds == pytest.approx(scanned.compiled_flops_per_step / 4 / 197e12)
-    assert scanned.mfu_bound == pytest.approx(scanned.model_flops_per_step / (4 * 197e12 * scanned.lower_bound_seconds))
+    assert scanned.mfu_bound == pytest.approx(
+        scanned.model_flops_per_step / (4 * 197e12 * scanned.lower_bound_seconds)
+    )
     assert 0 < scanned.mfu_bound < 1 and scanned.uncounted == ()
 
 
 def test_collectives_of_sharded_weights(scanned):
     """Each of two scanned layers is gathered over fsdp; its gradient goes over all four chips."""
     weights = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # of a layer, in bfloat16
-    gathered = [row for row in scanned.collectives if row['kind'] == 'all-gather' and row['in_loop']]
-    assert {row['group'] for row in gathered} == {2} and not any(row['gradient'] for row in gathered)
-    assert sum(row['bytes'] for row in gathered) in (2 * weights, 2 * 2 * weights)  # forward, and again backward if they are not kept
+    gathered = [
+        row for row in scanned.collectives if row['kind'] == 'all-gather' and row['in_loop']
+    ]
+    assert {row['group'] for row in gathered} == {2} and not any(
+        row['gradient'] for row in gathered
+    )
+    # Forward, and again backward if they are not kept.
+    assert sum(row['bytes'] for row in gathered) in (2 * weights, 2 * 2 * weights)
     gradients = [row for row in scanned.collectives if row['gradient'] and row['in_loop']]
     assert sum(row['bytes'] for row in gradients) >= 2 * weights
     assert all(row['count'] % 2 == 0 and row['loops'] == 1 for row in gradients)
@@ -67,15 +89,19 @@ def test_between_slices_goes_the_gradient(tiny, libtpu):
 
 
 def test_what_does_not_fit_is_a_result(tiny, libtpu):
-    plan = make_plan(tiny(**{'model.layers': 1, 'tokenizer.vocab_size': 20_000_000}), 'v5e:2x2')  # 10 GB of embeddings, and 20 of moments
+    # 10 GB of embeddings, and 20 of moments.
+    plan = make_plan(tiny(**{'model.layers': 1, 'tokenizer.vocab_size': 20_000_000}), 'v5e:2x2')
     assert not plan.fits and plan.hbm_bytes_per_chip > plan.hbm_limit_bytes == int(15.75 * 2**30)
     missing = {field for field, value in dataclasses.asdict(plan).items() if value is None}
     assert missing == {
-        'compiled_flops_per_step', 'collectives', 'compute_seconds', 'memory_seconds', 'network_seconds', 'lower_bound_seconds',
+        'compiled_flops_per_step', 'collectives', 'compute_seconds', 'memory_seconds',
+        'network_seconds', 'lower_bound_seconds',
         'mfu_bound',
     }  # fmt: skip
     text = show(plan)
-    assert 'does not fit' in text and all(word in text for word in ('more chips', 'mesh.fsdp', 'encode_chunks', 'remat', '--sweep'))
+    assert 'does not fit' in text and all(
+        word in text for word in ('more chips', 'mesh.fsdp', 'encode_chunks', 'remat', '--sweep')
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,42 +151,71 @@ def test_the_table_names_all_that_matters(scanned):
 
 
 def test_model_flops_by_hand():
-    """Everything of the first layer, of the second its ends alone, and the similarities; three times two for each product."""
-    shape = Shape(vocab_size=100, width=8, layers=2, heads=2, max_length=16, kv_heads=1, head_width=4, hidden=24)
+    """Everything of the first layer, of the second its ends alone, and the similarities; three
+    times two for each product.
+    """
+    config = EncoderConfig(
+        vocab_size=100,
+        width=8,
+        layers=2,
+        heads=2,
+        max_length=16,
+        kv_heads=1,
+        head_width=4,
+        hidden=24,
+    )
     tokens, row, pairs, texts = 64, 16, 10, 3
     inputs, output, feed_forward = 8 * 4 * (2 + 1 + 1), 2 * 4 * 8, 2 * 8 * 24
     attention = 2 * tokens * row * 2 * 4
     first = tokens * (inputs + output + feed_forward) + attention
     last = tokens * inputs + attention + pairs * texts * (output + feed_forward)
     loss = pairs * (pairs * 2) * 8
-    assert step_flops(shape, tokens, row, pairs, texts) == 6 * (first + last + loss)
-    assert embedding_flops(shape, tokens, row, pairs * texts) == 2 * (first + last)  # forward alone, and nothing is compared
-    gated = dataclasses.replace(shape, activation='swiglu')
-    assert step_flops(gated, tokens, row, pairs, texts) - step_flops(shape, tokens, row, pairs, texts) == 6 * (tokens + 30) * 8 * 24
-    # In blocks, the last layer has queries of the ends alone: taken through the key matrix, to the states of all columns, and back through
-    # that of values.
+    assert step_flops(config, tokens, row, pairs, texts) == 6 * (first + last + loss)
+    # Forward alone, and nothing is compared.
+    assert embedding_flops(config, tokens, row, pairs * texts) == 2 * (first + last)
+    gated = dataclasses.replace(config, activation='swiglu')
+    assert (
+        step_flops(gated, tokens, row, pairs, texts) - step_flops(config, tokens, row, pairs, texts)
+        == 6 * (tokens + 30) * 8 * 24
+    )
+    # In blocks, the last layer has queries of the ends alone: taken through the key matrix, to the
+    # states of all columns, and back through that of values.
     folded = tokens * 2 * 2 * 8 + pairs * texts * (3 * 8 * 2 * 4 + output + feed_forward)
-    assert step_flops(dataclasses.replace(shape, attention='blocks'), tokens, row, pairs, texts) == 6 * (first + folded + loss)
+    assert step_flops(
+        dataclasses.replace(config, attention='blocks'), tokens, row, pairs, texts
+    ) == 6 * (first + folded + loss)
     rotated = tokens * (2 * 8 * 4 + 2 * 2 * 4) + pairs * texts * (8 * 2 * 4 + output + feed_forward)
-    rotary = dataclasses.replace(shape, attention='blocks', positions='rotary')
+    rotary = dataclasses.replace(config, attention='blocks', positions='rotary')
     assert step_flops(rotary, tokens, row, pairs, texts) == 6 * (first + rotated + loss)
-    # LoRA of rank 2: matrices have no gradient, a third of their work; adapters have all of theirs, of the last layer's output at the ends.
+    # LoRA of rank 2: matrices have no gradient, a third of their work; adapters have all of theirs,
+    # of the last layer's output at the ends.
     lora = LoRA(rank=2, targets=('key', 'down', 'gate'))
     adapters = 2 * (2 * tokens * (8 + 4) + (tokens + pairs * texts) * (24 + 8))
     matrices = first + last - 2 * attention
-    assert step_flops(shape, tokens, row, pairs, texts, lora) == 4 * matrices + 6 * (2 * attention + loss + adapters)
-    assert embedding_flops(shape, tokens, row, pairs * texts, lora) == 2 * (first + last + adapters)
+    assert step_flops(config, tokens, row, pairs, texts, lora) == 4 * matrices + 6 * (
+        2 * attention + loss + adapters
+    )
+    assert embedding_flops(config, tokens, row, pairs * texts, lora) == 2 * (
+        first + last + adapters
+    )
 
 
 def test_a_language_model_is_planned_alike(tiny, libtpu):
-    """Its scores are made again in the backward pass, and no gradient is summed within the loop over columns."""
-    config = tiny(**{'model.layers': 1, 'loss.initial_temperature': 0.07, 'data.row_length': 64}) | {'objective': 'lm'}
+    """Its scores are made again in the backward pass, and no gradient is summed within the loop
+    over columns.
+    """
+    config = tiny(
+        **{'model.layers': 1, 'loss.initial_temperature': 0.07, 'data.row_length': 64}
+    ) | {'objective': 'lm'}
     plan = make_plan(config, 'v5e:2x2')
     tokens, width, rows = 64 * 64, 128, 512  # of the table
     assert (plan.tokens_per_step, plan.loss_form, plan.fits) == (tokens, 'next token', True)
-    layer = 4 * width * width + 8 * width * width + 2 * 64 * width  # projections, feed-forward part, scores and mixtures
+    # Projections, feed-forward part, scores and mixtures.
+    layer = 4 * width * width + 8 * width * width + 2 * 64 * width
     assert plan.model_flops_per_step == 6 * tokens * (layer + 500 * width)
     needed = 6 * tokens * layer + 8 * tokens * rows * width
     assert plan.compiled_flops_per_step == pytest.approx(needed, rel=0.05)
-    assert not any(row['in_loop'] for row in plan.collectives) and any(row['gradient'] for row in plan.collectives)
+    assert not any(row['in_loop'] for row in plan.collectives) and any(
+        row['gradient'] for row in plan.collectives
+    )
     assert '64 texts, 4,096 columns' in show(plan)

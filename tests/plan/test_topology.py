@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from cpt_jax.chips import CHIPS
-from cpt_jax.errors import UserError
 from cpt_jax.plan import topology
 from cpt_jax.plan.topology import check_topology, devices_of, libtpu_requirement, places_of
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.hardware import CHIPS
 
 TPUS = {name: chip for name, chip in CHIPS.items() if chip.topologies}
 
@@ -35,7 +35,9 @@ def test_wrong_names_are_answered_with_valid_ones(name, words):
     assert repr(name) in str(error.value) and all(word in str(error.value) for word in words)
 
 
-@pytest.mark.parametrize('name', ['v5e:1x1', 'v6e:8x8', 'v5p:4x4x12', 'v5p:12x12x12', 'tpu7x:4x4x4'])
+@pytest.mark.parametrize(
+    'name', ['v5e:1x1', 'v6e:8x8', 'v5p:4x4x12', 'v5p:12x12x12', 'tpu7x:4x4x4']
+)
 def test_right_names(name):
     assert check_topology(name) is CHIPS[name.partition(':')[0]]
 
@@ -53,10 +55,14 @@ def test_devices_are_as_many_as_the_chips_have(libtpu, name, slices):
     assert len(devices) == chips * slices * chip.devices
     assert {device.device_kind for device in devices} == {chip.device_kind}
     places = places_of(devices)
-    assert len(set(places)) == chips * slices and {place.slice for place in places} == set(range(slices))
+    assert len(set(places)) == chips * slices and {place.slice for place in places} == set(
+        range(slices)
+    )
 
 
-@pytest.mark.parametrize('name', [f'{name}:{size}' for name, chip in TPUS.items() for size in chip.topologies[-1:]])
+@pytest.mark.parametrize(
+    'name', [f'{name}:{size}' for name, chip in TPUS.items() for size in chip.topologies[-1:]]
+)
 def test_the_largest_are_known_to_libtpu(libtpu, name):
     assert len(devices_of(name, 1)) >= 256
 
@@ -82,7 +88,9 @@ def test_libtpu_is_silent_where_there_is_no_tpu(libtpu):
     """It writes lines to the process's stderr as it is loaded."""
     code = "from cpt_jax.plan.topology import devices_of; print(len(devices_of('v5e:2x2', 1)))"
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, env=environment, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, '4\n', '')
 
 

@@ -2,9 +2,16 @@
 
 from typing import Any
 
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless, usual_sizes
-from cpt_jax.model.families.tensors import Tensor, affine, linear_with_bias, out_of_heads, projections, same
-from cpt_jax.model.shape import Shape
+from cpt_jax.model.families.tensors import (
+    Tensor,
+    affine,
+    linear_with_bias,
+    out_of_heads,
+    projections,
+    same,
+)
 
 
 def _shape(config: Config) -> dict[str, Any]:
@@ -22,8 +29,8 @@ def _shape(config: Config) -> dict[str, Any]:
     }
 
 
-def _outer(shape: Shape) -> list[Tensor]:
-    del shape
+def _outer(config: EncoderConfig) -> list[Tensor]:
+    del config
     return [
         same('embeddings.word_embeddings.weight', 'token_embedding'),
         same('embeddings.position_embeddings.weight', 'position_embedding'),
@@ -32,11 +39,15 @@ def _outer(shape: Shape) -> list[Tensor]:
     ]
 
 
-def _layer(shape: Shape) -> list[Tensor]:
+def _layer(config: EncoderConfig) -> list[Tensor]:
     layer = 'encoder.layer.{i}'
     return [
-        *projections([f'{layer}.attention.self.{name}' for name in ('query', 'key', 'value')], shape.head_width, bias=True),
-        out_of_heads(f'{layer}.attention.output.dense.weight', 'attention.out', shape.head_width),
+        *projections(
+            [f'{layer}.attention.self.{name}' for name in ('query', 'key', 'value')],
+            config.head_width,
+            bias=True,
+        ),
+        out_of_heads(f'{layer}.attention.output.dense.weight', 'attention.out', config.head_width),
         same(f'{layer}.attention.output.dense.bias', 'attention.out_bias'),
         *affine(f'{layer}.attention.output.LayerNorm', 'attention_norm'),
         *linear_with_bias(f'{layer}.intermediate.dense', 'feed_forward.up'),
@@ -45,7 +56,13 @@ def _layer(shape: Shape) -> list[Tensor]:
     ]
 
 
-_PREDICTIONS = ('bias', 'transform.dense.weight', 'transform.dense.bias', 'transform.LayerNorm.weight', 'transform.LayerNorm.bias')
+_PREDICTIONS = (
+    'bias',
+    'transform.dense.weight',
+    'transform.dense.bias',
+    'transform.LayerNorm.weight',
+    'transform.LayerNorm.bias',
+)
 BERT = Family(
     {'bert': 'BertModel'},
     ('', 'bert.'),

@@ -1,22 +1,40 @@
-"""Gemma 3's texts, and EmbeddingGemma: norms on both sides of each half, GeGLU, most layers local."""
+"""Gemma 3's texts, and EmbeddingGemma: norms on both sides of each half, GeGLU, most layers
+local.
+"""
 
 from typing import Any
 
-from cpt_jax.errors import UserError
-from cpt_jax.model.families.family import GATES, Config, Family, choose, layer_kinds, refuse_unless, ropes, usual_sizes
+from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.families.family import (
+    GATES,
+    Config,
+    Family,
+    choose,
+    layer_kinds,
+    refuse_unless,
+    ropes,
+    usual_sizes,
+)
 from cpt_jax.model.families.tensors import Tensor, linear, out_of_heads, projections, same
-from cpt_jax.model.shape import Shape
+from cpt_jax.runtime.errors import UserError
 
 
 def _shape(config: Config) -> dict[str, Any]:
-    for key in ('attn_logit_softcapping', 'final_logit_softcapping'):  # tanh over scores; Gemma 3 has neither
+    # Tanh over scores; Gemma 3 has neither.
+    for key in ('attn_logit_softcapping', 'final_logit_softcapping'):
         refuse_unless(config, key, None)
-    both_ways, causal = bool(config.get('use_bidirectional_attention', False)), config.get('is_causal', True)
+    both_ways, causal = (
+        bool(config.get('use_bidirectional_attention', False)),
+        config.get('is_causal', True),
+    )
     period = config.get('sliding_window_pattern', 6)
     kinds = layer_kinds(config, lambda layer: (layer + 1) % period > 0)
     window = config.get('sliding_window', 4096)
     if any(kinds['local_layers']) and not window:
-        raise UserError(f'config.json: sliding_window={window!r} is not supported where a layer of layer_types has one')
+        raise UserError(
+            f'config.json: sliding_window={window!r} is not supported where a layer of '
+            f'layer_types has one'
+        )
     return usual_sizes(config) | {
         'kv_heads': config.get('num_key_value_heads', 4),
         'head_width': config.get('head_dim', 256),
@@ -33,25 +51,34 @@ def _shape(config: Config) -> dict[str, Any]:
         'attention_width': config.get('query_pre_attn_scalar', 256),
         'embedding_scale': True,
         'causal': causal and not both_ways,
-        # EmbeddingGemma's window is of both sides together; where `is_causal` says so once more, transformers (5.23) sees a token more.
+        # EmbeddingGemma's window is of both sides together; where `is_causal` says so once more,
+        # transformers (5.23) sees a token more.
         'window': window // 2 + (not causal) if both_ways else window,
         'pooling': 'mean' if both_ways else 'eos',
         **kinds,
-        **ropes(config, config.get('rope_theta', 1_000_000.0), config.get('rope_local_base_freq', 10_000.0)),
+        **ropes(
+            config,
+            config.get('rope_theta', 1_000_000.0),
+            config.get('rope_local_base_freq', 10_000.0),
+        ),
     }
 
 
-def _outer(shape: Shape) -> list[Tensor]:
-    del shape
+def _outer(config: EncoderConfig) -> list[Tensor]:
+    del config
     return [same('embed_tokens.weight', 'token_embedding'), same('norm.weight', 'final_norm.scale')]
 
 
-def _layer(shape: Shape) -> list[Tensor]:
-    layer, k = 'layers.{i}', shape.head_width
-    out_bias = [same(f'{layer}.self_attn.o_proj.bias', 'attention.out_bias')] if shape.out_bias else []
+def _layer(config: EncoderConfig) -> list[Tensor]:
+    layer, k = 'layers.{i}', config.head_width
+    out_bias = (
+        [same(f'{layer}.self_attn.o_proj.bias', 'attention.out_bias')] if config.out_bias else []
+    )
     return [
         same(f'{layer}.input_layernorm.weight', 'attention_norm.scale'),
-        *projections([f'{layer}.self_attn.{name}_proj' for name in 'qkv'], k, shape.qkv_bias),
+        *projections(
+            [f'{layer}.self_attn.{name}_proj' for name in 'qkv'], k, bool(config.qkv_bias)
+        ),
         same(f'{layer}.self_attn.q_norm.weight', 'attention.query_norm.scale'),
         same(f'{layer}.self_attn.k_norm.weight', 'attention.key_norm.scale'),
         out_of_heads(f'{layer}.self_attn.o_proj.weight', 'attention.out', k),
@@ -65,4 +92,12 @@ def _layer(shape: Shape) -> list[Tensor]:
     ]
 
 
-GEMMA3 = Family({'gemma3_text': 'Gemma3TextModel'}, ('', 'model.'), _shape, _outer, _layer, ('lm_head.weight',), tied=True)
+GEMMA3 = Family(
+    {'gemma3_text': 'Gemma3TextModel'},
+    ('', 'model.'),
+    _shape,
+    _outer,
+    _layer,
+    ('lm_head.weight',),
+    tied=True,
+)

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import Config, Family, gpt_sizes, refuse_unless
 from cpt_jax.model.families.tensors import Tensor, affine, same
-from cpt_jax.model.shape import Shape
 
 
 def _shape(config: Config) -> dict[str, Any]:
@@ -15,14 +15,18 @@ def _shape(config: Config) -> dict[str, Any]:
     return gpt_sizes(config)
 
 
-def _outer(shape: Shape) -> list[Tensor]:
-    del shape
-    return [same('wte.weight', 'token_embedding'), same('wpe.weight', 'position_embedding'), *affine('ln_f', 'final_norm')]
+def _outer(config: EncoderConfig) -> list[Tensor]:
+    del config
+    return [
+        same('wte.weight', 'token_embedding'),
+        same('wpe.weight', 'position_embedding'),
+        *affine('ln_f', 'final_norm'),
+    ]
 
 
-def _layer(shape: Shape) -> list[Tensor]:
+def _layer(config: EncoderConfig) -> list[Tensor]:
     """Its Conv1D holds [in, out]; query, key and value stand side by side."""
-    k = shape.head_width
+    k = config.head_width
     parameters = ('attention.query', 'attention.key', 'attention.value')
     return [
         *affine('h.{i}.ln_1', 'attention_norm'),
@@ -54,4 +58,13 @@ def _layer(shape: Shape) -> list[Tensor]:
 
 
 _PASSED_OVER = ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
-GPT2 = Family({'gpt2': 'GPT2Model'}, ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER, tied=True, transposed=True)
+GPT2 = Family(
+    {'gpt2': 'GPT2Model'},
+    ('', 'transformer.'),
+    _shape,
+    _outer,
+    _layer,
+    _PASSED_OVER,
+    tied=True,
+    transposed=True,
+)

@@ -1,6 +1,5 @@
 """The families that can be loaded and written."""
 
-from cpt_jax.errors import UserError
 from cpt_jax.model.families.bert import BERT
 from cpt_jax.model.families.family import Config, Family
 from cpt_jax.model.families.gemma3 import GEMMA3
@@ -10,13 +9,20 @@ from cpt_jax.model.families.llama import LLAMA
 from cpt_jax.model.families.modernbert import MODERNBERT
 from cpt_jax.model.families.neox import NEOX
 from cpt_jax.model.families.opt import OPT
+from cpt_jax.runtime.errors import UserError
 
-FAMILIES = {kind: family for family in (GPT2, OPT, NEOX, GPTJ, CODEGEN, LLAMA, GEMMA3, BERT, MODERNBERT) for kind in family.model_types}
+FAMILIES = {
+    kind: family
+    for family in (GPT2, OPT, NEOX, GPTJ, CODEGEN, LLAMA, GEMMA3, BERT, MODERNBERT)
+    for kind in family.model_types
+}
 
 
 def family_of(config: Config) -> Family:
     """Raises UserError where config.json names none that is known."""
     kind = config.get('model_type')
     if kind not in FAMILIES:
-        raise UserError(f'config.json: model_type={kind!r} is not supported; known are {", ".join(FAMILIES)}')
+        raise UserError(
+            f'config.json: model_type={kind!r} is not supported; known are {", ".join(FAMILIES)}'
+        )
     return FAMILIES[kind]

@@ -1,12 +1,23 @@
-"""ModernBERT: every token sees its whole text in some layers, its neighbours in the others; GeGLU; no norm before the first layer."""
+"""ModernBERT: every token sees its whole text in some layers, its neighbours in the others; GeGLU;
+no norm before the first layer.
+"""
 
 from typing import Any
 
 import numpy as np
 
-from cpt_jax.model.families.family import GATES, Config, Family, choose, layer_kinds, refuse_unless, ropes, usual_sizes
+from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.families.family import (
+    GATES,
+    Config,
+    Family,
+    choose,
+    layer_kinds,
+    refuse_unless,
+    ropes,
+    usual_sizes,
+)
 from cpt_jax.model.families.tensors import Tensor, affine, linear, out_of_heads, same
-from cpt_jax.model.shape import Shape
 
 
 def _shape(config: Config) -> dict[str, Any]:
@@ -27,21 +38,25 @@ def _shape(config: Config) -> dict[str, Any]:
         'window': config.get('local_attention', 128) // 2,  # of both sides together
         'pooling': 'mean',
         **layer_kinds(config, lambda layer: layer % period > 0),
-        **ropes(config, config.get('global_rope_theta', 160_000.0), config.get('local_rope_theta', 10_000.0)),
+        **ropes(
+            config,
+            config.get('global_rope_theta', 160_000.0),
+            config.get('local_rope_theta', 10_000.0),
+        ),
     }
 
 
-def _outer(shape: Shape) -> list[Tensor]:
+def _outer(config: EncoderConfig) -> list[Tensor]:
     return [
         same('embeddings.tok_embeddings.weight', 'token_embedding'),
-        *affine('embeddings.norm', 'embedding_norm', shape.norm_bias),
-        *affine('final_norm', 'final_norm', shape.norm_bias),
+        *affine('embeddings.norm', 'embedding_norm', config.norm_bias),
+        *affine('final_norm', 'final_norm', config.norm_bias),
     ]
 
 
-def _layer(shape: Shape) -> list[Tensor]:
+def _layer(config: EncoderConfig) -> list[Tensor]:
     """Query, key and value stand one below the other; so do the gate and what it is a gate of."""
-    layer, k = 'layers.{i}', shape.head_width
+    layer, k = 'layers.{i}', config.head_width
     parameters = ('attention.query', 'attention.key', 'attention.value')
     biases = [
         Tensor(
@@ -53,7 +68,10 @@ def _layer(shape: Shape) -> list[Tensor]:
         same(f'{layer}.attn.Wo.bias', 'attention.out_bias'),
     ]
     return [
-        *(tensor._replace(first=1) for tensor in affine(f'{layer}.attn_norm', 'attention_norm', shape.norm_bias)),
+        *(
+            tensor._replace(first=1)
+            for tensor in affine(f'{layer}.attn_norm', 'attention_norm', config.norm_bias)
+        ),
         Tensor(
             f'{layer}.attn.Wqkv.weight',
             parameters,
@@ -61,8 +79,8 @@ def _layer(shape: Shape) -> list[Tensor]:
             lambda *parts: np.stack(parts).transpose(0, 2, 3, 1).reshape(-1, len(parts[0])),
         ),
         out_of_heads(f'{layer}.attn.Wo.weight', 'attention.out', k),
-        *(biases if shape.qkv_bias else []),
-        *affine(f'{layer}.mlp_norm', 'feed_forward_norm', shape.norm_bias),
+        *(biases if config.qkv_bias else []),
+        *affine(f'{layer}.mlp_norm', 'feed_forward_norm', config.norm_bias),
         Tensor(
             f'{layer}.mlp.Wi.weight',
             ('feed_forward.gate', 'feed_forward.up'),
@@ -79,5 +97,12 @@ MODERNBERT = Family(
     _shape,
     _outer,
     _layer,
-    ('head.dense.weight', 'head.dense.bias', 'head.norm.weight', 'head.norm.bias', 'decoder.weight', 'decoder.bias'),
+    (
+        'head.dense.weight',
+        'head.dense.bias',
+        'head.norm.weight',
+        'head.norm.bias',
+        'decoder.weight',
+        'decoder.bias',
+    ),
 )

@@ -4,17 +4,28 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless, rope, usual_sizes
+from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.families.family import (
+    GELUS,
+    Config,
+    Family,
+    choose,
+    refuse_unless,
+    rope,
+    usual_sizes,
+)
 from cpt_jax.model.families.tensors import Tensor, affine, linear_with_bias, out_of_heads, same
-from cpt_jax.model.shape import Shape
 
 
 def _shape(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'attention_bias', True)
     given = dict(config)
-    given.setdefault('rope_theta', config.get('rotary_emb_base', 10_000))  # its name before transformers 5
+    # Its name before transformers 5.
+    given.setdefault('rope_theta', config.get('rotary_emb_base', 10_000))
     head_width = config['hidden_size'] // config['num_attention_heads']
-    share = (config.get('rope_parameters') or {}).get('partial_rotary_factor', config.get('rotary_pct', 0.25))
+    share = (config.get('rope_parameters') or {}).get(
+        'partial_rotary_factor', config.get('rotary_pct', 0.25)
+    )
     return usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-5),
         'activation': choose(config, 'hidden_act', GELUS, 'gelu'),
@@ -25,14 +36,14 @@ def _shape(config: Config) -> dict[str, Any]:
     }
 
 
-def _outer(shape: Shape) -> list[Tensor]:
-    del shape
+def _outer(config: EncoderConfig) -> list[Tensor]:
+    del config
     return [same('embed_in.weight', 'token_embedding'), *affine('final_layer_norm', 'final_norm')]
 
 
-def _layer(shape: Shape) -> list[Tensor]:
+def _layer(config: EncoderConfig) -> list[Tensor]:
     """Query, key and value of one head stand side by side, head after head."""
-    k = shape.head_width
+    k = config.head_width
     layer, parameters = 'layers.{i}', ('attention.query', 'attention.key', 'attention.value')
     return [
         *affine(f'{layer}.input_layernorm', 'attention_norm'),
@@ -63,5 +74,9 @@ NEOX = Family(
     _shape,
     _outer,
     _layer,
-    ('embed_out.weight', 'lm_head.weight', *(f'layers.{{i}}.attention.{name}' for name in _BUFFERS)),
+    (
+        'embed_out.weight',
+        'lm_head.weight',
+        *(f'layers.{{i}}.attention.{name}' for name in _BUFFERS),
+    ),
 )

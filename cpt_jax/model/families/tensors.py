@@ -1,4 +1,6 @@
-"""How one tensor of a checkpoint in Hugging Face's names corresponds to parameters of an Encoder."""
+"""How one tensor of a checkpoint in Hugging Face's names corresponds to parameters of an
+Encoder.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,10 +13,12 @@ class Tensor(NamedTuple):
 
     Attributes:
       name: its name there; `{i}` stands for the number of a layer.
-      parameters: those that it holds, by their names here: of the Encoder, or of a Block where the name has an `{i}`.
+      parameters: those that it holds, by their names here: of the Encoder, or of a Block where the
+        name has an `{i}`.
       read: the tensor as in the file -> the parameters.
       write: the parameters -> the tensor as in the file; the inverse, to the bit.
-      first: number of the first layer whose tensor there is one; a parameter of those before is not used, and is 1.
+      first: number of the first layer whose tensor there is one; a parameter of those before is not
+        used, and is 1.
     """
 
     name: str
@@ -35,25 +39,40 @@ def linear(name: str, parameter: str) -> Tensor:
 
 
 def heads(name: str, parameter: str, width: int) -> Tensor:
-    """A Linear whose outputs are heads of `width` units: [heads x width, in] <-> [in, heads, width]."""
-    return Tensor(name, (parameter,), lambda array: (_split(array.T, width),), lambda array: _joined(array).T)
+    """A Linear whose outputs are heads of `width` units: [heads x width, in] <-> [in, heads,
+    width].
+    """
+    return Tensor(
+        name, (parameter,), lambda array: (_split(array.T, width),), lambda array: _joined(array).T
+    )
 
 
 def out_of_heads(name: str, parameter: str, width: int) -> Tensor:
     """A Linear whose inputs are heads: [out, heads x width] <-> [heads, width, out]."""
     return Tensor(
-        name, (parameter,), lambda array: (array.T.reshape(-1, width, len(array)),), lambda array: array.reshape(-1, array.shape[-1]).T
+        name,
+        (parameter,),
+        lambda array: (array.T.reshape(-1, width, len(array)),),
+        lambda array: array.reshape(-1, array.shape[-1]).T,
     )
 
 
 def heads_bias(name: str, parameter: str, width: int) -> Tensor:
     """[heads x width] <-> [heads, width]."""
-    return Tensor(name, (parameter,), lambda array: (array.reshape(-1, width),), lambda array: array.reshape(-1))
+    return Tensor(
+        name,
+        (parameter,),
+        lambda array: (array.reshape(-1, width),),
+        lambda array: array.reshape(-1),
+    )
 
 
 def affine(name: str, parameter: str, bias: bool = True) -> list[Tensor]:
     """A norm's weight, and its bias where it has one."""
-    return [same(f'{name}.weight', f'{parameter}.scale'), *([same(f'{name}.bias', f'{parameter}.bias')] if bias else [])]
+    return [
+        same(f'{name}.weight', f'{parameter}.scale'),
+        *([same(f'{name}.bias', f'{parameter}.bias')] if bias else []),
+    ]
 
 
 def linear_with_bias(name: str, parameter: str) -> list[Tensor]:
@@ -64,8 +83,14 @@ def linear_with_bias(name: str, parameter: str) -> list[Tensor]:
 def projections(names: Sequence[str], width: int, bias: bool) -> list[Tensor]:
     """The Linear layers of query, key and value, in this order, with or without biases."""
     parameters = [f'attention.{name}' for name in ('query', 'key', 'value')]
-    tensors = [heads(f'{name}.weight', parameter, width) for name, parameter in zip(names, parameters, strict=True)]
-    biases = [heads_bias(f'{name}.bias', f'{parameter}_bias', width) for name, parameter in zip(names, parameters, strict=True)]
+    tensors = [
+        heads(f'{name}.weight', parameter, width)
+        for name, parameter in zip(names, parameters, strict=True)
+    ]
+    biases = [
+        heads_bias(f'{name}.bias', f'{parameter}_bias', width)
+        for name, parameter in zip(names, parameters, strict=True)
+    ]
     return tensors + (biases if bias else [])
 
 

@@ -1,7 +1,0 @@
-"""PromptEOL + CSE on LLaMA 13B."""
-
-from configs import prompteol, prompteol_cse
-
-
-def get_config():
-    return prompteol_cse.adapted(prompteol.llama('13b'), batch_pairs=200)  # train_llm.sh: 8 x 25

@@ -1,0 +1,296 @@
+"""The sizes and choices of an encoder: the `model` section of a config."""
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+
+import jax
+import jax.numpy as jnp
+
+from cpt_jax.model.pooling import POOLINGS
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import AnyMesh
+
+# So that a vocabulary shards over a tensor axis of any power of two up to this, and fills the lanes
+# of a matrix unit.
+VOCABULARY_MULTIPLE = 128
+
+_CHOICES = {
+    'positions': ('learned', 'rotary'),
+    'norm': ('layernorm', 'rmsnorm'),
+    'norm_place': ('before', 'after', 'both'),
+    'activation': ('gelu', 'gelu_exact', 'relu', 'swiglu', 'geglu', 'geglu_exact'),
+    'parallel': ('no', 'one norm', 'two norms'),
+    'rotary_pairs': ('halves', 'neighbours'),
+    'init': ('gpt2', 'passthrough'),
+    'remat': ('none', 'dots', 'full'),
+    'dtype': ('auto', 'float32', 'bfloat16'),
+    'attention': ('auto', 'masked', 'blocks', 'splash', 'cudnn', 'interpreted'),
+    'layer_loop': ('auto', 'scan', 'unroll'),
+}
+# Attention kernels, and the platform of each.
+_KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Everything that decides which parameters an encoder has and what it computes.
+
+    Fields from `pooling` on come with a pretrained family (model/families); configs/base.py has
+    more on those that a config sets.
+
+    Attributes:
+      vocab_size: number of token ids.
+      width: dimension of the residual stream.
+      layers: number of layers.
+      heads: query heads of a layer.
+      max_length: maximum sequence length in tokens.
+      kv_heads: key and value heads of a layer; 0: as many as `heads`.
+      head_width: dimension of a head; 0: width / heads.
+      hidden: dimension of the feed-forward part; 0: 4 x width, or 8/3 x width for a gated
+        activation, which has as many parameters.
+      positions: 'learned' (a table of embeddings) or 'rotary'.
+      norm: 'layernorm' or 'rmsnorm'.
+      norm_epsilon: number added to the variance in a norm.
+      activation: activation function of the feed-forward part.
+      bias: whether linear layers have biases.
+      causal: whether a token attends to earlier tokens only.
+      init: initialization: 'gpt2', or 'passthrough' (initializers.py).
+      dropout: dropout rate in training.
+      remat: activations that the backward pass recomputes: 'none', 'dots' (all but matrix
+        products) or 'full'.
+      attention: implementation of attention (attention.py).
+      dtype: dtype of activations, and of weights where they are used.
+      layer_loop: 'scan' compiles one layer for all, 'unroll' every layer.
+      pooling: state that is a text's vector: 'eos' (its closing delimiter), 'first' (its first
+        token) or 'mean' (mean over its tokens).
+      position_offset: row of position 0 in the position table (OPT: 2).
+      rotary_base: base of the rotary frequencies.
+      rotary_scaling: scaling of the rotary frequencies; see rotary.rotary_frequencies.
+      rotary_width: dimensions of a head that are rotated, from the first on; 0: all.
+      rotary_pairs: dimensions that rotate together: i and i + half ('halves'), or 2 i and 2 i + 1
+        ('neighbours').
+      norm_place: a norm 'before' attention and feed-forward part, 'after' the residual sum (BERT),
+        or 'both': before each part and over its output (Gemma 3).
+      norm_bias: whether a LayerNorm has a bias.
+      norm_from_one: whether a norm multiplies by 1 + scale, summed in float32 (Gemma).
+      first_norm: whether the first layer has a norm before attention (ModernBERT: none, as the
+        embeddings have just been normalized).
+      parallel: whether the feed-forward part reads the layer's input rather than the output of
+        attention: 'no', 'one norm' (GPT-J) or 'two norms' (GPT-NeoX).
+      qkv_bias: whether query, key and value projections have biases; None: as `bias`.
+      out_bias: whether the output projection of attention has a bias; None: as `bias`.
+      query_key_norm: whether an RMSNorm is applied to each head's query and key (Qwen3).
+      attention_width: attention logits are divided by its square root; 0: head_width.
+      local_layers: for each layer, whether it attends within `window` and rotates by
+        `local_rotary_base` and `local_rotary_scaling`; (): no layer does.
+      window: tokens that a token of a local layer attends to, itself included; if not causal,
+        tokens on each side.
+      local_rotary_base: rotary_base of local layers.
+      local_rotary_scaling: rotary_scaling of local layers.
+      final_norm: whether there is a norm after the last layer.
+      embedding_norm: whether there is a norm over the sum of all embeddings (BERT).
+      embedding_width: dimension of token embeddings and vectors, which a matrix at each end maps
+        to and from `width` (OPT 350m); 0: width, without these matrices.
+      embedding_scale: whether token embeddings are multiplied by sqrt(width) (Gemma).
+      token_types: rows of the token type table, whose first row is added to every token (BERT);
+        0: no table.
+      tied: whether the output head is the token table; otherwise it is a matrix that is not
+        loaded.
+    """
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    max_length: int
+    kv_heads: int = 0
+    head_width: int = 0
+    hidden: int = 0
+    positions: str = 'learned'
+    norm: str = 'layernorm'
+    norm_epsilon: float = 1e-5
+    activation: str = 'gelu'
+    bias: bool = True
+    causal: bool = True
+    init: str = 'gpt2'
+    dropout: float = 0.0
+    remat: str = 'full'
+    attention: str = 'auto'
+    dtype: str = 'auto'
+    layer_loop: str = 'auto'
+    pooling: str = 'eos'
+    position_offset: int = 0
+    rotary_base: float = 10_000.0
+    rotary_scaling: tuple[str | float, ...] = ()
+    rotary_width: int = 0
+    rotary_pairs: str = 'halves'
+    norm_place: str = 'before'
+    norm_bias: bool = True
+    norm_from_one: bool = False
+    first_norm: bool = True
+    parallel: str = 'no'
+    qkv_bias: bool | None = None
+    out_bias: bool | None = None
+    query_key_norm: bool = False
+    attention_width: float = 0
+    local_layers: tuple[bool, ...] = ()
+    window: int = 0
+    local_rotary_base: float = 10_000.0
+    local_rotary_scaling: tuple[str | float, ...] = ()
+    final_norm: bool = True
+    embedding_norm: bool = False
+    embedding_width: int = 0
+    embedding_scale: bool = False
+    token_types: int = 0
+    tied: bool = True
+
+    def __post_init__(self):
+        choices = {**_CHOICES, 'pooling': tuple(POOLINGS)}
+        for key, known in choices.items():
+            if getattr(self, key) not in known:
+                raise UserError(
+                    f'model.{key}={getattr(self, key)!r}: choose one of {", ".join(known)}'
+                )
+        for key in ('width', 'layers', 'heads', 'max_length'):
+            if getattr(self, key) < 1:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be 1 or more')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'model.dropout={self.dropout}: a share, 0 or more and less than 1')
+        if self.width % self.heads and not self.head_width:
+            raise UserError(
+                f'model.heads={self.heads} does not divide model.width={self.width}: set '
+                f'model.head_width'
+            )
+        derived = {
+            'kv_heads': self.kv_heads or self.heads,
+            'head_width': self.head_width or self.width // self.heads,
+            'hidden': self.hidden
+            or (-(-8 * self.width // 3 // 64) * 64 if self.gated else 4 * self.width),
+            'embedding_width': self.embedding_width or self.width,
+            'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
+            'out_bias': self.bias if self.out_bias is None else self.out_bias,
+            'rotary_scaling': tuple(
+                self.rotary_scaling
+            ),  # a list where it comes from JSON, as the two below
+            'local_rotary_scaling': tuple(self.local_rotary_scaling),
+            'local_layers': tuple(map(bool, self.local_layers)),
+        }
+        for key, value in derived.items():
+            object.__setattr__(self, key, value)
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f'model.kv_heads={self.kv_heads} does not divide model.heads={self.heads}'
+            )
+        object.__setattr__(self, 'rotary_width', self.rotary_width or self.head_width)
+        if self.positions == 'rotary' and self.rotary_width % 2:
+            raise UserError(
+                f'model.head_width={self.rotary_width} is odd: rotary positions turn pairs of units'
+            )
+        if self.local_layers and len(self.local_layers) != self.layers:
+            raise UserError(
+                f'model.local_layers tells of {len(self.local_layers)} layers, and '
+                f'model.layers={self.layers}'
+            )
+        if any(self.local_layers) and self.window < 1:
+            raise UserError(f'model.window={self.window}: must be 1 or more where a layer is local')
+
+    def check_mesh(self, mesh: AnyMesh) -> None:
+        """Raises UserError if the mesh's fsdp or tensor axis does not divide what is split over
+        it.
+        """
+        split = {
+            'fsdp': {'model.width': self.width},
+            'tensor': {
+                'model.heads': self.heads,
+                'model.kv_heads': self.kv_heads,
+                'model.hidden': self.hidden,
+                'vocabulary': self.table_rows,
+            },
+        }
+        for axis, sizes in split.items():
+            for key, size in sizes.items():
+                if size % mesh.shape[axis]:
+                    raise UserError(f'mesh.{axis}={mesh.shape[axis]} does not divide {key}={size}')
+
+    def on(self, platform: str) -> 'EncoderConfig':
+        """The same with 'auto' decided for 'cpu', 'gpu' or 'tpu'.
+
+        bfloat16 where there is hardware for it, the attention kernel where there is one. XLA:CPU
+        runs the body of a scan at about half the speed of straight code; elsewhere a scan compiles
+        in a time that does not grow with the depth.
+        """
+        dtype = (
+            ('float32' if platform == 'cpu' else 'bfloat16') if self.dtype == 'auto' else self.dtype
+        )
+        loop = (
+            ('unroll' if platform == 'cpu' else 'scan')
+            if self.layer_loop == 'auto'
+            else self.layer_loop
+        )
+        attention = (
+            self._attention_on(platform, dtype) if self.attention == 'auto' else self.attention
+        )
+        if attention in _KERNELS and _KERNELS[attention] != platform:
+            raise UserError(
+                f'model.attention={attention} is a kernel for {_KERNELS[attention].upper()}s: set '
+                f'auto or masked'
+            )
+        if attention == 'cudnn' and not self._cudnn_takes(dtype):
+            raise UserError(
+                f'model.attention=cudnn needs bfloat16 and heads of 8, 16, ... 128 units, not '
+                f'{dtype} and {self.head_width}'
+            )
+        return dataclasses.replace(self, dtype=dtype, layer_loop=loop, attention=attention)
+
+    def _attention_on(self, platform: str, dtype: str) -> str:
+        if platform == 'gpu':
+            return 'cudnn' if self._cudnn_takes(dtype) else 'masked'
+        return 'splash' if platform == 'tpu' else 'blocks'
+
+    def _cudnn_takes(self, dtype: str) -> bool:
+        return dtype == 'bfloat16' and self.head_width % 8 == 0 and self.head_width <= 128
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """The dtype of activations and of weights where they are used."""
+        return jnp.dtype('float32' if self.dtype == 'auto' else self.dtype)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Within it matrix products are in float32 where that is the compute dtype.
+
+        Where nothing is said TPUs multiply float32 in one pass of bfloat16, and GPUs in TF32. Not
+        of bfloat16: kernels refuse it.
+        """
+        return (
+            jax.default_matmul_precision('highest')
+            if self.compute_dtype == jnp.float32
+            else nullcontext()
+        )
+
+    @property
+    def folds_keys(self) -> bool:
+        """Whether a query can be compared with what a key is made of, as nothing but a matrix
+        stands between.
+        """
+        return self.positions != 'rotary' and not self.query_key_norm
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward part has a third matrix."""
+        return self.activation in ('swiglu', 'geglu', 'geglu_exact')
+
+    @property
+    def reach(self) -> int:
+        """How many tokens away, to either side, a token of a local layer sees. A causal window
+        counts the token itself.
+        """
+        return self.window - 1 if self.causal else self.window
+
+    def local(self, layer: int) -> bool:
+        """Whether a layer is local."""
+        return bool(self.local_layers) and self.local_layers[layer]
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the token table: the vocabulary, padded."""
+        return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

@@ -1,0 +1,23 @@
+"""JSON files that others wrote."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cpt_jax.runtime.errors import UserError
+
+
+def read_json_file(path: Path, optional: bool = False) -> Any:
+    """Returns the content of a JSON file, or {} where it is `optional` and missing.
+
+    Raises:
+      UserError: the file is not JSON, or it is missing and not `optional`.
+    """
+    if optional and not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except FileNotFoundError:
+        raise UserError(f'{path}: is missing') from None
+    except ValueError as error:
+        raise UserError(f'{path}: not JSON ({error})') from None

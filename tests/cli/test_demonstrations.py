@@ -1,0 +1,156 @@
+"""launch/demonstrations.py as a user runs it: candidates are built, the search is killed and goes
+on, and its best one is evaluated.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.demonstrations import measure
+from cpt_jax.embed.load import load_embedder
+from cpt_jax.evals.demonstrations.candidates import read_candidates
+from cpt_jax.evals.demonstrations.selection import prompt_of
+from cpt_jax.text.prompt_template import Representation
+from tests.conftest import HURRY, WORDS, sentences
+from tests.embed.test_embedder import write_run
+
+ROOT = Path(__file__).parents[2]
+TEMPLATE = 'The "{text}" is:"'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A run that was trained in a template, a dictionary, and STS-B."""
+    folder = tmp_path_factory.mktemp('demonstrations')
+    write_run(folder / 'run', tokenizer, template=TEMPLATE, causal=True, max_length=128)
+    sts = folder / 'data' / 'senteval' / 'STS' / 'STSBenchmark'
+    sts.mkdir(parents=True)
+    score = np.random.default_rng(0).uniform(0, 5, 40)
+    for seed, split in enumerate(('train', 'dev', 'test')):
+        rows = zip(score, sentences(40, 2 * seed), sentences(40, 2 * seed + 1), strict=True)
+        (sts / f'sts-{split}.csv').write_text(
+            ''.join(f'a\tb\tc\t{i}\t{gold:.2f}\t{x}\t{y}\n' for i, (gold, x, y) in enumerate(rows))
+        )
+    lines = [
+        f'{word}\t{sentence}'
+        for word, sentence in zip(WORDS, sentences(len(WORDS), 9), strict=True)
+    ]
+    (folder / 'words.tsv').write_text('\n'.join(['word\tdefinition', *lines]))
+    return folder
+
+
+def start(folder: Path, *flags: str, program: str = 'demonstrations') -> subprocess.Popen:
+    environment = dict(os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count=1')
+    command = [sys.executable, str(ROOT / f'launch/{program}.py'), '--data_dir=data', *flags]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == status, output
+    return output
+
+
+def test_a_search_from_the_dictionary_to_the_evaluation(folder):
+    built = finish(start(folder, '--build_dictionary=words.tsv', '--count=12', '--output=found'))
+    assert 'written to found/candidates.tsv' in built
+    flags = '--model=run', '--candidates=found/candidates.tsv', '--output=found'
+    process, rows = start(folder, *flags), folder / 'found' / 'demonstrations.jsonl'
+    deadline = time.time() + 200
+    while not (rows.exists() and rows.read_bytes().count(b'\n') >= 3):
+        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    before = rows.read_bytes()
+    output = finish(start(folder, *flags))
+    assert (
+        rows.read_bytes().startswith(before[: before.rfind(b'\n') + 1])
+        and rows.read_bytes().count(b'\n') == 1 + 13
+    )
+    best = json.loads((folder / 'found' / 'best.json').read_text())
+    assert f'{best["helping"]} of 12 candidates help' in output and 'labels of a dev set' in output
+    page = (folder / 'found' / 'demonstrations.md').read_text()
+    assert f'| 1 | {100 * best["main_score"]:.2f} |' in page and len(page.splitlines()) == 19
+
+    command = output.splitlines()[-1].strip()
+    assert command == best['command']
+    python, program, *words = shlex.split(command)
+    assert (python, program) == ('python', 'launch/evaluate.py') and '--representation' not in words
+    finish(start(folder, *words, '--split=dev', '--output=again', program='evaluate'))
+    scored = json.loads((folder / 'again' / 'results.json').read_text())
+    assert scored['tasks']['sts/STSBenchmark']['main_score'] == pytest.approx(
+        best['main_score'], abs=1e-6
+    )
+    assert scored['settings']['demonstrations'] == best['demonstrations']
+
+
+def test_the_printed_command_keeps_how_the_run_pools(folder, tokenizer):
+    write_run(
+        folder / 'averaged',
+        tokenizer,
+        template=TEMPLATE,
+        causal=True,
+        max_length=128,
+        pooling='mean',
+    )
+    (folder / 'whole.txt').write_text('A list is a table. {text} is\n')
+    output = finish(start(folder, '--model=averaged', '--candidates=whole.txt', '--output=whole'))
+    *_, command = output.splitlines()
+    _, _, *words = shlex.split(command)
+    finish(start(folder, *words, '--split=dev', '--output=averaged_again', program='evaluate'))
+    scored = json.loads((folder / 'averaged_again' / 'results.json').read_text())['tasks'][
+        'sts/STSBenchmark'
+    ]['main_score']
+    assert scored == pytest.approx(
+        json.loads((folder / 'whole' / 'best.json').read_text())['main_score'], abs=1e-6
+    )
+
+
+def test_candidates_of_labels_say_when_a_class_has_no_more(folder):
+    (folder / 'data' / 'senteval' / 'MR').mkdir()
+    for kind, count in ('pos', 7), ('neg', 5):
+        (folder / 'data' / 'senteval' / 'MR' / f'rt-polarity.{kind}').write_text(
+            '\n'.join(sentences(count, count)) + '\n'
+        )
+    output = finish(start(folder, '--build_labels=MR', '--output=labels'))
+    assert '5 candidates of labels and not 100: the smallest class of MR has no more' in output
+    assert len((folder / 'labels' / 'candidates.tsv').read_text().splitlines()) == 5
+
+
+def test_what_is_missing_is_one_line(folder):
+    for flags, words in [
+        (['--model=run'], '--model, --candidates and --data_dir are needed for a search'),
+        (
+            ['--build_labels=CR', '--output=new'],
+            '--build_labels CR: no senteval/CR in --data_dir data',
+        ),
+    ]:
+        output = finish(start(folder, *flags), 1)
+        assert words in output and 'Traceback' not in output
+
+
+def test_the_benchmark_compares_the_same_vectors(folder):
+    (folder / 'some.tsv').write_text('list file parser return value\tTable\n')
+    embedder = load_embedder(str(folder / 'run'), representation=Representation(clean=True))
+    prompts = [
+        prompt_of(one, embedder.prompt) for one in read_candidates([folder / 'some.tsv'], TEMPLATE)
+    ]
+    found = measure(embedder, sentences(10, words=3), prompts, 1)
+    assert found['difference'] < 1e-5 and found['ratio'] > 0 and found['ratio_of_whole'] > 0
+    tokens = {name: row['tokens'] for name, row in found['sides'].items()}
+    assert tokens['shared'] <= tokens['none'] < tokens['whole'] - 16

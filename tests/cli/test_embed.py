@@ -1,0 +1,156 @@
+"""launch/embed.py as a user runs it: killed and started again, on two processes, with wrong
+input.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpt_jax.embed.load import load_embedder
+from cpt_jax.storage.vector_shards import read_vectors
+from tests.conftest import HURRY, sentences
+from tests.embed.test_embedder import write_run
+
+ROOT = Path(__file__).parents[2]
+# Two windows of one device.
+TEXTS = [*sentences(4995, seed=3), '', ' ', 'list ' * 500, 'x' * 3000, 'Ünïcödé \U0001f389']
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A run, and a corpus in BEIR's form whose texts are TEXTS."""
+    folder = tmp_path_factory.mktemp('embed')
+    write_run(folder / 'run', tokenizer)
+    rows = [
+        {'_id': f'd{i}', 'title': text[: i % 7], 'text': text[i % 7 :].removeprefix(' ')}
+        for i, text in enumerate(TEXTS)
+    ]
+    (folder / 'corpus.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return folder
+
+
+def start(folder: Path, output: str, *flags: str, devices: int = 1) -> subprocess.Popen:
+    environment = dict(
+        os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}'
+    )
+    command = [
+        sys.executable,
+        str(ROOT / 'launch/embed.py'),
+        '--model=run',
+        '--input=corpus.jsonl',
+        f'--output={output}',
+        *flags,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == status, output
+    return output
+
+
+@pytest.fixture(scope='module')
+def expected(folder) -> np.ndarray:
+    """float32[5000, D], from eight devices."""
+    rows = [json.loads(line) for line in (folder / 'corpus.jsonl').read_text().splitlines()]
+    return load_embedder(str(folder / 'run'))(
+        [f'{row["title"]} {row["text"]}'.strip() for row in rows], 'y'
+    )
+
+
+def check(directory: Path, expected: np.ndarray) -> None:
+    found = read_vectors(directory)
+    assert found.ids == [f'd{i}' for i in range(5000)] and found.meta.model == 'run@200'
+    np.testing.assert_allclose(np.concatenate(found.shards), expected, atol=1e-5)
+
+
+def test_after_a_kill_it_goes_on_with_the_shards_that_are_missing(folder, expected):
+    process = start(folder, 'killed', '--shard_size=300')
+    deadline = time.time() + 100
+    while not list((folder / 'killed').glob('vectors-*.npy')):
+        assert process.poll() is None and time.time() < deadline, process.communicate()[0]
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    written = {path: path.stat().st_mtime_ns for path in (folder / 'killed').glob('vectors-*.npy')}
+    assert 1 <= len(written) < 17
+
+    output = finish(start(folder, 'killed', '--shard_size=300'))
+    assert (
+        f'{300 * len(written):,} of 5,000 texts had their vectors from an earlier start' in output
+    )
+    assert (
+        f'{5000 - 300 * len(written):,} texts in ' in output
+        and 'texts/s' in output
+        and 'tokens/s' in output
+        and 'padding' in output
+    )
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    check(folder / 'killed', expected)
+    assert not list((folder / 'killed').glob('*.part'))
+
+
+def test_two_processes_give_what_one_does_and_the_first_writes(folder, expected):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        address = f'--coordinator=localhost:{free.getsockname()[1]}'
+    flags = '--shard_size=4000', address, '--processes=2'
+    both = [
+        start(folder, output, *flags, f'--process={i}', devices=2)
+        for i, output in enumerate(['two', 'of_nobody'])
+    ]
+    first, second = map(finish, both)
+    assert (
+        '5,000 vectors of 32 units in 2 files; written to two' in first and 'vectors' not in second
+    )
+    check(folder / 'two', expected)
+    assert not (folder / 'of_nobody').exists()
+
+
+def test_a_mistake_is_one_line(folder):
+    (folder / 'broken.jsonl').write_text(
+        '{"_id": "1", "text": "one"}\n{"_id": "2", "txt": "two"}\n'
+    )
+    line = (
+        "error: broken.jsonl:2: no text in field 'text': name another with --field; fields with "
+        "text are '_id', 'txt'\n"
+    )
+    assert finish(start(folder, 'none', '--input=broken.jsonl'), status=1) == line
+    assert not (folder / 'none').exists()
+
+
+def test_help_shows_what_it_does_an_example_and_its_flags():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'launch/embed.py'), '--help'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and done.stderr == ''
+    expected = [
+        'python launch/embed.py --model',
+        'Example',
+        '--input:',
+        '--output:',
+        '--side:',
+        '--field:',
+        '--shard_size:',
+    ]
+    # Those that all programs define alike.
+    expected += ['--coordinator:', '--model:', '--representation:', '--demonstration:']
+    assert all(word in done.stdout for word in expected)

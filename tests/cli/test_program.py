@@ -1,0 +1,180 @@
+"""How programs start, as a user sees it: help, flags, config files."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpt_jax.cli import program as program_module
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder: Path, program: str, *flags: str) -> subprocess.CompletedProcess:
+    """Runs a program of launch/ in a folder that is not the repository."""
+    command = [sys.executable, str(ROOT / 'launch' / program), *flags]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=dict(os.environ, COLUMNS='200'),
+    )
+
+
+def error_line(folder: Path, program: str, *flags: str) -> str:
+    """The one line of a user's mistake."""
+    done = start(folder, program, *flags)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and done.stdout == '' and line.startswith('error: ')
+    return line
+
+
+@pytest.mark.parametrize(
+    ('program', 'flags'),
+    [
+        ('train.py', ['--config', '--workdir', '--processes']),
+        ('evaluate.py', ['--model', '--tasks', '--data_dir', '--output']),
+    ],
+)
+def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path, program, flags):
+    done = start(tmp_path, program, '--help')
+    assert done.returncode == 0 and done.stderr == ''
+    assert f'python launch/{program} --' in done.stdout and 'Example' in done.stdout
+    assert all(flag in done.stdout for flag in flags)
+
+
+CONFIGS = {
+    'raises.py': 'raise RuntimeError("this is\\nno good")',
+    'syntax.py': 'def get_config(:',
+    'imports.py': 'import no_such_module',
+    'divides.py': 'def get_config():\n  return 1 / 0',
+    'looks.py': 'def get_config():\n  return {}["no such key"]',
+    'nothing.py': 'x = 1',
+    'number.py': 'def get_config():\n  return 3',
+}
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        (['--no_such_flag=1'], ["'no_such_flag'"]),
+        (['stray'], ['stray: not a flag']),
+        (['--config', 'configs/quickstart.py', 'stray'], ['stray: not a flag']),
+        ([], ['--config is missing', 'configs/quickstart.py']),
+        (['--config', ''], ['--config is missing']),
+        (['--config'], ['--config']),
+        (['--config', 'nowhere.py'], ['--config nowhere.py: no such file']),
+        (['--config', '.'], ['--config .: no such file']),
+        (['--config', 'raises.py'], ['--config', 'RuntimeError: this is no good']),
+        (['--config', 'syntax.py'], ['--config', 'SyntaxError']),
+        (['--config', 'imports.py'], ['--config', 'no_such_module']),
+        (['--config', 'divides.py'], ['--config', 'ZeroDivisionError']),
+        (['--config', 'looks.py'], ['--config', 'no such key']),
+        (['--config', 'nothing.py'], ['--config', 'get_config']),
+        (['--config', 'number.py'], ['--config number.py']),
+        (
+            ['--config', 'configs/quickstart.py', '--config.train.steps=many'],
+            ['--config.train.steps=many'],
+        ),
+        (
+            ['--config', 'configs/quickstart.py', '--config.lora.r=4'],
+            ['--config.lora.r: there is no key r; lora has', 'rank', 'configs/base.py'],
+        ),
+        (['--config', 'configs/quickstart.py', '--processes=x'], ['--processes=x']),
+    ],
+    ids=str,
+)
+def test_wrong_flags_and_configs_are_one_line(tmp_path, flags, expected):
+    for name, text in CONFIGS.items():
+        (tmp_path / name).write_text(text + '\n')
+    line = error_line(tmp_path, 'train.py', *flags)
+    assert all(word in line for word in expected), line
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_evaluate_fails_as_train_does(tmp_path):
+    assert '--model nowhere: no run' in error_line(tmp_path, 'evaluate.py', '--model', 'nowhere')
+
+
+@pytest.mark.parametrize(
+    'flags', [['--config', 'configs/quickstart.py'], ['--config=configs/quickstart.py']], ids=str
+)
+def test_configs_are_found_from_any_directory(tmp_path, flags):
+    """The key that is not there is one of the file's."""
+    line = error_line(tmp_path, 'train.py', *flags, '--config.train.stepz=4')
+    assert 'stepz' in line and 'steps' in line
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / 'quickstart.py').write_text(
+        'raise RuntimeError("the one that is here")\n'
+    )
+    assert 'the one that is here' in error_line(tmp_path, 'train.py', *flags)
+
+
+SOURCE = ['--config', 'configs/small_pairs.py', '--config.data.sources.pairs.path=pairs.jsonl']
+
+
+def test_an_argument_that_a_source_leaves_out_is_set_by_a_flag(tmp_path):
+    """As the message advises: more of the rows may be bad, and then there are too few."""
+    (tmp_path / 'pairs.jsonl').write_text('{"x": "a", "y": "b"}\n' * 30 + 'no JSON\n')
+    line = error_line(tmp_path, 'train.py', *SOURCE)
+    assert 'pairs.jsonl:31: not JSON' in line and 'raise max_bad_share' in line
+    assert '--config.data.sources.pairs.NAME=VALUE' in line
+    raised = [*SOURCE, '--config.data.sources.pairs.max_bad_share=0.1']
+    line = error_line(tmp_path, 'train.py', *raised, '--config.data.sources.pairs.holdout=0')
+    assert 'data.sources.pairs has 30 pairs, fewer than train.batch_pairs=256' in line, line
+
+
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        (['--config', 'configs/prompteol.py:opt-3b'], 'choose one of opt-125m, opt-350m, '),
+        (['--config', 'configs/quickstart.py:x'], 'quickstart.py takes no argument'),
+        (['--config', 'configs/prompteol_opt_13b.py'], 'is now configs/prompteol.py:opt-13b'),
+        ([*SOURCE, '--config.data.sources.pairs.max_bad=1'], 'did you mean max_bad_share?'),
+        ([*SOURCE, '--config.data.sources.pairs.max_chars=x'], 'max_chars=x: invalid literal'),
+        (
+            [
+                *SOURCE[:2],
+                "--config.data.sources.pairs={'a': 1}",
+                '--config.data.sources.pairs.x=y',
+            ],
+            '--config: KeyError',
+        ),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_and_keys_of_sources_are_one_line(tmp_path, flags, expected):
+    assert expected in error_line(tmp_path, 'train.py', *flags)
+
+
+def test_the_default_directory_has_the_argument_or_the_former_name(tmp_path):
+    """A run is looked for there before anything is read: here, somebody's model."""
+    flags = ['--config', 'configs/prompteol.py:opt-125m', '--config.init_from=nowhere']
+    for name in ('prompteol_opt_125m', 'prompteol-opt-125m'):
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        (tmp_path / 'runs' / name / 'config.json').write_text('{}')
+        done = start(tmp_path, 'train.py', *flags)
+        assert f'error: runs/{name}/config.json is none of a run' in done.stderr
+        assert done.stdout.startswith('continuing in') == (name == 'prompteol_opt_125m')
+
+
+def test_jax_looks_for_an_accelerator_where_anything_hints_at_one(tmp_path, monkeypatch):
+    """And nowhere else: libtpu, which only plans here, would complain."""
+    for name in [name for name in os.environ if name.startswith('TPU_')]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(program_module, 'find_spec', lambda name: None)
+    assert not program_module._may_have_accelerator(tmp_path)
+    for hint in ('dev/accel0', 'dev/vfio/0', 'sys/bus/pci/devices/0000:00:04.0/vendor'):
+        root = tmp_path / hint.replace('/', '_')
+        (root / hint).parent.mkdir(parents=True)
+        (root / hint).write_text('0x1ae0\n')
+        assert program_module._may_have_accelerator(root), hint
+    monkeypatch.setenv('TPU_WORKER_ID', '0')
+    assert program_module._may_have_accelerator(tmp_path)
+    monkeypatch.delenv('TPU_WORKER_ID')
+    monkeypatch.setattr(program_module, 'find_spec', lambda name: object())
+    assert program_module._may_have_accelerator(tmp_path)

@@ -1,0 +1,292 @@
+import gzip
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cpt_jax.data import rows as rows_module
+from cpt_jax.data.pairs import Pair
+from cpt_jax.data.sources.jsonl import JsonlSource
+from cpt_jax.runtime.errors import UserError
+
+GOOD = b'{"x": "a", "y": "b"}'
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """rows(b'...') or rows([dict, ...]) writes a file and returns its path."""
+
+    def write(content, name='rows.jsonl'):
+        path = tmp_path / 'data' / name
+        path.parent.mkdir(exist_ok=True)
+        if not isinstance(content, bytes):
+            content = b''.join(json.dumps(row).encode() + b'\n' for row in content)
+        path.write_bytes(content)
+        return str(path)
+
+    return write
+
+
+def numbered(n, **more):
+    return [{'x': f'x {i}', 'y': f'y {i}', **more} for i in range(n)]
+
+
+def test_rows_come_back(rows):
+    path = rows(
+        [
+            {'x': 'é', 'y': 'b\nc', 'negatives': ['n', 'm'], 'id': 7},
+            {'y': 'd', 'x': 'c', 'extra': 1, 'negatives': None},
+        ]
+    )
+    source = JsonlSource(path, 'all')
+    assert len(source) == 2
+    assert source.documents is None
+    assert source[0] == Pair('é', 'b\nc', ('n', 'm'), '7')
+    assert source[1] == Pair('c', 'd', (), 'rows.jsonl:2')
+    with pytest.raises(IndexError):
+        source[2]
+
+
+def test_packed_files_have_the_same_rows(rows, cache):
+    content = [{'x': f'x {i}', 'y': f'y {i}'} for i in range(3)]
+    plain = JsonlSource(rows(content, 'a.jsonl'), 'all')
+    pairs, unpacked = [plain[i] for i in range(3)], Path(rows(content, 'a.jsonl'))
+    path = rows(gzip.compress(unpacked.read_bytes()), 'a.jsonl.gz')
+    with pytest.raises(UserError, match=r'a\.jsonl is there packed and unpacked'):
+        JsonlSource(str(unpacked.parent), 'all')
+    unpacked.unlink()
+    packed = JsonlSource(str(unpacked.parent), 'all')
+    assert [packed[i] for i in range(3)] == pairs and packed.fingerprint == plain.fingerprint
+    Path(path).write_bytes(gzip.compress(b'{"x": "new", "y": "b"}\n{"x": 1}\n'))
+    assert JsonlSource(path, 'all', max_bad_share=1)[0].x == 'new'
+    with pytest.raises(UserError, match=r'a\.jsonl\.gz:2'):
+        JsonlSource(path, 'all')
+    copies = {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/a.jsonl')}
+    JsonlSource(path, 'all', max_bad_share=1)
+    assert len(copies) == 2 and copies == {
+        file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/*')
+    }
+
+
+def test_a_broken_packed_file_leaves_no_copy(rows, cache):
+    path = rows(gzip.compress(GOOD * 1000)[:-9], 'a.jsonl.gz')
+    with pytest.raises(UserError, match=r'a\.jsonl\.gz: a broken gzip file'):
+        JsonlSource(path, 'all')
+    assert not [*cache.glob('unpacked/*/*')]
+    (cache / 'unpacked').rename(cache / 'elsewhere')
+    (cache / 'unpacked').write_text('in the way')
+    with pytest.raises(UserError, match=r'a\.jsonl\.gz: cannot be unpacked into .*CPT_JAX_CACHE'):
+        JsonlSource(path, 'all')
+
+
+def test_other_names_of_fields(rows):
+    path = rows([{'doc': 'a', 'code': 'b', 'hard': ['c'], 'name': 'n', 'x': 1, 'negatives': 2}])
+    assert JsonlSource(path, 'all', x='doc', y='code', negatives='hard', id='name')[0] == Pair(
+        'a', 'b', ('c',), 'n'
+    )
+    assert JsonlSource(path, 'all', x='doc', y='code', negatives='', id='')[0] == Pair(
+        'a', 'b', (), 'rows.jsonl:1'
+    )
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        GOOD + b'\n\n  \t\n' + GOOD,  # blank lines, no newline at the end
+        GOOD + b'\r\n\r\n' + GOOD + b'\r\n',
+        b'\xef\xbb\xbf' + GOOD + b'\n' + GOOD + b'\n',
+        b'\xef\xbb\xbf  ' + GOOD + b'  \n \t' + GOOD,
+    ],
+    ids=['blank', 'crlf', 'bom', 'spaces'],
+)
+def test_harmless_differences(rows, content):
+    source = JsonlSource(rows(content), 'all', max_bad_share=0)
+    assert [source[i][:2] for i in range(len(source))] == [('a', 'b')] * 2
+    assert source.problems.rows == 2
+    assert source.problems.bad == 0
+
+
+BAD = {
+    'not UTF-8': b'{"x": "caf\xe9", "y": "b"}',
+    'not JSON': b'{"x": "a", "y": "b"',
+    'not a JSON object': b'["a", "b"]',
+    "no field 'y'": b'{"x": "a", "z": "b"}',
+    "'x' is not text": b'{"x": 5, "y": "b"}',
+    "'y' is not text": b'{"x": "a", "y": null}',
+    "'y' is empty": b'{"x": "a", "y": " \\n"}',
+    "'x' is longer than 50 characters": b'{"x": "' + b'a' * 51 + b'", "y": "b"}',
+    "'y' holds half a character": b'{"x": "a", "y": "\\ud83d"}',
+    "'negatives' is not a list of texts": b'{"x": "a", "y": "b", "negatives": "c"}',
+    "'negatives' is not text": b'{"x": "a", "y": "b", "negatives": ["c", 1]}',
+    "'negatives' is empty": b'{"x": "a", "y": "b", "negatives": ["c", ""]}',
+}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_bad_row_is_left_out_counted_and_named(rows, kind):
+    path = rows(b'\n'.join([GOOD, b'', BAD[kind], GOOD]))
+    source = JsonlSource(path, 'all', max_chars=50, max_bad_share=0.5)
+    assert [source[i].id for i in range(len(source))] == ['rows.jsonl:1', 'rows.jsonl:4']
+    assert source.summary() == (
+        f'jsonl/all: 2 pairs of 3 rows in 1 files; 1 of 3 rows cannot be used: 1 {kind} (first: '
+        f'{path}:3)'
+    )
+    with pytest.raises(UserError, match=rf'^{path}:3: {kind}') as error:
+        JsonlSource(path, 'all', max_chars=50)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    'line',
+    [b'[' * 100_000, b'{"x": ' + b'9' * 5000 + b'}', b'\xff\xfe{\x00'],
+    ids=['deep', 'digits', 'utf-16'],
+)
+def test_hostile_lines(rows, line):
+    source = JsonlSource(rows(line + b'\n' + GOOD), 'all', max_bad_share=0.5)
+    assert len(source) == 1
+    assert source.problems.bad == 1
+
+
+def test_message_says_what_json_said(rows):
+    path = rows(GOOD + b'\n{"x": a}\n')
+    with pytest.raises(
+        UserError,
+        match=rf'^{path}:2: not JSON: Expecting value: line 1 column 7 \(char 6\); 1 of 2 rows',
+    ):
+        JsonlSource(path, 'train')
+
+
+def test_share_of_bad_rows(rows):
+    path = rows(b'\n'.join([GOOD] * 999 + [b'x']))
+    assert len(JsonlSource(path, 'all', max_bad_share=0.001)) == 999
+    with pytest.raises(UserError, match='1 of 1,000 rows'):
+        JsonlSource(path, 'all', max_bad_share=0.0009)
+
+
+def test_many_files_in_order_of_names(rows, tmp_path):
+    rows(numbered(3), 'b.jsonl')
+    rows([{'x': 'first', 'y': 'y'}], 'a.jsonl')
+    rows(b'no rows at all', 'c.txt')
+    whole = JsonlSource(str(tmp_path / 'data'), 'all')
+    assert [whole[i].id for i in range(len(whole))] == [
+        'a.jsonl:1',
+        'b.jsonl:1',
+        'b.jsonl:2',
+        'b.jsonl:3',
+    ]
+    assert len(JsonlSource(str(tmp_path / 'data' / 'b*'), 'all')) == 3
+
+
+def test_group_decides_the_side(rows):
+    mixed = [
+        {'x': f'x {i}', 'y': 'y', **({'file': f'f{i % 40}'} if i % 3 else {'path': f'p{i % 40}'})}
+        for i in range(2000)
+    ]
+    path = rows(mixed)
+    sides = {}
+    for split in ('train', 'heldout'):
+        source = JsonlSource(path, split, group=('file', 'path'), id='file', holdout=0.3)
+        for i in range(len(source)):
+            row = mixed[int(source[i].x.split()[1])]
+            sides.setdefault(row.get('file') or row['path'], set()).add(split)
+    assert all(len(side) == 1 for side in sides.values())
+    assert 10 < sum(side == {'heldout'} for side in sides.values()) < 40  # of 80 groups
+    assert len(JsonlSource(path, 'train', group='file', holdout=0.3)) < 2000
+
+
+def test_without_group_rows_of_one_x_stay_together(rows):
+    path = rows([{'x': f'x {i % 100}', 'y': f'y {i}'} for i in range(1000)])
+    train, heldout = (JsonlSource(path, split, holdout=0.2) for split in ('train', 'heldout'))
+    assert len(train) + len(heldout) == 1000
+    assert len(heldout) > 50
+    assert not {train[i].x for i in range(len(train))} & {heldout[i].x for i in range(len(heldout))}
+
+
+def test_fingerprint_follows_content_and_arguments(rows):
+    path = rows(numbered(5))
+    first = JsonlSource(path, 'all').fingerprint
+    os.utime(path, ns=(1, 1))
+    assert JsonlSource(path, 'all').fingerprint == first
+    others = {
+        JsonlSource(path, 'train').fingerprint,
+        JsonlSource(path, 'all', holdout=0.1).fingerprint,
+    }
+    others |= {JsonlSource(path, 'all', x='y').fingerprint}
+    rows(numbered(4) + [{'x': 'x 4', 'y': 'y 5'}])
+    others |= {JsonlSource(path, 'all').fingerprint}
+    assert len(others | {first}) == 5
+
+
+def test_second_time_reads_the_index(rows, monkeypatch):
+    path = rows(b'\n'.join([GOOD, b'x', GOOD]))
+    first = JsonlSource(path, 'all', max_bad_share=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows_module, '_index', None)  # cannot be called
+        second = JsonlSource(path, 'all', max_bad_share=1)
+        with pytest.raises(UserError, match='rows.jsonl:2: not JSON'):
+            JsonlSource(path, 'all')
+    assert (second[1], second.summary(), second.fingerprint) == (
+        first[1],
+        first.summary(),
+        first.fingerprint,
+    )
+
+
+def test_changed_file_is_indexed_again(rows):
+    path = rows(numbered(5))
+    assert len(JsonlSource(path, 'all')) == 5
+    rows(numbered(6))
+    assert len(JsonlSource(path, 'all')) == 6
+
+
+def test_file_that_changes_under_a_running_program(rows):
+    path = rows(numbered(5))
+    source = JsonlSource(path, 'all')
+    rows(b'{"x": "another", "y": "file"}\n')
+    with pytest.raises(UserError, match=rf'^{path}:5: .*the file has changed since'):
+        source[4]
+
+
+def test_threads_read_what_one_reads(rows):
+    source = JsonlSource(rows(numbered(500)), 'all')
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(source.__getitem__, [i % 500 for i in range(4000)]))
+    assert [pair.y for pair in found] == [f'y {i % 500}' for i in range(4000)]
+
+
+@pytest.mark.parametrize('content, split', [(b'', 'all'), (b'\n\n', 'train'), (GOOD, 'heldout')])
+def test_no_pairs(rows, content, split):
+    with pytest.raises(UserError, match='^no pairs in .*rows.jsonl for split'):
+        JsonlSource(rows(content), split, holdout=1e-9)
+
+
+def test_missing_path(tmp_path):
+    with pytest.raises(UserError, match=f"^path: '{tmp_path}/none' is no file, no folder"):
+        JsonlSource(f'{tmp_path}/none', 'all')
+
+
+def test_codesearchnet_rows_lose_what_gives_the_answer_away(rows):
+    python = {
+        'x': 'Adds one.\n\nThat is all.',
+        'y': 'def f(x):\n    """Adds one."""\n    return x + 1',
+    }
+    path = rows([python | {'language': 'python'}, python, python | {'language': 'go'}])
+    source = JsonlSource(path, 'all', codesearchnet=True)
+    assert [pair.x for pair in (source[0], source[1], source[2])] == ['Adds one.'] * 3
+    assert source[0].y == source[1].y == 'def f(x):\n    return x + 1'
+    assert source[2].y == python['y']
+    plain = JsonlSource(path, 'all')
+    assert plain[0].y == python['y'] and plain.fingerprint != source.fingerprint
+
+
+def test_a_group_that_is_null_or_empty_counts_as_none(rows):
+    path = rows([row | {'file': None if i % 2 else ''} for i, row in enumerate(numbered(400))])
+    assert 80 < len(JsonlSource(path, 'heldout', group='file', holdout=0.3)) < 160
+
+
+@pytest.mark.parametrize('holdout', [-0.1, 1.5])
+def test_a_holdout_is_a_share(rows, holdout):
+    with pytest.raises(UserError, match='must be a share from 0 to 1'):
+        JsonlSource(rows(numbered(9)), 'train', holdout=holdout)

@@ -1,0 +1,205 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+import cpt_jax
+from cpt_jax.data.pairs import Pair
+from cpt_jax.data.sources import tfds_pairs
+from cpt_jax.data.sources.tfds_pairs import TfdsSource
+from cpt_jax.runtime.errors import UserError
+
+ROWS = {'train': 30, 'test': 5, 'dirty': 10}
+DIRTY = {2: b'caf\xe9', 5: ' ', 7: 'a' * 60}
+
+
+class TinyPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Questions and answers, written as any tfds builder writes; the split dirty has bad rows."""
+
+    # As in a file of its own: tfds looks for one, and asks for importlib_resources in a folder
+    # `tests`.
+    __module__ = 'tiny_pairs'
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+        text = tfds.features.Text()
+        features = {
+            'question': {'text': text},
+            'answer': text,
+            'hard': tfds.features.Sequence(text),
+            'n': np.int64,
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in ROWS}
+
+    def _generate_examples(self, split):
+        for i in range(ROWS[split]):
+            answer = DIRTY.get(i, 'bad') if split == 'dirty' else f'answer {split} {i} é'
+            yield (
+                i,
+                {
+                    'question': {'text': f'question {i}'},
+                    'answer': answer,
+                    'hard': [f'no {j}' for j in range(i % 3)],
+                    'n': i,
+                },
+            )
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp('tfds'))
+    TinyPairs(data_dir=folder, file_format='array_record').download_and_prepare()
+    return folder
+
+
+def open_tiny(data_dir, split, **more):
+    return TfdsSource(
+        **{
+            'name': 'tiny_pairs',
+            'x': 'question/text',
+            'y': 'answer',
+            'data_dir': data_dir,
+            'split': split,
+            **more,
+        }
+    )
+
+
+def pairs(source):
+    return [source[i] for i in range(len(source))]
+
+
+def test_splits_and_fields(data_dir):
+    train, heldout, whole = (
+        open_tiny(data_dir, split, negatives='hard') for split in ('train', 'heldout', 'all')
+    )
+    expected = {
+        (f'question {i}', f'answer train {i} é', tuple(f'no {j}' for j in range(i % 3)))
+        for i in range(30)
+    }
+    assert {pair[:3] for pair in pairs(train)} == expected
+    assert sorted(pair.y for pair in pairs(heldout)) == [f'answer test {i} é' for i in range(5)]
+    assert [pair[:3] for pair in pairs(whole)] == [
+        pair[:3] for pair in pairs(train) + pairs(heldout)
+    ]
+    assert isinstance(train[0], Pair)
+    assert train[0].id == 'tiny_pairs train:0'
+    assert train.documents is None
+    assert (
+        len(
+            {
+                train.fingerprint,
+                heldout.fingerprint,
+                whole.fingerprint,
+                open_tiny(data_dir, 'train').fingerprint,
+            }
+        )
+        == 4
+    )
+
+
+def test_tfds_slices_and_no_heldout(data_dir):
+    first, rest = (
+        open_tiny(data_dir, 'train', train_split='train[:80%]'),
+        open_tiny(data_dir, 'heldout', heldout_split='train[80%:]'),
+    )
+    assert (len(first), len(rest)) == (24, 6)
+    assert not {pair.x for pair in pairs(first)} & {pair.x for pair in pairs(rest)}
+    assert len(open_tiny(data_dir, 'heldout', heldout_split='')) == 0
+    assert len(open_tiny(data_dir, 'all', heldout_split='')) == 30
+
+
+def test_bad_rows_are_left_out_counted_and_named(data_dir):
+    source = open_tiny(data_dir, 'train', train_split='dirty', max_chars=50, max_bad_share=0.3)
+    assert {pair.y for pair in pairs(source)} == {'bad'}
+    assert len(source) == 7
+    assert source.problems.counts == {
+        "'answer' is not UTF-8": 1,
+        "'answer' is empty": 1,
+        "'answer' is longer than 50 characters": 1,
+    }
+    with pytest.raises(
+        UserError, match=r"^tiny_pairs dirty:\d: 'answer' is .*3 of 10 rows cannot be used"
+    ):
+        open_tiny(data_dir, 'train', train_split='dirty', max_chars=50)
+
+
+def test_second_time_reads_the_index(data_dir, monkeypatch):
+    first = open_tiny(data_dir, 'train')
+    with monkeypatch.context() as patch:
+        patch.setattr(tfds_pairs.TfdsSource, '_index', None)  # cannot be called
+        second = open_tiny(data_dir, 'train')
+    assert (pairs(second), second.fingerprint, second.summary()) == (
+        pairs(first),
+        first.fingerprint,
+        first.summary(),
+    )
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            {'name': 'no_such_pairs'},
+            "there is no tfds dataset 'no_such_pairs', neither in data_dir",
+        ),
+        (
+            {'data_dir': '/nowhere'},
+            r"there is no tfds dataset 'tiny_pairs', neither in data_dir \(/nowhere\)",
+        ),
+        (
+            {'name': 'mnist'},
+            "the tfds dataset 'mnist' is not prepared in .*: run tfds build "
+            '--file_format=array_record mnist',
+        ),
+        (
+            {'train_split': 'validation'},
+            "split 'validation' of the tfds dataset 'tiny_pairs': Unknown split 'validation'",
+        ),
+        ({'x': 'query'}, "'tiny_pairs/1.0.0' has no field 'query'; it has .*question/text"),
+        ({'negatives': 'question/none'}, "has no field 'question/none'"),
+        ({'y': 'n'}, "^tiny_pairs train:0: 'n' is not text; 30 of 30 rows"),
+        ({'x': 'question'}, "^tiny_pairs train:0: 'question' is not text; 30 of 30 rows"),
+    ],
+)
+def test_mistakes_are_one_line(data_dir, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        open_tiny(**{'data_dir': data_dir, 'split': 'train', **change})
+    assert '\n' not in str(error.value)
+
+
+def test_other_file_format_is_one_line(data_dir, tmp_path):
+    """A dataset that is prepared as TFRecord cannot be read by index."""
+    folder = tmp_path / 'tiny_pairs' / '1.0.0'
+    folder.mkdir(parents=True)
+    for name in ('dataset_info.json', 'features.json'):
+        text = Path(data_dir, 'tiny_pairs', '1.0.0', name).read_text()
+        (folder / name).write_text(text.replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(
+        UserError, match="split 'train' of the tfds dataset 'tiny_pairs': .*not supported"
+    ) as error:
+        open_tiny(str(tmp_path), 'train')
+    assert '\n' not in str(error.value)
+
+
+def test_no_tensorflow(data_dir):
+    program = (
+        'import sys; from cpt_jax.data.sources.tfds_pairs import TfdsSource;'
+        f'source = TfdsSource("tiny_pairs", "train", "question/text", "answer", '
+        f'data_dir={data_dir!r});'
+        'assert len(source) == 30 and source[3].x;'
+        'assert "tensorflow" not in sys.modules and "jax" not in sys.modules'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', program],
+        capture_output=True,
+        text=True,
+        cwd=Path(cpt_jax.__file__).parents[1],
+    )
+    assert done.returncode == 0, done.stderr

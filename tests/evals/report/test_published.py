@@ -1,0 +1,121 @@
+import dataclasses
+import json
+from statistics import fmean
+
+import pytest
+
+from cpt_jax.evals import registry
+from cpt_jax.evals.report.published import MARKS, PATH, Score, parse_table, read_tables
+from cpt_jax.evals.suites import SUITES
+from cpt_jax.evals.tasks.knn import NEIGHBOURS
+from cpt_jax.evals.tasks.probe import PROTOCOLS
+from cpt_jax.evals.tasks.zeroshot import TEMPLATE, WORDS
+
+TABLES = read_tables()
+
+
+@pytest.mark.parametrize(
+    ('table', 'group', 'name', 'task', 'printed', 'mark'),
+    [
+        ('sts', 'PromptEOL', 'OPT-1.3B', 'suite/sts', '73.18', 'D'),
+        ('sts', 'PromptEOL', 'OPT-66B', 'suite/sts', '68.84', 'P'),
+        ('sts', 'PromptEOL, one demonstration', 'OPT-6.7B', 'sts/SICK-R', '76.77', 'C'),
+        ('sts', 'PromptEOL, trained on NLI', 'OPT-2.7B', 'sts/STSBenchmark', '88.33', 'C'),
+        ('sts', 'SimCSE, supervised', 'BERT-base', 'sts/STS13', '84.67', 'C'),
+        ('probe', 'PromptEOL, OPT-6.7B', 'two demonstrations', 'suite/senteval', '91.78', 'P'),
+        ('sst', 'cpt-text, trained on NLI', 'L', 'zeroshot/SST2', '89.1', 'T'),
+        ('large_search', 'cpt-text, unsupervised', 'XL', 'retrieval/msmarco', '22.7', 'T'),
+        ('large_search', 'supervised', 'FiD-KD', 'openqa/triviaqa', '87.7', 'T'),
+        ('beir', 'cpt-text, unsupervised', 'S', 'retrieval/trec-covid', '52.9', 'T'),
+        ('beir', 'cpt-text, unsupervised', 'S', 'suite/cpt_beir', '42.2', 'D'),
+        ('beir', 'cpt-text, trained on MS MARCO', 'XL', 'retrieval/nfcorpus', '40.7', 'T'),
+        ('beir', 'others', 'BM25', 'suite/cpt_beir', '47.6', 'T'),
+        ('code_1k', 'cpt-code', 'M', 'codesearch/javascript', '86.5', 'T'),
+        ('code_all', "GraphCodeBERT's setting", 'UniXcoder', 'codesearch/ruby', '74.0', 'T'),
+        ('text_1k', 'CodeSearchNet', 'SelfAtt', 'codesearch/php', '60.1', 'P'),
+    ],
+)
+def test_figures_as_printed(table, group, name, task, printed, mark):
+    found = TABLES[table]
+    (model,) = (model for model in found.models if (model.group, model.name) == (group, name))
+    score = [score for score in found.scores if score.task == task][-1]
+    assert model.figures[score] == (printed, mark)
+
+
+def test_means_are_those_of_the_cells():
+    """A cell in the wrong column does not show here, one with a wrong digit does."""
+    whole = 0
+    for table in TABLES.values():
+        for model in table.models:
+            cells = [
+                float(figure.printed)
+                for score, figure in model.figures.items()
+                if score.task not in SUITES
+            ]
+            means = [figure for score, figure in model.figures.items() if score.task in SUITES]
+            if means and len(cells) == len(table.scores) - 1:
+                assert fmean(cells) == pytest.approx(float(means[0].printed), abs=0.06), (
+                    table.title,
+                    model.name,
+                )
+                whole += 1
+    assert whole == 27
+
+
+def test_figures_belong_to_tasks_and_have_marks():
+    for table in TABLES.values():
+        assert len({(model.group, model.name) for model in table.models}) == len(table.models)
+        assert {*table.sizes} <= {score.task for score in table.scores}
+        for model in table.models:
+            assert model.source and model.figures.keys() <= {*table.scores}
+            assert all(
+                figure.mark in MARKS and 0 < float(figure.printed) < 100
+                for figure in model.figures.values()
+            )
+
+
+def test_what_could_be_read_nowhere_is_not_there():
+    assert Score('knn/SST2', 'accuracy') not in TABLES['sst'].models[0].figures
+    for model in TABLES['probe'].models:
+        assert {score.task for score in model.figures} == {'suite/senteval'}
+
+
+def test_every_table_belongs_to_the_kinds_of_its_tasks():
+    owners: dict[str, set[str]] = {key: set() for key in TABLES}
+    for kind in registry.KINDS:
+        for key in kind.published:
+            owners[key].add(kind.name)
+    for key, table in TABLES.items():
+        tasks = {score.task for score in table.scores if score.task not in SUITES}
+        assert owners[key] == {task.split('/')[0] for task in tasks}
+    assert registry.published_tables() == list(TABLES.values())
+
+
+def test_a_table_is_shown_for_the_kinds_that_own_it(monkeypatch):
+    (kind,) = (kind for kind in registry.KINDS if kind.name == 'sts')
+    monkeypatch.setattr(registry, 'KINDS', (kind,))
+    assert registry.published_tables() == [TABLES['sts']]
+    wrong = dataclasses.replace(kind, published=('sts', 'nope'))
+    monkeypatch.setattr(registry, 'KINDS', (wrong,))
+    with pytest.raises(KeyError, match='published.json has no table nope'):
+        registry.published_tables()
+
+
+def test_what_must_be_measured_alike_is_what_the_tasks_say():
+    """Texts of settings are repeated in the file: the code must still write them so."""
+    labels = {
+        'words': list(WORDS),
+        'description': [TEMPLATE.replace('{}', word) for word in WORDS],
+    }
+    assert TABLES['probe'].measured == {'protocol': PROTOCOLS['senteval']}
+    assert TABLES['sst'].sizes == {
+        'zeroshot/SST2': {'n': 1821, 'labels': labels},
+        'knn/SST2': {'n': 1821, 'k': NEIGHBOURS},
+    }
+
+
+def test_a_column_with_a_cell_too_few_is_refused():
+    table = json.loads(PATH.read_text('utf-8'))['sst']
+    table['models'][0]['rows']['L'] = '88.1 89.1'
+    with pytest.raises(ValueError):
+        parse_table(table)

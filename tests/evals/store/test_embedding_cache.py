@@ -1,0 +1,128 @@
+"""Vectors that wait on the disk: none computed twice, none of another text, side or model, and none
+left.
+"""
+
+import numpy as np
+import pytest
+
+from cpt_jax.embed.function import embed_texts
+from cpt_jax.evals.store.embedding_cache import EmbeddingCache
+from cpt_jax.runtime.errors import UserError
+
+TEXTS = [f'text {i}' for i in range(10)]
+
+
+class Model:
+    """Gives vectors of its own for each text and side; remembers the texts, and is killed after so
+    many.
+    """
+
+    def __init__(self, seed: int = 0, killed_after: int = 10**9):
+        self.seed, self.killed_after, self.asked = seed, killed_after, []
+
+    def __call__(self, texts, side):
+        if len(self.asked) + len(texts) > self.killed_after:
+            raise KeyboardInterrupt
+        self.asked += texts
+        seeds = [[self.seed, ord(side), *text.encode()] for text in texts]
+        return np.array(
+            [np.random.default_rng(seed).normal(size=4) for seed in seeds], np.float32
+        ).reshape(-1, 4)
+
+
+def ask(
+    folder,
+    model: Model,
+    texts=TEXTS,
+    side='x',
+    task='sts/a',
+    name='run@1',
+    settings=None,
+    shard=3,
+    keep=False,
+) -> np.ndarray:
+    kept = EmbeddingCache(folder, shard, keep).of_model(model, name, settings or {'step': 1})
+    with kept.during(task):
+        return kept(texts, side)
+
+
+def files(folder) -> list:
+    return [path for path in folder.rglob('*') if path.is_file()]
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """A folder that a program left that was killed after two shards of four."""
+    with pytest.raises(KeyboardInterrupt):
+        ask(tmp_path / 'vectors', Model(killed_after=7))
+    assert len(files(tmp_path / 'vectors')) == 2
+    return tmp_path / 'vectors'
+
+
+def test_it_goes_on_with_the_shards_that_are_missing_and_leaves_nothing(killed, capsys):
+    model = Model()
+    np.testing.assert_array_equal(ask(killed, model), Model()(TEXTS, 'x'))
+    assert (
+        model.asked == TEXTS[6:]
+        and '6 of 10 texts had their vectors from an earlier start' in capsys.readouterr().out
+    )
+    assert not killed.exists()
+
+
+@pytest.mark.parametrize(
+    'other',
+    [
+        {'side': 'y'},
+        {'task': 'sts/b'},
+        {'name': 'run@2'},
+        {'settings': {'step': 2}},
+        {'texts': TEXTS[1:]},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_vectors_of_anything_else_are_not_taken(killed, other):
+    model = Model(seed=1)
+    found = ask(killed, model, **other)
+    np.testing.assert_array_equal(
+        found, Model(seed=1)(other.get('texts', TEXTS), other.get('side', 'x'))
+    )
+    assert model.asked == other.get('texts', TEXTS)
+
+
+def test_a_file_that_is_cut_short_is_made_again(killed):
+    for cut, path in zip((0, 100), files(killed), strict=True):
+        path.write_bytes(path.read_bytes()[:cut])
+    model = Model()
+    np.testing.assert_array_equal(ask(killed, model), Model()(TEXTS, 'x'))
+    assert len(model.asked) == 10
+
+
+def test_they_stay_where_one_wants_them_and_are_found_in_blocks(tmp_path):
+    model = Model()
+    kept = EmbeddingCache(tmp_path, 4, keep=True).of_model(model, 'run/a', {})
+    with kept.during('retrieval/a'):
+        np.testing.assert_array_equal(
+            np.concatenate([*kept.blocks(TEXTS, 'y')]), Model()(TEXTS, 'y')
+        )
+        assert [len(block_NxD) for block_NxD in kept.blocks(TEXTS, 'y')] == [4, 4, 2]
+        assert kept([], 'y').shape == (0, 4)
+    assert len(model.asked) == 10 and len(files(tmp_path)) == 3
+
+
+def test_numbers_that_are_not_finite_are_told_every_time_and_not_kept(tmp_path):
+    def broken(texts, side):
+        return np.full((len(texts), 4), np.nan, np.float32)
+
+    kept = EmbeddingCache(tmp_path, 4).of_model(broken, 'run', {})
+    for _ in range(2):
+        with pytest.raises(UserError, match=r'not finite \(10 of 10 texts\)'), kept.during('sts/a'):
+            embed_texts(kept, TEXTS, 'x')
+    assert not files(tmp_path)
+
+
+def test_where_nothing_can_be_written_the_evaluation_goes_on(tmp_path, caplog):
+    (tmp_path / 'file').touch()
+    model = Model()
+    np.testing.assert_array_equal(ask(tmp_path / 'file' / 'vectors', model), Model()(TEXTS, 'x'))
+    assert len(model.asked) == 10 and caplog.text.count('vectors cannot be kept') == 1
+    np.testing.assert_array_equal(ask(None, Model()), Model()(TEXTS, 'x'))

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+from etils import epath
+
+from cpt_jax.evals.report.example import Answers, Example, Found, examples_json
+from cpt_jax.evals.store.results import (
+    ResultsFile,
+    add_result,
+    format_table,
+    new_results,
+    read_json_object,
+    write_json,
+)
+from cpt_jax.evals.task import Result
+from cpt_jax.runtime.errors import UserError
+
+
+def make_result(value=0.5):
+    answers = Answers([Found('code', 0.25, True)], 1)
+    return Result(
+        metric='mrr_of_1000',
+        metrics={'mrr_of_1000': value, 'recall@1_of_1000': 0.25},
+        n=1000,
+        settings={'seed': 0},
+        baselines={
+            'bm25': {'mrr_of_1000': 0.4, 'recall@1_of_1000': 0.3},
+            'random': {'mrr_of_1000': 0.0075, 'recall@1_of_1000': 0.001},
+        },
+        examples=[Example('query', 'code', answers, Answers([], None))],
+    )
+
+
+def test_a_row_as_documented():
+    results = add_result(new_results('runs/a', {'step': 5}), 'codesearch/x', make_result())
+    assert results['model'] == 'runs/a' and results['settings'] == {'step': 5}
+    assert results['tasks']['codesearch/x'] == {
+        'main_score': 0.5,
+        'metrics': {'mrr_of_1000': 0.5, 'recall@1_of_1000': 0.25},
+        'n': 1000,
+        'counted': 'queries',
+        'settings': {'main_metric': 'mrr_of_1000', 'seed': 0},
+        'baselines': make_result().baselines,
+    }
+
+
+def results_file(folder, model, settings):
+    return ResultsFile(epath.Path(folder) / 'results.json', model, settings)
+
+
+def test_rows_of_the_same_model_stay_and_are_replaced_by_name(tmp_path):
+    earlier = results_file(tmp_path, 'm', {'size': (1, 2)})
+    assert earlier.load() == new_results('m', {'size': [1, 2]}) and earlier.row_of('a') == {}
+    earlier.add('a', make_result(0.1), 'f')
+    earlier.add('b', make_result(0.2), 'f')
+    results = results_file(tmp_path, 'm', {'size': [1, 2]})
+    assert not results.replaced_by()
+    results.add('a', make_result(0.9), 'g')
+    scores = {name: row['main_score'] for name, row in results.load()['tasks'].items()}
+    assert scores == {'a': 0.9, 'b': 0.2}
+    assert results.row_of('a')['fingerprint'] == 'g' and results.row_of('b')['fingerprint'] == 'f'
+
+
+def test_what_follows_from_several_rows_is_written_with_them(tmp_path):
+    results = results_file(tmp_path, 'm', {})
+    results.add('a', make_result(), 'f', lambda rows: {**rows, 'count': len(rows['tasks'])})
+    assert read_json_object(epath.Path(tmp_path) / 'results.json')['count'] == 1
+
+
+@pytest.mark.parametrize(
+    ('model', 'settings', 'said'),
+    [
+        ('other', {'step': 1}, 'another model (m)'),
+        ('m', {'step': 2, 'template': '{text}'}, 'm with other settings (step, template)'),
+    ],
+)
+def test_rows_of_another_model_do_not_stay_and_the_user_is_told(tmp_path, model, settings, said):
+    results_file(tmp_path, 'm', {'step': 1}).add('a', make_result(), 'f')
+    results = results_file(tmp_path, model, settings)
+    assert results.load() == new_results(model, settings)
+    assert said in results.replaced_by() and 'the earlier results.json is replaced' in (
+        results.replaced_by()
+    )
+    results.add('b', make_result(), 'f')
+    assert list(results.load()['tasks']) == ['b'] and not results.replaced_by()
+
+
+def test_which_checkpoint_is_later(tmp_path):
+    results_file(tmp_path, 'run@2', {'saved': '2026-02'}).add('a', make_result(), 'f')
+    assert results_file(tmp_path, 'run@1', {'saved': '2026-01'}).is_of_later_checkpoint()
+    assert not results_file(tmp_path, 'run@3', {'saved': '2026-03'}).is_of_later_checkpoint()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = epath.Path(tmp_path) / 'new' / 'results.json'
+    write_json(path, {'a': 'é'})
+    assert json.loads((tmp_path / 'new' / 'results.json').read_text(encoding='utf-8')) == {'a': 'é'}
+    with pytest.raises(ValueError):
+        write_json(path, {'a': float('nan')})
+    assert read_json_object(path) == {'a': 'é'}
+    assert [file.name for file in (tmp_path / 'new').iterdir()] == ['results.json']
+
+
+def test_reading(tmp_path):
+    assert read_json_object(epath.Path(tmp_path / 'none.json')) == {}
+    (tmp_path / 'cut.json').write_text('{"model": ')
+    with pytest.raises(UserError, match=r'cut.json: not JSON'):
+        read_json_object(epath.Path(tmp_path / 'cut.json'))
+
+
+def test_the_table():
+    results = add_result(
+        add_result(new_results('m', {}), 'codesearch/x', make_result()), 'b', make_result(1.0)
+    )
+    results['tasks']['b']['settings']['split'] = 'dev'
+    results['tasks']['codesearch/x']['settings']['split'] = 'test'
+    assert format_table(results).splitlines() == [
+        'task          metric              model   BM25  random      n',
+        '------------  -----------------  ------  -----  ------  -----',
+        'codesearch/x  MRR of 1,000        50.00  40.00    0.75  1,000',
+        '              Recall@1 of 1,000   25.00  30.00    0.10',
+        'b (dev)       MRR of 1,000       100.00  40.00    0.75  1,000',
+        '              Recall@1 of 1,000   25.00  30.00    0.10',
+    ]
+
+
+def test_examples_become_plain_json():
+    assert json.loads(json.dumps(examples_json(make_result().examples))) == [
+        {
+            'query': 'query',
+            'right': 'code',
+            'model': {'found': [{'text': 'code', 'score': 0.25, 'right': True}], 'rank': 1},
+            'bm25': {'found': [], 'rank': None},
+        }
+    ]
+
+
+def test_a_file_that_holds_no_results_is_refused(tmp_path):
+    (tmp_path / 'results.json').write_text('[1, 2]')
+    with pytest.raises(UserError, match='not an object with results'):
+        read_json_object(epath.Path(tmp_path / 'results.json'))

@@ -1,0 +1,107 @@
+import pytest
+
+from cpt_jax.evals.registry import find_tasks, select
+from cpt_jax.runtime.errors import UserError
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    for folder in ('retrieval/scifact', 'retrieval/cosqa', 'codesearch', 'retrieval/empty'):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in (
+        'retrieval/scifact/corpus.jsonl',
+        'retrieval/cosqa/corpus.jsonl',
+        'codesearch/go.jsonl',
+        'codesearch/ruby_0.jsonl.gz',
+    ):
+        (tmp_path / file).touch()
+    (tmp_path / 'codesearch' / 'README.md').touch()
+    return str(tmp_path)
+
+
+def names(patterns, data_dir):
+    return [task.name for task in select(find_tasks(data_dir), patterns, data_dir)]
+
+
+def test_what_there_is(data_dir):
+    expected = [
+        'codesearch/go',
+        'codesearch/ruby_0',
+        'codesearch/python_source',
+        'retrieval/cosqa',
+        'retrieval/scifact',
+    ]
+    assert list(find_tasks(data_dir)) == expected
+    assert list(find_tasks(None)) == ['codesearch/python_source']
+
+
+def test_names_globs_and_lists(data_dir):
+    assert names(['retrieval/*'], data_dir) == ['retrieval/cosqa', 'retrieval/scifact']
+    assert names(['retrieval/scifact', ' codesearch/r* ', 'retrieval/*'], data_dir) == [
+        'retrieval/scifact',
+        'codesearch/ruby_0',
+        'retrieval/cosqa',
+    ]
+    assert len(names(['*'], data_dir)) == 5
+
+
+def test_a_name_that_selects_nothing_lists_what_there_is(data_dir):
+    with pytest.raises(UserError) as error:
+        names(['codesearch/go', 'retrieval/nope'], data_dir)
+    for part in (
+        'retrieval/nope: no such task',
+        'retrieval/cosqa',
+        data_dir,
+        'corpus.jsonl, queries.jsonl and qrels/test.tsv',
+    ):
+        assert part in str(error.value)
+    assert '\n' not in str(error.value) and 'codesearch' not in str(error.value)
+    with pytest.raises(
+        UserError,
+        match=r'sts/.: no such task; there are codesearch/\*, retrieval/\*; expected in --data_dir',
+    ):
+        names(['sts/*'], data_dir)
+
+
+def test_without_a_data_directory():
+    with pytest.raises(
+        UserError,
+        match=r'retrieval/scifact: no such task; there are codesearch/\*; other data need '
+        r'--data_dir',
+    ):
+        names(['retrieval/scifact'], None)
+    with pytest.raises(
+        UserError,
+        match=r'--data_dir /nowhere: no such directory; expected there: codesearch/ \(Code.*, '
+        r'retrieval/<folder>/',
+    ):
+        find_tasks('/nowhere')
+
+
+def test_suites_and_questions(data_dir, tmp_path):
+    with pytest.raises(
+        UserError,
+        match=r'--tasks suite/cpt_beir: 10 of its 11 tasks are not in --data_dir '
+        r'.*retrieval/arguana, .*; give their data',
+    ):
+        names(['suite/cpt_beir'], data_dir)
+    chosen = select(
+        find_tasks(data_dir), ['suite/cpt_beir', 'codesearch/go'], data_dir, allow_missing=True
+    )
+    assert [task.name for task in chosen] == ['retrieval/scifact', 'codesearch/go']
+    (tmp_path / 'openqa' / 'nq').mkdir(parents=True)
+    (tmp_path / 'openqa' / 'nq' / 'questions.jsonl').touch()
+    assert names(['openqa/*'], data_dir) == ['openqa/nq']
+
+
+def test_one_task_in_two_files(data_dir, tmp_path):
+    (tmp_path / 'codesearch' / 'go.jsonl.gz').touch()
+    with pytest.raises(
+        UserError, match=r'go.jsonl.gz: the task codesearch/go would have two files'
+    ):
+        find_tasks(data_dir)
+
+
+def test_no_tasks():
+    with pytest.raises(UserError, match='--tasks is empty'):
+        names([], None)

@@ -1,0 +1,157 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from etils import epath
+
+from cpt_jax.evals.registry import find_tasks, select
+from cpt_jax.evals.run import claim_path, run_tasks
+from cpt_jax.search.bm25 import random_embed
+from cpt_jax.storage.locks import claimed
+from tests.evals.senteval_files import write_sst
+
+PROGRAM = Path(__file__).parents[2] / 'launch' / 'evaluate.py'
+
+
+def write_data(folder):
+    (folder / 'codesearch').mkdir()
+    words = ['open file', 'close socket', 'parse json', 'sort list', 'draw plot']
+    rows = [
+        {
+            'docstring': f'Does {w}.',
+            'code': f'void {w.replace(" ", "_")}() {{ a < b; }}',
+            'language': 'java',
+        }
+        for w in words
+    ]
+    (folder / 'codesearch' / 'small.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows)
+    )
+    (folder / 'retrieval' / 'tiny' / 'qrels').mkdir(parents=True)
+    for name, texts in (('corpus', words), ('queries', words[:2])):
+        lines = [
+            json.dumps({'_id': f'{name}{i}', 'text': text}) + '\n' for i, text in enumerate(texts)
+        ]
+        (folder / 'retrieval' / 'tiny' / f'{name}.jsonl').write_text(''.join(lines))
+    (folder / 'retrieval' / 'tiny' / 'qrels' / 'test.tsv').write_text(
+        'queries0\tcorpus0\t1\nqueries1\tcorpus1\t1\n'
+    )
+    return str(folder)
+
+
+def letters(texts, side):
+    """How often each letter occurs: enough to find a text again."""
+    counts_NxD = np.array(
+        [[text.lower().count(letter) for letter in 'abcdefghijklmnopqrstuvwxyz'] for text in texts],
+        np.float32,
+    )
+    return counts_NxD / np.linalg.norm(counts_NxD, axis=1, keepdims=True)
+
+
+def run_pattern(pattern, data_dir, output, embed=letters, model='runs/letters'):
+    tasks = select(find_tasks(data_dir), [pattern], data_dir)
+    return run_tasks(embed, model, {'step': 3}, tasks, epath.Path(output))
+
+
+def test_results_and_report_grow_task_by_task(tmp_path):
+    data_dir = write_data(tmp_path)
+    run_pattern('codesearch/small', data_dir, tmp_path / 'out')
+    run_pattern('retrieval/*', data_dir, tmp_path / 'out')
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert list(results['tasks']) == ['codesearch/small', 'retrieval/tiny']
+    assert results['model'] == 'runs/letters' and results['settings'] == {'step': 3}
+    for row in results['tasks'].values():
+        assert (
+            row['main_score']
+            == row['metrics'][row['settings']['main_metric']]
+            > row['baselines']['random'][row['settings']['main_metric']]
+        )
+    assert results['tasks']['retrieval/tiny']['metrics'] == {
+        'ndcg@10': 1.0,
+        'mrr@10': 1.0,
+        'recall@100': 1.0,
+    }
+    page = (tmp_path / 'out' / 'report' / 'index.html').read_text()
+    assert 'What is found: codesearch/small' in page and 'What is found: retrieval/tiny' in page
+    assert 'void open_file() { a &lt; b; }' in page
+
+
+def test_another_model_starts_anew(tmp_path, capsys):
+    data_dir = write_data(tmp_path)
+    run_pattern('codesearch/small', data_dir, tmp_path / 'out')
+    results = run_pattern(
+        'retrieval/tiny', data_dir, tmp_path / 'out', random_embed(0), model='runs/other'
+    )
+    assert list(results['tasks']) == ['retrieval/tiny']
+    assert 'is replaced' in capsys.readouterr().out
+    assert 'codesearch/small' not in (tmp_path / 'out' / 'report' / 'index.html').read_text()
+
+
+def test_a_map_stays_with_its_model(tmp_path):
+    write_sst(tmp_path / 'senteval' / 'SST' / 'binary')
+    data_dir, maps = write_data(tmp_path), tmp_path / 'out' / 'report' / 'maps.json'
+
+    def page():
+        return (tmp_path / 'out' / 'report' / 'index.html').read_text()
+
+    run_pattern('zeroshot/SST2', data_dir, tmp_path / 'out')
+    assert list(json.loads(maps.read_text())) == ['SST2, test'] and page().count('<circle') == 80
+    run_pattern('retrieval/tiny', data_dir, tmp_path / 'out')
+    assert (
+        'SST2, test: PCA' in page() and 'map' not in (tmp_path / 'out' / 'results.json').read_text()
+    )
+    run_pattern('retrieval/tiny', data_dir, tmp_path / 'out', model='runs/other')
+    assert json.loads(maps.read_text()) == {} and '<circle' not in page()
+
+
+def test_what_has_been_scored_is_left_until_something_changes(tmp_path, capsys):
+    data_dir, asked = write_data(tmp_path), []
+
+    def run(*, model='runs/letters', k=100, **flags) -> list[str]:
+        def embed(texts, side):
+            asked.append(side)
+            return letters(texts, side)
+
+        asked.clear()
+        tasks = select(find_tasks(data_dir, k=k), ['retrieval/tiny'], data_dir)
+        run_tasks(embed, model, {'step': 3}, tasks, epath.Path(tmp_path / 'out'), **flags)
+        return asked
+
+    assert run() and not run()
+    assert 'retrieval/tiny: already scored; --again scores it anew' in capsys.readouterr().out
+    assert run(again=True) and not run()
+    assert run(k=50) and not run(k=50)
+    assert run(model='runs/other') and not run(model='runs/other')
+    (tmp_path / 'retrieval' / 'tiny' / 'qrels' / 'test.tsv').write_text('queries0\tcorpus0\t1\n')
+    with claimed(claim_path(epath.Path(tmp_path / 'out'), 'runs/other', 'retrieval/tiny')):
+        assert not run(model='runs/other')
+    assert 'retrieval/tiny: another program is at it' in capsys.readouterr().out
+    assert run(model='runs/other') and not run(model='runs/other')
+
+
+def call_program(directory, *flags):
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *flags],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_program_from_any_directory(tmp_path):
+    shown = call_program(tmp_path, '--help')
+    assert 'Scores a model on benchmarks' in shown.stdout and '--data_dir' in shown.stdout
+    for flags, message in (
+        (
+            ['--model', str(tmp_path), '--tasks', 'retrieval/nope'],
+            'error: --tasks retrieval/nope: no such task; there are codesearch/',
+        ),
+        (['--model', str(tmp_path / 'none')], 'error: --model'),
+        (['--tasks', 'codesearch/python_source'], 'error: '),
+    ):
+        failed = call_program(tmp_path, *flags)
+        assert failed.returncode == 1 and failed.stderr.startswith(message), failed.stderr
+        assert failed.stderr.count('\n') == 1

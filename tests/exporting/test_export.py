@@ -1,0 +1,212 @@
+"""Exports: the files that sentence-transformers and transformers read, with their vectors (kept in
+a golden), and our own importer's.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from cpt_jax.embed.load import load_embedder
+from cpt_jax.exporting import transformer
+from cpt_jax.exporting.check import check
+from cpt_jax.exporting.directory import export
+from cpt_jax.exporting.golden import read_golden
+from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.prompt_template import Representation
+from tests.embed.test_embedder import write_run
+from tests.exporting.conftest import edit
+from tests.exporting.export_inputs import (
+    CASES,
+    MIXED,
+    NAMES,
+    TEMPLATE,
+    TEMPLATED,
+    TEMPLATES,
+    choices_of,
+    layout_of,
+)
+from tests.goldens.golden import Golden, restore
+from tests.goldens.golden import read_golden as read_expected
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def golden() -> Golden:
+    """What exports hold, and the vectors that sentence-transformers and transformers compute."""
+    return read_expected('export')
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_both_sides_in_one_directory(golden, make_export, case):
+    """The files are, to the bit of each weight, those that the other libraries read."""
+    choices = choices_of(case, golden.facts['pretrained'])
+    _, out = make_export(**choices)
+    assert layout_of(out) == golden.facts['layouts'][case]
+    embed, of_the_run = load_embedder(str(out)), read_golden(out)
+    vectors = {side: embed(MIXED, side) for side in NAMES}
+    for side, found in vectors.items():
+        expected = golden.arrays[f'{case}/{side}']
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        texts = len(of_the_run.texts)
+        assert MIXED[:texts] == list(of_the_run.texts)
+        np.testing.assert_allclose(of_the_run.vectors[side], expected[:texts], atol=1e-5)
+    assert np.abs(vectors['x'] - vectors['y']).max(1).min() > 1e-3
+    config = json.loads((out / 'config.json').read_text())
+    assert check(out).defects == []
+    if 'gemma' not in case:
+        assert config['is_causal'] is choices['causal']
+        assert config['use_bidirectional_attention'] is not choices['causal']
+
+
+def test_a_directory_for_each_side(golden, make_export):
+    run, out = make_export(closing='own', causal=True)
+    assert layout_of(out) == golden.facts['layouts']['own']
+    embed = load_embedder(str(run))
+    for side, name in NAMES.items():
+        expected = golden.arrays[f'own/{side}']  # each side with its own maximum
+        np.testing.assert_allclose(embed(MIXED, side), expected, atol=1e-5)
+        np.testing.assert_allclose(load_embedder(str(out / name))(MIXED, side), expected, atol=1e-5)
+    files = [out / name / 'model.safetensors' for name in NAMES.values()]
+    assert os.path.samefile(*files)
+    assert not (out / 'config.json').exists()
+    assert "SentenceTransformer('out/query')" in (out / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('kind', TEMPLATES)
+def test_texts_in_a_template(golden, make_export, kind):
+    pretrained = golden.facts['pretrained'][kind] | {'max_position_embeddings': 40}
+    run, out = make_export(pretrained=pretrained, causal=True, template=TEMPLATE)
+    assert layout_of(out) == golden.facts['layouts'][f'template {kind}']
+    expected = load_embedder(str(run))(TEMPLATED, 'x')
+    again = load_embedder(str(out), representation=Representation(template=TEMPLATE))
+    np.testing.assert_allclose(again(TEMPLATED, 'x'), expected, atol=1e-5)
+    # Of others the template's end would be cut.
+    fits = [text in golden.facts['fits'][kind] for text in TEMPLATED]
+    np.testing.assert_allclose(golden.arrays[f'template {kind}'], expected[fits], atol=1e-5)
+    assert sum(fits) > 10
+    assert check(out).defects == [] and read_golden(out).template == TEMPLATE
+    assert not (out / 'modules.json').exists()
+    card = (out / 'README.md').read_text()
+    assert f'\n{TEMPLATE}\n' in card and f'template={TEMPLATE!r}' in card
+    assert '200 steps of 64 pairs' in card
+    edit(out / 'golden.json', lambda golden: golden | {'template': '{text} is'})
+    assert any('vectors differ' in defect.what for defect in check(out).defects)
+
+
+@pytest.mark.parametrize(('dtype', 'close'), [('bfloat16', 5e-2), ('float16', 5e-3)])
+def test_narrow_weights(golden, make_export, dtype, close):
+    run, out = make_export(dtype=dtype, causal=True)
+    assert layout_of(out) == golden.facts['layouts'][dtype]
+    texts, vectors, _ = read_golden(out)
+    assert {array.dtype.name for array in load_file(out / 'model.safetensors').values()} == {dtype}
+    exported, original = load_embedder(str(out)), load_embedder(str(run), max_tokens=40)
+    for side in NAMES:
+        found = exported(texts, side)
+        np.testing.assert_allclose(golden.arrays[f'{dtype}/{side}'], found, atol=1e-5)
+        np.testing.assert_allclose(vectors[side], original(texts, side), atol=1e-6)
+        assert 1e-6 < np.abs(found - vectors[side]).max() < close
+    told = json.loads((out / 'parity.json').read_text())
+    assert told['weights'] == dtype and 1e-6 < told['largest_difference_of_a_unit']['x'] < close
+
+
+def test_weights_that_a_dtype_cannot_hold_are_named(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        transformer,
+        'written',
+        lambda *_: iter([('h.0.attn.c_attn.weight', np.full((2, 2), 1e5, np.float32))]),
+    )
+    with pytest.raises(
+        UserError,
+        match=r'--dtype float16: h\.0\.attn\.c_attn\.weight has weights up to 1e\+05, which it '
+        r'cannot hold',
+    ):
+        export(
+            str(whole[0]), tmp_path / 'out', dtype='float16', shard_bytes=10**9, license_id='mit'
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_large_weights_are_split(whole, tmp_path):
+    run, out = whole
+    export(str(run), tmp_path / 'split', dtype='float32', shard_bytes=20_000, license_id='mit')
+    split = sorted(path.name for path in (tmp_path / 'split').glob('model*'))
+    assert (
+        split[0] == f'model-00001-of-{len(split) - 1:05d}.safetensors'
+        and split[-1] == 'model.safetensors.index.json'
+        and len(split) > 4
+    )
+    one, many = Files(out), Files(tmp_path / 'split')
+    assert one.names == many.names
+    for name in one.names:
+        np.testing.assert_array_equal(one.read(name), many.read(name))
+
+
+def test_what_cannot_be_exported(golden, whole, make_export, tokenizer, tmp_path):
+    run, out = whole
+    choices = {'dtype': 'float32', 'shard_bytes': 10**9, 'license_id': 'mit'}
+    with pytest.raises(UserError, match=f'--output {out}: is there already'):
+        export(str(run), out, **choices)
+    mixed = write_run(tmp_path / 'mixed', tokenizer.closed('shared'), norm='rmsnorm')
+    with pytest.raises(
+        UserError,
+        match=r'no other library has .*: model\.positions=learned, model\.norm=rmsnorm, .* Train '
+        r'with either',
+    ):
+        export(str(mixed), tmp_path / 'out', **choices)
+    with pytest.raises(
+        UserError, match='transformers has no gpt_neox in which every token sees its whole text'
+    ):
+        make_export(pretrained=golden.facts['pretrained']['neox'], causal=False)
+    restore(read_expected('pretrained').facts['plain']['bert'], tmp_path / 'mixed' / 'theirs')
+    with pytest.raises(UserError, match='theirs: a pretrained model, as others load it already'):
+        export(str(tmp_path / 'mixed' / 'theirs'), tmp_path / 'out', **choices)
+    with pytest.raises(UserError, match='--model nowhere: no run with a checkpoint'):
+        export('nowhere', tmp_path / 'out', **choices)
+    assert [path.name for path in tmp_path.iterdir()] == ['mixed']  # nothing of what was begun
+
+
+def test_the_card_tells_of_the_run(tokenizer, tmp_path):
+    run = write_run(tmp_path / 'mine', tokenizer.closed('shared'), causal=True)
+    (run / 'metrics.jsonl').write_text(
+        ''.join(
+            json.dumps({'step': i, 'loss': 3 / i, 'log_batch': 4.2}) + '\n' for i in range(1, 9)
+        )
+    )
+    (run / 'data.json').write_text(json.dumps({'a': {'summary': '300 pairs of letters'}}))
+    row = {
+        'main_score': 0.5,
+        'settings': {'main_metric': 'ndcg@10'},
+        'baselines': {'bm25': {'ndcg@10': 0.25}},
+    }
+    plain = {'main_score': -0.5, 'settings': {'main_metric': 'effect_size'}, 'baselines': {}}
+    (run / 'results.json').write_text(
+        json.dumps({'model': 'mine@200', 'tasks': {'retrieval/tiny': row, 'bias/weat1': plain}})
+    )
+    export(str(run), tmp_path / 'out', dtype='float32', shard_bytes=10**9, license_id='apache-2.0')
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    for line in [
+        'license: apache-2.0', '| retrieval/tiny | nDCG@10 | 50.00 | 25.00 |',
+        '| bias/weat1 | effect size d | -0.50 |  |',
+        '| a | text | 1.0 | 300 pairs of letters |',
+        '200 steps of 64 pairs', '| query | `<|query|>` |', '![Loss and held-out '
+                                                            'retrieval](training.png)',
+    ]:  # fmt: skip
+        assert line in card, line
+    assert (tmp_path / 'out' / 'training.png').read_bytes().startswith(b'\x89PNG')
+    code = card.split('```python\n# cpt_jax\n')[1].split('```')[0]
+    script = f'import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}print(scores.shape)'
+    found = subprocess.run(
+        [sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found.stdout == '(1, 1)\n'
+    export(f'{run}@100', tmp_path / 'first', dtype='float32', shard_bytes=10**9, license_id='mit')
+    # They are of another checkpoint.
+    assert '## Scores' not in (tmp_path / 'first' / 'README.md').read_text()

@@ -1,0 +1,146 @@
+"""Directories of sentence-transformers and transformers, and the vectors that they give."""
+
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import sentence_transformers
+import tokenizers
+import torch
+import transformers
+
+from tests.conftest import WORDS, sentences
+from tests.goldens.golden import Golden, capture, restore
+from tests.origin.test_pretrained import PROMPTS, TEXT, TEXTS, write_legacy
+
+modules = sentence_transformers.sentence_transformer.modules
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def bert_tokenizer() -> tokenizers.Tokenizer:
+    """Returns a WordPiece of BERT's kind: lower case, [CLS] and [SEP] around a text."""
+    special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+    letters = [*string.ascii_lowercase]
+    # Not trained: of pieces that are equally frequent, training takes now one and now another.
+    pieces = [*special, *letters, *(f'##{letter}' for letter in letters), *WORDS, '##er', '##ing']
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]'))
+    made.normalizer = tokenizers.normalizers.BertNormalizer()
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.add_special_tokens(special)
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)]
+    )
+    return made
+
+
+def gpt_tokenizer() -> tokenizers.Tokenizer:
+    """Returns a byte-level BPE with an end-of-text token after each text."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    options = {'initial_alphabet': alphabet, 'special_tokens': ['<end>'], 'show_progress': False}
+    made.train_from_iterator(
+        sentences(200), tokenizers.trainers.BpeTrainer(vocab_size=320, **options)
+    )
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single='$A <end>', special_tokens=[('<end>', 0)]
+    )
+    return made
+
+
+SIZES = {
+    'hidden_size': 24,
+    'intermediate_size': 40,
+    'num_hidden_layers': 2,
+    'num_attention_heads': 4,
+    'max_position_embeddings': 64,
+}
+QWEN = SIZES | {'num_key_value_heads': 2, 'use_sliding_window': False}
+GEMMA = SIZES | {
+    'num_key_value_heads': 2, 'head_dim': 10, 'sliding_window': 9, 'sliding_window_pattern': 2,
+    'use_bidirectional_attention': True,
+}  # fmt: skip
+KINDS = {
+    'bert': ('Bert', SIZES, bert_tokenizer, '[PAD]'),
+    'qwen3': ('Qwen3', QWEN, gpt_tokenizer, '<end>'),
+    'gemma3': ('Gemma3Text', GEMMA, gpt_tokenizer, '<end>'),
+}
+PLAIN = {'bias': False, 'activation_function': torch.nn.Identity()}
+# Name -> kind, pooling, Dense modules, what else SentenceTransformer is given.
+WHOLE = {
+    'bert mean': ('bert', 'mean', lambda: [], {'prompts': PROMPTS}),
+    'bert cls': ('bert', 'cls', lambda: [], {'prompts': PROMPTS}),
+    'qwen3 lasttoken': ('qwen3', 'lasttoken', lambda: [], {'prompts': PROMPTS}),
+    'gemma3 dense': (
+        'gemma3',
+        'mean',
+        lambda: [modules.Dense(24, 36, **PLAIN), modules.Dense(36, 20, **PLAIN)],
+        {},
+    ),
+    'bert dense': ('bert', 'cls', lambda: [modules.Dense(24, 7)], {}),
+}
+
+
+def make() -> Golden:
+    """Returns the directories, their vectors, and states of plain models."""
+    facts: dict = {'plain': {}, 'whole': {}, 'max_seq_length': {}}
+    arrays = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for kind in ('bert', 'qwen3'):
+            written = write_plain(folder / 'written' / kind, kind)
+            facts['plain'][kind] = capture(written)
+            plain = restore(facts['plain'][kind], folder / 'plain' / kind)
+            arrays[f'states/{kind}'] = states(plain)
+        for name, (kind, pooling, between, more) in WHOLE.items():
+            written = write_whole(folder / name, kind, pooling, between(), **more)
+            if name in ('bert mean', 'bert cls'):
+                write_legacy(written, {'mean': 'mean_tokens', 'cls': 'cls_token'}[pooling])
+            facts['whole'][name] = capture(written)
+            whole = restore(facts['whole'][name], folder / 'whole' / name)
+            model = sentence_transformers.SentenceTransformer(str(whole), device='cpu')
+            facts['max_seq_length'][name] = model.max_seq_length
+            for side, prompt in [('x', 'query'), ('y', 'document')]:
+                prompt_name = prompt if 'prompts' in more else None
+                arrays[f'{name}/{side}'] = model.encode(
+                    TEXTS, prompt_name=prompt_name, batch_size=7
+                )
+    return Golden(facts, arrays)
+
+
+def write_plain(folder: Path, kind: str) -> Path:
+    """Writes a model and its tokenizer as transformers' save_pretrained does."""
+    name, sizes, tokenizer, pad = KINDS[kind]
+    built = tokenizer()
+    config = getattr(transformers, f'{name}Config')(vocab_size=built.get_vocab_size(), **sizes)
+    getattr(transformers, f'{name}Model')(config).save_pretrained(folder)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=built, pad_token=pad, model_max_length=40, padding_side='right'
+    )
+    fast.save_pretrained(folder)
+    return folder
+
+
+def write_whole(folder: Path, kind: str, pooling: str, between: list, **more) -> Path:
+    """Writes a directory as sentence-transformers does, with modules before the normalisation."""
+    parts = [
+        modules.Transformer(str(write_plain(folder / 'plain', kind)), max_seq_length=40),
+        modules.Pooling(24, pooling),
+        *between,
+        modules.Normalize(),
+    ]
+    model = sentence_transformers.SentenceTransformer(modules=parts, device='cpu', **more)
+    model.save(str(folder / 'whole'))
+    return folder / 'whole'
+
+
+def states(folder: Path) -> np.ndarray:
+    """Returns float32[length, D]: the last hidden states of one text."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        batch = tokenizer([TEXT], return_tensors='pt')
+        return model(**batch).last_hidden_state[0].numpy()

@@ -1,0 +1,225 @@
+"""Adapters of PEFT (kept in a golden), in both directions, and merged against unmerged."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from cpt_jax.model.adapters.lora import MATRICES, LoRA
+from cpt_jax.model.adapters.peft import AdaptedFiles, write_adapter
+from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.load import written
+from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.parameter import divided, joined
+from cpt_jax.origin.pretrained import is_pretrained
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import batch_sharding, make_mesh
+from tests.goldens.golden import read_golden, restore
+from tests.model.adapters.lora_inputs import (
+    LENGTHS,
+    VOCABULARY,
+    Base,
+    adapted,
+    checksums,
+    tokens,
+    write_ours,
+)
+
+CASES = 'llama', 'opt', 'gpt2'
+
+
+@pytest.fixture(scope='module')
+def bases(tmp_path_factory) -> Callable[[str], Base]:
+    """Makes the base of a case when it is first asked for."""
+
+    @functools.cache
+    def make(case: str) -> Base:
+        captured = read_golden('lora').facts['bases'][case]
+        folder = restore(captured, tmp_path_factory.mktemp(case))
+        return Base(folder, captured['files']['config.json'])
+
+    return make
+
+
+# One program for all encoders of a form.
+_states = jax.jit(lambda encoder, *rows: encoder.states(*rows))
+
+
+def states(encoder: Encoder) -> np.ndarray:
+    """[2, D]: at the ends of two texts, a row each."""
+    length = max(LENGTHS)
+    segments = (np.arange(length) < np.array(LENGTHS)[:, None]).astype(np.int32)
+    positions = np.tile(np.arange(length, dtype=np.int32), (2, 1))
+    ends = (np.arange(2)[:, None] * length + np.array(LENGTHS)[:, None] - 1).astype(np.int32)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        rows = [
+            jax.device_put(array, batch_sharding(mesh))
+            for array in (tokens(), segments, positions, ends)
+        ]
+        return np.asarray(_states(encoder, *rows))[:, 0]
+
+
+@pytest.mark.parametrize('case', ['llama', 'opt'])
+def test_peft_computes_the_same_from_our_adapter(bases, case, tmp_path):
+    """The golden's states are PEFT's with the very adapter that is written here."""
+    base, golden = bases(case), read_golden('lora')
+    encoder = write_ours(base, tmp_path)
+    assert checksums(tmp_path) == golden.facts['ours'][case]
+    targets = [name for name in MATRICES if name != 'gate' or base.config.gated]
+    # None was passed over.
+    assert golden.facts['adapted matrices'][case] == 2 * len(targets)
+    ours = states(encoder)
+    np.testing.assert_allclose(ours, golden.arrays[f'ours/{case}'], atol=1e-4)
+    assert np.abs(ours - golden.arrays[f'base/{case}']).max() > 0.05
+    # Our own reader merges it.
+    merged = base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path))
+    np.testing.assert_allclose(states(merged), ours, atol=1e-4)
+    # Before the first step it is the base; of OPT the keys of the last layer are then folded into
+    # queries, other sums of the same.
+    trained, frozen = divided(encoder)
+
+    def clear(path, a):
+        return jnp.zeros_like(a) if 'lora_b' in jax.tree_util.keystr(path) else a
+
+    fresh = joined(jax.tree_util.tree_map_with_path(clear, trained), frozen)
+    np.testing.assert_allclose(states(fresh), states(base.load()), atol=1e-5)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_we_compute_the_same_from_an_adapter_of_peft(bases, case, tmp_path):
+    base, golden = bases(case), read_golden('lora')
+    restore(golden.facts['theirs'][case], tmp_path)
+    assert is_pretrained(str(tmp_path))
+    found = states(base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path)))
+    np.testing.assert_allclose(found, golden.arrays[f'theirs/{case}'], atol=1e-4)
+    assert np.abs(found - golden.arrays[f'base/{case}']).max() > 0.05
+
+
+def test_merged_is_unmerged(bases, tmp_path):
+    base = bases('llama')
+    encoder = adapted(base, LoRA(rank=4, base='nf4'))
+    tensors = {
+        name: np.ascontiguousarray(array)
+        for name, array in written(base.family, encoder, VOCABULARY)
+    }
+    save_file(tensors, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    ours = states(encoder)
+    np.testing.assert_allclose(states(base.load(Files(tmp_path))), ours, atol=1e-5)
+    assert np.abs(ours - states(base.load())).max() > 0.05
+
+
+def test_adapters_begin_as_those_of_peft(bases):
+    """A within 1 / sqrt(inputs), evenly; B zero. A target that is not named has none."""
+    shape = bases('opt').config
+    with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
+
+        def make():
+            return LoRA(rank=16, targets=('down', 'out')).adapted(
+                Encoder(shape, nnx.Rngs(0)), nnx.Rngs(1)
+            )
+
+        assert not hasattr(jax.eval_shape(make).last.attention, 'query_adapter')
+        a, b = jax.jit(
+            lambda: (
+                make().last.feed_forward.down_adapter.lora_a[...],
+                make().blocks.attention.out_adapter.lora_b[...],
+            )
+        )()
+    assert a.shape == (128, 16) and 0.95 < np.abs(a).max() * 128**0.5 <= 1
+    np.testing.assert_allclose(np.std(a), 128**-0.5 / 3**0.5, rtol=0.05)
+    assert b.shape == (1, 16, 64) and not np.any(b)
+
+
+@pytest.mark.parametrize(
+    ('keys', 'said'),
+    [
+        ({'rank': -1}, r'lora\.rank=-1'),
+        ({'rank': 4, 'alpha': 0}, r'lora\.alpha=0'),
+        ({'rank': 4, 'dropout': 1.0}, r'lora\.dropout=1\.0'),
+        (
+            {'rank': 4, 'targets': ['query', 'q_proj']},
+            r'lora\.targets=.*choose one or more of query, key',
+        ),
+        ({'rank': 4, 'targets': ()}, r'lora\.targets=\[\]'),
+        (
+            {'rank': 4, 'base': 'fp4'},
+            r'lora\.base=.fp4.: choose one of float32, bfloat16, nf4, int8',
+        ),
+        ({'base': 'nf4'}, r'lora\.base=nf4 with lora\.rank=0'),
+    ],
+)
+def test_what_makes_no_sense_is_refused(keys, said):
+    with pytest.raises(UserError, match=said):
+        LoRA(**keys)
+
+
+def test_what_does_not_fit_the_model_or_the_mesh_is_refused(bases, meshes):
+    shape = dataclasses.replace(bases('llama').config, remat='full')
+    LoRA(rank=4, base='nf4').check(shape, meshes[8, 1, 1])
+    with pytest.raises(
+        UserError,
+        match=r'1 blocks of 64 inputs \(model\.width=64\) .* mesh\.fsdp=8; set mesh\.fsdp=1 and '
+        r'mesh\.data=-1',
+    ):
+        LoRA(rank=4, base='nf4').check(shape, meshes[1, 8, 1])
+    with pytest.raises(
+        UserError,
+        match=r'2 blocks of 64 inputs \(model\.hidden=128\) .* mesh\.tensor=8; set mesh\.tensor=2',
+    ):
+        LoRA(rank=4, base='nf4').check(shape, meshes[1, 1, 8])
+    with pytest.raises(UserError, match=r'model\.hidden=100 is no multiple; use bfloat16 or int8'):
+        LoRA(rank=4, base='nf4').check(dataclasses.replace(shape, hidden=100), meshes[8, 1, 1])
+    with pytest.raises(UserError, match=r'model\.remat=none would keep'):
+        LoRA(rank=4, base='int8').check(dataclasses.replace(shape, remat='none'), meshes[8, 1, 1])
+    with pytest.raises(UserError, match=r'has none of them'):
+        LoRA(rank=4, targets=('gate',)).check(bases('opt').config, meshes[8, 1, 1])
+
+
+def test_what_peft_has_no_form_for_is_refused(bases, tmp_path):
+    base = bases('gpt2')
+    with pytest.raises(
+        UserError,
+        match=r'query is a part of h\.0\.attn\.c_attn\.weight, for which PEFT has one adapter',
+    ):
+        write_adapter(tmp_path, base.family, base.config, {}, {'attention.query': []})
+
+
+def test_adapters_that_are_more_than_lora_are_refused(bases, tmp_path):
+    base = bases('llama')
+    told = {'base_model_name_or_path': str(base.folder), 'lora_alpha': 1}
+    write_adapter(tmp_path, base.family, base.config, told, {})
+
+    def opened(**keys) -> None:
+        config = json.loads((tmp_path / 'adapter_config.json').read_text())
+        (tmp_path / 'adapter_config.json').write_text(json.dumps(config | keys))
+        AdaptedFiles(Files(base.folder), base.family, tmp_path)
+
+    opened()
+    for key, value in {
+        'use_dora': True,
+        'init_lora_weights': 'pissa',
+        'bias': 'all',
+        'peft_type': 'IA3',
+    }.items():
+        with pytest.raises(UserError, match=f'adapter_config.json: not supported: .*{key}='):
+            opened(**{key: value})
+        opened(**{key: {'peft_type': 'LORA', 'bias': 'none'}.get(key)})
+    path: Path = tmp_path / 'adapter_model.safetensors'
+    save_file(
+        load_file(path)
+        | {'base_model.model.layers.9.mlp.up_proj.lora_A.weight': np.zeros((1, 64), np.float32)},
+        path,
+    )
+    with pytest.raises(
+        UserError, match=r'layers\.9\.mlp\.up_proj\.lora_A\.weight is no LoRA of a linear layer'
+    ):
+        opened()

@@ -1,0 +1,229 @@
+"""Directories of pretrained models: the vectors of sentence-transformers (kept in a golden), with
+their prompts, lengths and poolings.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cpt_jax.embed.load import load_embedder
+from cpt_jax.origin.pretrained import directories_of, is_pretrained, open_pretrained
+from cpt_jax.runtime.errors import UserError
+from tests.conftest import sentences
+from tests.embed.test_embedder import write_run
+from tests.goldens.golden import Golden, read_golden, restore
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    *sentences(40, words=30),
+    '',
+    ' ',
+    'list ' * 300,
+    '[CLS] { }',
+    'Ünïcödé \U0001f389',
+    'Upper Case',
+    'x' * 500,
+]
+
+
+TEXT = 'list file parser'
+PROMPTS = {'query': 'find: ', 'document': 'file list '}
+
+
+@pytest.fixture(scope='module')
+def golden() -> Golden:
+    """Directories of sentence-transformers and transformers, and what they compute."""
+    return read_golden('pretrained')
+
+
+@pytest.fixture(scope='module')
+def whole(golden, tmp_path_factory) -> Path:
+    return restore(golden.facts['whole']['bert mean'], tmp_path_factory.mktemp('bert') / 'whole')
+
+
+@pytest.fixture(scope='module')
+def plain(golden, tmp_path_factory) -> Path:
+    return restore(golden.facts['plain']['bert'], tmp_path_factory.mktemp('plain'))
+
+
+def write_legacy(folder: Path, flag: str) -> None:
+    """Rewrites two files as versions before 5.4 of sentence-transformers wrote them."""
+    flags = [
+        'cls_token',
+        'mean_tokens',
+        'max_tokens',
+        'mean_sqrt_len_tokens',
+        'weightedmean_tokens',
+        'lasttoken',
+    ]
+    pooling = {'word_embedding_dimension': 24} | {
+        f'pooling_mode_{name}': name == flag for name in flags
+    }
+    (folder / '1_Pooling' / 'config.json').write_text(json.dumps(pooling))
+    (folder / 'sentence_bert_config.json').write_text(
+        json.dumps({'max_seq_length': 30, 'do_lower_case': False})
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'max_tokens'), [('bert mean', 30), ('bert cls', 30), ('qwen3 lasttoken', 40)]
+)
+def test_vectors_are_those_of_sentence_transformers(golden, tmp_path, name, max_tokens):
+    """BERT's directories are those of versions before 5.4."""
+    folder = restore(golden.facts['whole'][name], tmp_path / 'whole')
+    embed = load_embedder(str(folder))
+    assert open_pretrained(str(folder)).max_tokens == max_tokens
+    assert golden.facts['max_seq_length'][name] == max_tokens
+    for side in 'xy':
+        ours = embed(TEXTS, side)
+        np.testing.assert_allclose(ours, golden.arrays[f'{name}/{side}'], atol=1e-5)
+        np.testing.assert_allclose(embed(TEXTS[-3:-2], side), ours[-3:-2], atol=1e-5)
+    # The prompts are seen.
+    assert np.abs(embed(TEXTS, 'x') - embed(TEXTS, 'y')).max(1).min() > 1e-3
+    assert embed.settings['prompts'] == {'x': PROMPTS['query'], 'y': PROMPTS['document']}
+    assert embed.model_name == 'whole'
+
+
+@pytest.mark.parametrize(
+    ('kind', 'default', 'told'),
+    [('bert', 'mean', ('last', 'cls')), ('qwen3', 'eos', ('eos', 'mean'))],
+)
+def test_a_plain_directory_is_pooled_as_its_family_is_or_as_it_is_told(
+    golden, tmp_path, kind, default, told
+):
+    folder = restore(golden.facts['plain'][kind], tmp_path)
+    found = open_pretrained(str(folder))
+    assert found.shape['pooling'] == default and found.tokenizer.prompts == {'x': '', 'y': ''}
+    h_SxD = golden.arrays[f'states/{kind}']
+    pooled = {'last': h_SxD[-1], 'eos': h_SxD[-1], 'mean': h_SxD.mean(0), 'cls': h_SxD[0]}
+    for pooling in (None, *told):
+        embed = load_embedder(str(folder), **({'pooling': pooling} if pooling else {}))
+        expected = pooled[pooling or default]
+        expected = expected / np.linalg.norm(expected)
+        np.testing.assert_allclose(embed([TEXT], 'x')[0], expected, atol=1e-5)
+        assert ('mean of' in embed.settings['pooling']) == ((pooling or default) == 'mean')
+        assert ('first token' in embed.settings['pooling']) == (pooling == 'cls')
+
+
+def test_a_pooling_that_is_not_for_the_flag_to_say_is_refused(whole, plain, tmp_path, tokenizer):
+    with pytest.raises(
+        UserError,
+        match=r'--pooling mean: .*whole/modules\.json says the pooling of this model; leave the '
+        r'flag out',
+    ):
+        load_embedder(str(whole), pooling='mean')
+    with pytest.raises(UserError, match='--pooling max: choose one of eos, last, cls, mean'):
+        load_embedder(str(plain), pooling='max')
+    run = write_run(tmp_path / 'mine', tokenizer)
+    with pytest.raises(
+        UserError,
+        match='--pooling mean: .*mine is a run, whose config says its pooling; leave the flag out',
+    ):
+        load_embedder(str(run), pooling='mean')
+
+
+@pytest.mark.parametrize('program', ['evaluate', 'embed'])
+def test_the_programs_take_a_pooling(plain, tmp_path, program):
+    """And say it in what they write."""
+    (tmp_path / 'texts.txt').write_text('list file\nparser\n')
+    how = {
+        'embed': ['--input', 'texts.txt', '--output', 'out'],
+        'evaluate': ['--tasks', 'codesearch/x', '--data_dir', '.', '--output', 'out'],
+    }
+    rows = [
+        {'docstring': text, 'code': f'def {text.replace(" ", "_")}()'}
+        for text in dict.fromkeys(sentences(8))
+    ]
+    (tmp_path / 'codesearch').mkdir()
+    (tmp_path / 'codesearch' / 'x.jsonl').write_text(
+        ''.join(json.dumps(row) + '\n' for row in rows)
+    )
+    model = ['--model', str(plain), '--pooling', 'cls']
+    command = [
+        sys.executable,
+        str(ROOT / f'launch/{program}.py'),
+        *model,
+        *how[program],
+        *(['--candidates=4'] if program == 'evaluate' else []),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = json.loads(
+        (tmp_path / 'out' / {'embed': 'meta.json', 'evaluate': 'results.json'}[program]).read_text()
+    )
+    assert written['settings']['pooling'] == 'state at the first token, after the final norm'
+
+
+def test_what_is_no_such_directory(tmp_path, monkeypatch):
+    (tmp_path / 'config.json').write_text('{}')
+    with pytest.raises(UserError, match='model_type=None is not supported'):
+        open_pretrained(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert is_pretrained('.') and not is_pretrained('') and not is_pretrained('runs/mine@3')
+    (tmp_path / 'data.json').write_text('{}')  # a run
+    assert not is_pretrained('.')
+
+
+def test_the_base_of_an_adapter_is_one_of_its_directories(tmp_path):
+    for folder in ('adapter', 'base'):
+        (tmp_path / folder).mkdir()
+    (tmp_path / 'base/config.json').write_text('{}')
+    content = {'peft_type': 'LORA', 'base_model_name_or_path': str(tmp_path / 'base')}
+    (tmp_path / 'adapter/adapter_config.json').write_text(json.dumps(content))
+    assert directories_of(str(tmp_path / 'base')) == [tmp_path / 'base']
+    assert directories_of(str(tmp_path / 'adapter')) == [tmp_path / 'adapter', tmp_path / 'base']
+
+
+def edit(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+MISTAKES = {
+    'no tokenizer': (
+        lambda folder: (folder / 'tokenizer.json').unlink(),
+        'holds no tokenizer.json',
+    ),
+    'no pooling file': (
+        lambda folder: shutil.rmtree(folder / '1_Pooling'),
+        r'1_Pooling/config\.json: is missing',
+    ),
+    'a dense layer': (
+        lambda folder: edit(
+            folder / 'modules.json',
+            lambda modules: modules.append({'type': 'x.Dense', 'path': '3'}),
+        ),
+        r'modules\.json: a transformer, a pooling and a normalisation are expected, not '
+        r'Transformer, Pooling, Normalize, Dense',
+    ),
+    'another pooling': (
+        lambda folder: write_legacy(folder, 'max_tokens'),
+        r"pooling \['max'\] is not supported; known are one of lasttoken, cls, mean",
+    ),
+    'no JSON': (lambda folder: (folder / 'config.json').write_text('{'), r'config\.json: not JSON'),
+    'too many ids': (
+        lambda folder: edit(folder / 'config.json', lambda config: config.update(vocab_size=20)),
+        'tokenizer.json has [0-9]+ ids, and the embedding 20 rows',
+    ),
+    'half a config': (
+        lambda folder: (folder / 'config.json').write_text(
+            '{"model_type": "bert", "hidden_size": 24}'
+        ),
+        r"config\.json: has no 'num_hidden_layers'",
+    ),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_directory_that_cannot_be_used_is_refused_by_file(whole, tmp_path, mistake):
+    change, line = MISTAKES[mistake]
+    shutil.copytree(whole, tmp_path / 'copy')
+    change(tmp_path / 'copy')
+    with pytest.raises(UserError, match=line):
+        load_embedder(str(tmp_path / 'copy'))

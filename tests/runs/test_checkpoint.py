@@ -1,0 +1,350 @@
+"""Checkpoints: bit by bit what was there at the time of the save, whole or not there."""
+
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from cpt_jax.runs import checkpoint
+from cpt_jax.runs.checkpoint import (
+    Checkpoints,
+    by_name,
+    find,
+    latest_about,
+    like,
+    load_params,
+    read_about,
+    read_tokenizer_file,
+    steps_in,
+)
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import make_mesh
+
+ABOUT = {
+    'config': {
+        'model': {'width': 8},
+        'tokenizer': {'closing': 'own'},
+        'list': [1, 2.5, 'x', None, True],
+    },
+    'code': '1',
+}
+
+
+class Layer(nnx.Module):
+    """With a parameter that is called `value`, as attention has one."""
+
+    def __init__(self, random):
+        self.value = nnx.Param(random.normal(size=(8, 4)).astype(np.float32))
+        self.bias = nnx.Param(random.normal(size=(4,)).astype(np.float32))
+
+
+class State(NamedTuple):
+    step: Any
+    params: Any
+    optimizer: Any
+
+
+def make_state(seed: int, mesh: jax.sharding.Mesh | None = None) -> State:
+    """Parameters and Adam's moments of them, matrices split over fsdp and tensor; numpy without a
+    mesh.
+    """
+    params = {
+        'a': Layer(np.random.default_rng(seed)),
+        'b': [Layer(np.random.default_rng(seed + 1)), np.float32(seed)],
+    }
+    moments = optax.ScaleByAdamState(
+        np.int32(seed), jax.tree.map(lambda w: w + 1, params), jax.tree.map(lambda w: w + 2, params)
+    )
+    state = State(np.int32(seed), params, (moments, optax.EmptyState()))
+    if mesh is None:
+        return state
+    spec = lambda w: jax.P('fsdp', 'tensor') if w.ndim == 2 else jax.P()  # noqa: E731
+    return jax.tree.map(
+        lambda w: jax.device_put(w, jax.NamedSharding(mesh, spec(np.asarray(w)))), state
+    )
+
+
+def abstract(state: State) -> State:
+    return jax.tree.map(
+        lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state
+    )
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+MESH = (2, 2, 2)
+
+
+@pytest.fixture
+def opened(tokenizer):
+    """directory -> its Checkpoints; closed in the end."""
+    made = []
+
+    def open_(
+        directory: Path, every_steps: int = 2, keep_latest: int = 2, keep_every: int = 0
+    ) -> Checkpoints:
+        made.append(
+            Checkpoints(
+                directory,
+                tokenizer.file,
+                ABOUT,
+                every_steps=every_steps,
+                keep_latest=keep_latest,
+                keep_every=keep_every,
+            )
+        )
+        return made[-1]
+
+    yield open_
+    for saved in made:
+        saved.close()
+
+
+@pytest.fixture(scope='session')
+def three(tmp_path_factory, tokenizer) -> Path:
+    """A directory with checkpoints 2, 4 and 6; the state of step s is make_state(s)."""
+    directory = tmp_path_factory.mktemp('run') / 'checkpoints'
+    saved = Checkpoints(
+        directory, tokenizer.file, ABOUT, every_steps=2, keep_latest=3, keep_every=0
+    )
+    for step in (2, 4, 6):
+        saved.save(step, make_state(step, make_mesh(*MESH)))
+    saved.close()
+    return directory
+
+
+@pytest.fixture
+def run(three, tmp_path) -> Path:
+    """A copy of those, in a run's directory."""
+    return shutil.copytree(three, tmp_path / 'run' / 'checkpoints')
+
+
+def damage(directory: Path, step: int | str) -> None:
+    """Cuts the files with the arrays to half."""
+    files = [path for path in (directory / str(step) / 'state').rglob('d/*') if path.is_file()]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_names_are_plain_and_lead_back():
+    state = make_state(3)
+    names = by_name(state)
+    assert names['params']['a'].keys() == {'value', 'bias'} and names['params']['b'].keys() == {
+        '0',
+        '1',
+    }
+    assert names['optimizer']['0'].keys() == {'count', 'mu', 'nu'}
+    np.testing.assert_array_equal(
+        names['optimizer']['0']['mu']['b']['0']['value'], state.optimizer[0].mu['b'][0].value[...]
+    )
+    assert len(jax.tree.leaves(names)) == len(jax.tree.leaves(state))
+    assert_same(like(make_state(9), names), state)
+
+
+@pytest.mark.parametrize('sizes', [(2, 2, 2), (8, 1, 1), (1, 4, 2)])
+def test_a_state_comes_back_bit_by_bit_on_any_mesh(run, opened, sizes):
+    wanted = abstract(make_state(0, make_mesh(*sizes)))
+    step, state = opened(run).restore(wanted)
+    assert step == 6
+    assert_same(state, make_state(6, make_mesh(*sizes)))
+    assert [w.sharding for w in jax.tree.leaves(state)] == [
+        w.sharding for w in jax.tree.leaves(wanted)
+    ]
+
+
+def test_what_lies_beside_the_state(three, tokenizer):
+    assert steps_in(three) == [2, 4, 6]
+    assert read_about(three, 4) == ABOUT
+    assert read_tokenizer_file(three, 4) == tokenizer.file
+
+
+def test_a_new_directory_holds_nothing(tmp_path, opened):
+    saved = opened(tmp_path / 'a' / 'checkpoints')
+    assert saved.restore(abstract(make_state(0, make_mesh(*MESH)))) is None
+    assert steps_in(tmp_path / 'a' / 'checkpoints') == steps_in(tmp_path / 'nowhere') == []
+
+
+def test_a_save_is_due_at_multiples_and_a_step_is_saved_once(tmp_path, opened):
+    saved = opened(tmp_path / 'checkpoints', every_steps=3, keep_latest=9)
+    assert [step for step in range(1, 8) if saved.due(step)] == [3, 6]
+    for step, value in [(3, 1.0), (5, 2.0), (5, 3.0)]:
+        saved.save(step, {'w': np.full(2, value)})
+    saved.close()
+    assert steps_in(tmp_path / 'checkpoints') == [3, 5]
+    step, state = opened(tmp_path / 'checkpoints').restore({'w': np.zeros(2)})
+    assert step == 5 and state['w'].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'least'), [('every_steps', 0, 1), ('keep_latest', 0, 1), ('keep_every', -1, 0)]
+)
+def test_numbers_that_make_no_sense_are_refused_by_key(tmp_path, opened, key, value, least):
+    with pytest.raises(UserError, match=f'checkpoint.{key}={value}: must be {least} or more'):
+        opened(tmp_path / 'checkpoints', **{key: value})
+
+
+@pytest.mark.parametrize(
+    ('keep_latest', 'keep_every', 'expected'),
+    [(1, 0, [7]), (2, 0, [6, 7]), (2, 4, [4, 6, 7]), (1, 3, [3, 6, 7])],
+)
+def test_the_latest_few_and_the_multiples_stay(tmp_path, opened, keep_latest, keep_every, expected):
+    saved = opened(tmp_path / 'checkpoints', 1, keep_latest, keep_every)
+    for step in range(1, 8):
+        saved.save(step, {'w': jnp.zeros(2)})
+    saved.close()
+    assert steps_in(tmp_path / 'checkpoints') == expected
+
+
+def test_a_state_whose_memory_is_used_again_at_once_was_copied(tmp_path, opened):
+    mesh = make_mesh(*MESH)
+    split = jax.NamedSharding(mesh, jax.P('fsdp', 'tensor'))
+    host = {
+        f'w{i}': np.random.default_rng(i).normal(size=(1024, 1024)).astype(np.float32)
+        for i in range(4)
+    }
+    with jax.set_mesh(mesh):
+        state = {name: jax.device_put(array.copy(), split) for name, array in host.items()}
+
+        def addresses():
+            return [
+                shard.data.unsafe_buffer_pointer()
+                for w in state.values()
+                for shard in w.addressable_shards
+            ]  # noqa: E731
+
+        overwrite = (
+            jax.jit(lambda state: jax.tree.map(lambda w: -w - 1, state), donate_argnums=0)
+            .lower(state)
+            .compile()
+        )
+        saved, before = opened(tmp_path / 'checkpoints'), set(addresses())
+        saved.save(2, state)
+        for _ in range(10):
+            state = overwrite(state)
+        jax.block_until_ready(state)
+        assert before & set(addresses())  # it was overwritten in place
+        saved.close()
+        step, restored = opened(tmp_path / 'checkpoints').restore(abstract(state))
+    assert_same(jax.device_get(restored), host)
+
+
+def test_a_save_that_was_cut_short_is_told_and_not_used(run, opened, capsys):
+    shutil.copytree(run / '6', run / '8.orbax-checkpoint-tmp-1234567')
+    damage(run, '8.orbax-checkpoint-tmp-1234567')
+    saved = opened(run)
+    assert (
+        capsys.readouterr().out
+        == 'checkpoint 8 was cut short while it was written: it is not used\n'
+    )
+    assert saved.restore(abstract(make_state(0, make_mesh(*MESH))))[0] == 6
+    saved.save(8, make_state(8, make_mesh(*MESH)))
+    saved.close()
+    assert steps_in(run) == [6, 8] and sorted(path.name for path in run.iterdir()) == ['6', '8']
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(run, opened, capsys):
+    damage(run, 6)
+    saved = opened(run)
+    step, state = saved.restore(abstract(make_state(0, make_mesh(*MESH))))
+    assert step == 4
+    assert_same(state, make_state(4, make_mesh(*MESH)))
+    assert capsys.readouterr().out.startswith(
+        'checkpoint 6 cannot be read: the one before it is taken ('
+    )
+    assert steps_in(run) == [2, 4] and (run / '6.unreadable' / 'state').is_dir()
+    saved.save(6, make_state(60, make_mesh(*MESH)))  # the same step again
+    saved.save(8, make_state(80, make_mesh(*MESH)))
+    saved.close()
+    assert steps_in(run) == [6, 8]
+    damage(run, 8)
+    step, state = opened(run).restore(abstract(make_state(0, make_mesh(*MESH))))
+    assert step == 6 and int(state.step) == 60
+
+
+def test_where_none_can_be_read_nothing_is_touched(run, opened):
+    for step in (2, 4, 6):
+        damage(run, step)
+    with pytest.raises(UserError, match=r'none of the checkpoints \[6, 4, 2\] can be read'):
+        opened(run).restore(abstract(make_state(0, make_mesh(*MESH))))
+    assert steps_in(run) == [2, 4, 6]
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_is_refused_and_passed_over(run):
+    (run / '6' / '_CHECKPOINT_METADATA').write_text('')
+    with pytest.raises(
+        UserError,
+        match='6 is damaged .*it does not say what it is.*other checkpoints of the run: @2, @4',
+    ):
+        read_about(run, 6)
+    assert latest_about(run)[0] == 4
+
+
+def test_parameters_are_read_alone(run):
+    """With what the optimizer saved gone from the disk."""
+    mesh = make_mesh(8, 1, 1)
+    wanted = abstract(make_state(0, mesh)).params
+    assert_same(load_params(run, 6, wanted), make_state(6, mesh).params)
+    assert_same(load_params(run, 2, {'a': wanted['a']}), {'a': make_state(2, mesh).params['a']})
+
+
+def test_parameters_that_are_not_there_are_an_error(run):
+    mesh = make_mesh(8, 1, 1)
+    wanted = abstract(make_state(0, mesh)).params
+    with pytest.raises(KeyError, match='c'):
+        load_params(run, 6, wanted | {'c': wanted['a']})
+    wider = jax.tree.map(
+        lambda w: jax.ShapeDtypeStruct(
+            (*w.shape, 2), w.dtype, sharding=jax.NamedSharding(mesh, jax.P())
+        ),
+        wanted,
+    )
+    with pytest.raises(KeyError):
+        load_params(run, 6, wider)
+
+
+def test_references(run, tmp_path, monkeypatch):
+    assert find(str(run.parent), '--model') == (run, 6)
+    assert find(f'{run.parent}@4', '--model') == (run, 4)
+    monkeypatch.chdir(tmp_path)
+    assert find('run/@2', '--model') == (run, 2)
+    Path('empty').mkdir()
+    Path('begun').mkdir()
+    Path('begun/config.json').write_text('{}')
+    for reference, expected in [
+        (
+            'nowhere',
+            r'--model nowhere: no run with a checkpoint \(nowhere/checkpoints holds '
+            r'none\), nor is there such a directory$',
+        ),
+        (
+            'empty',
+            r'--model empty: no run with a checkpoint .*, nor does it hold a pretrained '
+            r'model: no config\.json',
+        ),
+        ('begun', r'--model begun: no run with a checkpoint \(begun/checkpoints holds none\)$'),
+        ('run@5', '--model run@5: no such checkpoint; there are 2, 4, 6'),
+        ('run@last', '--model run@last: no such checkpoint; there are 2, 4, 6'),
+        ('', 'no run with a checkpoint'),
+    ]:
+        with pytest.raises(UserError, match=expected) as error:
+            find(reference, '--model')
+        assert '\n' not in str(error.value)
+
+
+def test_what_was_set_aside_is_no_checkpoint(run):
+    (run / '6').rename(run / '6.unreadable')
+    (run / '8.orbax-checkpoint-tmp-1').mkdir()
+    assert steps_in(run) == [2, 4]
+    assert checkpoint.find(str(run.parent), '--model') == (run, 4)

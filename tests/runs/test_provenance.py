@@ -1,0 +1,44 @@
+"""The metadata of a checkpoint, also of runs from before all of it was written."""
+
+from cpt_jax.runs.provenance import Base, Provenance
+
+STORED = {
+    'config': {
+        'objective': 'lm',
+        'init_from': 'runs/x',
+        'prompt': {'template': '{text}!', 'text_tokens': 3},
+        'lora': {'rank': 2, 'base': 'nf4'},
+        'tokenizer': {'closing': 'shared'},
+        'loss': {'train_temperature': False},
+        'optimizer': {'decay': 'linear'},
+    },
+    'tokenizer': 'f1',
+    'sources': {'pairs': 'f2'},
+    'code': '0.1.0',
+    'inherits': True,
+    'begin': [1],
+    'pretrained': {'model_type': 'llama'},
+    'base': {'path': 'llama', 'fingerprint': 'f3'},
+}
+
+
+def test_what_is_stored_comes_back():
+    provenance = Provenance.from_json(STORED)
+    assert provenance.to_json() == STORED
+    assert provenance.base == Base('llama', 'f3')
+    assert (provenance.objective, provenance.template) == ('lm', '{text}!')
+    assert provenance.closing == 'shared' and provenance.has_adapters
+
+
+def test_a_run_without_a_base_stores_none():
+    stored = {key: value for key, value in STORED.items() if key != 'base'}
+    assert Provenance.from_json(stored).to_json() == stored
+
+
+def test_what_an_older_run_did_not_write_is_what_it_meant():
+    """The first runs had neither objectives, templates and LoRA nor a choice of delimiters."""
+    provenance = Provenance.from_json({'config': {'tokenizer': {}, 'prompt': None}})
+    assert (provenance.objective, provenance.template) == ('contrastive', '')
+    assert provenance.closing == 'own' and not provenance.has_adapters
+    assert provenance.inherits is None and provenance.begin is None
+    assert provenance.pretrained is None and provenance.base is None

@@ -1,0 +1,41 @@
+"""The functions of `import cpt_jax`: the examples in their docstrings run, one after the other."""
+
+import contextlib
+import doctest
+import json
+import shutil
+from pathlib import Path
+
+import cpt_jax
+import cpt_jax.training.step
+from tests.conftest import sentences
+
+BENCHMARK = Path(__file__).parent / 'fixtures' / 'old_runs' / 'data' / 'senteval'
+
+
+class LastLines(doctest.OutputChecker):
+    """Accepts what an example shows as the end of what it prints: training reports as it goes."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return got.endswith(want)
+
+
+def test_functions_and_folders_have_names_of_their_own():
+    """`cpt_jax.train` is the function, also where a module of training/ was imported."""
+    assert callable(cpt_jax.train) and cpt_jax.training.step.make_step
+    names = {path.name for path in Path(cpt_jax.__file__).parent.iterdir() if path.is_dir()}
+    assert not names & {*cpt_jax.__all__}
+
+
+def test_the_examples_of_the_docstrings_run(tmp_path):
+    texts = sentences(200)
+    rows = [
+        {'x': text, 'y': f'def {"_".join(text.split())}(): {i}'} for i, text in enumerate(texts)
+    ]
+    (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    shutil.copytree(BENCHMARK, tmp_path / 'data' / 'senteval')
+    runner, finder = doctest.DocTestRunner(LastLines()), doctest.DocTestFinder(recurse=False)
+    with contextlib.chdir(tmp_path):
+        for name in ('train', 'load_embedder', 'evaluate', 'export'):
+            (example,) = finder.find(getattr(cpt_jax, name), name, globs=vars(cpt_jax).copy())
+            assert example.examples and runner.run(example).failed == 0, name

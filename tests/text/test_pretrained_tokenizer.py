@@ -1,0 +1,427 @@
+"""Tokenizers of pretrained directories in all their forms: the ids of transformers (kept in a
+golden), and of llama2.c.
+"""
+
+import io
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.pretrained_tokenizer import OwnTokenizer, open_tokenizer
+from cpt_jax.text.tokenizer import tokenizer_from_file
+from tests.conftest import sentences
+from tests.goldens.golden import read_golden
+
+TEXTS = [
+    *sentences(10),
+    '',
+    'list   file',
+    'token \n\n\tfile\r\n  value ',
+    'Ünïcödé \U0001f389\U0001f469\u200d\U0001f4bb e\u0301',  # with a letter that NFC joins
+    "I'll index 12345 rows, it's 'quoted' f(x)[0] == {y}",
+    'a <|endoftext|> list </s> and<s>file <unk> <pad><mask> [x]  [y]  row[z]',
+    '</s>list <s> file',
+    '\u2581list \u2581 file',
+]
+BEGINS_WITH_SPACE = [' ', ' list', '   list file', ' <s> list']
+PROMPTS = {'x': '', 'y': 'row: '}
+LIMITS = 10_000, 5
+
+
+def dumped(folder: Path, **files) -> Path:
+    """A directory with these JSON files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / f'{name}.json').write_text(json.dumps(content))
+    return folder
+
+
+def byte_level(folder: Path, special: list[str], **files) -> Path:
+    """vocab.json and merges.txt, as GPT-2's tokenizer is kept."""
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    options = {
+        'initial_alphabet': tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        'show_progress': False,
+    }
+    made.train_from_iterator(
+        sentences(200),
+        tokenizers.trainers.BpeTrainer(vocab_size=330, special_tokens=special, **options),
+    )
+    dumped(folder, **files)
+    made.model.save(str(folder))
+    return folder
+
+
+def trained_pieces(**options) -> bytes:
+    """A sentencepiece model of LLaMA's kind."""
+    written = io.BytesIO()
+    options = {
+        'normalization_rule_name': 'identity',
+        'remove_extra_whitespaces': False,
+        'byte_fallback': True,
+    } | options
+    kind = {'model_type': 'bpe', 'vocab_size': 340, 'hard_vocab_limit': False, 'minloglevel': 2}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences(200)), model_writer=written, **kind | options
+    )
+    return written.getvalue()
+
+
+def pieces(folder: Path, data: bytes | None = None, **files) -> Path:
+    dumped(folder, **files)
+    (folder / 'tokenizer.model').write_bytes(data or trained_pieces())
+    return folder
+
+
+def opened(folder: Path) -> OwnTokenizer:
+    return open_tokenizer(
+        folder, json.loads((folder / 'config.json').read_text()), PROMPTS, lower=False
+    )
+
+
+def token(content: str, **flags) -> dict:
+    return {
+        'content': content,
+        'lstrip': False,
+        'rstrip': False,
+        'normalized': False,
+        'single_word': False,
+        'special': True,
+    } | flags
+
+
+OPT_PARTS = {'bos_token': '</s>', 'eos_token': '</s>', 'unk_token': '</s>', 'pad_token': '<pad>'}
+OPT = {
+    part: {'__type': 'AddedToken', **token(name, normalized=True)}
+    for part, name in OPT_PARTS.items()
+}
+OPT |= {'add_bos_token': True, 'add_prefix_space': False, 'errors': 'replace'}
+ADDED = {
+    '330': token('[x]', lstrip=True),
+    '331': token('[y]', rstrip=True, special=False),
+    '332': token('[z]', single_word=True),
+}
+QWEN = {
+    'added_tokens_decoder': ADDED | {'0': token('<|endoftext|>')},
+    'bos_token': None,
+    'eos_token': '<|endoftext|>',
+}
+BYTE_LEVEL = {
+    'gpt2': (['<|endoftext|>'], {'config': {'model_type': 'gpt2'}}),
+    'gpt2, all around': (
+        ['<|endoftext|>'],
+        {
+            'config': {'model_type': 'gptj'},
+            'tokenizer_config': {
+                'add_prefix_space': True,
+                'add_bos_token': True,
+                'add_eos_token': True,
+                'bos_token': '<s>',
+            },
+        },
+    ),
+    'opt': (
+        ['<s>', '<pad>', '</s>', '<unk>'],
+        {
+            'config': {'model_type': 'opt'},
+            'tokenizer_config': OPT | {'tokenizer_class': 'GPT2Tokenizer'},
+        },
+    ),
+    'opt, older': (
+        ['<s>', '<pad>', '</s>', '<unk>'],
+        {
+            'config': {'model_type': 'opt'},
+            'tokenizer_config': {'add_bos_token': True, 'unk_token': '<unk>'},
+            'special_tokens_map': {
+                'bos_token': token('</s>'),
+                'eos_token': token('</s>', normalized=True),
+                'pad_token': '<pad>',
+            },
+            'added_tokens': {'[x]': 330, '<mask>': 331},
+        },
+    ),
+    'codegen': (
+        ['<|endoftext|>'],
+        {
+            'config': {'model_type': 'codegen'},
+            'tokenizer_config': {'tokenizer_class': 'CodeGenTokenizer'},
+        },
+    ),
+    'neox': (['<|endoftext|>', '<|padding|>'], {'config': {'model_type': 'gpt_neox'}}),
+    'qwen2': (
+        ['<|endoftext|>'],
+        {
+            'config': {'model_type': 'qwen2'},
+            'tokenizer_config': QWEN | {'tokenizer_class': 'Qwen2Tokenizer'},
+        },
+    ),
+    'qwen3': (['<|endoftext|>'], {'config': {'model_type': 'qwen3'}}),
+}
+PIECES = {
+    'llama': {'add_bos_token': True, 'add_eos_token': False, 'legacy': False},
+    'llama, both': {
+        'add_bos_token': True,
+        'add_eos_token': True,
+        'bos_token': OPT['bos_token'],
+        'eos_token': '</s>',
+    },
+    'llama, none': {'add_bos_token': False},
+    'llama, legacy': {'add_bos_token': True, 'legacy': True, 'pad_token': '<pad>'},
+    'llama, added': {
+        'add_bos_token': True,
+        'added_tokens_decoder': {str(int(i) + 10): added for i, added in ADDED.items()},
+    },
+}
+
+
+def directory_of(case: str, folder: Path) -> tuple[Path, list[str]]:
+    """Writes the directory of a case; returns it and the texts to compare."""
+    if case in BYTE_LEVEL:
+        special, files = BYTE_LEVEL[case]
+        return byte_level(folder, special, **files), TEXTS + BEGINS_WITH_SPACE
+    config = PIECES[case] | {'tokenizer_class': 'LlamaTokenizer'}
+    pieces(folder, config={'model_type': 'llama'}, tokenizer_config=config)
+    texts = [
+        text
+        for text in TEXTS
+        if not text.startswith('\u2581') and (case != 'llama, legacy' or '> ' not in text)
+    ]
+    return folder, [*texts, '<s>list</s>file']
+
+
+def compare(case: str, folder: Path, texts: list[str]) -> None:
+    """All ids, whole and cut, with and without a prompt."""
+    expected, ours = read_golden('pretrained_tokenizer').facts[case], opened(folder)
+    assert ours.vocab_size == expected['ids']
+    for limit in LIMITS:
+        for side in PROMPTS:
+            found = ours.encode(texts, side, limit)
+            for text, mine, right in zip(texts, found, expected[f'{side} {limit}'], strict=True):
+                assert mine.dtype == np.int32, text
+                assert ' '.join(map(str, mine)) == (right or '0'), text
+
+
+@pytest.mark.parametrize('case', BYTE_LEVEL)
+def test_vocab_and_merges_have_the_ids_of_transformers(tmp_path, case):
+    folder, texts = directory_of(case, tmp_path)
+    compare(case, folder, texts)
+    first = opened(folder).encode([''], 'x', 10)[0].tolist()
+    assert first == {'gpt2, all around': [330, 0], 'opt': [2], 'opt, older': [2]}.get(case, [0])
+
+
+def test_a_text_without_tokens_is_its_end(tmp_path):
+    for config, end in [
+        ({'eos_token_id': 7}, 7),
+        ({'eos_token_id': [5, 6]}, 5),
+        ({'eos_token_id': 999, 'bos_token_id': 3}, 3),
+        ({}, 0),
+    ]:
+        folder = byte_level(tmp_path, ['<|endoftext|>'], config={'model_type': 'gpt2'} | config)
+        assert [ids.tolist() for ids in opened(folder).encode(['', 'l'], 'x', 10)][0] == [end]
+    around = byte_level(
+        tmp_path,
+        ['<|endoftext|>'],
+        config={'eos_token_id': 7},
+        tokenizer_config={'add_bos_token': True},
+    )
+    assert opened(around).encode([''], 'x', 10)[0].tolist() == [0]
+
+
+@pytest.mark.parametrize('case', PIECES)
+def test_sentencepiece_models_have_the_ids_of_transformers(tmp_path, case):
+    folder, texts = directory_of(case, tmp_path)
+    data = (folder / 'tokenizer.model').read_bytes()
+    assert sentencepiece.SentencePieceProcessor(model_proto=data).get_piece_size() == 340
+    compare(case, folder, texts)
+
+
+def test_a_text_that_begins_with_spaces_has_the_ids_of_sentencepiece(tmp_path):
+    """transformers' own BPE of the pieces leaves out one."""
+    folder = pieces(tmp_path, config={'model_type': 'llama'})
+    model, ours = (
+        sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model')),
+        opened(folder),
+    )
+    texts = [*BEGINS_WITH_SPACE[:3], TEXTS[-1]]
+    for text, ids in zip(texts, ours.encode(texts, 'x', 100), strict=True):
+        # No add_bos_token: LLaMA's texts begin with it.
+        assert ids.tolist() == [1, *model.encode(text)]
+    assert ours.encode(['', ' a <s> list'], 'x', 100)[0].tolist() == [1]
+
+
+@pytest.mark.parametrize('prefix', [True, False])
+def test_other_sentencepiece_models_are_read_as_they_are(tmp_path, prefix):
+    """Unigram, normalised, with a space before a text or none (Gemma), and no <s>."""
+    data = trained_pieces(
+        model_type='unigram',
+        normalization_rule_name='nmt_nfkc',
+        remove_extra_whitespaces=True,
+        add_dummy_prefix=prefix,
+        bos_id=-1,
+        vocab_size=310,
+    )
+    folder = dumped(
+        tmp_path, config={'model_type': 'gemma'}, tokenizer_config={'add_eos_token': True}
+    )
+    (folder / 'spiece.model').write_bytes(data)
+    model, ours = sentencepiece.SentencePieceProcessor(model_proto=data), opened(folder)
+    assert ours.source == 'spiece.model'
+    texts = [*sentences(5), 'ﬁle  list ']
+    for text, ids in zip(texts, ours.encode(texts, 'x', 100), strict=True):
+        assert ids.tolist() == [*model.encode(text), model.eos_id()]
+
+
+def as_llama2c(data: bytes) -> bytes:
+    """tokenizer.bin as llama2.c's tokenizer.py writes it."""
+    model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    texts = [model.id_to_piece(i).replace('\u2581', ' ') for i in range(model.get_piece_size())]
+    texts[1:3] = ['\n<s>\n', '\n</s>\n']
+    rows = [(text.encode(), model.get_score(i)) for i, text in enumerate(texts)]
+    return struct.pack('<i', max(len(text) for text, _ in rows)) + b''.join(
+        struct.pack('<fi', s, len(t)) + t for t, s in rows
+    )
+
+
+def encode_as_llama2c(data: bytes, text: str) -> list[int]:
+    """`encode` of llama2.c's run.c, line by line, with the first of two <s> and </s> that it
+    adds.
+    """
+    pieces, place = [], 4
+    while place < len(data):
+        score, length = struct.unpack_from('<fi', data, place)
+        pieces.append((data[place + 8 : place + 8 + length], score))
+        place += 8 + length
+    ids = {piece: i for i, (piece, _) in enumerate(pieces)}
+    tokens = [1] + ([ids[b' ']] if text else [])
+    for character in text:
+        found = ids.get(character.encode())
+        tokens += [found] if found is not None else [byte + 3 for byte in character.encode()]
+    while True:
+        joined = [
+            ids.get(pieces[a][0] + pieces[b][0]) for a, b in zip(tokens, tokens[1:], strict=False)
+        ]
+        best = max(
+            (i for i in range(len(joined)) if joined[i] is not None),
+            key=lambda i: (pieces[joined[i]][1], -i),
+            default=None,
+        )
+        if best is None:
+            return tokens
+        tokens[best : best + 2] = [joined[best]]
+
+
+def test_a_vocabulary_with_scores_has_the_ids_of_llama2c(tmp_path):
+    data = trained_pieces()
+    folder = dumped(tmp_path, config={'model_type': 'llama'})
+    (folder / 'tok340.bin').write_bytes(as_llama2c(data))
+    pieces(tmp_path / 'same', data, config={'model_type': 'llama'})
+    ours, same = opened(folder), opened(tmp_path / 'same')
+    texts = [
+        'a b  c\n\nUpper Case',
+        *(text for text in TEXTS + BEGINS_WITH_SPACE if '<' not in text and '\u2581' not in text),
+    ]
+    for text, mine, other in zip(
+        texts, ours.encode(texts, 'x', 1000), same.encode(texts, 'x', 1000), strict=True
+    ):
+        assert mine.tolist() == other.tolist() == encode_as_llama2c(as_llama2c(data), text), text
+    (folder / 'tok340.bin').write_bytes(as_llama2c(data)[:-1])
+    with pytest.raises(UserError, match=r'tok340\.bin: cannot be read: it is cut short'):
+        opened(folder)
+
+
+@pytest.mark.parametrize('kind', ['byte level', 'pieces'])
+def test_a_run_has_the_same_pieces_between_its_delimiters(tmp_path, kind):
+    if kind == 'pieces':
+        folder = pieces(tmp_path, config={'model_type': 'llama'}, added_tokens={'[x]': 340})
+    else:
+        folder = byte_level(
+            tmp_path, ['<s>', '<pad>', '</s>'], config={'model_type': 'opt'}, tokenizer_config=OPT
+        )
+    ours = opened(folder)
+    plain = tokenizer_from_file(*ours.file)
+    for text in ['', *sentences(5), 'Ünï\U0001f389']:
+        (own,), (ids,) = ours.encode([text], 'x', 100), plain.encode([text], 'x', 102)
+        assert ids[1:-1].tolist() == own.tolist()[1:] and ids[0] == plain.vocab_size - 4
+    assert plain.encode(['</s>'], 'x', 100)[0].size > 3  # is text
+    assert plain.vocab_size == (344 if kind == 'pieces' else 334)
+    assert ours.vocab_size == (341 if kind == 'pieces' else 330)
+
+
+def test_the_fingerprint_is_of_all_that_ids_depend_on(tmp_path):
+    data = trained_pieces()
+    configs = [
+        {},
+        {'add_eos_token': True},
+        {'legacy': True},
+        {'pad_token': '<pad>'},
+        {'add_bos_token': False},
+    ]
+    folders = [
+        pieces(tmp_path / str(i), data, config={}, tokenizer_config=config)
+        for i, config in enumerate(configs)
+    ]
+    assert len({opened(folder).fingerprint for folder in folders}) == len(configs)
+    assert opened(folders[0]).fingerprint == opened(folders[0]).fingerprint
+    levels = [
+        byte_level(
+            tmp_path / f'b{i}', ['</s>'], config={}, tokenizer_config={'add_prefix_space': i == 2}
+        )
+        for i in range(3)
+    ]
+    assert [opened(level).fingerprint == opened(levels[0]).fingerprint for level in levels] == [
+        True,
+        True,
+        False,
+    ]
+
+
+MISTAKES = {
+    'none': (
+        lambda folder: (folder / 'vocab.json').unlink(),
+        'holds no tokenizer.json, no vocab.json with merges.txt, and no sentencepiece',
+    ),
+    'no merges': (lambda folder: (folder / 'merges.txt').unlink(), 'holds no tokenizer.json'),
+    'another class': (
+        lambda folder: dumped(folder, tokenizer_config={'tokenizer_class': 'WhisperTokenizerFast'}),
+        'a WhisperTokenizer of vocab.json and merges.txt is not supported; known are '
+        'GPT2Tokenizer, ',
+    ),
+    'damaged': (
+        lambda folder: (folder / 'vocab.json').write_text('{'),
+        r'vocab\.json: cannot be read',
+    ),
+    'damaged list': (
+        lambda folder: (folder / 'added_tokens.json').write_text('{'),
+        r'added_tokens\.json: not JSON',
+    ),
+    'two ids': (
+        lambda folder: dumped(
+            folder, tokenizer_config={'added_tokens_decoder': {'400': token('[x]')}}
+        ),
+        r'\[x\] is id 400 by its added tokens, and 330 by vocab\.json',
+    ),
+    'no sentencepiece model': (
+        lambda folder: [
+            (folder / 'vocab.json').unlink(),
+            (folder / 'tokenizer.model').write_text('IQ== 0'),
+        ],
+        r'tokenizer\.model: cannot be read',
+    ),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistakes_are_one_line(tmp_path, mistake):
+    folder = byte_level(tmp_path, ['<|endoftext|>'], config={'model_type': 'gpt2'})
+    change, line = MISTAKES[mistake]
+    change(folder)
+    with pytest.raises(UserError, match=line) as error:
+        opened(folder)
+    assert '\n' not in str(error.value)

@@ -1,0 +1,113 @@
+"""A run small enough for a test: the real program on a few hundred made-up pairs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import HURRY
+
+ROOT = Path(__file__).parents[2]
+
+CONFIG = """
+from configs import base
+
+def get_config():
+    c = base.get_config()
+    c.tokenizer.vocab_size = 320
+    c.data.sources = {'pairs': {'kind': 'jsonl', 'weight': 1.0, 'path': %r, 'holdout': 0.2}}
+    c.data.max_tokens_x = c.data.max_tokens_y = c.data.row_length = 32
+    c.data.row_choices = 1
+    c.model.width, c.model.layers, c.model.heads, c.model.max_length = 32, %d, 4, 32
+    c.model.init, c.model.remat = 'passthrough', 'none'
+    c.optimizer.peak_lr, c.optimizer.warmup_steps = 3e-3, 2
+    c.train.steps, c.train.batch_pairs, c.train.log_every = 12, 32, 1
+    c.evaluation.every_steps, c.evaluation.pairs = 6, 50
+    c.checkpoint.every_steps = 4
+    return c
+"""
+
+
+def write_config(folder: Path, layers: int = 2) -> Path:
+    """A config over 300 pairs in a file."""
+    random = np.random.default_rng(0)
+    words = [
+        'list',
+        'file',
+        'parser',
+        'value',
+        'index',
+        'error',
+        'string',
+        'number',
+        'table',
+        'model',
+        'token',
+        'batch',
+        'vector',
+        'query',
+    ]
+    chosen = [random.choice(words, random.integers(3, 9)) for _ in range(300)]
+
+    def code(text):
+        return 'def ' + '_'.join(text[::-1]) + '(): pass'
+
+    def hard(i):
+        return [code(chosen[i - 1 - k][:4]) for k in range(i % 4)]
+
+    rows = [
+        {'x': ' '.join(text), 'y': code(text), 'negatives': hard(i), 'id': i}
+        for i, text in enumerate(chosen)
+    ]
+    data = folder / 'pairs.jsonl'
+    data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    config = folder / 'tiny.py'
+    config.write_text(CONFIG % (str(data), layers))
+    return config
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory) -> Path:
+    return write_config(tmp_path_factory.mktemp('config'))
+
+
+def start(config: Path, cwd: Path, workdir: str, *flags: str, devices: int = 1) -> subprocess.Popen:
+    """Starts launch/train.py as a user would; returns the process."""
+    environment = dict(
+        os.environ,
+        XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}',
+        JAX_PLATFORMS='cpu',
+    )
+    command = [
+        sys.executable,
+        str(ROOT / 'launch/train.py'),
+        '--config',
+        str(config),
+        '--workdir',
+        workdir,
+        *flags,
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture
+def launch(config_file, tmp_path):
+    """The same with a config of the tests, in a directory of its own."""
+
+    def launch(
+        workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path
+    ) -> subprocess.Popen:
+        return start(config_file, cwd, workdir, *flags, devices=devices)
+
+    return launch

@@ -1,0 +1,87 @@
+"""What happens between two steps, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+
+from cpt_jax.data.pairs import Pair
+from cpt_jax.runs import checkpoint
+from cpt_jax.runs.config_file import load_config
+from cpt_jax.runtime.errors import EXIT_PREEMPTED
+from cpt_jax.runtime.preemption import Preempted, Preemption
+from cpt_jax.training import loop
+from cpt_jax.training.contrastive import heldout_scores
+
+
+class SignalWithinEvaluation(Preemption):
+    """As if SIGTERM came after the first batch of texts of the first evaluation."""
+
+    def reached(self, step: int) -> bool:
+        return self.asked
+
+    def check(self) -> None:
+        self.asked = True
+        super().check()
+
+
+def test_sigterm_within_an_evaluation_ends_it_and_saves_its_step(
+    config_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, 'Preemption', SignalWithinEvaluation)
+    config = load_config(config_file)
+    config['model']['layers'] = 1
+    config['evaluation']['every_steps'] = 3
+    config['checkpoint']['every_steps'] = 100
+    assert loop.train(config, tmp_path / 'run') == EXIT_PREEMPTED
+    assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [3]
+    rows = [
+        json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    ]
+    assert [row['step'] for row in rows] == [1, 2, 3] and not any(
+        'heldout_mrr' in row for row in rows
+    )
+
+
+def test_what_is_called_between_the_texts_of_an_evaluation_may_end_it():
+    calls = []
+
+    def embed(texts, side, between):
+        between()
+        return np.eye(len(texts))
+
+    pairs = [Pair(f'x{i}', f'y{i}') for i in range(4)]
+    assert heldout_scores(embed, pairs, lambda: calls.append(1))['heldout_mrr'] == 1
+    assert len(calls) == 2  # the x's and the y's
+
+    def stop():
+        raise Preempted
+
+    with pytest.raises(Preempted):
+        heldout_scores(embed, pairs, stop)
+
+
+def test_batches_that_need_fewer_rows_train_as_with_the_most(config_file, tmp_path):
+    """Each with its own program, and the padding that is told is what was computed."""
+    config = load_config(config_file)
+    config['evaluation']['every_steps'] = 0
+    config['optimizer']['epsilon'] = 1e-4  # see test_step.py
+    config['mesh']['tensor'], config['data']['row_length'] = 4, 64
+    config['model']['layers'] = 1  # as there are several programs
+    found = {}
+    for choices in (1, 3):
+        config['data']['row_choices'] = choices
+        assert loop.train(config, tmp_path / str(choices)) == 0
+        found[choices] = [
+            json.loads(line)
+            for line in (tmp_path / str(choices) / 'metrics.jsonl').read_text().splitlines()
+        ]
+    np.testing.assert_allclose(
+        [row['loss'] for row in found[3]], [row['loss'] for row in found[1]], rtol=1e-4
+    )
+    columns = {
+        choices: np.array([row['tokens'] / (1 - row['padding_share']) for row in rows])
+        for choices, rows in found.items()
+    }
+    assert len(set(columns[1].round())) == 1 < len(set(columns[3].round()))
+    assert (columns[3].round() <= columns[1].round()).all()

@@ -1,0 +1,456 @@
+"""launch/train.py as a user runs it: killed, stopped, started again, on two processes, with wrong
+input.
+
+A start of the program costs eight seconds of a core, so that what it does after it has read its
+flags is tested in this process where no signal and no exit status is at stake (`train_here`).
+"""
+
+import contextlib
+import functools
+import json
+import re
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from cpt_jax.runs import checkpoint
+from cpt_jax.runs.config import flatten
+from cpt_jax.runs.config_file import load_config
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.tokenizer import train_tokenizer
+from cpt_jax.training import loop
+from cpt_jax.training.setup import set_up
+from tests.training.conftest import start, write_config
+
+pytestmark = pytest.mark.usefixtures('compiled_once')
+
+TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
+
+
+def rows(workdir: Path, without: str = 'nothing') -> list[dict]:
+    """The rows of metrics.jsonl without what a clock says, and without keys that begin so."""
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+
+    def kept(key):
+        return key not in TIMES and not key.startswith(without)
+
+    return [{key: value for key, value in json.loads(line).items() if kept(key)} for line in lines]
+
+
+def parameters(workdir: Path, step: int) -> dict:
+    """All arrays of a checkpoint's state, by name."""
+    path = workdir / 'checkpoints' / str(step)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        ocp.metadata(path).metadata,
+    )
+    return dict(
+        flatten(
+            jax.tree.map(np.asarray, ocp.load_checkpointables(path, {'state': abstract})['state'])
+        )
+    )
+
+
+def assert_same(a: Path, b: Path, step: int, without: str = 'nothing') -> None:
+    assert rows(a, without) == rows(b, without)
+    first, second = parameters(a, step), parameters(b, step)
+    assert first.keys() == second.keys() and len(first) > 60
+    for name in first:
+        assert np.array_equal(first[name], second[name]), name
+
+
+def finish(process) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def wait_for_rows(workdir: Path, count: int, process) -> None:
+    """Until metrics.jsonl has so many rows."""
+    deadline = time.time() + 200
+    while (
+        not (workdir / 'metrics.jsonl').exists()
+        or len((workdir / 'metrics.jsonl').read_text().splitlines()) < count
+    ):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.time() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope='module')
+def config_file(tmp_path_factory) -> Path:
+    """A model of one layer, as each start traces it anew; test_step.py has both kinds of layers."""
+    return write_config(tmp_path_factory.mktemp('config'), layers=1)
+
+
+@pytest.fixture(scope='module')
+def finished(config_file, tmp_path_factory) -> Path:
+    """The directory of a run of twelve steps that nothing stopped, with checkpoints of steps 8 and
+    12; tests copy it.
+    """
+    folder = tmp_path_factory.mktemp('finished')
+    output = finish(start(config_file, folder, 'run'))
+    assert output.splitlines()[-1].startswith('done: step 12 is in ')
+    return folder / 'run'
+
+
+@pytest.fixture
+def train_here(config_file):
+    """Trains in this process, on its eight devices, with keys of the config changed; returns the
+    exit status.
+    """
+
+    def train_here(workdir: Path, changes: dict[str, Any]) -> int:
+        config = load_config(config_file)
+        for key, value in changes.items():
+            set_key(config, key, value)
+        return loop.train(config, workdir)
+
+    return train_here
+
+
+def set_key(config: dict, key: str, value: object) -> None:
+    *sections, name = key.split('.')
+    section = functools.reduce(dict.__getitem__, sections, config)
+    assert name in section
+    section[name] = value
+
+
+def test_killed_runs_end_as_one_that_was_not(launch, tmp_path, finished):
+    for kill_after in (2, 9):
+        process = launch('killed')
+        wait_for_rows(tmp_path / 'killed', kill_after, process)
+        process.kill()
+        process.wait()
+    output = finish(launch('killed'))
+    assert 'step 0 of 12' not in output  # it went on from a checkpoint
+    assert (
+        output.splitlines()[-1].startswith('done: step 12 is in ')
+        and 'launch/evaluate.py --tasks TASKS --model=' in output
+    )
+    assert_same(finished, tmp_path / 'killed', 12)
+    assert [row['step'] for row in rows(tmp_path / 'killed')] == list(range(1, 13))
+
+
+def test_sigterm_saves_and_exits_with_42_and_the_same_command_goes_on(
+    launch, train_here, tmp_path, capsys
+):
+    more = (
+        '--config.train.steps=3000',
+        '--config.optimizer.warmup_steps=2',
+        '--config.evaluation.every_steps=0',
+    )
+    process = launch('run', *more, '--config.checkpoint.every_steps=100000')
+    wait_for_rows(tmp_path / 'run', 3, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 42, output
+    (step,) = checkpoint.steps_in(tmp_path / 'run' / 'checkpoints')
+    assert step == rows(tmp_path / 'run')[-1]['step'] and f'saved step {step}' in output
+    changes = {'train.steps': step + 2, 'evaluation.every_steps': 0}
+    assert train_here(tmp_path / 'run', changes) == 0
+    output = capsys.readouterr().out
+    assert f'step {step} of {step + 2}' in output and 'train.steps: 3000 ->' in output
+
+
+def test_init_from_starts_with_the_parameters_and_the_tokenizer_of_another_run(
+    train_here, tmp_path, finished
+):
+    changes = {'train.steps': 3, 'optimizer.peak_lr': 0.0, 'seed': 1}
+    assert train_here(tmp_path / 'second', {'init_from': f'{finished}@8'} | changes) == 0
+    first, second = parameters(finished, 8), parameters(tmp_path / 'second', 3)
+    for name in first:
+        if name.startswith('params'):  # at a learning rate of 0 nothing moves
+            assert np.array_equal(first[name], second[name]), name
+    tokenizers = [
+        (run / 'tokenizer' / 'tokenizer.model').read_bytes()
+        for run in (finished, tmp_path / 'second')
+    ]
+    assert tokenizers[0] == tokenizers[1]
+    line = f'init_from={finished}: its model is not of the shape of this config'
+    with pytest.raises(UserError, match=re.escape(line)):
+        train_here(tmp_path / 'third', {'init_from': str(finished), 'model.width': 64})
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        return f'localhost:{free.getsockname()[1]}'
+
+
+def together(launch, workdir: str, count: int, *flags: str) -> list:
+    """So many processes of one run, of one device each."""
+    flags = *flags, f'--coordinator={free_address()}', f'--processes={count}'
+    return [launch(workdir, *flags, f'--process={i}') for i in range(count)]
+
+
+# Evaluations compile programs of their own; epsilon: see test_step.py.
+NINE_STEPS = {
+    'evaluation.every_steps': 0,
+    'evaluation.pairs': 16,
+    'checkpoint.every_steps': 3,
+    'checkpoint.keep_every': 3,
+    'train.steps': 9,
+    'optimizer.epsilon': 1e-4,
+}
+# Parameters lie over both processes.
+SPLIT = [f'--config.{key}={value}' for key, value in (NINE_STEPS | {'mesh.fsdp': 2}).items()]
+# An evaluation and a save at each step, so that a step takes long enough for a signal to come
+# before the last, most likely within an evaluation.
+STOPPABLE = '--config.evaluation.every_steps=1', '--config.checkpoint.every_steps=1'
+
+
+@pytest.fixture(scope='module')
+def of_two(config_file, tmp_path_factory) -> Path:
+    """The directory of a run of two processes that nothing stopped."""
+    folder = tmp_path_factory.mktemp('of_two')
+    launch = functools.partial(start, config_file, folder)
+    finish_all(together(launch, 'run', 2, *SPLIT))
+    return folder / 'run'
+
+
+def test_two_processes_train_as_one(launch, of_two, tmp_path):
+    finish(launch('one', *SPLIT, '--config.train.steps=3', devices=2))
+    one, two = rows(tmp_path / 'one'), rows(of_two)[:3]
+    # Gloo and one process add two numbers alike; the programs are compiled apart, and may fuse
+    # products and sums in another way.
+    np.testing.assert_allclose(
+        [row['loss'] for row in two], [row['loss'] for row in one], rtol=1e-6
+    )
+    first, second = parameters(tmp_path / 'one', 3), parameters(of_two, 3)
+    for name in first:
+        if name.startswith('params'):
+            np.testing.assert_allclose(second[name], first[name], atol=2e-5, err_msg=name)
+
+
+def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(
+    launch, train_here, of_two, tmp_path
+):
+    """Stopped on 2 processes, all saving the same step; gone on with by 2, to the bit, and by 1 on
+    another mesh: as if never stopped.
+    """
+    two, alone = tmp_path / 'two', tmp_path / 'alone'
+    processes = together(launch, 'two', 2, *SPLIT, *STOPPABLE)
+    wait_for_rows(two, 4, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode == 42, output
+    step = checkpoint.steps_in(two / 'checkpoints')[-1]
+    assert 4 <= step < 9 and rows(two)[-1]['step'] == step
+    shutil.copytree(two, alone)
+    finish_all(together(launch, 'two', 2, *SPLIT))
+    # To the bit: the same processes add in the same order.
+    assert_same(of_two, two, 9, without='heldout')
+    assert train_here(alone, NINE_STEPS | {'mesh.fsdp': 4, 'train.encode_chunks': 2}) == 0
+    assert_close(of_two, alone, 9)
+
+
+def finish_all(processes: list) -> None:
+    for process in processes:
+        finish(process)
+
+
+def assert_close(a: Path, b: Path, step: int) -> None:
+    """Other processes, meshes and chunks add in another order: float32 rounds by 1e-7 of a sum, and
+    Adam carries it on.
+    """
+    first, second = rows(a), rows(b)
+    assert (
+        [row['step'] for row in first]
+        == [row['step'] for row in second]
+        == list(range(1, step + 1))
+    )
+    np.testing.assert_allclose(
+        [row['loss'] for row in second], [row['loss'] for row in first], rtol=1e-4
+    )
+    first, second = parameters(a, step), parameters(b, step)
+    for name in first:
+        if name.startswith('params'):
+            np.testing.assert_allclose(second[name], first[name], atol=1e-4, err_msg=name)
+
+
+def test_a_process_that_cannot_start_ends_all_with_its_line(launch, config_file, tmp_path):
+    """The second one has no data where it looks for them."""
+    (tmp_path / 'elsewhere').mkdir()
+    shutil.copy(config_file.with_name('pairs.jsonl'), tmp_path)
+    flags = (
+        '--config.data.sources.pairs.path=pairs.jsonl',
+        f'--coordinator={free_address()}',
+        '--processes=2',
+    )
+    one, two = (
+        launch('run', *flags),
+        launch('run', *flags, '--process=1', cwd=tmp_path / 'elsewhere'),
+    )
+    for process, said in [
+        (one, 'process 1 stopped: data.sources.pairs: path: '),
+        (two, 'data.sources.pairs: path: '),
+    ]:
+        output, _ = process.communicate(timeout=100)
+        assert (
+            process.returncode == 1
+            and 'Traceback' not in output
+            and output.splitlines()[-1].startswith(f'error: {said}')
+        ), output
+
+
+def error_of(process) -> str:
+    """The one line of a user's mistake."""
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, output
+    lines = [line for line in output.splitlines() if not line.startswith('indexing')]
+    assert lines[-1].startswith('error: ') and 'Traceback' not in output, output
+    return lines[-1]
+
+
+# What only the program sees, and one mistake in a file: the other values go straight to what reads
+# the config.
+@pytest.mark.parametrize(
+    ('flag', 'expected'),
+    [
+        ('--config.train.stepz=4', r'no key .*stepz.*steps'),
+        (
+            '--config.train.accumulation_steps=4',
+            r'Gradient accumulation is not offered: .*train\.encode_chunks',
+        ),
+        ('--config.data.sources.pairs.path=broken.jsonl', r'broken\.jsonl:2: not JSON'),
+        ('--workdir=gs://bucket/run', 'only paths of the file system'),
+    ],
+)
+def test_wrong_input_is_one_line(launch, tmp_path, flag, expected):
+    (tmp_path / 'broken.jsonl').write_text('{"x": "a b c", "y": "d e f"}\n{"x": "a b\n' * 40)
+    assert re.search(expected, error_of(launch('run', flag, devices=8)))
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'expected'),
+    [
+        ('data.sources.pairs.path', '/nowhere/pairs', '/nowhere/pairs'),
+        ('data.sources.pairs.path', 'empty.jsonl', 'no pairs in'),
+        ('mesh.data', 3, r'mesh\.data=3 .* does not divide the 8 devices'),
+        ('train.batch_pairs', 6, r'train\.batch_pairs=6 is less than .* 8'),
+        ('train.batch_pairs', 512, 'fewer than train.batch_pairs=512'),
+        ('loss.form', 'rings', "loss.form='rings'"),
+        ('model.norm', 'batch', "model.norm='batch'"),
+        ('data.max_tokens_x', 64, 'data.max_tokens_x=64'),
+        ('data.rows', -1, 'data.rows=-1: must be 0 or more'),
+        ('data.sources.pairs.holdout', 2.0, 'holdout=2: must be a share'),
+        ('mesh.tensor', 8, 'mesh.tensor=8 does not divide model.heads=4'),
+        ('optimizer.warmup_steps', 50, 'optimizer.warmup_steps=50'),
+        ('tokenizer.path', '/nowhere/tokenizer.json', '/nowhere/tokenizer.json'),
+        ('init_from', '/nowhere/run', 'init_from /nowhere/run'),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_told_by_its_key(
+    config_file, tmp_path, tokenizer, key, value, expected
+):
+    config = load_config(config_file)
+    tokenizer.save(tmp_path / 'own')
+    # Made once, and not for each of these.
+    config['tokenizer']['path'] = str(tmp_path / 'own') if key != 'init_from' else ''
+    (tmp_path / 'empty.jsonl').write_text('')
+    set_key(config, key, value)
+    with contextlib.chdir(tmp_path), pytest.raises(UserError, match=expected):
+        set_up(config, Path('run'))
+
+
+def test_a_workdir_of_another_config_is_refused_by_key(train_here, tmp_path, finished):
+    shutil.copytree(finished, tmp_path / 'run')
+    with pytest.raises(UserError, match=r'optimizer\.peak_lr was 0\.003 and is 0\.5'):
+        train_here(tmp_path / 'run', {'optimizer.peak_lr': 0.5})
+
+
+def test_what_a_kill_left_half_written_is_passed_over_or_written_again(
+    train_here, tmp_path, finished, capsys
+):
+    """The newest checkpoint without its metadata and arrays, and an empty tokenizer."""
+    run = shutil.copytree(finished, tmp_path / 'run')
+    (run / 'tokenizer' / 'tokenizer.model').write_bytes(b'')
+    (run / 'checkpoints' / '12' / '_CHECKPOINT_METADATA').write_text('{"item_')
+    for path in (run / 'checkpoints' / '12' / 'state').rglob('*'):
+        if path.is_file():
+            path.write_bytes(b'')
+    assert train_here(run, {'evaluation.every_steps': 0}) == 0
+    output = capsys.readouterr().out
+    assert (
+        'checkpoint 12 cannot be read: the one before it is taken' in output
+        and 'step 8 of 12' in output
+    )
+    assert checkpoint.steps_in(run / 'checkpoints') == [8, 12]
+    assert (run / 'tokenizer' / 'tokenizer.model').stat().st_size > 1000
+
+
+def test_another_tokenizer_than_the_runs_is_refused(config_file, tmp_path, tokenizer):
+    tokenizer.save(tmp_path / 'own')
+    config = load_config(config_file)
+    own = config | {'tokenizer': config['tokenizer'] | {'path': 'own'}}
+    other = train_tokenizer(
+        ['a b c d'] * 9,
+        vocab_size=290,
+        model_type='bpe',
+        normalization='identity',
+        whitespace='prefix',
+        characters=99,
+        seed=0,
+    )
+    with contextlib.chdir(tmp_path):
+        run = set_up(own, Path('run'))
+        # All of a run that its tokenizer is read from.
+        saved = checkpoint.Checkpoints(
+            tmp_path / 'run' / 'checkpoints',
+            run.tokenizer.file,
+            run.provenance.to_json(),
+            every_steps=1,
+            keep_latest=1,
+            keep_every=0,
+        )
+        saved.save(3, {'params': {'log_scale': np.zeros(())}})
+        saved.close()
+        other.save(tmp_path / 'own')
+        for workdir, init_from in [('run', ''), ('new', 'run')]:
+            with pytest.raises(UserError, match='tokenizer.path=own is not the tokenizer'):
+                set_up(own | {'init_from': init_from}, Path(workdir))
+
+
+def test_parameters_that_are_no_numbers_stop_the_run_and_are_not_saved(train_here, tmp_path):
+    # The rate of the first step is 0, of the second 5e29: its loss is that of good parameters, what
+    # it leaves is not.
+    with pytest.raises(UserError, match=r'at step 2 .*the checkpoint of step 1 stays'):
+        train_here(tmp_path / 'run', {'optimizer.peak_lr': 1e30, 'checkpoint.every_steps': 1})
+    assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [1]
+    # So that a run may start from it.
+    assert all(np.isfinite(array).all() for array in parameters(tmp_path / 'run', 1).values())
+
+
+def test_processes_with_other_data_do_not_train_together(launch, config_file, tmp_path):
+    rows_of_the_other = config_file.with_name('pairs.jsonl').read_text().splitlines()[:280]
+    (tmp_path / 'other.jsonl').write_text('\n'.join(rows_of_the_other))
+    flags = f'--coordinator={free_address()}', '--processes=2'
+    one = launch('run', *flags, '--process=0')
+    two = launch(
+        'run', *flags, '--process=1', f'--config.data.sources.pairs.path={tmp_path / "other.jsonl"}'
+    )
+    for process in (one, two):
+        output, _ = process.communicate(timeout=200)
+        assert (
+            process.returncode == 1
+            and 'the processes differ in config, sources' in output
+            and 'Traceback' not in output
+        ), output
+    assert not (tmp_path / 'run').exists()
+
+
+def test_several_processes_need_a_coordinator(launch):
+    assert '--processes=2 --process=1 need --coordinator' in error_of(
+        launch('run', '--processes=2', '--process=1')
+    )
