@@ -3,10 +3,7 @@ on, and its best one is evaluated.
 """
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,10 +15,10 @@ from cpt_jax.embed.load import load_embedder
 from cpt_jax.evals.demonstrations.candidates import read_candidates
 from cpt_jax.evals.demonstrations.selection import prompt_of
 from cpt_jax.text.prompt_template import Representation
-from tests.conftest import HURRY, WORDS, sentences
+from tests.conftest import WORDS, sentences
 from tests.embed.test_embedder import write_run
+from tests.programs import Program, finish, start_program
 
-ROOT = Path(__file__).parents[2]
 TEMPLATE = 'The "{text}" is:"'
 
 
@@ -46,23 +43,8 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-def start(folder: Path, *flags: str, program: str = 'demonstrations') -> subprocess.Popen:
-    environment = dict(os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count=1')
-    command = [sys.executable, str(ROOT / f'launch/{program}.py'), '--data_dir=data', *flags]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == status, output
-    return output
+def start(folder: Path, *flags: str, program: str = 'demonstrations') -> Program:
+    return start_program(program, '--data_dir=data', *flags, cwd=folder)
 
 
 def test_a_search_from_the_dictionary_to_the_evaluation(folder):

@@ -3,10 +3,7 @@ input.
 """
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +12,10 @@ import pytest
 
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.storage.vector_shards import read_vectors
-from tests.conftest import HURRY, sentences
+from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
+from tests.programs import Program, finish, run_program, start_program
 
-ROOT = Path(__file__).parents[2]
 # Two windows of one device.
 TEXTS = [*sentences(4995, seed=3), '', ' ', 'list ' * 500, 'x' * 3000, 'Ünïcödé \U0001f389']
 
@@ -36,32 +33,9 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-def start(folder: Path, output: str, *flags: str, devices: int = 1) -> subprocess.Popen:
-    environment = dict(
-        os.environ, XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}'
-    )
-    command = [
-        sys.executable,
-        str(ROOT / 'launch/embed.py'),
-        '--model=run',
-        '--input=corpus.jsonl',
-        f'--output={output}',
-        *flags,
-    ]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == status, output
-    return output
+def start(folder: Path, output: str, *flags: str, devices: int = 1) -> Program:
+    given = '--model=run', '--input=corpus.jsonl', f'--output={output}'
+    return start_program('embed', *given, *flags, cwd=folder, devices=devices)
 
 
 @pytest.fixture(scope='module')
@@ -134,14 +108,9 @@ def test_a_mistake_is_one_line(folder):
     assert not (folder / 'none').exists()
 
 
-def test_help_shows_what_it_does_an_example_and_its_flags():
-    done = subprocess.run(
-        [sys.executable, str(ROOT / 'launch/embed.py'), '--help'],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0 and done.stderr == ''
+def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path):
+    status, said, errors = run_program('embed', '--help', cwd=tmp_path)
+    assert (status, errors) == (0, '')
     expected = [
         'python launch/embed.py --model',
         'Example',
@@ -153,4 +122,4 @@ def test_help_shows_what_it_does_an_example_and_its_flags():
     ]
     # Those that all programs define alike.
     expected += ['--coordinator:', '--model:', '--representation:', '--demonstration:']
-    assert all(word in done.stdout for word in expected)
+    assert all(word in said for word in expected)

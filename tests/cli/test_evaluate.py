@@ -3,11 +3,8 @@ wrong input.
 """
 
 import json
-import os
 import random
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,9 +15,9 @@ from cpt_jax.evals.store.history import read_rows
 from cpt_jax.runs.checkpoint import find
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
+from tests.programs import Program, finish, start_program
 from tests.storage.test_event_files import events
 
-ROOT = Path(__file__).parents[2]
 TASKS = ['retrieval/tiny', 'sts/STSBenchmark']
 
 
@@ -59,34 +56,12 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-def start(folder: Path, *flags: str, devices: int = 1) -> subprocess.Popen:
-    hurry = f'--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}'
-    command = [
-        sys.executable,
-        str(ROOT / 'launch/evaluate.py'),
-        '--model=run',
-        '--data_dir=data',
-        f'--tasks={",".join(TASKS)}',
-        *flags,
-    ]
-    environment = dict(os.environ, XLA_FLAGS=hurry)
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(folder: Path, *flags: str, devices: int = 1) -> Program:
+    given = '--model=run', '--data_dir=data', f'--tasks={",".join(TASKS)}'
+    return start_program('evaluate', *given, *flags, cwd=folder, devices=devices)
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == status, output
-    return output
-
-
-def kill_when(process: subprocess.Popen, begun, delay: float) -> None:
+def kill_when(process: Program, begun, delay: float) -> None:
     deadline = time.time() + 200
     while not begun():
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]

@@ -1,17 +1,12 @@
 """launch/export.py as a user runs it."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import HURRY
 from tests.embed.test_embedder import write_run
-
-ROOT = Path(__file__).parents[2]
+from tests.programs import run_program
 
 
 @pytest.fixture(scope='module')
@@ -22,25 +17,17 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     return folder
 
 
-def launch(folder: Path, *flags: str) -> tuple[int, str, str]:
-    environment = os.environ | {'XLA_FLAGS': HURRY, 'JAX_PLATFORMS': 'cpu'}
-    command = [sys.executable, str(ROOT / 'launch/export.py'), *flags]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_a_run_is_written_and_checked(folder):
-    status, said, errors = launch(
-        folder, '--model=shared', '--output=deep/er/one', '--dtype=bfloat16', '--license=mit'
-    )
+    flags = '--model=shared', '--output=deep/er/one', '--dtype=bfloat16', '--license=mit'
+    status, said, errors = run_program('export', *flags, cwd=folder)
     assert (status, errors) == (0, ''), errors
     assert 'deep/er/one: query and document, at most 40 tokens; a reload differs by' in said
     assert 'license: mit' in (folder / 'deep/er/one/README.md').read_text()
-    status, said, _ = launch(folder, '--check=deep/er/one')
+    status, said, _ = run_program('export', '--check=deep/er/one', cwd=folder)
     assert status == 0 and said.count('good') == 9
     pooling = folder / 'deep/er/one/1_Pooling/config.json'
     pooling.write_text(pooling.read_text().replace('true', 'false'))
-    status, said, errors = launch(folder, '--check=deep/er/one')
+    status, said, errors = run_program('export', '--check=deep/er/one', cwd=folder)
     assert (
         status == 1 and 'exactly one pooling_mode_... must be true (breaks: ST, TEI, vLLM)' in said
     )
@@ -49,14 +36,14 @@ def test_a_run_is_written_and_checked(folder):
 
 
 def test_a_run_with_two_closings_is_two_directories(folder):
-    status, said, errors = launch(folder, '--model=own@100', '--output=two')
+    status, said, errors = run_program('export', '--model=own@100', '--output=two', cwd=folder)
     assert (status, errors) == (0, ''), errors
     assert (
         'two/query: query, at most 24 tokens' in said
         and 'two/document: document, at most 40 tokens' in said
     )
     assert json.loads((folder / 'two/query/parity.json').read_text())['model'] == 'own@100'
-    status, said, _ = launch(folder, '--check=two')
+    status, said, _ = run_program('export', '--check=two', cwd=folder)
     assert status == 0 and said.count('good') == 18
 
 
@@ -85,7 +72,7 @@ def test_a_run_with_two_closings_is_two_directories(folder):
     ],
 )
 def test_mistakes(folder, flags, line):
-    status, said, errors = launch(folder, *flags)
+    status, said, errors = run_program('export', *flags, cwd=folder)
     assert (
         status == 1
         and said == ''

@@ -8,42 +8,30 @@ from pathlib import Path
 import pytest
 
 from cpt_jax.cli import program as program_module
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(folder: Path, program: str, *flags: str) -> subprocess.CompletedProcess:
-    """Runs a program of launch/ in a folder that is not the repository."""
-    command = [sys.executable, str(ROOT / 'launch' / program), *flags]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        env=dict(os.environ, COLUMNS='200'),
-    )
+from tests.programs import ROOT, run_program
 
 
 def error_line(folder: Path, program: str, *flags: str) -> str:
     """The one line of a user's mistake."""
-    done = start(folder, program, *flags)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and done.stdout == '' and line.startswith('error: ')
+    status, said, errors = run_program(program, *flags, cwd=folder)
+    (line,) = errors.splitlines()
+    assert status == 1 and said == '' and line.startswith('error: ')
     return line
 
 
 @pytest.mark.parametrize(
     ('program', 'flags'),
     [
-        ('train.py', ['--config', '--workdir', '--processes']),
-        ('evaluate.py', ['--model', '--tasks', '--data_dir', '--output']),
+        ('train', ['--config', '--workdir', '--processes']),
+        ('evaluate', ['--model', '--tasks', '--data_dir', '--output']),
     ],
 )
 def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path, program, flags):
-    done = start(tmp_path, program, '--help')
+    """With an interpreter of its own, which run_program does without."""
+    command = sys.executable, str(ROOT / f'launch/{program}.py'), '--help'
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stderr == ''
-    assert f'python launch/{program} --' in done.stdout and 'Example' in done.stdout
+    assert f'python launch/{program}.py --' in done.stdout and 'Example' in done.stdout
     assert all(flag in done.stdout for flag in flags)
 
 
@@ -91,13 +79,13 @@ CONFIGS = {
 def test_wrong_flags_and_configs_are_one_line(tmp_path, flags, expected):
     for name, text in CONFIGS.items():
         (tmp_path / name).write_text(text + '\n')
-    line = error_line(tmp_path, 'train.py', *flags)
+    line = error_line(tmp_path, 'train', *flags)
     assert all(word in line for word in expected), line
     assert not (tmp_path / 'runs').exists()
 
 
 def test_evaluate_fails_as_train_does(tmp_path):
-    assert '--model nowhere: no run' in error_line(tmp_path, 'evaluate.py', '--model', 'nowhere')
+    assert '--model nowhere: no run' in error_line(tmp_path, 'evaluate', '--model', 'nowhere')
 
 
 @pytest.mark.parametrize(
@@ -105,13 +93,13 @@ def test_evaluate_fails_as_train_does(tmp_path):
 )
 def test_configs_are_found_from_any_directory(tmp_path, flags):
     """The key that is not there is one of the file's."""
-    line = error_line(tmp_path, 'train.py', *flags, '--config.train.stepz=4')
+    line = error_line(tmp_path, 'train', *flags, '--config.train.stepz=4')
     assert 'stepz' in line and 'steps' in line
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / 'quickstart.py').write_text(
         'raise RuntimeError("the one that is here")\n'
     )
-    assert 'the one that is here' in error_line(tmp_path, 'train.py', *flags)
+    assert 'the one that is here' in error_line(tmp_path, 'train', *flags)
 
 
 SOURCE = ['--config', 'configs/small_pairs.py', '--config.data.sources.pairs.path=pairs.jsonl']
@@ -120,11 +108,11 @@ SOURCE = ['--config', 'configs/small_pairs.py', '--config.data.sources.pairs.pat
 def test_an_argument_that_a_source_leaves_out_is_set_by_a_flag(tmp_path):
     """As the message advises: more of the rows may be bad, and then there are too few."""
     (tmp_path / 'pairs.jsonl').write_text('{"x": "a", "y": "b"}\n' * 30 + 'no JSON\n')
-    line = error_line(tmp_path, 'train.py', *SOURCE)
+    line = error_line(tmp_path, 'train', *SOURCE)
     assert 'pairs.jsonl:31: not JSON' in line and 'raise max_bad_share' in line
     assert '--config.data.sources.pairs.NAME=VALUE' in line
     raised = [*SOURCE, '--config.data.sources.pairs.max_bad_share=0.1']
-    line = error_line(tmp_path, 'train.py', *raised, '--config.data.sources.pairs.holdout=0')
+    line = error_line(tmp_path, 'train', *raised, '--config.data.sources.pairs.holdout=0')
     assert 'data.sources.pairs has 30 pairs, fewer than train.batch_pairs=256' in line, line
 
 
@@ -148,7 +136,7 @@ def test_an_argument_that_a_source_leaves_out_is_set_by_a_flag(tmp_path):
     ids=str,
 )
 def test_wrong_arguments_and_keys_of_sources_are_one_line(tmp_path, flags, expected):
-    assert expected in error_line(tmp_path, 'train.py', *flags)
+    assert expected in error_line(tmp_path, 'train', *flags)
 
 
 def test_the_default_directory_has_the_argument_or_the_former_name(tmp_path):
@@ -157,9 +145,9 @@ def test_the_default_directory_has_the_argument_or_the_former_name(tmp_path):
     for name in ('prompteol_opt_125m', 'prompteol-opt-125m'):
         (tmp_path / 'runs' / name).mkdir(parents=True)
         (tmp_path / 'runs' / name / 'config.json').write_text('{}')
-        done = start(tmp_path, 'train.py', *flags)
-        assert f'error: runs/{name}/config.json is none of a run' in done.stderr
-        assert done.stdout.startswith('continuing in') == (name == 'prompteol_opt_125m')
+        _, said, errors = run_program('train', *flags, cwd=tmp_path)
+        assert f'error: runs/{name}/config.json is none of a run' in errors
+        assert said.startswith('continuing in') == (name == 'prompteol_opt_125m')
 
 
 def test_jax_looks_for_an_accelerator_where_anything_hints_at_one(tmp_path, monkeypatch):

@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 from etils import epath
@@ -11,8 +8,7 @@ from cpt_jax.evals.run import claim_path, run_tasks
 from cpt_jax.search.bm25 import random_embed
 from cpt_jax.storage.locks import claimed
 from tests.evals.senteval_files import write_sst
-
-PROGRAM = Path(__file__).parents[2] / 'launch' / 'evaluate.py'
+from tests.programs import run_program
 
 
 def write_data(folder):
@@ -131,19 +127,9 @@ def test_what_has_been_scored_is_left_until_something_changes(tmp_path, capsys):
     assert run(model='runs/other') and not run(model='runs/other')
 
 
-def call_program(directory, *flags):
-    return subprocess.run(
-        [sys.executable, str(PROGRAM), *flags],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_the_program_from_any_directory(tmp_path):
-    shown = call_program(tmp_path, '--help')
-    assert 'Scores a model on benchmarks' in shown.stdout and '--data_dir' in shown.stdout
+    _, said, _ = run_program('evaluate', '--help', cwd=tmp_path)
+    assert 'Scores a model on benchmarks' in said and '--data_dir' in said
     for flags, message in (
         (
             ['--model', str(tmp_path), '--tasks', 'retrieval/nope'],
@@ -152,6 +138,6 @@ def test_the_program_from_any_directory(tmp_path):
         (['--model', str(tmp_path / 'none')], 'error: --model'),
         (['--tasks', 'codesearch/python_source'], 'error: '),
     ):
-        failed = call_program(tmp_path, *flags)
-        assert failed.returncode == 1 and failed.stderr.startswith(message), failed.stderr
-        assert failed.stderr.count('\n') == 1
+        status, _, errors = run_program('evaluate', *flags, cwd=tmp_path)
+        assert status == 1 and errors.startswith(message), errors
+        assert errors.count('\n') == 1

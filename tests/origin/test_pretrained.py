@@ -4,8 +4,6 @@ their prompts, lengths and poolings.
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +15,8 @@ from cpt_jax.runtime.errors import UserError
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
 from tests.goldens.golden import Golden, read_golden, restore
+from tests.programs import run_program
 
-ROOT = Path(__file__).parents[2]
 TEXTS = [
     *sentences(40, words=30),
     '',
@@ -132,8 +130,8 @@ def test_the_programs_take_a_pooling(plain, tmp_path, program):
     """And say it in what they write."""
     (tmp_path / 'texts.txt').write_text('list file\nparser\n')
     how = {
-        'embed': ['--input', 'texts.txt', '--output', 'out'],
-        'evaluate': ['--tasks', 'codesearch/x', '--data_dir', '.', '--output', 'out'],
+        'embed': ['--input=texts.txt'],
+        'evaluate': ['--tasks=codesearch/x', '--data_dir=.', '--candidates=4'],
     }
     rows = [
         {'docstring': text, 'code': f'def {text.replace(" ", "_")}()'}
@@ -143,16 +141,9 @@ def test_the_programs_take_a_pooling(plain, tmp_path, program):
     (tmp_path / 'codesearch' / 'x.jsonl').write_text(
         ''.join(json.dumps(row) + '\n' for row in rows)
     )
-    model = ['--model', str(plain), '--pooling', 'cls']
-    command = [
-        sys.executable,
-        str(ROOT / f'launch/{program}.py'),
-        *model,
-        *how[program],
-        *(['--candidates=4'] if program == 'evaluate' else []),
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    model = [f'--model={plain}', '--pooling=cls', '--output=out']
+    status, _, errors = run_program(program, *model, *how[program], cwd=tmp_path)
+    assert status == 0, errors
     written = json.loads(
         (tmp_path / 'out' / {'embed': 'meta.json', 'evaluate': 'results.json'}[program]).read_text()
     )

@@ -1,17 +1,12 @@
 """A run small enough for a test: the real program on a few hundred made-up pairs."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.conftest import HURRY
-
-ROOT = Path(__file__).parents[2]
+from tests.programs import Program, start_program
 
 CONFIG = """
 from configs import base
@@ -75,39 +70,17 @@ def config_file(tmp_path_factory) -> Path:
     return write_config(tmp_path_factory.mktemp('config'))
 
 
-def start(config: Path, cwd: Path, workdir: str, *flags: str, devices: int = 1) -> subprocess.Popen:
-    """Starts launch/train.py as a user would; returns the process."""
-    environment = dict(
-        os.environ,
-        XLA_FLAGS=f'{HURRY} --xla_force_host_platform_device_count={devices}',
-        JAX_PLATFORMS='cpu',
-    )
-    command = [
-        sys.executable,
-        str(ROOT / 'launch/train.py'),
-        '--config',
-        str(config),
-        '--workdir',
-        workdir,
-        *flags,
-    ]
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(config: Path, cwd: Path, workdir: str, *flags: str, devices: int = 1) -> Program:
+    """Starts launch/train.py as a user would."""
+    given = '--config', str(config), '--workdir', workdir
+    return start_program('train', *given, *flags, cwd=cwd, devices=devices)
 
 
 @pytest.fixture
 def launch(config_file, tmp_path):
     """The same with a config of the tests, in a directory of its own."""
 
-    def launch(
-        workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path
-    ) -> subprocess.Popen:
+    def launch(workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path) -> Program:
         return start(config_file, cwd, workdir, *flags, devices=devices)
 
     return launch

@@ -8,7 +8,6 @@ import pytest
 
 from cpt_jax.plan.planning import make_plan
 from cpt_jax.runs.config_file import load_config
-from tests.training.conftest import ROOT
 
 pytestmark = pytest.mark.usefixtures('libtpu')
 
@@ -19,7 +18,7 @@ LAYER = 12 * WIDTH * WIDTH  # matrices: query, key, value, out, up and down
 @functools.cache
 def plan(**changes):
     """cpt_s with small sizes, on 8 chips."""
-    config = load_config(ROOT / 'configs/cpt_s.py')
+    config = load_config('configs/cpt_s.py')
     config['tokenizer']['vocab_size'] = VOCABULARY
     config['data'] |= {'max_tokens_x': 16, 'max_tokens_y': 16, 'row_length': 32}
     config['model'] |= {'width': WIDTH, 'layers': LAYERS, 'heads': 2, 'max_length': 32}

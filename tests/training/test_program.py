@@ -1,7 +1,7 @@
 """launch/train.py as a user runs it: killed, stopped, started again, on two processes, with wrong
 input.
 
-A start of the program costs eight seconds of a core, so that what it does after it has read its
+A run of the program costs seconds of a core, so that what it does after it has read its
 flags is tested in this process where no signal and no exit status is at stake (`train_here`).
 """
 
@@ -28,6 +28,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training import loop
 from cpt_jax.training.setup import set_up
+from tests.programs import Program, finish
 from tests.training.conftest import start, write_config
 
 pytestmark = pytest.mark.usefixtures('compiled_once')
@@ -68,13 +69,7 @@ def assert_same(a: Path, b: Path, step: int, without: str = 'nothing') -> None:
         assert np.array_equal(first[name], second[name]), name
 
 
-def finish(process) -> str:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
-
-
-def wait_for_rows(workdir: Path, count: int, process) -> None:
+def wait_for_rows(workdir: Path, count: int, process: Program) -> None:
     """Until metrics.jsonl has so many rows."""
     deadline = time.time() + 200
     while (
@@ -152,8 +147,7 @@ def test_sigterm_saves_and_exits_with_42_and_the_same_command_goes_on(
     process = launch('run', *more, '--config.checkpoint.every_steps=100000')
     wait_for_rows(tmp_path / 'run', 3, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=100)
-    assert process.returncode == 42, output
+    output = finish(process, status=42)
     (step,) = checkpoint.steps_in(tmp_path / 'run' / 'checkpoints')
     assert step == rows(tmp_path / 'run')[-1]['step'] and f'saved step {step}' in output
     changes = {'train.steps': step + 2, 'evaluation.every_steps': 0}
@@ -187,7 +181,7 @@ def free_address() -> str:
         return f'localhost:{free.getsockname()[1]}'
 
 
-def together(launch, workdir: str, count: int, *flags: str) -> list:
+def together(launch, workdir: str, count: int, *flags: str) -> list[Program]:
     """So many processes of one run, of one device each."""
     flags = *flags, f'--coordinator={free_address()}', f'--processes={count}'
     return [launch(workdir, *flags, f'--process={i}') for i in range(count)]
@@ -243,8 +237,7 @@ def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(
     wait_for_rows(two, 4, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
-        output, _ = process.communicate(timeout=100)
-        assert process.returncode == 42, output
+        finish(process, status=42)
     step = checkpoint.steps_in(two / 'checkpoints')[-1]
     assert 4 <= step < 9 and rows(two)[-1]['step'] == step
     shutil.copytree(two, alone)
@@ -255,7 +248,7 @@ def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(
     assert_close(of_two, alone, 9)
 
 
-def finish_all(processes: list) -> None:
+def finish_all(processes: list[Program]) -> None:
     for process in processes:
         finish(process)
 
@@ -296,18 +289,14 @@ def test_a_process_that_cannot_start_ends_all_with_its_line(launch, config_file,
         (one, 'process 1 stopped: data.sources.pairs: path: '),
         (two, 'data.sources.pairs: path: '),
     ]:
-        output, _ = process.communicate(timeout=100)
-        assert (
-            process.returncode == 1
-            and 'Traceback' not in output
-            and output.splitlines()[-1].startswith(f'error: {said}')
-        ), output
+        output = finish(process, status=1)
+        assert 'Traceback' not in output
+        assert output.splitlines()[-1].startswith(f'error: {said}')
 
 
-def error_of(process) -> str:
+def error_of(process: Program) -> str:
     """The one line of a user's mistake."""
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 1, output
+    output = finish(process, status=1)
     lines = [line for line in output.splitlines() if not line.startswith('indexing')]
     assert lines[-1].startswith('error: ') and 'Traceback' not in output, output
     return lines[-1]
@@ -441,12 +430,8 @@ def test_processes_with_other_data_do_not_train_together(launch, config_file, tm
         'run', *flags, '--process=1', f'--config.data.sources.pairs.path={tmp_path / "other.jsonl"}'
     )
     for process in (one, two):
-        output, _ = process.communicate(timeout=200)
-        assert (
-            process.returncode == 1
-            and 'the processes differ in config, sources' in output
-            and 'Traceback' not in output
-        ), output
+        output = finish(process, status=1)
+        assert 'the processes differ in config, sources' in output and 'Traceback' not in output
     assert not (tmp_path / 'run').exists()
 
 

@@ -1,0 +1,130 @@
+"""The programs of launch/, started by tests as a user starts them.
+
+Importing JAX and its libraries takes a start of Python most of two seconds, and the suite starts
+about a hundred programs. So they are forked from a process that has imported what they share
+(multiprocessing's fork server), and that has done nothing else: no backend of JAX and no flag is
+there yet. tests/cli/test_program.py starts programs with an interpreter of their own.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.conftest import HURRY
+
+ROOT = Path(__file__).parents[1]
+_IMPORTED = (
+    'tests.programs',
+    'cpt_jax.training.loop',
+    'cpt_jax.embed.load',
+    'cpt_jax.evals.registry',
+    'cpt_jax.exporting.directory',
+    'cpt_jax.exporting.check',
+)
+_CONTEXT = multiprocessing.get_context('forkserver')
+_CONTEXT.set_forkserver_preload(list(_IMPORTED))
+
+
+class Program:
+    """A running program: what tests use of subprocess.Popen, under the same names."""
+
+    def __init__(
+        self,
+        script: Path,
+        flags: Sequence[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        split_errors: bool = False,
+    ):
+        """Starts it.
+
+        Args:
+          split_errors: keep what it writes to stderr apart from its output.
+        """
+        self._folder = tempfile.TemporaryDirectory()
+        self._output = Path(self._folder.name, 'output')
+        self._errors = Path(self._folder.name, 'errors') if split_errors else None
+        arguments = script, tuple(flags), cwd, dict(environment), self._output, self._errors
+        self._process = _CONTEXT.Process(target=_run_script, args=arguments, daemon=True)
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self.returncode is None:
+            self.kill()
+            raise TimeoutError(f'still running after {timeout} s:\n{_read(self._output)}')
+        return self.returncode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
+        """Returns what it printed, and its errors where they are kept apart."""
+        self.wait(timeout)
+        return _read(self._output), _read(self._errors) if self._errors else None
+
+
+def start_program(
+    name: str, *flags: str, cwd: Path, devices: int = 1, split_errors: bool = False
+) -> Program:
+    """Starts launch/`name`.py on simulated CPU devices."""
+    xla_flags = f'{HURRY} --xla_force_host_platform_device_count={devices}'
+    environment = os.environ | {'XLA_FLAGS': xla_flags, 'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200'}
+    return Program(ROOT / 'launch' / f'{name}.py', flags, cwd, environment, split_errors)
+
+
+def finish(program: Program, status: int = 0) -> str:
+    """Returns all that a program printed, once it has ended with this status."""
+    output, _ = program.communicate(timeout=200)
+    assert program.returncode == status, output
+    return output
+
+
+def run_program(name: str, *flags: str, cwd: Path) -> tuple[int, str, str]:
+    """Runs launch/`name`.py to its end; returns its exit status, output and errors."""
+    program = start_program(name, *flags, cwd=cwd, split_errors=True)
+    output, errors = program.communicate(timeout=200)
+    return program.returncode, output, errors
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ''
+
+
+def _run_script(
+    script: Path,
+    flags: Sequence[str],
+    cwd: Path,
+    environment: Mapping[str, str],
+    output: Path,
+    errors: Path | None,
+) -> None:
+    """Becomes the program, in the forked process."""
+    for number, path in ((1, output), (2, errors or output)):
+        with open(path, 'ab', buffering=0) as file:
+            os.dup2(file.fileno(), number)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = [str(script), *flags]
+    try:
+        runpy.run_path(str(script), run_name='__main__')
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
