@@ -31,6 +31,8 @@ RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # of Adam in torch
 VALIDATION = 0.05  # of the training samples, where no validation set is given
 FOLDS_AT_ONCE = 10  # so that folds that stop early do not wait for all others
 
+_Array = np.ndarray | jax.Array
+
 
 class Split(NamedTuple):
     """Positions of the training and the validation samples of a fit, and the permutations of its
@@ -127,28 +129,26 @@ def fit_probes(
       classes: how many there are.
       seed: SentEval's is 1111; that of the splits.
     """
+    samples = _Samples(
+        np.concatenate([x_NxD, np.ones((len(x_NxD), 1))], axis=1).astype(np.float32),
+        labels_N.astype(np.int32),
+    )
     different = {id(split.orders_PxL): split.orders_PxL for split in splits}
     longest = -(-max(len(split.train) for split in splits) // BATCH) * BATCH
     widest = max(len(split.validation) for split in splits)
-    folds = {
-        'train_L': np.stack([_padded(split.train, longest) for split in splits]),
-        'size': np.array([len(split.train) for split in splits], np.int32),
-        'orders': np.array(
+    folds = _Fold(
+        train_L=np.stack([_padded(split.train, longest) for split in splits]),
+        size=np.array([len(split.train) for split in splits], np.int32),
+        orders=np.array(
             [list(different).index(id(split.orders_PxL)) for split in splits], np.int32
         ),
-        'validation_V': np.stack([_padded(split.validation, widest) for split in splits]),
-        'validation_size': np.array([len(split.validation) for split in splits], np.int32),
-        'decays_G': np.asarray(decays_FxG, np.float32),
-    }
-    x_NxE = np.concatenate([x_NxD, np.ones((len(x_NxD), 1))], axis=1).astype(np.float32)
-    orders_SxPxL = np.stack([_padded(orders_PxL, longest) for orders_PxL in different.values()])
-    found = _fit_all(
-        x_NxE,
-        labels_N.astype(np.int32),
-        first_weights(x_NxD.shape[1], classes, seed),
-        orders_SxPxL,
-        folds,
+        validation_V=np.stack([_padded(split.validation, widest) for split in splits]),
+        validation_size=np.array([len(split.validation) for split in splits], np.int32),
+        decays_G=np.asarray(decays_FxG, np.float32),
     )
+    orders_SxPxL = np.stack([_padded(orders_PxL, longest) for orders_PxL in different.values()])
+    first_KxE = first_weights(x_NxD.shape[1], classes, seed)
+    found = _fit_all(samples, first_KxE, orders_SxPxL, folds)
     return ProbeFits(*map(np.asarray, found))
 
 
@@ -159,12 +159,31 @@ def _padded(positions: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-@jax.jit
-def _fit_all(x_NxE, labels_N, first_KxE, orders_SxPxL, folds):
-    def fit_one(fold):
-        return _fit_one(x_NxE, labels_N, first_KxE, orders_SxPxL, **fold)
+class _Samples(NamedTuple):
+    """All samples of a task, each with a 1 for the bias, and their classes."""
 
-    return jax.lax.map(fit_one, folds, batch_size=FOLDS_AT_ONCE)
+    x_NxE: _Array
+    labels_N: _Array
+
+
+class _Fold(NamedTuple):
+    """One fit for each of G weight decays; of F of them, each array has a leading axis F.
+
+    Attributes:
+      train_L: positions of the training samples, filled up to that of the largest fold.
+      size: how many of them there are.
+      orders: which of the S tables of permutations its passes take.
+      validation_V: positions of the validation samples, filled up as well.
+      validation_size: how many of them there are.
+      decays_G: weight decays.
+    """
+
+    train_L: _Array
+    size: _Array
+    orders: _Array
+    validation_V: _Array
+    validation_size: _Array
+    decays_G: _Array
 
 
 class _Adam(NamedTuple):
@@ -189,85 +208,97 @@ class _Search(NamedTuple):
     check: jax.Array
 
 
-def _fit_one(
-    x_NxE,
-    labels_N,
-    first_KxE,
-    orders_SxPxL,
-    train_L,
-    size,
-    orders,
-    validation_V,
-    validation_size,
-    decays_G,
-):
-    """One fold with all its weight decays."""
-    product = partial(jnp.einsum, precision='highest', preferred_element_type=jnp.float32)
-    target_NxK = jax.nn.one_hot(labels_N, len(first_KxE))
+@jax.jit
+def _fit_all(samples: _Samples, first_KxE, orders_SxPxL, folds: _Fold):
+    fit_one = partial(_fit_one, samples, first_KxE, orders_SxPxL)
+    return jax.lax.map(fit_one, folds, batch_size=FOLDS_AT_ONCE)
 
-    def update(adam: _Adam, rows_B, valid_B) -> _Adam:
-        x_BxE = x_NxE[rows_B]
-        p_BxGxK = jax.nn.softmax(product('be,gke->bgk', x_BxE, adam.w_GxKxE))
-        wrong_BxGxK = (p_BxGxK - target_NxK[rows_B][:, None]) * (valid_B / valid_B.sum())[
-            :, None, None
-        ]
-        gradient_GxKxE = (
-            product('bgk,be->gke', wrong_BxGxK, x_BxE) + decays_G[:, None, None] * adam.w_GxKxE
-        )
-        m_GxKxE = BETA_1 * adam.m_GxKxE + (1 - BETA_1) * gradient_GxKxE
-        v_GxKxE = BETA_2 * adam.v_GxKxE + (1 - BETA_2) * gradient_GxKxE**2
-        step = adam.step + 1
-        # Torch: in float64.
-        rate, scale = (
-            RATE / -jnp.expm1(step * np.log(BETA_1)),
-            jnp.sqrt(-jnp.expm1(step * np.log(BETA_2))),
-        )
-        return _Adam(
-            adam.w_GxKxE - rate * m_GxKxE / (jnp.sqrt(v_GxKxE) / scale + EPSILON),
-            m_GxKxE,
-            v_GxKxE,
-            step,
-        )
 
-    def one_pass(i, carry):
-        adam, check = carry
-        rows_L = train_L[orders_SxPxL[orders, check * PASSES + i]]
+def _fit_one(samples: _Samples, first_KxE, orders_SxPxL, fold: _Fold):
+    """One fold with all its weight decays: right_G and w_GxKxE of the best check of each."""
 
-        def one_batch(batch, adam):
-            rows_B = jax.lax.dynamic_slice(rows_L, [batch * BATCH], [BATCH])
-            valid_B = batch * BATCH + jnp.arange(BATCH) < size
-            # A smaller fold than the largest may lack the last batch.
-            after = update(adam, rows_B, valid_B)
-            return jax.tree.map(partial(jnp.where, valid_B[0]), after, adam)
+    def train_and_check(search: _Search) -> _Search:
+        adam = _train(search.adam, search.check * PASSES, samples, orders_SxPxL, fold)
+        return _keep_best(search, adam, _count_right(adam.w_GxKxE, samples, fold))
 
-        return jax.lax.fori_loop(0, len(rows_L) // BATCH, one_batch, adam), check
-
-    def one_check(search: _Search) -> _Search:
-        adam, _ = jax.lax.fori_loop(0, PASSES, one_pass, (search.adam, search.check))
-        predicted_VxG = product('ve,gke->vgk', x_NxE[validation_V], adam.w_GxKxE).argmax(-1)
-        valid_V = jnp.arange(len(validation_V)) < validation_size
-        right_G = ((predicted_VxG == labels_N[validation_V][:, None]) & valid_V[:, None]).sum(0)
-        better_G = (right_G > search.right_G) & ~search.stopped_G
-        return _Search(
-            adam,
-            jnp.where(better_G, right_G, search.right_G),
-            jnp.where(better_G[:, None, None], adam.w_GxKxE, search.best_GxKxE),
-            search.misses_G + ~better_G,
-            search.stopped_G | ~better_G & (search.misses_G >= TENACITY),
-            search.check + 1,
-        )
-
-    w_GxKxE = jnp.repeat(first_KxE[None], len(decays_G), axis=0)
-    zero_GxKxE, none_G = jnp.zeros_like(w_GxKxE), jnp.zeros(len(decays_G), jnp.int32)
-    first = _Search(
-        _Adam(w_GxKxE, zero_GxKxE, zero_GxKxE, jnp.int32(0)),
-        none_G - 1,
-        w_GxKxE,
-        none_G,
-        none_G > 0,
-        jnp.int32(0),
-    )
     last = jax.lax.while_loop(
-        lambda search: ~search.stopped_G.all() & (search.check < CHECKS), one_check, first
+        lambda search: ~search.stopped_G.all() & (search.check < CHECKS),
+        train_and_check,
+        _start(first_KxE, len(fold.decays_G)),
     )
     return last.right_G, last.best_GxKxE
+
+
+def _start(first_KxE, decays: int) -> _Search:
+    w_GxKxE = jnp.repeat(first_KxE[None], decays, axis=0)
+    moment_GxKxE, none_G = jnp.zeros_like(w_GxKxE), jnp.zeros(decays, jnp.int32)
+    return _Search(
+        adam=_Adam(w_GxKxE, moment_GxKxE, moment_GxKxE, jnp.int32(0)),
+        right_G=none_G - 1,
+        best_GxKxE=w_GxKxE,
+        misses_G=none_G,
+        stopped_G=none_G > 0,
+        check=jnp.int32(0),
+    )
+
+
+def _train(adam: _Adam, first_pass, samples: _Samples, orders_SxPxL, fold: _Fold) -> _Adam:
+    """The passes from one check to the next."""
+    targets_NxK = jax.nn.one_hot(samples.labels_N, adam.w_GxKxE.shape[1])
+
+    def train_pass(i, adam: _Adam) -> _Adam:
+        rows_L = fold.train_L[orders_SxPxL[fold.orders, first_pass + i]]
+
+        def train_batch(batch, adam: _Adam) -> _Adam:
+            rows_B = jax.lax.dynamic_slice(rows_L, [batch * BATCH], [BATCH])
+            valid_B = batch * BATCH + jnp.arange(BATCH) < fold.size
+            share_B = valid_B / valid_B.sum()
+            x_BxE, targets_BxK = samples.x_NxE[rows_B], targets_NxK[rows_B]
+            updated = _update(adam, x_BxE, targets_BxK, share_B, fold.decays_G)
+            # A smaller fold than the largest may lack the last batch.
+            return jax.tree.map(partial(jnp.where, valid_B[0]), updated, adam)
+
+        return jax.lax.fori_loop(0, len(rows_L) // BATCH, train_batch, adam)
+
+    return jax.lax.fori_loop(0, PASSES, train_pass, adam)
+
+
+def _update(adam: _Adam, x_BxE, targets_BxK, share_B, decays_G) -> _Adam:
+    """One step on the mean loss of a batch; share_B: the weight of each sample in the mean."""
+    p_BxGxK = jax.nn.softmax(_product('be,gke->bgk', x_BxE, adam.w_GxKxE))
+    wrong_BxGxK = (p_BxGxK - targets_BxK[:, None]) * share_B[:, None, None]
+    loss_GxKxE = _product('bgk,be->gke', wrong_BxGxK, x_BxE)
+    gradient_GxKxE = loss_GxKxE + decays_G[:, None, None] * adam.w_GxKxE
+    m_GxKxE = BETA_1 * adam.m_GxKxE + (1 - BETA_1) * gradient_GxKxE
+    v_GxKxE = BETA_2 * adam.v_GxKxE + (1 - BETA_2) * gradient_GxKxE**2
+    step = adam.step + 1
+    # torch corrects both for their start at zero in float64.
+    rate = RATE / -jnp.expm1(step * np.log(BETA_1))
+    scale = jnp.sqrt(-jnp.expm1(step * np.log(BETA_2)))
+    w_GxKxE = adam.w_GxKxE - rate * m_GxKxE / (jnp.sqrt(v_GxKxE) / scale + EPSILON)
+    return _Adam(w_GxKxE, m_GxKxE, v_GxKxE, step)
+
+
+def _count_right(w_GxKxE, samples: _Samples, fold: _Fold):
+    """right_G: how many validation samples each classifier has right."""
+    x_VxE, labels_V = samples.x_NxE[fold.validation_V], samples.labels_N[fold.validation_V]
+    predicted_VxG = _product('ve,gke->vgk', x_VxE, w_GxKxE).argmax(-1)
+    valid_V = jnp.arange(len(labels_V)) < fold.validation_size
+    return ((predicted_VxG == labels_V[:, None]) & valid_V[:, None]).sum(0)
+
+
+def _keep_best(search: _Search, adam: _Adam, right_G) -> _Search:
+    """The search after one more check."""
+    better_G = (right_G > search.right_G) & ~search.stopped_G
+    return _Search(
+        adam=adam,
+        right_G=jnp.where(better_G, right_G, search.right_G),
+        best_GxKxE=jnp.where(better_G[:, None, None], adam.w_GxKxE, search.best_GxKxE),
+        misses_G=search.misses_G + ~better_G,
+        stopped_G=search.stopped_G | ~better_G & (search.misses_G >= TENACITY),
+        check=search.check + 1,
+    )
+
+
+def _product(axes: str, left, right):
+    return jnp.einsum(axes, left, right, precision='highest', preferred_element_type=jnp.float32)
