@@ -1,8 +1,9 @@
-"""What demonstrations cost: the sentences of STS-B dev without one, behind one that is computed
+r"""What demonstrations cost: the sentences of STS-B dev without one, behind one that is computed
 once, and behind one in every row.
 
-Example: python benchmarks/demonstrations.py --model ~/opt-125m --candidates icl_examples.txt
---data_dir ~/data --json demonstrations.json
+Example:
+  python benchmarks/demonstrations.py --model ~/opt-125m --candidates icl_examples.txt \
+      --data_dir ~/data --json demonstrations.json
 
 The three take turns in one process, candidate after candidate; the first turn of each, which
 compiles, does not count. In the JSON `ratio` is the processor seconds behind a shared demonstration

@@ -1,8 +1,9 @@
-"""Texts a second in encoding: ours beside SentenceTransformer.encode, the same weights on this
+r"""Texts a second in encoding: ours beside SentenceTransformer.encode, the same weights on this
 machine's CPU in float32.
 
-Example: python benchmarks/encode_throughput.py --corpus scifact/corpus.jsonl --texts 1000 --rounds
-3 --json encode_throughput.json
+Example:
+  python benchmarks/encode_throughput.py --corpus scifact/corpus.jsonl --texts 1000 \
+      --rounds 3 --json encode_throughput.json
 
 The corpus is in BEIR's format; without one, functions of the installed packages are encoded. Ours
 is what launch/embed.py calls. Theirs is measured with its default of 32 texts a batch, and with
@@ -80,10 +81,8 @@ def summary(turns: Sequence[dict[str, float]], texts: int) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    tokens, ours = (
-        result['settings']['tokens_per_text'],
-        result['sides'][OURS]['texts_per_second']['median'],
-    )
+    tokens = result['settings']['tokens_per_text']
+    ours = result['sides'][OURS]['texts_per_second']['median']
     print(
         f'{"":<30}{"batch":>6}{"texts/s":>10}{"min..max":>18}{"tokens/s":>11}{"texts/CPU s":>13}'
         f'{"ours over it":>14}'

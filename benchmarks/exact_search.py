@@ -1,8 +1,9 @@
-"""Queries per second of exact search on the CPU: ours beside FAISS's flat index, in turn, each in a
-process of its own.
+r"""Queries per second of exact search on the CPU: ours beside FAISS's flat index, in turn, each in
+a process of its own.
 
-Example: python benchmarks/exact_search.py --documents 1000000 --width 384 --queries 1000 --k 100
---json exact_search.json
+Example:
+  python benchmarks/exact_search.py --documents 1000000 --width 384 --queries 1000 --k 100 \
+      --json exact_search.json
 
 Both have the vectors in memory and as many threads as there are cores; unit vectors are drawn at
 random. `ratio` in the JSON is our queries per second over FAISS's, from medians; `ratio_of_cpu` is

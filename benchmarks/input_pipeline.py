@@ -1,8 +1,9 @@
-"""How fast the data alone is: reading, tokenising and packing pairs, and what share of a training
+r"""How fast the data alone is: reading, tokenising and packing pairs, and what share of a training
 step's time that costs the host.
 
-Example: python benchmarks/input_pipeline.py --config configs/quickstart.py --json
-input_pipeline.json
+Example:
+  python benchmarks/input_pipeline.py --config configs/quickstart.py \
+      --json input_pipeline.json
 
 The first pass over the batches reads and tokenises; later ones find the tokens remembered, and
 pack. Core time is CPU time of the whole process, its threads included. The share of a step is as if

@@ -1,7 +1,8 @@
 """Contrastive training from a language model against the same from scratch, in the same time:
 held-out code search.
 
-Example: python benchmarks/lm_start.py --seeds=3
+Example:
+  python benchmarks/lm_start.py --seeds=3
 
 Both train configs/lm_tiny.py's transformer on docstrings and functions of the Python installation
 with configs/quickstart.py's batches. One side spends part of its time as a language model. How many

@@ -1,8 +1,9 @@
-"""Memory and arithmetic of the loss alone, value and gradient, compiled ahead of time for a TPU
+r"""Memory and arithmetic of the loss alone, value and gradient, compiled ahead of time for a TPU
 slice: our forms beside CLIP's.
 
-Example: python benchmarks/loss_memory.py --topology v5e:4x4 --batch 65536 --width 2048 --json
-loss_memory.json
+Example:
+  python benchmarks/loss_memory.py --topology v5e:4x4 --batch 65536 --width 2048 \
+      --json loss_memory.json
 
 CLIP's form (open_clip's with local loss and gathered gradients) gathers both sides and multiplies
 twice. `arithmetic` is in units of one product of all x with all y and its two gradients. `ratio` in

@@ -1,7 +1,8 @@
 """Time of the loss alone, value and gradient, on the devices of this machine: our forms beside
 CLIP's, in turn in one process.
 
-Example: python benchmarks/loss_time.py --devices 8 --batch 4096 --width 384 --json loss_time.json
+Example:
+  python benchmarks/loss_time.py --devices 8 --batch 4096 --width 384 --json loss_time.json
 
 CLIP's form (open_clip's with local loss and gathered gradients, `clip` in loss_memory.py) has no
 masks and no metrics; ours have both. `ratio` in the JSON is CLIP's median over that of the dense

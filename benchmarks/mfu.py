@@ -1,8 +1,9 @@
-"""How much of the machine a training step uses: the useful arithmetic of real, packed pairs over
+r"""How much of the machine a training step uses: the useful arithmetic of real, packed pairs over
 the most that the devices could do.
 
-Example: python benchmarks/mfu.py --config configs/cpt_s.py --config.train.batch_pairs=768 --json
-mfu.json
+Example:
+  python benchmarks/mfu.py --config configs/cpt_s.py --config.train.batch_pairs=768 \
+      --json mfu.json
 
 The most is the makers' figure for bfloat16 where it is known (cpt_jax/runtime/hardware.py: MFU as
 papers give it); for a CPU, and for other devices, it is what one large matrix product reaches in
@@ -81,10 +82,8 @@ def measure(config: Mapping[str, Any], source: str, steps: int) -> dict[str, Any
     )
     seconds = {name: statistics.median(values) for name, values in in_turn(sides, steps).items()}
     if chip:
-        peak, peak_is = (
-            run.mesh.size * chip.flops / chip.devices,
-            f'{chip.name}, bfloat16, by its maker',
-        )
+        peak = run.mesh.size * chip.flops / chip.devices
+        peak_is = f'{chip.name}, bfloat16, by its maker'
     else:  # a product on a CPU takes all cores, however many devices are simulated
         peak = (1 if cpu else run.mesh.size) * 2 * side**3 / seconds['product']
         peak_is = (

@@ -1,7 +1,8 @@
 """Makes the README's tables of plans: configs on TPU slices where they fit, to train and to embed,
 compiled ahead of time without a TPU.
 
-Example: python benchmarks/plans.py --json plans.json
+Example:
+  python benchmarks/plans.py --json plans.json
 
 Takes about two hours on two cores, most of it for QLoRA (--only NAME: the rows of one config).
 Times are lower bounds: arithmetic, memory and network each at their peak and all at once.

@@ -1,7 +1,8 @@
 """Seconds of SentEval's linear probe: ours, all folds and weight decays as one program, beside its
 own loop in torch.
 
-Example: python benchmarks/probe_speed.py --vectors vectors.npz --outer 1 --json probe_speed.json
+Example:
+  python benchmarks/probe_speed.py --vectors vectors.npz --outer 1 --json probe_speed.json
 
 MR: nested folds, of which both sides do the first --outer; SST2: four weight decays, chosen on the
 development set. Without --vectors the samples are drawn at random, in the numbers of the tasks and

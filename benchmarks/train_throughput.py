@@ -1,8 +1,9 @@
-"""Pairs a second in training: ours, packed and padded, beside sentence-transformers' own trainer,
+r"""Pairs a second in training: ours, packed and padded, beside sentence-transformers' own trainer,
 on this machine's CPU in float32.
 
-Example: python benchmarks/train_throughput.py --batch 64 --max_tokens 256 --rounds 3 --json
-train_throughput.json
+Example:
+  python benchmarks/train_throughput.py --batch 64 --max_tokens 256 --rounds 3 \
+      --json train_throughput.json
 
 All sides start from the same weights of a GPT-2-shaped model and see the same real pairs in the
 same batches, cut at the same length: docstrings and functions of the installed packages, or those
@@ -134,7 +135,7 @@ def our_config(settings: Settings, folder: Path, packed: bool) -> dict[str, Any]
         'heads': settings.heads,
         'max_length': settings.max_tokens,
     }
-    # Passthrough: fresh vectors that differ by their text.
+    # With 'passthrough', the vectors of fresh weights differ by their text.
     config['model'] |= {'init': 'passthrough', 'remat': 'none', 'dtype': 'float32'}
     # MultipleNegativesRankingLoss: a scale of 20.
     config['loss'] |= {'initial_temperature': 0.05, 'symmetric': False}
@@ -239,15 +240,11 @@ class _Ours:
 
         use_compilation_cache()
         keep_freed_memory()  # as every program does
-        self.settings, self.run = (
-            settings,
-            set_up_together(our_config(settings, folder, packed), folder / 'run'),
-        )
-        self.state, self.upcoming, self.programs = (
-            starting_state(self.run),
-            self.run.batches_after(0),
-            StepPrograms(self.run),
-        )
+        self.settings = settings
+        self.run = set_up_together(our_config(settings, folder, packed), folder / 'run')
+        self.state = starting_state(self.run)
+        self.upcoming = self.run.batches_after(0)
+        self.programs = StepPrograms(self.run)
         self.first_loss = None
         layout = self.run.layout
         with jax.set_mesh(self.run.mesh):
@@ -299,16 +296,12 @@ class _Theirs:
     def __init__(self, settings: Settings, folder: Path):
         from gpt2_twin import load_twin
 
-        self.settings, self.folder, self.model = (
-            settings,
-            folder,
-            load_twin(folder / 'twin', cores()),
-        )
+        self.settings = settings
+        self.folder = folder
+        self.model = load_twin(folder / 'twin', cores())
         self.pairs = read_pairs(str(folder / 'pairs.jsonl'))
-        self.order, self.lengths_PxT = (
-            np.load(folder / 'order.npy'),
-            np.load(folder / 'lengths.npy'),
-        )
+        self.order = np.load(folder / 'order.npy')
+        self.lengths_PxT = np.load(folder / 'lengths.npy')
         self.first_loss = self.loss_of(self.order[0])
 
     def turn(self, number: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """A language model in minutes on two CPU cores, on the docstrings and functions of the Python
 installation itself.
 
-Example: python launch/train.py --config configs/lm_tiny.py
+Example:
+  python launch/train.py --config configs/lm_tiny.py
 
 A contrastive run starts from it with --config.init_from=runs/lm_tiny. On your own prose: put
 configs/small_text.py's source in place of this one, with piece_tokens = data.row_length - 2, so

@@ -1,8 +1,9 @@
-"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: texts in a template, contrastive fine-tuning on
+r"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: texts in a template, contrastive fine-tuning on
 NLI triples with all parameters trained.
 
-Example: python launch/train.py --config configs/prompteol.py:opt-13b
-  --config.init_from=$HOME/opt-13b
+Example:
+  python launch/train.py --config configs/prompteol.py:opt-13b \
+      --config.init_from=$HOME/opt-13b
 
 The argument is the model's name and size; without one it is opt-2.7b. You give `init_from`, the
 model's directory, whose architecture then replaces the `model` section. That section is here so
@@ -11,8 +12,8 @@ that launch/plan.py needs no weights.
 The paper's own fine-tuning, with LoRA, is configs/prompteol_cse.py. Without fine-tuning, no config
 is needed:
 
-  python launch/evaluate.py --model ~/opt-2.7b --representation prompteol --tasks 'sts/*' --data_dir
-  ~/data
+  python launch/evaluate.py --model ~/opt-2.7b --representation prompteol --tasks 'sts/*' \
+      --data_dir ~/data
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""PromptEOL + CSE (arXiv 2307.16645): the paper's fine-tuning on NLI triples, with LoRA beside a
+r"""PromptEOL + CSE (arXiv 2307.16645): the paper's fine-tuning on NLI triples, with LoRA beside a
 frozen model whose matrices have 4 bits.
 
-Example: python launch/train.py --config configs/prompteol_cse.py:opt-2.7b
-  --config.init_from=$HOME/opt-2.7b
+Example:
+  python launch/train.py --config configs/prompteol_cse.py:opt-2.7b \
+      --config.init_from=$HOME/opt-2.7b
 
 The argument is the model's name and size; without one it is opt-2.7b.
 """

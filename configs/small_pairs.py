@@ -1,7 +1,8 @@
-"""Your own pairs on a laptop: the quickstart's model on JSON lines.
+r"""Your own pairs on a laptop: the quickstart's model on JSON lines.
 
-Example: python launch/train.py --config configs/small_pairs.py
---config.data.sources.pairs.path=my/pairs
+Example:
+  python launch/train.py --config configs/small_pairs.py \
+      --config.data.sources.pairs.path=my/pairs
 
 Where the fields are not x and y: --config.data.sources.pairs.x=question
 --config.data.sources.pairs.y=answer

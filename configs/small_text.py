@@ -1,8 +1,9 @@
-"""Your own prose on a laptop: the quickstart's model on neighbouring pieces of text, as cpt-text
+r"""Your own prose on a laptop: the quickstart's model on neighbouring pieces of text, as cpt-text
 was trained.
 
-Example: python launch/train.py --config configs/small_text.py
---config.data.sources.text.path=my/notes
+Example:
+  python launch/train.py --config configs/small_text.py \
+      --config.data.sources.text.path=my/notes
 """
 
 from ml_collections import ConfigDict

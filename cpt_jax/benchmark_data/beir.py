@@ -120,8 +120,8 @@ def check_judged(folder: epath.Path) -> None:
         others = f' (nor have {len(missing) - 1} others)' if len(missing) > 1 else ''
         raise UserError(
             f'{where}: the query {name!r} has no judgement in '
-            f'{", ".join(f"qrels/{qrels.name}" for qrels in paths)}{others}: '
-            'judge it, remove it, or leave such queries out of the scores with --unjudged=skip'
+            f'{", ".join(f"qrels/{qrels.name}" for qrels in paths)}{others}: judge it, remove it, '
+            'or leave such queries out of the scores with --unjudged=skip'
         )
 
 

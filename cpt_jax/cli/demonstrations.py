@@ -1,4 +1,4 @@
-"""Searches for the demonstration that helps a language model most: PromptEOL's in-context learning
+r"""Searches for the demonstration that helps a language model most: PromptEOL's in-context learning
 (arXiv 2307.16645, 4.2).
 
 Each candidate alone is shown before every sentence of STS-B's dev set; what all sentences begin
@@ -19,8 +19,8 @@ and ends:
 
 Example:
   python launch/demonstrations.py --build_dictionary def_word.tsv --output demos
-  python launch/demonstrations.py --model ~/opt-125m --representation prompteol --candidates
-    icl_examples.txt,demos/candidates.tsv --data_dir ~/data --output demos/opt-125m
+  python launch/demonstrations.py --model ~/opt-125m --representation prompteol \
+      --candidates icl_examples.txt,demos/candidates.tsv --data_dir ~/data --output demos/opt-125m
 """
 
 import shlex

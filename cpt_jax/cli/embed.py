@@ -1,4 +1,4 @@
-"""Turns the texts of a file into vectors, on every device.
+r"""Turns the texts of a file into vectors, on every device.
 
 Writes shards of float32 vectors in the order of the file (vectors-00000-of-00004.npy), the ids of
 their texts (ids-00000-of-00004.txt) and what they were made of (meta.json). A program that was
@@ -11,8 +11,8 @@ The file is .jsonl (a row's text is title + ' ' + text, as in BEIR's corpus.json
 unpacked.
 
 Example:
-  python launch/embed.py --model runs/quickstart --input ~/data/retrieval/scifact/corpus.jsonl
-    --output vectors/scifact
+  python launch/embed.py --model runs/quickstart --input ~/data/retrieval/scifact/corpus.jsonl \
+      --output vectors/scifact
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Scores a model on benchmarks, beside BM25 and random vectors.
+r"""Scores a model on benchmarks, beside BM25 and random vectors.
 
 Reads nothing but a model reference. Prints a table, and writes results.json and report/index.html:
 the scores, the training curves where the model is a run, and real queries with what the model and
@@ -15,10 +15,10 @@ On several hosts, start the same command on each, as for launch/train.py; proces
 scores and writes.
 
 Example:
-  python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact'
-    --data_dir ~/data
-  python launch/evaluate.py --model ~/opt-2.7b --tasks 'sts/*' --data_dir ~/data --representation
-    prompteol --demonstration 'A jockey riding a horse.=Equestrian'
+  python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact' \
+      --data_dir ~/data
+  python launch/evaluate.py --model ~/opt-2.7b --tasks 'sts/*' --data_dir ~/data \
+      --representation prompteol --demonstration 'A jockey riding a horse.=Equestrian'
   python launch/evaluate.py --model runs/quickstart --tasks 'sts/*' --data_dir ~/data --follow
 """
 
@@ -71,8 +71,8 @@ DATA_DIR = flags.DEFINE_string(
     'data_dir',
     None,
     'Holds retrieval/<folder>/ (BEIR, MS MARCO), openqa/<name>/ (NQ, TriviaQA), '
-    'codesearch/<name>.jsonl[.gz] (CodeSearchNet), senteval/ '
-    '(SentEval), sent_bias_seat/tests/ (SEAT).',
+    'codesearch/<name>.jsonl[.gz] (CodeSearchNet), senteval/ (SentEval), sent_bias_seat/tests/ '
+    '(SEAT).',
 )
 OUTPUT = flags.DEFINE_string(
     'output', None, "Where results.json and report/ go; the run's own directory, or else ./results."
@@ -269,8 +269,8 @@ def _follow() -> None:
     for task in measured_otherwise(follower.rows, follower.asked):
         print(
             f'{task}: these scores, and best.json, are of a later --follow with other flags or '
-            f'data; those of this command stand in'
-            f' {HISTORY} too, and count again where the rows of the other are removed'
+            f'data; those of this command stand in {HISTORY} too, and count again where the rows '
+            'of the other are removed'
         )
     print(
         f'\n{why}; {run / HISTORY}, {run / "report" / "index.html"}, tensorboard --logdir '

@@ -112,8 +112,7 @@ def _export() -> None:
     if not worst <= TOLERANCE[_DTYPE.value]:  # nor if it is no number
         raise UserError(
             f'--output {output}: written, but a reload differs by {worst:.1e}, and {_DTYPE.value} '
-            f'explains {TOLERANCE[_DTYPE.value]:.0e}:'
-            ' look at golden.json before you publish it'
+            f'explains {TOLERANCE[_DTYPE.value]:.0e}: look at golden.json before you publish it'
         )
     print(f'model card: {output}/README.md; check it with --check {output}')
 

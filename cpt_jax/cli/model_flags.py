@@ -37,8 +37,7 @@ def define_model(
     )
     representation = (
         'How a causal language model represents a text: prompteol or prompt (last token of a '
-        'template), last, mean (of the text alone);'
-        ' own: as it was trained.'
+        'template), last, mean (of the text alone); own: as it was trained.'
     )
     template = (
         'Your own in place of the one of --representation, with the slot {text} for the text; its '

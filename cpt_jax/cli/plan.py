@@ -1,10 +1,10 @@
-"""Tells whether a training step, or embedding, fits a TPU topology and how fast it can be at best:
+r"""Tells whether a training step, or embedding, fits a TPU topology and how fast it can be at best:
 libtpu compiles it here, without a TPU.
 
 Example:
   python launch/plan.py --config configs/cpt_l.py --topology v5p:4x4x4 --json plan.json
-  python launch/plan.py --config configs/prompteol.py:opt-66b --topology v5e:4x4 --program embed
-    --fsdp 16
+  python launch/plan.py --config configs/prompteol.py:opt-66b --topology v5e:4x4 --program embed \
+      --fsdp 16
 
 The step is the one that launch/train.py runs; keys of the config are set with
 --config.section.key=value. Several topologies may be given, with commas. --sweep tries meshes,
@@ -71,8 +71,8 @@ _WEIGHTS = flags.DEFINE_enum(
     None,
     ['bfloat16', 'float32'],
     'To embed: how parameters are kept. bfloat16 as in files of published language models, the '
-    'default of configs with a prompt.template;'
-    ' float32 as in checkpoints of runs, that of the others. With LoRA, lora.base says it.',
+    'default of configs with a prompt.template; float32 as in checkpoints of runs, that of the '
+    'others. With LoRA, lora.base says it.',
 )
 flags.declare_key_flag('config')
 

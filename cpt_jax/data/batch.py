@@ -222,8 +222,7 @@ def plan_layout(
     if batch_pairs < parts * chunks:
         raise UserError(
             f'train.batch_pairs={batch_pairs} is less than mesh.data x mesh.fsdp = {parts} times '
-            f'train.encode_chunks={chunks}: '
-            'some devices would have no pair at all'
+            f'train.encode_chunks={chunks}: some devices would have no pair at all'
         )
     pairs = -(-batch_pairs // (parts * chunks))
     smaller: tuple[int, ...] = ()

@@ -95,7 +95,7 @@ def propose_rows(
         rows += 1
     tokens_P = lengths_PxT.sum(1)
     error = tokens_P.std() / tokens_P.mean() / np.sqrt(len(tokens_P))
-    # A row a text holds anything.
+    # With a row for each text, any batch fits.
     return min(round(rows * (1 + error)), pairs * lengths_PxT.shape[1]), needed_G
 
 

@@ -84,9 +84,8 @@ class Problems:
             counts = ', '.join(f'{count:,} {name}' for name, count in self.counts.most_common())
             raise UserError(
                 f'{where}: {kind}{detail and ": "}{detail}; {self.bad:,} of {self.rows:,} rows '
-                f'cannot be used ({counts}), '
-                f'more than the allowed share of {self.max_share:g}: repair the rows or raise '
-                f'max_bad_share'
+                f'cannot be used ({counts}), more than the allowed share of {self.max_share:g}: '
+                'repair the rows or raise max_bad_share'
             )
 
     def to_json(self) -> dict:

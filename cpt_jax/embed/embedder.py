@@ -229,10 +229,8 @@ class Embedder:
                 for places, rows, row_length in self._batches(lengths_N[some] - skipped, skipped):
                     places = some[places]
                     left -= len(places)
-                    self.tokens, self.shared = (
-                        self.tokens + skipped * len(places),
-                        self.shared + skipped * len(places),
-                    )
+                    self.tokens += skipped * len(places)
+                    self.shared += skipped * len(places)
                     prefix = prefix_of(opening[:skipped]) if skipped else None
                     vectors_RxD = self._compute(
                         [tokens[place][skipped:] for place in places], rows, row_length, prefix
@@ -293,10 +291,8 @@ class Embedder:
         """
         lengths_R = np.ones(rows, np.int64)
         lengths_R[: len(tokens)] = [len(text) for text in tokens]
-        self.tokens, self.columns = (
-            self.tokens + sum(map(len, tokens)),
-            self.columns + rows * row_length,
-        )
+        self.tokens += sum(map(len, tokens))
+        self.columns += rows * row_length
         tokens_RxS = np.zeros((rows, row_length), np.int32)
         for row_S, text in zip(tokens_RxS, tokens, strict=False):
             row_S[: len(text)] = text

@@ -114,10 +114,8 @@ def _read_run(
     if run.is_language_model and representation.is_own:
         raise UserError(
             f'--model {run.reference}: a language model (objective=lm), whose states were not '
-            f'trained to be vectors: train contrastively from it '
-            f'(launch/train.py --config CONFIG '
-            f'--config.init_from={run.reference}), or give --representation '
-            f'prompteol'
+            'trained to be vectors: train contrastively from it (launch/train.py --config CONFIG '
+            f'--config.init_from={run.reference}), or give --representation prompteol'
         )
     config = run.provenance.config
     tokenizer = _wrap_in_template(run, representation)

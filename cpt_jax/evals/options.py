@@ -63,9 +63,8 @@ class SplitOptions(Options):
 
     split: str = option(
         '',
-        'Of retrieval tasks (qrels/<split>.tsv), sts/STSBenchmark and sts/SICK-R. By default test, '
-        'and dev of msmarco; STS12 to 16 have test'
-        ' alone.',
+        'Of retrieval tasks (qrels/<split>.tsv), sts/STSBenchmark and sts/SICK-R. By default '
+        'test, and dev of msmarco; STS12 to 16 have test alone.',
         choices=['test', 'dev', 'train'],
     )
 

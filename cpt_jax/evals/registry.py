@@ -126,8 +126,7 @@ def select(
         if not found:
             raise UserError(
                 f'--tasks {pattern}: no such task; there are {_like(pattern, tasks)}; '
-                f'{_where(pattern, data_dir)};'
-                f' suites: {", ".join(SUITES)}'
+                f'{_where(pattern, data_dir)}; suites: {", ".join(SUITES)}'
             )
         chosen |= found
     if not chosen:

@@ -67,8 +67,7 @@ def export_adapter(reference: str, output: Path) -> Adapter:
     if found.family is LLAMA2C:
         raise UserError(
             f'--adapter: {path} is a model of llama2.c, which PEFT cannot load, and whose rotary '
-            f'positions turn other units than those of'
-            ' transformers: embed with launch/embed.py'
+            'positions turn other units than those of transformers: embed with launch/embed.py'
         )
     encoder_config = EncoderConfig(vocab_size=tokenizer.vocab_size, **config['model'])
     encoder, _ = load_adapters(run, lora, encoder_config, make_mesh())

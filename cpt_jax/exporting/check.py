@@ -265,10 +265,8 @@ def _tokenizer(files: _Directory) -> Iterator[Defect]:
     except Exception as error:  # the library raises bare exceptions
         yield Defect('tokenizer.json', f'cannot be read: {str(error).splitlines()[0]}', ALL)
         return
-    rows, ids = (
-        files.config.get('vocab_size', 0),
-        1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
-    )
+    rows = files.config.get('vocab_size', 0)
+    ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
     if rows and ids > rows:
         yield Defect('tokenizer.json', f'has {ids} ids, and the embedding {rows} rows', ALL)
     tokenizer.no_padding()

@@ -125,9 +125,8 @@ def _config_from_scratch(config: EncoderConfig) -> dict[str, Any]:
     )
     raise UserError(
         f'--model: no other library has a transformer of these parts: {parts}. GPT-2 has learned '
-        f'positions, layernorm, biases and as many'
-        ' kv_heads as heads; LLaMA rotary positions, rmsnorm, swiglu and no biases. Train with '
-        'either to export'
+        'positions, layernorm, biases and as many kv_heads as heads; LLaMA rotary positions, '
+        'rmsnorm, swiglu and no biases. Train with either to export'
     )
 
 

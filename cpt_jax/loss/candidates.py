@@ -86,11 +86,9 @@ def relations(anchors: PairBlock, candidates: PairBlock) -> tuple[jax.Array, jax
     certain in batches of tens of thousands. The partner always takes part.
     """
     x_bx1, y_bx1 = anchors.ids_cxT[:, :1], anchors.ids_cxT[:, 1:2]
-    x_1xc, y_1xc, hard_1xN = (
-        candidates.ids_cxT[None, :, 0],
-        candidates.ids_cxT[None, :, 1],
-        candidates.ids_cxT[None, :, 2:].reshape(1, -1),
-    )
+    x_1xc = candidates.ids_cxT[None, :, 0]
+    y_1xc = candidates.ids_cxT[None, :, 1]
+    hard_1xN = candidates.ids_cxT[None, :, 2:].reshape(1, -1)
     partner_bxc = anchors.number_c[:, None] == candidates.number_c[None]
     in_batch_bxc = (x_1xc > 0) & (x_bx1 > 0) & (x_1xc != x_bx1) & (y_1xc != y_bx1)
     hard_bxN = (hard_1xN > 0) & (x_bx1 > 0) & (hard_1xN != y_bx1)
@@ -170,8 +168,8 @@ def add_up(
     sums = {
         'loss_xy': there_b * (row_lse(rows) - rows.own_b),
         'loss_yx': there_b * (column_lse_b - rows.own_b),
-        'accuracy_xy': there_b
-        * (rows.own_b > rows.rival_b),  # a tie is no hit: vectors that are all alike find nothing
+        # A tie is no hit: vectors that are all alike find nothing.
+        'accuracy_xy': there_b * (rows.own_b > rows.rival_b),
         'accuracy_yx': there_b * (rows.own_b > column_rival_b),
         'positive_cosine': there_b * rows.own_cosine_b,
         'pairs': there_b,

@@ -123,10 +123,8 @@ def _pull_from_all(
     def step(
         carry: tuple[jax.Array, jax.Array], part: tuple[PairBlock, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        candidates, column_lse_c = (
-            _everyones(part[0], axes),
-            jax.lax.all_gather(part[1], axes, tiled=True),
-        )
+        candidates = _everyones(part[0], axes)
+        column_lse_c = jax.lax.all_gather(part[1], axes, tiled=True)
         c = len(column_lse_c)
         cosine_bxK = cosines(x_bxD, candidates)
         negative_bxK, partner_bxK = relations(anchors, candidates)

@@ -98,10 +98,9 @@ class InfoNCE:
 
         Returns:
           The mean loss in nats over the pairs that are there, and scalars: `accuracy_xy` and
-            `accuracy_yx` (is the partner nearer
-          than every other candidate), `positive_cosine`, `negative_cosine`, `log_batch` (the loss
-            of a model that knows nothing),
-          `pairs`; those of the most units, where there are several `dimensions`.
+            `accuracy_yx` (is the partner nearer than every other candidate), `positive_cosine`,
+            `negative_cosine`, `log_batch` (the loss of a model that knows nothing), `pairs`. Where
+            there are several `dimensions`, they are those of the most units.
         """
         # Flat over the whole mesh, so that tensor devices compute rows of their own; where the
         # batch does not divide so far, they repeat.

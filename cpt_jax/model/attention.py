@@ -17,9 +17,8 @@ from cpt_jax.runtime.mesh import BATCH
 # heads.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-# Queries: on CPUs four of them in a row of 256 take half the time of one piece, forward and
-# backward.
-BLOCK = 64
+# On CPUs four blocks in a row of 256 take half the time of one piece, forward and backward.
+BLOCK = 64  # queries
 _LANES = 128  # of a TPU's vector registers: the kernel's blocks are multiples of it
 
 

@@ -56,11 +56,9 @@ class Attention(nnx.Module):
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
         self.config = config
-        width, heads, groups = (
-            (config.width, 'fsdp'),
-            (config.heads, 'tensor'),
-            (config.kv_heads, 'tensor'),
-        )
+        width = (config.width, 'fsdp')
+        heads = (config.heads, 'tensor')
+        groups = (config.kv_heads, 'tensor')
         head_width = (config.head_width, None)
         value, out = value_and_out(config)
         self.query = parameter(rngs, normal(0.02), *layer_axis, width, heads, head_width)

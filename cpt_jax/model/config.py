@@ -169,9 +169,8 @@ class EncoderConfig:
             'embedding_width': self.embedding_width or self.width,
             'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
             'out_bias': self.bias if self.out_bias is None else self.out_bias,
-            'rotary_scaling': tuple(
-                self.rotary_scaling
-            ),  # a list where it comes from JSON, as the two below
+            # From JSON, the last three are lists.
+            'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),
             'local_layers': tuple(map(bool, self.local_layers)),
         }

@@ -114,8 +114,8 @@ class Encoder(nnx.Module):
 
         Returns:
           float32[B, T, D]: the last layer's state at the closing delimiter, after the final norm
-            (or as `config.pooling` says). The layer's
-          second half is computed for these positions alone.
+            (or as `config.pooling` says). The layer's second half is computed for these positions
+            alone.
         """
         pooling = POOLINGS[self.config.pooling]
         if pooling.reduce:
@@ -128,10 +128,8 @@ class Encoder(nnx.Module):
         places_BxT = eos_BxT
         if pooling.is_first_token:
             places_BxT = eos_BxT - pick(positions_RxS, eos_BxT)
-        noise, end_noise = (
-            Noise(keys_RxS, number),
-            Noise(None if keys_RxS is None else pick(keys_RxS, places_BxT), number),
-        )
+        noise = Noise(keys_RxS, number)
+        end_noise = Noise(None if keys_RxS is None else pick(keys_RxS, places_BxT), number)
 
         @self._remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:

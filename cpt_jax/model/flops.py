@@ -36,14 +36,12 @@ def step_flops(
         it.
     """
     ends = pairs * texts
-    layers, adapters = (
-        _layers(config, tokens, row_length, ends),
-        _adapters(config, tokens, ends, lora),
-    )
+    layers = _layers(config, tokens, row_length, ends)
+    adapters = _adapters(config, tokens, ends, lora)
     similarities = pairs * (pairs * (texts - 1)) * config.embedding_width
     if not lora or not lora.rank:
         return 3 * 2 * (layers + similarities)
-    # No weights; few of the last in 'blocks'.
+    # Scores have no frozen weights. In 'blocks', the last layer has few of them.
     scores = (config.layers - (config.attention == 'blocks')) * tokens * _mixing(config, row_length)
     return 2 * 2 * (layers - scores) + 3 * 2 * (scores + adapters + similarities)
 

@@ -39,10 +39,8 @@ def mean_of_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Arra
     @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
     def local(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
         segments = segments_RxS.reshape(-1)
-        h, ones = (
-            h_RxSxD.reshape(len(segments), -1).astype(jnp.float32),
-            jnp.ones_like(segments, jnp.float32),
-        )
+        h = h_RxSxD.reshape(len(segments), -1).astype(jnp.float32)
+        ones = jnp.ones_like(segments, jnp.float32)
         total, count = (
             jax.ops.segment_sum(values, segments, eos_BxT.size + 1) for values in (h, ones)
         )

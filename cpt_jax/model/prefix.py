@@ -243,10 +243,8 @@ def _attend_behind(
         most_RxGxMx1 = jnp.maximum(
             by_row(before_GxNxP.max(-1, keepdims=True)), own_RxGxMxS.max(-1, keepdims=True)
         )
-        before_GxNxP, own_RxGxMxS = (
-            jnp.exp(before_GxNxP - by_group(most_RxGxMx1)),
-            jnp.exp(own_RxGxMxS - most_RxGxMx1),
-        )
+        before_GxNxP = jnp.exp(before_GxNxP - by_group(most_RxGxMx1))
+        own_RxGxMxS = jnp.exp(own_RxGxMxS - most_RxGxMx1)
         mixed_RxGxMxK = by_row(
             product('gnp,pgk->gnk', before_GxNxP.astype(v_1xPxGxK.dtype), v_1xPxGxK[0])
         )

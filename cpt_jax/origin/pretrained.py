@@ -152,15 +152,13 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         raise UserError(f'{directory}/config.json: has no {error.args[0]!r}') from None
     except UserError as error:
         raise UserError(f'{directory}/{error}') from None
-    # Transformers' key, and that of other readers.
+    # The key of transformers, and that of other readers.
     if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
         shape |= {'causal': False}
     shape |= {'pooling': _pooling(directory, shape.get('pooling', 'eos'), pooling)}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
-    rows, sentence = (
-        int(config['vocab_size']),
-        read_json_file(directory / 'sentence_bert_config.json', optional=True),
-    )
+    rows = int(config['vocab_size'])
+    sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
     tokenizer = open_tokenizer(
         directory, config, _prompts(directory), bool(sentence.get('do_lower_case', False))
     )
@@ -226,9 +224,8 @@ def _dense(directory: Path) -> dict[Path, Mapping[str, Any]]:
     kinds = [module['type'].rpartition('.')[2] for module in modules]
     if 'Dense' in kinds and (kinds[:2] != ['Transformer', 'Pooling'] or 'Normalize' in kinds[:-1]):
         raise UserError(
-            f'{directory}/modules.json: a transformer, a pooling and a normalisation are '
-            f'expected, not {", ".join(kinds)}; Dense modules'
-            ' may stand before the last'
+            f'{directory}/modules.json: a transformer, a pooling and a normalisation are expected, '
+            f'not {", ".join(kinds)}; Dense modules may stand before the last'
         )
     folders = [
         directory / module['path']

@@ -99,7 +99,7 @@ def lower(
         lowered = None
         if trace:
             step = make_step(objective, parts.optimizer, parts.schedule, config['seed'])
-            # As training/loop.py compiles it.
+            # As training/step.py compiles it.
             lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(
                 state, abstract_batch(layout, mesh)
             )
@@ -183,10 +183,8 @@ def lower_embedding(
     if fsdp > 1 and len(devices) % fsdp:
         raise UserError(f'--fsdp={fsdp}: the {len(devices):,} devices are no multiple of it')
     mesh = make_mesh(fsdp=fsdp, devices=devices)
-    model = config['model'] | {
-        'attention': 'auto',
-        'layer_loop': 'auto',
-    }  # as embed/load.py opens a run
+    # As embed/load.py opens a run.
+    model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}
     encoder_config = build(
         EncoderConfig, 'model', model, vocab_size=config['tokenizer']['vocab_size']
     ).on('tpu')

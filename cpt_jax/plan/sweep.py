@@ -101,7 +101,7 @@ class Sweep:
         )
 
     def _state(self, candidate: SweepCandidate) -> int:
-        # Of the step's one device.
+        # The step is on one device, so these are all of the frozen bytes.
         return state_bytes(candidate, self._step.trained, device_bytes(self._step.state.frozen))
 
     def _layout(self, candidate: SweepCandidate) -> Layout:
@@ -270,7 +270,7 @@ def _any_step(config: Mapping[str, Any], devices: Sequence[jax.Device]) -> Lower
         'mesh': {'data': 1, 'fsdp': 1, 'tensor': 1},
         'train': dict(config['train']) | {'encode_chunks': 1},
     }
-    # Which every base of LoRA's goes with.
+    # Every base of LoRA goes with full rematerialisation.
     changed['model'] = dict(config['model']) | {'remat': 'full'}
     return lower(changed, devices[:1], trace=False)
 

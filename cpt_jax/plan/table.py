@@ -69,10 +69,8 @@ def _embedding(plan: EmbeddingPlan) -> list[tuple[str, str]]:
 def _trained(plan: Plan) -> str:
     if not plan.frozen_bytes_per_chip:
         return ''
-    trained, frozen = (
-        _unit(plan.trained_bytes_per_chip, _BINARY),
-        _unit(plan.frozen_bytes_per_chip, _BINARY),
-    )
+    trained = _unit(plan.trained_bytes_per_chip, _BINARY)
+    frozen = _unit(plan.frozen_bytes_per_chip, _BINARY)
     return (
         f', {plan.trained_params:,} of them trained: {trained} a chip with optimizer state; the '
         f'others, frozen: {frozen} a chip'
@@ -108,8 +106,8 @@ def _times(plan: AnyPlan, step: str) -> list[tuple[str, str]]:
         ('at least', ', '.join(f'{name} {time_text(value)}' for name, value in bounds.items())),
         (
             f'a {step}',
-            f'{time_text(least)} at least{texts}, limited by {limit}; MFU '
-            f'{100 * mfu:.1f} % at most',
+            f'{time_text(least)} at least{texts}, limited by {limit}; MFU {100 * mfu:.1f} % at '
+            'most',
         ),
     ]
 
@@ -135,9 +133,8 @@ def _notes(plan: AnyPlan) -> list[str]:
     notes = []
     if isinstance(plan, Plan) and plan.rows_assumed:
         notes.append(
-            f'Every text is taken to be as long as it may be: {plan.rows} rows a device and '
-            f'chunk. A run prints how many its data needs:'
-            ' --config.data.rows=N makes this exact.'
+            f'Every text is taken to be as long as it may be: {plan.rows} rows a device and chunk. '
+            'A run prints how many its data needs: --config.data.rows=N makes this exact.'
         )
     if plan.uncounted:
         notes.append(f'Not in the arithmetic: {", ".join(plan.uncounted)}.')
@@ -153,10 +150,9 @@ def _notes(plan: AnyPlan) -> list[str]:
     elif not plan.fits:
         notes.append(
             'To try: more chips; a larger --config.mesh.fsdp (splits parameters and optimizer '
-            'state) or --config.mesh.tensor;'
-            ' a larger --config.train.encode_chunks or --config.model.remat=full (activations); '
-            '--config.loss.form=chunked'
-            ' (similarities); or --sweep, which tries them.'
+            'state) or --config.mesh.tensor; a larger --config.train.encode_chunks or '
+            '--config.model.remat=full (activations); --config.loss.form=chunked (similarities); '
+            'or --sweep, which tries them.'
         )
     return ['', *(f'  {note}' for note in notes)] if notes else []
 

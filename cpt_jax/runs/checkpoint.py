@@ -114,8 +114,8 @@ class Checkpoints:
             unreadable.append(step)
         if unreadable:
             raise UserError(
-                f'{self._directory}: none of the checkpoints {unreadable} can be '
-                f'read; start in another --workdir'
+                f'{self._directory}: none of the checkpoints {unreadable} can be read; start in '
+                'another --workdir'
             )
         return None
 
@@ -278,8 +278,8 @@ def _damage(directory: Path, step: int) -> Iterator[None]:
     except Exception as error:
         others = ', '.join(f'@{other}' for other in steps_in(directory) if other != step) or 'none'
         raise UserError(
-            f'{directory / str(step)} is damaged ({_reason(error)}); other '
-            f'checkpoints of the run: {others}'
+            f'{directory / str(step)} is damaged ({_reason(error)}); other checkpoints of the run: '
+            f'{others}'
         ) from error
 
 

@@ -21,7 +21,8 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt:
-        mallopt(_MMAP_MAX, 0)  # all blocks come from the heap,
-        # Of which there is one (those of threads are too small for such blocks),.
+        # All blocks come from the heap. There is one (those of threads are too small for such
+        # blocks), and what is free at its end stays, however large.
+        mallopt(_MMAP_MAX, 0)
         mallopt(_ARENA_MAX, 1)
-        mallopt(_TRIM_THRESHOLD, -1)  # and its end stays, however large
+        mallopt(_TRIM_THRESHOLD, -1)

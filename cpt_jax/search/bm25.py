@@ -20,8 +20,7 @@ BM25_SETTINGS = {
     'k1': K1,
     'b': B,
     'tokens': 'words and parts of identifiers (split at underscores and camelCase), lower-cased, '
-    'two characters or more, '
-    'without a plural s (Harman 1991)',
+    'two characters or more, without a plural s (Harman 1991)',
 }
 
 _WORD = re.compile(r'[^\W_]+')
@@ -56,7 +55,7 @@ class Bm25:
     """
 
     def __init__(self, documents: Sequence[str]):
-        # Which imports JAX where it is: not before the program has chosen a platform for it.
+        # Not at the top: it imports JAX, and the program first chooses a platform for it.
         import bm25s
 
         logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG

@@ -44,10 +44,8 @@ def read_json_lines(path: epath.Path) -> Iterator[tuple[str, dict]]:
             raise UserError(
                 f'{where}: not JSON ({error.msg} at column {error.colno}): mend or remove the line'
             ) from None
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # a number of thousands of digits, a thousand brackets
+        # A number of thousands of digits, or a thousand brackets.
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f'{where}: JSON that cannot be read ({error}): mend or remove the line'
             ) from None

@@ -21,7 +21,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import replacing, write_atomically
 
 _META = 'meta.json'
-# Float32 keeps 1e-6; a longer or shorter vector was not normalised, or has overflowed.
+# In float32, norms are 1 within 1e-6. A vector further off was not normalised, or has overflowed.
 _NORM_TOLERANCE = 1e-3
 
 

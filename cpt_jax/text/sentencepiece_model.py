@@ -53,9 +53,9 @@ class SentencePieceModel:
         )
         self._contents = {i: token.content for i, token in added.items()}
         longest_first = sorted(added, key=lambda i: -len(added[i].content))
-        self._ids, self._names = (
-            longest_first,
-            re.compile('|'.join(f'({_pattern(added[i])})' for i in longest_first) or '(?!)'),
+        self._ids = longest_first
+        self._names = re.compile(
+            '|'.join(f'({_pattern(added[i])})' for i in longest_first) or '(?!)'
         )
         self.vocab_size = max([self._first.get_piece_size() - 1, *added]) + 1
 

@@ -345,9 +345,8 @@ def train_tokenizer(
             pad_id=-1,
             minloglevel=2,
         )
-    except (
-        RuntimeError
-    ) as error:  # an unknown rule, a vocabulary too small for the 256 bytes and the characters
+    # An unknown rule, or a vocabulary too small for the 256 bytes and the characters.
+    except RuntimeError as error:
         raise UserError(f'tokenizer: sentencepiece cannot train one: {error}') from error
     return Tokenizer(_SentencePiece(written.getvalue()), closing)
 

@@ -159,8 +159,8 @@ class Contrastive:
     def line(self, row: Mapping[str, float]) -> str:
         return (
             f'loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy '
-            f'{row["accuracy_xy"]:.1%},'
-            f' held-out MRR {row["heldout_mrr"]:.3f} among {row["heldout_pairs"]:,}'
+            f'{row["accuracy_xy"]:.1%}, held-out MRR {row["heldout_mrr"]:.3f} among '
+            f'{row["heldout_pairs"]:,}'
         )
 
 

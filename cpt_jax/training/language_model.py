@@ -28,7 +28,7 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import batch_sharding
+from cpt_jax.runtime.mesh import placed
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer
 from cpt_jax.training.chunks import Rows, in_chunks
@@ -179,8 +179,8 @@ class LanguageModel:
     def line(self, row: Mapping[str, float]) -> str:
         return (
             f'loss {row["loss"]:.3f} nats a token, held-out {row["heldout_loss"]:.3f}, '
-            f'{row["heldout_bits_per_byte"]:.3f} bits a byte'
-            f' (unigram bytes: {self.unigram:.3f}), {row["heldout_accuracy"]:.1%} right'
+            f'{row["heldout_bits_per_byte"]:.3f} bits a byte (unigram bytes: {self.unigram:.3f}), '
+            f'{row["heldout_accuracy"]:.1%} right'
         )
 
 
@@ -229,21 +229,16 @@ class HeldoutText:
             [array[k : k + at_once] for array in group[:3]] for k in range(0, rows, at_once)
         ]
         self._bytes = sum(len(text) for text in bytes_of(tokens, tokenizer))
-        self._mesh, self._sums = (
-            mesh,
-            jax.jit(sums_of, out_shardings=jax.sharding.NamedSharding(mesh, P())),
-        )
+        self._mesh = mesh
+        self._sums = jax.jit(sums_of, out_shardings=jax.sharding.NamedSharding(mesh, P()))
 
     def scores(self, encoder: Encoder, between: Callable[[], None]) -> dict[str, float]:
         """Of an encoder; `between` is called after each part of the rows, and may raise to end
         it.
         """
-        totals, sharding = np.zeros(3), batch_sharding(self._mesh)
+        totals = np.zeros(3)
         for part in self._parts:
-            rows = [
-                jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-                for array in part
-            ]
+            rows = placed(self._mesh, *part)
             with jax.set_mesh(self._mesh):
                 totals += np.asarray(self._sums(encoder, *rows), np.float64)
             between()

@@ -207,10 +207,9 @@ class _Loop:
         )
         raise UserError(
             f'at step {step} the loss is {metrics["loss"]:.4g}, the gradient norm '
-            f'{metrics["grad_norm"]:.4g}, the parameter norm'
-            f' {metrics["param_norm"]:.4g} and the learning rate {metrics["learning_rate"]:.2g}: '
-            f'stopped, and nothing saved since; {kept}.'
-            ' Lower optimizer.peak_lr, or look at the data of that step'
+            f'{metrics["grad_norm"]:.4g}, the parameter norm {metrics["param_norm"]:.4g} and the '
+            f'learning rate {metrics["learning_rate"]:.2g}: stopped, and nothing saved since; '
+            f'{kept}. Lower optimizer.peak_lr, or look at the data of that step'
         )
 
     def _record(self, step: int, metrics: dict[str, float], scores: dict[str, float]) -> None:

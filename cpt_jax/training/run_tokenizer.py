@@ -40,7 +40,7 @@ def resolve_tokenizer(config: Mapping[str, Any], origin: Origin, objective: Obje
             raise UserError(
                 f'tokenizer.path={path} is not the tokenizer that '
                 f'{origin.directory / str(origin.step)} was trained with: put that one there, or '
-                f'none'
+                'none'
             )
         return tokenizer
     if path:

@@ -32,8 +32,7 @@ def startup_table(run: Run, state: TrainState, first: int, workdir: Path) -> str
         'batch': run.objective.batch_line(run.train.batch_pairs, run.data),
         'rows': (
             f'{layout.parts} parts x {layout.chunks} chunks x {layout.rows} rows of '
-            f'{layout.row_length}:'
-            f' {layout.tokens:,} tokens a batch, padding included'
+            f'{layout.row_length}: {layout.tokens:,} tokens a batch, padding included'
             + (
                 f'; {", ".join(map(str, layout.smaller_row_counts))} rows where they are enough'
                 if layout.smaller_row_counts

@@ -1,5 +1,7 @@
 """How programs start, as a user sees it: help, flags, config files."""
 
+import ast
+import itertools
 import os
 import subprocess
 import sys
@@ -33,6 +35,20 @@ def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path, program, fla
     assert done.returncode == 0 and done.stderr == ''
     assert f'python launch/{program}.py --' in done.stdout and 'Example' in done.stdout
     assert all(flag in done.stdout for flag in flags)
+
+
+def test_examples_can_be_pasted():
+    """A command that goes on in the next line says so to the shell."""
+    examples = 0
+    for folder in ('benchmarks', 'configs', 'cpt_jax/cli', 'launch'):
+        for path in (ROOT / folder).rglob('*.py'):
+            lines = (ast.get_docstring(ast.parse(path.read_text())) or '').splitlines()
+            for line, following in itertools.pairwise([*lines, '']):
+                if line.strip().startswith('python '):
+                    examples += 1
+                    ends = not following.strip() or following.strip().startswith('python ')
+                    assert ends != line.endswith('\\'), f'{path}: {line}'
+    assert examples > 30
 
 
 CONFIGS = {

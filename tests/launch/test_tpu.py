@@ -251,18 +251,16 @@ def pod(desk, installed) -> Desk:
 
 def test_help_shows_an_example_and_the_flags(desk):
     done = desk.run('create', '--help')
-    assert (
-        done.returncode == 0 and 'Example: python launch/tpu/create.py --name cpt-l' in done.stdout
-    )
+    assert done.returncode == 0
+    assert 'Example:\n  python launch/tpu/create.py --name cpt-l' in done.stdout
     assert all(
         f'--{flag}:' in done.stdout
         for flag in ('name', 'zone', 'project', '[no]dry_run', 'accelerator_type', '[no]spot')
     )
     for path in (ROOT / 'launch' / 'tpu').glob('*.py'):
         program = ROOT / 'cpt_jax' / 'cli' / 'tpu' / path.name
-        assert f'Example: python launch/tpu/{path.name} --name cpt-l' in ast.get_docstring(
-            ast.parse(program.read_text())
-        )
+        shown = ast.get_docstring(ast.parse(program.read_text()))
+        assert f'Example:\n  python launch/tpu/{path.name} --name cpt-l' in shown
 
 
 def dry_run(desk: Desk, program: str, *flags: str) -> list[list[str]]:

@@ -1,8 +1,9 @@
-"""Asks Google Cloud for a TPU pod slice (a queued resource), and waits until its machines are
+r"""Asks Google Cloud for a TPU pod slice (a queued resource), and waits until its machines are
 there.
 
-Example: python launch/tpu/create.py --name cpt-l --zone us-east5-a --accelerator_type v5p-128
---spot
+Example:
+  python launch/tpu/create.py --name cpt-l --zone us-east5-a --accelerator_type v5p-128 \
+      --spot
 
 What was asked for is kept in runs/pods/NAME.json, for the other programs here and for resume.py,
 which asks again after a preemption. An accelerator type counts TensorCores for v4 and v5p, two a

@@ -1,7 +1,8 @@
 """Deletes a pod: the queued resource with its machines and their disks. What lies on a bucket or
 another disk stays.
 
-Example: python launch/tpu/delete.py --name cpt-l
+Example:
+  python launch/tpu/delete.py --name cpt-l
 
 Refuses while a run is going on, or where the workers cannot be asked; --force does not ask.
 runs/pods/NAME.json stays, so resume.py can ask for the machines again.

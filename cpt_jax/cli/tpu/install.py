@@ -1,6 +1,7 @@
 """Installs this checkout (its HEAD) and the packages it needs on all workers of a pod.
 
-Example: python launch/tpu/install.py --name cpt-l --bucket my-bucket
+Example:
+  python launch/tpu/install.py --name cpt-l --bucket my-bucket
 
 The code goes to ~/cpt_jax/code on every worker, a virtual environment with requirements.txt and
 jax[tpu] beside it. With --bucket, a Cloud Storage bucket is mounted by gcsfuse, the same on every

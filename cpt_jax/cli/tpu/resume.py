@@ -1,7 +1,8 @@
 """Goes on with a pod's run after a preemption: asks for the machines again, installs the same
 commit, starts with the same flags.
 
-Example: python launch/tpu/resume.py --name cpt-l --forever
+Example:
+  python launch/tpu/resume.py --name cpt-l --forever
 
 With --forever it stays, and does so again until the run ends with exit status 0 (done) or 1
 (something given is wrong); an end by a crash is tried three more times. It may be stopped and begun

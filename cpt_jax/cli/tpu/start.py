@@ -1,8 +1,9 @@
-"""Starts launch/train.py on all workers of a pod, in the background; what stands behind -- are its
+r"""Starts launch/train.py on all workers of a pod, in the background; what stands behind -- are its
 flags.
 
-Example: python launch/tpu/start.py --name cpt-l -- --config=configs/cpt_l.py
---workdir=/mnt/bucket/runs/cpt_l
+Example:
+  python launch/tpu/start.py --name cpt-l -- --config=configs/cpt_l.py \
+      --workdir=/mnt/bucket/runs/cpt_l
 
 The workers find each other. Each keeps the output in ~/cpt_jax/train.log and the exit status in
 ~/cpt_jax/exit_status. While one runs, a second one is refused.

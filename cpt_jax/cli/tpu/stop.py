@@ -1,7 +1,8 @@
 """Asks the run on a pod to save and end: SIGTERM on every worker. It ends with exit status 42,
 which watch.py shows.
 
-Example: python launch/tpu/stop.py --name cpt-l
+Example:
+  python launch/tpu/stop.py --name cpt-l
 
 A resume.py --forever that is looking after the run would start it again: end that one first.
 """

@@ -1,6 +1,7 @@
 """Shows the end of a pod run's log (the first worker's), and how the run stands on every worker.
 
-Example: python launch/tpu/watch.py --name cpt-l --follow
+Example:
+  python launch/tpu/watch.py --name cpt-l --follow
 
 Ends with the run's own exit status (0 done, 1 something given is wrong, 42 preempted with
 everything saved, 128 + n killed by signal n); 42 also where the machines were taken away; 3 while

@@ -123,9 +123,8 @@ class PythonSource:
         )
         return (
             f'python_source/{self.split}: {len(self):,} of {len(self._docs):,} pairs, from '
-            f'{self.counts["seen"]:,} functions in '
-            f'{self.problems.rows:,} files; dropped: {dropped}; held out: '
-            f'{", ".join(self._heldout) or "nothing"}'
+            f'{self.counts["seen"]:,} functions in {self.problems.rows:,} files; dropped: '
+            f'{dropped}; held out: {", ".join(self._heldout) or "nothing"}'
         )
 
 

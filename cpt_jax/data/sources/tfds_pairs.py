@@ -70,10 +70,8 @@ class TfdsSource:
         self._tfds_split = '+'.join(filter(None, parts))
         self._rows = np.zeros(0, np.int64)
         self._data: Sequence[dict] = ()
-        self.fingerprint, self.problems = (
-            text_digest('tfds', name, split, 'nothing'),
-            Problems(max_bad_share),
-        )
+        self.fingerprint = text_digest('tfds', name, split, 'nothing')
+        self.problems = Problems(max_bad_share)
         if self._tfds_split:
             self._open(data_dir)
 

@@ -71,10 +71,8 @@ class Splits:
 
     def drawn(self, train: np.ndarray) -> Split:
         """A fit that takes its validation set out of the training samples at random."""
-        order, kept_out = (
-            np.random.RandomState(self._seed).permutation(len(train)),
-            int(VALIDATION * len(train)),
-        )
+        order = np.random.RandomState(self._seed).permutation(len(train))
+        kept_out = int(VALIDATION * len(train))
         return Split(
             train[order[kept_out:]],
             train[order[:kept_out]],

@@ -34,11 +34,9 @@ LAYOUT = (
 )
 PROTOCOL = (
     'May et al. 2019: s(w) = mean cosine with attr1 - mean cosine with attr2; effect size = '
-    'difference of the means of s over targ1 and '
-    'targ2 / standard deviation of s over both (ddof 1), 0 where all s are equal; p one-sided, '
-    'the share of even partitions whose first '
-    'half has a sum of s as large or larger; p_holm: Holm-Bonferroni over all bias tasks in '
-    'results.json'
+    'difference of the means of s over targ1 and targ2 / standard deviation of s over both (ddof '
+    '1), 0 where all s are equal; p one-sided, the share of even partitions whose first half has '
+    'a sum of s as large or larger; p_holm: Holm-Bonferroni over all bias tasks in results.json'
 )
 
 

@@ -273,10 +273,8 @@ def _texts(direction: str, queries: list[str], codes: list[str], others: list[st
 
 def _vector_scorer(direction: str, pool: slice, vectors: _Vectors) -> Scorer:
     """The same vectors in both directions: a docstring is side x, a function side y."""
-    queries_QxD, candidates_NxD = (
-        vectors.queries_QxD[pool],
-        np.concatenate([vectors.codes_QxD[pool], vectors.others_NxD]),
-    )
+    queries_QxD = vectors.queries_QxD[pool]
+    candidates_NxD = np.concatenate([vectors.codes_QxD[pool], vectors.others_NxD])
     if direction == 'code_to_text':
         queries_QxD, candidates_NxD = vectors.codes_QxD[pool], vectors.queries_QxD[pool]
     return lambda rows: queries_QxD[rows] @ candidates_NxD.T

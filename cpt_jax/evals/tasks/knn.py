@@ -18,8 +18,8 @@ SET = 'SST2'
 
 KNN_PROTOCOL = (
     'the majority of the nearest training samples by cosine, exact search; of equal cosines the '
-    'earlier sample is nearer; where as many '
-    'neighbours have each label, the label with the larger sum of cosines'
+    'earlier sample is nearer; where as many neighbours have each label, the label with the '
+    'larger sum of cosines'
 )
 
 

@@ -41,8 +41,7 @@ LAYOUT = (
 
 PROTOCOL = (
     "DPR's answer recall: share of the questions for which one of the first k passages holds an "
-    'answer, token for token, in NFD and lower '
-    'case; titles are embedded and not searched'
+    'answer, token for token, in NFD and lower case; titles are embedded and not searched'
 )
 
 

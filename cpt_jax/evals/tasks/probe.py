@@ -183,10 +183,8 @@ def make_turns(samples: Samples, inner_folds: int) -> list[Turn]:
         trains = [np.flatnonzero(fold_N != fold) for fold in range(FOLDS)]
         tests = [np.flatnonzero(fold_N == fold) for fold in range(FOLDS)]
     else:
-        trains, tests = (
-            [np.flatnonzero(samples.part_N == 'train')],
-            [np.flatnonzero(samples.part_N == 'test')],
-        )
+        trains = [np.flatnonzero(samples.part_N == 'train')]
+        tests = [np.flatnonzero(samples.part_N == 'test')]
     if kind == 'dev':
         return [Turn(trains[0], tests[0], [(trains[0], np.flatnonzero(samples.part_N == 'dev'))])]
     return [

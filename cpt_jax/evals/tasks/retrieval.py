@@ -37,8 +37,8 @@ MARCO = 'msmarco'  # the folder whose tables are of the dev queries and of MRR@1
 
 PROTOCOL = (
     'BEIR and trec_eval: a document with the id of its query is removed; linear gain; of equal '
-    'float32 scores the larger id first; a '
-    'judged query without answers scores 0; grades above 0 are relevant'
+    'float32 scores the larger id first; a judged query without answers scores 0; grades above 0 '
+    'are relevant'
 )
 
 

@@ -27,10 +27,9 @@ YEARS = {
 }
 LAYOUT = (
     'senteval/STS/STS12-en-test/ to STS16-en-test/ with STS.input.*.txt and STS.gs.*.txt, '
-    'senteval/STS/STSBenchmark/sts-test.csv and '
-    'senteval/SICK/SICK_test_annotated.txt (SentEval, data/downstream); with --split dev '
-    'sts-dev.csv and SICK_trial.txt alone, with '
-    '--split train sts-train.csv and SICK_train.txt'
+    'senteval/STS/STSBenchmark/sts-test.csv and senteval/SICK/SICK_test_annotated.txt (SentEval, '
+    'data/downstream); with --split dev sts-dev.csv and SICK_trial.txt alone, with --split train '
+    'sts-train.csv and SICK_train.txt'
 )
 _SICK = {'test': 'SICK_test_annotated.txt', 'dev': 'SICK_trial.txt', 'train': 'SICK_train.txt'}
 # What a fingerprint covers, below senteval/.
@@ -39,10 +38,9 @@ _FILES = {name: f'STS/{name}*/*' for name in (*YEARS, 'STSBenchmark')} | {'SICK-
 # sentence-transformers and mteb are these.
 PROTOCOL = (
     'Spearman of the cosine, nothing trained; of several subsets: spearman and pearson over all '
-    'their pairs together ("all"), '
-    'spearman_mean and spearman_wmean over their Spearmans, the latter weighted by pairs; pairs '
-    'without a score are left out; '
-    'one cosine for all pairs counts 0'
+    'their pairs together ("all"), spearman_mean and spearman_wmean over their Spearmans, the '
+    'latter weighted by pairs; pairs without a score are left out; one cosine for all pairs '
+    'counts 0'
 )
 
 

@@ -119,8 +119,7 @@ class LoRA:
                 if inputs // BLOCK % parts:
                     raise UserError(
                         f'lora.base=nf4: {inputs // BLOCK} blocks of {BLOCK} inputs '
-                        f'({key}={inputs}) cannot be split over'
-                        f' mesh.{axis}={parts}; set '
+                        f'({key}={inputs}) cannot be split over mesh.{axis}={parts}; set '
                         f'mesh.{axis}={math.gcd(inputs // BLOCK, parts)} and mesh.data=-1'
                     )
 

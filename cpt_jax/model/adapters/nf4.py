@@ -154,10 +154,8 @@ class Int8(Codes):
 
     def _round(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
         scales_O = jnp.maximum(jnp.max(jnp.abs(matrix), axis=0), _SMALLEST) / 127
-        self.codes, self.scales = (
-            Frozen(jnp.round(matrix / scales_O).astype(jnp.int8)),
-            Frozen(scales_O),
-        )
+        self.codes = Frozen(jnp.round(matrix / scales_O).astype(jnp.int8))
+        self.scales = Frozen(scales_O)
 
     def _matrix(self, rows: str | None, columns: str | None) -> jax.Array:
         return jax.reshard(self.codes[...], P(rows, columns)) * jax.reshard(

@@ -66,10 +66,8 @@ class AdaptedFiles(Files):
         for name in sorted(tensors):
             module = _without(family, name.removeprefix(_OUTER))
             if module.endswith('.lora_A.weight'):
-                module, b = (
-                    module.removesuffix('.lora_A.weight'),
-                    name.replace('.lora_A.', '.lora_B.'),
-                )
+                module = module.removesuffix('.lora_A.weight')
+                b = name.replace('.lora_A.', '.lora_B.')
                 where = bare.get(f'{module}.weight')
                 if where and b in tensors:
                     self._deltas[where] = _Delta(
@@ -246,8 +244,7 @@ def check_apart(tensor: Tensor, parameter: str) -> None:
         name = parameter.rpartition('.')[2]
         raise UserError(
             f'lora.targets: {name} is a part of {tensor.name.format(i=0)}, for which PEFT has one '
-            f'adapter: export the merged model, without'
-            ' --adapter'
+            'adapter: export the merged model, without --adapter'
         )
 
 

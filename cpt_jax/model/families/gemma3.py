@@ -20,13 +20,11 @@ from cpt_jax.runtime.errors import UserError
 
 
 def _shape(config: Config) -> dict[str, Any]:
-    # Tanh over scores; Gemma 3 has neither.
+    # A tanh over scores, as in Gemma 2: Gemma 3 has neither.
     for key in ('attn_logit_softcapping', 'final_logit_softcapping'):
         refuse_unless(config, key, None)
-    both_ways, causal = (
-        bool(config.get('use_bidirectional_attention', False)),
-        config.get('is_causal', True),
-    )
+    both_ways = bool(config.get('use_bidirectional_attention', False))
+    causal = config.get('is_causal', True)
     period = config.get('sliding_window_pattern', 6)
     kinds = layer_kinds(config, lambda layer: (layer + 1) % period > 0)
     window = config.get('sliding_window', 4096)

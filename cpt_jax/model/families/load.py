@@ -67,18 +67,14 @@ def load_encoder(
         for number in range(config.layers):
             stack = 'blocks' if number < config.layers - 1 else 'last'
             if number < tensor.first:  # no file has it, and nothing reads it
-                where, parts = (
-                    '',
-                    [
-                        (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
-                        for name in tensor.parameters
-                    ],
-                )
+                where = ''
+                parts = [
+                    (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
+                    for name in tensor.parameters
+                ]
             else:
-                where, parts = (
-                    files.place(names.of(tensor, number)),
-                    _parts(tensor, files, names.of(tensor, number)),
-                )
+                where = files.place(names.of(tensor, number))
+                parts = _parts(tensor, files, names.of(tensor, number))
             for parameter, array in parts:
                 one = _placed(array, wanted[f'last.{parameter}'], parameter, where, dtype)
                 for path, part in _held(lora, f'last.{parameter}', one).items():

@@ -96,12 +96,10 @@ def _places(header: dict[str, int]) -> tuple[dict[str, _Place], int]:
     """All tensors in the order of the file, each for all layers before the next, and the length of
     the file in bytes.
     """
-    d, f, k, v = (
-        header['width'],
-        header['hidden'],
-        header['width'] // header['heads'],
-        abs(header['vocabulary']),
-    )
+    d = header['width']
+    f = header['hidden']
+    k = header['width'] // header['heads']
+    v = abs(header['vocabulary'])
     own_head = header['vocabulary'] < 0
     shapes = [
         ('embed_tokens', (v, d)),
@@ -115,10 +113,8 @@ def _places(header: dict[str, int]) -> tuple[dict[str, _Place], int]:
         ('layers.{i}.mlp.down_proj', (d, f)),
         ('layers.{i}.mlp.up_proj', (f, d)),
         ('norm', (d,)),
-        (
-            'cosines and sines',
-            (2, header['length'], k // 2),
-        ),  # of the rotary positions; we have our own
+        # Of the rotary positions; we compute our own.
+        ('cosines and sines', (2, header['length'], k // 2)),
         *([('lm_head', (v, d))] if own_head else []),
     ]
     places, offset = {}, _HEADER.itemsize

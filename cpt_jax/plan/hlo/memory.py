@@ -117,7 +117,7 @@ def _read(computation: Computation, source: Instruction, step: Executed) -> int:
                 if operand == source.name
             ]
             total += sum(_read(inner, parameter, step) for parameter in parameters)
-            # Libtpu wraps operands of products in fusions that do nothing.
+            # The compiler wraps operands of products in fusions that do nothing.
             if _behind_bitcasts(inner, inner.root) in parameters:
                 total += _read(computation, reader, step)
         elif not _passes_on(reader, source):
