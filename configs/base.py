@@ -132,7 +132,8 @@ def get_config() -> ConfigDict:
     # Matryoshka (arXiv 2205.13147): embedding dimensions whose losses are averaged, for example
     # (64, 256, 1024); (): the full dimension only.
     c.loss.dimensions = ()
-    # (name, weight) of terms to add, from cpt_jax/loss/terms.py: (('uniformity', 0.1),).
+    # (name, weight) of terms to add, from cpt_jax/loss/terms.py: (('uniformity', 0.1),). They hold
+    # their similarities at once, also where the form is 'chunked'.
     c.loss.terms = ()
 
     c.optimizer = ConfigDict()

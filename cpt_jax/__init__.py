@@ -61,9 +61,10 @@ def train(config: Mapping[str, Any] | str | Path, workdir: str | Path) -> int:
     >>> train(config, 'runs/mine')  # prints what it trains, and how it goes
     0
     """
+    from cpt_jax.storage.local_path import local_path
     from cpt_jax.training.loop import train
 
-    return train(_plain_config(config), Path(workdir))
+    return train(_plain_config(config), local_path(workdir, 'workdir'))
 
 
 def evaluate(
@@ -103,8 +104,10 @@ def evaluate(
     from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model
     from cpt_jax.evals.registry import option_fields
     from cpt_jax.runs.run_dir import RunDir
+    from cpt_jax.storage.local_path import local_path
     from cpt_jax.text.prompt_template import Representation
 
+    local_path(output or '', 'output')
     of_tasks = {name: options.pop(name) for name in option_fields() if name in options}
     patterns = tasks.split(',') if isinstance(tasks, str) else tasks
     folder = str(data_dir) if data_dir else None
@@ -152,10 +155,11 @@ def export(
     True
     """
     from cpt_jax.exporting.directory import export
+    from cpt_jax.storage.local_path import local_path
 
     written = export(
         model,
-        Path(output),
+        local_path(output, 'output'),
         dtype=dtype,
         shard_bytes=int(shard_gb * 1e9),
         license_id=license_id,

@@ -6,8 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 import cpt_jax
 import cpt_jax.training.step
+from cpt_jax.runtime.errors import UserError
 from tests.conftest import sentences
 
 BENCHMARK = Path(__file__).parent / 'fixtures' / 'old_runs' / 'data' / 'senteval'
@@ -25,6 +28,11 @@ def test_functions_and_folders_have_names_of_their_own():
     assert callable(cpt_jax.train) and cpt_jax.training.step.make_step
     names = {path.name for path in Path(cpt_jax.__file__).parent.iterdir() if path.is_dir()}
     assert not names & {*cpt_jax.__all__}
+
+
+def test_a_run_in_a_bucket_is_refused():
+    with pytest.raises(UserError, match='workdir gs:/+bucket/run: only paths of the file system'):
+        cpt_jax.train({}, 'gs://bucket/run')
 
 
 def test_the_examples_of_the_docstrings_run(tmp_path):

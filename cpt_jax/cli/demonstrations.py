@@ -53,6 +53,7 @@ from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks import sts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.local_path import local_path
 from cpt_jax.text.prompt_template import Prompt
 
 _MODEL, _OPTIONS = define_model(evaluation=True, required=False)
@@ -91,13 +92,9 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.', lower_bound=0)
 
 
 def main() -> None:
-    if '://' in _OUTPUT.value:
-        raise UserError(
-            f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket '
-            f'(gcsfuse) and give that path'
-        )
+    output = local_path(_OUTPUT.value, '--output')
     if _STS.value or _DICTIONARY.value or _LABELS.value:
-        _build(Path(_OUTPUT.value))
+        _build(output)
     elif not _MODEL.value or not _CANDIDATES.value or not _DATA_DIR.value:
         raise UserError(
             '--model, --candidates and --data_dir are needed for a search (--build_... makes '
@@ -105,7 +102,7 @@ def main() -> None:
         )
     else:
         use_compilation_cache()
-        _search(Path(_OUTPUT.value))
+        _search(output)
 
 
 def _build(output: Path) -> None:

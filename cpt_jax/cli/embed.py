@@ -19,7 +19,6 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -29,6 +28,7 @@ from etils import epath
 from cpt_jax.cli.model_flags import define_model
 from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.local_path import local_path
 from cpt_jax.storage.vector_shards import Meta, VectorWriter
 from cpt_jax.text.corpus import Corpus
 
@@ -71,11 +71,7 @@ def _embed() -> None:
     from cpt_jax.embed.load import load_embedder
     from cpt_jax.runtime.multihost import check_alike
 
-    if '://' in _OUTPUT.value:
-        raise UserError(
-            f'--output {_OUTPUT.value}: only paths of the file system so far; mount the bucket '
-            f'(gcsfuse) and give that path'
-        )
+    output = local_path(_OUTPUT.value, '--output')
     embedder = load_embedder(_MODEL.value, **_OPTIONS())
     corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
     meta = Meta(
@@ -99,7 +95,7 @@ def _embed() -> None:
         f'file',
     )
 
-    writer = VectorWriter(Path(_OUTPUT.value), meta) if jax.process_index() == 0 else None
+    writer = VectorWriter(output, meta) if jax.process_index() == 0 else None
     # Only process 0 need see the directory.
     wanted = multihost_utils.broadcast_one_to_all(
         np.isin(np.arange(meta.shards), writer.missing if writer else [])

@@ -47,6 +47,7 @@ from cpt_jax.evals.suites import without_mean
 from cpt_jax.evals.task import Context, Task
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.local_path import local_path
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
@@ -177,11 +178,7 @@ def _check_alike(embedder: 'Embedder') -> None:
 
 
 def _check_flags() -> None:
-    if '://' in (OUTPUT.value or ''):
-        raise UserError(
-            f'--output {OUTPUT.value}: only paths of the file system so far; mount the bucket '
-            f'(gcsfuse) and give that path'
-        )
+    local_path(OUTPUT.value or '', '--output')
     if FOLLOW.value and OUTPUT.value:
         raise UserError(
             f'--output {OUTPUT.value}: --follow writes into the directory of the run: leave it out'

@@ -31,6 +31,7 @@ from absl import flags
 
 from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.local_path import local_path
 
 _MODEL = flags.DEFINE_string('model', '', 'The run to export: its directory, or run@step.')
 _OUTPUT = flags.DEFINE_string('output', '', 'The directory to make.')
@@ -68,7 +69,7 @@ def _export_adapter() -> None:
 
     if not _MODEL.value or not _OUTPUT.value:
         raise UserError('--adapter goes with --model and --output')
-    written = export_adapter(_MODEL.value, Path(_OUTPUT.value))
+    written = export_adapter(_MODEL.value, local_path(_OUTPUT.value, '--output'))
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
     if written.template:
         given = f'--template {shlex.quote(written.template)}'
@@ -90,7 +91,7 @@ def _export() -> None:
 
     if not _MODEL.value or not _OUTPUT.value:
         raise UserError('--model and --output go together')
-    output = Path(_OUTPUT.value)
+    output = local_path(_OUTPUT.value, '--output')
     parts = export(
         _MODEL.value,
         output,

@@ -5,7 +5,6 @@ from typing import Any
 
 from absl import flags
 
-from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_template import REPRESENTATIONS, Representation, demonstrations_of
 
 # Key flags of the program that calls define_model, which shows them in its --help.
@@ -66,17 +65,7 @@ def define_model(
     )
 
     def read() -> dict[str, Any]:
-        _check_pooling(pooled.value)
         chosen = Representation(name.value, own.value, demonstrations_of(shown.value), clean.value)
         return {'pooling': pooled.value or '', 'representation': chosen, 'fsdp': fsdp.value}
 
     return model, read
-
-
-def _check_pooling(value: str | None) -> None:
-    """Raises UserError for a pooling that is in no table."""
-    from cpt_jax.model.pooling import POOLINGS  # imports JAX, which waits until flags are read
-
-    known = [flag for pooling in POOLINGS.values() for flag in pooling.flags]
-    if value and value not in known:
-        raise UserError(f'--pooling {value}: choose one of {", ".join(known)}')

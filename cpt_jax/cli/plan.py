@@ -17,6 +17,7 @@ each at their peak and all at once. A real run is slower.
 """
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def main() -> None:
     options = _embedding_options()
     import jax
 
+    from cpt_jax.origin.resolve import is_there
     from cpt_jax.plan.embedding import AnyPlan, make_embedding_plan
     from cpt_jax.plan.planning import make_plan
     from cpt_jax.plan.report import plan_all, sweep_all
@@ -91,10 +93,16 @@ def main() -> None:
     # It holds programs of devices that are there.
     jax.config.update('jax_enable_compilation_cache', False)
     json_path = Path(_JSON.value) if _JSON.value else None
-    if _SWEEP.value:
-        sweep_all(config.to_dict(), _TOPOLOGY.value, _SLICES.value, _LIMIT.value, json_path)
-        return
     values = config.to_dict()
+    if values.get('init_from') and not is_there(values['init_from']):
+        print(
+            f'init_from={values["init_from"]} is not there: planned with the model section of the '
+            f'config',
+            file=sys.stderr,
+        )
+    if _SWEEP.value:
+        sweep_all(values, _TOPOLOGY.value, _SLICES.value, _LIMIT.value, json_path)
+        return
 
     def make(topology: str, on_start: Callable[[], None]) -> AnyPlan:
         if _PROGRAM.value == 'embed':

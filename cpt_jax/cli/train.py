@@ -15,14 +15,12 @@ the same command on each: on a TPU pod they find each other, elsewhere give --co
 --processes and --process.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from cpt_jax.cli.config_flag import define_config
 from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
 from cpt_jax.runs.config_file import default_workdir
-from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.local_path import local_path
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string(
@@ -40,12 +38,9 @@ def main() -> int:
     from cpt_jax.training.loop import train
 
     use_compilation_cache()
-    if '://' in str(_WORKDIR.value):
-        raise UserError(
-            f'--workdir {_WORKDIR.value}: only paths of the file system so far; mount the bucket '
-            f'(gcsfuse) and give that path'
-        )
-    workdir = Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(name)
+    workdir = default_workdir(name)
+    if _WORKDIR.value:
+        workdir = local_path(_WORKDIR.value, '--workdir')
     with _JOINED():
         return train(config.to_dict(), workdir)
 

@@ -125,7 +125,7 @@ def _read_run(
         here['dtype'] = dtype
     if not representation.is_own:
         here['pooling'] = representation.pooling
-    encoder_config = EncoderConfig(vocab_size=tokenizer.vocab_size, **config['model'] | here)
+    encoder_config = run.encoder_config(tokenizer.vocab_size, **here)
     encoder_config = encoder_config.on(jax.devices()[0].platform)
     limits: dict[Side, int] = {
         'x': max_tokens or config['data']['max_tokens_x'],

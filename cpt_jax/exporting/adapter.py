@@ -51,7 +51,7 @@ def export_adapter(reference: str, output: Path) -> Adapter:
     """
     refuse_existing(output)
     run = find_run(reference, '--model')
-    config, template = run.provenance.config, run.provenance.template
+    template = run.provenance.template
     if not run.provenance.has_adapters:
         raise UserError(
             f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out'
@@ -63,13 +63,13 @@ def export_adapter(reference: str, output: Path) -> Adapter:
             f'--adapter: PEFT needs a base that is a model of its own, not {path}; leave the flag '
             f'out to export the whole model'
         )
-    lora, tokenizer = LoRA(**config['lora']), run.load_tokenizer()
+    lora, tokenizer = run.lora, run.load_tokenizer()
     if found.family is LLAMA2C:
         raise UserError(
             f'--adapter: {path} is a model of llama2.c, which PEFT cannot load, and whose rotary '
             'positions turn other units than those of transformers: embed with launch/embed.py'
         )
-    encoder_config = EncoderConfig(vocab_size=tokenizer.vocab_size, **config['model'])
+    encoder_config = run.encoder_config(tokenizer.vocab_size)
     encoder, _ = load_adapters(run, lora, encoder_config, make_mesh())
     adapter_config = {
         'base_model_name_or_path': path,

@@ -38,7 +38,8 @@ class InfoNCE:
       symmetric: the mean of both directions (the cpt paper's pseudo-code); False: x finds y alone.
       dimensions: Matryoshka (arXiv 2205.13147): the mean of the losses of the first so many units,
         each normalised. (): all units alone.
-      terms: (name in cpt_jax/loss/terms.py, weight) of each term that is added.
+      terms: (name in cpt_jax/loss/terms.py, weight) of each term that is added. 'uniformity' holds
+        similarities b x B at once, whatever `form` is.
     """
 
     form: str = 'dense'
@@ -51,11 +52,7 @@ class InfoNCE:
     terms: Sequence[tuple[str, float]] = ()
 
     def __post_init__(self):
-        for name, _ in self.terms:
-            if name not in TERMS:
-                raise UserError(
-                    f'loss.terms: there is no term {name!r}; choose from {", ".join(TERMS)}'
-                )
+        _check_terms(self.terms)
         if self.form not in FORMS:
             raise UserError(f'loss.form={self.form!r}: choose one of {", ".join(FORMS)}')
         if self.chunks < 1:
@@ -70,12 +67,9 @@ class InfoNCE:
                 'loss.temperature_per_source=True goes with loss.train_temperature=True: all '
                 'would stay the same'
             )
-        if any(units < 1 for units in self.dimensions) or len(set(self.dimensions)) < len(
-            self.dimensions
-        ):
+        if not _are_dimensions(self.dimensions):
             raise UserError(
-                f'loss.dimensions={tuple(self.dimensions)}: different numbers of units, each 1 or '
-                f'more'
+                f'loss.dimensions={self.dimensions!r}: different numbers of units, each 1 or more'
             )
 
     def check_width(self, width: int) -> None:
@@ -138,6 +132,29 @@ class InfoNCE:
             'pairs': sums['pairs'],
         }
         return loss, jax.lax.stop_gradient(metrics)
+
+
+def _check_terms(terms: Sequence[tuple[str, float]]) -> None:
+    for term in terms:
+        match term:
+            case (str(name), int() | float()):
+                if name not in TERMS:
+                    raise UserError(
+                        f'loss.terms: there is no term {name!r}; choose from {", ".join(TERMS)}'
+                    )
+            case _:
+                raise UserError(
+                    f'loss.terms={terms!r}: pairs of a name and a weight, such as '
+                    f'(("uniformity", 0.1),)'
+                )
+
+
+def _are_dimensions(dimensions: Sequence[int]) -> bool:
+    return (
+        isinstance(dimensions, list | tuple)
+        and all(isinstance(units, int) and units >= 1 for units in dimensions)
+        and len(set(dimensions)) == len(dimensions)
+    )
 
 
 def first_units(e_BxTxD: jax.Array, units: int | None) -> jax.Array:

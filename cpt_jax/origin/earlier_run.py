@@ -1,16 +1,20 @@
 """A checkpoint of a run, as something to start from, embed with or export."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from flax import nnx
 
+from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.pretrained import is_pretrained
 from cpt_jax.runs import checkpoint
+from cpt_jax.runs.code_version import code_version
+from cpt_jax.runs.config import build
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -85,6 +89,35 @@ class EarlierRun:
         """The `model` section of the run and its number of ids."""
         config = self.provenance.config
         return dict(config['model']), config['tokenizer']['vocab_size']
+
+    @property
+    def lora(self) -> LoRA:
+        """The adapters of the run; of rank 0 where it has none.
+
+        Raises:
+          UserError: newer code has trained it.
+        """
+        return self._build(LoRA, 'lora', self.provenance.config['lora'])
+
+    def encoder_config(self, vocab_size: int, **changed: Any) -> EncoderConfig:
+        """Returns the architecture that was trained, with other values of some keys.
+
+        Raises:
+          UserError: newer code has trained it.
+        """
+        section = self.provenance.config['model'] | changed
+        return self._build(EncoderConfig, 'model', section, vocab_size=vocab_size)
+
+    def _build(
+        self, function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any
+    ) -> T:
+        try:
+            return build(function, name, section, **given)
+        except UserError as error:
+            raise UserError(
+                f'{self.flag} {self.reference}: {error} (the run is of code '
+                f'{self.provenance.code}, this is {code_version()})'
+            ) from None
 
     def load_tokenizer(self) -> Tokenizer:
         """Returns the tokenizer stored in the checkpoint."""

@@ -128,7 +128,7 @@ def load_adapted(
       UserError: the base is not there any more, or is another one.
     """
     base = check_base(base_of_adapters(run), str(run.run_dir.path))
-    lora = LoRA(**run.provenance.config['lora'])
+    lora = run.lora
     lora.check(config, mesh)
     trained, frozen = load_adapters(run, lora, config, mesh)
     return joined(trained, put_base(frozen, load_base(base, config, mesh, lora, fresh)))

@@ -3,7 +3,7 @@ sentence-transformers, or llama2.c's.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     try:
         family = LLAMA2C if legacy else family_of(config)
         shape = family.shape(config)
+        rows = int(config['vocab_size'])
     except KeyError as error:
         raise UserError(f'{directory}/config.json: has no {error.args[0]!r}') from None
     except UserError as error:
@@ -155,9 +156,9 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     # The key of transformers, and that of other readers.
     if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
         shape |= {'causal': False}
-    shape |= {'pooling': _pooling(directory, shape.get('pooling', 'eos'), pooling)}
+    modules = _modules(directory)
+    shape |= {'pooling': _pooling(directory, modules, shape.get('pooling', 'eos'), pooling)}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
-    rows = int(config['vocab_size'])
     sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
     tokenizer = open_tokenizer(
         directory, config, _prompts(directory), bool(sentence.get('do_lower_case', False))
@@ -179,32 +180,47 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         rows,
         tokenizer,
         longest,
-        _dense(directory),
+        _dense(directory, modules),
     )
 
 
-def _pooling(directory: Path, default: str, chosen: str) -> str:
-    """What modules.json says; in a directory without one what is chosen, or else `default`."""
+def _modules(directory: Path) -> list[tuple[str, Path]]:
+    """The kinds and folders of the modules that sentence-transformers lists in modules.json; none
+    without one.
+    """
+    path = directory / 'modules.json'
+    if not path.is_file():
+        return []
+    try:
+        modules = [
+            (str(module['type']).rpartition('.')[2], directory / module['path'])
+            for module in read_json_file(path, kind=list)
+        ]
+    except (KeyError, TypeError):
+        raise UserError(f'{path}: not a list of modules, each with a type and a path') from None
+    other = dict(modules).keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
+    if other or 'Pooling' not in dict(modules):
+        raise UserError(
+            f'{path}: a transformer, a pooling and a normalisation are expected, not '
+            f'{", ".join(dict(modules))}'
+        )
+    return modules
+
+
+def _pooling(
+    directory: Path, modules: Sequence[tuple[str, Path]], default: str, chosen: str
+) -> str:
+    """What the modules say; where there are none what is chosen, or else `default`."""
     if chosen and chosen not in _BY_FLAG:
         raise UserError(f'--pooling {chosen}: choose one of {", ".join(_BY_FLAG)}')
-    if not (directory / 'modules.json').is_file():
+    if not modules:
         return _BY_FLAG[chosen] if chosen else default
     if chosen:
         raise UserError(
             f'--pooling {chosen}: {directory}/modules.json says the pooling of this model; leave '
             f'the flag out'
         )
-    modules = {
-        module['type'].rpartition('.')[2]: module
-        for module in read_json_file(directory / 'modules.json')
-    }
-    other = modules.keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
-    if other or 'Pooling' not in modules:
-        raise UserError(
-            f'{directory}/modules.json: a transformer, a pooling and a normalisation are '
-            f'expected, not {", ".join(modules)}'
-        )
-    path = directory / modules['Pooling']['path'] / 'config.json'
+    path = dict(modules)['Pooling'] / 'config.json'
     pooling = read_json_file(path)
     modes = [mode for flag, mode in _LEGACY_FLAGS.items() if pooling.get(flag)] or [
         pooling.get('pooling_mode')
@@ -216,23 +232,19 @@ def _pooling(directory: Path, default: str, chosen: str) -> str:
     return _BY_MODE[modes[0]]
 
 
-def _dense(directory: Path) -> dict[Path, Mapping[str, Any]]:
-    """Of the Dense modules between pooling and normalisation that modules.json names."""
-    modules = (
-        read_json_file(directory / 'modules.json') if (directory / 'modules.json').is_file() else []
-    )
-    kinds = [module['type'].rpartition('.')[2] for module in modules]
+def _dense(directory: Path, modules: Sequence[tuple[str, Path]]) -> dict[Path, Mapping[str, Any]]:
+    """Of the Dense modules between pooling and normalisation."""
+    kinds = [kind for kind, _ in modules]
     if 'Dense' in kinds and (kinds[:2] != ['Transformer', 'Pooling'] or 'Normalize' in kinds[:-1]):
         raise UserError(
             f'{directory}/modules.json: a transformer, a pooling and a normalisation are expected, '
             f'not {", ".join(kinds)}; Dense modules may stand before the last'
         )
-    folders = [
-        directory / module['path']
-        for module, kind in zip(modules, kinds, strict=True)
+    return {
+        folder: read_json_file(folder / 'config.json')
+        for kind, folder in modules
         if kind == 'Dense'
-    ]
-    return {folder: read_json_file(folder / 'config.json') for folder in folders}
+    }
 
 
 def _prompts(directory: Path) -> dict[Side, str]:

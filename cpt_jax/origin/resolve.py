@@ -49,11 +49,17 @@ def check_is_run(reference: str, flag: str) -> None:
         )
 
 
+def is_there(reference: str) -> bool:
+    """Whether a model reference names a directory that exists, whatever is in it."""
+    return Path(reference).exists() or Path(reference.rpartition('@')[0] or reference).exists()
+
+
 def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:
     """Returns what the config key `init_from` names; '' is scratch.
 
     Args:
-      must_exist: False for a plan, which needs no earlier run to be there: it counts as scratch.
+      must_exist: False for a plan, which is made before the run that it starts from: where there is
+        no such directory, it counts as scratch.
 
     Raises:
       UserError: see `resolve_model`.
@@ -62,9 +68,6 @@ def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:
         return Scratch()
     if is_pretrained(init_from):
         return open_pretrained(init_from)
-    try:
-        return find_run(init_from, 'init_from')
-    except UserError:
-        if must_exist:
-            raise
+    if not must_exist and not is_there(init_from):
         return Scratch()
+    return find_run(init_from, 'init_from')

@@ -27,7 +27,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import batch_sharding, batch_shards, make_mesh, on_mesh, shardings
 from cpt_jax.training.objective import Objective
 from cpt_jax.training.resolve import inherit, resolve
-from cpt_jax.training.sections import Data, Train
+from cpt_jax.training.sections import Data, Train, check_sections, with_defaults
 from cpt_jax.training.step import TrainState, init_state, make_step
 
 
@@ -120,8 +120,9 @@ def _with_origin(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Returns the config with the architecture of its origin; an earlier run that is not there
     counts as scratch, since a plan is made before anything has run.
     """
+    check_sections(config)
     config, _ = inherit(config, resolve_origin(config['init_from'], must_exist=False))
-    return config
+    return with_defaults(config)
 
 
 @dataclasses.dataclass(frozen=True)

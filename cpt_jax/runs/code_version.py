@@ -1,5 +1,6 @@
 """Which code made a file."""
 
+import functools
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import cpt_jax
 _ARCHIVED = '$Format:%h$'
 
 
+@functools.cache
 def code_version() -> str:
     """The package's version, and the commit that the code is of; "+" behind it: a git checkout with
     changes of its own.

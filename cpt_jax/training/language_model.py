@@ -26,7 +26,7 @@ from cpt_jax.model.flops import language_flops
 from cpt_jax.model.language import check_language, foretell, foretold
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
-from cpt_jax.runs.config import build
+from cpt_jax.runs.config import as_json, build, defaults_of
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import placed
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
@@ -71,7 +71,7 @@ class LanguageModel:
           UserError: the config sets a key that only contrastive training has.
         """
         build(InfoNCE, 'loss', config['loss'])
-        if config['lora']['rank']:
+        if config['lora'].get('rank'):
             raise UserError(
                 f'lora.rank={config["lora"]["rank"]}: objective=lm trains all parameters; set it '
                 f'to 0'
@@ -82,9 +82,9 @@ class LanguageModel:
             raise UserError(
                 f'data.negatives={data.negatives}: objective=lm has no negatives; set it to 0'
             )
-        defaults = InfoNCE()
-        for key, value in config['loss'].items():
-            if value != getattr(defaults, key):
+        defaults = defaults_of(InfoNCE)
+        for key, value in as_json(config['loss']).items():
+            if value != defaults[key]:
                 raise UserError(
                     f'loss.{key}={value!r}: objective=lm has no contrastive loss; leave it as in '
                     f'configs/base.py'

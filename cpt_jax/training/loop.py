@@ -107,6 +107,7 @@ class _Loop:
         self.pending: _PendingMetrics | None = None
         self.programs = StepPrograms(run)
         self.since = first, self.clock.trained  # of the last row
+        self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0}  # sums over the steps since
         self.scorer: Scorer | None = None
 
     def go(self, state: TrainState) -> int:
@@ -171,8 +172,8 @@ class _Loop:
         scores = {}
         if self._is_evaluation_due(step) and not self.preemption.asked:
             scores = self._evaluate(state)
-        self._record(*metrics, scores)
         stop = self.preemption.asked
+        self._record(*metrics, scores, is_last=stop)
         if stop or self._is_last(step) or self.saved.due(step):
             with self.clock.pause():
                 self.saved.save(step, state._replace(frozen=None))
@@ -196,6 +197,8 @@ class _Loop:
         self.pending = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         metrics['padding_share'] = 1 - metrics['tokens'] / columns
+        self.unrecorded['dropped_pairs'] += self.run.train.batch_pairs - metrics['pairs']
+        self.unrecorded['tokens'] += metrics['tokens']
         if all(math.isfinite(metrics[name]) for name in ('loss', 'grad_norm', 'param_norm')):
             return step, metrics
         self.saved.wait()
@@ -212,22 +215,32 @@ class _Loop:
             f'{kept}. Lower optimizer.peak_lr, or look at the data of that step'
         )
 
-    def _record(self, step: int, metrics: dict[str, float], scores: dict[str, float]) -> None:
-        """Writes a row if one is due."""
+    def _record(
+        self,
+        step: int,
+        metrics: dict[str, float],
+        scores: dict[str, float],
+        is_last: bool = False,
+    ) -> None:
+        """Writes a row if one is due: also at the last step of this part of the run, so that each
+        step is in the sums of a row.
+        """
         run = self.run
-        if step % run.train.log_every and not self._is_last(step) and not scores:
+        due = step % run.train.log_every == 0 or self._is_last(step) or is_last
+        if not due and not scores:
             return
         seconds = self.clock.trained
-        rate = (step - self.since[0]) / max(seconds - self.since[1], 1e-9)
-        self.since = step, seconds
+        passed = max(seconds - self.since[1], 1e-9)
         row = metrics | {
-            'dropped_pairs': run.train.batch_pairs - metrics['pairs'],
+            'dropped_pairs': self.unrecorded['dropped_pairs'],
             'pairs_seen': step * run.train.batch_pairs,
-            'pairs_per_second': rate * run.train.batch_pairs,
-            'tokens_per_second': rate * metrics['tokens'],
+            'pairs_per_second': (step - self.since[0]) * run.train.batch_pairs / passed,
+            'tokens_per_second': self.unrecorded['tokens'] / passed,
             'seconds': seconds,
             'paused_seconds': self.clock.paused,
         }
+        self.since = step, seconds
+        self.unrecorded = dict.fromkeys(self.unrecorded, 0.0)
         self.records.write(step, row | scores)
         self.records.show(step, row, run.objective.figures(row))
         if scores:

@@ -135,8 +135,8 @@ def with_architecture(
     whatever the pooling of the model was, and Dense modules behind it are left out.
     """
     chosen = config['model']
-    kept = {key: chosen[key] for key in _HOW_IT_IS_COMPUTED}
-    causal = model.get('causal', True) and chosen['causal']
+    kept = {key: chosen[key] for key in _HOW_IT_IS_COMPUTED if key in chosen}
+    causal = model.get('causal', True) and chosen.get('causal', True)
     return {
         **config,
         'model': {**model, **kept, 'pooling': 'eos', 'causal': causal},

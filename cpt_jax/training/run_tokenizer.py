@@ -8,9 +8,9 @@ import numpy as np
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
-from cpt_jax.runs.config import build, check_section
+from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.prompt_template import Prompt, configured
+from cpt_jax.text.prompt_template import configured
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from cpt_jax.training.objective import Objective
@@ -57,8 +57,6 @@ def wrap_in_template(
       UserError: the section is wrong, or the run comes from no causal language model, which alone
         can make sense of a template.
     """
-    # The arguments left out are those of an evaluation.
-    check_section(Prompt, 'prompt', section, ('demonstrations', 'clean'))
     prompt = configured(section)
     if prompt is None:
         return tokenizer

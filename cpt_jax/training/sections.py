@@ -8,6 +8,7 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runs.checkpoint import Checkpoints
+from cpt_jax.runs.config import check_section, defaults_of
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import Prompt
@@ -81,15 +82,50 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'checkpoint': Checkpoints,
 }
 KEYS = ('objective', 'seed', 'init_from')  # beside the sections
+# Arguments of these functions that no config gives.
+GIVEN = {
+    'tokenizer': ('texts', 'seed', 'boundaries'),
+    'prompt': ('demonstrations', 'clean'),
+    'model': ('vocab_size',),
+    'mesh': ('devices',),
+    'optimizer': ('steps',),
+    'checkpoint': ('directory', 'tokenizer_file', 'about'),
+}
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a section or key that a config does not have, or lacks."""
+    """Raises UserError for a section or key that a config does not have, or lacks: all of them are
+    looked at before anything is read.
+    """
     known = {*FUNCTIONS, *KEYS}
     for key in config.keys() - known:
         raise UserError(f'unknown config key {key}: a config has {", ".join(sorted(known))}')
     for key in known - config.keys():
         raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
+    for name, function in FUNCTIONS.items():
+        if not isinstance(config[name], Mapping):
+            raise UserError(f'config key {name}={config[name]!r}: must be a section')
+        check_section(function, name, _without_path(name, config[name]), GIVEN.get(name, ()))
+
+
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with the defaults of the keys that its sections lack."""
+    return dict(config) | {
+        name: _defaults(name, function) | dict(config[name]) for name, function in FUNCTIONS.items()
+    }
+
+
+def _defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    found = {'path': ''} if name == 'tokenizer' else {}
+    given = GIVEN.get(name, ())
+    return found | {key: value for key, value in defaults_of(function).items() if key not in given}
+
+
+def _without_path(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `tokenizer` section also has the path of one, which then is not trained."""
+    if name != 'tokenizer':
+        return section
+    return {key: value for key, value in section.items() if key != 'path'}
 
 
 def _check_minimum(section: str, values: object, **minimum: int) -> None:

@@ -29,7 +29,7 @@ from cpt_jax.text.tokenizer import Tokenizer
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, inherit, resolve, with_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
-from cpt_jax.training.sections import FUNCTIONS, Evaluation, check_sections
+from cpt_jax.training.sections import FUNCTIONS, Evaluation, check_sections, with_defaults
 from cpt_jax.training.step import TrainState, init_state
 
 
@@ -99,7 +99,8 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     _check_origin_of_adapters(config)
     directory = RunDir(workdir.absolute())
     start = _find_start(config, directory)
-    config, changes = start.config, _list_changes(start, workdir)
+    changes = _list_changes(start, workdir)
+    config = with_defaults(start.config)
 
     def make_tokenizer(objective: Objective) -> Tokenizer | PromptTokenizer:
         tokenizer = resolve_tokenizer(config, start.previous or start.origin, objective)
@@ -113,13 +114,14 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     if start.previous:
         _check_data(start.previous.provenance.sources, fingerprints, workdir)
     check_negatives(sources, resolved.data.negatives)
+    indices = batches(sources, weights, resolved.seed, resolved.train.batch_pairs)
     reader = objective.make_reader(list(sources.values()), tokenizer, resolved.data)
     layout = _plan_rows(reader, resolved)
     base, described = _open_base(start, resolved.lora, workdir)
     heldout = _load_heldout_pairs(resolved.evaluation, config, objective, tokenizer)
     resolved = dataclasses.replace(resolved, objective=objective.with_baseline(reader, heldout))
     provenance = Provenance(
-        config=as_json(config),
+        config=as_json(start.config),
         tokenizer=tokenizer.fingerprint,
         sources=fingerprints,
         code=code_version(),
@@ -134,7 +136,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         sources=sources,
         reader=reader,
         layout=layout,
-        indices=batches(sources, weights, resolved.seed, resolved.train.batch_pairs),
+        indices=indices,
         heldout=heldout,
         origin=start.origin,
         base=base,

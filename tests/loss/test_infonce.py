@@ -259,6 +259,11 @@ def test_a_batch_that_the_whole_mesh_does_not_divide_is_split_over_its_rows_alon
         ),
         ({'dimensions': (8, 8)}, 'loss.dimensions='),
         ({'dimensions': (8, 0)}, 'loss.dimensions='),
+        ({'dimensions': 64}, 'loss.dimensions=64'),
+        ({'dimensions': ('64',)}, 'loss.dimensions='),
+        # One pair of brackets was left out.
+        ({'terms': ('uniformity', 0.1)}, 'loss.terms=.*pairs of a name and a weight'),
+        ({'terms': (('uniformity', 'x'),)}, 'loss.terms='),
     ],
     ids=str,
 )

@@ -202,6 +202,18 @@ MISTAKES = {
         lambda folder: edit(folder / 'config.json', lambda config: config.update(vocab_size=20)),
         'tokenizer.json has [0-9]+ ids, and the embedding 20 rows',
     ),
+    'a config that is a list': (
+        lambda folder: (folder / 'config.json').write_text('[]'),
+        r'config\.json: not a JSON object',
+    ),
+    'no number of ids': (
+        lambda folder: edit(folder / 'config.json', lambda config: config.pop('vocab_size')),
+        r"config\.json: has no 'vocab_size'",
+    ),
+    'a module without a type': (
+        lambda folder: (folder / 'modules.json').write_text('[{"path": ""}]'),
+        r'modules\.json: not a list of modules, each with a type and a path',
+    ),
     'half a config': (
         lambda folder: (folder / 'config.json').write_text(
             '{"model_type": "bert", "hidden_size": 24}'

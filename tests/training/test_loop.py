@@ -43,6 +43,22 @@ def test_sigterm_within_an_evaluation_ends_it_and_saves_its_step(
     )
 
 
+def test_rows_sum_what_steps_without_a_row_dropped(config_file, tmp_path):
+    config = load_config(config_file)
+    config['model']['layers'] = 1
+    config['evaluation']['every_steps'] = 0
+    config['train']['steps'] = 3
+    config['data']['rows'] = 4  # too few for all pairs of a batch
+    dropped = {}
+    for log_every in (1, 100):
+        config['train']['log_every'] = log_every
+        assert loop.train(config, tmp_path / str(log_every)) == 0
+        lines = (tmp_path / str(log_every) / 'metrics.jsonl').read_text().splitlines()
+        dropped[log_every] = [json.loads(line)['dropped_pairs'] for line in lines]
+    assert len(dropped[1]) == 3 and min(dropped[1]) > 0
+    assert dropped[100] == [sum(dropped[1])]
+
+
 def test_what_is_called_between_the_texts_of_an_evaluation_may_end_it():
     calls = []
 

@@ -3,15 +3,36 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from cpt_jax.data.pairs import Pair
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.runtime.errors import UserError
 from cpt_jax.training import setup
 from cpt_jax.training.contrastive import Contrastive
-from cpt_jax.training.sections import Evaluation
+from cpt_jax.training.sections import FUNCTIONS, Evaluation, check_sections, with_defaults
+
+
+@pytest.mark.parametrize('section', FUNCTIONS)
+def test_every_section_is_checked_before_anything_is_read(config_file, tmp_path, section):
+    config = load_config(config_file)
+    config['data']['sources'] = {'none': {'kind': 'jsonl', 'path': f'{tmp_path}/none.jsonl'}}
+    config[section]['typo'] = 1
+    with pytest.raises(UserError, match=rf'unknown config key {section}\.typo: {section} has '):
+        setup.set_up(config, tmp_path / 'run')
+
+
+def test_keys_that_a_config_lacks_take_their_defaults(config_file):
+    config = load_config(config_file)
+    del config['loss']['form'], config['train']['encode_chunks'], config['tokenizer']['path']
+    check_sections(config)
+    whole = with_defaults(config)
+    assert whole['loss']['form'] == InfoNCE().form
+    assert whole['train']['encode_chunks'] == 1 and whole['tokenizer']['path'] == ''
+    assert whole['train']['steps'] == config['train']['steps']
 
 
 def test_held_out_pairs_are_as_many_as_asked_for_of_all_sources(config_file):
