@@ -16,7 +16,8 @@ def define_option_flags(
     fields: Mapping[str, dataclasses.Field],
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> Callable[[], dict[str, Any]]:
-    """Defines a flag for each option and returns their reader: option name -> value.
+    """Defines a flag for each option and returns their reader: option name -> value as typed,
+    which `registry.make_options` parses.
 
     Args:
       fields: options by name, as `registry.option_fields` returns them.
@@ -27,8 +28,7 @@ def define_option_flags(
     def read() -> dict[str, Any]:
         values = {name: holder.value for name, holder in holders.items()}
         return {
-            name: flag_of(fields[name]).parse(fields[name].default if value is None else value)
-            for name, value in values.items()
+            name: fields[name].default if value is None else value for name, value in values.items()
         }
 
     return read

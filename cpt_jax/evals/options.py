@@ -19,9 +19,9 @@ class Flag:
 
     Attributes:
       help: text for --help.
-      choices: the only values that a text option accepts; (): any.
+      choices: the only values that a text option accepts besides its default; (): any.
       lower_bound: smallest value of a number; None: any.
-      parse: turns what the user typed into the option's value.
+      parse: turns what the user gave into the option's value.
       in_fingerprint: whether a change of the value makes earlier scores invalid.
       in_model_scores: whether the model's own scores depend on it, and not only what is measured or
         written in addition, such as baselines.
@@ -42,6 +42,28 @@ def option(default: Any, help: str, **flag: Any) -> Any:
 
 def flag_of(field: dataclasses.Field) -> Flag:
     return field.metadata['flag']
+
+
+def parse_option(field: dataclasses.Field, value: Any) -> Any:
+    """Returns the value of an option as its `Flag.parse` turns it out.
+
+    Args:
+      field: the option.
+      value: what the user gave, on the command line or in Python.
+
+    Raises:
+      UserError: the value is not among the choices or below the lower bound.
+    """
+    flag = flag_of(field)
+    value = flag.parse(value)
+    if flag.choices and value not in (*flag.choices, field.default):
+        raise UserError(f'--{field.name} {value!r}: must be one of {", ".join(flag.choices)}')
+    if flag.lower_bound is not None:
+        if not isinstance(value, int | float) or not value >= flag.lower_bound:
+            raise UserError(
+                f'--{field.name} {value!r}: must be a number of at least {flag.lower_bound}'
+            )
+    return value
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from etils import epath
 
-from cpt_jax.evals.options import Options, flag_of
+from cpt_jax.evals.options import Options, flag_of, parse_option
 from cpt_jax.evals.report.published import Table, read_tables
 from cpt_jax.evals.suites import SUITES, expand_suites
 from cpt_jax.evals.task import Context, Kind, Task, check_is_task
@@ -52,12 +52,14 @@ def make_options(**chosen: Any) -> dict[str, Options]:
       UserError: a value that its kind does not accept.
       TypeError: no kind has such an option.
     """
-    if unknown := chosen.keys() - option_fields().keys():
+    fields = option_fields()
+    if unknown := chosen.keys() - fields.keys():
         raise TypeError(f'no kind of task has the option {", ".join(sorted(unknown))}')
+    parsed = {name: parse_option(fields[name], value) for name, value in chosen.items()}
     options = {}
     for kind in KINDS:
         own = {field.name for field in dataclasses.fields(kind.options)}
-        options[kind.name] = kind.options(**{name: chosen[name] for name in own & chosen.keys()})
+        options[kind.name] = kind.options(**{name: parsed[name] for name in own & parsed.keys()})
     return options
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cpt_jax.evals.registry import find_tasks, select
+from cpt_jax.evals.registry import find_tasks, make_options, select
 from cpt_jax.runtime.errors import UserError
 
 
@@ -105,3 +105,25 @@ def test_one_task_in_two_files(data_dir, tmp_path):
 def test_no_tasks():
     with pytest.raises(UserError, match='--tasks is empty'):
         names([], None)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'expected'),
+    [
+        ('split', 'tset', 'one of test, dev, train'),
+        ('unjudged', 'skp', 'one of refuse, skip'),
+        ('index', 'hnws', 'one of exact, flat, ivf, hnsw'),
+        ('k', 0, 'a number of at least 10'),
+        ('search_memory', float('nan'), 'a number of at least 0.001'),
+        ('candidates', '100', 'a number of at least 0'),
+    ],
+)
+def test_a_value_that_an_option_does_not_accept(name, value, expected):
+    """From Python, where no flag has checked it."""
+    with pytest.raises(UserError, match=rf'^--{name} .*: must be {expected}$'):
+        make_options(**{name: value})
+
+
+def test_values_that_no_flag_shows():
+    assert make_options(split='')['retrieval'].split == ''  # the default, which is no choice
+    assert make_options(baselines=['none'])['openqa'].baselines == []
