@@ -48,7 +48,7 @@ class Follower:
 
     Attributes:
       run: its directory.
-      tasks: the tasks for a model with some settings; always of the same names.
+      tasks: the tasks for a model with some settings, those of `fingerprints` among them.
       fingerprints: task -> fingerprint of what its scores depend on besides the model.
       settings_of: step -> the settings of the embedder of that checkpoint, which need not be
         loaded.
@@ -107,22 +107,19 @@ class Follower:
         """Scores the tasks of a checkpoint that nobody has. True: others are at some."""
         settings = self._settings(step)
         alike = {key: value for key, value in settings.items() if key not in _OF_CHECKPOINT}
-        tasks = self.tasks(settings)
         names = [
-            (
-                step,
-                str(settings['saved']),
-                task.name,
-                digest_json([alike, self.fingerprints[task.name]]),
-            )
-            for task in tasks
+            (step, str(settings['saved']), task, digest_json([alike, fingerprint]))
+            for task, fingerprint in self.fingerprints.items()
         ]
         self.asked |= {task: fingerprint for *_, task, fingerprint in names}
         there, kept, left = set(map(name_of, self.rows)), None, False
         if there.issuperset(names):
             return False
+        # Not before, as this looks through all of the data.
+        tasks = {task.name: task for task in self.tasks(settings)}
         with self._held(step):
-            for task, name in zip(tasks, names, strict=True):
+            for name in names:
+                task = tasks[name[2]]
                 with claimed(
                     claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)
                 ) as mine:
