@@ -8,7 +8,6 @@ from typing import Any
 from etils import epath
 
 from cpt_jax.evals.options import Options, flag_of, parse_option
-from cpt_jax.evals.report.published import Table, read_tables
 from cpt_jax.evals.suites import SUITES, expand_suites
 from cpt_jax.evals.task import Context, Kind, Task, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
@@ -98,15 +97,6 @@ def scored_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Returns those of the chosen options that the model's own scores depend on."""
     fields = option_fields()
     return {name: value for name, value in chosen.items() if flag_of(fields[name]).in_model_scores}
-
-
-def published_tables() -> list[Table]:
-    """Returns the tables of published results that belong to a kind."""
-    owned = {key for kind in KINDS for key in kind.published}
-    tables = read_tables()
-    if missing := owned - tables.keys():
-        raise KeyError(f'report/published.json has no table {", ".join(sorted(missing))}')
-    return [table for key, table in tables.items() if key in owned]
 
 
 def select(

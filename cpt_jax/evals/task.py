@@ -114,7 +114,6 @@ class Kind:
       layout: where data are expected in --data_dir, for the message of a task that is not there.
       folder: the same in a few words, for a list of all kinds.
       options: frozen dataclass of the options that it takes; each is a flag of launch/evaluate.py.
-      published: keys of the tables in report/published.json that hold scores of its tasks.
     """
 
     name: str
@@ -122,7 +121,6 @@ class Kind:
     layout: str
     folder: str
     options: type[Options] = Options
-    published: tuple[str, ...] = ()
 
 
 def check_is_task(task: object, name: str) -> None:

@@ -11,11 +11,10 @@ from typing import NamedTuple
 import jinja2
 from etils import epath
 
-from cpt_jax.evals.registry import published_tables
 from cpt_jax.evals.report.bias_table import ALPHA, bias_table, is_test
 from cpt_jax.evals.report.comparison import compare, left_out
 from cpt_jax.evals.report.curves import draw_history, draw_panels, read_metrics
-from cpt_jax.evals.report.published import MARKS
+from cpt_jax.evals.report.published import MARKS, read_tables
 from cpt_jax.evals.store.history import Row, curves
 from cpt_jax.evals.store.results import BASELINES, PLAIN, format_score, metric_label
 
@@ -69,7 +68,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters |= {'snippet': snippet, 'plain': plain, 'score_bars': score_bars}
-    published = published_tables()
+    published = list(read_tables().values())
     comparisons = compare(results['tasks'], published)
     return environment.get_template('report.html.j2').render(
         model=results['model'],

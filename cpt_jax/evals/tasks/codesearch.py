@@ -326,5 +326,4 @@ KIND = Kind(
     options=CodeSearchOptions,
     layout='codesearch/<name>.jsonl or .jsonl.gz (CodeSearchNet)',
     folder='codesearch/ (CodeSearchNet)',
-    published=('code_1k', 'code_all', 'text_1k'),
 )

@@ -108,5 +108,4 @@ KIND = Kind(
     find=find_nearest_neighbours,
     layout='senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',
     folder='senteval/ (its data/downstream)',
-    published=('sst',),
 )

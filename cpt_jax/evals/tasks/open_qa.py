@@ -294,5 +294,4 @@ KIND = Kind(
     options=SearchOptions,
     layout=LAYOUT,
     folder='openqa/<name>/',
-    published=('large_search',),
 )

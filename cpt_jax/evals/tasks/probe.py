@@ -295,5 +295,4 @@ KIND = Kind(
     options=ProbeOptions,
     layout='senteval/{MR,CR,SUBJ,MPQA,SST/binary,TREC,MRPC}/ (data/downstream of SentEval)',
     folder='senteval/ (its data/downstream)',
-    published=('probe',),
 )

@@ -242,5 +242,4 @@ KIND = Kind(
     options=RetrievalOptions,
     layout='retrieval/<folder>/ with corpus.jsonl, queries.jsonl and qrels/test.tsv (BEIR)',
     folder='retrieval/<folder>/ (BEIR)',
-    published=('beir', 'large_search'),
 )

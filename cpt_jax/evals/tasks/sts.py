@@ -283,5 +283,4 @@ KIND = Kind(
     options=SimilarityOptions,
     layout=LAYOUT,
     folder='senteval/ (its data/downstream)',
-    published=('sts',),
 )

@@ -113,5 +113,4 @@ KIND = Kind(
     options=ZeroShotOptions,
     layout='senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',
     folder='senteval/ (its data/downstream)',
-    published=('sst',),
 )
