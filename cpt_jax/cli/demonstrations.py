@@ -48,11 +48,11 @@ from cpt_jax.evals.demonstrations.selection import (
     search_demonstrations,
 )
 from cpt_jax.evals.fingerprint import fingerprint_weights
-from cpt_jax.evals.store.results import write_json
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks import sts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.local_path import local_path
 from cpt_jax.text.prompt_template import Prompt
 
@@ -210,7 +210,7 @@ def _search(output: Path) -> None:
         'note': NOTE,
         'command': command,
     }
-    write_json(epath.Path(output) / BEST, {**about, **best, **told})
+    write_json(output / BEST, {**about, **best, **told})
     print(format_ranking(rows))
     spent = (
         f'{time.perf_counter() - start:,.0f} s here, {sum(row["seconds"] for row in rows):,.0f} s '

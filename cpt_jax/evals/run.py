@@ -15,16 +15,12 @@ from cpt_jax.evals.report.example import examples_json
 from cpt_jax.evals.report.page import render
 from cpt_jax.evals.store.embedding_cache import KeptVectors
 from cpt_jax.evals.store.history import HISTORY, read_rows
-from cpt_jax.evals.store.results import (
-    RESULTS,
-    ResultsFile,
-    read_json_object,
-    write_json,
-    write_text,
-)
+from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier
 from cpt_jax.evals.suites import with_means
 from cpt_jax.evals.task import Result, Task, check_is_task
 from cpt_jax.evals.tasks.bias import with_holm
+from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.locks import CLAIMS, claimed, locked
 
 EXAMPLES = 'examples.json'  # in report/
@@ -101,11 +97,12 @@ def store(
         examples: dict = {}
         maps: dict = {}
         if not results.replaced_by():
-            examples, maps = read_json_object(report / EXAMPLES), read_json_object(report / MAPS)
+            examples, maps = read_earlier(report / EXAMPLES), read_earlier(report / MAPS)
         results.add(name, result, fingerprint, lambda rows: with_means(with_holm(rows)))
-        write_json(report / EXAMPLES, {**examples, name: examples_json(result.examples)})
+        report.mkdir(parents=True, exist_ok=True)
+        write_json(Path(report / EXAMPLES), {**examples, name: examples_json(result.examples)})
         # Lines of one number each would be as long again.
-        write_json(report / MAPS, {**maps, **map_json(result.map)}, indent=None)
+        write_json(Path(report / MAPS), {**maps, **map_json(result.map)}, indent=None)
 
 
 def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
@@ -113,10 +110,9 @@ def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
     report = output / 'report'
     with locked(Path(output / CLAIMS / 'results')):
         results, examples, maps = (
-            read_json_object(path) for path in (output / RESULTS, report / EXAMPLES, report / MAPS)
+            read_earlier(path) for path in (output / RESULTS, report / EXAMPLES, report / MAPS)
         )
         rows = read_rows(Path(output / HISTORY))
-        write_text(
-            report / 'index.html',
-            render(results, examples, metrics_path, rows, list(maps.values())),
-        )
+        page = render(results, examples, metrics_path, rows, list(maps.values()))
+        report.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(report / 'index.html'), page)

@@ -2,7 +2,6 @@
 it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +10,10 @@ import jinja2
 from etils import epath
 
 from cpt_jax.evals.report.curves import read_metrics, save_curves
-from cpt_jax.evals.store.results import format_score, metric_label, read_json_object
+from cpt_jax.evals.store.results import format_score, metric_label
 from cpt_jax.runs.provenance import Provenance
 from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.text.tokenizer import Side
 
 CURVES = 'training.png'
@@ -94,8 +94,7 @@ def write_card(
 
 def _sources(run: ExportedRun) -> list[dict[str, Any]]:
     """Name, kind, weight and summary of each source of the training data."""
-    path = run.directory.data
-    described = json.loads(path.read_text('utf-8')) if path.is_file() else {}
+    described = read_json_file(run.directory.data, optional=True)
     sources = run.provenance.config['data']['sources']
     return [
         {
@@ -112,7 +111,7 @@ def _scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:
     """(task, metric, the model's score, BM25's or '') of the run's results, if they are of the
     checkpoint that is exported.
     """
-    results = read_json_object(epath.Path(run.directory.results))
+    results = read_json_file(run.directory.results, optional=True)
     if results.get('model') != f'{run.directory.path.name}@{run.step}':
         return []
     rows = []

@@ -1,7 +1,6 @@
 """From a run to a directory that other libraries load."""
 
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from cpt_jax.exporting.transformer import config_json, write_weights
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import write_json
 from cpt_jax.text.tokenizer import Side
 
 SIDES: tuple[Side, ...] = ('x', 'y')
@@ -85,7 +85,7 @@ def export(
             else:
                 text = exported(tokenizer, side)
                 write_layout(directory, text, width, longest)
-            _write_json(directory / 'config.json', config | text.ids)
+            write_json(directory / 'config.json', config | text.ids)
             if found:  # the other side has the same weights
                 for path in (folder / found[0].name).glob('model*'):
                     _link(path, directory / path.name)
@@ -96,7 +96,8 @@ def export(
             golden = golden_of(embed, sides)
             write_golden(directory, golden)
             parity = differences(directory, golden)
-            _write_json(directory / PARITY, _parity(embed, parity, dtype))
+            # A model that gives NaN is written all the same, for whoever looks for the reason.
+            write_json(directory / PARITY, _parity(embed, parity, dtype), allow_nan=True)
             found.append(Written(name, sides, text.prompts, longest, max(parity.values())))
         exported_run = ExportedRun(run.run_dir, run.step, provenance, dtype, license_id)
         write_card(folder, exported_run, output.name, config['model_type'], width, found)
@@ -153,7 +154,3 @@ def whole(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(beside)
         raise
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8')

@@ -12,6 +12,7 @@ import numpy as np
 from cpt_jax.embed.embedder import Embedder
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import write_json
 from cpt_jax.text.prompt_template import Representation
 from cpt_jax.text.tokenizer import Side
 
@@ -73,7 +74,7 @@ def write_golden(directory: Path, golden: Golden) -> None:
     content = {'texts': golden.texts, 'vectors': rounded} | (
         {'template': golden.template} if golden.template else {}
     )
-    (directory / GOLDEN).write_text(json.dumps(content, ensure_ascii=False) + '\n', 'utf-8')
+    write_json(directory / GOLDEN, content, indent=None, allow_nan=True)
 
 
 def read_golden(directory: Path) -> Golden | None:

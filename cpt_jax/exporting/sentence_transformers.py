@@ -5,12 +5,12 @@ Versions from 5.4 on write shorter files, which those before, and text-embedding
 read; they read these.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cpt_jax.exporting.tokenizer import CLOSING, PADDING, Exported
+from cpt_jax.storage.json_files import write_json
 
 # Loading with an older version than the one that is named here makes it warn.
 _VERSIONS = {'sentence_transformers': '2.2.2', 'transformers': '4.41.0', 'pytorch': '2.0.0'}
@@ -62,9 +62,7 @@ def write_layout(directory: Path, tokenizer: Exported, width: int, max_tokens: i
         },
     }
     for name, content in contents.items():
-        (directory / name).write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8'
-        )
+        write_json(directory / name, content)
     (directory / '2_Normalize' / '.gitkeep').touch()  # git, and so a hub, holds no empty directory
 
 
@@ -85,13 +83,9 @@ def write_tokenizer(
         'clean_up_tokenization_spaces': False,
     }
     # One line for the vocabulary's hundred thousand.
-    (directory / 'tokenizer.json').write_text(
-        json.dumps(tokenizer.content, ensure_ascii=False) + '\n', 'utf-8'
-    )
+    write_json(directory / 'tokenizer.json', tokenizer.content, indent=None)
     for name, content in {
         'tokenizer_config.json': about,
         'special_tokens_map.json': dict(special),
     }.items():
-        (directory / name).write_text(
-            json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8'
-        )
+        write_json(directory / name, content)

@@ -1,6 +1,5 @@
 """An encoder as config.json and safetensors files that transformers reads."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cpt_jax.model.families.known import family_of
 from cpt_jax.model.families.load import written
 from cpt_jax.model.formats.safetensors_files import INDEX
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import write_json
 
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
 
@@ -204,7 +204,7 @@ def write_weights(
         path.rename(directory / name)
     where = {tensor: names[path] for path, tensors, _ in shards for tensor in tensors}
     index = {'metadata': {'total_size': sum(size for _, _, size in shards)}, 'weight_map': where}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + '\n')
+    write_json(directory / INDEX, index)
 
 
 def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:

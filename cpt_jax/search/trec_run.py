@@ -3,18 +3,22 @@ read.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from etils import epath
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.atomic_write import replacing
 
 Run = dict[str, dict[str, float]]  # query id -> document id -> score, the best first
 TAG = 'cpt_jax'
 
 
 def write_run(path: epath.Path, run: Run) -> None:
-    """Writes the whole file or nothing. Scores are read back as the same float32. Raises UserError
-    for an id that holds a space.
+    """Writes the whole file or nothing, in UTF-8. Scores are read back as the same float32.
+
+    Raises:
+      UserError: an id is empty or holds a space.
     """
     for name in (name for query, row in run.items() for name in (query, *row)):
         if len(name.split()) != 1:
@@ -23,10 +27,8 @@ def write_run(path: epath.Path, run: Run) -> None:
                 f'leave --trec_runs out'
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f'.{path.name}.part'
-    with beside.open('w') as file:
-        file.writelines(_lines(run))
-    beside.replace(path)
+    with replacing(Path(path)) as file:
+        file.writelines(line.encode('utf-8') for line in _lines(run))
 
 
 def _lines(run: Run) -> Iterator[str]:

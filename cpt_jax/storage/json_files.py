@@ -1,10 +1,11 @@
-"""JSON files that others wrote."""
+"""JSON files, each read and written as a whole."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.atomic_write import write_atomically
 
 
 def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any:
@@ -27,3 +28,22 @@ def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any
     if not isinstance(content, kind):
         raise UserError(f'{path}: not a JSON {"list" if kind is list else "object"}')
     return content
+
+
+def write_json(
+    path: Path, content: object, indent: int | None = 2, allow_nan: bool = False
+) -> None:
+    """Writes a JSON file, the whole file or nothing.
+
+    Args:
+      path: the file; its folder must exist.
+      content: what JSON can say.
+      indent: spaces of an indentation level; None writes one line.
+      allow_nan: write numbers that are not finite as NaN and Infinity, which strict readers of JSON
+        refuse.
+
+    Raises:
+      ValueError: a number is not finite, and `allow_nan` is not set.
+    """
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
+    write_atomically(path, text + '\n')

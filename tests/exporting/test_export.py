@@ -14,10 +14,12 @@ from safetensors.numpy import load_file
 
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting import transformer
+from cpt_jax.exporting.card import ExportedRun, write_card
 from cpt_jax.exporting.check import check
 from cpt_jax.exporting.directory import export
 from cpt_jax.exporting.golden import read_golden
 from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_template import Representation
 from tests.embed.test_embedder import write_run
@@ -210,3 +212,13 @@ def test_the_card_tells_of_the_run(tokenizer, tmp_path):
     export(f'{run}@100', tmp_path / 'first', dtype='float32', shard_bytes=10**9, license_id='mit')
     # They are of another checkpoint.
     assert '## Scores' not in (tmp_path / 'first' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('name', ['results.json', 'data.json'])
+def test_a_torn_file_of_the_run_is_named(tokenizer, tmp_path, name):
+    run = write_run(tmp_path / 'run', tokenizer)
+    (run / name).write_text('{"model": ')
+    earlier = resolve_model(str(run), '--model')
+    described = ExportedRun(earlier.run_dir, earlier.step, earlier.provenance, 'float32', 'mit')
+    with pytest.raises(UserError, match=rf'run/{name}: not JSON \([^()]*\([^()]*\)\)$'):
+        write_card(tmp_path, described, 'out', 'gpt2', 8, [])

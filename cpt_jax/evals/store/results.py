@@ -4,11 +4,13 @@ table.
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from etils import epath
 
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import read_json_file, write_json
 
 RESULTS = 'results.json'
 
@@ -28,36 +30,16 @@ BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}
 
 
-def write_text(path: epath.Path, text: str) -> None:
-    """Writes the whole file or nothing, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.parent / f'.{path.name}.part'
-    beside.write_bytes(text.encode('utf-8'))  # whatever the locale
-    beside.replace(path)
+def read_earlier(path: epath.Path) -> dict:
+    """Returns the object that an earlier evaluation wrote to a JSON file, {} where there is none.
 
-
-def write_json(path: epath.Path, content: object, indent: int | None = 2) -> None:
-    """Writes a JSON file as `write_text` does, in one line without `indent`; a number that is not
-    finite is our mistake (ValueError).
+    Raises:
+      UserError: the file is not JSON, or holds something else than an object.
     """
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + '\n')
-
-
-def read_json_object(path: epath.Path) -> dict:
-    """The object in the file, {} where there is no file. Raises UserError where it is not JSON."""
-    if not path.exists():
-        return {}
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(
-            f'{path}: not JSON ({error}): remove the file or write to another --output'
-        ) from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f'{path}: not an object with results: remove the file or write to another --output'
-        )
-    return content
+        return read_json_file(Path(path), optional=True)
+    except UserError as error:
+        raise UserError(f'{error}: remove the file or write to another --output') from None
 
 
 def new_results(model: str, settings: dict[str, object]) -> dict:
@@ -84,7 +66,7 @@ class ResultsFile:
         """Returns what the file holds of this model: results without a task where it holds another
         model's, or is not there.
         """
-        earlier = read_json_object(self.path)
+        earlier = read_earlier(self.path)
         if not earlier or self._other(earlier):
             return new_results(self.model, self.settings)
         tasks = earlier.get('tasks', {})
@@ -98,7 +80,7 @@ class ResultsFile:
         """Returns a line for the user where the file holds results that the next `add` replaces,
         and '' where it keeps them.
         """
-        earlier = read_json_object(self.path)
+        earlier = read_earlier(self.path)
         other = self._other(earlier) if earlier else ''
         if not other:
             return ''
@@ -109,7 +91,7 @@ class ResultsFile:
 
     def is_of_later_checkpoint(self) -> bool:
         """Whether the file holds results of a checkpoint that was saved later than this model."""
-        saved = read_json_object(self.path).get('settings', {}).get('saved', '')
+        saved = read_earlier(self.path).get('settings', {}).get('saved', '')
         return saved > self.settings.get('saved', '')
 
     def add(
@@ -125,7 +107,7 @@ class ResultsFile:
           name, result, fingerprint: name, result and fingerprint of the task.
           derive: adds what follows from several rows, such as means of suites.
         """
-        write_json(self.path, derive(add_result(self.load(), name, result, fingerprint)))
+        write_json(Path(self.path), derive(add_result(self.load(), name, result, fingerprint)))
 
     def _other(self, earlier: dict) -> str:
         """What `earlier` is of, where that is not this model with these settings."""

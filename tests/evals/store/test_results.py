@@ -9,8 +9,7 @@ from cpt_jax.evals.store.results import (
     add_result,
     format_table,
     new_results,
-    read_json_object,
-    write_json,
+    read_earlier,
 )
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
@@ -64,7 +63,7 @@ def test_rows_of_the_same_model_stay_and_are_replaced_by_name(tmp_path):
 def test_what_follows_from_several_rows_is_written_with_them(tmp_path):
     results = results_file(tmp_path, 'm', {})
     results.add('a', make_result(), 'f', lambda rows: {**rows, 'count': len(rows['tasks'])})
-    assert read_json_object(epath.Path(tmp_path) / 'results.json')['count'] == 1
+    assert read_earlier(epath.Path(tmp_path) / 'results.json')['count'] == 1
 
 
 @pytest.mark.parametrize(
@@ -91,21 +90,11 @@ def test_which_checkpoint_is_later(tmp_path):
     assert not results_file(tmp_path, 'run@3', {'saved': '2026-03'}).is_of_later_checkpoint()
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
-    path = epath.Path(tmp_path) / 'new' / 'results.json'
-    write_json(path, {'a': 'é'})
-    assert json.loads((tmp_path / 'new' / 'results.json').read_text(encoding='utf-8')) == {'a': 'é'}
-    with pytest.raises(ValueError):
-        write_json(path, {'a': float('nan')})
-    assert read_json_object(path) == {'a': 'é'}
-    assert [file.name for file in (tmp_path / 'new').iterdir()] == ['results.json']
-
-
 def test_reading(tmp_path):
-    assert read_json_object(epath.Path(tmp_path / 'none.json')) == {}
+    assert read_earlier(epath.Path(tmp_path / 'none.json')) == {}
     (tmp_path / 'cut.json').write_text('{"model": ')
-    with pytest.raises(UserError, match=r'cut.json: not JSON'):
-        read_json_object(epath.Path(tmp_path / 'cut.json'))
+    with pytest.raises(UserError, match=r'cut.json: not JSON .*: remove the file or write to'):
+        read_earlier(epath.Path(tmp_path / 'cut.json'))
 
 
 def test_the_table():
@@ -137,5 +126,5 @@ def test_examples_become_plain_json():
 
 def test_a_file_that_holds_no_results_is_refused(tmp_path):
     (tmp_path / 'results.json').write_text('[1, 2]')
-    with pytest.raises(UserError, match='not an object with results'):
-        read_json_object(epath.Path(tmp_path / 'results.json'))
+    with pytest.raises(UserError, match='not a JSON object: remove the file'):
+        read_earlier(epath.Path(tmp_path / 'results.json'))

@@ -1,0 +1,13 @@
+import pytest
+
+from cpt_jax.storage.json_files import read_json_file, write_json
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'some.json'
+    write_json(path, {'a': 'é'})
+    assert path.read_bytes() == '{\n  "a": "é"\n}\n'.encode()
+    with pytest.raises(ValueError):
+        write_json(path, {'a': float('nan')})
+    assert read_json_file(path, optional=True) == {'a': 'é'}
+    assert [file.name for file in tmp_path.iterdir()] == ['some.json']
