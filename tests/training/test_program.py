@@ -181,10 +181,10 @@ def free_address() -> str:
         return f'localhost:{free.getsockname()[1]}'
 
 
-def together(launch, workdir: str, count: int, *flags: str) -> list[Program]:
-    """So many processes of one run, of one device each."""
-    flags = *flags, f'--coordinator={free_address()}', f'--processes={count}'
-    return [launch(workdir, *flags, f'--process={i}') for i in range(count)]
+def two_processes(launch, workdir: str, *flags: str, devices: int) -> list[Program]:
+    """Two processes of one run, of so many devices each."""
+    flags = *flags, f'--coordinator={free_address()}', '--processes=2'
+    return [launch(workdir, *flags, f'--process={i}', devices=devices) for i in range(2)]
 
 
 # Evaluations compile programs of their own; epsilon: see test_step.py.
@@ -196,8 +196,9 @@ NINE_STEPS = {
     'train.steps': 9,
     'optimizer.epsilon': 1e-4,
 }
-# Parameters lie over both processes.
-SPLIT = [f'--config.{key}={value}' for key, value in (NINE_STEPS | {'mesh.fsdp': 2}).items()]
+COPIES = [f'--config.{key}={value}' for key, value in NINE_STEPS.items()]
+# The parameters are split over all devices of both processes.
+SPLIT = [*COPIES, '--config.mesh.fsdp=4']
 # An evaluation and a save at each step, so that a step takes long enough for a signal to come
 # before the last, most likely within an evaluation.
 STOPPABLE = '--config.evaluation.every_steps=1', '--config.checkpoint.every_steps=1'
@@ -205,25 +206,33 @@ STOPPABLE = '--config.evaluation.every_steps=1', '--config.checkpoint.every_step
 
 @pytest.fixture(scope='module')
 def of_two(config_file, tmp_path_factory) -> Path:
-    """The directory of a run of two processes that nothing stopped."""
+    """The directory of a run of two processes of two devices each that nothing stopped."""
     folder = tmp_path_factory.mktemp('of_two')
     launch = functools.partial(start, config_file, folder)
-    finish_all(together(launch, 'run', 2, *SPLIT))
+    finish_all(two_processes(launch, 'run', *SPLIT, devices=2))
     return folder / 'run'
 
 
 def test_two_processes_train_as_one(launch, of_two, tmp_path):
-    finish(launch('one', *SPLIT, '--config.train.steps=3', devices=2))
-    one, two = rows(tmp_path / 'one'), rows(of_two)[:3]
-    # Gloo and one process add two numbers alike; the programs are compiled apart, and may fuse
-    # products and sums in another way.
-    np.testing.assert_allclose(
-        [row['loss'] for row in two], [row['loss'] for row in one], rtol=1e-6
+    """With the model copied to both processes, and with its parameters split over them."""
+    three_steps = *COPIES, '--config.train.steps=3'
+    finish_all(
+        [
+            launch('one', *three_steps, devices=2),
+            *two_processes(launch, 'copies', *three_steps, devices=1),
+        ]
     )
-    first, second = parameters(tmp_path / 'one', 3), parameters(of_two, 3)
-    for name in first:
-        if name.startswith('params'):
-            np.testing.assert_allclose(second[name], first[name], atol=2e-5, err_msg=name)
+    one = tmp_path / 'one'
+    for two in (tmp_path / 'copies', of_two):
+        # Gloo and one process add two numbers alike; the programs are compiled apart, and may fuse
+        # products and sums in another way.
+        np.testing.assert_allclose(
+            [row['loss'] for row in rows(two)[:3]], [row['loss'] for row in rows(one)], rtol=1e-6
+        )
+        first, second = parameters(one, 3), parameters(two, 3)
+        for name in first:
+            if name.startswith('params'):
+                np.testing.assert_allclose(second[name], first[name], atol=2e-5, err_msg=name)
 
 
 def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(
@@ -233,18 +242,18 @@ def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(
     another mesh: as if never stopped.
     """
     two, alone = tmp_path / 'two', tmp_path / 'alone'
-    processes = together(launch, 'two', 2, *SPLIT, *STOPPABLE)
-    wait_for_rows(two, 4, processes[0])
+    processes = two_processes(launch, 'two', *SPLIT, *STOPPABLE, devices=2)
+    wait_for_rows(two, 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         finish(process, status=42)
     step = checkpoint.steps_in(two / 'checkpoints')[-1]
-    assert 4 <= step < 9 and rows(two)[-1]['step'] == step
+    assert 2 <= step < 9 and rows(two)[-1]['step'] == step
     shutil.copytree(two, alone)
-    finish_all(together(launch, 'two', 2, *SPLIT))
+    finish_all(two_processes(launch, 'two', *SPLIT, devices=2))
     # To the bit: the same processes add in the same order.
     assert_same(of_two, two, 9, without='heldout')
-    assert train_here(alone, NINE_STEPS | {'mesh.fsdp': 4, 'train.encode_chunks': 2}) == 0
+    assert train_here(alone, NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}) == 0
     assert_close(of_two, alone, 9)
 
 
@@ -417,8 +426,9 @@ def test_parameters_that_are_no_numbers_stop_the_run_and_are_not_saved(train_her
     with pytest.raises(UserError, match=r'at step 2 .*the checkpoint of step 1 stays'):
         train_here(tmp_path / 'run', {'optimizer.peak_lr': 1e30, 'checkpoint.every_steps': 1})
     assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [1]
-    # So that a run may start from it.
-    assert all(np.isfinite(array).all() for array in parameters(tmp_path / 'run', 1).values())
+    changes = {'init_from': f'{tmp_path}/run@1', 'train.steps': 3, 'evaluation.every_steps': 0}
+    assert train_here(tmp_path / 'again', changes) == 0
+    assert all(np.isfinite(row['loss']) for row in rows(tmp_path / 'again'))
 
 
 def test_processes_with_other_data_do_not_train_together(launch, config_file, tmp_path):
