@@ -6,7 +6,7 @@ import pytest
 
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.runtime.errors import UserError
-from tests.loss.test_infonce import example, place
+from tests.loss.test_infonce import PLACES, example, numeric_gradient, place
 
 
 def reference(e_BxTxD, ids_BxT):
@@ -37,12 +37,16 @@ def test_uniformity_is_its_formula_and_is_added_with_its_weight(meshes, sizes):
     expected = reference(e, ids)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_allclose(added, expected / 2, atol=1e-5)
-    step, spot = 1e-5, (2, 1, 5)
-    moved = [np.array(e, np.float64) for _ in range(2)]
-    moved[0][spot] += step
-    moved[1][spot] -= step
-    slope = (reference(moved[0], ids) - reference(moved[1], ids)) / (2 * step)
-    np.testing.assert_allclose(np.asarray(gradient)[spot], slope / 2, rtol=1e-3, atol=1e-6)
+    gradient, places = np.asarray(gradient), [*PLACES, (2, 1, 5)]
+    np.testing.assert_allclose(
+        [gradient[place] for place in places],
+        numeric_gradient(lambda e: reference(e, ids) / 2, e, places),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    # Hard negatives do not count, nor does a pair that is left out.
+    np.testing.assert_allclose(gradient[:, 2], 0, atol=1e-6)
+    np.testing.assert_allclose(gradient[7], 0, atol=1e-6)
 
 
 def test_a_term_that_is_not_there_is_refused():
