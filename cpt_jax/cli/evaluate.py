@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
     from cpt_jax.embed.function import Embed
 
-PROGRESS = {'x': 'queries', 'y': 'documents'}  # side -> label of the progress bar
-
 MODEL, OPTIONS = define_model(evaluation=True)
 JOINED = define_processes()
 TASKS = flags.DEFINE_list(
@@ -105,19 +103,6 @@ CACHE_DIR = flags.DEFINE_string(
 KEEP_VECTORS = flags.DEFINE_bool(
     'keep_vectors', False, 'Leave them in --cache_dir, for another evaluation of the same texts.'
 )
-
-
-def _find_tasks(settings: Mapping[str, Any], output: Path | None = None) -> list[Task]:
-    """Returns the tasks that the flags select.
-
-    Args:
-      settings: settings of the model; {} before it is loaded.
-      output: directory for what tasks write besides scores; None: nowhere.
-    """
-    runs = epath.Path(RunDir(output).trec_runs) if output else None
-    if runs and FOLLOW.value:
-        runs = runs / str(settings['step'])  # rankings of one checkpoint must not replace others
-    return _select(find_tasks(DATA_DIR.value, Context(settings, runs), **TASK_OPTIONS()))
 
 
 def _select(tasks: dict[str, Task]) -> list[Task]:
@@ -256,7 +241,9 @@ def _follow() -> None:
         return read_settings(f'{run}@{step}', options['representation'])
 
     def tasks_of(settings: Mapping[str, Any]) -> list[Task]:
-        return _find_tasks(settings, run)
+        # Rankings of one checkpoint must not replace those of another.
+        runs = epath.Path(RunDir(run).trec_runs / str(settings['step']))
+        return _select(find_tasks(DATA_DIR.value, Context(settings, runs), **TASK_OPTIONS()))
 
     follower = Follower(
         run, tasks_of, _fingerprint_model_scores(), settings_of, load, KEEP_BEST.value
