@@ -34,12 +34,14 @@ KNOW_CONFIGS = {
     ('cpt_jax.runs.config.check_resume',): {'training/setup.py'},
     ('cpt_jax.runs.config.build', 'cpt_jax.runs.config.check_section'): {
         'data/mixture.py',
+        'origin/earlier_run.py',  # of configs that a run stored
         'plan/lowering.py',
         'training/contrastive.py',
         'training/language_model.py',
         'training/loop.py',
         'training/resolve.py',
         'training/run_tokenizer.py',
+        'training/sections.py',
     },
 }
 # Packages that are oracles of tests at most, and modules that may change without notice.
