@@ -1,11 +1,12 @@
-# make quickstart and make test are all that a fresh machine needs; both make .venv when it is
-# missing or older than the requirements. make oracles needs torch, and keeps it in .venv-oracles.
+# `make quickstart` and `make test` work on a fresh machine: both create .venv if it is missing or
+# older than the requirements. `make oracles` installs torch into a second environment,
+# .venv-oracles.
 PYTHON ?= python3
 BIN := .venv/bin
 ORACLES := .venv-oracles/bin
 PIP := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
-# Without it, Linux gets the CUDA build of torch: gigabytes that the oracles never use.
+# On Linux the default index has the CUDA build of torch: gigabytes that the oracles never use.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
 .PHONY: quickstart test oracles goldens lint venv clean
@@ -19,7 +20,8 @@ test: .venv/installed-dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python $(PYTEST)
 
-# Compares the goldens with the live libraries, and runs the benchmarks against peers at toy size.
+# Compares the goldens with the installed libraries, and runs the benchmarks against other libraries
+# on tiny models.
 oracles: .venv-oracles/installed
 	$(ORACLES)/python $(PYTEST) tests/oracles
 

@@ -1,6 +1,4 @@
-"""What the programs that measure us beside sentence-transformers have in common: the model, the
-flags, the report.
-"""
+"""Shared parts of the benchmarks against sentence-transformers: model settings, flags, report."""
 
 import dataclasses
 import json
@@ -12,8 +10,8 @@ from absl import flags
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """What is measured; the flags say what each is."""
+class ModelSettings:
+    """Shape of the model that is measured; the fields are documented by the flags of their name."""
 
     max_tokens: int
     width: int
@@ -22,40 +20,43 @@ class Model:
     vocab_size: int
 
 
-Settings = TypeVar('Settings', bound=Model)
+Settings = TypeVar('Settings', bound=ModelSettings)
 
 
 def define_flags() -> None:
-    """Those of the model, --rounds and --json; a program calls it where it defines its own, as the
-    tests import several of them.
+    """Defines the flags of the model, --rounds and --json.
+
+    Each program calls it together with its own definitions, because tests import several programs
+    into one process.
     """
-    flags.DEFINE_integer('max_tokens', 256, 'Of a text, its delimiters included.')
-    flags.DEFINE_integer('width', 384, 'Of the model.')
-    flags.DEFINE_integer('layers', 6, 'Of the model.')
-    flags.DEFINE_integer('heads', 6, 'Of the model.')
+    flags.DEFINE_integer('max_tokens', 256, 'Maximum tokens of a text, with delimiters.')
+    flags.DEFINE_integer('width', 384, 'Embedding dimension of the model.')
+    flags.DEFINE_integer('layers', 6, 'Layers of the model.')
+    flags.DEFINE_integer('heads', 6, 'Attention heads of the model.')
     flags.DEFINE_integer(
-        'vocab_size', 30_000, 'Ids of the tokenizer, which is trained on the texts.'
+        'vocab_size', 30_000, 'Vocabulary size of the tokenizer, which is trained on the texts.'
     )
-    flags.DEFINE_integer('rounds', 3, 'Turns of each side.')
-    flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    flags.DEFINE_integer('rounds', 3, 'Timed rounds; each side runs once per round.')
+    flags.DEFINE_string('json', '', 'Also write the results to this file.')
 
 
-def report(
+def run_and_report(
     kind: type[Settings],
     measure: Callable[[Settings, int], Mapping[str, Any]],
     print_table: Callable[[Mapping], None],
 ) -> None:
-    """Measures with the settings of the flags, and the turns of --rounds; prints a table, and
-    writes --json.
+    """Measures with the values of the flags, prints a table, and writes --json.
+
+    Args:
+      kind: class of the settings; each field has the value of the flag of its name.
+      measure: function of the settings and the number of rounds that returns the results.
+      print_table: function that prints the results.
     """
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(kind)}
-    settings = kind(
-        **{
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-    )
-    found = measure(settings, flags.FLAGS.rounds)
-    print_table(found)
+    values = {}
+    for field in dataclasses.fields(kind):
+        value = flags.FLAGS[field.name].value
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    results = measure(kind(**values), flags.FLAGS.rounds)
+    print_table(results)
     if flags.FLAGS.json:
-        Path(flags.FLAGS.json).write_text(json.dumps(found, indent=2) + '\n')
+        Path(flags.FLAGS.json).write_text(json.dumps(results, indent=2) + '\n')

@@ -1,14 +1,14 @@
-r"""Queries per second of exact search on the CPU: ours beside FAISS's flat index, in turn, each in
-a process of its own.
+r"""Measures queries per second of exact search on the CPU, compared with FAISS's flat index.
+
+The two sides take turns, each in its own process.
 
 Example:
   python benchmarks/exact_search.py --documents 1000000 --width 384 --queries 1000 --k 100 \
       --json exact_search.json
 
-Both have the vectors in memory and as many threads as there are cores; unit vectors are drawn at
-random. `ratio` in the JSON is our queries per second over FAISS's, from medians; `ratio_of_cpu` is
-that of processor seconds, which tells more on a machine that others use too. `same` is the share of
-the documents that both find.
+Both sides have random unit vectors in memory and use one thread per core. In the JSON, `ratio` is
+our queries per second over FAISS's, from medians. `ratio_of_cpu` is the same ratio from CPU time,
+which is more reliable on a shared machine. `same` is the fraction of documents that both find.
 """
 
 import json
@@ -21,83 +21,90 @@ import numpy as np
 from absl import flags
 
 from cpt_jax.cli.program import run_program
-from turns import Moment, cores, take_turns
+from turns import Moment, count_cores, take_turns
 
 Sizes = tuple[int, int, int, int, float]  # documents, width, queries, k, GiB of our blocks
 
 
 def main() -> None:
-    found = measure(
-        (_DOCUMENTS.value, _WIDTH.value, _QUERIES.value, _K.value, _MEMORY.value), _ROUNDS.value
+    sizes = (_DOCUMENTS.value, _WIDTH.value, _QUERIES.value, _K.value, _MEMORY.value)
+    results = measure(sizes, _ROUNDS.value)
+    print(
+        f'{_QUERIES.value:,} queries, {_DOCUMENTS.value:,} documents of dimension {_WIDTH.value}, '
+        f'k = {_K.value}, {results["cores"]} cores'
     )
     print(
-        f'{_QUERIES.value:,} queries, {_DOCUMENTS.value:,} documents of {_WIDTH.value} units, k = '
-        f'{_K.value}, {found["cores"]} cores'
+        f'{"":<8}{"queries/s":>12}{"seconds":>10}{"fastest":>10}{"slowest":>10}{"CPU seconds":>14}'
     )
-    print(
-        f'{"":<8}{"queries/s":>12}{"seconds":>10}{"fastest":>10}{"slowest":>10}{"processor s":>14}'
-    )
-    for name, row in found['sides'].items():
+    for name, row in results['sides'].items():
         times = ''.join(
             f'{value:>10.2f}'
             for value in (row['seconds'], min(row['all_seconds']), max(row['all_seconds']))
         )
         print(f'{name:<8}{row["queries_per_second"]:>12.1f}{times}{row["cpu_seconds"]:>14.2f}')
     print(
-        f'ours / FAISS: {found["ratio"]:.2f} x (processor seconds {found["ratio_of_cpu"]:.2f} x); '
-        f'same documents: {found["same"]:.4%}'
+        f'ours / FAISS: {results["ratio"]:.2f} x (CPU time {results["ratio_of_cpu"]:.2f} x); '
+        f'same documents: {results["same"]:.4%}'
     )
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+        Path(_JSON.value).write_text(json.dumps(results, indent=2) + '\n')
 
 
 def measure(sizes: Sizes, rounds: int) -> dict:
-    """Both sides on the same vectors."""
-    turns = take_turns(
-        {'ours': {'ours': partial(ours, sizes)}, 'FAISS': {'FAISS': partial(faiss_flat, sizes)}},
-        rounds,
-    )
+    """Returns the results of both sides on the same vectors."""
+    ours = {'ours': partial(search_ours, sizes)}
+    faiss = {'FAISS': partial(search_faiss, sizes)}
+    turns = take_turns({'ours': ours, 'FAISS': faiss}, rounds)
     sides = {}
     for name, calls in turns.items():
-        seconds, cpu = ([times[kind] for times, _ in calls] for kind in ('seconds', 'cpu_seconds'))
+        seconds = [times['seconds'] for times, _ in calls]
+        median = statistics.median(seconds)
         sides[name] = {
-            'seconds': statistics.median(seconds),
-            'cpu_seconds': statistics.median(cpu),
+            'seconds': median,
+            'cpu_seconds': statistics.median(times['cpu_seconds'] for times, _ in calls),
             'all_seconds': seconds,
+            'queries_per_second': sizes[2] / median,
         }
-        sides[name]['queries_per_second'] = sizes[2] / sides[name]['seconds']
-    (_, mine), (_, theirs) = turns['ours'][0], turns['FAISS'][0]
-    same = float(np.mean([np.isin(a, b).mean() for a, b in zip(mine, theirs, strict=True)]))
-    ratios = {
-        f'ratio{end}': sides['FAISS'][kind] / sides['ours'][kind]
-        for end, kind in (('', 'seconds'), ('_of_cpu', 'cpu_seconds'))
+    _, our_documents = turns['ours'][0]
+    _, their_documents = turns['FAISS'][0]
+    same = [np.isin(a, b).mean() for a, b in zip(our_documents, their_documents, strict=True)]
+    return {
+        'ratio': sides['FAISS']['seconds'] / sides['ours']['seconds'],
+        'ratio_of_cpu': sides['FAISS']['cpu_seconds'] / sides['ours']['cpu_seconds'],
+        'same': float(np.mean(same)),
+        'cores': count_cores(),
+        'sizes': sizes,
+        'sides': sides,
     }
-    return {**ratios, 'same': same, 'cores': cores(), 'sizes': sizes, 'sides': sides}
 
 
-def ours(sizes: Sizes, number: int) -> tuple[dict[str, float], np.ndarray]:
-    """Times of a search, and int64 [Q, k] documents."""
+def search_ours(sizes: Sizes, number: int) -> tuple[dict[str, float], np.ndarray]:
+    """Returns the times of our search, and the documents found, int64[Q, k]."""
     from cpt_jax.search.exact import search_exactly
 
-    queries_QxD, documents_NxD = vectors(sizes)
+    queries_QxD, documents_NxD = make_vectors(sizes)
     start = Moment.now()
     hits = search_exactly(
         queries_QxD, [(np.arange(len(documents_NxD)), documents_NxD)], sizes[3], sizes[4]
     )
-    return start.until(Moment.now()), hits.documents_QxK
+    return start.until(Moment.now()), hits.documents_Qxk
 
 
-def faiss_flat(sizes: Sizes, number: int) -> tuple[dict[str, float], np.ndarray]:
-    """The same of FAISS; the index is filled beforehand."""
-    queries_QxD, index = vectors(sizes)[0], flat_index(sizes)
+def search_faiss(sizes: Sizes, number: int) -> tuple[dict[str, float], np.ndarray]:
+    """Returns the times of FAISS's search, and the documents found, int64[Q, k].
+
+    Filling the index is not timed.
+    """
+    queries_QxD, _ = make_vectors(sizes)
+    index = make_flat_index(sizes)
     start = Moment.now()
-    _, documents_QxK = index.search(queries_QxD, sizes[3])
-    return start.until(Moment.now()), documents_QxK
+    _, documents_Qxk = index.search(queries_QxD, sizes[3])
+    return start.until(Moment.now()), documents_Qxk
 
 
 @cache
-def vectors(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Queries and documents of unit length."""
+def make_vectors(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    """Returns random unit vectors of the queries and of the documents."""
     documents, width, queries, *_ = sizes
     rng = np.random.default_rng(0)
     drawn = [rng.standard_normal((count, width), np.float32) for count in (queries, documents)]
@@ -107,23 +114,27 @@ def vectors(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def flat_index(sizes: Sizes):
+def make_flat_index(sizes: Sizes):
+    """Returns FAISS's flat index of the documents."""
     import faiss
 
-    faiss.omp_set_num_threads(cores())
+    faiss.omp_set_num_threads(count_cores())
     index = faiss.IndexFlatIP(sizes[1])
-    index.add(vectors(sizes)[1])
+    _, documents_NxD = make_vectors(sizes)
+    index.add(documents_NxD)
     return index
 
 
 if __name__ == '__main__':
-    # Here, as the tests import this program.
-    _DOCUMENTS = flags.DEFINE_integer('documents', 1_000_000, 'Vectors that are searched.')
-    _WIDTH = flags.DEFINE_integer('width', 384, 'Units of a vector.')
-    _QUERIES = flags.DEFINE_integer('queries', 1_000, 'Searched for at once.')
+    # Flags are defined here because tests import this module.
+    _DOCUMENTS = flags.DEFINE_integer('documents', 1_000_000, 'Number of document vectors.')
+    _WIDTH = flags.DEFINE_integer('width', 384, 'Dimension of the vectors.')
+    _QUERIES = flags.DEFINE_integer('queries', 1_000, 'Number of queries, searched in one call.')
     _K = flags.DEFINE_integer('k', 100, 'Documents kept for each query.')
-    _MEMORY = flags.DEFINE_float('memory', 2.0, 'GiB of our blocks of documents and scores.')
-    _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Turns of each side.')
-    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    _MEMORY = flags.DEFINE_float(
+        'memory', 2.0, 'GiB of memory for our blocks of documents and scores.'
+    )
+    _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Timed turns of each side.')
+    _JSON = flags.DEFINE_string('json', '', 'Also write the results to this file.')
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     run_program(main)

@@ -1,8 +1,8 @@
-"""The same model in torch: an Encoder's weights in transformers' GPT2Model, wrapped as a user of
-sentence-transformers would have it.
+"""The twin of an Encoder in torch: its weights in transformers' GPT2Model, as a model of
+sentence-transformers.
 
-The twin wraps every text in the delimiters of y. One that took x for its own would need a second
-tokenizer, and do the same work.
+The twin wraps every text in the delimiters of y. Delimiters of x would need a second tokenizer for
+the same amount of work.
 """
 
 import json
@@ -15,8 +15,8 @@ import transformers
 from sentence_transformers import SentenceTransformer
 
 from cpt_jax.exporting.sentence_transformers import write_layout
-from cpt_jax.exporting.tokenizer import exported
-from cpt_jax.exporting.transformer import config_json, write_weights
+from cpt_jax.exporting.tokenizer import export_tokenizer
+from cpt_jax.exporting.transformer import make_config_json, write_weights
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer
 
@@ -25,31 +25,30 @@ transformers.logging.set_verbosity_error()
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, path: Path) -> None:
-    """Trains a byte-level BPE, GPT-2's kind, and writes it as a tokenizer.json that both sides
-    load; the delimiters come on top.
+    """Trains a byte-level BPE as in GPT-2, and writes it as a tokenizer.json that both sides load.
+
+    Args:
+      texts: texts to train on.
+      vocab_size: vocabulary size, including the delimiters, which are added later.
+      path: path of tokenizer.json.
     """
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    size = vocab_size - len(DELIMITERS)
-    bpe.train_from_iterator(
-        texts,
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=size, initial_alphabet=alphabet, show_progress=False
-        ),
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size - len(DELIMITERS), initial_alphabet=alphabet, show_progress=False
     )
+    bpe.train_from_iterator(texts, trainer)
     bpe.save(str(path))
 
 
 def save_twin(encoder: Encoder, tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None:
-    """Writes a directory that `SentenceTransformer` loads, as launch/export.py does, for the side
-    y.
-    """
+    """Writes a directory that `SentenceTransformer` loads, for side y, as in launch/export.py."""
     folder.mkdir(parents=True, exist_ok=True)
-    family, config = config_json(encoder.config, None, 'float32')
-    text = exported(tokenizer, 'y')
-    # It computes what GPT-2's own 'gelu_new' does, in one call of torch and not in eight.
+    family, config = make_config_json(encoder.config, None, 'float32')
+    text = export_tokenizer(tokenizer, 'y')
+    # The same function as GPT-2's 'gelu_new', in one call of torch instead of eight.
     config |= text.ids | {'activation_function': 'gelu_pytorch_tanh'}
     (folder / 'config.json').write_text(json.dumps(config))
     write_weights(family, encoder, tokenizer.vocab_size, folder, 'float32', 10**12)
@@ -57,7 +56,9 @@ def save_twin(encoder: Encoder, tokenizer: Tokenizer, max_tokens: int, folder: P
 
 
 def load_twin(folder: Path, threads: int) -> SentenceTransformer:
-    """The twin as it is fastest on a CPU in float32: a thread a core, fused attention."""
+    """Returns the twin with the fastest settings on a CPU in float32: `threads` threads (one per
+    core) and fused attention.
+    """
     torch.set_num_threads(threads)
     return SentenceTransformer(
         str(folder), device='cpu', model_kwargs={'attn_implementation': 'sdpa', 'dtype': 'float32'}

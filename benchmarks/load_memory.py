@@ -1,9 +1,9 @@
-"""Memory that it takes to load a pretrained model for embedding: a checkpoint of OPT-1.3B's shape,
-random, bfloat16, in shards.
+"""Measures the memory to load a pretrained model for embedding.
 
-Writes the checkpoint (2.6 GB; --keep leaves it there), loads it in a process of its own, and tells
-how far that process's memory grew, at its peak and in the end, beside the size of the files. What
-is not counted: Python and its libraries, before the load begins.
+The model is a random checkpoint of OPT-1.3B's shape in bfloat16, in shards (2.6 GB; --keep keeps
+it). A separate process loads it. The results are the growth of its resident memory, at the peak and
+at the end, relative to the size of the files. Memory of Python and its libraries from before the
+load is not counted.
 
 Example:
   python benchmarks/load_memory.py
@@ -29,34 +29,36 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.opt import OPT
 from cpt_jax.model.formats.safetensors_files import INDEX
 
-_LAYERS = flags.DEFINE_integer('layers', 24, 'OPT-1.3B has 24.', lower_bound=2)
-_WIDTH = flags.DEFINE_integer('width', 2048, 'OPT-1.3B has 2048.')
-_SHARD_GB = flags.DEFINE_float('shard_gb', 1.0, 'Gigabytes of a file.')
+_LAYERS = flags.DEFINE_integer('layers', 24, 'Layers; OPT-1.3B has 24.', lower_bound=2)
+_WIDTH = flags.DEFINE_integer('width', 2048, 'Embedding dimension; OPT-1.3B has 2048.')
+_SHARD_GB = flags.DEFINE_float('shard_gb', 1.0, 'Maximum size of a shard in GB.')
 _FOLDER = flags.DEFINE_string(
-    'folder', '', 'Where the checkpoint goes; a temporary directory by default.'
+    'folder', '', 'Folder of the checkpoint. Default: a temporary directory.'
 )
-_KEEP = flags.DEFINE_bool('keep', False, 'Leave the checkpoint there.')
+_KEEP = flags.DEFINE_bool('keep', False, 'Keep the checkpoint.')
 _JSON = flags.DEFINE_string(
-    'json', '', 'Where to write the figures too; `ratio` is the peak in times of the files.'
+    'json',
+    '',
+    'Also write the results to this file; `ratio` is the peak over the size of the files.',
 )
 _LOAD = flags.DEFINE_bool(
-    'load', False, 'Load --folder in this process; the benchmark starts itself with it.'
+    'load', False, 'Internal: load --folder in this process and print the results.'
 )
 
-VOCABULARY, POSITIONS = 50_272, 2048
+VOCABULARY = 50_272
+POSITIONS = 2048
 
 
 def main() -> None:
     if _LOAD.value:
-        print(json.dumps(_measured(_FOLDER.value)))
+        print(json.dumps(_measure_load(_FOLDER.value)))
         return
     folder = Path(_FOLDER.value or tempfile.mkdtemp(prefix='load_memory'))
     try:
-        size = _write(folder)
+        size = _write_checkpoint(folder)
         command = [sys.executable, __file__, '--load', f'--folder={folder}']
-        found = json.loads(
-            subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        )
+        process = subprocess.run(command, check=True, capture_output=True, text=True)
+        found = json.loads(process.stdout)
     finally:
         if not _KEEP.value:
             shutil.rmtree(folder)
@@ -64,45 +66,49 @@ def main() -> None:
         f'files: {size / 2**30:.2f} GiB in {found["files"]} shards, {_LAYERS.value} layers of '
         f'width {_WIDTH.value}, bfloat16'
     )
-    print(f'loaded in {found["seconds"]:.0f} s; resident memory grew by, GiB and times the files:')
+    print(f'loaded in {found["seconds"]:.0f} s; growth of resident memory, GiB and x files:')
     for name in ('peak', 'end'):
         print(f'  {name:<5} {found[name] / 2**30:6.2f}  {found[name] / size:5.2f}')
     if _JSON.value:
-        Path(_JSON.value).write_text(
-            json.dumps({'ratio': found['peak'] / size, 'bytes': size, **found}, indent=2) + '\n'
-        )
+        results = {'ratio': found['peak'] / size, 'bytes': size, **found}
+        Path(_JSON.value).write_text(json.dumps(results, indent=2) + '\n')
 
 
-def _measured(folder: str) -> dict[str, float]:
-    """Loads a directory; bytes that resident memory grew by."""
+def _measure_load(folder: str) -> dict[str, float]:
+    """Loads a model in this process.
+
+    Returns:
+      Growth of resident memory in bytes (`peak` and `end`), seconds, and number of files.
+    """
     import jax
 
     from cpt_jax.embed.load import load_embedder
 
     jax.devices()
-    before, start = _resident('VmRSS'), time.perf_counter()
+    before = _read_memory('VmRSS')
+    start = time.perf_counter()
     embedder = load_embedder(folder)
     jax.block_until_ready(embedder.encoder)
     return {
-        'peak': _resident('VmHWM') - before,
-        'end': _resident('VmRSS') - before,
+        'peak': _read_memory('VmHWM') - before,
+        'end': _read_memory('VmRSS') - before,
         'seconds': time.perf_counter() - start,
         'files': len(list(Path(folder).glob('*.safetensors'))),
     }
 
 
-def _resident(key: str) -> int:
-    """Bytes: VmRSS now, VmHWM at most so far."""
-    (line,) = (
-        line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith(key)
-    )
+def _read_memory(key: str) -> int:
+    """Returns resident memory of this process in bytes: current (VmRSS) or peak (VmHWM)."""
+    lines = Path('/proc/self/status').read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 
-def _write(folder: Path) -> int:
-    """Makes the checkpoint, a shard at a time; returns the size of its files."""
+def _write_checkpoint(folder: Path) -> int:
+    """Writes the checkpoint, one shard at a time; returns the size of its shards in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    width, hidden = _WIDTH.value, 4 * _WIDTH.value
+    width = _WIDTH.value
+    hidden = 4 * width
     config = {
         'model_type': 'opt', 'hidden_size': width, 'ffn_dim': hidden,
         'num_hidden_layers': _LAYERS.value,
@@ -114,15 +120,14 @@ def _write(folder: Path) -> int:
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='w0')).save(
         str(folder / 'tokenizer.json')
     )
-    random, where, shard, shards = np.random.default_rng(0), {}, {}, 0
-    sizes = {
+    shapes = {
         'weight': (width, width),
         'bias': (width,),
         'fc1.weight': (hidden, width),
         'fc2.weight': (width, hidden),
         'fc1.bias': (hidden,),
     }
-    sizes |= {
+    shapes |= {
         'embed_tokens.weight': (VOCABULARY, width),
         'embed_positions.weight': (POSITIONS + 2, width),
         'layer_norm.weight': (width,),
@@ -134,21 +139,22 @@ def _write(folder: Path) -> int:
         for tensor in OPT.layer(encoder_config)
     ]
     names = [tensor.name for tensor in OPT.outer(encoder_config)] + layers
+    random = np.random.default_rng(0)
+    longest_first = sorted(shapes, key=len, reverse=True)
+    weight_map: dict[str, str] = {}
+    shard = {}
+    shards = 0
     for name in names:
-        size = next(
-            sizes[end] for end in sorted(sizes, key=len, reverse=True) if name.endswith(end)
-        )
-        shard[name] = random.normal(0, 0.02, size).astype(np.float32).astype(ml_dtypes.bfloat16)
-        if (
-            name == names[-1]
-            or sum(array.nbytes for array in shard.values()) > _SHARD_GB.value * 1e9
-        ):
+        shape = next(shapes[suffix] for suffix in longest_first if name.endswith(suffix))
+        shard[name] = random.normal(0, 0.02, shape).astype(np.float32).astype(ml_dtypes.bfloat16)
+        shard_bytes = sum(array.nbytes for array in shard.values())
+        if name == names[-1] or shard_bytes > _SHARD_GB.value * 1e9:
             shards += 1
             file = f'model-{shards:05d}.safetensors'
             save_file(shard, folder / file, metadata={'format': 'pt'})
-            where |= dict.fromkeys(shard, file)
+            weight_map |= dict.fromkeys(shard, file)
             shard = {}
-    (folder / INDEX).write_text(json.dumps({'weight_map': where}))
+    (folder / INDEX).write_text(json.dumps({'weight_map': weight_map}))
     return sum(os.path.getsize(path) for path in folder.glob('*.safetensors'))
 
 

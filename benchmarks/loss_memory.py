@@ -1,13 +1,15 @@
-r"""Memory and arithmetic of the loss alone, value and gradient, compiled ahead of time for a TPU
-slice: our forms beside CLIP's.
+r"""Measures memory and arithmetic of the loss, compiled ahead of time for a TPU slice.
+
+Our forms are compared with CLIP's. Only value and gradient of the loss are compiled, without the
+encoder.
 
 Example:
   python benchmarks/loss_memory.py --topology v5e:4x4 --batch 65536 --width 2048 \
       --json loss_memory.json
 
-CLIP's form (open_clip's with local loss and gathered gradients) gathers both sides and multiplies
-twice. `arithmetic` is in units of one product of all x with all y and its two gradients. `ratio` in
-the JSON is CLIP's memory over that of the dense form, the default.
+CLIP's form (open_clip's with local loss and gathered gradients) gathers both sides and computes two
+products. `arithmetic` is relative to one product of all x with all y and its two gradients. `ratio`
+in the JSON is the memory of CLIP's form over that of the dense form, the default.
 """
 
 import json
@@ -41,8 +43,15 @@ def main() -> None:
 def measure(
     topology: str, batch: int, width: int, dtype: str, chunks: Sequence[int] = (4, 8, 16)
 ) -> dict[str, dict[str, float]]:
-    """{form: {'temporary_bytes': of a chip, 'arithmetic': in units of a product of all x with all y
-    and its two gradients}}.
+    """Returns `temporary_bytes` (of a chip) and `arithmetic` (relative to one product of all x with
+    all y and its two gradients) of each form.
+
+    Args:
+      topology: a TPU slice, such as 'v5e:4x4'.
+      batch: pairs in the batch.
+      width: dimension of the vectors.
+      dtype: dtype of the vectors.
+      chunks: chunk counts of the chunked form.
     """
     import jax
     import jax.numpy as jnp
@@ -52,20 +61,20 @@ def measure(
     from cpt_jax.loss.infonce import InfoNCE
     from cpt_jax.plan.hlo.flops import count_flops
     from cpt_jax.plan.hlo.program import parse
-    from cpt_jax.plan.topology import devices_of
+    from cpt_jax.plan.topology import get_topology_devices
     from cpt_jax.runtime.mesh import AXES, make_mesh
 
-    mesh = make_mesh(devices=devices_of(topology, 1))
+    mesh = make_mesh(devices=get_topology_devices(topology, 1))
 
-    def array(size, dtype, spec):
-        return jax.ShapeDtypeStruct(size, dtype, sharding=NamedSharding(mesh, spec))
+    def make_array(shape, dtype, spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     inputs = (
-        array((batch, 2, width), dtype, P(AXES)),
-        array((batch, 2), jnp.int32, P(AXES)),
-        array((), jnp.float32, P()),
+        make_array((batch, 2, width), dtype, P(AXES)),
+        make_array((batch, 2), jnp.int32, P(AXES)),
+        make_array((), jnp.float32, P()),
     )
-    forms = {'CLIP': clip, 'dense': InfoNCE()} | {
+    forms = {'CLIP': compute_clip_loss, 'dense': InfoNCE()} | {
         f'chunked, {k}': InfoNCE('chunked', k) for k in chunks
     }
     rows = {}
@@ -84,41 +93,45 @@ def measure(
     return rows
 
 
-def clip(e_BxTxD, ids_BxT, log_scale):
-    """Each device: its x with everybody's y, and its y with everybody's x. No masks, no metrics."""
+def compute_clip_loss(e_BxTxD, ids_BxT, log_scale):
+    """Returns CLIP's loss, and a value in place of metrics; it has no masks.
+
+    Each device compares its x with all y, and its y with all x.
+    """
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec as P
 
     from cpt_jax.runtime.mesh import AXES
 
-    def one_side(a_bxD, b_bxD, scale):
+    def compute_one_direction(a_bxD, b_bxD, scale):
         all_BxD = jax.lax.all_gather(b_bxD, AXES, tiled=True)
         logits_bxB = scale * jnp.einsum(
             'bd,cd->bc', a_bxD, all_BxD, preferred_element_type=jnp.float32
         )
         own = jax.lax.axis_index(AXES) * len(a_bxD) + jnp.arange(len(a_bxD))
-        return jnp.mean(
-            jax.nn.logsumexp(logits_bxB, 1) - jnp.take_along_axis(logits_bxB, own[:, None], 1)[:, 0]
-        )
+        positive_b = jnp.take_along_axis(logits_bxB, own[:, None], 1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(logits_bxB, 1) - positive_b)
 
     @jax.shard_map(in_specs=(P(AXES), P()), out_specs=P())
-    def local(e_bxTxD, scale):
+    def compute_sharded(e_bxTxD, scale):
         x_bxD, y_bxD = e_bxTxD[:, 0], e_bxTxD[:, 1]
-        return jax.lax.pmean(
-            (one_side(x_bxD, y_bxD, scale) + one_side(y_bxD, x_bxD, scale)) / 2, AXES
-        )
+        x_to_y = compute_one_direction(x_bxD, y_bxD, scale)
+        y_to_x = compute_one_direction(y_bxD, x_bxD, scale)
+        return jax.lax.pmean((x_to_y + y_to_x) / 2, AXES)
 
-    return local(e_BxTxD, jnp.exp(log_scale)), ids_BxT.sum()
+    return compute_sharded(e_BxTxD, jnp.exp(log_scale)), ids_BxT.sum()
 
 
 if __name__ == '__main__':
-    # Here, as the tests import several of these programs.
+    # Flags are defined here because tests import several of these modules.
     _TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'A TPU slice.')
     _BATCH = flags.DEFINE_integer('batch', 65_536, 'Pairs in the batch.')
-    _WIDTH = flags.DEFINE_integer('width', 2048, 'Units of a vector.')
-    _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the vectors.')
-    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    _WIDTH = flags.DEFINE_integer('width', 2048, 'Dimension of the vectors.')
+    _DTYPE = flags.DEFINE_enum(
+        'dtype', 'bfloat16', ['bfloat16', 'float32'], 'Dtype of the vectors.'
+    )
+    _JSON = flags.DEFINE_string('json', '', 'Also write the results to this file.')
     os.environ |= {
         'JAX_PLATFORMS': 'cpu',
         'TPU_SKIP_MDS_QUERY': '1',

@@ -1,13 +1,14 @@
-"""Time of the loss alone, value and gradient, on the devices of this machine: our forms beside
-CLIP's, in turn in one process.
+"""Measures the time of the loss, value and gradient, on the devices of this machine.
+
+Our forms are compared with CLIP's, in turn in one process.
 
 Example:
   python benchmarks/loss_time.py --devices 8 --batch 4096 --width 384 --json loss_time.json
 
-CLIP's form (open_clip's with local loss and gathered gradients, `clip` in loss_memory.py) has no
-masks and no metrics; ours have both. `ratio` in the JSON is CLIP's median over that of the dense
-form, the default. What the forms take on a TPU, memory and arithmetic, is loss_memory.py's: it
-needs no TPU.
+CLIP's form (open_clip's with local loss and gathered gradients, `compute_clip_loss` in
+loss_memory.py) has no masks and no metrics; ours have both. `ratio` in the JSON is the median of
+CLIP's form over that of the dense form, the default. loss_memory.py measures memory and arithmetic
+on TPUs, without a TPU.
 """
 
 import json
@@ -16,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from loss_memory import clip
+from loss_memory import compute_clip_loss
 
 from cpt_jax.cli.program import run_program
 from cpt_jax.runtime.errors import UserError
-from turns import in_turn
+from turns import time_in_turn
 
 
 def main() -> None:
@@ -31,8 +32,8 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     device = jax.devices()[0].device_kind
     print(
-        f'{_BATCH.value:,} pairs of {_WIDTH.value:,} units, {_DTYPE.value}, on {_DEVICES.value} x '
-        f'{device}'
+        f'{_BATCH.value:,} pairs of dimension {_WIDTH.value:,}, {_DTYPE.value}, on '
+        f'{_DEVICES.value} x {device}'
     )
     print(f'{"form":<14}{"median":>12}{"fastest":>12}{"slowest":>12}{"CLIP / form":>14}')
     for name, values in seconds.items():
@@ -52,12 +53,8 @@ def main() -> None:
             name: {'seconds': values, 'ratio': medians['CLIP'] / medians[name]}
             for name, values in seconds.items()
         }
-        Path(_JSON.value).write_text(
-            json.dumps(
-                {'ratio': rows['dense']['ratio'], 'settings': settings, 'forms': rows}, indent=2
-            )
-            + '\n'
-        )
+        results = {'ratio': rows['dense']['ratio'], 'settings': settings, 'forms': rows}
+        Path(_JSON.value).write_text(json.dumps(results, indent=2) + '\n')
 
 
 def measure(
@@ -68,8 +65,18 @@ def measure(
     repeats: int,
     chunks: Sequence[int] = (4, 8, 16),
 ) -> dict[str, list[float]]:
-    """{form: seconds of each call}. Raises UserError where the machine has fewer devices, or they
-    do not divide the batch.
+    """Returns the seconds of each call, by form.
+
+    Args:
+      batch: pairs in the batch.
+      width: dimension of the vectors.
+      dtype: dtype of the vectors.
+      devices: devices to use.
+      repeats: timed calls of each form.
+      chunks: chunk counts of the chunked form.
+
+    Raises:
+      UserError: the machine has fewer devices, or their number does not divide the batch.
     """
     import jax
     import jax.numpy as jnp
@@ -80,11 +87,10 @@ def measure(
     from cpt_jax.loss.infonce import InfoNCE
     from cpt_jax.runtime.mesh import AXES, make_mesh
 
-    if devices > jax.device_count() or batch % devices:
-        raise UserError(
-            f'--devices={devices}: there are {jax.device_count()}, and they must divide '
-            f'--batch={batch}'
-        )
+    if devices > jax.device_count():
+        raise UserError(f'--devices={devices}: this machine has {jax.device_count()}')
+    if batch % devices:
+        raise UserError(f'--devices={devices} must divide --batch={batch}')
     mesh = make_mesh(devices=jax.devices()[:devices])
     e_BxTxD = np.random.default_rng(0).normal(size=(batch, 2, width))
     e_BxTxD /= np.linalg.norm(e_BxTxD, axis=-1, keepdims=True)
@@ -98,7 +104,7 @@ def measure(
     )
     log_scale = put(np.float32(3), P())
 
-    def compiled(form):
+    def compile_form(form):
         with jax.set_mesh(mesh):
             program = (
                 jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))
@@ -107,20 +113,20 @@ def measure(
             )
         return lambda: jax.block_until_ready(program(*inputs, log_scale))
 
-    forms = {'CLIP': clip, 'dense': InfoNCE()} | {
+    forms = {'CLIP': compute_clip_loss, 'dense': InfoNCE()} | {
         f'chunked, {k}': InfoNCE('chunked', k) for k in chunks
     }
-    return in_turn({name: compiled(form) for name, form in forms.items()}, repeats)
+    return time_in_turn({name: compile_form(form) for name, form in forms.items()}, repeats)
 
 
 if __name__ == '__main__':
-    # Here, as the tests import several of these programs.
+    # Flags are defined here because tests import several of these modules.
     _BATCH = flags.DEFINE_integer('batch', 4096, 'Pairs in the batch.')
-    _WIDTH = flags.DEFINE_integer('width', 384, 'Units of a vector.')
-    _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['bfloat16', 'float32'], 'Of the vectors.')
+    _WIDTH = flags.DEFINE_integer('width', 384, 'Dimension of the vectors.')
+    _DTYPE = flags.DEFINE_enum('dtype', 'float32', ['bfloat16', 'float32'], 'Dtype of the vectors.')
     _DEVICES = flags.DEFINE_integer(
-        'devices', 1, 'Devices to use; on a CPU so many are simulated.', lower_bound=1
+        'devices', 1, 'Devices to use; simulated on a CPU.', lower_bound=1
     )
     _REPEATS = flags.DEFINE_integer('repeats', 7, 'Timed calls of each form.', lower_bound=1)
-    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    _JSON = flags.DEFINE_string('json', '', 'Also write the results to this file.')
     run_program(main)

@@ -1,11 +1,14 @@
-"""Makes the README's tables of plans: configs on TPU slices where they fit, to train and to embed,
-compiled ahead of time without a TPU.
+"""Generates the tables of plans in docs/planning.md.
+
+They list configs with TPU slices on which they fit, for training and for embedding. Programs are
+compiled ahead of time, without a TPU.
 
 Example:
   python benchmarks/plans.py --json plans.json
 
-Takes about two hours on two cores, most of it for QLoRA (--only NAME: the rows of one config).
-Times are lower bounds: arithmetic, memory and network each at their peak and all at once.
+This takes about two hours on two cores, most of it for QLoRA; --only NAME generates the rows of one
+config. Times are lower bounds: arithmetic, memory and network each at their peak rate and fully
+overlapped.
 """
 
 import os
@@ -28,7 +31,7 @@ from cpt_jax.runs.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# config (FILE or FILE:ARGUMENT), topology, slices, changes to the config
+# Training: config (FILE or FILE:ARGUMENT), topology, slices, changed keys.
 PLANS = [
     ('quickstart', 'v5e:2x2', 1, {}),
     ('small_pairs', 'v5e:2x2', 1, {}),
@@ -61,8 +64,8 @@ PLANS = [
     ('prompteol_cse:llama-30b', 'v6e:2x4', 1, {}),
     ('prompteol_cse:llama-30b', 'v5e:2x4', 1, {'train.encode_chunks': 5}),
 ]
-# config, topology, devices that share one copy of the parameters: language models that embed,
-# untrained, as most of the PromptEOL paper.
+# Embedding: config, topology, devices that share one copy of the parameters. The models are
+# language models without fine-tuning, as in most of the PromptEOL paper.
 EMBEDDINGS = [
     ('prompteol:opt-125m', 'v5e:1x1', 1),
     ('prompteol:opt-350m', 'v5e:1x1', 1),
@@ -94,8 +97,8 @@ EMBEDDING_HEAD = tuple(
 )
 
 
-def load(name: str) -> dict[str, Any]:
-    """Returns the config of a row's name, 'cpt_s' or 'prompteol:opt-13b'."""
+def load_named_config(name: str) -> dict[str, Any]:
+    """Returns the config of a name in the tables, such as 'cpt_s' or 'prompteol:opt-13b'."""
     file, colon, argument = name.partition(':')
     return load_config(f'{ROOT}/configs/{file}.py{colon}{argument}')
 
@@ -104,47 +107,43 @@ def main() -> None:
     from cpt_jax.plan.embedding import make_embedding_plan
     from cpt_jax.plan.planning import make_plan
 
-    def wanted(name):
+    def is_selected(name: str) -> bool:
         return not _ONLY.value or name in _ONLY.value
 
     found = []
 
-    def tell(name: str, changes: dict, plan) -> None:
+    def report(name: str, changes: dict, plan) -> None:
         found.append({'config': name, 'changes': changes} | dataclasses.asdict(plan))
-        print(_row(_cells(name, changes, plan)), flush=True)
+        print(_format_row(_make_cells(name, changes, plan)), flush=True)
         if _JSON.value:
             Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
 
     _print_head(HEAD)
     for name, topology, slices, changes in PLANS:
-        if wanted(name):
-            config = load(name)
+        if is_selected(name):
+            config = load_named_config(name)
             for key, value in changes.items():
                 section, leaf = key.split('.')
                 config[section][leaf] = value
-            tell(name, changes, make_plan(config, topology, slices))
+            report(name, changes, make_plan(config, topology, slices))
     print()
     _print_head(EMBEDDING_HEAD)
     for name, topology, fsdp in EMBEDDINGS:
-        if wanted(name):
-            tell(
-                name,
-                {},
-                make_embedding_plan(load(name), topology, fsdp=fsdp),
-            )
+        if is_selected(name):
+            plan = make_embedding_plan(load_named_config(name), topology, fsdp=fsdp)
+            report(name, {}, plan)
 
 
-def _cells(name: str, changes: dict, plan) -> list[str]:
+def _make_cells(name: str, changes: dict, plan) -> list[str]:
     from cpt_jax.plan.embedding import EmbeddingPlan
 
-    where = f'{plan.slices} x {plan.topology}' if plan.slices > 1 else plan.topology
+    slices = f'{plan.slices} x {plan.topology}' if plan.slices > 1 else plan.topology
     mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items() if size > 1)
     memory = f'{plan.hbm_bytes_per_chip / 2**30:.1f} of {plan.hbm_limit_bytes / 2**30:.1f} GiB'
-    what = ', '.join(
-        [f'`{name}`', *(f'`{key.partition(".")[2]}={value}`' for key, value in changes.items())]
-    )
+    changed_keys = [f'`{key.partition(".")[2]}={value}`' for key, value in changes.items()]
+    config = ', '.join([f'`{name}`', *changed_keys])
     if plan.lower_bound_seconds is None:
-        return [what, where, str(plan.chips), mesh, f'{memory}: does not fit', '', '', '', '']
+        return [config, slices, str(plan.chips), mesh, f'{memory}: does not fit', '', '', '', '']
     bounds = {
         'arithmetic': plan.compute_seconds,
         'memory': plan.memory_seconds,
@@ -155,22 +154,22 @@ def _cells(name: str, changes: dict, plan) -> list[str]:
     if isinstance(plan, EmbeddingPlan):
         speed = f'{plan.texts_per_second_bound:,.0f}'
     return [
-        what, where, str(plan.chips), mesh, memory, speed,
+        config, slices, str(plan.chips), mesh, memory, speed,
         max(bounds, key=bounds.__getitem__),
         f'{plan.compiled_flops_per_step / plan.model_flops_per_step:.2f}', f'{plan.mfu_bound:.0%}',
     ]  # fmt: skip
 
 
 def _print_head(head: tuple[str, ...]) -> None:
-    print(_row(head) + '\n' + _row(['---'] * len(head)), flush=True)
+    print(_format_row(head) + '\n' + _format_row(['---'] * len(head)), flush=True)
 
 
-def _row(cells) -> str:
+def _format_row(cells) -> str:
     return f'| {" | ".join(cells)} |'
 
 
 if __name__ == '__main__':
-    # Here, as the tests import several of these programs.
-    _JSON = flags.DEFINE_string('json', '', 'Also write all figures of all plans to this file.')
-    _ONLY = flags.DEFINE_list('only', [], 'Names of the configs to plan; by default all.')
+    # Flags are defined here because tests import several of these modules.
+    _JSON = flags.DEFINE_string('json', '', 'Also write all values of all plans to this file.')
+    _ONLY = flags.DEFINE_list('only', [], 'Names of the configs to plan. Default: all.')
     run_program(main)

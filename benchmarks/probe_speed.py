@@ -1,13 +1,15 @@
-"""Seconds of SentEval's linear probe: ours, all folds and weight decays as one program, beside its
-own loop in torch.
+"""Measures the time of SentEval's linear probe, compared with SentEval's own loop in torch.
+
+Our side computes all folds and weight decays in one program.
 
 Example:
   python benchmarks/probe_speed.py --vectors vectors.npz --outer 1 --json probe_speed.json
 
-MR: nested folds, of which both sides do the first --outer; SST2: four weight decays, chosen on the
-development set. Without --vectors the samples are drawn at random, in the numbers of the tasks and
-of width 384. A compilation is not counted: it is kept for later runs. `ratio` in the JSON is
-torch's seconds over ours, for each task; `accuracy` is that of both, the same folds tested.
+MR has nested folds, of which both sides compute the first --outer. SST2 has four weight decays,
+chosen on the development set. Without --vectors, samples are random, with the counts of the tasks
+and dimension 384. Compilation is not timed, because later runs use the compilation cache. In the
+JSON, `ratio` is torch's time over ours for each task, and `accuracy` is the test accuracy of both
+on the same folds.
 """
 
 import copy
@@ -49,24 +51,29 @@ def main() -> None:
 
 
 def measure(name: str, vectors: str, outer: int) -> dict:
-    """Both sides on the same samples and folds."""
-    samples = read_samples(name, vectors) if vectors else drawn_samples(SIZES[name])
-    turns, classes = probe.make_turns(samples, probe.FOLDS)[:outer], len(LAYOUTS[name].classes)
-    seconds, accuracy = {}, {}
+    """Returns the results of both sides on the same samples and folds.
+
+    Args:
+      name: task, 'MR' or 'SST2'.
+      vectors: an .npz file as read by `read_samples`; '': random samples.
+      outer: number of outer folds.
+    """
+    samples = read_samples(name, vectors) if vectors else draw_samples(SIZES[name])
+    turns = probe.make_outer_folds(samples, probe.FOLDS)[:outer]
+    classes = len(LAYOUTS[name].classes)
+    seconds = {}
+    accuracy = {}
     probe.probe_as_senteval(samples, turns, classes)  # compiles
     start = time.perf_counter()
     predicted = probe.probe_as_senteval(samples, turns, classes).predicted
     seconds['ours'] = time.perf_counter() - start
-    accuracy['ours'] = float(
-        np.mean(
-            [
-                np.mean(one == samples.labels_N[turn.test])
-                for one, turn in zip(predicted, turns, strict=True)
-            ]
-        )
-    )
+    accuracies = [
+        np.mean(labels == samples.labels_N[turn.test])
+        for labels, turn in zip(predicted, turns, strict=True)
+    ]
+    accuracy['ours'] = float(np.mean(accuracies))
     start = time.perf_counter()
-    accuracy['torch'] = float(np.mean(torch_probe(samples, turns, classes)))
+    accuracy['torch'] = float(np.mean(probe_with_torch(samples, turns, classes)))
     seconds['torch'] = time.perf_counter() - start
     fits = sum(4 * len(turn.inner) + 1 for turn in turns)
     return {
@@ -78,14 +85,20 @@ def measure(name: str, vectors: str, outer: int) -> dict:
 
 
 def read_samples(name: str, path: str) -> probe.Samples:
-    """Arrays <name>_x, <name>_labels and <name>_part of an .npz file."""
+    """Returns the arrays <name>_x, <name>_labels and <name>_part of an .npz file."""
     with np.load(path) as arrays:
         return probe.Samples(*(arrays[f'{name}_{field}'] for field in ('x', 'labels', 'part')))
 
 
-def drawn_samples(sizes: dict[str, int], width: int = 384) -> probe.Samples:
-    """Unit vectors of two classes, of which a linear classifier gets about 80 % right."""
-    rng, total = np.random.default_rng(0), sum(sizes.values())
+def draw_samples(sizes: dict[str, int], width: int = 384) -> probe.Samples:
+    """Returns random unit vectors of two classes; a linear classifier reaches about 80 %.
+
+    Args:
+      sizes: samples of each part.
+      width: dimension of the vectors.
+    """
+    rng = np.random.default_rng(0)
+    total = sum(sizes.values())
     labels_N = np.arange(total) % 2
     x_NxD = rng.standard_normal((total, width), np.float32)
     x_NxD[:, :50] += 0.12 * (2 * labels_N[:, None] - 1)
@@ -93,8 +106,12 @@ def drawn_samples(sizes: dict[str, int], width: int = 384) -> probe.Samples:
     return probe.Samples(x_NxD, labels_N, np.repeat([*sizes], [*sizes.values()]))
 
 
-def torch_probe(samples: probe.Samples, turns: list[probe.Turn], classes: int) -> list[float]:
-    """Accuracy of each turn, fit after fit, as SentEval's validation.py describes it."""
+def probe_with_torch(
+    samples: probe.Samples, turns: list[probe.OuterFold], classes: int
+) -> list[float]:
+    """Returns the test accuracy of each turn, one fit after the other, as in SentEval's
+    validation.py.
+    """
     from cpt_jax.evals.fit.senteval_probe import DECAYS
 
     x_NxD, labels_N, _ = samples
@@ -103,20 +120,34 @@ def torch_probe(samples: probe.Samples, turns: list[probe.Turn], classes: int) -
         means = []
         for decay in DECAYS:
             fits = [
-                torch_fit(x_NxD[a], labels_N[a], classes, decay, (x_NxD[b], labels_N[b]))
+                fit_with_torch(x_NxD[a], labels_N[a], classes, decay, (x_NxD[b], labels_N[b]))
                 for a, b in turn.inner
             ]
             means.append(round(100 * np.mean([best for best, _ in fits]), 2))
-        decay, (_, only) = DECAYS[int(np.argmax(means))], turn.inner[0]
-        validation = None if len(turn.inner) > 1 else (x_NxD[only], labels_N[only])
-        _, layer = torch_fit(x_NxD[turn.train], labels_N[turn.train], classes, decay, validation)
+        decay = DECAYS[int(np.argmax(means))]
+        # With one inner split (a development set), the final fit is validated on it too.
+        validation = None
+        if len(turn.inner) == 1:
+            ((_, dev),) = turn.inner
+            validation = (x_NxD[dev], labels_N[dev])
+        x_train, labels_train = x_NxD[turn.train], labels_N[turn.train]
+        _, layer = fit_with_torch(x_train, labels_train, classes, decay, validation)
         scores.append(_torch_accuracy(layer, *_tensors(x_NxD[turn.test], labels_N[turn.test])))
     return scores
 
 
-def torch_fit(x_NxD, labels_N, classes, decay, validation=None):
-    """One fit: (best accuracy of a check, its layer). Without `validation` 5 % of the samples are
-    drawn for it.
+def fit_with_torch(x_NxD, labels_N, classes, decay, validation=None):
+    """Fits one linear layer with early stopping.
+
+    Args:
+      x_NxD: float32[N, D], training vectors.
+      labels_N: int[N], their classes.
+      classes: number of classes.
+      decay: weight decay.
+      validation: vectors and labels for early stopping; None: 5 % of the samples, at random.
+
+    Returns:
+      The best validation accuracy, and the layer that reached it.
     """
     import torch
 
@@ -127,12 +158,15 @@ def torch_fit(x_NxD, labels_N, classes, decay, validation=None):
     layer = torch.nn.Linear(x_NxD.shape[1], classes)
     adam = torch.optim.Adam(layer.parameters(), lr=1e-3, weight_decay=float(decay))
     if validation is None:
-        order, count = generator.permutation(len(x_NxD)), int(VALIDATION * len(x_NxD))
+        order = generator.permutation(len(x_NxD))
+        count = int(VALIDATION * len(x_NxD))
         validation = x_NxD[order[:count]], labels_N[order[:count]]
         x_NxD, labels_N = x_NxD[order[count:]], labels_N[order[count:]]
     x, labels = _tensors(x_NxD, labels_N)
     held_out = _tensors(*validation)
-    best, best_layer, misses = -1.0, layer, 0
+    best = -1.0
+    best_layer = layer
+    misses = 0
     for _ in range(CHECKS):
         for _ in range(PASSES):
             order = torch.from_numpy(generator.permutation(len(x)))
@@ -157,9 +191,8 @@ def torch_fit(x_NxD, labels_N, classes, decay, validation=None):
 def _tensors(x_NxD, labels_N):
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(x_NxD)), torch.from_numpy(
-        labels_N.astype(np.int64)
-    )
+    x = torch.from_numpy(np.ascontiguousarray(x_NxD))
+    return x, torch.from_numpy(labels_N.astype(np.int64))
 
 
 def _torch_accuracy(layer, x, labels) -> float:
@@ -170,16 +203,16 @@ def _torch_accuracy(layer, x, labels) -> float:
 
 
 if __name__ == '__main__':
-    # Here, as the tests import this program.
+    # Flags are defined here because tests import this module.
     _VECTORS = flags.DEFINE_string(
         'vectors',
         '',
-        'An .npz file with <task>_x, <task>_labels and <task>_part; drawn at random without.',
+        'An .npz file with <task>_x, <task>_labels and <task>_part. Default: random vectors.',
     )
-    _TASKS = flags.DEFINE_list('tasks', ['MR', 'SST2'], 'Of MR and SST2.')
+    _TASKS = flags.DEFINE_list('tasks', ['MR', 'SST2'], 'Tasks: MR, SST2.')
     _OUTER = flags.DEFINE_integer(
-        'outer', 1, 'Outer folds of MR, of ten.', lower_bound=1, upper_bound=10
+        'outer', 1, 'Number of outer folds of MR (of ten).', lower_bound=1, upper_bound=10
     )
-    _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
+    _JSON = flags.DEFINE_string('json', '', 'Also write the results to this file.')
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     run_program(main)

@@ -1,18 +1,19 @@
-r"""Pairs a second in training: ours, packed and padded, beside sentence-transformers' own trainer,
-on this machine's CPU in float32.
+r"""Measures pairs per second in training, compared with sentence-transformers' own trainer.
+
+Our side runs packed and padded. All sides compute in float32 on this machine's CPU.
 
 Example:
   python benchmarks/train_throughput.py --batch 64 --max_tokens 256 --rounds 3 \
       --json train_throughput.json
 
-All sides start from the same weights of a GPT-2-shaped model and see the same real pairs in the
-same batches, cut at the same length: docstrings and functions of the installed packages, or those
-of --pairs. Ours is the step of launch/train.py with its input pipeline; theirs is
-SentenceTransformerTrainer with MultipleNegativesRankingLoss as it comes, without evaluation, saving
-and logging. Both clip gradients and use AdamW; both directions of the loss cost as much as one, and
-both sides compute x finds y alone. With --lengths equal every text has exactly --max_tokens tokens,
-so that there is no padding to save (try --max_tokens 128). `ratio` in the JSON is ours, packed,
-over sentence-transformers, of the medians.
+All sides start from the same weights of a GPT-2 architecture and train on the same real pairs in
+the same batches, truncated to the same length: docstrings and functions of the installed packages,
+or the pairs of --pairs. Our side is the step of launch/train.py with its input pipeline. The other
+side is SentenceTransformerTrainer with MultipleNegativesRankingLoss and default settings, without
+evaluation, saving and logging. Both sides clip gradients and use AdamW. Both compute the loss only
+in the direction from x to y; two directions cost as much as one. With --lengths equal every text
+has exactly --max_tokens tokens, so there is no padding to save (try --max_tokens 128). `ratio` in
+the JSON is our median rate, packed, over that of sentence-transformers.
 """
 
 import dataclasses
@@ -26,21 +27,21 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from beside import Model, define_flags, report
+from beside import ModelSettings, define_flags, run_and_report
 from cpt_jax.cli.program import run_program
 from cpt_jax.runs.config_file import load_config
-from turns import Moment, alone, cores, spread, take_turns
+from turns import Moment, call_in_process, compute_spread, count_cores, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 
 PEER = 'sentence-transformers'
 PACKED, PADDED = 'ours, packed', 'ours, padded'
-CLOSE = 1e-4  # vectors of both sides for the same texts, at the start
+MAX_DIFFERENCE = 1e-4  # of the initial vectors of both sides for the same texts
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(Model):
-    """With what the batches are."""
+class Settings(ModelSettings):
+    """Settings of model and batches; the fields are documented by the flags of their name."""
 
     pairs: str
     lengths: str
@@ -49,43 +50,41 @@ class Settings(Model):
 
 
 def main() -> None:
-    report(Settings, measure, print_table)
+    run_and_report(Settings, measure, print_table)
 
 
 def measure(settings: Settings, rounds: int) -> dict[str, Any]:
-    """The figures of all sides; see `print_table` for what they are."""
+    """Returns the results of all sides; `print_table` prints them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        difference = alone(prepare, settings, folder, rounds)
+        difference = call_in_process(prepare, settings, folder, rounds)
         ours = {
-            name: functools.partial(our_turn, settings, folder, name == PACKED)
+            name: functools.partial(run_our_turn, settings, folder, name == PACKED)
             for name in (PACKED, PADDED)
         }
-        turns = take_turns(
-            {'ours': ours, 'theirs': {PEER: functools.partial(their_turn, settings, folder)}},
-            rounds,
-        )
-    sides = {name: summary(side) for name, side in turns.items()}
-    rate = {name: side['pairs_per_second']['median'] for name, side in sides.items()}
+        theirs = {PEER: functools.partial(run_their_turn, settings, folder)}
+        turns = take_turns({'ours': ours, 'theirs': theirs}, rounds)
+    sides = {name: summarize(side) for name, side in turns.items()}
+    rates = {name: side['pairs_per_second']['median'] for name, side in sides.items()}
     return {
-        'ratio': rate[PACKED] / rate[PEER],
-        'padded_ratio': rate[PADDED] / rate[PEER],
-        'packed_over_padded': rate[PACKED] / rate[PADDED],
+        'ratio': rates[PACKED] / rates[PEER],
+        'padded_ratio': rates[PADDED] / rates[PEER],
+        'packed_over_padded': rates[PACKED] / rates[PADDED],
         'vectors_differ_by': difference,
-        'settings': dataclasses.asdict(settings) | {'rounds': rounds, 'cores': cores()},
+        'settings': dataclasses.asdict(settings) | {'rounds': rounds, 'cores': count_cores()},
         'sides': sides,
     }
 
 
-def summary(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
-    """Of one side's turns."""
+def summarize(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Returns the results of one side from its turns."""
     total = {
         key: sum(turn[key] for turn in turns)
         for key in ('pairs', 'tokens', 'computed', 'dropped', 'cpu_seconds')
     }
     return {
-        'pairs_per_second': spread([turn['pairs'] / turn['seconds'] for turn in turns]),
-        'tokens_per_second': spread([turn['tokens'] / turn['seconds'] for turn in turns]),
+        'pairs_per_second': compute_spread([turn['pairs'] / turn['seconds'] for turn in turns]),
+        'tokens_per_second': compute_spread([turn['tokens'] / turn['seconds'] for turn in turns]),
         'pairs_per_cpu_second': total['pairs'] / total['cpu_seconds'],
         'useful_share': total['tokens'] / total['computed'],
         'dropped_pairs': total['dropped'],
@@ -96,6 +95,7 @@ def summary(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
+    """Prints a row per side, and the difference of the vectors."""
     print(
         f'{"":<24}{"pairs/s":>10}{"min..max":>18}{"tokens/s":>11}{"pairs/CPU s":>13}{"useful":>9}'
         f'{"dropped":>9}{"loss":>9}{"ratio":>9}'
@@ -111,20 +111,21 @@ def print_table(result: dict[str, Any]) -> None:
         )
     print(f'packed over padded: {result["packed_over_padded"]:.2f} x')
     print(
-        f'the vectors of both sides differ by {result["vectors_differ_by"]:.1e} at most; losses '
-        f'are of the first batch'
+        f'maximum difference of the vectors of both sides {result["vectors_differ_by"]:.1e}; '
+        f'losses are those of the first batch'
     )
 
 
-def our_config(settings: Settings, folder: Path, packed: bool) -> dict[str, Any]:
-    """configs/base.py with the settings; what a trainer of torch has by default stays at that:
-    AdamW's constants, no weight decay.
+def make_our_config(settings: Settings, folder: Path, packed: bool) -> dict[str, Any]:
+    """Returns configs/base.py with the settings, and with the optimizer defaults of the other side:
+    constants of AdamW, no weight decay.
     """
     config = load_config(ROOT / 'configs/base.py')
-    limits = {'max_tokens_x': settings.max_tokens, 'max_tokens_y': settings.max_tokens}
     source = {'kind': 'jsonl', 'weight': 1.0, 'path': str(folder / 'pairs.jsonl')}
     config['tokenizer']['path'] = str(folder / 'tokenizer.json')
-    config['data'] |= limits | {
+    config['data'] |= {
+        'max_tokens_x': settings.max_tokens,
+        'max_tokens_y': settings.max_tokens,
         'sources': {'pairs': source},
         'row_length': settings.max_tokens,
         'packed': packed,
@@ -135,9 +136,9 @@ def our_config(settings: Settings, folder: Path, packed: bool) -> dict[str, Any]
         'heads': settings.heads,
         'max_length': settings.max_tokens,
     }
-    # With 'passthrough', the vectors of fresh weights differ by their text.
+    # With 'passthrough', vectors of an untrained encoder depend on their text.
     config['model'] |= {'init': 'passthrough', 'remat': 'none', 'dtype': 'float32'}
-    # MultipleNegativesRankingLoss: a scale of 20.
+    # As in MultipleNegativesRankingLoss: a scale of 20, one direction.
     config['loss'] |= {'initial_temperature': 0.05, 'symmetric': False}
     config['optimizer'] |= {
         'peak_lr': 5e-5,
@@ -151,13 +152,17 @@ def our_config(settings: Settings, folder: Path, packed: bool) -> dict[str, Any]
 
 
 def prepare(settings: Settings, folder: Path, rounds: int) -> float:
-    """Writes what all sides read: pairs.jsonl, tokenizer.json, twin/, and order.npy, lengths.npy of
-    the batches of all turns.
+    """Writes the inputs of all sides to a folder.
+
+    The files are pairs.jsonl, tokenizer.json, twin/, order.npy (pairs of the batches of all turns)
+    and lengths.npy (tokens of each text).
 
     Returns:
-      The largest difference between the vectors that both sides' models have for the same texts.
-    """
+      The maximum difference between the initial vectors of both sides for the same texts.
 
+    Raises:
+      ValueError: the difference exceeds MAX_DIFFERENCE.
+    """
     from cpt_jax.data.batch import sample_lengths
     from cpt_jax.text.tokenizer import load_tokenizer
     from cpt_jax.training.contrastive import make_embedder
@@ -171,30 +176,29 @@ def prepare(settings: Settings, folder: Path, rounds: int) -> float:
     if settings.lengths == 'equal':
         tokenizer = load_tokenizer(folder / 'tokenizer.json')
         pairs = [
-            tuple(lengthened(text, settings.max_tokens, tokenizer) for text in pair)
+            tuple(repeat_to_length(text, settings.max_tokens, tokenizer) for text in pair)
             for pair in pairs
         ]
     with (folder / 'pairs.jsonl').open('w') as file:
         file.writelines(json.dumps({'x': x, 'y': y}) + '\n' for x, y in pairs)
 
-    run = set_up(our_config(settings, folder, True), folder / 'run')
+    run = set_up(make_our_config(settings, folder, True), folder / 'run')
     count = (1 + rounds) * (1 + settings.steps)
     np.save(folder / 'order.npy', np.stack([run.indices[step].pairs for step in range(count)]))
     np.save(folder / 'lengths.npy', sample_lengths(run.reader, 0, len(pairs)))
-    state = starting_state(run)
+    state = make_starting_state(run)
     save_twin(state.params.encoder, run.tokenizer, settings.max_tokens, folder / 'twin')
     texts = [text for pair in pairs[:32] for text in pair]
-    theirs = load_twin(folder / 'twin', cores()).encode(texts, show_progress_bar=False)
-    difference = float(np.abs(make_embedder(state.params, run.held_out)(texts, 'y') - theirs).max())
-    if difference > CLOSE:
-        raise ValueError(
-            f'the vectors of both sides differ by {difference:.1e}: these are not the same models'
-        )
+    theirs = load_twin(folder / 'twin', count_cores()).encode(texts, show_progress_bar=False)
+    ours = make_embedder(state.params, run.held_out)(texts, 'y')
+    difference = float(np.abs(ours - theirs).max())
+    if difference > MAX_DIFFERENCE:
+        raise ValueError(f'the models of both sides differ: vectors by up to {difference:.1e}')
     return difference
 
 
 def read_pairs(path: str) -> list[tuple[str, str]]:
-    """x and y of all pairs of a file; of the default source without one."""
+    """Returns x and y of all pairs of a file, or of installed packages if `path` is empty."""
     from cpt_jax.data.sources.jsonl import JsonlSource
     from cpt_jax.data.sources.python_source import PythonSource
 
@@ -202,16 +206,17 @@ def read_pairs(path: str) -> list[tuple[str, str]]:
     return [(pair.x, pair.y) for pair in map(source.__getitem__, range(len(source)))]
 
 
-def lengthened(text: str, tokens: int, tokenizer) -> str:
-    """The text again and again until it has so many tokens; the tokenizer cuts what is over."""
+def repeat_to_length(text: str, tokens: int, tokenizer) -> str:
+    """Returns the text, doubled until it has at least this many tokens; the tokenizer truncates."""
     while tokenizer.count([text])[0] < tokens:
         text = f'{text}\n{text}'
     return text
 
 
-def starting_state(run):
-    """A fresh state in which the delimiters of x start as those of y, which are all that the twin
-    has: both sides start at one loss.
+def make_starting_state(run):
+    """Returns an initial state in which the embeddings of x's delimiters equal those of y's.
+
+    The twin has only the delimiters of y, so both sides start at the same loss.
     """
     import jax
 
@@ -219,59 +224,63 @@ def starting_state(run):
         state = jax.jit(run.init)()
         table = state.params.encoder.token_embedding
         values_VxD = np.array(table[...])
-        values_VxD[list(run.tokenizer.delimiters('x'))] = values_VxD[
-            list(run.tokenizer.delimiters('y'))
-        ]
+        x_ids = list(run.tokenizer.delimiters('x'))
+        y_ids = list(run.tokenizer.delimiters('y'))
+        values_VxD[x_ids] = values_VxD[y_ids]
         table[...] = jax.device_put(values_VxD, table[...].sharding)
     return state
 
 
-class _Ours:
-    """launch/train.py's loop without its records and checkpoints."""
+class _OurTrainer:
+    """The training loop of launch/train.py without records and checkpoints."""
 
     def __init__(self, settings: Settings, folder: Path, packed: bool):
         import jax
 
         from cpt_jax.cli.program import use_compilation_cache
-        from cpt_jax.data.batch import abstract_batch
+        from cpt_jax.data.batch import make_abstract_batch
         from cpt_jax.runtime.allocator import keep_freed_memory
-        from cpt_jax.training.setup import set_up_together
+        from cpt_jax.training.setup import set_up_on_all_processes
         from cpt_jax.training.step import StepPrograms
 
         use_compilation_cache()
-        keep_freed_memory()  # as every program does
+        keep_freed_memory()  # as in all programs
         self.settings = settings
-        self.run = set_up_together(our_config(settings, folder, packed), folder / 'run')
-        self.state = starting_state(self.run)
-        self.upcoming = self.run.batches_after(0)
+        self.run = set_up_on_all_processes(
+            make_our_config(settings, folder, packed), folder / 'run'
+        )
+        self.state = make_starting_state(self.run)
+        self.upcoming = self.run.iterate_batches_after(0)
         self.programs = StepPrograms(self.run)
         self.first_loss = None
         layout = self.run.layout
         with jax.set_mesh(self.run.mesh):
-            for rows in (*layout.smaller_row_counts, layout.rows):  # now, and not within a turn
-                self.programs(
-                    self.state,
-                    abstract_batch(dataclasses.replace(layout, rows=rows), self.run.mesh),
-                )
+            # Compile all row counts now, so that no turn includes a compilation.
+            for rows in (*layout.smaller_row_counts, layout.rows):
+                smaller = dataclasses.replace(layout, rows=rows)
+                self.programs(self.state, make_abstract_batch(smaller, self.run.mesh))
 
-    def turn(self) -> dict[str, float]:
-        """The next steps; the first is left out of the time."""
+    def run_turn(self) -> dict[str, float]:
+        """Runs the next steps; returns times and counts without the first step."""
         import jax
 
-        from cpt_jax.data.batch import place
+        from cpt_jax.data.batch import place_batch
 
-        run, steps, columns = self.run, [], []
+        run = self.run
+        steps = []
+        columns = []
         with jax.set_mesh(run.mesh):
             for number in range(1 + self.settings.steps):
-                batch = place(next(self.upcoming), run.mesh, run.layout)
+                batch = place_batch(next(self.upcoming), run.mesh, run.layout)
                 self.state, metrics = self.programs(self.state, batch)(self.state, batch)
-                steps.append(jax.device_get(metrics))  # on a CPU the loop waits for each step
-                columns.append(batch.tokens_CxRxS.size)
+                steps.append(jax.device_get(metrics))  # on a CPU the training loop also waits
+                columns.append(batch.tokens_JxRxS.size)
                 if number == 0:
                     start = Moment.now()
             end = Moment.now()
         self.first_loss = self.first_loss or float(steps[0]['loss'])
-        timed, pairs = steps[1:], self.settings.batch * self.settings.steps
+        timed = steps[1:]
+        pairs = self.settings.batch * self.settings.steps
         return start.until(end) | {
             'pairs': pairs,
             'tokens': sum(int(metrics['tokens']) for metrics in timed),
@@ -282,15 +291,16 @@ class _Ours:
         }
 
 
-_ours = functools.cache(_Ours)
+_get_our_trainer = functools.cache(_OurTrainer)
 
 
-def our_turn(settings: Settings, folder: Path, packed: bool, number: int) -> dict[str, float]:
-    del number  # it goes on from where it was
-    return _ours(settings, folder, packed).turn()
+def run_our_turn(settings: Settings, folder: Path, packed: bool, number: int) -> dict[str, float]:
+    """Runs one turn of our side; returns its results."""
+    del number  # the trainer continues after its last batch
+    return _get_our_trainer(settings, folder, packed).run_turn()
 
 
-class _Theirs:
+class _TheirTrainer:
     """SentenceTransformerTrainer on the same batches in the same order."""
 
     def __init__(self, settings: Settings, folder: Path):
@@ -298,14 +308,14 @@ class _Theirs:
 
         self.settings = settings
         self.folder = folder
-        self.model = load_twin(folder / 'twin', cores())
+        self.model = load_twin(folder / 'twin', count_cores())
         self.pairs = read_pairs(str(folder / 'pairs.jsonl'))
         self.order = np.load(folder / 'order.npy')
         self.lengths_PxT = np.load(folder / 'lengths.npy')
-        self.first_loss = self.loss_of(self.order[0])
+        self.first_loss = self.compute_loss(self.order[0])
 
-    def turn(self, number: int) -> dict[str, float]:
-        """The steps of one turn; the first is left out of the time."""
+    def run_turn(self, number: int) -> dict[str, float]:
+        """Runs the steps of one turn; returns times and counts without the first step."""
         from datasets import Dataset
 
         steps = self.settings.steps
@@ -313,30 +323,29 @@ class _Theirs:
         x, y = zip(*(self.pairs[pair] for pair in batches.ravel()), strict=True)
         ends, loss = self.train(Dataset.from_dict({'anchor': x, 'positive': y}), 1 + steps)
         timed_SxBxT = self.lengths_PxT[batches[1:]]
+        # The texts of each side of a batch are padded to the longest of them.
+        computed = int(timed_SxBxT.max(1).sum()) * self.settings.batch
         return ends[0].until(ends[-1]) | {
             'pairs': self.settings.batch * steps,
             'tokens': int(timed_SxBxT.sum()),
-            'computed': int(timed_SxBxT.max(1).sum())
-            * self.settings.batch,  # each column is padded to its longest text
+            'computed': computed,
             'dropped': 0,
             'first_loss': self.first_loss,
             'loss': loss,
         }
 
-    def loss_of(self, batch: np.ndarray) -> float:
-        """Of some pairs, as the model stands."""
+    def compute_loss(self, batch: np.ndarray) -> float:
+        """Returns the current loss of a batch of pairs."""
         import torch
         from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 
         with torch.no_grad():
-            sides = [
-                self.model.preprocess(list(texts))
-                for texts in zip(*(self.pairs[pair] for pair in batch), strict=True)
-            ]
+            pairs = [self.pairs[pair] for pair in batch]
+            sides = [self.model.preprocess(list(texts)) for texts in zip(*pairs, strict=True)]
             return MultipleNegativesRankingLoss(self.model)(sides, None).item()
 
     def train(self, dataset, steps: int) -> tuple[list[Moment], float]:
-        """When each step ended, and the mean loss; the weights stay, the optimizer starts anew."""
+        """Trains with a new optimizer; returns the end of each step, and the mean loss."""
         from sentence_transformers import (
             SentenceTransformerTrainer,
             SentenceTransformerTrainingArguments,
@@ -349,16 +358,16 @@ class _Theirs:
             def __init__(self):
                 self.ends = []
 
-            def on_step_end(self, *arguments, **more) -> None:
+            def on_step_end(self, *arguments, **keywords) -> None:
                 self.ends.append(Moment.now())
 
-        def in_order(dataset, batch_size: int, **rest) -> BatchSampler:
+        def make_sampler(dataset, batch_size: int, **keywords) -> BatchSampler:
             return BatchSampler(SequentialSampler(dataset), batch_size, drop_last=True)
 
         arguments = SentenceTransformerTrainingArguments(
             output_dir=str(self.folder / 'trainer'), max_steps=steps,
             per_device_train_batch_size=self.settings.batch, use_cpu=True,
-            learning_rate=5e-5, lr_scheduler_type='constant', batch_sampler=in_order,
+            learning_rate=5e-5, lr_scheduler_type='constant', batch_sampler=make_sampler,
             dataloader_num_workers=0, report_to='none',
             eval_strategy='no', save_strategy='no', logging_strategy='no', disable_tqdm=True,
         )  # fmt: skip
@@ -372,28 +381,29 @@ class _Theirs:
         return clock.ends, trainer.train().training_loss
 
 
-_theirs = functools.cache(_Theirs)
+_get_their_trainer = functools.cache(_TheirTrainer)
 
 
-def their_turn(settings: Settings, folder: Path, number: int) -> dict[str, float]:
-    return _theirs(settings, folder).turn(number)
+def run_their_turn(settings: Settings, folder: Path, number: int) -> dict[str, float]:
+    """Runs one turn of sentence-transformers; returns its results."""
+    return _get_their_trainer(settings, folder).run_turn(number)
 
 
 if __name__ == '__main__':
-    # Here, as the tests import several of these programs.
+    # Flags are defined here because tests import several of these modules.
     flags.DEFINE_string(
         'pairs',
         '',
-        'A .jsonl file of {"x": ..., "y": ...}; by default the docstrings and functions of '
+        'A .jsonl file of {"x": ..., "y": ...}. Default: the docstrings and functions of '
         'installed packages.',
     )
     flags.DEFINE_enum(
         'lengths',
         'real',
         ['real', 'equal'],
-        'Of the texts; equal: all are filled or cut to max_tokens.',
+        'Lengths of texts; equal: all are repeated or truncated to max_tokens.',
     )
     flags.DEFINE_integer('batch', 64, 'Pairs in a batch.')
-    flags.DEFINE_integer('steps', 4, 'Timed in a turn, behind one that is not.')
+    flags.DEFINE_integer('steps', 4, 'Timed steps in a turn, after one that is not timed.')
     define_flags()
     run_program(main)

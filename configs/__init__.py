@@ -1,11 +1,11 @@
-"""The experiments. base.py holds every key; the other files override it.
+"""Configs of the experiments. base.py sets every key; the other files override some.
 
 A file's get_config may take an argument, given as FILE.py:ARGUMENT. Its ARGUMENTS lists the valid
 ones.
 """
 
-# Configs that were files of their own before configs took arguments. Runs in runs/FORMER_NAME
-# continue: cpt_jax/cli/train.py looks there too.
+# Former config files -> configs with an argument, which replaced them. cpt_jax/cli/train.py still
+# finds runs in runs/FORMER_NAME.
 RENAMED = {
     'prompteol_opt_125m': 'prompteol.py:opt-125m',
     'prompteol_opt_350m': 'prompteol.py:opt-350m',
@@ -30,7 +30,7 @@ RENAMED = {
 
 
 def __getattr__(name: str) -> object:
-    """Explains to a config of your own, `from configs import prompteol_opt_13b`, what to import."""
+    """Raises ImportError with the new name for `from configs import FORMER_NAME`."""
     if name not in RENAMED:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     module, argument = RENAMED[name].split('.py:')

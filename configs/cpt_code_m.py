@@ -3,8 +3,8 @@
 from ml_collections import ConfigDict
 
 from configs import cpt_m
-from configs.cpt_code_s import code_pairs
+from configs.cpt_code_s import set_code_pairs
 
 
 def get_config() -> ConfigDict:
-    return code_pairs(cpt_m.get_config())
+    return set_code_pairs(cpt_m.get_config())

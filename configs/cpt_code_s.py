@@ -5,8 +5,8 @@ from ml_collections import ConfigDict
 from configs import cpt_s
 
 
-def code_pairs(c: ConfigDict) -> ConfigDict:
-    """Changes the data of a cpt-text config to CodeSearchNet's files, unpacked (.jsonl)."""
+def set_code_pairs(c: ConfigDict) -> ConfigDict:
+    """Replaces the data of a cpt-text config by CodeSearchNet's files, decompressed to .jsonl."""
     c.data.sources = {
         'code': {
             'kind': 'jsonl', 'weight': 1.0, 'path': 'data/code', 'x': 'docstring', 'y': 'code',
@@ -20,4 +20,4 @@ def code_pairs(c: ConfigDict) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
-    return code_pairs(cpt_s.get_config())  # table 1 has one column of batches for text and code
+    return set_code_pairs(cpt_s.get_config())  # table 1 has the same batch size for text and code

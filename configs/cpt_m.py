@@ -10,6 +10,7 @@ def get_config() -> ConfigDict:
     c.train.batch_pairs = 6912  # table 1
     c.model.width = 2048  # table 1
     c.model.layers = 24  # GPT-3 XL, table 2.1 of arXiv 2005.14165
-    c.model.heads = 16  # of that table's width, 128; its 24 heads of 128 are wider than the model
+    # Heads of dimension 128 as in that table. Its 24 heads would be wider than the model.
+    c.model.heads = 16
     c.mesh.fsdp = 8
     return c

@@ -1,8 +1,7 @@
-"""cpt-text fine-tuned on MS MARCO (arXiv 2201.10005, section 4.3): queries, their passages, and
-mined hard negatives.
+"""cpt-text fine-tuned on MS MARCO: queries, passages and mined hard negatives.
 
-The paper gives no settings; these are own choices. A line of the file: {"query": ..., "positive":
-..., "negatives": [...]}.
+From section 4.3 of arXiv 2201.10005. The paper does not publish its settings; these are ours. Each
+line of the data is {"query": ..., "positive": ..., "negatives": [...]}.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +25,7 @@ def get_config() -> ConfigDict:
     c.optimizer.peak_lr = 1e-5
     c.optimizer.warmup_steps = 100
     c.train.batch_pairs = 1024
-    c.train.steps = 1500  # three epochs of half a million queries
+    c.train.steps = 1500  # three epochs of 500,000 queries
     c.evaluation.every_steps = 100
     c.checkpoint.every_steps = 250
     c.checkpoint.keep_every = 500

@@ -1,9 +1,9 @@
-"""cpt-text fine-tuned on NLI (arXiv 2201.10005, section 4.1): entailment pairs, contradictions as
-hard negatives beside those of the batch.
+"""cpt-text fine-tuned on NLI: entailment pairs, with contradictions as hard negatives.
 
-The paper gives no settings: batch, length and epochs are those of supervised SimCSE (arXiv
-2104.08821), the learning rate that of its large models. Another size:
---config.init_from=runs/cpt_m, and that config's `model`.
+From section 4.1 of arXiv 2201.10005. The paper does not publish its settings. Batch size, length
+and epochs are those of supervised SimCSE (arXiv 2104.08821), and the learning rate is that of its
+large models. For another size, set --config.init_from=runs/cpt_m and the `model` section of that
+config.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     c.init_from = 'runs/cpt_s'
     c.data.sources = {'nli': {'kind': 'csv', 'weight': 1.0, 'path': 'data/nli_for_simcse.csv'}}
     c.data.negatives = 1
-    c.data.max_tokens_x = 34  # 32 and the delimiters
+    c.data.max_tokens_x = 34  # 32 and two delimiters
     c.data.max_tokens_y = 34
     c.optimizer.peak_lr = 1e-5
     c.optimizer.warmup_steps = 100

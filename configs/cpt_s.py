@@ -1,4 +1,4 @@
-"""cpt-text S: 300M parameters (arXiv 2201.10005, table 1), on neighbouring pieces of plain text."""
+"""cpt-text S: 300M parameters, on neighbouring pieces of plain text (arXiv 2201.10005, table 1)."""
 
 from ml_collections import ConfigDict
 
@@ -7,8 +7,8 @@ from configs import base
 
 def get_config() -> ConfigDict:
     c = base.get_config()
-    # The paper's corpus is "Internet data". Point this at a folder of .txt or .md files, one
-    # document a file, or set `separator`.
+    # The paper's corpus is "Internet data". Set `path` to a folder of .txt or .md files with one
+    # document per file, or set `separator` too.
     c.data.sources = {
         'text': {
             'kind': 'text',
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     }
     c.train.batch_pairs = 12_288  # table 1
     c.model.width = 1024  # table 1
-    # GPT-3 Medium, table 2.1 of arXiv 2005.14165: the cpt paper states neither depth nor heads.
+    # GPT-3 Medium, table 2.1 of arXiv 2005.14165. The cpt paper states neither layers nor heads.
     c.model.layers = 24
     c.model.heads = 16  # as above
     return c

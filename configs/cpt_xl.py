@@ -7,7 +7,7 @@ from configs import cpt_s
 
 def get_config() -> ConfigDict:
     c = cpt_s.get_config()
-    # Table 1; where the devices do not divide it, some places stay empty.
+    # Table 1. If the number of devices does not divide it, some slots of the batch stay empty.
     c.train.batch_pairs = 4976
     c.model.width = 12_288  # table 1
     c.model.layers = 96  # GPT-3 175B, table 2.1 of arXiv 2005.14165

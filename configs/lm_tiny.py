@@ -1,12 +1,13 @@
-"""A language model in minutes on two CPU cores, on the docstrings and functions of the Python
-installation itself.
+"""A small language model, trained in minutes on two CPU cores on the installed Python packages.
+
+The texts are their docstrings and functions.
 
 Example:
   python launch/train.py --config configs/lm_tiny.py
 
-A contrastive run starts from it with --config.init_from=runs/lm_tiny. On your own prose: put
-configs/small_text.py's source in place of this one, with piece_tokens = data.row_length - 2, so
-that a piece and the ids around it fill a row.
+A contrastive run starts from it with --config.init_from=runs/lm_tiny. To train on your own prose,
+use the source of configs/small_text.py with piece_tokens = data.row_length - 2, so that a piece
+with its first and last id fills a row.
 """
 
 from ml_collections import ConfigDict
@@ -17,10 +18,11 @@ from configs import base
 def get_config() -> ConfigDict:
     c = base.get_config()
     c.objective = 'lm'
-    c.tokenizer.vocab_size = 4096  # the table's share of the work is that of several layers
+    # Even with this small vocabulary, the logits cost as much compute as several layers.
+    c.tokenizer.vocab_size = 4096
     c.tokenizer.characters = 20_000_000
 
-    c.data.max_tokens_x = 128  # of what a contrastive run embeds
+    c.data.max_tokens_x = 128  # used by a contrastive run that starts from this one
     c.data.max_tokens_y = 128
     c.data.row_length = 256
 

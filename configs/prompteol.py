@@ -1,16 +1,17 @@
-r"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: texts in a template, contrastive fine-tuning on
-NLI triples with all parameters trained.
+r"""PromptEOL (arXiv 2307.16645) on OPT and LLaMA: contrastive fine-tuning of all parameters on NLI.
+
+Texts are enclosed in a template instead of delimiters.
 
 Example:
   python launch/train.py --config configs/prompteol.py:opt-13b \
       --config.init_from=$HOME/opt-13b
 
-The argument is the model's name and size; without one it is opt-2.7b. You give `init_from`, the
-model's directory, whose architecture then replaces the `model` section. That section is here so
-that launch/plan.py needs no weights.
+The argument is the model's name and size; default opt-2.7b. Set `init_from` to the directory of the
+model; its architecture then replaces the `model` section. The section is set here so that
+launch/plan.py works without the weights.
 
-The paper's own fine-tuning, with LoRA, is configs/prompteol_cse.py. Without fine-tuning, no config
-is needed:
+The fine-tuning of the paper, with LoRA, is configs/prompteol_cse.py. PromptEOL without fine-tuning
+needs no config:
 
   python launch/evaluate.py --model ~/opt-2.7b --representation prompteol --tasks 'sts/*' \
       --data_dir ~/data
@@ -20,8 +21,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-# Width, layers, heads of facebook/opt-*. 350m also has norms after each half of a layer and
-# embeddings of dimension 512, which are read from its directory.
+# Width, layers, heads of facebook/opt-*. opt-350m also has norms after each half of a layer and
+# token embeddings of dimension 512; both are read from its directory.
 OPT = {
     'opt-125m': (768, 12, 12),
     'opt-350m': (1024, 24, 16),
@@ -32,7 +33,7 @@ OPT = {
     'opt-30b': (7168, 48, 56),
     'opt-66b': (9216, 64, 72),
 }
-# Width, layers, heads, feed-forward dimension of LLaMA: table 2 of arXiv 2302.13971, and its
+# Width, layers, heads, feed-forward dimension of LLaMA, from table 2 of arXiv 2302.13971 and the
 # published weights.
 LLAMA = {
     'llama-7b': (4096, 32, 32, 11_008),
@@ -44,21 +45,21 @@ ARGUMENTS = (*OPT, *LLAMA)
 
 
 def get_config(model: str = 'opt-2.7b') -> ConfigDict:
-    return opt(model) if model in OPT else llama(model)
+    return make_opt_config(model) if model in OPT else make_llama_config(model)
 
 
-def opt(model: str) -> ConfigDict:
-    """Returns the config of an OPT."""
-    c = _fine_tuning()
+def make_opt_config(model: str) -> ConfigDict:
+    """Returns the config of an OPT model."""
+    c = _make_shared_config()
     c.tokenizer.vocab_size = 50_276  # including the four delimiters, which no text contains
     c.model.width, c.model.layers, c.model.heads = OPT[model]
     c.model.activation = 'relu'
     return c
 
 
-def llama(model: str) -> ConfigDict:
-    """Returns the config of a LLaMA."""
-    c = _fine_tuning()
+def make_llama_config(model: str) -> ConfigDict:
+    """Returns the config of a LLaMA model."""
+    c = _make_shared_config()
     c.tokenizer.vocab_size = 32_004  # including the delimiters
     c.model.width, c.model.layers, c.model.heads, c.model.hidden = LLAMA[model]
     c.model.positions = 'rotary'
@@ -69,9 +70,9 @@ def llama(model: str) -> ConfigDict:
     return c
 
 
-def stories() -> ConfigDict:
+def make_stories_config() -> ConfigDict:
     """Returns the config of stories260K (configs/prompteol_cse_tiny.py)."""
-    c = _fine_tuning()
+    c = _make_shared_config()
     c.tokenizer.vocab_size = 516  # including the delimiters
     c.model.width = 64
     c.model.layers = 5
@@ -85,24 +86,26 @@ def stories() -> ConfigDict:
     return c
 
 
-def _fine_tuning() -> ConfigDict:
-    """What all sizes have in common: ft_llm.py and train_llm.sh of kongds/scaling_sentemb, but for
-    the learning rate, which is SimCSE's.
+def _make_shared_config() -> ConfigDict:
+    """Returns the settings that all models share.
+
+    They are from ft_llm.py and train_llm.sh of kongds/scaling_sentemb, except for the learning
+    rate, which is SimCSE's.
     """
     c = base.get_config()
     c.seed = 42
     c.prompt.template = 'This sentence : "{text}" means in one word:"'
     c.prompt.text_tokens = 32
-    # nli_for_simcse.csv of princeton-nlp/datasets-for-simcse: 275,601 rows of sent0, sent1,
+    # nli_for_simcse.csv of princeton-nlp/datasets-for-simcse has 275,601 rows of sent0, sent1 and
     # hard_neg.
     c.data.sources = {'nli': {'kind': 'csv', 'weight': 1.0, 'path': 'data/nli_for_simcse.csv'}}
     c.data.negatives = 1
-    c.data.max_tokens_x = 64  # 32 and the template are 43 with OPT's tokenizer
+    c.data.max_tokens_x = 64  # 32 tokens and the template are 43 with OPT's tokenizer
     c.data.max_tokens_y = 64
-    c.loss.initial_temperature = 0.05  # in the program; in print it is 0.5
+    c.loss.initial_temperature = 0.05  # value in the code; the paper has 0.5
     c.loss.train_temperature = False
     c.loss.symmetric = False
-    c.optimizer.peak_lr = 1e-5  # SimCSE's, for large models
+    c.optimizer.peak_lr = 1e-5  # SimCSE's value for large models
     c.optimizer.warmup_steps = 100
     c.optimizer.decay = 'linear'
     c.optimizer.final_share = 0.0
@@ -110,8 +113,8 @@ def _fine_tuning() -> ConfigDict:
     c.optimizer.b2 = 0.999
     c.train.batch_pairs = 256
     c.train.steps = 1076  # one epoch
-    # The best checkpoint is that of STS-B dev: launch/evaluate.py --tasks sts/STSBenchmark --split
-    # dev.
+    # The best checkpoint is selected on STS-B dev: launch/evaluate.py --tasks sts/STSBenchmark
+    # --split dev.
     c.evaluation.every_steps = 0
     c.checkpoint.every_steps = 50
     c.checkpoint.keep_every = 50

@@ -1,19 +1,17 @@
-r"""PromptEOL + CSE (arXiv 2307.16645): the paper's fine-tuning on NLI triples, with LoRA beside a
-frozen model whose matrices have 4 bits.
+r"""PromptEOL + CSE (arXiv 2307.16645): fine-tuning on NLI triples with LoRA and a 4-bit base.
 
 Example:
   python launch/train.py --config configs/prompteol_cse.py:opt-2.7b \
       --config.init_from=$HOME/opt-2.7b
 
-The argument is the model's name and size; without one it is opt-2.7b.
+The argument is the model's name and size; default opt-2.7b.
 """
 
 from ml_collections import ConfigDict
 
 from configs import prompteol
 
-# Pairs in a batch, from train_llm.sh. The paper does not say it for LLaMA 30B; here it is as for
-# 13B.
+# Pairs in a batch, from train_llm.sh. For LLaMA 30B no value is published; the one of 13B is used.
 BATCH_PAIRS = {
     'opt-1.3b': 256,
     'opt-2.7b': 256,

@@ -1,10 +1,12 @@
-"""PromptEOL + CSE in minutes on a laptop: from llama2.c's stories260K, 260,000 parameters that have
-read children's stories.
+"""PromptEOL + CSE in minutes on a laptop, from llama2.c's stories260K.
 
+stories260K has 260,000 parameters and was trained on children's stories.
+
+Example:
   python launch/train.py --config configs/prompteol_cse_tiny.py --config.init_from=stories260k
 
-`init_from` is a directory with stories260K.bin and its tok512.bin. So small a model says little of
-the paper's; it shows each step of them.
+`init_from` is a directory with stories260K.bin and its tok512.bin. The results of such a small
+model say little about the models of the paper, but every step is the same.
 """
 
 from ml_collections import ConfigDict
@@ -13,8 +15,8 @@ from configs import prompteol
 
 
 def get_config() -> ConfigDict:
-    c = prompteol.stories()
-    c.data.max_tokens_x = 80  # of 512 ids, the template takes more
+    c = prompteol.make_stories_config()
+    c.data.max_tokens_x = 80  # with a vocabulary of 512, the template has more tokens
     c.data.max_tokens_y = 80
     c.data.row_length = 160
     c.model.remat = 'none'

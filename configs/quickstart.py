@@ -1,7 +1,7 @@
-"""A real model in minutes on two CPU cores: from scratch, on the docstrings and functions of the
-Python installation itself.
+"""A code search model, trained from scratch in minutes on two CPU cores.
 
-The README tells how the settings were chosen and what mattered.
+The data are docstrings and functions of the installed Python packages. docs/benchmarks.md
+describes how the settings were chosen and which of them mattered.
 """
 
 from ml_collections import ConfigDict
@@ -11,8 +11,8 @@ from configs import base
 
 def get_config() -> ConfigDict:
     c = base.get_config()
-    # Case-folded pieces that are the same in prose and in identifiers, so that a query and a
-    # function share ids before the first step.
+    # With folded case and without spaces, a word has the same ids in prose and in identifiers, so
+    # that a query and a function have ids in common before the first step.
     c.tokenizer.vocab_size = 4096
     c.tokenizer.normalization = 'nmt_nfkc_cf'
     c.tokenizer.whitespace = 'drop'
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     c.data.max_tokens_x = 32
     c.data.max_tokens_y = 64
     c.data.row_length = 64
-    c.data.row_choices = 1  # in half a minute a second program costs more than it saves
+    c.data.row_choices = 1  # a second program takes longer to compile than it saves here
 
     c.model.width = 256
     c.model.layers = 1

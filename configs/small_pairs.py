@@ -1,11 +1,11 @@
-r"""Your own pairs on a laptop: the quickstart's model on JSON lines.
+r"""The quickstart's model on your own pairs, in JSON lines files.
 
 Example:
   python launch/train.py --config configs/small_pairs.py \
       --config.data.sources.pairs.path=my/pairs
 
-Where the fields are not x and y: --config.data.sources.pairs.x=question
---config.data.sources.pairs.y=answer
+If the fields are not called x and y, set --config.data.sources.pairs.x=question and
+--config.data.sources.pairs.y=answer.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,8 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
-    # A file, a folder or a pattern of .jsonl files, and the names of their fields. Rows that agree
-    # in a field of `group`, where they have one, are held out together.
+    # path: a .jsonl file, a folder or a glob. x, y: names of the fields. group: fields of which the
+    # first existing one is the group of a row; a group is held out as a whole.
     c.data.sources = {
         'pairs': {
             'kind': 'jsonl', 'weight': 1.0, 'path': 'data/pairs', 'x': 'x', 'y': 'y',

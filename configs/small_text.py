@@ -1,5 +1,4 @@
-r"""Your own prose on a laptop: the quickstart's model on neighbouring pieces of text, as cpt-text
-was trained.
+r"""The quickstart's model on your own prose: pairs of neighbouring pieces, as in cpt-text.
 
 Example:
   python launch/train.py --config configs/small_text.py \
@@ -13,9 +12,9 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     c = quickstart.get_config()
-    # A file is a document, or several: a line that matches `separator` (a regular expression)
-    # begins a new one. No batch holds two pairs of one document, so there must be as many documents
-    # as a batch has pairs.
+    # A file is one document. With `separator`, a regular expression, each matching line begins a
+    # new document. A batch never contains two pairs of one document, so there must be at least
+    # `batch_pairs` documents.
     c.data.sources = {
         'text': {
             'kind': 'text',
@@ -26,7 +25,7 @@ def get_config() -> ConfigDict:
             'holdout': 0.1,
         }
     }
-    c.data.max_tokens_x = 64  # both sides are pieces of one length
-    c.data.row_length = 256  # pieces of 40 to 64 tokens leave gaps in short rows
+    c.data.max_tokens_x = 64  # both sides are pieces of the same length
+    c.data.row_length = 256  # pieces of 40 to 64 tokens do not fill short rows
     c.train.batch_pairs = 64
     return c

@@ -10,20 +10,21 @@ if TYPE_CHECKING:
 __version__ = '0.1.0'
 __all__ = ['evaluate', 'export', 'load_embedder', 'train']
 
-# JAX is imported when a function is called, so that whoever imports cpt_jax can still choose a
-# platform or a number of simulated devices.
+# JAX is imported only when a function is called, so that after `import cpt_jax` you can still
+# choose the platform or the number of simulated devices.
 
 
 def load_embedder(model: str, **options: Any) -> 'Embedder':
-    """Loads a model for embedding, onto all devices.
+    """Loads a model on all devices, for computing embeddings.
 
     Args:
       model: a run's directory, `run@step`, `run@best:TASK`, or the directory of a pretrained model.
-      options: pooling, dtype, max_tokens, representation, fsdp; see `cpt_jax.embed.load`.
+      options: the optional arguments pooling, dtype, max_tokens, representation and fsdp of
+        `cpt_jax.embed.load.load_embedder`.
 
     Returns:
-      A function (texts, side) -> float32[n, D] of unit vectors; side is 'x' for queries and 'y' for
-      what they look for.
+      A function (texts, side) -> float32[n, D] of unit vectors. The side is 'x' for queries and 'y'
+      for the texts to be found.
 
     Raises:
       cpt_jax.runtime.errors.UserError: there is no such model, or it cannot be read.
@@ -40,31 +41,31 @@ def load_embedder(model: str, **options: Any) -> 'Embedder':
 
 
 def train(config: Mapping[str, Any] | str | Path, workdir: str | Path) -> int:
-    """Trains a run to its last step, from its latest checkpoint if it has one.
+    """Trains a run to its last step, and resumes from the latest checkpoint if there is one.
 
     Args:
-      config: a file such as 'configs/quickstart.py', or what its `get_config()` returns.
-      workdir: the run's directory, made if it is not there.
+      config: a file such as 'configs/quickstart.py', or the result of its `get_config()`.
+      workdir: the run's directory; it is created if it does not exist.
 
     Returns:
-      0, or 42 if SIGTERM ended the run early; the same call goes on.
+      0 if the run is finished; 42 if SIGTERM stopped it early, and the same call resumes it.
 
     Raises:
       cpt_jax.runtime.errors.UserError: the config or the data cannot be used, the directory holds
-        another run, or the loss is no number any more.
+        another run, or the loss is not finite.
 
     >>> from configs import small_pairs
     >>> config = small_pairs.get_config()
     >>> config.data.sources.pairs.path = 'pairs.jsonl'  # {"x": ..., "y": ...} on each line
     >>> config.train.batch_pairs, config.tokenizer.vocab_size = 32, 320  # a small file
     >>> config.train.steps, config.optimizer.warmup_steps = 2, 1
-    >>> train(config, 'runs/mine')  # prints what it trains, and how it goes
+    >>> train(config, 'runs/mine')  # prints the settings and the progress
     0
     """
     from cpt_jax.storage.local_path import local_path
     from cpt_jax.training.loop import train
 
-    return train(_plain_config(config), local_path(workdir, 'workdir'))
+    return train(_to_plain_config(config), local_path(workdir, 'workdir'))
 
 
 def evaluate(
@@ -76,20 +77,21 @@ def evaluate(
     again: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Scores a model on benchmarks, beside BM25 and random vectors.
+    """Evaluates a model on benchmark tasks, with BM25 and random vectors as baselines.
 
     Args:
       model: a model reference, as for `load_embedder`.
-      tasks: names, globs such as 'sts/*' or suites, with commas between them or as a list.
-      data_dir: folder with the data of the tasks; None: those that need no data.
-      output: where results.json and report/ go; None: the run's own directory, or ./results.
-      again: measure tasks that have been scored already again.
-      options: options of tasks (split, k, candidates, ...: the flags of launch/evaluate.py), and
-        those of `load_embedder`.
+      tasks: names of tasks, globs such as 'sts/*' or suites, as a list or comma-separated.
+      data_dir: folder with the data of the tasks; default None, for tasks that need no data.
+      output: folder for results.json and report/; default the run's directory, or ./results for a
+        pretrained model.
+      again: whether to evaluate tasks again that already have results.
+      options: optional task options (split, k, candidates, ...; see the flags of
+        launch/evaluate.py) and options of `load_embedder`.
 
     Returns:
       The content of results.json: {'model': ..., 'settings': ..., 'tasks': {name: {'main_score':
-      ..., 'metrics': {...}, ...}}}; scores are fractions.
+      ..., 'metrics': {...}, ...}}}. Scores are fractions, not percentages.
 
     Raises:
       cpt_jax.runtime.errors.UserError: there is no such model or task, or its data cannot be used.
@@ -102,17 +104,17 @@ def evaluate(
 
     from cpt_jax.embed.load import load_embedder
     from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model
-    from cpt_jax.evals.registry import option_fields
+    from cpt_jax.evals.registry import find_option_fields
     from cpt_jax.runs.run_dir import RunDir
     from cpt_jax.storage.local_path import local_path
     from cpt_jax.text.prompt_template import Representation
 
     local_path(output or '', 'output')
-    of_tasks = {name: options.pop(name) for name in option_fields() if name in options}
+    task_options = {name: options.pop(name) for name in find_option_fields() if name in options}
     patterns = tasks.split(',') if isinstance(tasks, str) else tasks
     folder = str(data_dir) if data_dir else None
-    check_tasks(patterns, folder, of_tasks)
-    options.setdefault('representation', Representation(clean=True))  # as launch/evaluate.py
+    check_tasks(patterns, folder, task_options)
+    options.setdefault('representation', Representation(clean=True))  # as in launch/evaluate.py
     embedder = load_embedder(model, **options)
     directory = Path(output or embedder.workdir or 'results')
     return evaluate_model(
@@ -121,7 +123,7 @@ def evaluate(
         patterns,
         folder,
         epath.Path(directory),
-        of_tasks,
+        task_options,
         vectors=None if again else RunDir(directory).vectors,
         again=again,
     )
@@ -135,21 +137,22 @@ def export(
     shard_gb: float = 5.0,
     license_id: str = 'unknown',
 ) -> float:
-    """Writes a run as a directory that transformers, sentence-transformers and others load.
+    """Exports a run to a directory that transformers, sentence-transformers and others can load.
 
     Args:
       model: a run's directory, or `run@step`.
-      output: the directory to make; it must not be there yet.
+      output: the directory to create; it must not exist.
       dtype: dtype of the weights: float32, bfloat16 or float16.
-      shard_gb: most gigabytes of weights in a file.
-      license_id: licence for the model card, such as apache-2.0.
+      shard_gb: maximum size of a file of weights, in GB (1e9 bytes).
+      license_id: licence in the model card, such as apache-2.0.
 
     Returns:
-      The largest difference between a number of the run's vectors and of those of a reload.
+      The largest absolute difference between an element of the run's embeddings and of those of the
+      reloaded export.
 
     Raises:
-      cpt_jax.runtime.errors.UserError: there is no such run, no other library has its parts, or
-        `output` is there.
+      cpt_jax.runtime.errors.UserError: there is no such run, its architecture does not exist in
+        other libraries, or `output` exists.
 
     >>> export('runs/mine', 'exports/mine') < 1e-5
     True
@@ -167,8 +170,8 @@ def export(
     return max(part.difference for part in written)
 
 
-def _plain_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
-    """A config as plain values: of a file, of ml_collections, or as it is."""
+def _to_plain_config(config: Mapping[str, Any] | str | Path) -> Mapping[str, Any]:
+    """Returns a config as plain values, from a file, a ConfigDict or a mapping."""
     if isinstance(config, str | Path):
         from cpt_jax.runs.config_file import load_config
 

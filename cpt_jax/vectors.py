@@ -1,3 +1,3 @@
-"""An alias: `read_vectors` lives in cpt_jax/storage/vector_shards.py."""
+"""Public alias of `cpt_jax.storage.vector_shards.read_vectors`."""
 
 from cpt_jax.storage.vector_shards import read_vectors as read_vectors

@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/demonstrations.py; --help tells more."""
+"""Runs cpt_jax/cli/demonstrations.py; see --help."""
 
 from cpt_jax.cli.demonstrations import run
 

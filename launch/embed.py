@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/embed.py; --help tells more."""
+"""Runs cpt_jax/cli/embed.py; see --help."""
 
 from cpt_jax.cli.embed import run
 

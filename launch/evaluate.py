@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/evaluate.py; --help tells more."""
+"""Runs cpt_jax/cli/evaluate.py; see --help."""
 
 from cpt_jax.cli.evaluate import run
 

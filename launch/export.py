@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/export.py; --help tells more."""
+"""Runs cpt_jax/cli/export.py; see --help."""
 
 from cpt_jax.cli.export import run
 

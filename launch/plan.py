@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/plan.py; --help tells more."""
+"""Runs cpt_jax/cli/plan.py; see --help."""
 
 from cpt_jax.cli.plan import run
 

@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/train.py; --help tells more."""
+"""Runs cpt_jax/cli/train.py; see --help."""
 
 from cpt_jax.cli.train import run
 

@@ -1,5 +1,5 @@
-"""Eight simulated CPU devices for every test, programs compiled in a hurry (they run a few times),
-and no cache but the test's own.
+"""Sets up JAX for all tests: eight simulated CPU devices, fast compilation, and a cache for each
+session.
 """
 
 import gc
@@ -8,23 +8,27 @@ import os
 import platform
 import sys
 
-# Programs run a few times, so that compiling them is what takes time. XLA's older way to emit CPU
-# code compiles a training step in two thirds of the processor seconds; in parts compiled side by
-# side it would take more, and the suite's processes fill the cores anyway.
-HURRY = (
+# Tests run each compiled program only a few times, so compilation dominates. XLA's older CPU
+# emitters compile a training step in two thirds of the CPU time. Compiling in parallel parts takes
+# more CPU time, and the processes of the suite keep all cores busy anyway.
+FAST_COMPILE_FLAGS = (
     '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false '
     '--xla_cpu_parallel_codegen_split_count=1'
 )
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-    f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8 {HURRY}'
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_force_host_platform_device_count=8',
+        FAST_COMPILE_FLAGS,
+    ]
 )
-# Programs that tests start keep what they compile for those after them.
+# Programs started by tests cache every compiled program for later ones.
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
-# Tracing makes many objects beside the hundreds of thousands of JAX's own, through which Python's
-# collector would go again and again: a twentieth of the suite's processor seconds.
+# Tracing allocates many objects, and each full garbage collection also visits the hundreds of
+# thousands of objects of JAX itself. Fewer collections save a twentieth of the suite's CPU time.
 gc.set_threshold(200_000, 20, 100)
 
 import numpy as np
@@ -39,18 +43,19 @@ WORDS = (
 
 
 @pytest.fixture(scope='session', autouse=True)
-def cache_of_the_tests(tmp_path_factory):
-    """No test reads what another program left in the user's cache."""
+def isolated_cache(tmp_path_factory):
+    """Sets an empty cache folder, so that tests never read the user's cache."""
     os.environ['CPT_JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
 
 
 @pytest.fixture(scope='module')
-def compiled_once(cache_of_the_tests):
-    """Programs that this process compiles are kept in a file, so that the same one, traced again,
-    is not compiled again: that is half of what a step of eight devices costs.
+def persistent_compilation_cache(isolated_cache):
+    """Stores the programs that this process compiles in a file, so that an identical program is
+    not compiled again. Compilation is half the cost of a step on eight devices.
 
-    For modules that train the same config several times: keeping a program takes a sixth of
-    compiling it. Not for compiled programs that are looked at, nor for TPUs that are not there.
+    Use it in modules that train the same config several times: storing a program costs a sixth of
+    compiling it. Do not use it in tests that inspect compiled programs or compile for a TPU that
+    is not attached.
     """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -64,13 +69,13 @@ def compiled_once(cache_of_the_tests):
 
 
 def sentences(count: int, seed: int = 0, words: int = 12) -> list[str]:
-    """Made-up texts of 1 to `words` words."""
+    """Returns `count` random texts of 1 to `words` words."""
     random = np.random.default_rng(seed)
     return [' '.join(random.choice(WORDS, random.integers(1, words + 1))) for _ in range(count)]
 
 
 def make_tokenizer() -> Tokenizer:
-    """A small sentencepiece model."""
+    """Returns a small SentencePiece BPE tokenizer."""
     return train_tokenizer(
         sentences(200),
         vocab_size=400,
@@ -89,7 +94,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope='session')
 def meshes():
-    """One device, and every way to use eight, as functions: a mesh needs its devices in context."""
+    """Meshes of eight devices, by their sizes (data, fsdp, tensor)."""
     from cpt_jax.runtime.mesh import make_mesh
 
     return {sizes: make_mesh(*sizes) for sizes in [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)]}
@@ -97,16 +102,21 @@ def meshes():
 
 @pytest.fixture(scope='session')
 def libtpu():
-    """requirements-dev.txt installs it where there are wheels."""
+    """Skips the test if libtpu has no wheel for this machine; fails if it has one and is missing.
+
+    requirements-dev.txt installs libtpu where a wheel exists.
+    """
     if importlib.util.find_spec('libtpu') is None:
         has_wheel = sys.platform == 'linux' and platform.machine() == 'x86_64'
         (pytest.fail if has_wheel else pytest.skip)('libtpu is not installed')
 
 
 @pytest.fixture(scope='module')
-def hurry():
-    """A tenth to a half of the time to compile for TPUs, where counts and bounds are looked at. Not
-    for collectives of a few numbers, at which libtpu may then abort.
+def fast_tpu_compilation():
+    """Compiles for TPUs with less optimization, in a tenth to half of the time.
+
+    Use it in tests that check counts and bounds. Do not use it with collectives of a few elements:
+    libtpu can abort on them at this level.
     """
     import jax
 
@@ -117,8 +127,8 @@ def hurry():
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first: a process would have them left at the end, while the others have nothing
-    to do.
+    """Runs the longest test modules first, so that no process still runs one while the others are
+    idle.
     """
     longest = (
         'tests/training/test_program.py',

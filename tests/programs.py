@@ -1,9 +1,9 @@
-"""The programs of launch/, started by tests as a user starts them.
+"""Starts the programs of launch/ for tests, with the command line of a user.
 
-Importing JAX and its libraries takes a start of Python most of two seconds, and the suite starts
-about a hundred programs. So they are forked from a process that has imported what they share
-(multiprocessing's fork server), and that has done nothing else: no backend of JAX and no flag is
-there yet. tests/cli/test_program.py starts programs with an interpreter of their own.
+Importing JAX and its libraries takes almost two seconds, and the suite starts about a hundred
+programs. They are therefore forked from a process that has imported the modules they share
+(multiprocessing's fork server). That process has not initialized a JAX backend or defined a flag.
+tests/cli/test_program.py starts programs in a new interpreter.
 """
 
 import atexit
@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.conftest import HURRY
+from tests.conftest import FAST_COMPILE_FLAGS
 
 ROOT = Path(__file__).parents[1]
-_IMPORTED = (
+_PRELOADED = (
     'tests.programs',
     'cpt_jax.training.loop',
     'cpt_jax.embed.load',
@@ -27,12 +27,12 @@ _IMPORTED = (
     'cpt_jax.exporting.directory',
     'cpt_jax.exporting.check',
 )
-_CONTEXT = multiprocessing.get_context('forkserver')
-_CONTEXT.set_forkserver_preload(list(_IMPORTED))
+CONTEXT = multiprocessing.get_context('forkserver')
+CONTEXT.set_forkserver_preload(list(_PRELOADED))
 
 
 class Program:
-    """A running program: what tests use of subprocess.Popen, under the same names."""
+    """A running program, with the part of the interface of subprocess.Popen that tests use."""
 
     def __init__(
         self,
@@ -42,16 +42,20 @@ class Program:
         environment: Mapping[str, str],
         split_errors: bool = False,
     ):
-        """Starts it.
+        """Starts the program.
 
         Args:
-          split_errors: keep what it writes to stderr apart from its output.
+          script: path of the program.
+          flags: its command-line arguments.
+          cwd: its working directory.
+          environment: all its environment variables.
+          split_errors: whether to capture stderr separately from stdout.
         """
         self._folder = tempfile.TemporaryDirectory()
         self._output = Path(self._folder.name, 'output')
         self._errors = Path(self._folder.name, 'errors') if split_errors else None
         arguments = script, tuple(flags), cwd, dict(environment), self._output, self._errors
-        self._process = _CONTEXT.Process(target=_run_script, args=arguments, daemon=True)
+        self._process = CONTEXT.Process(target=_run_script, args=arguments, daemon=True)
         self._process.start()
 
     @property
@@ -75,29 +79,34 @@ class Program:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
-        """Returns what it printed, and its errors where they are kept apart."""
+        """Waits for the end; returns stdout, and stderr if it is captured separately."""
         self.wait(timeout)
-        return _read(self._output), _read(self._errors) if self._errors else None
+        errors = _read(self._errors) if self._errors else None
+        return _read(self._output), errors
 
 
 def start_program(
     name: str, *flags: str, cwd: Path, devices: int = 1, split_errors: bool = False
 ) -> Program:
-    """Starts launch/`name`.py on simulated CPU devices."""
-    xla_flags = f'{HURRY} --xla_force_host_platform_device_count={devices}'
+    """Starts launch/`name`.py on `devices` simulated CPU devices."""
+    xla_flags = f'{FAST_COMPILE_FLAGS} --xla_force_host_platform_device_count={devices}'
     environment = os.environ | {'XLA_FLAGS': xla_flags, 'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200'}
     return Program(ROOT / 'launch' / f'{name}.py', flags, cwd, environment, split_errors)
 
 
 def finish(program: Program, status: int = 0) -> str:
-    """Returns all that a program printed, once it has ended with this status."""
+    """Waits for the end of a program; returns its output.
+
+    Raises:
+      AssertionError: its exit status is not `status`.
+    """
     output, _ = program.communicate(timeout=200)
     assert program.returncode == status, output
     return output
 
 
 def run_program(name: str, *flags: str, cwd: Path) -> tuple[int, str, str]:
-    """Runs launch/`name`.py to its end; returns its exit status, output and errors."""
+    """Runs launch/`name`.py; returns its exit status, stdout and stderr."""
     program = start_program(name, *flags, cwd=cwd, split_errors=True)
     output, errors = program.communicate(timeout=200)
     return program.returncode, output, errors
@@ -115,7 +124,7 @@ def _run_script(
     output: Path,
     errors: Path | None,
 ) -> None:
-    """Becomes the program, in the forked process."""
+    """Runs the program in the forked process, with its own output files and environment."""
     for number, path in ((1, output), (2, errors or output)):
         with open(path, 'ab', buffering=0) as file:
             os.dup2(file.fileno(), number)
@@ -127,4 +136,4 @@ def _run_script(
     try:
         runpy.run_path(str(script), run_name='__main__')
     finally:
-        atexit._run_exitfuncs()  # which multiprocessing leaves out
+        atexit._run_exitfuncs()  # multiprocessing does not call them

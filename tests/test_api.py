@@ -1,4 +1,4 @@
-"""The functions of `import cpt_jax`: the examples in their docstrings run, one after the other."""
+"""The public functions of cpt_jax; the examples in their docstrings are run in order."""
 
 import contextlib
 import doctest
@@ -17,25 +17,25 @@ BENCHMARK = Path(__file__).parent / 'fixtures' / 'old_runs' / 'data' / 'senteval
 
 
 class LastLines(doctest.OutputChecker):
-    """Accepts what an example shows as the end of what it prints: training reports as it goes."""
+    """Compares an example with the end of its output, because training also prints progress."""
 
     def check_output(self, want: str, got: str, optionflags: int) -> bool:
         return got.endswith(want)
 
 
-def test_functions_and_folders_have_names_of_their_own():
-    """`cpt_jax.train` is the function, also where a module of training/ was imported."""
+def test_functions_and_folders_have_different_names():
+    """`cpt_jax.train` is the function, even after a module in training/ was imported."""
     assert callable(cpt_jax.train) and cpt_jax.training.step.make_step
     names = {path.name for path in Path(cpt_jax.__file__).parent.iterdir() if path.is_dir()}
     assert not names & {*cpt_jax.__all__}
 
 
-def test_a_run_in_a_bucket_is_refused():
+def test_workdir_in_a_bucket_is_an_error():
     with pytest.raises(UserError, match='workdir gs:/+bucket/run: only paths of the file system'):
         cpt_jax.train({}, 'gs://bucket/run')
 
 
-def test_the_examples_of_the_docstrings_run(tmp_path):
+def test_docstring_examples_run(tmp_path):
     texts = sentences(200)
     rows = [
         {'x': text, 'y': f'def {"_".join(text.split())}(): {i}'} for i, text in enumerate(texts)

@@ -1,5 +1,6 @@
-"""The benchmarks run, and measure what they say; their peers are
-tests/oracles/test_benchmarks.py's.
+"""Tests of the benchmarks that need no other library.
+
+tests/oracles/test_benchmarks.py tests the comparisons with other libraries.
 """
 
 import json
@@ -14,17 +15,17 @@ import numpy as np
 import pytest
 
 from benchmarks.input_pipeline import measure as measure_input
-from benchmarks.loss_memory import clip
-from benchmarks.mfu import work_of
-from cpt_jax.data.batch import place
+from benchmarks.loss_memory import compute_clip_loss
+from benchmarks.mfu import count_work
+from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import InfoNCE
-from cpt_jax.model.flops import step_flops
+from cpt_jax.model.flops import count_step_flops
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.mesh import make_mesh
-from tests.conftest import HURRY
+from tests.conftest import FAST_COMPILE_FLAGS
 from tests.training.conftest import write_config
-from training import run_of
-from turns import in_turn
+from training import make_run
+from turns import time_in_turn
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,16 +44,16 @@ def config_file(tmp_path_factory) -> Path:
         ('mfu', ('--config={config}', '--source=config', '--steps=2')),
     ],
 )
-def test_a_benchmark_prints_a_table_and_writes_its_ratio(config_file, tmp_path, name, flags):
-    given = [flag.format(config=config_file) for flag in flags]
+def test_benchmark_prints_a_table_and_writes_its_ratio(config_file, tmp_path, name, flags):
+    flags = [flag.format(config=config_file) for flag in flags]
     command = [
         sys.executable,
         str(ROOT / f'benchmarks/{name}.py'),
-        *given,
+        *flags,
         '--json',
         str(tmp_path / 'found.json'),
     ]
-    environment = os.environ | {'XLA_FLAGS': HURRY, 'JAX_PLATFORMS': 'cpu'}
+    environment = os.environ | {'XLA_FLAGS': FAST_COMPILE_FLAGS, 'JAX_PLATFORMS': 'cpu'}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -62,14 +63,14 @@ def test_a_benchmark_prints_a_table_and_writes_its_ratio(config_file, tmp_path, 
     assert math.isfinite(found['ratio']) and found['ratio'] > 0
 
 
-def test_sides_take_turns_and_the_first_round_does_not_count():
+def test_sides_take_turns_and_the_first_round_is_not_timed():
     calls = []
-    seconds = in_turn({name: lambda name=name: calls.append(name) for name in 'ab'}, 3)
+    seconds = time_in_turn({name: lambda name=name: calls.append(name) for name in 'ab'}, 3)
     assert calls == ['a', 'b'] * 4
     assert {name: len(values) for name, values in seconds.items()} == {'a': 3, 'b': 3}
 
 
-def test_the_forms_whose_time_is_compared_compute_the_same():
+def test_compared_losses_have_the_same_value_and_gradient():
     e_BxTxD = np.random.default_rng(0).normal(size=(32, 2, 8)).astype(np.float32)
     e_BxTxD /= np.linalg.norm(e_BxTxD, axis=-1, keepdims=True)
     mesh = make_mesh()
@@ -81,38 +82,40 @@ def test_the_forms_whose_time_is_compared_compute_the_same():
             np.float32(3),
         )
 
-        def program(form):
-            return jax.jit(jax.value_and_grad(form, argnums=(0, 2), has_aux=True))
+        def evaluate(loss):
+            return jax.jit(jax.value_and_grad(loss, argnums=(0, 2), has_aux=True))(*inputs)
 
-        ((value, _), gradient), ((expected, _), of_clip) = (
-            program(form)(*inputs) for form in (InfoNCE(), clip)
-        )
-    np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for mine, theirs in zip(gradient, of_clip, strict=True):
-        assert np.abs(theirs).max() > 1e-4
-        np.testing.assert_allclose(mine, theirs, atol=1e-6)
+        (value, _), gradients = evaluate(InfoNCE())
+        (clip_value, _), clip_gradients = evaluate(compute_clip_loss)
+    np.testing.assert_allclose(value, clip_value, rtol=1e-5)
+    for gradient, clip_gradient in zip(gradients, clip_gradients, strict=True):
+        assert np.abs(clip_gradient).max() > 1e-4
+        np.testing.assert_allclose(gradient, clip_gradient, atol=1e-6)
 
 
-def test_the_input_pipeline_counts_every_pair_once(config_file):
+def test_input_pipeline_counts_every_pair_once(config_file):
     config = load_config(config_file)
     found = measure_input(config, 'config', batches=0, steps=0)
     assert found['ratio'] is None and found['batches'] > 3
     first, later = found['passes'].values()
-    assert first['pairs'] == later['pairs'] == found['batches'] * 32 and found['dropped_share'] == 0
-    assert first['tokens'] == later['tokens'] and 0.5 < found['useful_share'] <= 1
+    assert first['pairs'] == later['pairs'] == found['batches'] * 32
+    assert found['dropped_share'] == 0
+    assert first['tokens'] == later['tokens']
+    assert 0.5 < found['useful_share'] <= 1
     assert first['core_seconds'] > later['core_seconds'] > 0
 
 
-def test_useful_arithmetic_is_that_of_the_texts(config_file):
+def test_model_flops_are_the_sum_over_texts(config_file):
     config = load_config(config_file)
     config['train']['encode_chunks'] = 2
-    run = run_of(config, 'config')
-    batch = place(next(run.batches_after(0)), run.mesh, run.layout)
+    run = make_run(config, 'config')
+    batch = place_batch(next(run.iterate_batches_after(0)), run.mesh, run.layout)
     tokens, _ = run.reader(0, run.indices[0].pairs)
     lengths = [len(text) for pair in tokens for text in pair]
-    found = work_of(run, batch)
-    assert found[:2] == (sum(lengths), 32)
-    # A text alone in a row of its own length, summed; the similarities once.
-    alone = sum(step_flops(run.encoder_config, length, length, 0, 0) for length in lengths)
-    ends = step_flops(run.encoder_config, 0, 0, 32, 2)
-    assert found[2] == pytest.approx(alone + ends, rel=1e-9)
+    token_count, pair_count, flops = count_work(run, batch)
+    assert token_count == sum(lengths)
+    assert pair_count == 32
+    # Each text in a row of its own length, plus the similarities of the batch.
+    encoding = sum(count_step_flops(run.encoder_config, length, length, 0, 0) for length in lengths)
+    similarities = count_step_flops(run.encoder_config, 0, 0, 32, 2)
+    assert flops == pytest.approx(encoding + similarities, rel=1e-9)

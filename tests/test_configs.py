@@ -1,6 +1,4 @@
-"""Every file in configs/ is a config of this code, and the paper's models have the paper's
-sizes.
-"""
+"""Every file in configs/ fits the code, and the papers' models have the published sizes."""
 
 import importlib
 import inspect
@@ -16,25 +14,25 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 import configs
-from cpt_jax.data.mixture import KINDS, source_functions
+from cpt_jax.data.mixture import KINDS, get_source_classes
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.runs.checkpoint import Checkpoints
-from cpt_jax.runs.config import as_json, build, check_resume, fill_missing, flatten
+from cpt_jax.runs.config import build, check_resume, fill_missing, flatten, to_json_values
 from cpt_jax.runs.config_file import load_config
-from cpt_jax.runtime.mesh import AXES, batch_shards, make_mesh
-from cpt_jax.text.prompt_template import PROMPTEOL, Prompt, configured
+from cpt_jax.runtime.mesh import AXES, count_batch_shards, make_mesh
+from cpt_jax.text.prompt_template import PROMPTEOL, Prompt, parse_prompt_section
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training.optimizer import make_optimizer
-from cpt_jax.training.sections import FUNCTIONS, Data, Evaluation, Train
+from cpt_jax.training.sections import SECTION_FUNCTIONS, Data, Evaluation, Train
 
 FOLDER = Path(__file__).parents[1] / 'configs'
 
 
-def names(folder: Path) -> list[str]:
-    """'FILE' of each config, or 'FILE:ARGUMENT' for each argument of those that take one."""
+def list_configs(folder: Path) -> list[str]:
+    """Returns 'FILE' of each config, or 'FILE:ARGUMENT' for each argument if it has ARGUMENTS."""
     found = []
     for path in sorted(folder.glob('[a-z]*.py')):
         arguments = importlib.import_module(f'configs.{path.stem}').__dict__.get('ARGUMENTS', ())
@@ -42,10 +40,10 @@ def names(folder: Path) -> list[str]:
     return found
 
 
-CONFIGS = names(FOLDER)
+CONFIGS = list_configs(FOLDER)
 
-# What comes with a pretrained family (model/families) and is not a config's to choose.
-OF_FAMILIES = (
+# Arguments of EncoderConfig that a pretrained family sets (model/families), not a config.
+FAMILY_ARGUMENTS = (
     'pooling', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs',
     'norm_place', 'norm_bias',
     'norm_from_one', 'first_norm', 'parallel', 'qkv_bias', 'out_bias', 'query_key_norm',
@@ -54,11 +52,11 @@ OF_FAMILIES = (
     'embedding_scale', 'token_types',
     'tied',
 )  # fmt: skip
-# Whose keyword arguments a section is, and which of them are not the config's.
+# Section -> the function whose keyword arguments it contains, and those that no config sets.
 BUILDERS = {
     'prompt': (Prompt, ('demonstrations', 'clean')),
     'data': (Data, ()),
-    'model': (EncoderConfig, ('vocab_size', *OF_FAMILIES)),
+    'model': (EncoderConfig, ('vocab_size', *FAMILY_ARGUMENTS)),
     'lora': (LoRA, ()),
     'mesh': (make_mesh, ('devices',)),
     'loss': (InfoNCE, ()),
@@ -67,34 +65,34 @@ BUILDERS = {
     'evaluation': (Evaluation, ()),
     'checkpoint': (Checkpoints, ('directory', 'tokenizer_file', 'about')),
 }
-# Table 1 of arXiv 2201.10005: parameters, batch.
-TABLE = {
+# Table 1 of arXiv 2201.10005: number of parameters, pairs in a batch.
+PAPER_SIZES = {
     'cpt_s': (300e6, 12_288), 'cpt_m': (1.2e9, 6912), 'cpt_l': (6e9, 5896), 'cpt_xl': (175e9, 4976),
     'cpt_code_s': (300e6, 12_288), 'cpt_code_m': (1.2e9, 6912),
 }  # fmt: skip
 
 
 def load(name: str) -> dict:
-    """Of 'FILE' or 'FILE:ARGUMENT'."""
+    """Returns the config of 'FILE' or 'FILE:ARGUMENT'."""
     file, colon, argument = name.partition(':')
     return load_config(f'{FOLDER}/{file}.py{colon}{argument}')
 
 
-def pod(mesh: dict, devices: int = 64) -> AbstractMesh:
-    """A config's mesh on more devices than there are here."""
-    left = devices // math.prod(size for size in mesh.values() if size != -1)
+def make_abstract_mesh(mesh: dict, devices: int = 64) -> AbstractMesh:
+    """Returns the mesh of a config on devices that do not exist here."""
+    remaining = devices // math.prod(size for size in mesh.values() if size != -1)
     return AbstractMesh(
-        tuple(left if mesh[axis] == -1 else mesh[axis] for axis in AXES),
+        tuple(remaining if mesh[axis] == -1 else mesh[axis] for axis in AXES),
         AXES,
         (AxisType.Explicit,) * 3,
     )
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_every_section_is_the_arguments_of_its_function(name):
+def test_every_section_has_the_arguments_of_its_function(name):
     config = load(name)
-    assert config.keys() == {*FUNCTIONS, 'objective', 'seed', 'init_from'}
-    assert set(FUNCTIONS) == {*BUILDERS, 'tokenizer'}
+    assert config.keys() == {*SECTION_FUNCTIONS, 'objective', 'seed', 'init_from'}
+    assert set(SECTION_FUNCTIONS) == {*BUILDERS, 'tokenizer'}
     for section, (function, given) in BUILDERS.items():
         assert config[section].keys() == inspect.signature(function).parameters.keys() - set(
             given
@@ -102,7 +100,7 @@ def test_every_section_is_the_arguments_of_its_function(name):
     assert config['tokenizer'].keys() == inspect.signature(train_tokenizer).parameters.keys() - {
         'texts',
         'seed',
-        'boundaries',
+        'bos_and_eos',
     } | {'path'}
     for source in config['data']['sources'].values():
         known = inspect.signature(KINDS[source['kind']]).parameters
@@ -117,11 +115,12 @@ def test_every_section_is_the_arguments_of_its_function(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_the_values_of_a_config_go_together(name):
-    """What a run checks before it reads its data."""
+def test_values_of_a_config_are_consistent(name):
+    """Repeats the checks of a run before it reads its data."""
     config = load(name)
-    train, data = build(Train, 'train', config['train']), build(Data, 'data', config['data'])
-    configured(config['prompt'])
+    train = build(Train, 'train', config['train'])
+    data = build(Data, 'data', config['data'])
+    parse_prompt_section(config['prompt'])
     build(InfoNCE, 'loss', config['loss']).check_width(config['model']['width'])
     build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     encoder_config = build(
@@ -130,33 +129,34 @@ def test_the_values_of_a_config_go_together(name):
     assert max(data.max_tokens_x, data.max_tokens_y) <= min(
         data.row_length, encoder_config.max_length
     )
-    mesh = pod(config['mesh'], 8 if name == 'lm_tiny' else 64)  # that one is for a laptop
-    assert train.batch_pairs >= batch_shards(mesh) * train.encode_chunks
-    assert dict(flatten(as_json(config))).keys() == dict(flatten(config)).keys()
+    devices = 8 if name == 'lm_tiny' else 64  # lm_tiny is for a laptop
+    mesh = make_abstract_mesh(config['mesh'], devices)
+    assert train.batch_pairs >= count_batch_shards(mesh) * train.encode_chunks
+    assert dict(flatten(to_json_values(config))).keys() == dict(flatten(config)).keys()
 
 
 @pytest.mark.parametrize('name', ['quickstart', 'prompteol_cse:opt-2.7b', 'small_text'])
-def test_a_run_that_has_no_key_with_a_default_goes_on(name, tmp_path):
-    """As if its code had not known them; the keys that this config sets otherwise are there."""
+def test_run_without_keys_at_their_defaults_resumes(name, tmp_path):
+    """Removes all keys with default values, as if the code of the run did not have them."""
     now = load(name)
     functions = {section: function for section, (function, _) in BUILDERS.items()}
-    functions |= {'tokenizer': train_tokenizer} | source_functions(now['data']['sources'])
+    functions |= {'tokenizer': train_tokenizer} | get_source_classes(now['data']['sources'])
     neutral = fill_missing({}, functions)
-    before = as_json(now)
+    before = to_json_values(now)
     removed = [key for key, value in flatten(before) if (key, value) in neutral.items()]
     for key in removed:
-        *sections, last = key.split('.')
-        place = before
-        for section in sections:
-            place = place[section]
-        del place[last]
+        *parents, last = key.split('.')
+        section = before
+        for parent in parents:
+            section = section[parent]
+        del section[last]
     assert {'model.init', 'loss.form', 'prompt.text_tokens', 'lora.targets', 'mesh.tensor'} & {
         *removed
     }
     assert check_resume(before, now, tmp_path, functions) == []
 
 
-# Parameters of the published OPT and LLaMA.
+# Number of parameters of the published OPT and LLaMA models.
 LANGUAGE_MODELS = {
     'opt-125m': 125e6, 'opt-350m': 350e6, 'opt-1.3b': 1.3e9, 'opt-2.7b': 2.7e9, 'opt-6.7b': 6.7e9,
     'opt-13b': 13e9, 'opt-30b': 30e9, 'opt-66b': 66e9,
@@ -165,16 +165,16 @@ LANGUAGE_MODELS = {
 
 
 @pytest.mark.parametrize('name', LANGUAGE_MODELS)
-def test_language_models_have_their_sizes(name):
+def test_language_models_have_the_published_sizes(name):
     config = load(f'prompteol:{name}')
     encoder_config = build(
         EncoderConfig, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']
     )
-    with jax.sharding.use_abstract_mesh(pod(config['mesh'], 8)):
+    with jax.sharding.use_abstract_mesh(make_abstract_mesh(config['mesh'], 8)):
         abstract = jax.eval_shape(lambda: Encoder(encoder_config, nnx.Rngs(0)))
-    # LLaMA's matrix for the next token, which no vector needs.
-    scores = 0 if name.startswith('opt') else 32_000 * encoder_config.width
-    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) + scores == pytest.approx(
+    # The output head of LLaMA, which an encoder does not have.
+    head = 0 if name.startswith('opt') else 32_000 * encoder_config.width
+    assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) + head == pytest.approx(
         LANGUAGE_MODELS[name], rel=0.035
     )
 
@@ -182,8 +182,8 @@ def test_language_models_have_their_sizes(name):
 @pytest.mark.parametrize(
     'name', ['opt-1.3b', 'opt-2.7b', 'opt-6.7b', 'opt-13b', 'llama-7b', 'llama-13b', 'llama-30b']
 )
-def test_contrastive_fine_tuning_is_the_papers(name):
-    """arXiv 2307.16645, train_llm.sh and ft_llm.py of its program."""
+def test_contrastive_fine_tuning_has_the_settings_of_the_paper(name):
+    """Compares with arXiv 2307.16645, and with train_llm.sh and ft_llm.py of its code."""
     config, inference = load(f'prompteol_cse:{name}'), load(f'prompteol:{name}')
     assert config['prompt'] == inference['prompt'] == {'template': PROMPTEOL, 'text_tokens': 32}
     assert config['model'] == inference['model'] | {'dtype': 'float32'}
@@ -191,7 +191,7 @@ def test_contrastive_fine_tuning_is_the_papers(name):
     assert (config['train']['batch_pairs'], config['train']['steps']) == (batch, 275_601 // batch)
     loss = {'initial_temperature': 0.05, 'train_temperature': False, 'symmetric': False}
     assert loss.items() <= config['loss'].items() and config['data']['negatives'] == 1
-    rate = {
+    optimizer = {
         'peak_lr': 5e-4,
         'warmup_steps': 100,
         'decay': 'linear',
@@ -200,17 +200,17 @@ def test_contrastive_fine_tuning_is_the_papers(name):
         'b2': 0.999,
         'clip_norm': 1.0,
     }
-    assert rate.items() <= config['optimizer'].items()
+    assert optimizer.items() <= config['optimizer'].items()
     assert config['checkpoint']['every_steps'] == config['checkpoint']['keep_every'] == 50
 
 
 @pytest.mark.parametrize('file', ['prompteol', 'prompteol_cse'])
-def test_without_an_argument_the_model_is_opt_2_7b(file):
+def test_default_argument_is_opt_2_7b(file):
     assert load(file) == load(f'{file}:opt-2.7b')
     assert load(file) != load(f'{file}:opt-1.3b')
 
 
-def test_every_former_file_is_now_an_argument():
+def test_every_former_config_file_is_an_argument():
     assert len(configs.RENAMED) == 19
     for former, reference in configs.RENAMED.items():
         assert reference.replace('.py:', ':') in CONFIGS
@@ -219,13 +219,13 @@ def test_every_former_file_is_now_an_argument():
             exec(f'from configs import {former}')
 
 
-@pytest.mark.parametrize('name', TABLE)
-def test_the_papers_models_have_the_papers_sizes(name):
-    config, (parameters, batch_pairs) = load(name), TABLE[name]
+@pytest.mark.parametrize('name', PAPER_SIZES)
+def test_models_of_the_paper_have_its_sizes(name):
+    config, (parameters, batch_pairs) = load(name), PAPER_SIZES[name]
     encoder_config = build(
         EncoderConfig, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']
     )
-    with jax.sharding.use_abstract_mesh(pod(config['mesh'])):
+    with jax.sharding.use_abstract_mesh(make_abstract_mesh(config['mesh'])):
         abstract = jax.eval_shape(lambda: Encoder(encoder_config, nnx.Rngs(0)))
     assert sum(leaf.size for leaf in jax.tree.leaves(abstract)) == pytest.approx(
         parameters, rel=0.2
@@ -235,14 +235,14 @@ def test_the_papers_models_have_the_papers_sizes(name):
 
 
 def test_every_key_has_a_comment():
-    """Behind it, or on the lines above it."""
+    """The comment is on the same line or on the line above."""
     source = (FOLDER / 'base.py').read_text()
     commented = {
         token.start[0]
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    silent = []
+    uncommented = []
     for number, line in enumerate(source.splitlines(), 1):
         name, equals, value = line.strip().partition(' = ')
         above = number - 1 in commented and source.splitlines()[number - 2].strip().startswith('#')
@@ -253,5 +253,5 @@ def test_every_key_has_a_comment():
             and number not in commented
             and not above
         ):
-            silent.append(name)
-    assert not silent
+            uncommented.append(name)
+    assert not uncommented

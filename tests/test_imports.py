@@ -1,4 +1,4 @@
-"""Imports point one way, from the programs down to the machine."""
+"""Tests that imports point one way: from the programs down to the hardware layer."""
 
 import ast
 import functools
@@ -15,26 +15,26 @@ CONTRIBUTING = ROOT / 'CONTRIBUTING.md'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 
-def rows() -> list[set[str]]:
-    """The folders in the order that CONTRIBUTING.md draws, from the machine to the programs. A
-    folder may import from the rows before its own.
+def read_layers() -> list[set[str]]:
+    """Returns the layers of folders drawn in CONTRIBUTING.md, from the lowest to the programs.
+
+    A folder may import from itself and from the layers before its own.
     """
     chain = re.search(r'^ {4}cli -> .*\n(?: {8}-> .*\n)*', CONTRIBUTING.read_text(), re.MULTILINE)
-    return [set(re.findall(r'\w+', row)) for row in reversed(chain[0].split('->'))]
+    return [set(re.findall(r'\w+', layer)) for layer in reversed(chain[0].split('->'))]
 
 
-ROWS = rows()
-# The few files directly in cpt_jax/ are the public API and aliases, which import whatever they
-# offer.
-LOOSE = {'__init__.py', 'vectors.py'}
-# The few files that know the sections of a config; everything else takes keyword arguments.
-# mixture.py makes the sources of `data.sources`, whose kinds have arguments of their own.
-KNOW_CONFIGS = {
+LAYERS = read_layers()
+# The only files directly in cpt_jax/: the public API and an alias. They may import from any layer.
+TOP_LEVEL_FILES = {'__init__.py', 'vectors.py'}
+# The only files that may read sections of a config; all others take keyword arguments. mixture.py
+# constructs the sources of `data.sources`, whose kinds have arguments of their own.
+CONFIG_READERS = {
     ('ml_collections', 'configs'): {'runs/config_file.py', 'cli/config_flag.py'},
     ('cpt_jax.runs.config.check_resume',): {'training/setup.py'},
     ('cpt_jax.runs.config.build', 'cpt_jax.runs.config.check_section'): {
         'data/mixture.py',
-        'origin/earlier_run.py',  # of configs that a run stored
+        'origin/earlier_run.py',  # reads the stored config of a run
         'plan/lowering.py',
         'training/contrastive.py',
         'training/language_model.py',
@@ -44,50 +44,52 @@ KNOW_CONFIGS = {
         'training/sections.py',
     },
 }
-# Packages that are oracles of tests at most, and modules that may change without notice.
-NEVER = {'torch', 'transformers', 'tensorflow', 'jax._src', 'flax.linen', 'tests', 'launch'}
+# Packages that only tests may use, private or superseded modules, and code outside the package.
+FORBIDDEN = {'torch', 'transformers', 'tensorflow', 'jax._src', 'flax.linen', 'tests', 'launch'}
 
 
 @functools.cache
-def imports(path: Path) -> set[str]:
-    """Full names of what a file imports, wherever it does; of `from a import b` both a and a.b."""
+def collect_imports(path: Path) -> set[str]:
+    """Returns the full names that a file imports, also within functions.
+
+    `from a import b` gives both `a` and `a.b`.
+    """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{path}:{node.lineno}: name the whole module'
+            assert node.level == 0, f'{path}:{node.lineno}: relative import; use the full name'
             found |= {node.module} - {'cpt_jax'} | {
                 f'{node.module}.{alias.name}' for alias in node.names
             }
     return found
 
 
-def room(path: Path) -> str:
+def get_folder(path: Path) -> str:
+    """Returns the folder of cpt_jax that a file is in."""
     return path.relative_to(PACKAGE).parts[0]
 
 
-def rooms_imported(path: Path) -> set[str]:
-    """The folders of cpt_jax that a file imports from."""
-    names = [name for name in imports(path) if begins(name, {'cpt_jax'})]
-    return {
-        name.split('.')[1]
-        for name in names
-        if '.' in name and (PACKAGE / name.split('.')[1]).is_dir()
-    }
+def collect_imported_folders(path: Path) -> set[str]:
+    """Returns the folders of cpt_jax that a file imports from."""
+    names = [name for name in collect_imports(path) if name.startswith('cpt_jax.')]
+    candidates = {name.split('.')[1] for name in names}
+    return {name for name in candidates if (PACKAGE / name).is_dir()}
 
 
-def begins(name: str, prefixes: set[str]) -> bool:
-    return any(name == prefix or name.startswith(prefix + '.') for prefix in prefixes)
+def is_within(name: str, packages: set[str]) -> bool:
+    """Returns whether a module is one of the packages or inside one of them."""
+    return any(name == package or name.startswith(package + '.') for package in packages)
 
 
-def test_every_folder_has_its_row():
-    rooms = {
+def test_every_folder_is_in_one_layer():
+    folders = {
         path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != '__pycache__'
     }
-    named = [name for row in ROWS for name in row]
-    assert sorted(named) == sorted(rooms)
-    assert {path.name for path in PACKAGE.glob('*.py')} == LOOSE
+    drawn = [name for layer in LAYERS for name in layer]
+    assert sorted(drawn) == sorted(folders)
+    assert {path.name for path in PACKAGE.glob('*.py')} == TOP_LEVEL_FILES
 
 
 @pytest.mark.parametrize(
@@ -96,11 +98,12 @@ def test_every_folder_has_its_row():
     ids=lambda path: str(path.relative_to(PACKAGE)),
 )
 def test_imports_point_one_way(path):
-    """TYPE_CHECKING included: a circle of types is a circle for the reader."""
-    row = next(i for i, row in enumerate(ROWS) if room(path) in row)
-    below = set().union(*ROWS[:row])
-    assert rooms_imported(path) <= below | {room(path)}
-    assert not [name for name in imports(path) if begins(name, NEVER)]
+    """Imports under TYPE_CHECKING count too: a cycle of types also confuses readers."""
+    folder = get_folder(path)
+    index = next(i for i, layer in enumerate(LAYERS) if folder in layer)
+    below = set().union(*LAYERS[:index])
+    assert collect_imported_folders(path) <= below | {folder}
+    assert not [name for name in collect_imports(path) if is_within(name, FORBIDDEN)]
 
 
 @pytest.mark.parametrize(
@@ -108,40 +111,43 @@ def test_imports_point_one_way(path):
     sorted((ROOT / 'launch').rglob('*.py')),
     ids=lambda path: str(path.relative_to(ROOT)),
 )
-def test_a_launch_script_imports_its_program_alone(path):
+def test_launch_script_imports_only_its_program(path):
     module = '.'.join(path.relative_to(ROOT / 'launch').with_suffix('').parts)
-    assert imports(path) == {f'cpt_jax.cli.{module}', f'cpt_jax.cli.{module}.run'}
+    assert collect_imports(path) == {f'cpt_jax.cli.{module}', f'cpt_jax.cli.{module}.run'}
 
 
-@pytest.mark.parametrize('names', KNOW_CONFIGS, ids=lambda names: names[0])
-def test_only_a_few_modules_know_configs(names):
-    found = {path for path in FILES if any(begins(name, {*names}) for name in imports(path))}
-    assert found <= {PACKAGE / name for name in KNOW_CONFIGS[names]}
-    assert found, 'the names are those of the package'
+@pytest.mark.parametrize('names', CONFIG_READERS, ids=lambda names: names[0])
+def test_only_listed_modules_read_configs(names):
+    found = {
+        path for path in FILES if any(is_within(name, {*names}) for name in collect_imports(path))
+    }
+    assert found <= {PACKAGE / name for name in CONFIG_READERS[names]}
+    assert found, f'no module imports {names}: they were renamed'
 
 
-def test_no_module_imports_itself_in_a_circle():
+def test_modules_have_no_import_cycle():
     modules = {'.'.join(path.relative_to(ROOT).with_suffix('').parts): path for path in FILES}
-    below = {name: imports(path) & modules.keys() for name, path in modules.items()}
-    done = set()
+    imported = {name: collect_imports(path) & modules.keys() for name, path in modules.items()}
+    visited = set()
 
-    def visit(name: str, above: tuple[str, ...]) -> None:
-        assert name not in above, ' -> '.join([*above[above.index(name) :], name])
-        if name not in done:
-            for other in sorted(below[name]):
-                visit(other, (*above, name))
-            done.add(name)
+    def visit(name: str, importers: tuple[str, ...]) -> None:
+        assert name not in importers, ' -> '.join([*importers[importers.index(name) :], name])
+        if name not in visited:
+            for other in sorted(imported[name]):
+                visit(other, (*importers, name))
+            visited.add(name)
 
     for name in modules:
         visit(name, ())
 
 
-def test_the_loss_knows_nothing_of_the_model():
-    assert set.union(*map(rooms_imported, (PACKAGE / 'loss').glob('*.py'))) == {'runtime', 'loss'}
+def test_loss_does_not_import_the_model():
+    folders = map(collect_imported_folders, (PACKAGE / 'loss').glob('*.py'))
+    assert set.union(*folders) == {'runtime', 'loss'}
 
 
-def test_reading_texts_needs_no_jax():
-    """So that a program that prepares data starts at once, in as many processes as it likes."""
+def test_data_modules_do_not_import_jax():
+    """Programs that prepare data then start quickly, in any number of processes."""
     needs_jax = {'batch', 'mixture'}
     paths = [*(PACKAGE / 'data').glob('[a-z]*.py'), *(PACKAGE / 'data/sources').glob('[a-z]*.py')]
     modules = [
@@ -163,27 +169,30 @@ def test_reading_texts_needs_no_jax():
     assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0
 
 
-def test_a_run_starts_without_the_libraries_of_the_oracles(tmp_path):
-    """Nor do the packages that it needs bring them in where they are installed: that takes
-    seconds.
+def test_training_does_not_import_other_frameworks(tmp_path):
+    """The packages that training needs do not import them either, if they are installed: that would
+    take seconds.
     """
+    frameworks = FORBIDDEN & {'torch', 'transformers', 'tensorflow'}
     code = f"""
 import sys
 from pathlib import Path
 from cpt_jax.training import loop, setup
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.training.recording import Recorder
-Recorder(RunDir(Path({str(tmp_path)!r})), 0, 1, writing=True).close()
-sys.exit(', '.join({NEVER & {'torch', 'transformers', 'tensorflow'}} & sys.modules.keys()) or None)
+Recorder(RunDir(Path({str(tmp_path)!r})), 0, 1, is_writer=True).close()
+sys.exit(', '.join({frameworks} & sys.modules.keys()) or None)
 """
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_program_imports_jax_after_it_has_chosen_its_platform():
-    """JAX reads JAX_PLATFORMS when it is imported; where libtpu is installed and no TPU is there,
-    it would complain. Each program is imported in a process of its own, as their flags are alike;
-    what they have in common is imported once.
+def test_programs_do_not_import_jax_at_module_level():
+    """JAX reads JAX_PLATFORMS when it is imported, so a program sets it first. Otherwise JAX prints
+    errors if libtpu is installed and no TPU is attached.
+
+    Each program is imported in a forked process, because programs define flags of the same names.
+    The modules that they share are imported once.
     """
     names = sorted(path.stem for path in (PACKAGE / 'cli').glob('*.py'))
     programs = [name for name in names if (ROOT / 'launch' / f'{name}.py').exists()]

@@ -1,4 +1,4 @@
-"""The notebooks, executed from top to bottom on a small model."""
+"""Executes the notebooks from top to bottom on a small model."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def model(tmp_path_factory, tokenizer) -> Path:
 
 
 def execute(name: str, **parameters) -> str:
-    """Runs a notebook with other values in its parameters cell; what its cells print."""
+    """Runs a notebook with these values in its parameters cell; returns what its cells print."""
     notebook = nbformat.read(ROOT / 'notebooks' / f'{name}.ipynb', as_version=4)
     (cell,) = (cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', []))
     names = {line.split(' = ')[0] for line in cell.source.splitlines() if ' = ' in line}
@@ -36,22 +36,22 @@ def execute(name: str, **parameters) -> str:
     return ''.join(output.text for output in outputs if output.get('name') == 'stdout')
 
 
-def test_probe(model, tmp_path):
+def test_probe_notebook_finds_the_labels(model, tmp_path):
     write_sst(tmp_path / 'senteval' / 'SST' / 'binary')
-    said = execute('probe', MODEL=str(model), DATA_DIR=str(tmp_path), TRAIN_SENTENCES=150)
-    assert (
-        'train: 150 of 200 sentences' in said and 'test: 80 of 80 sentences, 50.0% positive' in said
-    )
+    output = execute('probe', MODEL=str(model), DATA_DIR=str(tmp_path), TRAIN_SENTENCES=150)
+    assert 'train: 150 of 200 sentences' in output
+    assert 'test: 80 of 80 sentences, 50.0% positive' in output
     scores = {
         line[:26].strip(): float(line[26:].strip('% '))
-        for line in said.splitlines()
+        for line in output.splitlines()
         if line.rstrip().endswith('%')
     }
-    # A word tells the label with a chance of 65 %.
-    assert scores['the more frequent label'] == 50 and scores['linear probe'] > 70
+    # In this data, a single word predicts the label in 65 % of cases.
+    assert scores['majority label'] == 50
+    assert scores['linear probe'] > 70
 
 
-def test_search(model, tmp_path):
+def test_search_notebook_finds_code_and_text(model, tmp_path):
     (tmp_path / 'one.py').write_text(
         'def read_table(path):\n    text = open(path).read()\n    rows = text.split()\n    return '
         'rows\n'
@@ -61,21 +61,19 @@ def test_search(model, tmp_path):
         'A list of values in a table with columns.\n\nThe parser reads a file and its names '
         'again.\n'
     )
-    said = execute('search', MODEL=str(model), FOLDER=str(tmp_path), QUERIES=['table of values'])
-    assert '3 of 3 texts of 2 files' in said
-    found = said.split('\ntable of values\n')[1].splitlines()[:3]
+    output = execute('search', MODEL=str(model), FOLDER=str(tmp_path), QUERIES=['table of values'])
+    assert '3 of 3 texts of 2 files' in output
+    found = output.split('\ntable of values\n')[1].splitlines()[:3]
     assert {line.split()[1] for line in found} == {'one.py:1', 'two.md:1', 'two.md:3'}
 
 
-def test_notebooks_carry_no_outputs_and_a_badge():
+def test_notebooks_have_a_badge_and_no_outputs():
     for path in sorted((ROOT / 'notebooks').glob('*.ipynb')):
         notebook = nbformat.read(path, as_version=4)
-        assert all(
-            not cell.outputs and cell.execution_count is None
-            for cell in notebook.cells
-            if cell.cell_type == 'code'
-        )
-        assert (
-            f'notebooks/{path.name})' in notebook.cells[0].source
-            and 'colab-badge' in notebook.cells[0].source
-        )
+        for cell in notebook.cells:
+            if cell.cell_type == 'code':
+                assert not cell.outputs
+                assert cell.execution_count is None
+        title = notebook.cells[0].source
+        assert f'notebooks/{path.name})' in title
+        assert 'colab-badge' in title

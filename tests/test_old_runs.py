@@ -1,7 +1,7 @@
-"""Runs that earlier code wrote: they load, evaluate, export and go on as they did on that day.
+"""Tests that runs written by earlier code still load, evaluate, export and resume.
 
-tests/fixtures/old_runs/README.md tells what is there. On the kind of machine that it was written on
-all is compared to the bit; elsewhere within rounding, which compiled programs carry on.
+tests/fixtures/old_runs/README.md describes the runs. Results are compared with those of the earlier
+code: bitwise on the kind of machine on which they were computed, within rounding elsewhere.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_template import Representation
 from cpt_jax.training import loop, resolve
-from cpt_jax.training.sections import FUNCTIONS, Train
+from cpt_jax.training.sections import SECTION_FUNCTIONS, Train
 from cpt_jax.training.setup import set_up
 
 OLD_RUNS = Path(__file__).parent / 'fixtures' / 'old_runs'
 EXPECTED = json.loads((OLD_RUNS / 'expected.json').read_text())
-WRITTEN_IN = '/fixture_runs'
+ORIGINAL_FOLDER = '/fixture_runs'
 CONTRASTIVE = ('scratch', 'bert', 'lora')
-WRITING = {'dtype': 'float32', 'shard_bytes': 10**9, 'license_id': 'unknown'}
-TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
+EXPORT_OPTIONS = {'dtype': 'float32', 'shard_bytes': 10**9, 'license_id': 'unknown'}
+TIMING_METRICS = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
-def machine() -> dict[str, str]:
-    """The kind of CPU and JAX: what bits depend on."""
+def describe_machine() -> dict[str, str]:
+    """Returns the CPU model, a hash of its flags, and the JAX version: rounding depends on them."""
     try:
         lines = Path('/proc/cpuinfo').read_text().split('\n\n')[0].splitlines()
     except OSError:
@@ -55,11 +55,11 @@ def machine() -> dict[str, str]:
     return {'cpu': values.get('model name', ''), 'flags': hashed, 'jax': jax.__version__}
 
 
-SAME_MACHINE = machine() == EXPECTED['machine']
+SAME_MACHINE = describe_machine() == EXPECTED['machine']
 
 
-def sha256(arrays: dict[str, np.ndarray]) -> str:
-    """Of names, dtypes, shapes and bytes, in the order of the names."""
+def hash_arrays(arrays: dict[str, np.ndarray]) -> str:
+    """Returns the SHA-256 of names, dtypes, shapes and bytes, ordered by name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
@@ -69,96 +69,103 @@ def sha256(arrays: dict[str, np.ndarray]) -> str:
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory) -> Path:
-    """A copy of all, in which the LoRA run finds its base.
+    """A copy of all runs, with the path of the LoRA run's base adjusted.
 
-    It is the working directory, and there is one device, as where they were written.
+    As when the runs were written, the folder is the working directory, and there is one device.
     """
     folder = tmp_path_factory.mktemp('old') / 'runs'
     shutil.copytree(OLD_RUNS, folder)
-    about = folder / 'lora' / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
-    about.write_text(about.read_text().replace(WRITTEN_IN, str(folder)))
-    found = jax.devices()[:1]
+    metadata = folder / 'lora' / 'checkpoints' / '2' / '_CHECKPOINT_METADATA'
+    metadata.write_text(metadata.read_text().replace(ORIGINAL_FOLDER, str(folder)))
+    devices = jax.devices()[:1]
     with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda: found)
+        patch.setattr(jax, 'devices', lambda: devices)
         yield folder
 
 
 @pytest.fixture(scope='module')
-def embedder_of(runs):
-    """A run's embedder at step 2, made once; texts in a template are cleaned, as evaluations do."""
+def get_embedder(runs):
+    """A function that returns a run's embedder at step 2, with the text cleaning of evaluations."""
     return functools.cache(
         lambda run: load_embedder(f'{run}@2', representation=Representation(clean=True))
     )
 
 
-def expected(run: str, folder: Path) -> dict:
-    """What was measured on that day, with paths as they are now."""
-    return json.loads(json.dumps(EXPECTED['runs'][run]).replace(WRITTEN_IN, str(folder)))
+def load_expected(run: str, folder: Path) -> dict:
+    """Returns the stored results of a run, with the paths of its copy in `folder`."""
+    return json.loads(json.dumps(EXPECTED['runs'][run]).replace(ORIGINAL_FOLDER, str(folder)))
 
 
-def check(found: dict[str, float], wanted: dict[str, float], rtol: float) -> None:
+def check_metrics(found: dict[str, float], expected: dict[str, float], rtol: float) -> None:
+    """Asserts that metrics are equal: bitwise on the same kind of machine, else within `rtol`."""
     if SAME_MACHINE:
-        assert found == wanted
-    assert found == pytest.approx(wanted, rel=rtol, abs=rtol)
+        assert found == expected
+    assert found == pytest.approx(expected, rel=rtol, abs=rtol)
 
 
 @pytest.mark.parametrize('run', CONTRASTIVE)
-def test_vectors_are_the_same(runs, embedder_of, run):
-    embed: Embedder = embedder_of(run)
+def test_vectors_are_the_same(runs, get_embedder, run):
+    embed: Embedder = get_embedder(run)
     if embed.prompt:
-        embed = embed.reading(dataclasses.replace(embed.prompt, clean=False))
+        embed = embed.with_prompt(dataclasses.replace(embed.prompt, clean=False))
     for side, texts in EXPECTED['texts'].items():
         vectors = embed(texts, side)
-        wanted = np.array(EXPECTED['runs'][run]['vectors'][side], np.float32)
-        np.testing.assert_allclose(vectors, wanted, atol=1e-6)
+        expected = np.array(EXPECTED['runs'][run]['vectors'][side], np.float32)
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
         if SAME_MACHINE:
-            np.testing.assert_array_equal(vectors, wanted)
+            np.testing.assert_array_equal(vectors, expected)
 
 
 @pytest.mark.parametrize('run', CONTRASTIVE)
-def test_evaluations_are_the_same(runs, embedder_of, run, tmp_path):
-    """Settings too: an evaluation that was begun on that day goes on, and does not begin again."""
-    embed, wanted = embedder_of(run), expected(run, runs)
-    assert json.loads(json.dumps(embed.settings)) == wanted['settings']
+def test_evaluations_are_the_same(runs, get_embedder, run, tmp_path):
+    """Settings are compared too: with equal settings, an earlier evaluation is resumed and not
+    started again.
+    """
+    embed = get_embedder(run)
+    expected = load_expected(run, runs)
+    assert json.loads(json.dumps(embed.settings)) == expected['settings']
     tasks = find_tasks('data')
-    chosen = [tasks[name] for name in wanted['tasks']]
+    chosen = [tasks[name] for name in expected['tasks']]
     results = run_tasks(embed, embed.model_name, embed.settings, chosen, epath.Path(tmp_path))
-    for name, metrics in wanted['tasks'].items():
-        check(results['tasks'][name]['metrics'], metrics, 1e-5)
+    for name, metrics in expected['tasks'].items():
+        check_metrics(results['tasks'][name]['metrics'], metrics, 1e-5)
 
 
 @pytest.mark.parametrize('run', CONTRASTIVE)
 def test_exports_are_the_same(runs, run, tmp_path):
-    for way, files in EXPECTED['runs'][run]['exports'].items():
-        if way == 'adapter':
-            export_adapter(f'{run}@2', tmp_path / way)
+    for kind, files in EXPECTED['runs'][run]['exports'].items():
+        output = tmp_path / kind
+        if kind == 'adapter':
+            export_adapter(f'{run}@2', output)
         else:
-            export(f'{run}@2', tmp_path / way, **WRITING)
-        written = sorted((tmp_path / way).rglob('*.safetensors'))
-        assert [str(path.relative_to(tmp_path / way)) for path in written] == [*files]
-        if run != 'lora' or way == 'adapter' or SAME_MACHINE:  # merging adds a product of matrices
-            assert {name: sha256(load_file(tmp_path / way / name)) for name in files} == files
+            export(f'{run}@2', output, **EXPORT_OPTIONS)
+        written = sorted(output.rglob('*.safetensors'))
+        assert [str(path.relative_to(output)) for path in written] == [*files]
+        # Merging LoRA weights multiplies matrices, so its rounding depends on the machine.
+        is_merged = run == 'lora' and kind != 'adapter'
+        if SAME_MACHINE or not is_merged:
+            assert {name: hash_arrays(load_file(output / name)) for name in files} == files
 
 
-def test_a_language_model_is_still_not_exported(runs, tmp_path):
-    with pytest.raises(UserError) as refused:
-        export('language_model', tmp_path / 'out', **WRITING)
-    # How the message goes on, and what it advises, may change.
-    says = '--model language_model: a language model (objective=lm), whose states were not trained'
-    assert EXPECTED['runs']['language_model']['export_refused'].startswith(f'error: {says}')
-    assert str(refused.value).startswith(says)
+def test_language_model_is_still_not_exported(runs, tmp_path):
+    with pytest.raises(UserError) as refusal:
+        export('language_model', tmp_path / 'out', **EXPORT_OPTIONS)
+    # Only the beginning is compared; the rest of the message, its advice, may change.
+    start = '--model language_model: a language model (objective=lm), whose states were not trained'
+    assert EXPECTED['runs']['language_model']['export_refused'].startswith(f'error: {start}')
+    assert str(refusal.value).startswith(start)
 
 
 @dataclasses.dataclass(frozen=True)
 class LaterTrain(Train):
-    """The `train` section of a later version, with a key that no run has yet."""
+    """The `train` section of a future version, with a key that old runs lack."""
 
     later: int = 0
 
 
 @pytest.mark.parametrize('run', EXPECTED['runs'])
-def test_a_new_key_with_a_neutral_default_stops_no_run(runs, run, monkeypatch):
-    monkeypatch.setitem(FUNCTIONS, 'train', LaterTrain)
+def test_old_runs_resume_with_a_new_key_at_its_default(runs, run, monkeypatch):
+    monkeypatch.setitem(SECTION_FUNCTIONS, 'train', LaterTrain)
     monkeypatch.setattr(resolve, 'Train', LaterTrain)
     config = load_config(f'{run}.py')
     config['train']['later'] = 0
@@ -169,34 +176,34 @@ def test_a_new_key_with_a_neutral_default_stops_no_run(runs, run, monkeypatch):
 
 
 @pytest.mark.parametrize('run', EXPECTED['runs'])
-def test_a_run_goes_on(runs, run):
-    wanted = EXPECTED['runs'][run]
+def test_run_resumes_with_the_same_results(runs, run):
+    expected = EXPECTED['runs'][run]
     config = load_config(f'{run}.py')
     config['train']['steps'] = 4
     assert loop.train(config, Path(run)) == 0
     rows = [json.loads(line) for line in Path(run, 'metrics.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
-    for row, old in zip(rows, wanted['rows'], strict=True):
-        kept = {key: value for key, value in row.items() if key not in TIMES}
-        assert kept.keys() == old.keys()
+    for row, old_row in zip(rows, expected['rows'], strict=True):
+        metrics = {key: value for key, value in row.items() if key not in TIMING_METRICS}
+        assert metrics.keys() == old_row.keys()
         if SAME_MACHINE:
-            assert kept == old
-        assert row['loss'] == pytest.approx(old['loss'], abs=1e-5)
-    flat = parameters(Path(run), 4)
-    assert len(flat) == wanted['parameters']['count']
-    for name, total in wanted['parameters']['sums'].items():
-        assert flat[name].astype(np.float64).sum() == pytest.approx(total, abs=1e-3)
+            assert metrics == old_row
+        assert row['loss'] == pytest.approx(old_row['loss'], abs=1e-5)
+    parameters = load_parameters(Path(run), 4)
+    assert len(parameters) == expected['parameters']['count']
+    for name, total in expected['parameters']['sums'].items():
+        assert parameters[name].astype(np.float64).sum() == pytest.approx(total, abs=1e-3)
     if SAME_MACHINE:
-        assert sha256(flat) == wanted['parameters']['sha256']
+        assert hash_arrays(parameters) == expected['parameters']['sha256']
 
 
-def parameters(run: Path, step: int) -> dict[str, np.ndarray]:
-    """All parameters of a checkpoint, by name."""
+def load_parameters(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Returns all parameters of a checkpoint, by name."""
     path = (run / 'checkpoints' / str(step)).absolute()
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = ocp.metadata(path).metadata
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
     state = ocp.load_checkpointables(path, {'state': abstract})['state']
     return dict(flatten(jax.tree.map(np.asarray, state['params'])))

@@ -1,4 +1,4 @@
-"""What an installed package holds: every module, and every file that one of them reads."""
+"""The installed package contains every module, and every file that a module reads."""
 
 import tomllib
 from pathlib import Path
@@ -6,31 +6,31 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 SETUPTOOLS = SETTINGS['tool']['setuptools']
-ROOMS = ('cpt_jax', 'configs')
+FOLDERS = ('cpt_jax', 'configs')
 
 
-def files_of(room: str) -> list[Path]:
+def list_files(folder: str) -> list[Path]:
     return [
         path
-        for path in sorted((ROOT / room).rglob('*'))
+        for path in sorted((ROOT / folder).rglob('*'))
         if path.is_file() and '__pycache__' not in path.parts
     ]
 
 
 def test_every_module_is_in_a_package():
-    """setuptools finds folders with an __init__.py only."""
-    assert set(SETUPTOOLS['packages']['find']['include']) == {f'{room}*' for room in ROOMS}
-    for room in ROOMS:
-        folders = {path.parent for path in files_of(room) if path.suffix == '.py'}
-        assert folders and all((folder / '__init__.py').is_file() for folder in folders)
+    """setuptools finds only folders with an __init__.py."""
+    assert set(SETUPTOOLS['packages']['find']['include']) == {f'{folder}*' for folder in FOLDERS}
+    for folder in FOLDERS:
+        parents = {path.parent for path in list_files(folder) if path.suffix == '.py'}
+        assert parents and all((parent / '__init__.py').is_file() for parent in parents)
 
 
-def test_every_other_file_is_declared():
+def test_every_other_file_is_in_the_package_data():
     declared = set()
-    for room, patterns in SETUPTOOLS['package-data'].items():
+    for folder, patterns in SETUPTOOLS['package-data'].items():
         for pattern in patterns:
-            declared |= set((ROOT / room).glob(pattern))
-    others = {path for room in ROOMS for path in files_of(room) if path.suffix != '.py'}
+            declared |= set((ROOT / folder).glob(pattern))
+    others = {path for folder in FOLDERS for path in list_files(folder) if path.suffix != '.py'}
     assert others and others <= declared
 
 

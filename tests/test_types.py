@@ -1,4 +1,4 @@
-"""The types of the package, checked by mypy as pyproject.toml sets it up."""
+"""Checks the types of the package with mypy, as set up in pyproject.toml."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_mypy_finds_no_error():
-    """Here rather than as a step of its own before the tests, so that it runs beside them: without
-    its cache it takes a processor for most of a minute.
+    """mypy is a test and not a separate step so that it runs in parallel with the other tests:
+    without its cache it takes most of a minute.
     """
     done = subprocess.run(
         [sys.executable, '-m', 'mypy'], cwd=ROOT, capture_output=True, text=True, check=False

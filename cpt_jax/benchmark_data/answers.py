@@ -1,4 +1,4 @@
-"""Whether a passage holds an answer: the match of DPR's evaluation (`SimpleTokenizer` and
+"""Answer matching of DPR's evaluation: whether a passage contains an answer (`SimpleTokenizer` and
 `has_answer`, after DrQA).
 """
 
@@ -8,39 +8,47 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import cache
 
-_BETWEEN = '\0'  # of category C: no token holds it
-_ASCII = re.compile(r'[A-Za-z0-9]+|[!-~]')  # what `_pattern` is for such texts, 5 times as fast
+_SEPARATOR = '\0'  # a control character (category C), which no token contains
+_ASCII = re.compile(r'[A-Za-z0-9]+|[!-~]')  # equals `_compile_pattern()` on ASCII; 5 times as fast
 
 
-def dpr_tokens(text: str) -> list[str]:
-    r"""DPR's SimpleTokenizer, uncased: `[\p{L}\p{N}\p{M}]+` or one character outside of
-    `\p{Z}\p{C}`, of the text in NFD.
+def tokenize_like_dpr(text: str) -> list[str]:
+    r"""Returns the lower-cased tokens of DPR's SimpleTokenizer.
+
+    In the NFD form of the text, a token is `[\p{L}\p{N}\p{M}]+` or one character outside of
+    `\p{Z}\p{C}`.
     """
-    pattern = _ASCII if text.isascii() else _pattern()
+    pattern = _ASCII if text.isascii() else _compile_pattern()
     return [token.lower() for token in pattern.findall(unicodedata.normalize('NFD', text))]
 
 
-def searchable(text: str) -> str:
-    """The tokens of a text in a form in which `occurs` looks for others."""
-    return ''.join(f'{_BETWEEN}{token}' for token in dpr_tokens(text)) + _BETWEEN
+def make_searchable(text: str) -> str:
+    """Returns the tokens of a text as a string in which `contains_answer` can search."""
+    return ''.join(f'{_SEPARATOR}{token}' for token in tokenize_like_dpr(text)) + _SEPARATOR
 
 
-def occurs(answers: Sequence[str], passage: str) -> bool:
-    """Whether one of the answers stands in the passage, token by token; both as `searchable` gives
-    them. One without tokens does not.
+def contains_answer(answers: Sequence[str], passage: str) -> bool:
+    """Returns whether the tokens of any answer are consecutive tokens of the passage.
+
+    Args:
+      answers: answers, from `make_searchable`; one without tokens never matches.
+      passage: passage, from `make_searchable`.
     """
-    return any(answer in passage for answer in answers if answer != _BETWEEN)
+    return any(answer in passage for answer in answers if answer != _SEPARATOR)
 
 
 @cache
-def _pattern() -> re.Pattern[str]:
-    """`re` knows no categories of Unicode, so they are written out."""
-    word, nothing = (''.join(_ranges(kinds)) for kinds in ('LNM', 'ZC'))
-    return re.compile(f'[{word}]+|[^{word}{nothing}]')
+def _compile_pattern() -> re.Pattern[str]:
+    """Compiles the token pattern; `re` does not support Unicode categories, so lists characters."""
+    word = ''.join(_find_ranges('LNM'))
+    ignored = ''.join(_find_ranges('ZC'))
+    return re.compile(f'[{word}]+|[^{word}{ignored}]')
 
 
-def _ranges(kinds: str) -> Iterator[str]:
-    """The characters whose category begins with one of `kinds`, as ranges of a character class."""
+def _find_ranges(kinds: str) -> Iterator[str]:
+    """Yields the ranges of a regex character class: characters whose Unicode category starts with a
+    letter in `kinds`.
+    """
     first = None
     for code in range(sys.maxunicode + 2):
         inside = code <= sys.maxunicode and unicodedata.category(chr(code))[0] in kinds

@@ -1,5 +1,5 @@
-"""SentEval's classification data: sentences and labels in the files of its data/downstream, in the
-order in which it uses them.
+"""SentEval's classification data: sentences and labels from the files of its data/downstream, in
+SentEval's order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,39 +10,41 @@ from etils import epath
 
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.text_lines import file_fingerprint
+from cpt_jax.storage.text_lines import compute_file_fingerprint
 
-SIDE = 'x'  # whose delimiters every sentence gets: a classifier compares sentences of one kind
-# A blank line of MR, CR, SUBJ and MPQA is a sample for SentEval (CR and MPQA end with one); its
-# encoders see a full stop.
+SIDE = 'x'  # side of all sentences, because a classifier compares sentences of one kind
+# SentEval treats a blank line in MR, CR, SUBJ and MPQA as a sample (CR and MPQA end with one), and
+# its encoders replace it by a full stop.
 EMPTY = '.'
 
 TREC_CLASSES = 'ABBR', 'DESC', 'ENTY', 'HUM', 'LOC', 'NUM'
 
 
 class Part(NamedTuple):
-    """Some labelled sentences.
+    """Labelled sentences.
 
     Attributes:
-      texts: one column, or two for pairs; sorted as SentEval does: by words, then by label.
-      labels: int64[N], classes from 0.
+      texts: one list of sentences, or two for pairs; in SentEval's order, by number of words and
+        then by label.
+      labels: int64 [N], class indices.
     """
 
     texts: tuple[list[str], ...]
     labels: np.ndarray
 
 
-# (file, its lines) -> (sentences, label) of each, sentences as lists of words.
+# (sentences, label) of each line of a file; sentences are lists of words.
 Rows = Iterator[tuple[tuple[list[str], ...], int]]
 
 
 class SentEvalLayout(NamedTuple):
-    """Where a task's data lie and how they are read.
+    """Files of a task.
 
     Attributes:
-      folder: below senteval/.
-      parts: part -> (file, its reader) of each of its files. 'all' alone: the task has no split.
-      classes: their names, that of label 0 first.
+      folder: path below senteval/.
+      parts: (file, its reader) of each file, by part; the only part is 'all' if the task has no
+        split.
+      classes: names of the classes, by label.
     """
 
     folder: str
@@ -50,28 +52,29 @@ class SentEvalLayout(NamedTuple):
     classes: tuple[str, ...] = ('negative', 'positive')
 
 
-def _lines(path: epath.Path, encoding: str) -> list[str]:
-    """Of the file, without what ends them. Raises UserError for a file that is not in the
-    encoding.
-    """
+def _read_text_lines(path: epath.Path, encoding: str) -> list[str]:
+    """Returns the lines of a file. Raises UserError if it has another encoding."""
     try:
         return path.read_bytes().decode(encoding).removesuffix('\n').split('\n')
     except UnicodeDecodeError as error:
         raise UserError(
-            f'{path}: not {encoding} ({error.reason} at byte {error.start}): convert the file'
+            f'{path}: not {encoding} ({error.reason} at byte {error.start}): convert the file to '
+            f'{encoding}'
         ) from None
 
 
-def _one_class(label: int) -> Callable[[epath.Path], Rows]:
+def _make_one_class_reader(label: int) -> Callable[[epath.Path], Rows]:
+    """Returns a reader of a file whose sentences all have the same label."""
+
     def read(path: epath.Path) -> Rows:
-        for line in _lines(path, 'latin-1'):
+        for line in _read_text_lines(path, 'latin-1'):
             yield (line.split(),), label
 
     return read
 
 
-def _sst(path: epath.Path) -> Rows:
-    for number, line in enumerate(_lines(path, 'utf-8'), 1):
+def _read_sst(path: epath.Path) -> Rows:
+    for number, line in enumerate(_read_text_lines(path, 'utf-8'), 1):
         fields = line.strip().split('\t')
         if len(fields) != 2 or fields[1] not in ('0', '1'):
             raise UserError(
@@ -81,8 +84,8 @@ def _sst(path: epath.Path) -> Rows:
         yield (fields[0].split(),), int(fields[1])
 
 
-def _trec(path: epath.Path) -> Rows:
-    for number, line in enumerate(_lines(path, 'latin-1'), 1):
+def _read_trec(path: epath.Path) -> Rows:
+    for number, line in enumerate(_read_text_lines(path, 'latin-1'), 1):
         label, colon, rest = line.strip().partition(':')
         if not colon or label not in TREC_CLASSES:
             raise UserError(
@@ -92,9 +95,10 @@ def _trec(path: epath.Path) -> Rows:
         yield (rest.split()[1:],), TREC_CLASSES.index(label)
 
 
-def _mrpc(path: epath.Path) -> Rows:
-    for number, line in enumerate(_lines(path, 'utf-8-sig')[1:], 2):  # the first names the columns
-        fields = line.strip().split('\t')  # quotation marks are text
+def _read_mrpc(path: epath.Path) -> Rows:
+    lines = _read_text_lines(path, 'utf-8-sig')
+    for number, line in enumerate(lines[1:], 2):  # the first line has the column names
+        fields = line.strip().split('\t')  # not as csv, because quotation marks are text
         if len(fields) != 5 or fields[0] not in ('0', '1'):
             raise UserError(
                 f'{path}:{number}: label 0 or 1, two ids and two sentences with tabs between them '
@@ -103,46 +107,51 @@ def _mrpc(path: epath.Path) -> Rows:
         yield (fields[3].split(), fields[4].split()), int(fields[0])
 
 
-def _two_files(
+def _make_two_file_layout(
     folder: str, positive: str, negative: str, classes: tuple[str, str] = ('negative', 'positive')
 ) -> SentEvalLayout:
-    return SentEvalLayout(
-        folder, {'all': [(positive, _one_class(1)), (negative, _one_class(0))]}, classes
-    )
+    """Returns the layout of a task with one file per class and no split."""
+    files = [(positive, _make_one_class_reader(1)), (negative, _make_one_class_reader(0))]
+    return SentEvalLayout(folder, {'all': files}, classes)
 
 
 LAYOUTS = {
-    'MR': _two_files('MR', 'rt-polarity.pos', 'rt-polarity.neg'),
-    'CR': _two_files('CR', 'custrev.pos', 'custrev.neg'),
-    'SUBJ': _two_files('SUBJ', 'subj.objective', 'subj.subjective', ('subjective', 'objective')),
-    'MPQA': _two_files('MPQA', 'mpqa.pos', 'mpqa.neg'),
+    'MR': _make_two_file_layout('MR', 'rt-polarity.pos', 'rt-polarity.neg'),
+    'CR': _make_two_file_layout('CR', 'custrev.pos', 'custrev.neg'),
+    'SUBJ': _make_two_file_layout(
+        'SUBJ', 'subj.objective', 'subj.subjective', ('subjective', 'objective')
+    ),
+    'MPQA': _make_two_file_layout('MPQA', 'mpqa.pos', 'mpqa.neg'),
     'SST2': SentEvalLayout(
-        'SST/binary', {part: [(f'sentiment-{part}', _sst)] for part in ('train', 'dev', 'test')}
+        'SST/binary',
+        {part: [(f'sentiment-{part}', _read_sst)] for part in ('train', 'dev', 'test')},
     ),
     'TREC': SentEvalLayout(
         'TREC',
-        {'train': [('train_5500.label', _trec)], 'test': [('TREC_10.label', _trec)]},
+        {'train': [('train_5500.label', _read_trec)], 'test': [('TREC_10.label', _read_trec)]},
         TREC_CLASSES,
     ),
     'MRPC': SentEvalLayout(
         'MRPC',
-        {part: [(f'msr_paraphrase_{part}.txt', _mrpc)] for part in ('train', 'test')},
+        {part: [(f'msr_paraphrase_{part}.txt', _read_mrpc)] for part in ('train', 'test')},
         ('others', 'paraphrases'),
     ),
 }
 
 
 class SentEvalSet:
-    """The data of one task; read when they are asked for, and kept with the vectors of one model,
-    as several tasks may share them.
+    """Data of one task, read when first used, with the vectors of one model.
+
+    Both are kept, because several tasks share them.
 
     Attributes:
       name: 'MR', 'CR', 'SUBJ', 'MPQA', 'SST2', 'TREC' or 'MRPC'.
-      layout: of its files.
+      layout: files of the task.
     """
 
     def __init__(self, name: str, senteval: epath.Path):
-        self.name, self.layout = name, LAYOUTS[name]
+        self.name = name
+        self.layout = LAYOUTS[name]
         self._folder = senteval / self.layout.folder
         self._parts: dict[str, Part] = {}
         self._embed: Embed | None = None
@@ -153,19 +162,27 @@ class SentEvalSet:
         return self._folder.is_dir()
 
     def part(self, part: str) -> Part:
-        """'all' of a task without a split, else 'train', 'dev' or 'test'. Raises UserError for
-        files that cannot be used.
+        """Returns the sentences and labels of a part.
+
+        Args:
+          part: 'all' for a task without a split, else 'train', 'dev' or 'test'.
+
+        Raises:
+          UserError: a file is missing or cannot be used.
         """
         if part not in self._parts:
             self._parts[part] = self._read(part)
         return self._parts[part]
 
     def vectors(self, embed: Embed, part: str) -> tuple[np.ndarray, ...]:
-        """float32[N, D] of each column of the part's texts. Raises UserError for numbers that are
-        not finite.
+        """Returns the vectors of a part, float32 [N, D] for each of its lists of sentences.
+
+        Raises:
+          UserError: a vector has values that are not finite.
         """
         if self._embed is not embed:
-            self._embed, self._vectors = embed, {}
+            self._embed = embed
+            self._vectors = {}
         if part not in self._vectors:
             self._vectors[part] = tuple(
                 embed_texts(embed, texts, SIDE) for texts in self.part(part).texts
@@ -174,16 +191,16 @@ class SentEvalSet:
 
     @property
     def files(self) -> list[epath.Path]:
-        """All that is in its folder, read or not."""
+        """All files in the task's folder, including those that are not read."""
         return list(self._folder.glob('*'))
 
     def facts(self) -> dict[str, object]:
-        """What belongs to the settings of a score."""
+        """Returns the facts about the data that belong to the settings of a score."""
         paths = [self._folder / file for files in self.layout.parts.values() for file, _ in files]
         return {
             'classes': len(self.layout.classes),
             'side': f'{SIDE} for every sentence',
-            'data': file_fingerprint(*paths),
+            'data': compute_file_fingerprint(*paths),
         }
 
     def _read(self, part: str) -> Part:
@@ -195,7 +212,7 @@ class SentEvalSet:
                 f'data/downstream/{self.layout.folder}'
             )
         rows = [row for file, read in self.layout.parts[part] for row in read(self._folder / file)]
-        # To have the samples in each fold that SentEval has there.
+        # SentEval sorts its samples in this way, so folds contain the same samples as there.
         rows.sort(key=lambda row: (*map(len, row[0]), row[1]))
         labels_N = np.array([label for _, label in rows], np.int64)
         if len(np.unique(labels_N)) < 2:
@@ -209,21 +226,25 @@ class SentEvalSet:
         )
 
 
-def find_sets(data_dir: epath.Path | None) -> dict[str, SentEvalSet]:
-    """Returns the sets whose folder is in `data_dir`/senteval, by name."""
+def find_senteval_sets(data_dir: epath.Path | None) -> dict[str, SentEvalSet]:
+    """Returns the sets whose folder exists in `data_dir`/senteval, by name."""
     if not data_dir:
         return {}
     every = {name: SentEvalSet(name, data_dir / 'senteval') for name in LAYOUTS}
     return {name: data for name, data in every.items() if data.exists}
 
 
-def stratified_folds(labels_N: Sequence[int] | np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """int64[N]: the fold that each sample is tested in, as of scikit-learn's StratifiedKFold(folds,
-    shuffle=True, random_state=seed).
+def assign_stratified_folds(
+    labels_N: Sequence[int] | np.ndarray, folds: int, seed: int
+) -> np.ndarray:
+    """Returns the index of the fold that each sample is tested in, int64 [N].
 
-    Every class is spread evenly over the folds (as from release 0.22 on; SentEval was published
-    with an earlier one, whose folds differ). Raises UserError where a class has fewer samples than
-    there are folds.
+    Folds equal those of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed) from
+    release 0.22 on, which spreads every class evenly over the folds. SentEval's published numbers
+    are from an earlier release with other folds.
+
+    Raises:
+      UserError: a class has fewer samples than there are folds.
     """
     labels_N = np.asarray(labels_N)
     classes, first, counts = np.unique(labels_N, return_index=True, return_counts=True)
@@ -234,11 +255,12 @@ def stratified_folds(labels_N: Sequence[int] | np.ndarray, folds: int, seed: int
         )
     by_appearance = np.argsort(first)
     ordered_N = np.repeat(np.arange(len(classes)), counts[by_appearance])
-    generator, fold_N = np.random.RandomState(seed), np.empty(len(labels_N), np.int64)
-    for place, i in enumerate(by_appearance):
-        own = np.repeat(
-            np.arange(folds), [(ordered_N[fold::folds] == place).sum() for fold in range(folds)]
-        )
-        generator.shuffle(own)
-        fold_N[labels_N == classes[i]] = own
+    generator = np.random.RandomState(seed)
+    fold_N = np.empty(len(labels_N), np.int64)
+    for rank, i in enumerate(by_appearance):
+        # Every folds-th sample of the labels in order goes to the same fold.
+        samples_per_fold = [(ordered_N[fold::folds] == rank).sum() for fold in range(folds)]
+        folds_of_class = np.repeat(np.arange(folds), samples_per_fold)
+        generator.shuffle(folds_of_class)
+        fold_N[labels_N == classes[i]] = folds_of_class
     return fold_N

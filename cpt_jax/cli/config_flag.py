@@ -1,4 +1,4 @@
-"""The flag --config FILE.py[:ARGUMENT], and the flags --config.section.key=value that change it."""
+"""The flags --config FILE.py[:ARGUMENT] and --config.section.key=value."""
 
 import collections.abc
 import difflib
@@ -16,31 +16,32 @@ from ml_collections import ConfigDict, config_flags
 from cpt_jax.runs.config_file import ConfigFile, find_config
 from cpt_jax.runtime.errors import UserError
 
-# Key flags of the program that calls define_config, which shows them in its --help.
+# absl lists these flags in the --help of the program that calls define_config_flag.
 flags.disclaim_key_flags()
 
 _SEQUENCES = (collections.abc.Sequence, tuple)
 
-# What a user looks for who comes from another trainer.
+# Users of other trainers look for this option; the message explains why it does not exist.
 ACCUMULATION = (
-    ' Gradient accumulation is not offered: each micro-batch would see only its own negatives, '
-    'which is another loss than that of the batch; train.encode_chunks saves the same memory and '
-    'is exact.'
+    ' Gradient accumulation is not offered: each microbatch would see only its own negatives, '
+    'which changes the loss; use train.encode_chunks, which saves the same memory and is exact.'
 )
 
 
-def define_config() -> Callable[[], tuple[str, ConfigDict]]:
-    """Defines --config, whose keys are set with --config.section.key=value; returns its reader.
+def define_config_flag() -> Callable[[], tuple[str, ConfigDict]]:
+    """Defines --config and --config.section.key=value; returns a function that reads them.
 
-    The reader returns the config's name and the config. It raises UserError if --config is missing;
-    parsing the flags raises it for a file, an argument or a key that cannot be used.
+    The returned function returns the config's name and the config. It raises UserError if --config
+    is missing. Parsing the flags raises UserError for a file, argument or key that cannot be used.
     """
     example = 'such as configs/quickstart.py or configs/prompteol.py:opt-13b'
     config_flags.DEFINE_config_file(
-        'config', None, f'A file with get_config(), and its argument if it takes one, {example}.'
+        'config',
+        None,
+        f'Python file with get_config(), followed by :ARGUMENT if it takes one, {example}.',
     )
-    # ml_collections' own parser loads the file too, but with a traceback for each mistake, and it
-    # knows no defaults of sources.
+    # ml_collections' own parser prints a traceback for every mistake in the file, and it does not
+    # know the default arguments of data sources.
     parser = ConfigParser()
     flags.FLAGS['config'].parser = parser
 
@@ -53,10 +54,10 @@ def define_config() -> Callable[[], tuple[str, ConfigDict]]:
 
 
 class ConfigParser(flags.ArgumentParser):
-    """Loads the file that --config names, and checks the keys that other flags set.
+    """Parser of --config that loads the file and checks the keys that --config.KEY flags set.
 
     Attributes:
-      file: the file that was loaded last; None before that.
+      file: the file that was loaded last; None before the first.
     """
 
     def __init__(self) -> None:
@@ -70,9 +71,9 @@ class ConfigParser(flags.ArgumentParser):
             config = self.file.load()
         except UserError as error:
             raise UserError(f'--config {error}') from error
-        # ml_collections reads the same command line, after this, for the keys that it sets.
+        # After this, ml_collections reads the same command line to set the keys.
         words = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
-        admit_keys(config, given_keys(words))
+        check_given_keys(config, find_given_keys(words))
         config.lock()
         return config
 
@@ -80,9 +81,10 @@ class ConfigParser(flags.ArgumentParser):
         return 'config file'
 
 
-def given_keys(words: Sequence[str]) -> dict[str, str]:
-    """Returns the value, as typed, of each key that a command line sets with --config.KEY=VALUE,
-    --config.KEY VALUE, --config.KEY or --noconfig.KEY.
+def find_given_keys(words: Sequence[str]) -> dict[str, str]:
+    """Returns the keys that a command line sets, with their values as typed.
+
+    The forms are --config.KEY=VALUE, --config.KEY VALUE, --config.KEY and --noconfig.KEY.
     """
     given = {}
     for word, following in zip(words, [*words[1:], ''], strict=True):
@@ -93,70 +95,75 @@ def given_keys(words: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def admit_keys(config: ConfigDict, given: Mapping[str, str]) -> None:
-    """Checks that a config has the keys that flags set. Adds those that it leaves to the default of
-    a source, with a value of their type, which the flag then replaces.
+def check_given_keys(config: ConfigDict, given: Mapping[str, str]) -> None:
+    """Checks that a config has every key that a flag sets.
+
+    A key of a data source that the config leaves at its default is added first, with a placeholder
+    of its type, because ml_collections can only replace keys that exist.
 
     Args:
       config: the config as its file returns it; changed in place.
-      given: by key, the value as typed.
+      given: values as typed, by key.
 
     Raises:
-      UserError: neither the config nor, within data.sources.NAME, the source's class has a key.
+      UserError: a key is neither in the config nor an argument of the source's class.
     """
     for key in given:
         *section, name = key.split('.')
         if section[:2] == ['data', 'sources'] and len(section) == 3:
-            _admit_source_key(config, section, name, given)
+            _check_source_key(config, section, name, given)
         else:
             _check_key(config, key)
 
 
 def _check_key(config: ConfigDict, key: str) -> None:
+    """Raises UserError if the config has no such key."""
     section: Any = config
-    above = ''
+    parent = ''
     for name in key.split('.'):
         if not isinstance(section, ConfigDict):
-            raise UserError(f'--config.{key}: {above} is a value: set it with --config.{above}=')
-        listed = name.partition('[')[0]
-        if isinstance(section.get(listed), list):  # KEY[0] is an element of a list
-            name = listed
+            raise UserError(f'--config.{key}: {parent} is a value: set it with --config.{parent}=')
+        list_name = name.partition('[')[0]
+        if isinstance(section.get(list_name), list):  # KEY[0] is an element of a list
+            name = list_name
         if name not in section:
-            raise _no_key(
-                key, name, above or 'a config', section.keys(), 'configs/base.py explains the keys'
+            raise _unknown_key_error(
+                key, name, parent or 'a config', section.keys(), 'configs/base.py explains the keys'
             )
         section = section[name]
-        above = f'{above}.{name}'.lstrip('.')
+        parent = f'{parent}.{name}'.lstrip('.')
 
 
-def _admit_source_key(
+def _check_source_key(
     config: ConfigDict, section: Sequence[str], name: str, given: Mapping[str, str]
 ) -> None:
-    """Checks, and adds where it is missing, one key of data.sources.NAME."""
+    """Checks one key of data.sources.NAME; adds it to the config if it is missing there."""
     where = '.'.join(section)
     _check_key(config, where)
     source = config['data']['sources'][section[2]]
     if name in source:
         return
-    # Here, because it takes seconds, and imports JAX, whose platform a program must choose first.
-    from cpt_jax.data.mixture import KINDS, source_arguments
+    # Imported here because it takes seconds and imports JAX, whose platform must be chosen first.
+    from cpt_jax.data.mixture import KINDS, get_source_arguments
 
     kind = given.get(f'{where}.kind', source.get('kind'))
-    if kind not in KINDS:  # make_sources reports it
+    if kind not in KINDS:  # make_sources reports the unknown kind
         _check_key(config, f'{where}.{name}')
         return
-    arguments = source_arguments(kind)
+    arguments = get_source_arguments(kind)
     if name not in arguments:
         known = ['kind', 'weight', *arguments]
-        raise _no_key(
+        raise _unknown_key_error(
             f'{where}.{name}', name, where, known, f'{KINDS[kind].__module__} explains the keys'
         )
-    source[name] = value_of_type(arguments[name])
+    source[name] = make_placeholder(arguments[name])
 
 
-def value_of_type(parameter: inspect.Parameter) -> Any:
-    """Returns a value by whose type ml_collections chooses how to read a flag: a tuple for a
-    sequence or for one name of several, else a bool, int, float or str.
+def make_placeholder(parameter: inspect.Parameter) -> Any:
+    """Returns a value whose type makes ml_collections parse the flag of a parameter correctly.
+
+    It is an empty tuple for a parameter that accepts a sequence, else the zero value of bool, int,
+    float or str.
     """
     annotation = parameter.annotation
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
@@ -166,11 +173,21 @@ def value_of_type(parameter: inspect.Parameter) -> Any:
     for plain in (bool, int, float, str):
         if plain in choices:
             return plain()
-    raise TypeError(f'{parameter}: no flag can hold it')
+    raise TypeError(f'{parameter}: its type cannot be given as a flag')
 
 
-def _no_key(key: str, name: str, where: str, known: Iterable[str], more: str) -> UserError:
-    """Returns the error for a flag whose key is in no section: with the nearest that is there."""
+def _unknown_key_error(
+    key: str, name: str, where: str, known: Iterable[str], more: str
+) -> UserError:
+    """Returns the error for an unknown key, with the closest known key as a hint.
+
+    Args:
+      key: the full key as typed, without --config.
+      name: the unknown part of it.
+      where: the section that should have contained it.
+      known: the keys of that section.
+      more: where the keys are explained.
+    """
     if 'accum' in name:
         return UserError(f'--config.{key}: there is no key {name}.{ACCUMULATION}')
     names = list(known)

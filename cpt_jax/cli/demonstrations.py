@@ -1,21 +1,22 @@
-r"""Searches for the demonstration that helps a language model most: PromptEOL's in-context learning
-(arXiv 2307.16645, 4.2).
+r"""Searches for the best demonstration for a language model: PromptEOL's in-context learning
+(arXiv 2307.16645, section 4.2).
 
-Each candidate alone is shown before every sentence of STS-B's dev set; what all sentences begin
-with is computed once a candidate. Writes a row for each (demonstrations.jsonl), a ranked table
-(demonstrations.md) and the best one (best.json), and prints the command that evaluates it. A search
-that is killed goes on where it was; more candidates may be added to one that has ended.
+Shows each candidate before every sentence of STS-B's dev set and scores the embeddings; the prefix
+that all sentences share is computed once per candidate. Writes one row per candidate
+(demonstrations.jsonl), a ranked table (demonstrations.md) and the best candidate (best.json), and
+prints the command that evaluates it. Run the same command again to resume a search that was killed,
+or to add candidates to a finished one.
 
-A file of candidates has one a line: a sentence, a tab and its word, or a whole template, as the
-paper's icl_examples.txt. With --build_... the program writes such a file, OUTPUT/candidates.tsv,
-and ends:
-  --build_sts words.tsv        sentences of STS-B train with words given in a file (sentence, tab,
-                               word); where there is no such file, it is made, of --count
-                               sentences that wait for a word
-  --build_dictionary def.tsv   definitions of a dictionary, a tab-separated file with columns word
+A file of candidates has one per line: a sentence, a tab and its word, or a complete template as in
+the paper's icl_examples.txt. With --build_..., the program only writes such a file,
+OUTPUT/candidates.tsv:
+  --build_sts words.tsv        sentences of STS-B train with the words in this file (sentence, tab,
+                               word); if the file does not exist, it is created with --count
+                               sentences whose words you fill in
+  --build_dictionary def.tsv   definitions from a dictionary, a tab-separated file with columns word
                                and definition
-  --build_labels MR            for transfer tasks: a training sentence of each class, with its
-                               label as the word
+  --build_labels MR            for transfer tasks: one training sentence per class, with its label
+                               as the word
 
 Example:
   python launch/demonstrations.py --build_dictionary def_word.tsv --output demos
@@ -32,7 +33,7 @@ from typing import cast
 from absl import flags
 from etils import epath
 
-from cpt_jax.cli.model_flags import define_model
+from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.demonstrations import candidates
@@ -41,10 +42,10 @@ from cpt_jax.evals.demonstrations.selection import (
     NOTE,
     TABLE,
     Row,
+    count_helpful,
     format_page,
     format_ranking,
-    helping,
-    ranked,
+    rank_rows,
     search_demonstrations,
 )
 from cpt_jax.evals.fingerprint import fingerprint_weights
@@ -56,45 +57,51 @@ from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.local_path import local_path
 from cpt_jax.text.prompt_template import Prompt
 
-_MODEL, _OPTIONS = define_model(evaluation=True, required=False)
-_CANDIDATES = flags.DEFINE_list('candidates', [], 'Files of candidates, with commas between them.')
+_MODEL, _read_model_options = define_model_flags(evaluation=True, required=False)
+_CANDIDATES = flags.DEFINE_list('candidates', [], 'Files of candidates, separated by commas.')
 _DATA_DIR = flags.DEFINE_string(
-    'data_dir', None, 'Holds senteval/ (data/downstream of SentEval) with STS/STSBenchmark.'
+    'data_dir',
+    None,
+    'Directory with senteval/ (data/downstream of SentEval), which contains STS/STSBenchmark.',
 )
-_OUTPUT = flags.DEFINE_string('output', 'results/demonstrations', 'The directory to write into.')
+_OUTPUT = flags.DEFINE_string('output', 'results/demonstrations', 'Directory to write to.')
 _TASK = flags.DEFINE_enum(
     'task',
     'sts/STSBenchmark',
     ['sts/STSBenchmark', 'sts/SICK-R'],
-    'Whose dev set candidates are scored on.',
+    'Task whose dev set the candidates are scored on.',
 )
 _LIMIT = flags.DEFINE_integer(
-    'limit', 0, 'Only so many candidates, the first ones; 0: all.', lower_bound=0
+    'limit', 0, 'Number of candidates to score, from the first; 0 scores all.', lower_bound=0
 )
 _STS = flags.DEFINE_string(
-    'build_sts', None, 'Build candidates: the file of words for sentences of STS-B train.'
+    'build_sts', None, 'Build candidates: file of words for sentences of STS-B train.'
 )
-_DICTIONARY = flags.DEFINE_string('build_dictionary', None, 'Build candidates: the dictionary.')
+_DICTIONARY = flags.DEFINE_string(
+    'build_dictionary', None, 'Build candidates: file of the dictionary.'
+)
 _LABELS = flags.DEFINE_enum(
     'build_labels',
     None,
     [*candidates.LABEL_WORDS],
-    'Build candidates: the task whose labels are the words.',
+    'Build candidates: task whose labels are the words.',
 )
 _COUNT = flags.DEFINE_integer(
     'count',
     0,
-    'Of candidates of each kind that are drawn at random; 0: 100 sentences, 200 definitions, 100 '
-    'of labels.',
+    'Build candidates: number to sample of each kind; 0 means 100 sentences, 200 definitions, or '
+    '100 candidates of labels.',
     lower_bound=0,
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'Of what is drawn.', lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    'seed', 0, 'Build candidates: random seed of the samples.', lower_bound=0
+)
 
 
 def main() -> None:
     output = local_path(_OUTPUT.value, '--output')
     if _STS.value or _DICTIONARY.value or _LABELS.value:
-        _build(output)
+        _build_candidates(output)
     elif not _MODEL.value or not _CANDIDATES.value or not _DATA_DIR.value:
         raise UserError(
             '--model, --candidates and --data_dir are needed for a search (--build_... makes '
@@ -105,13 +112,16 @@ def main() -> None:
         _search(output)
 
 
-def _build(output: Path) -> None:
-    path, data_dir = output / 'candidates.tsv', Path(_DATA_DIR.value or '').expanduser()
+def _build_candidates(output: Path) -> None:
+    path = output / 'candidates.tsv'
+    data_dir = Path(_DATA_DIR.value or '').expanduser()
     if path.exists():
-        raise UserError(f'{path}: is there already: remove it, or give another --output')
+        raise UserError(f'{path}: already exists: remove it, or give another --output')
     if (_STS.value or _LABELS.value) and not _DATA_DIR.value:
-        raise UserError('--data_dir is missing: it holds senteval/ with the sentences')
-    found, count, seed = [], _COUNT.value, _SEED.value
+        raise UserError('--data_dir is missing: give the directory of senteval/ with the sentences')
+    found = []
+    count = _COUNT.value
+    seed = _SEED.value
     if _STS.value:
         words = Path(_STS.value).expanduser()
         if not words.exists():
@@ -119,21 +129,21 @@ def _build(output: Path) -> None:
             drawn = candidates.draw_sentences(data_dir, wanted, seed)
             words.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(words, ''.join(f'{sentence}\t\n' for sentence in drawn))
-            _tell_fewer(len(drawn), wanted, 'sentences', 'STS-B train')
+            _report_shortage(len(drawn), wanted, 'sentences', 'STS-B train')
             print(
-                f'{words}: {len(drawn):,} sentences of STS-B train; write a word behind the tab '
-                f'of each, and give the same command again'
+                f'{words}: {len(drawn):,} sentences of STS-B train; write a word after the tab of '
+                f'each line, and run the same command again'
             )
             return
-        found += candidates.of_words(words, data_dir)
+        found += candidates.read_sentence_words(words, data_dir)
     if _DICTIONARY.value:
-        found += candidates.of_dictionary(
+        found += candidates.draw_definitions(
             Path(_DICTIONARY.value).expanduser(), count or candidates.DEFINITIONS, seed
         )
     if _LABELS.value:
         wanted = count or candidates.LABEL_PAIRS
-        labelled = candidates.of_labels(_LABELS.value, data_dir, wanted, seed)
-        _tell_fewer(
+        labelled = candidates.draw_label_demonstrations(_LABELS.value, data_dir, wanted, seed)
+        _report_shortage(
             len(labelled), wanted, 'candidates of labels', f'the smallest class of {_LABELS.value}'
         )
         found += labelled
@@ -143,25 +153,26 @@ def _build(output: Path) -> None:
     if _LABELS.value:
         shown = ' '.join(f'--demonstration {shlex.quote("=".join(pair))}' for pair in found[0])
         print(
-            f'evaluate with one, such as: python launch/evaluate.py --tasks probe/{_LABELS.value} '
-            f'... {shown}'
+            f'to evaluate with one of them: python launch/evaluate.py --tasks '
+            f'probe/{_LABELS.value} ... {shown}'
         )
         if _LABELS.value in candidates.WITHOUT_SPLIT:
             print(
-                f'{_LABELS.value} has no training set: its folds test the sentences shown too, as '
-                f'in the paper'
+                f'{_LABELS.value} has no separate training set: as in the paper, its folds also '
+                f'test the sentences that are shown'
             )
 
 
-def _tell_fewer(found: int, wanted: int, what: str, source: str) -> None:
+def _report_shortage(found: int, wanted: int, what: str, source: str) -> None:
+    """Prints a line if fewer candidates were found than wanted."""
     if found < wanted:
-        print(f'{found:,} {what} and not {wanted:,}: {source} has no more')
+        print(f'only {found:,} of {wanted:,} {what}: {source} has no more')
 
 
 def _search(output: Path) -> None:
-    options = _OPTIONS()
+    options = _read_model_options()
     if options['representation'].demonstrations:
-        raise UserError('--demonstration: the search shows its own; leave the flag out')
+        raise UserError('--demonstration: remove this flag; the search shows its own candidates')
     for name in _CANDIDATES.value:
         if not Path(name).expanduser().is_file():
             raise UserError(f'--candidates {name}: no such file')
@@ -173,22 +184,22 @@ def _search(output: Path) -> None:
             f'{sts.LAYOUT}'
         )
 
-    from cpt_jax.embed.load import (
-        load_embedder,  # imports JAX, which waits until run_program has chosen its platform
-    )
-    from cpt_jax.origin.pretrained import directories_of
+    # Imported here because they import JAX, whose platform run_program chooses first.
+    from cpt_jax.embed.load import load_embedder
+    from cpt_jax.origin.pretrained import list_model_directories
 
-    embedder, task = load_embedder(_MODEL.value, **options), tasks[_TASK.value]
+    task = tasks[_TASK.value]
+    embedder = load_embedder(_MODEL.value, **options)
     if embedder.prompt is None:
         raise UserError(
-            f'--model {_MODEL.value}: its texts stand in no template: give --representation '
+            f'--model {_MODEL.value}: this model uses no template: give --representation '
             f'prompteol, with a language model'
         )
     found = candidates.read_candidates(
         [Path(name) for name in _CANDIDATES.value], embedder.prompt.template
     )[: _LIMIT.value or None]
     if not embedder.workdir:
-        embedder.settings['weights'] = fingerprint_weights(*directories_of(_MODEL.value))
+        embedder.settings['weights'] = fingerprint_weights(*list_model_directories(_MODEL.value))
     about = {
         'model': embedder.model_name,
         'settings': embedder.settings,
@@ -197,62 +208,68 @@ def _search(output: Path) -> None:
         'data': task.fingerprint(),
     }
     start = time.perf_counter()
-    read = cast(Callable[[Prompt], Embed], embedder.reading)  # its side is 'x' or 'y', not any str
+    # The cast is needed because its side is 'x' or 'y', and Embed accepts any str.
+    read = cast(Callable[[Prompt], Embed], embedder.with_prompt)
     rows = search_demonstrations(read, embedder.prompt, found, task, about, output)
-    best = ranked(rows)[0]
-    model = f'{embedder.workdir}@{embedder.settings["step"]}' if embedder.workdir else _MODEL.value
-    command = _command(model, data_dir, embedder.encoder.config.pooling, best)
+    best = rank_rows(rows)[0]
+    if embedder.workdir:
+        model = f'{embedder.workdir}@{embedder.settings["step"]}'
+    else:
+        model = _MODEL.value
+    command = _make_evaluation_command(model, data_dir, embedder.encoder.config.pooling, best)
     write_atomically(output / TABLE, format_page(rows, about))
-    told = {
+    summary = {
         'without': rows[0]['main_score'],
-        'helping': helping(rows),
+        'helping': count_helpful(rows),
         'candidates': len(rows) - 1,
         'note': NOTE,
         'command': command,
     }
-    write_json(output / BEST, {**about, **best, **told})
+    write_json(output / BEST, {**about, **best, **summary})
     print(format_ranking(rows))
-    spent = (
-        f'{time.perf_counter() - start:,.0f} s here, {sum(row["seconds"] for row in rows):,.0f} s '
-        f'in all'
-    )
+    total_seconds = sum(row['seconds'] for row in rows)
+    spent = f'{time.perf_counter() - start:,.0f} s in this run, {total_seconds:,.0f} s in total'
     print(
-        f'\n{helping(rows):,} of {len(rows) - 1:,} candidates help; {rows[0]["main_metric"]} x100 '
+        f'\n{count_helpful(rows):,} of {len(rows) - 1:,} candidates help; '
+        f'{rows[0]["main_metric"]} x100 '
         f'on {task.name}, dev; {spent}'
     )
     print(
-        f'{NOTE}\nwritten to {output / TABLE}, {output / BEST}; evaluate the best one:\n  {command}'
+        f'{NOTE}\nwritten to {output / TABLE}, {output / BEST}; to evaluate the best one:\n'
+        f'  {command}'
     )
 
 
-def _command(model: str, data_dir: epath.Path, pooling: str, best: Row) -> str:
-    """Of launch/evaluate.py, with what was found."""
-    name, template = flags.FLAGS.representation, best['template'] or flags.FLAGS.template
+def _make_evaluation_command(model: str, data_dir: epath.Path, pooling: str, best: Row) -> str:
+    """Returns the launch/evaluate.py command for the best candidate.
+
+    Args:
+      model: model reference for --model.
+      data_dir: directory for --data_dir.
+      pooling: pooling of the encoder during the search.
+      best: the row of the best candidate.
+    """
+    name = flags.FLAGS.representation
+    template = best['template'] or flags.FLAGS.template
     if name == 'own' and template and pooling == 'mean':
-        # A --template alone says that the last token counts, which is not how this run was trained.
+        # --template without --representation implies last-token pooling, but this run was trained
+        # with mean pooling.
         name = 'mean'
-    words = [
-        'python',
-        'launch/evaluate.py',
-        '--model',
-        model,
-        '--tasks',
-        'sts/*',
-        '--data_dir',
-        str(data_dir),
-    ]
-    words += ['--representation', name] * (name != 'own') + ['--template', template] * bool(
-        template
-    )
-    words += [
-        word for pair in best['demonstrations'] for word in ('--demonstration', '='.join(pair))
-    ]
-    words += ['--nocleanup'] * (not flags.FLAGS.cleanup) + ['--fsdp', str(flags.FLAGS.fsdp)] * (
-        flags.FLAGS.fsdp > 1
-    )
+    words = ['python', 'launch/evaluate.py']
+    words += ['--model', model, '--tasks', 'sts/*', '--data_dir', str(data_dir)]
+    if name != 'own':
+        words += ['--representation', name]
+    if template:
+        words += ['--template', template]
+    for pair in best['demonstrations']:
+        words += ['--demonstration', '='.join(pair)]
+    if not flags.FLAGS.cleanup:
+        words.append('--nocleanup')
+    if flags.FLAGS.fsdp > 1:
+        words += ['--fsdp', str(flags.FLAGS.fsdp)]
     return ' '.join(map(shlex.quote, words))
 
 
 def run() -> None:
-    """The console script cpt-demonstrations."""
+    """Runs the console script cpt-demonstrations."""
     run_program(main)

@@ -1,14 +1,14 @@
-r"""Turns the texts of a file into vectors, on every device.
+r"""Embeds the texts of a file on all devices.
 
-Writes shards of float32 vectors in the order of the file (vectors-00000-of-00004.npy), the ids of
-their texts (ids-00000-of-00004.txt) and what they were made of (meta.json). A program that was
-killed goes on when the same command is given again: shards that are there are not computed again.
-On several hosts, start the same command on each, as for launch/train.py; each reads the file, and
-process 0 writes.
+Writes float32 vectors in shards, in the order of the file (vectors-00000-of-00004.npy), the ids of
+their texts (ids-00000-of-00004.txt) and the settings that produced them (meta.json). If the program
+is killed, run the same command again: existing shards are not computed again. To use several hosts,
+start the same command on each, as for launch/train.py; every process reads the file, and process 0
+writes.
 
-The file is .jsonl (a row's text is title + ' ' + text, as in BEIR's corpus.jsonl, or what stands in
---field; its id is `_id`, `id` or the number of the line), or .txt with one text a line; .gz is
-unpacked.
+The file is .jsonl or .txt, optionally compressed (.gz). In .jsonl, a row's text is
+title + ' ' + text, as in BEIR's corpus.jsonl, or the value of --field; its id is `_id`, `id` or the
+line number. In .txt, every line is one text.
 
 Example:
   python launch/embed.py --model runs/quickstart --input ~/data/retrieval/scifact/corpus.jsonl \
@@ -25,42 +25,46 @@ import numpy as np
 from absl import flags
 from etils import epath
 
-from cpt_jax.cli.model_flags import define_model
+from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.local_path import local_path
-from cpt_jax.storage.vector_shards import Meta, VectorWriter
+from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
 from cpt_jax.text.corpus import Corpus
 
 if TYPE_CHECKING:
-    from cpt_jax.embed.embedder import Embedder  # imports JAX, which waits until the flags are read
+    # Imports JAX, whose platform is only chosen when the flags are parsed.
+    from cpt_jax.embed.embedder import Embedder
     from cpt_jax.text.tokenizer import Side
 
-_MODEL, _OPTIONS = define_model()
+_MODEL, _read_model_options = define_model_flags()
 _INPUT = flags.DEFINE_string(
     'input',
     None,
-    'The file of texts: .jsonl or .txt, or packed (.jsonl.gz, .txt.gz).',
+    'File of texts: .jsonl or .txt, optionally compressed (.jsonl.gz, .txt.gz).',
     required=True,
 )
-_OUTPUT = flags.DEFINE_string('output', None, 'The directory to fill.', required=True)
+_OUTPUT = flags.DEFINE_string('output', None, 'Directory to write to.', required=True)
 _SIDE = flags.DEFINE_enum(
-    'side', 'y', ['x', 'y'], 'x: the texts are queries. y: they are what queries look for.'
+    'side', 'y', ['x', 'y'], 'Side of the texts: x for queries, y for what queries search for.'
 )
 _FIELD = flags.DEFINE_string(
     'field',
     '',
-    "The field of a row that holds the text, such as code; by default title + ' ' + text.",
+    "Field of a .jsonl row that contains the text, such as code. Default: title + ' ' + text.",
 )
 _SHARD_SIZE = flags.DEFINE_integer(
-    'shard_size', 20_000, 'Vectors of a file; a program that is killed loses one.', lower_bound=1
+    'shard_size',
+    20_000,
+    'Vectors per file; a killed program loses at most one file of work.',
+    lower_bound=1,
 )
-_JOINED = define_processes()
+_join_processes = define_processes()
 
 
 def main() -> None:
     use_compilation_cache()
-    with _JOINED():
+    with _join_processes():
         _embed()
 
 
@@ -69,12 +73,12 @@ def _embed() -> None:
     from jax.experimental import multihost_utils
 
     from cpt_jax.embed.load import load_embedder
-    from cpt_jax.runtime.multihost import check_alike
+    from cpt_jax.runtime.multihost import check_processes_agree
 
     output = local_path(_OUTPUT.value, '--output')
-    embedder = load_embedder(_MODEL.value, **_OPTIONS())
+    embedder = load_embedder(_MODEL.value, **_read_model_options())
     corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
-    meta = Meta(
+    meta = VectorsMeta(
         model=embedder.model_name,
         settings=embedder.settings,
         side=_SIDE.value,
@@ -84,42 +88,53 @@ def _embed() -> None:
         width=embedder.width,
         shard_size=_SHARD_SIZE.value,
     )
-    line = (
-        f'--model {_MODEL.value} (here {embedder.model_name}): the processes opened different '
-        f'models: give RUN@STEP, and the same flags'
+    check_processes_agree(
+        [embedder.model_name, embedder.settings],
+        f'--model {_MODEL.value} (this process loaded {embedder.model_name}): the processes loaded '
+        f'different models: give RUN@STEP, and the same flags on every host',
     )
-    check_alike([embedder.model_name, embedder.settings], line)
-    check_alike(
+    check_processes_agree(
         corpus.fingerprint,
-        f'--input {corpus.path}: the processes read different texts; give each of them the same '
+        f'--input {corpus.path}: the processes read different texts: give all of them the same '
         f'file',
     )
 
     writer = VectorWriter(output, meta) if jax.process_index() == 0 else None
-    # Only process 0 need see the directory.
+    # Only process 0 needs access to the output directory, so it broadcasts the missing shards.
     wanted = multihost_utils.broadcast_one_to_all(
         np.isin(np.arange(meta.shards), writer.missing if writer else [])
     )
     start = time.perf_counter()
-    texts = _fill(embedder, corpus, meta, wanted, writer)
+    texts = _embed_missing_shards(embedder, corpus, meta, wanted, writer)
     if writer:
-        print(_summary(embedder, meta, texts, time.perf_counter() - start))
+        print(_format_summary(embedder, meta, texts, time.perf_counter() - start))
 
 
-def _fill(
+def _embed_missing_shards(
     embedder: 'Embedder',
     corpus: Corpus,
-    meta: Meta,
+    meta: VectorsMeta,
     wanted: np.ndarray,
     writer: VectorWriter | None,
 ) -> int:
-    """Embeds the texts of the wanted shards; returns their number."""
-    # Of the texts that the embedder has read, and not given vectors for yet.
+    """Embeds the texts of the wanted shards and writes their vectors.
+
+    Args:
+      embedder: the model.
+      corpus: texts of all shards.
+      meta: description of the vectors.
+      wanted: bool[shards], whether a shard is to be computed.
+      writer: writer of the shards; None on all processes but the first.
+
+    Returns:
+      The number of texts that were embedded.
+    """
+    # Ids of texts that the embedder has read and not returned vectors for yet.
     ids: deque[str] = deque()
 
     def texts() -> Iterator[str]:
-        for place, (name, text) in enumerate(islice(corpus, meta.texts)):
-            if wanted[place // meta.shard_size]:
+        for index, (name, text) in enumerate(islice(corpus, meta.texts)):
+            if wanted[index // meta.shard_size]:
                 ids.append(name)
                 yield text
 
@@ -131,32 +146,32 @@ def _fill(
         if writer:
             writer.add(names, vectors_NxD)
     if writer and writer.missing:
-        raise UserError(f'--input {meta.input} has become shorter while it was read: start again')
+        raise UserError(f'--input {meta.input}: became shorter while it was read: start again')
     return total
 
 
-def _summary(embedder: 'Embedder', meta: Meta, texts: int, seconds: float) -> str:
-    """What was done, how fast, and where it is."""
-    lines = [
-        f'{meta.texts:,} vectors of {meta.width} units in {meta.shards:,} files; written to '
-        f'{_OUTPUT.value}'
-    ]
-    if texts < meta.texts:
-        lines.insert(
-            0,
-            f'{meta.texts - texts:,} of {meta.texts:,} texts had their vectors from an earlier '
-            f'start',
-        )
+def _format_summary(embedder: 'Embedder', meta: VectorsMeta, texts: int, seconds: float) -> str:
+    """Returns the lines that report what was embedded, how fast, and where it was written."""
+    lines = []
     if texts:
         padding = 1 - (embedder.tokens - embedder.shared) / embedder.columns
-        rates = (
+        lines.append(
+            f'{texts:,} texts in {seconds:,.1f} s, compiling included: '
             f'{texts / seconds:,.0f} texts/s, {embedder.tokens / seconds:,.0f} tokens/s; '
             f'{padding:.1%} of what was computed is padding'
         )
-        lines.insert(0, f'{texts:,} texts in {seconds:,.1f} s, compiling included: {rates}')
+    if texts < meta.texts:
+        lines.append(
+            f'{meta.texts - texts:,} of {meta.texts:,} texts had their vectors from an earlier '
+            f'start'
+        )
+    lines.append(
+        f'{meta.texts:,} vectors of {meta.width} dimensions in {meta.shards:,} files; written to '
+        f'{_OUTPUT.value}'
+    )
     return '\n'.join(lines)
 
 
 def run() -> None:
-    """The console script cpt-embed."""
+    """Runs the console script cpt-embed."""
     run_program(main)

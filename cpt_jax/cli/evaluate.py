@@ -1,18 +1,18 @@
-r"""Scores a model on benchmarks, beside BM25 and random vectors.
+r"""Scores a model on benchmarks, next to BM25 and random vectors as baselines.
 
-Reads nothing but a model reference. Prints a table, and writes results.json and report/index.html:
-the scores, the training curves where the model is a run, and real queries with what the model and
-what BM25 finds. Scores of earlier evaluations of the same model stay in results.json, and are not
-measured again; an evaluation that is killed goes on where it was. Those of another model,
-checkpoint or --representation are replaced: give each an --output of its own.
+Only needs a model reference. Prints a table of scores, and writes results.json and
+report/index.html: scores, training curves if the model is a run, and real queries with the results
+of the model and of BM25. Scores of earlier evaluations of the same model stay in results.json and
+are not computed again; run the same command to resume an evaluation that was killed. Scores of
+another model, checkpoint or --representation are replaced, so give each its own --output.
 
-With --follow it watches a run that is being trained, and scores each checkpoint once: rows of
-results.jsonl, points of TensorBoard (eval), curves in the report, and best.json, so that --model
-RUN@best:TASK is the checkpoint with the best score. It ends when training ends. Several programs
-may follow one run; one that is killed loses nothing.
+With --follow, the program watches a run in training and scores each checkpoint once. It writes
+rows of results.jsonl, TensorBoard scalars (eval), curves in the report, and best.json, so that
+--model RUN@best:TASK loads the checkpoint with the best score. It ends when training ends. Several
+programs may follow one run; a killed program loses no scores.
 
-On several hosts, start the same command on each, as for launch/train.py; process 0 reads the data,
-scores and writes.
+To use several hosts, start the same command on each, as for launch/train.py; process 0 reads the
+data, scores and writes.
 
 Example:
   python launch/evaluate.py --model runs/quickstart --tasks 'codesearch/*,retrieval/scifact' \
@@ -29,21 +29,21 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 from etils import epath
 
-from cpt_jax.cli.model_flags import define_model
+from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
-from cpt_jax.evals.model_evaluation import check_tasks, embed_with_kept_vectors, evaluate_model
+from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
 from cpt_jax.evals.registry import (
+    find_option_fields,
     find_tasks,
     make_options,
-    option_fields,
-    scored_options,
     select,
+    select_score_options,
 )
-from cpt_jax.evals.store.embedding_cache import KeptVectors
-from cpt_jax.evals.store.history import HISTORY, format_history, measured_otherwise
+from cpt_jax.evals.store.embedding_cache import CachingEmbed
+from cpt_jax.evals.store.history import HISTORY, find_remeasured_tasks, format_history
 from cpt_jax.evals.store.results import RESULTS, format_table
-from cpt_jax.evals.suites import without_mean
+from cpt_jax.evals.suites import explain_missing_means
 from cpt_jax.evals.task import Context, Task
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -53,72 +53,81 @@ if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
     from cpt_jax.embed.function import Embed
 
-MODEL, OPTIONS = define_model(evaluation=True)
-JOINED = define_processes()
+MODEL, read_model_options = define_model_flags(evaluation=True)
+join_processes = define_processes()
 TASKS = flags.DEFINE_list(
     'tasks',
     ['codesearch/python_source'],
-    "Tasks, with commas between them; globs such as 'retrieval/*' select many, suites such as "
-    'suite/cpt_beir those of a table.',
+    "Tasks, separated by commas: names, globs such as 'retrieval/*', or suites such as "
+    'suite/cpt_beir (the tasks of a published table).',
 )
 ALLOW_MISSING = flags.DEFINE_bool(
     'allow_missing',
     False,
-    'Run a suite without the tasks whose data are not there; it gets no mean.',
+    'Run a suite without the tasks whose data are missing; its mean is then omitted.',
 )
 DATA_DIR = flags.DEFINE_string(
     'data_dir',
     None,
-    'Holds retrieval/<folder>/ (BEIR, MS MARCO), openqa/<name>/ (NQ, TriviaQA), '
+    'Directory with retrieval/<folder>/ (BEIR, MS MARCO), openqa/<name>/ (NQ, TriviaQA), '
     'codesearch/<name>.jsonl[.gz] (CodeSearchNet), senteval/ (SentEval), sent_bias_seat/tests/ '
     '(SEAT).',
 )
 OUTPUT = flags.DEFINE_string(
-    'output', None, "Where results.json and report/ go; the run's own directory, or else ./results."
+    'output',
+    None,
+    'Directory for results.json and report/. Default: the directory of the run, or ./results for '
+    'other models.',
 )
-TASK_OPTIONS = define_option_flags(option_fields())
+read_task_options = define_option_flags(find_option_fields())
 FOLLOW = flags.DEFINE_bool(
-    'follow', False, 'Score every checkpoint of the run --model, as they come, until its last step.'
+    'follow', False, 'Score every checkpoint of the run --model as it is saved, until the last.'
 )
 FOLLOW_TIMEOUT = flags.DEFINE_float(
     'follow_timeout',
     0,
-    'Minutes without a new checkpoint or score after which --follow ends, with status 0; 0: only '
-    'when training ends.',
+    'With --follow: minutes without a new checkpoint or score after which the program exits with '
+    'status 0; 0 waits until training ends.',
     lower_bound=0,
 )
 KEEP_BEST = flags.DEFINE_bool(
-    'keep_best', True, 'With --follow: keep the best checkpoint of each task in best/ of the run.'
+    'keep_best',
+    True,
+    'With --follow: keep the best checkpoint of each task in best/ of the run.',
 )
 AGAIN = flags.DEFINE_bool(
     'again',
     False,
-    'Measure again what has been scored already, after a change that the fingerprints do not see.',
+    'Score all tasks again, for example after a code change, which fingerprints do not detect.',
 )
 CACHE_DIR = flags.DEFINE_string(
     'cache_dir',
     None,
-    "Where vectors are until their task is done, vectors/ in --output by default; '': nowhere.",
+    'Directory for vectors until their task is finished. Default: vectors/ in --output; '
+    "'' disables the cache.",
 )
 KEEP_VECTORS = flags.DEFINE_bool(
-    'keep_vectors', False, 'Leave them in --cache_dir, for another evaluation of the same texts.'
+    'keep_vectors',
+    False,
+    'Keep vectors in --cache_dir after their task, for another evaluation of the same texts.',
 )
 
 
-def _select(tasks: dict[str, Task]) -> list[Task]:
+def _select_tasks(tasks: dict[str, Task]) -> list[Task]:
+    """Returns the tasks that --tasks selects from these."""
     return select(tasks, TASKS.value, DATA_DIR.value, ALLOW_MISSING.value)
 
 
 def main() -> None:
     use_compilation_cache()
     _check_flags()
-    with JOINED():
-        import jax  # which waits until run_program has chosen its platform
+    with join_processes():
+        import jax  # here, because run_program chooses the platform first
 
         if FOLLOW.value and jax.process_count() > 1:
             raise UserError(
-                '--follow: on one process alone; several evaluate a checkpoint with --model '
-                'RUN@STEP'
+                '--follow: runs as one process only; to use several processes, evaluate each '
+                'checkpoint with --model RUN@STEP'
             )
         if jax.process_index():
             run_as_worker()
@@ -127,10 +136,10 @@ def main() -> None:
 
 
 def run_as_leader() -> None:
-    """Reads the data, scores and writes: on process 0 only."""
+    """Reads the data, scores and writes; runs on process 0 only."""
     from cpt_jax.search import across_hosts
 
-    check_tasks(TASKS.value, DATA_DIR.value, TASK_OPTIONS(), ALLOW_MISSING.value)
+    check_tasks(TASKS.value, DATA_DIR.value, read_task_options(), ALLOW_MISSING.value)
     if FOLLOW.value:
         _follow()
     else:
@@ -139,53 +148,57 @@ def run_as_leader() -> None:
 
 
 def run_as_worker() -> None:
-    """Computes what process 0 asks for: on all other processes."""
+    """Computes what process 0 requests; runs on all other processes."""
     from cpt_jax.embed.load import load_embedder
     from cpt_jax.search import across_hosts
 
-    embedder = load_embedder(MODEL.value, **OPTIONS())
+    embedder = load_embedder(MODEL.value, **read_model_options())
     _check_alike(embedder)
     across_hosts.work_for_leader(cast('Embed', embedder))
 
 
 def _check_alike(embedder: 'Embedder') -> None:
-    """Processes that open a run while it is trained may find different checkpoints."""
-    from cpt_jax.runtime.multihost import check_alike
+    """Raises UserError if the processes loaded different models.
 
-    line = (
-        'the processes opened different models or read texts differently: give RUN@STEP, and the '
-        'same flags on every host'
+    They do if a run saves a checkpoint while they open it.
+    """
+    from cpt_jax.runtime.multihost import check_processes_agree
+
+    advice = (
+        'the processes loaded different models or process texts differently: give RUN@STEP, and '
+        'the same flags on every host'
     )
-    check_alike(
+    check_processes_agree(
         [embedder.model_name, embedder.settings],
-        f'--model {MODEL.value} (here {embedder.model_name}): {line}',
+        f'--model {MODEL.value} (this process loaded {embedder.model_name}): {advice}',
     )
 
 
 def _check_flags() -> None:
+    """Raises UserError for flags that cannot be used together."""
     local_path(OUTPUT.value or '', '--output')
     if FOLLOW.value and OUTPUT.value:
         raise UserError(
-            f'--output {OUTPUT.value}: --follow writes into the directory of the run: leave it out'
+            f'--output {OUTPUT.value}: --follow writes into the directory of the run: remove the '
+            f'flag'
         )
-    make_options(**TASK_OPTIONS())
+    make_options(**read_task_options())
     if FOLLOW.value and AGAIN.value:
         raise UserError(
-            '--again: --follow scores a checkpoint once; remove its rows from results.jsonl to '
-            'have it scored again'
+            '--again: --follow scores each checkpoint once; to score one again, remove its rows '
+            'from results.jsonl'
         )
     if FOLLOW.value and not Path(MODEL.value).is_dir():
         raise UserError(
-            f'--model {MODEL.value}: no such directory: --follow watches the directory of a run '
-            f'that is, or was, trained'
+            f'--model {MODEL.value}: no such directory: --follow needs the directory of a run'
         )
 
 
 def _evaluate() -> None:
-    # Imports JAX, which waits until run_program has chosen its platform.
+    # Imports JAX, whose platform run_program chooses first.
     from cpt_jax.embed.load import load_embedder
 
-    embedder = load_embedder(MODEL.value, **OPTIONS())
+    embedder = load_embedder(MODEL.value, **read_model_options())
     _check_alike(embedder)
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
     results = evaluate_model(
@@ -194,7 +207,7 @@ def _evaluate() -> None:
         TASKS.value,
         DATA_DIR.value,
         output,
-        TASK_OPTIONS(),
+        read_task_options(),
         vectors=_cache_folder(Path(output)),
         keep_vectors=KEEP_VECTORS.value,
         allow_missing=ALLOW_MISSING.value,
@@ -204,13 +217,13 @@ def _evaluate() -> None:
     for name, row in results['tasks'].items():
         if seen := row['settings'].get('functions_trained_on'):
             print(
-                f'{name}: {seen:,} of its functions were trained on, so its scores say little: '
-                f'hold out what the default does'
+                f'{name}: the model was trained on {seen:,} of its functions, so these scores are '
+                f'not meaningful: train with the default held-out packages'
             )
-    for line in without_mean(results, TASKS.value):
+    for line in explain_missing_means(results, TASKS.value):
         print(line)
     print(
-        f'\nscores x100, effect sizes and p-values as they are; written to {output / RESULTS} and '
+        f'\nscores x100 (effect sizes and p-values unscaled); written to {output / RESULTS} and '
         f'{output / "report" / "index.html"}'
     )
 
@@ -221,65 +234,72 @@ def _follow() -> None:
     from cpt_jax.origin.resolve import check_is_run
 
     check_is_run(MODEL.value, '--model')
-    options = OPTIONS()
+    options = read_model_options()
     if options['pooling']:
         raise UserError(
-            f'--pooling {options["pooling"]}: --follow watches a run, whose config says its '
-            f'pooling; leave the flag out'
+            f'--pooling {options["pooling"]}: --follow uses the pooling of the run: remove the flag'
         )
     run = Path(MODEL.value).absolute()
-    before: list[Embedder] = []
+    loaded: list[Embedder] = []  # at most one: the embedder of the previous checkpoint
 
-    def load(step: int) -> KeptVectors:
-        for embedder in before:
-            # Its memory is needed, whoever still holds it.
+    def load(step: int) -> CachingEmbed:
+        for embedder in loaded:
+            # Frees its device memory even if something still refers to the embedder.
             embedder.encoder = None  # type: ignore[assignment]
-        before[:] = [load_embedder(f'{run}@{step}', **options)]
-        return embed_with_kept_vectors(before[0], _cache_folder(run), KEEP_VECTORS.value)
+        loaded[:] = [load_embedder(f'{run}@{step}', **options)]
+        return make_caching_embed(loaded[0], _cache_folder(run), KEEP_VECTORS.value)
 
-    def settings_of(step: int) -> dict[str, Any]:
+    def read_step_settings(step: int) -> dict[str, Any]:
         return read_settings(f'{run}@{step}', options['representation'])
 
-    def tasks_of(settings: Mapping[str, Any]) -> list[Task]:
-        # Rankings of one checkpoint must not replace those of another.
+    def make_tasks(settings: Mapping[str, Any]) -> list[Task]:
+        # A folder per step, so that rankings of one checkpoint do not replace those of another.
         runs = epath.Path(RunDir(run).trec_runs / str(settings['step']))
-        return _select(find_tasks(DATA_DIR.value, Context(settings, runs), **TASK_OPTIONS()))
+        return _select_tasks(
+            find_tasks(DATA_DIR.value, Context(settings, runs), **read_task_options())
+        )
 
     follower = Follower(
-        run, tasks_of, _fingerprint_model_scores(), settings_of, load, KEEP_BEST.value
+        run, make_tasks, _fingerprint_model_scores(), read_step_settings, load, KEEP_BEST.value
     )
-    why = follow(follower, 60 * FOLLOW_TIMEOUT.value)
+    reason = follow(follower, 60 * FOLLOW_TIMEOUT.value)
     print(format_history(follower.rows))
-    for task in measured_otherwise(follower.rows, follower.asked):
+    for task in find_remeasured_tasks(follower.rows, follower.row_fingerprints):
         print(
-            f'{task}: these scores, and best.json, are of a later --follow with other flags or '
-            f'data; those of this command stand in {HISTORY} too, and count again where the rows '
-            'of the other are removed'
+            f'{task}: the scores shown here and in best.json are from a later --follow with other '
+            f'flags or data; the scores of this command are also in {HISTORY}, and are used again '
+            'once the rows of the other command are removed'
         )
     print(
-        f'\n{why}; {run / HISTORY}, {run / "report" / "index.html"}, tensorboard --logdir '
+        f'\n{reason}; {run / HISTORY}, {run / "report" / "index.html"}, tensorboard --logdir '
         f'{run / "tensorboard"}'
     )
 
 
 def _fingerprint_model_scores() -> dict[str, str]:
-    """Returns the fingerprint of each selected task, with defaults for options that change no score
-    of the model: another value of these must not make all rows those of another evaluation.
+    """Returns the fingerprint of each selected task, by name.
+
+    Options that do not change the model's scores have their defaults here, so that a change of such
+    an option does not make existing rows look like those of another evaluation.
     """
-    chosen = scored_options(TASK_OPTIONS())
-    tasks = _select(find_tasks(DATA_DIR.value, **chosen))
+    chosen = select_score_options(read_task_options())
+    tasks = _select_tasks(find_tasks(DATA_DIR.value, **chosen))
     return {task.name: task.fingerprint() for task in tasks}
 
 
 def _cache_folder(output: Path) -> Path | None:
-    """Returns where vectors are kept. --again is for changes that are not seen here, such as those
-    of the code: then nowhere.
+    """Returns the folder in which vectors are kept, or None if they are not kept.
+
+    They are not kept with --again, because a cached vector would hide the change (for example of
+    the code) that is the reason to score again.
     """
     if AGAIN.value or CACHE_DIR.value == '':
         return None
-    return Path(CACHE_DIR.value) if CACHE_DIR.value else RunDir(output).vectors
+    if CACHE_DIR.value:
+        return Path(CACHE_DIR.value)
+    return RunDir(output).vectors
 
 
 def run() -> None:
-    """The console script cpt-evaluate."""
+    """Runs the console script cpt-evaluate."""
     run_program(main)

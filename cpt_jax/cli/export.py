@@ -1,22 +1,25 @@
-"""Writes a trained model as a directory that other libraries load unchanged, or checks such a
-directory.
+"""Exports a trained model for other libraries, or checks an exported directory.
 
---model and --output write: config.json and safetensors as transformers reads them (GPT-2's,
-LLaMA's, or those of the pretrained model that training started from), tokenizer.json, and the files
-of sentence-transformers in the layout that all its versions and text-embeddings-inference read; a
-model card (README.md); texts with their vectors (golden.json), and how far a reload through our own
-importer is from the run (parity.json). A model whose sides have closing delimiters of their own
-(tokenizer.closing='own') becomes two directories, query/ and document/; one that was trained with
-'shared' becomes one, with a prompt for each side. One whose texts stand in a template
-(prompt.template) becomes a plain model of transformers, without the files of sentence-transformers,
-whose prompts have no end.
+--model and --output write a directory with:
+  - config.json and safetensors as transformers reads them (GPT-2's, LLaMA's, or those of the
+    pretrained model that training started from), and tokenizer.json
+  - the files of sentence-transformers, in the layout that all its versions and
+    text-embeddings-inference can read
+  - a model card (README.md)
+  - texts with their vectors (golden.json), and the largest difference between the run's vectors and
+    those after reloading the export with cpt_jax (parity.json)
 
-A run with LoRA (lora.rank) is written with its adapters merged into the weights, those that were
-trained beside: of a base in NF4 what the codes stand for. --adapter writes the adapters alone
-instead: adapter_config.json and adapter_model.safetensors, which peft loads.
+If each side has its own closing delimiter (tokenizer.closing='own'), there are two directories,
+query/ and document/; with 'shared' there is one, with a prompt for each side. A model with a
+template (prompt.template) becomes a plain transformers model without the files of
+sentence-transformers, because a prompt of sentence-transformers cannot add text at the end.
 
---check DIR goes through the files of any such directory, says what would break where, and ends with
-1 if anything would.
+Adapters of a LoRA run (lora.rank) are merged into the weights that they were trained with; if the
+base is in NF4, these are the dequantized weights. With --adapter, only the adapters are written:
+adapter_config.json and adapter_model.safetensors, which PEFT loads.
+
+--check DIR inspects the files of any such directory, reports what would break in which reader, and
+exits with status 1 if anything would.
 
 Example:
   python launch/export.py --model runs/quickstart --output exports/quickstart
@@ -33,23 +36,23 @@ from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.local_path import local_path
 
-_MODEL = flags.DEFINE_string('model', '', 'The run to export: its directory, or run@step.')
-_OUTPUT = flags.DEFINE_string('output', '', 'The directory to make.')
+_MODEL = flags.DEFINE_string('model', '', 'Run to export: its directory, or RUN@STEP.')
+_OUTPUT = flags.DEFINE_string('output', '', 'Directory to create; must not exist yet.')
 _DTYPE = flags.DEFINE_enum(
-    'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the weights.'
+    'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Dtype of the exported weights.'
 )
 _SHARD_GB = flags.DEFINE_float(
-    'shard_gb', 5.0, 'Gigabytes of weights in a file; more are split.', lower_bound=1e-6
+    'shard_gb', 5.0, 'Maximum gigabytes of weights per file.', lower_bound=1e-6
 )
 _ADAPTER = flags.DEFINE_boolean(
     'adapter',
     False,
-    "Of a LoRA run, write the adapter alone, in PEFT's layout, not the merged model.",
+    "Export only the adapter of a LoRA run, in PEFT's format, instead of the merged model.",
 )
 _LICENSE = flags.DEFINE_string(
-    'license', 'unknown', 'For the model card: an identifier such as apache-2.0.'
+    'license', 'unknown', 'License identifier for the model card, such as apache-2.0.'
 )
-_CHECK = flags.DEFINE_string('check', '', 'Check this directory instead.')
+_CHECK = flags.DEFINE_string('check', '', 'Directory to check, instead of exporting.')
 
 
 def main() -> None:
@@ -68,20 +71,19 @@ def _export_adapter() -> None:
     from cpt_jax.exporting.adapter import export_adapter
 
     if not _MODEL.value or not _OUTPUT.value:
-        raise UserError('--adapter goes with --model and --output')
+        raise UserError('--adapter needs --model and --output')
     written = export_adapter(_MODEL.value, local_path(_OUTPUT.value, '--output'))
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
     if written.template:
-        given = f'--template {shlex.quote(written.template)}'
+        template_flag = f'--template {shlex.quote(written.template)}'
         print(
-            f'its texts stood in a template, which no file of an adapter says: embed or evaluate '
-            f'it with {given}'
+            f'it was trained with a template, which the files of an adapter cannot store: embed or '
+            f'evaluate it with {template_flag}'
         )
     if written.rows:
         print(
-            f'texts stand between delimiters whose ids the base lacks: '
-            f'model.resize_token_embeddings({written.rows}) before'
-            ' PeftModel.from_pretrained'
+            f'the base has no token ids for the delimiters around texts: call '
+            f'model.resize_token_embeddings({written.rows}) before PeftModel.from_pretrained'
         )
 
 
@@ -90,7 +92,7 @@ def _export() -> None:
     from cpt_jax.exporting.golden import TOLERANCE
 
     if not _MODEL.value or not _OUTPUT.value:
-        raise UserError('--model and --output go together')
+        raise UserError('give both --model and --output')
     output = local_path(_OUTPUT.value, '--output')
     parts = export(
         _MODEL.value,
@@ -103,37 +105,39 @@ def _export() -> None:
         sides = (
             ' and '.join(part.prompts)
             or part.name
-            or 'a plain model of transformers, whose texts stand in a template (see its card)'
+            or 'a plain transformers model that needs its template around texts (see its card)'
         )
         print(
-            f'{output / part.name}: {sides}, at most {part.max_tokens} tokens; a reload differs '
-            f'by {part.difference:.1e} at most'
+            f'{output / part.name}: {sides}, at most {part.max_tokens} tokens; vectors after a '
+            f'reload differ by at most {part.difference:.1e}'
         )
     worst = max(part.difference for part in parts)
-    if not worst <= TOLERANCE[_DTYPE.value]:  # nor if it is no number
+    if not worst <= TOLERANCE[_DTYPE.value]:  # also true for NaN
         raise UserError(
-            f'--output {output}: written, but a reload differs by {worst:.1e}, and {_DTYPE.value} '
-            f'explains {TOLERANCE[_DTYPE.value]:.0e}: look at golden.json before you publish it'
+            f'--output {output}: written, but vectors after a reload differ by {worst:.1e}; '
+            f'rounding to {_DTYPE.value} explains {TOLERANCE[_DTYPE.value]:.0e}: look at '
+            f'golden.json before you publish it'
         )
-    print(f'model card: {output}/README.md; check it with --check {output}')
+    print(f'model card: {output}/README.md; check the export with --check {output}')
 
 
 def _check(directory: Path) -> None:
     from cpt_jax.exporting.check import check
 
-    for part in [
+    parts = [
         directory / name
         for name in ('query', 'document')
         if (directory / name / 'config.json').is_file()
-    ] or [directory]:
+    ]
+    for part in parts or [directory]:
         report = check(part)
-        print(report.table())
+        print(report.format_table())
         if report.defects:
             raise UserError(
-                f'--check {part}: something would break: {len(report.defects)} lines above'
+                f'--check {part}: {len(report.defects)} defects, listed above, would break a reader'
             )
 
 
 def run() -> None:
-    """The console script cpt-export."""
+    """Runs the console script cpt-export."""
     run_program(main)

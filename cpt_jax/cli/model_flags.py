@@ -1,55 +1,56 @@
-"""The flags that name a model and say how it turns texts into vectors."""
+"""Flags that select a model and define how it embeds texts."""
 
 from collections.abc import Callable
 from typing import Any
 
 from absl import flags
 
-from cpt_jax.text.prompt_template import REPRESENTATIONS, Representation, demonstrations_of
+from cpt_jax.text.prompt_template import REPRESENTATIONS, Representation, parse_demonstrations
 
-# Key flags of the program that calls define_model, which shows them in its --help.
+# absl lists these flags in the --help of the program that calls define_model_flags.
 flags.disclaim_key_flags()
 
 
-def define_model(
+def define_model_flags(
     evaluation: bool = False, required: bool = True
 ) -> tuple[flags.FlagHolder[str], Callable[[], dict[str, Any]]]:
-    """Defines --model and the flags that say how texts become vectors, for all programs that load a
-    model.
+    """Defines --model and the flags for how texts are embedded, for all programs that load a model.
 
     Args:
-      evaluation: texts in a template are cleaned as the PromptEOL paper does, unless --nocleanup is
-        given.
+      evaluation: default of --cleanup: whether texts in a template are cleaned as in the PromptEOL
+        paper.
       required: whether --model must be given.
 
     Returns:
-      --model, and the reader of the others: keyword arguments of `load_embedder`. It raises
-        UserError where they do not go together.
+      The holder of --model, and a function that reads the other flags and returns keyword arguments
+      of `load_embedder`. It raises UserError if the flags contradict each other.
     """
     reference = (
-        'A model reference: a run, run@step, run@best:TASK (after evaluate.py --follow), or the '
+        'Model to load: a run, RUN@STEP, RUN@best:TASK (after evaluate.py --follow), or the '
         'directory of a pretrained model.'
     )
     pooling = (
-        'Pooling of a pretrained model whose directory names none: eos or last, mean, cls. By '
-        'default mean for BERT, last for decoders.'
+        'Pooling of a pretrained model whose directory does not define one: eos (or last), mean or '
+        'cls. Default: mean for BERT, last for decoders.'
     )
     representation = (
-        'How a causal language model represents a text: prompteol or prompt (last token of a '
-        'template), last, mean (of the text alone); own: as it was trained.'
+        'How a causal language model embeds a text: prompteol or prompt (last token of '
+        'that template), last or mean (pooling over the text without a template), own (as '
+        'the model was trained).'
     )
     template = (
-        'Your own in place of the one of --representation, with the slot {text} for the text; its '
-        'last token counts.'
+        'Custom template that replaces the one of --representation; {text} marks where the text '
+        'goes. The last token gives the embedding, unless --representation is mean.'
     )
     demonstration = (
-        "A sentence and its word, 'A jockey riding a horse.=Equestrian', shown before each text; "
-        'may be repeated.'
+        'Sentence and word shown before each text, in the form '
+        "'A jockey riding a horse.=Equestrian'"
     )
     cleanup = (
-        'Of texts in a template: a full stop at the end, no double quotes, no question mark at '
-        'the end, as the paper evaluates.'
+        'Clean texts before they enter a template, as in the PromptEOL evaluation: end with a full '
+        'stop, no double quotes, no question mark at the end.'
     )
+    # Any: the value is None only if the flag is not required.
     # Any: its value is None only where the flag is not required.
     model: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, reference, required=required)
     pooled = flags.DEFINE_string('pooling', None, pooling)
@@ -60,12 +61,15 @@ def define_model(
     fsdp = flags.DEFINE_integer(
         'fsdp',
         1,
-        'Devices that share one copy of the parameters: for models that one does not hold.',
+        'Number of devices that the parameters are sharded over, for models too large for one '
+        'device.',
         lower_bound=1,
     )
 
     def read() -> dict[str, Any]:
-        chosen = Representation(name.value, own.value, demonstrations_of(shown.value), clean.value)
+        chosen = Representation(
+            name.value, own.value, parse_demonstrations(shown.value), clean.value
+        )
         return {'pooling': pooled.value or '', 'representation': chosen, 'fsdp': fsdp.value}
 
     return model, read

@@ -1,4 +1,4 @@
-"""Flags of launch/evaluate.py that are made from the options of evaluation tasks."""
+"""Flags of launch/evaluate.py that are generated from the options of evaluation tasks."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -6,9 +6,9 @@ from typing import Any
 
 from absl import flags
 
-from cpt_jax.evals.options import flag_of
+from cpt_jax.evals.options import get_flag
 
-# Those that are defined here belong to the program that asks for them, and to its --help.
+# absl lists these flags in the --help of the program that calls define_option_flags.
 flags.disclaim_key_flags()
 
 
@@ -16,14 +16,18 @@ def define_option_flags(
     fields: Mapping[str, dataclasses.Field],
     flag_values: flags.FlagValues = flags.FLAGS,
 ) -> Callable[[], dict[str, Any]]:
-    """Defines a flag for each option and returns their reader: option name -> value as typed,
-    which `registry.make_options` parses.
+    """Defines a flag for each task option; returns a function that reads them.
+
+    The returned function returns option values as typed, by name; `registry.make_options` parses
+    them.
 
     Args:
-      fields: options by name, as `registry.option_fields` returns them.
-      flag_values: where the flags are registered.
+      fields: option fields by name, from `registry.find_option_fields`.
+      flag_values: registry that the flags are added to.
     """
-    holders = {name: _define(name, field, flag_values) for name, field in fields.items()}
+    holders = {
+        name: _define_option_flag(name, field, flag_values) for name, field in fields.items()
+    }
 
     def read() -> dict[str, Any]:
         values = {name: holder.value for name, holder in holders.items()}
@@ -34,18 +38,20 @@ def define_option_flags(
     return read
 
 
-def _define(name: str, field: dataclasses.Field, flag_values: flags.FlagValues) -> flags.FlagHolder:
-    """Defines the flag of one option; its kind follows from the option's default."""
-    flag = flag_of(field)
+def _define_option_flag(
+    name: str, field: dataclasses.Field, flag_values: flags.FlagValues
+) -> flags.FlagHolder:
+    """Defines the flag of one option; its type is that of the option's default."""
+    flag = get_flag(field)
     default: Any = field.default
     given: dict[str, Any] = {'name': name, 'help': flag.help, 'flag_values': flag_values}
     numeric: dict[str, Any] = {**given, 'default': default, 'lower_bound': flag.lower_bound}
     if flag.choices:
-        # A default that is no choice, such as '', is not shown and cannot be typed.
+        # A default that is not a choice, such as '', is neither shown nor accepted as a value.
         shown = default if default in flag.choices else None
         return flags.DEFINE_enum(default=shown, enum_values=[*flag.choices], **given)
     match default:
-        case bool():  # before int, which it is too
+        case bool():  # before int, because bool is a subclass of int
             return flags.DEFINE_bool(default=default, **given)
         case int():
             return flags.DEFINE_integer(**numeric)

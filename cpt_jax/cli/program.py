@@ -1,6 +1,4 @@
-"""How every program in launch/ starts and ends: flags, one line for a user's mistake, exit
-statuses.
-"""
+"""Start and end of every program in launch/: flag parsing, one-line errors and exit statuses."""
 
 import os
 import sys
@@ -16,25 +14,25 @@ from absl import app, flags, logging
 from cpt_jax.runtime.allocator import keep_freed_memory
 from cpt_jax.runtime.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
-# Key flags of the program that calls define_processes, which shows them in its --help.
+# absl lists these flags in the --help of the program that calls define_processes.
 flags.disclaim_key_flags()
 
 
 def run_program(main: Callable[[], int | None]) -> None:
-    """Parses the flags, runs `main` and exits with what it returns (None: 0).
+    """Parses the flags, calls `main` and exits with the status that it returns (None means 0).
 
     --help shows the docstring and the flags of the module that defines `main`.
     """
     _show_help_of(sys.modules[main.__module__])
     if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator(Path('/')):
-        # Or libtpu, which launch/plan.py needs, complains on stderr that there is no TPU.
+        # Otherwise libtpu, which launch/plan.py needs, reports on stderr that it found no TPU.
         os.environ['JAX_PLATFORMS'] = 'cpu'
 
     if os.environ.get('JAX_PLATFORMS') == 'cpu':
         keep_freed_memory()
 
     def run(argv: list[str]) -> int | None:
-        # Our libraries say at level INFO what is of interest to their authors.
+        # At level INFO, the libraries log details that only concern their developers.
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)
         try:
@@ -51,8 +49,10 @@ def run_program(main: Callable[[], int | None]) -> None:
 
 
 def _show_help_of(module: ModuleType) -> None:
-    """Makes absl's --help describe `module`: absl describes the script that Python was started
-    with, which is a file of a few lines in launch/ or a console script.
+    """Makes absl's --help describe `module`.
+
+    absl describes the script that Python was started with, which here is a launch/ shim of a few
+    lines or a console script.
     """
     sys.modules['__main__'].__doc__ = module.__doc__
     for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
@@ -60,24 +60,29 @@ def _show_help_of(module: ModuleType) -> None:
 
 
 def define_processes() -> Callable[[], AbstractContextManager[None]]:
-    """Defines the flags of a program that several processes run together, one a host; returns what
-    joins them, for a `with` block.
+    """Defines the flags of a program that runs as several processes, one per host.
 
-    Within the block an exception on one process ends all of them (cpt_jax/runtime/multihost.py).
+    Returns:
+      A function that joins the processes and returns a context manager. Within its `with` block, an
+      exception in one process ends all of them (cpt_jax/runtime/multihost.py).
     """
     coordinator = flags.DEFINE_string(
-        'coordinator', '', 'host:port of process 0, where no cluster tells it.'
+        'coordinator',
+        '',
+        'Address of process 0 as host:port. Default: detected by JAX on TPU pods and clusters.',
     )
-    processes = flags.DEFINE_integer('processes', 1, 'Number of processes, with --coordinator.')
+    processes = flags.DEFINE_integer(
+        'processes', 1, 'Number of processes; used with --coordinator.'
+    )
     process = flags.DEFINE_integer(
-        'process', 0, 'Number of this process, from 0, with --coordinator.'
+        'process', 0, 'Index of this process, from 0; used with --coordinator.'
     )
 
     def join() -> AbstractContextManager[None]:
-        from cpt_jax.runtime.multihost import join_processes, shared_fate
+        from cpt_jax.runtime.multihost import exit_together, join_processes
 
         join_processes(coordinator.value, processes.value, process.value)
-        return shared_fate()
+        return exit_together()
 
     return join
 
@@ -85,47 +90,52 @@ def define_processes() -> Callable[[], AbstractContextManager[None]]:
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # --help, which absl ends with 1
+    except SystemExit:  # from --help, for which absl exits with 1
         sys.exit(0)
     except (flags.Error, UserError) as error:
         sys.exit(_fail(error))
     except Exception as error:
-        # From ml_collections, which sets the keys of --config: for instance a key of a section that
-        # another flag has just replaced.
+        # ml_collections raises these while it sets keys of --config, for example for a key of a
+        # section that another flag has just replaced.
         sys.exit(_fail(f'--config: {type(error).__name__}: {error}'))
 
 
 def _fail(error: object) -> int:
+    """Prints an error on one line of stderr; returns the exit status."""
     logging.flush()
     print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
     return EXIT_MISTAKE
 
 
 def _may_have_accelerator(root: Path) -> bool:
-    """Anything that hints at one: JAX finds out which. A plug-in of JAX (GPUs), a device of
-    Google's on the bus, TPU settings.
+    """Returns whether this machine shows any sign of an accelerator; JAX then detects its kind.
+
+    Signs are: a JAX plug-in (GPUs), a TPU device file, a Google device on the PCI bus, and
+    environment variables that start with TPU_.
+
+    Args:
+      root: root directory of the file system.
     """
-    chips = [*(root / 'dev').glob('accel*'), *(root / 'dev/vfio').glob('[0-9]*')]
-    google = any(
-        path.read_text().strip() == '0x1ae0'
-        for path in (root / 'sys/bus/pci/devices').glob('*/vendor')
-    )
+    device_files = [*(root / 'dev').glob('accel*'), *(root / 'dev/vfio').glob('[0-9]*')]
+    vendor_files = (root / 'sys/bus/pci/devices').glob('*/vendor')
+    has_google_device = any(path.read_text().strip() == '0x1ae0' for path in vendor_files)
     return (
-        bool(chips)
-        or google
+        bool(device_files)
+        or has_google_device
         or any(name.startswith('TPU_') for name in os.environ)
         or find_spec('jax_plugins') is not None
     )
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder, so that a second start need not
-    compile.
+    """Makes JAX keep compiled programs in the user's cache folder, so that restarts do not compile.
+
+    Does nothing if a folder is already configured.
     """
     import jax
 
-    from cpt_jax.storage.cache import cache_folder
+    from cpt_jax.storage.cache import get_cache_folder
 
     setting = 'jax_compilation_cache_dir'
     if getattr(jax.config, setting) is None:
-        jax.config.update(setting, os.fspath(cache_folder() / 'xla'))
+        jax.config.update(setting, os.fspath(get_cache_folder() / 'xla'))

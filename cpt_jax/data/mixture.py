@@ -1,8 +1,8 @@
-"""Which pairs are in batch `step`: a pure function of (seed, step), so that a run has no state of
-its data to save.
+"""The indices of the pairs in each batch: a pure function of (seed, step), so that checkpoints need
+no data state.
 
-A batch comes from one source, the same on every host, as negatives from another source would be
-told apart by their style.
+A batch comes from one source, the same on every host: negatives from another source could be
+recognized by their style.
 """
 
 import inspect
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from cpt_jax.data.pairs import Source, text_digest
+from cpt_jax.data.pairs import Source, digest_texts
 from cpt_jax.data.sources.csv_pairs import CsvSource
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.python_source import PythonSource
@@ -29,19 +29,19 @@ KINDS: dict[str, Callable[..., Source]] = {
     'text': TextSource,
 }
 
-# Arguments of these classes that a run gives, and a config does not.
-_GIVEN = ('split', 'tokenizer')
+# Arguments of these classes that the run sets, not the config.
+_SET_BY_RUN = ('split', 'tokenizer')
 
 
-def source_arguments(kind: str) -> dict[str, inspect.Parameter]:
+def get_source_arguments(kind: str) -> dict[str, inspect.Parameter]:
     """Returns the arguments of a kind's class that a config may set, by name."""
     parameters = inspect.signature(KINDS[kind]).parameters
-    return {name: parameter for name, parameter in parameters.items() if name not in _GIVEN}
+    return {name: parameter for name, parameter in parameters.items() if name not in _SET_BY_RUN}
 
 
-def source_functions(sections: Mapping[str, Mapping]) -> dict[str, Callable[..., Source]]:
-    """Returns the class of each source in a config's `data.sources`, by 'data.sources.NAME': what
-    `check_resume` takes the defaults from.
+def get_source_classes(sections: Mapping[str, Mapping]) -> dict[str, Callable[..., Source]]:
+    """Returns the class of each source in a config's `data.sources`, by 'data.sources.NAME', from
+    which `check_resume` takes default values.
 
     Sources of an unknown kind are left out; `make_sources` reports them.
     """
@@ -53,11 +53,11 @@ def source_functions(sections: Mapping[str, Mapping]) -> dict[str, Callable[...,
 
 
 class BatchIndex(NamedTuple):
-    """What a batch consists of.
+    """The indices of the pairs in a batch.
 
     Attributes:
-      source: number of the source, in the order of the mapping that `batches` was given.
-      pairs: int64[batch_pairs], numbers of its pairs, all different.
+      source: index of the source, in the order of the mapping given to `make_batches`.
+      pairs: int64[batch_pairs], distinct indices of pairs of that source.
     """
 
     source: int
@@ -68,130 +68,142 @@ def make_sources(
     sections: Mapping[str, Mapping],
     split: str,
     tokenizer: TokenCounter,
-    seen_as: Callable[[Source], Source] = lambda source: source,
+    wrap: Callable[[Source], Source] = lambda source: source,
 ) -> tuple[dict[str, Source], dict[str, float]]:
-    """The sources of a config's `data.sources`, and their weights, by name and in the order of the
-    names.
+    """Returns the sources of a config's `data.sources` and their weights, by name in sorted order.
 
-    A section holds `kind` (one of KINDS), `weight` and the keyword arguments of that kind's class.
-    Split 'heldout' leaves out the sources that hold out nothing. Each is wrapped in `seen_as`.
-    Raises UserError, which names the key, for what cannot be used.
+    Args:
+      sections: a section for each source, by name. It has `kind` (one of KINDS), `weight` and the
+        keyword arguments of the kind's class.
+      split: 'train', 'heldout' or 'all'. 'heldout' leaves out sources without held-out pairs.
+      tokenizer: tokenizer for sources that limit texts by tokens.
+      wrap: function applied to each source, optional.
+
+    Raises:
+      UserError: a section is invalid; the message contains the key.
     """
     sources = {
-        name: seen_as(_source(name, dict(sections[name]), split, tokenizer))
+        name: wrap(_make_source(name, dict(sections[name]), split, tokenizer))
         for name in sorted(sections)
     }
     kept = {name: source for name, source in sources.items() if len(source) or split != 'heldout'}
-    return kept, {name: _weight(name, sections[name]['weight']) for name in kept}
+    return kept, {name: _check_weight(name, sections[name]['weight']) for name in kept}
 
 
-def _source(name: str, section: dict, split: str, tokenizer: TokenCounter) -> Source:
+def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) -> Source:
     where = f'data.sources.{name}'
     kind = section.pop('kind', None)
     if kind not in KINDS:
         raise UserError(f'{where}.kind is {kind!r} and must be one of {", ".join(KINDS)}')
     if section.pop('weight', None) is None:
         raise UserError(f'config key {where}.weight is missing')
-    given = {'split': split} | (
-        {'tokenizer': tokenizer} if 'tokenizer' in inspect.signature(KINDS[kind]).parameters else {}
-    )
+    given: dict[str, object] = {'split': split}
+    if 'tokenizer' in inspect.signature(KINDS[kind]).parameters:
+        given['tokenizer'] = tokenizer
     check_section(KINDS[kind], where, section, given)
     try:
         return KINDS[kind](**section, **given)
-    except UserError as error:  # names the argument
+    except UserError as error:  # the message contains the argument
         raise UserError(
             f'{where}: {error} (arguments of this source are set with --config.{where}.NAME=VALUE)'
         ) from None
 
 
-def _weight(name: str, weight: float) -> float:
+def _check_weight(name: str, weight: float) -> float:
     if not weight > 0:
         raise UserError(
-            f'data.sources.{name}.weight is {weight} and must be above 0: take the source out '
-            f'instead'
+            f'data.sources.{name}.weight is {weight} and must be above 0; to leave the source out, '
+            f'remove it from the config'
         )
     return float(weight)
 
 
-def batches(
+def make_batches(
     sources: Mapping[str, Source], weights: Mapping[str, float], seed: int, batch_pairs: int
 ) -> grain.MapDataset:
-    """An endless data set whose element [step] is a BatchIndex.
+    """Returns an endless data set whose element [step] is a BatchIndex.
 
-    Each source is shuffled anew in every epoch (the pairs that do not fill a last batch differ from
-    epoch to epoch), and no batch crosses an epoch's end, so no pair meets itself. In an epoch of a
-    source with documents each document gives one pair, the next one in the next epoch, so a batch
-    holds at most one pair of a document. Sources take turns in proportion to their weights (to 1 %,
-    and evenly: not by chance) and never run out.
+    Each source is shuffled again in every epoch. The last pairs of an epoch that do not fill a
+    batch are dropped; they differ from epoch to epoch. No batch crosses the end of an epoch, so a
+    batch never contains a pair twice. If a source has documents, an epoch has one pair of each
+    document, and the next epoch the document's next pair. A batch therefore has at most one pair of
+    a document. Sources alternate deterministically in proportion to their weights (to 1 %) and
+    repeat without end.
 
     Args:
-      sources: the sources by name; a name also seeds its source's order, so another source does not
-        change it.
-      weights: by name, above 0, in any scale: the share of the batches.
-      seed: another seed gives other batches.
-      batch_pairs: pairs in a batch.
+      sources: sources by name. The name seeds the source's order, which other sources therefore do
+        not change.
+      weights: positive numbers by name: relative frequency of the source's batches.
+      seed: seed of the order of pairs.
+      batch_pairs: number of pairs in a batch.
 
     Raises:
       UserError: a source has fewer pairs, or documents, than a batch.
     """
-    parts = [
-        _source_batches(i, name, source, seed, batch_pairs)
+    data_sets = [
+        _make_source_batches(i, name, source, seed, batch_pairs)
         for i, (name, source) in enumerate(sources.items())
     ]
-    shares = np.array([weights[name] for name in sources])
-    # grain cuts the weights to whole numbers with 100 for the smallest; these are such numbers
-    # already, and rounded.
-    return grain.MapDataset.mix(parts, np.rint(100 * shares / shares.min()).tolist())
+    relative = np.array([weights[name] for name in sources])
+    # grain truncates weights to integers in which the smallest weight is 100. Giving it such
+    # integers rounds them instead.
+    return grain.MapDataset.mix(data_sets, np.rint(100 * relative / relative.min()).tolist())
 
 
-def _source_batches(
-    number: int, name: str, source: Source, seed: int, batch_pairs: int
+def _make_source_batches(
+    source_index: int, name: str, source: Source, seed: int, batch_pairs: int
 ) -> grain.MapDataset:
-    """The batches of one source, endless; one batch after the other is consecutive in its own
-    order.
-    """
-    units = len(source) if source.documents is None else len(source.documents) - 1
-    if units < batch_pairs:
-        separator = f'data.sources.{name}.separator'
-        documents = f'documents (a batch holds one pair of each; {separator} makes more of them)'
-        what = 'pairs' if source.documents is None else documents
+    """Returns the endless batches of one source; consecutive batches follow its shuffled order."""
+    # One item per epoch is a pair, or one pair of a document.
+    items = len(source) if source.documents is None else len(source.documents) - 1
+    if items < batch_pairs:
+        what = 'pairs'
+        if source.documents is not None:
+            separator = f'data.sources.{name}.separator'
+            what = f'documents (a batch has one pair of each; {separator} splits files into more)'
         raise UserError(
-            f'data.sources.{name} has {units} {what}, fewer than train.batch_pairs={batch_pairs}: '
-            f'lower that or add data'
+            f'data.sources.{name} has {items} {what}, fewer than train.batch_pairs={batch_pairs}: '
+            f'lower train.batch_pairs or add data'
         )
-    # grain's shuffle uses seed + epoch, so that neighbouring seeds would give the same orders an
-    # epoch apart.
-    order_seed = int(text_digest(str(seed), name)[:8], 16)
-    per_epoch = units // batch_pairs
+    # grain shuffles with seed + epoch, so adjacent seeds would give the same orders one epoch
+    # apart. A hash avoids this.
+    order_seed = int(digest_texts(str(seed), name)[:8], 16)
+    batches_per_epoch = items // batch_pairs
 
-    def batch(index: int, units_B: np.ndarray) -> BatchIndex:
-        pairs = (
-            units_B
-            if source.documents is None
-            else _pick(source.documents, units_B, index // per_epoch, order_seed)
-        )
-        return BatchIndex(number, pairs)
+    def make_index(step: int, items_B: np.ndarray) -> BatchIndex:
+        if source.documents is None:
+            return BatchIndex(source_index, items_B)
+        epoch = step // batches_per_epoch
+        pairs_B = _pick_pairs(source.documents, items_B, epoch, order_seed)
+        return BatchIndex(source_index, pairs_B)
 
-    order = grain.MapDataset.range(units).shuffle(order_seed)
+    order = grain.MapDataset.range(items).shuffle(order_seed)
     in_batches = order.batch(
-        batch_pairs, drop_remainder=True, batch_fn=lambda numbers: np.array(numbers, np.int64)
+        batch_pairs, drop_remainder=True, batch_fn=lambda indices: np.array(indices, np.int64)
     )
-    return in_batches.repeat().map_with_index(batch)
+    return in_batches.repeat().map_with_index(make_index)
 
 
-def _pick(starts: np.ndarray, documents: np.ndarray, epoch: int, seed: int) -> np.ndarray:
-    """int64[n]: of each document pair number (random + epoch) mod its pairs, so that its pairs take
-    turns.
+def _pick_pairs(starts: np.ndarray, documents: np.ndarray, epoch: int, seed: int) -> np.ndarray:
+    """Returns int64[n]: the index of one pair of each document.
+
+    It is pair `(offset + epoch) % pairs_in_document` of each document, with a random offset, so
+    that all pairs of a document are visited in turn.
+
+    Args:
+      starts: int64, as `Source.documents`.
+      documents: int64[n], indices of the documents.
+      epoch: index of the epoch.
+      seed: seed of the offsets, below 2**32.
     """
     pairs = starts[documents + 1] - starts[documents]
-    first = _mix(documents.astype(np.uint64) + (np.uint64(seed) << np.uint64(32))) % pairs.astype(
-        np.uint64
-    )
-    return starts[documents] + (first.astype(np.int64) + epoch) % pairs
+    keys = documents.astype(np.uint64) + (np.uint64(seed) << np.uint64(32))
+    offsets = _mix_bits(keys) % pairs.astype(np.uint64)
+    return starts[documents] + (offsets.astype(np.int64) + epoch) % pairs
 
 
-def _mix(values: np.ndarray) -> np.ndarray:
-    """uint64 -> uint64, well mixed: the finaliser of SplitMix64 (Steele et al. 2014)."""
+def _mix_bits(values: np.ndarray) -> np.ndarray:
+    """Returns well-mixed uint64 hashes: the finalizer of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

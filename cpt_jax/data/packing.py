@@ -1,4 +1,4 @@
-"""Texts into rows: several texts share a row, so that hardly a token of padding is computed."""
+"""Packs several texts into each row, so that few columns are padding."""
 
 import numpy as np
 
@@ -6,41 +6,51 @@ from cpt_jax.runtime.errors import UserError
 
 
 def pack(lengths: np.ndarray, rows: int, row_length: int) -> np.ndarray:
-    """Where each text starts, as row * row_length + column, or -1 for a text that does not fit.
+    """Returns int64[n]: the start of each text, as row * row_length + column; -1 if it does not
+    fit.
 
-    Best fit, longest first: each text goes into the fullest row that still holds it. A pure
-    function of the lengths.
+    Best fit decreasing: each text, longest first, goes into the fullest row that has room for it.
+    The result depends only on the arguments.
+
+    Args:
+      lengths: int[n], number of tokens of each text.
+      rows: number of rows.
+      row_length: number of columns of a row.
     """
     starts = np.full(len(lengths), -1, np.int64)
-    by_room: list[list[int]] = [[] for _ in range(row_length + 1)]
-    by_room[row_length] = list(range(rows))[::-1]
-    rooms = 1 << row_length  # bit r is set where a row with r free columns exists
+    rows_by_free: list[list[int]] = [[] for _ in range(row_length + 1)]
+    rows_by_free[row_length] = list(range(rows))[::-1]
+    # Bit f is set if there is a row with f free columns. The lowest set bit at or above `length` is
+    # the fullest row with room for the text.
+    free_bits = 1 << row_length
     for text in np.argsort(-lengths, kind='stable').tolist():
         length = int(lengths[text])
-        fitting = rooms >> length << length
+        fitting = free_bits >> length << length
         if not fitting:
             continue
-        room = (fitting & -fitting).bit_length() - 1
-        row = by_room[room].pop()
-        if not by_room[room]:
-            rooms &= ~(1 << room)
-        starts[text] = row * row_length + row_length - room
-        by_room[room - length].append(row)
-        rooms |= 1 << (room - length)
+        free = (fitting & -fitting).bit_length() - 1
+        row = rows_by_free[free].pop()
+        if not rows_by_free[free]:
+            free_bits &= ~(1 << free)
+        starts[text] = row * row_length + row_length - free
+        rows_by_free[free - length].append(row)
+        free_bits |= 1 << (free - length)
     return starts
 
 
 def pack_pairs(lengths_bxT: np.ndarray, rows: int, row_length: int) -> np.ndarray:
-    """`pack` for the texts of pairs, [b, T] -> [b, T]: all texts of a pair have a place, or each
-    has -1.
+    """Returns int64[b, T]: the start of each text of b pairs, as `pack`; all texts of a pair fit,
+    or all have -1.
 
-    Where not all fit, pairs are left out from the last one on, and about as few as it takes. What
-    stands last is chance, whereas `pack` by itself would leave out the shortest texts, which is
-    more pairs, and always pairs of one kind.
+    If not all pairs fit, about as few of the last pairs as necessary are left out. The order of
+    pairs is random, and so are the pairs that are left out. `pack` alone would leave out the
+    shortest texts: that affects more pairs, and always pairs of one kind.
     """
     pairs, texts = lengths_bxT.shape
     starts_kxT = np.zeros((0, texts), np.int64)
-    too_many, tried = pairs + 1, pairs
+    # Bisection: the first len(starts_kxT) pairs fit, the first `too_many` do not.
+    too_many = pairs + 1
+    tried = pairs
     while too_many - len(starts_kxT) > 1:
         starts = pack(lengths_bxT[:tried].reshape(-1), rows, row_length)
         if (starts < 0).any():
@@ -51,8 +61,8 @@ def pack_pairs(lengths_bxT: np.ndarray, rows: int, row_length: int) -> np.ndarra
     return np.pad(starts_kxT, ((0, pairs - len(starts_kxT)), (0, 0)), constant_values=-1)
 
 
-def rows_needed(lengths: np.ndarray, row_length: int) -> int:
-    """Number of rows that `pack` fills when it may take as many as it wants."""
+def count_rows_needed(lengths: np.ndarray, row_length: int) -> int:
+    """Returns the number of rows that `pack` fills if the number of rows is not limited."""
     starts = pack(lengths, len(lengths), row_length)
     return int(starts.max()) // row_length + 1
 
@@ -60,69 +70,75 @@ def rows_needed(lengths: np.ndarray, row_length: int) -> int:
 def propose_rows(
     lengths_PxT: np.ndarray, pairs: int, row_length: int, groups: int = 64
 ) -> tuple[int, np.ndarray]:
-    """The fewest rows with which fewer than one pair in a thousand does not fit.
+    """Returns the smallest number of rows with which less than one pair in 1,000 does not fit.
 
-    Every row that most groups leave empty is computed in every step: with 256 real pairs of
-    docstring and function in rows of 64, rows for the mean and four standard deviations are 92 %
-    full, and these are 96 %.
+    Every row is computed in every step, even if most groups leave it empty, so the number must be
+    tight: with 256 real (docstring, function) pairs in rows of 64 columns, the chosen rows are 96 %
+    full; rows for the mean plus four standard deviations would be 92 % full.
 
     Args:
-      lengths_PxT: tokens of each text of P sampled pairs, 0 where a text is missing.
-      pairs: pairs in a group: those of one device (and one chunk).
-      row_length: columns.
-      groups: how many random groups are packed on trial, and with small groups more: 32,768 pairs
-        at least.
+      lengths_PxT: number of tokens of each text of P sampled pairs; 0 if there is no text.
+      pairs: number of pairs in a group, which is one chunk of one device.
+      row_length: number of columns of a row.
+      groups: minimum number of random trial groups; the trials have at least 32,768 pairs in total.
 
     Returns:
-      As many as lose one pair in 2,000 of the trial groups, and a share more: the standard error of
-        the sample's mean tokens a pair.
-      And int[G]: what each of the trial groups needs.
+      (rows, needed_I). `rows` loses one pair in 2,000 of the trial groups, and is then raised by
+      the relative standard error of the sample's mean tokens per pair. `needed_I` is the int number
+      of rows that each trial group needs.
+
+    Raises:
+      UserError: a text is longer than a row.
     """
     if lengths_PxT.max() > row_length:
         raise UserError(
             f'data.row_length={row_length} is shorter than a text of {lengths_PxT.max()} tokens: '
-            f'set it to data.max_tokens_x and data.max_tokens_y or more'
+            f'set it to at least data.max_tokens_x and data.max_tokens_y'
         )
     random = np.random.default_rng(0)
-    chosen_GxbxT = lengths_PxT[
-        random.integers(len(lengths_PxT), size=(max(groups, 32_768 // pairs), pairs))
-    ]
-    needed_G = np.array([rows_needed(group[group > 0], row_length) for group in chosen_GxbxT])
-    rows = int(needed_G.min())
-    while (
-        np.sum(-(np.minimum(rows - needed_G, 0) * pairs // needed_G)) > needed_G.size * pairs / 2000
-    ):
+    trials = max(groups, 32_768 // pairs)
+    chosen_IxbxT = lengths_PxT[random.integers(len(lengths_PxT), size=(trials, pairs))]
+    needed_I = np.array([count_rows_needed(group[group > 0], row_length) for group in chosen_IxbxT])
+
+    def count_lost_pairs(rows: int) -> int:
+        # A group that lacks a fraction of its rows loses that fraction of its pairs, rounded up.
+        return np.sum(-(np.minimum(rows - needed_I, 0) * pairs // needed_I))
+
+    rows = int(needed_I.min())
+    while count_lost_pairs(rows) > needed_I.size * pairs / 2000:
         rows += 1
     tokens_P = lengths_PxT.sum(1)
     error = tokens_P.std() / tokens_P.mean() / np.sqrt(len(tokens_P))
-    # With a row for each text, any batch fits.
-    return min(round(rows * (1 + error)), pairs * lengths_PxT.shape[1]), needed_G
+    # With one row per text, every batch fits.
+    return min(round(rows * (1 + error)), pairs * lengths_PxT.shape[1]), needed_I
 
 
-def propose_smaller(needed_G: np.ndarray, most: int, groups: int, choices: int) -> tuple[int, ...]:
-    """Row counts below `most`, for batches that need no more: each saves the most, and none is
-    added that saves less than a hundredth.
+def propose_smaller_row_counts(
+    needed_I: np.ndarray, most: int, groups: int, choices: int
+) -> tuple[int, ...]:
+    """Returns row counts below `most`, ascending, for batches that need fewer rows.
 
-    With 64 real pairs of docstring and function in rows of 256, 46 rows hold nearly every batch and
-    are 87 % full; with 39, 41 and 43 to choose from it is 96 %.
+    Counts are chosen greedily: each saves the most rows, and none is added that saves less than
+    1 %. With 64 real (docstring, function) pairs in rows of 256 columns, 46 rows fit nearly every
+    batch and are 87 % full; with 39, 41 and 43 as further choices, rows are 96 % full.
 
     Args:
-      needed_G: rows that trial groups need.
-      groups: of a batch; all have as many rows as the one that needs the most.
-      choices: row counts, `most` included.
+      needed_I: int, number of rows that each trial group needs.
+      most: maximum number of rows.
+      groups: number of groups in a batch; all have the row count of the group that needs the most.
+      choices: maximum number of row counts, including `most`.
     """
     random = np.random.default_rng(0)
-    needed_N = np.minimum(random.choice(needed_G, (1024, groups)).max(1), most)
+    needed_N = np.minimum(random.choice(needed_I, (1024, groups)).max(1), most)
     counts = [most]
 
     def mean_rows(counts: list[int]) -> float:
         return np.array(counts)[np.searchsorted(counts, needed_N)].mean()
 
     while len(counts) < choices:
-        more = min(
-            (sorted({*counts, count}) for count in range(needed_N.min(), most + 1)), key=mean_rows
-        )
-        if mean_rows(more) > 0.99 * mean_rows(counts):
+        candidates = [sorted({*counts, count}) for count in range(needed_N.min(), most + 1)]
+        best = min(candidates, key=mean_rows)
+        if mean_rows(best) > 0.99 * mean_rows(counts):
             break
-        counts = more
+        counts = best
     return tuple(counts[:-1])

@@ -1,4 +1,4 @@
-"""A pair of texts that belong together, and what a source of pairs looks like."""
+"""A pair of texts that belong together, and the interface of a source of pairs."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ class Pair(NamedTuple):
     """Two texts that belong together.
 
     Attributes:
-      x: the first text (a docstring, a query, a piece of prose).
-      y: the second (a function, a document, the next piece).
-      negatives: texts that look like `y` and are not (hard negatives); often empty.
-      id: a name that is unique in the source, for people: a file and a line, say.
+      x: first text (a docstring, a query, a passage).
+      y: second text (a function, a document, the next passage).
+      negatives: hard negatives: texts that are similar to `y` but do not match `x`; often empty.
+      id: readable name that is unique in the source, such as a file and a line.
     """
 
     x: str
@@ -26,73 +26,81 @@ class Pair(NamedTuple):
 
 
 class Source(Protocol):
-    """Random access to pairs; reading `source[i]` twice gives the same pair, in any thread."""
+    """Random access to pairs; `source[i]` is always the same pair, in any thread."""
 
     @property
     def split(self) -> str:
-        """Which part of the pairs it holds: 'train', 'heldout' or 'all'."""
+        """The split that the source contains: 'train', 'heldout' or 'all'."""
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that change when any pair could differ; stored in the run."""
+        """Hex digits that differ if any pair could differ; stored in the run."""
 
     @property
     def documents(self) -> np.ndarray | None:
         """None, or int64[number of documents + 1]: pairs `documents[d] : documents[d + 1]` come
-        from one document, and no batch holds two of them.
+        from document d, and a batch contains at most one of them.
         """
 
     def __len__(self) -> int: ...
 
     def summary(self) -> str:
-        """One line: how many pairs, and what was dropped or wrong, by kind."""
+        """Returns one line: the number of pairs, and what was dropped or wrong, by kind."""
 
     def __getitem__(self, index: int) -> Pair: ...
 
 
-def text_digest(*parts: str) -> str:
-    """32 hex digits of the parts, the same on every machine and Python."""
+def digest_texts(*parts: str) -> str:
+    """Returns 32 hex digits that depend only on the parts, on every machine and Python version."""
     return hashlib.blake2b(
         '\0'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=16
     ).hexdigest()
 
 
-def content_id(text: str) -> int:
-    """An int32 that stands for a text's content, without white space around it, which counts for
-    nothing in tokens either: equal texts in a batch are not negatives of each other.
+def compute_content_id(text: str) -> int:
+    """Returns an id, 1 to 2**31 - 1, of a text's content; 0 is reserved for "no text".
 
-    31 bits of a hash, so that two different texts of a batch of 65,536 share one about once in a
-    batch, which costs one negative; 0 is left for "no text".
+    Texts with equal ids are not used as negatives of each other. White space around a text is
+    ignored, as in tokenization. In a batch of 65,536 texts, about one pair of different texts has
+    the same 31-bit hash, which costs one negative.
     """
-    return int(text_digest(text.strip())[:8], 16) % (2**31 - 1) + 1
+    return int(digest_texts(text.strip())[:8], 16) % (2**31 - 1) + 1
 
 
-def unit_hash(name: str) -> float:
-    """A stable number in [0, 1) for a name: `unit_hash(name) < share` holds out that share of the
-    names.
+def hash_to_unit_interval(name: str) -> float:
+    """Returns a number in [0, 1) that depends only on the name.
+
+    `hash_to_unit_interval(name) < fraction` holds out that fraction of the names.
     """
-    return int(text_digest(name)[:13], 16) / 16**13
+    return int(digest_texts(name)[:13], 16) / 16**13
 
 
-def spread_over(size: int, sample: int) -> np.ndarray:
-    """int64[n]: up to `sample` numbers, spread evenly over 0 .. size - 1."""
+def spread_indices(size: int, sample: int) -> np.ndarray:
+    """Returns int64[n]: up to `sample` indices, spread evenly over 0 to size - 1."""
     return np.unique(np.linspace(0, size - 1, min(sample, size)).astype(np.int64))
 
 
 def check_negatives(sources: Mapping[str, Source], wanted: int, sample: int = 1024) -> None:
-    """Raises UserError where none of up to `sample` pairs of any source has `wanted` hard
-    negatives: nothing would be trained with them.
+    """Checks that some pair has the wanted number of hard negatives.
+
+    Args:
+      sources: sources by name.
+      wanted: number of hard negatives per pair.
+      sample: maximum number of pairs to look at in each source.
+
+    Raises:
+      UserError: no sampled pair of any source has that many.
     """
     if not wanted:
         return
     most = 0
     for source in sources.values():
-        for index in spread_over(len(source), sample):
+        for index in spread_indices(len(source), sample):
             most = max(most, len(source[int(index)].negatives))
-            if most >= wanted:  # usually at once
+            if most >= wanted:  # usually true for the first pair
                 return
     names = ', '.join(f'data.sources.{name}' for name in sources)
     raise UserError(
-        f'data.negatives={wanted}: pairs of {names} have {most} at most: lower it, or name the '
-        f'field that holds them with --config.data.sources.NAME.negatives=FIELD'
+        f'data.negatives={wanted}: pairs of {names} have at most {most}: lower it, or name the '
+        f'field with hard negatives with --config.data.sources.NAME.negatives=FIELD'
     )

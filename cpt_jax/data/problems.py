@@ -1,6 +1,4 @@
-"""What was wrong with the input: counted by kind, shown, and a reason to stop when there is too
-much of it.
-"""
+"""Counts invalid input rows by kind, and refuses input with too many of them."""
 
 from collections import Counter
 
@@ -8,18 +6,24 @@ from cpt_jax.runtime.errors import UserError
 
 
 class BadRow(Exception):
-    """A row that cannot be used: the kind of its fault in a few words, and what is special to this
-    row.
+    """A row that cannot be used.
+
+    Attributes:
+      kind: kind of the problem in a few words; rows are counted by it.
+      detail: further information about this row.
     """
 
     def __init__(self, kind: str, detail: str = ''):
         super().__init__(kind)
-        self.kind, self.detail = kind, detail
+        self.kind = kind
+        self.detail = detail
 
 
 def check_text(field: str, value: object, max_chars: int) -> str:
-    """The text of a field, decoded where it is bytes. Raises BadRow if it cannot be one side of a
-    pair.
+    """Returns the text of a field; bytes are decoded.
+
+    Raises:
+      BadRow: the value is not valid as a text of a pair.
     """
     try:
         text = value.decode('utf-8') if isinstance(value, bytes) else value
@@ -35,38 +39,44 @@ def check_text(field: str, value: object, max_chars: int) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise BadRow(
-            f'{field!r} holds half a character', 'a lone surrogate such as \\ud800'
+            f'{field!r} contains a lone surrogate', 'half a character, such as \\ud800'
         ) from None
     return text
 
 
 class Problems:
-    """Counts the rows that could not be used.
+    """Counts of the rows that cannot be used.
 
     Attributes:
-      rows: rows looked at, good and bad; the reader of the rows counts them here.
-      counts: how many bad rows of each kind.
-      first: where the first bad row of each kind is, as 'file:line', and what its reader said.
+      max_share: fraction of bad rows, in [0, 1], above which `check` refuses the input.
+      rows: number of rows read, good and bad; incremented by the reader of the rows.
+      counts: number of bad rows by kind.
+      first: ('file:line', detail) of the first bad row, by kind.
     """
 
     def __init__(self, max_share: float = 0.001):
-        """`max_share` is the share of bad rows in [0, 1] above which `check` refuses the input."""
         self.max_share = max_share
         self.rows = 0
         self.counts: Counter[str] = Counter()
         self.first: dict[str, tuple[str, str]] = {}
 
     def add(self, error: BadRow, where: str) -> None:
-        """Counts one bad row; `where` is 'file:line'."""
+        """Counts a bad row.
+
+        Args:
+          error: kind of the problem.
+          where: 'file:line' of the row.
+        """
         self.counts[error.kind] += 1
         self.first.setdefault(error.kind, (where, error.detail))
 
     @property
     def bad(self) -> int:
+        """Number of bad rows."""
         return sum(self.counts.values())
 
     def summary(self) -> str:
-        """One line for people; empty when nothing was wrong."""
+        """Returns one line with the counts; '' if no row is bad."""
         if not self.bad:
             return ''
         kinds = ', '.join(
@@ -76,25 +86,28 @@ class Problems:
         return f'{self.bad:,} of {self.rows:,} rows cannot be used: {kinds}'
 
     def check(self) -> None:
-        """Raises UserError if more than `max_share` of the rows were bad; it starts with the place
-        of the first one.
+        """Raises UserError if more than `max_share` of the rows are bad; the message begins with
+        the first of them.
         """
         if self.bad > self.max_share * self.rows:
             kind, (where, detail) = next(iter(self.first.items()))
+            first = f'{kind}: {detail}' if detail else kind
             counts = ', '.join(f'{count:,} {name}' for name, count in self.counts.most_common())
             raise UserError(
-                f'{where}: {kind}{detail and ": "}{detail}; {self.bad:,} of {self.rows:,} rows '
-                f'cannot be used ({counts}), more than the allowed share of {self.max_share:g}: '
-                'repair the rows or raise max_bad_share'
+                f'{where}: {first}; {self.bad:,} of {self.rows:,} rows cannot be used ({counts}), '
+                f'more than the allowed fraction of {self.max_share:g}: fix the rows or raise '
+                f'max_bad_share'
             )
 
     def to_json(self) -> dict:
-        """What a cache file keeps; `Problems.from_json` turns it back."""
+        """Returns plain values for a cache file, the inverse of `Problems.from_json`."""
         return {'rows': self.rows, 'counts': dict(self.counts), 'first': self.first}
 
     @classmethod
     def from_json(cls, saved: dict, max_share: float) -> 'Problems':
+        """Restores the counts that `to_json` returned."""
         problems = cls(max_share)
-        problems.rows, problems.counts = saved['rows'], Counter(saved['counts'])
+        problems.rows = saved['rows']
+        problems.counts = Counter(saved['counts'])
         problems.first = {kind: tuple(first) for kind, first in saved['first'].items()}
         return problems

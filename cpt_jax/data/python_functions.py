@@ -1,4 +1,4 @@
-"""The documented functions of one Python file, each without its docstring."""
+"""Extracts the documented functions of a Python file, without their docstrings."""
 
 import ast
 import re
@@ -10,23 +10,22 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import NamedTuple
 
-from cpt_jax.data.filters import body_rejection, first_paragraph, name_rejection, text_rejection
+from cpt_jax.data.filters import extract_first_paragraph, reject_body, reject_name, reject_text
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
-# A docstring in source that Python 3 does not parse, as in the Python 2 functions of CodeSearchNet.
+# A docstring in source that Python 3 cannot parse, such as CodeSearchNet's Python 2 functions.
 _TRIPLE_QUOTED = re.compile(r'(:[ \t]*(?:#[^\n]*)?\n\s*)[rRuUbB]{0,2}("""|\'\'\').*?\2', re.DOTALL)
 
 
 class Function(NamedTuple):
-    """A function that the filters keep.
+    """A function that passes the filters.
 
     Attributes:
-      name: qualified, such as 'JSONDecoder.decode'.
-      line: of its `def`, counted from 1.
-      doc: the first paragraph of its docstring, on one line.
-      code: its source from `def` on, without decorators, docstring and outer indentation; it
-        parses.
+      name: qualified name, such as 'JSONDecoder.decode'.
+      line: line number of its `def`, counted from 1.
+      doc: first paragraph of its docstring, on one line.
+      code: source from `def` on, without decorators, docstring and outer indentation; valid Python.
     """
 
     name: str
@@ -35,25 +34,31 @@ class Function(NamedTuple):
     code: str
 
 
-def decode(source: bytes) -> str:
-    """The text of a Python file as the interpreter sees it: its declared encoding, line ends as
-    newlines.
+def decode_source(source: bytes) -> str:
+    """Returns the text of a Python file, in its declared encoding and with '\\n' line ends.
 
-    Raises SyntaxError or UnicodeDecodeError.
+    Raises:
+      SyntaxError: the declared encoding is unknown.
+      UnicodeDecodeError: the content is not valid in the declared encoding.
     """
     encoding, _ = tokenize.detect_encoding(BytesIO(source).readline)
     return source.decode(encoding).replace('\r\n', '\n').replace('\r', '\n')
 
 
-def functions(text: str, rejected: Counter[str]) -> list[Function]:
-    """The functions and methods of a module that pass CodeSearchNet's filters; nested functions are
-    not looked at.
+def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
+    """Returns the functions and methods of a module that pass CodeSearchNet's filters.
 
-    `rejected` counts the others by reason, and all of them under 'seen'. Raises what `ast.parse`
-    raises.
+    Nested functions are ignored.
+
+    Args:
+      text: source of the module.
+      rejected: incremented for each rejected function, by reason; 'seen' counts all functions.
+
+    Raises:
+      Exception: any exception of `ast.parse`, such as SyntaxError.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # invalid escapes in other people's strings
+        warnings.simplefilter('ignore')  # invalid escapes in the strings of third-party code
         tree = ast.parse(text)
     lines = text.encode().split(b'\n')  # the tree counts columns in UTF-8 bytes
     found = []
@@ -63,10 +68,15 @@ def functions(text: str, rejected: Counter[str]) -> list[Function]:
         if doc is None:
             rejected['no documentation'] += 1
             continue
-        reason = name_rejection(node.name) or body_rejection(node.body[1:])
+        reason = reject_name(node.name) or reject_body(node.body[1:])
         if not reason:
-            function = Function(name, node.lineno, first_paragraph(doc), undocumented(node, lines))
-            reason = text_rejection(function.doc, function.code)
+            function = Function(
+                name,
+                node.lineno,
+                extract_first_paragraph(doc),
+                get_source_without_docstring(node, lines),
+            )
+            reason = reject_text(function.doc, function.code)
         if reason:
             rejected[reason] += 1
         else:
@@ -84,43 +94,50 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]
             yield from _definitions(child, prefix)
 
 
-def undocumented(node: Definition, lines: list[bytes]) -> str:
-    """The source of a function from its `def` on, less its docstring (body[0]) and the indentation
-    of its first line.
+def get_source_without_docstring(node: Definition, lines: list[bytes]) -> str:
+    """Returns the source of a function from `def` on, without docstring and outer indentation.
 
-    `lines` are those of the file, in UTF-8. The body must hold more than the docstring.
+    Args:
+      node: definition whose body has the docstring and at least one more statement.
+      lines: lines of the file, in UTF-8.
     """
-    doc, after = node.body[0], node.body[1]
+    doc = node.body[0]
+    after = node.body[1]
     head = lines[node.lineno - 1 : doc.lineno]
     head[-1] = head[-1][: doc.col_offset]
-    last, last_column = _end(node)
-    doc_end, _ = _end(doc)
+    last, last_column = _get_end(node)
+    doc_end, _ = _get_end(doc)
     if after.lineno == doc_end:  # 'doc'; statement
         tail = lines[doc_end - 1 : last]
         tail[0] = tail[0][after.col_offset :]
-        whole = head[:-1] + [head[-1] + tail[0]] + tail[1:]
+        kept = head[:-1] + [head[-1] + tail[0]] + tail[1:]
     else:
-        whole = (head if head[-1].strip() else head[:-1]) + lines[doc_end:last]
-    whole[-1] = whole[-1][: len(whole[-1]) - (len(lines[last - 1]) - last_column)]
+        if not head[-1].strip():
+            head = head[:-1]
+        kept = head + lines[doc_end:last]
+    # Removes what follows the function on its last line.
+    kept[-1] = kept[-1][: len(kept[-1]) - (len(lines[last - 1]) - last_column)]
     indent = lines[node.lineno - 1][: node.col_offset]
-    return b'\n'.join(line.removeprefix(indent) for line in whole).decode().rstrip()
+    return b'\n'.join(line.removeprefix(indent) for line in kept).decode().rstrip()
 
 
-def _end(node: ast.stmt) -> tuple[int, int]:
-    """Last line and column of a statement. Those of a parsed text have both."""
+def _get_end(node: ast.stmt) -> tuple[int, int]:
+    """Returns the last line and the end column of a parsed statement."""
     if node.end_lineno is None or node.end_col_offset is None:
-        raise ValueError('a statement without a place in a text')
+        raise ValueError('the statement does not come from a parsed text')
     return node.end_lineno, node.end_col_offset
 
 
-def without_docstring(code: str) -> str:
-    """A Python function's source without its docstring and decorators; other source comes back as
-    it is.
+def remove_docstring(code: str) -> str:
+    """Returns a Python function's source without its docstring and decorators.
+
+    Other source is only dedented, with '\\n' line ends. If the source does not parse, or has only
+    the docstring as its body, the first docstring is replaced by `pass`.
     """
     source = textwrap.dedent(code.replace('\r\n', '\n').replace('\r', '\n'))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # invalid escapes in other people's strings
+            warnings.simplefilter('ignore')  # invalid escapes in the strings of third-party code
             body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
@@ -129,4 +146,4 @@ def without_docstring(code: str) -> str:
         return source
     if len(function.body) == 1:
         return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
-    return undocumented(function, source.encode().split(b'\n'))
+    return get_source_without_docstring(function, source.encode().split(b'\n'))

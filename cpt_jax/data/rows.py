@@ -1,7 +1,7 @@
-"""Rows of files that stay on disk: what JSON lines and CSV have in common as sources of pairs.
+"""Sources whose rows stay on disk: the common part of JSON lines and CSV.
 
-One pass, kept in the cache, checks every row and notes where the good ones begin; a row is then
-read when it is asked for.
+The first use checks every row and caches the offsets of the valid ones. A row is then read from its
+file on access.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,79 +12,85 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.data.files import InputFile, files_state, input_files
-from cpt_jax.data.pairs import Pair, text_digest, unit_hash
+from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
+from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
-from cpt_jax.data.split import rows_of
-from cpt_jax.data.unpacked import unpacked
+from cpt_jax.data.split import select_rows
+from cpt_jax.data.unpacked import unpack_files
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import Arrays, cached, from_array, to_array
+from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-# Raise it when the code below, or that of a format, takes other rows of the same files.
+# Increment when the code below, or that of a format, selects other rows from the same files.
 INDEX_VERSION = 1
 BOM = b'\xef\xbb\xbf'
 
 
 class RowFormat(Protocol):
-    """How rows stand in a file, and which of their fields are read. Its repr is part of a source's
+    """The format of rows in a file, and the fields to read; its repr is part of a source's
     fingerprint.
     """
 
     @property
     def x(self) -> str:
-        """The name of the field that holds x."""
+        """Name of the field with x."""
 
     @property
     def y(self) -> str:
-        """The name of the field that holds y."""
+        """Name of the field with y."""
 
     @property
     def id(self) -> str:
-        """The name of the field that holds a pair's id."""
+        """Name of the field with a pair's id."""
 
     @property
     def group(self) -> tuple[str, ...]:
-        """Fields: rows that agree in the first of these that they have are held out together."""
-
-    def rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
-        """(line counted from 1, offset, bytes) of each row of a file; the bar moves with the bytes
-        read.
+        """Names of fields. Rows with equal values in the first of these fields that they have are
+        held out together.
         """
 
-    def head(self, path: Path) -> str:
-        """What stands before the rows of a file and says which of their fields is which; '' where
-        each row says so itself.
+    def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
+        """Yields (line counted from 1, offset, bytes) of each row of a file, and advances the bar
+        by the bytes read.
         """
+
+    def read_header(self, path: Path) -> str:
+        """Returns the header that names the columns of a file; '' if the format has none."""
 
     def parse(self, row: bytes, path: Path) -> dict:
-        """The fields of one row, with x, y and negatives found good. Raises BadRow."""
+        """Returns the fields of a row, after checking x, y and negatives.
 
-    def negatives_of(self, row: dict) -> tuple[str, ...]:
-        """The hard negatives of a parsed row."""
+        Raises:
+          BadRow: the row is invalid.
+        """
+
+    def get_negatives(self, row: dict) -> tuple[str, ...]:
+        """Returns the hard negatives of a parsed row."""
 
 
-def group_names(group: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of a source's argument `group`."""
-    return tuple(filter(None, (group,) if isinstance(group, str) else group))
+def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns a source's argument, one name or several, as a tuple without empty names."""
+    return tuple(filter(None, (names,) if isinstance(names, str) else names))
 
 
-def held_out_by(row: dict, fields: RowFormat) -> str:
-    """What decides a row's side: its group where it has one, else x, so that rows of one x stay
-    together.
+def get_split_key(row: dict, fields: RowFormat) -> str:
+    """Returns the string whose hash decides whether a row is held out.
+
+    It is the row's group if it has one, otherwise x, so that rows with equal x are in one split.
     """
-    return next(
-        (f'{name}={row[name]}' for name in fields.group if row.get(name) not in (None, '')),
-        row[fields.x],
-    )
+    for name in fields.group:
+        if row.get(name) not in (None, ''):
+            return f'{name}={row[name]}'
+    return row[fields.x]
 
 
 class RowSource:
-    """The good rows of some files, in the order of the files' names; blank lines count for nothing.
+    """The valid rows of files, in the order of the file names; blank lines are skipped.
 
     Attributes:
-      kind: of the source, as configs call it.
-      suffixes: of the files that a folder is searched for.
-      split, fingerprint, documents, problems: as every source.
+      kind: name of this kind of source in configs.
+      suffixes: suffixes of the files to find in a folder.
+      split, fingerprint, documents: see Source.
+      problems: counts of bad rows.
     """
 
     kind: str
@@ -100,16 +106,27 @@ class RowSource:
         max_bad_share: float,
         *more: str,
     ):
-        """Indexes the files, or reads the index that an earlier call left. `more` is what else the
-        pairs depend on.
+        """Indexes the files, or reads the index from the cache.
+
+        Args:
+          path: file, folder or pattern; see `find_input_files`.
+          split: 'train', 'heldout' or 'all'.
+          fields: format of the rows.
+          holdout: fraction of the groups, in [0, 1], that is in 'heldout' and not in 'train'.
+          max_bad_share: maximum fraction of bad rows.
+          more: further settings that the pairs depend on, for the fingerprint.
+
+        Raises:
+          UserError: no file or row is found, or too many rows are bad.
         """
-        self._fields, self._files = fields, unpacked(input_files(path, self.suffixes))
-        key = text_digest(str(INDEX_VERSION), files_state(self._files), repr(fields))
-        saved = cached(f'{self.kind}_{key}', lambda: _index(self._files, fields))
-        contents, problems = from_array(saved['notes'])
+        self._fields = fields
+        self._files = unpack_files(find_input_files(path, self.suffixes))
+        key = digest_texts(str(INDEX_VERSION), digest_file_stats(self._files), repr(fields))
+        saved = load_or_build(f'{self.kind}_{key}', lambda: _index_rows(self._files, fields))
+        contents, problems = array_to_json(saved['notes'])
         self.split = split
-        heads = filter(None, (fields.head(file.path) for file in self._files))
-        self.fingerprint = text_digest(
+        headers = filter(None, (fields.read_header(file.path) for file in self._files))
+        self.fingerprint = digest_texts(
             self.kind,
             str(INDEX_VERSION),
             contents,
@@ -117,38 +134,40 @@ class RowSource:
             split,
             repr(float(holdout)),
             *more,
-            *heads,
+            *headers,
         )
         self.problems = Problems.from_json(problems, max_bad_share)
         self.problems.check()
-        rows = rows_of(split, saved['unit'] < holdout, path, holdout)
-        self._file, self._line, self._start, self._bytes = (
-            saved[name][rows] for name in ('file_number', 'line', 'start', 'bytes')
-        )
+        rows = select_rows(split, saved['unit'] < holdout, path, holdout)
+        self._file_indices = saved['file_number'][rows]
+        self._lines = saved['line'][rows]
+        self._offsets = saved['start'][rows]
+        self._sizes = saved['bytes'][rows]
 
     def __len__(self) -> int:
-        return len(self._start)
+        return len(self._offsets)
 
     def __getitem__(self, index: int) -> Pair:
-        file = self._files[self._file[index]]
-        where = f'{file.found}:{self._line[index]}'
+        file = self._files[self._file_indices[index]]
+        line = self._lines[index]
+        data = _read_bytes(file.path, int(self._offsets[index]), int(self._sizes[index]))
         try:
-            row = self._fields.parse(
-                _read(file.path, int(self._start[index]), int(self._bytes[index])), file.path
-            )
+            row = self._fields.parse(data, file.path)
         except BadRow as error:
             raise UserError(
-                f'{where}: {error.kind}: the file has changed since the program began'
+                f'{file.found}:{line}: {error.kind}: the file has changed since the program '
+                f'started; start it again'
             ) from None
-        name = row.get(self._fields.id, f'{file.name}:{self._line[index]}')
-        return Pair(*self._texts(row), self._fields.negatives_of(row), str(name))
+        name = row.get(self._fields.id, f'{file.name}:{line}')
+        x, y = self._get_texts(row)
+        return Pair(x, y, self._fields.get_negatives(row), str(name))
 
-    def _texts(self, row: dict) -> tuple[str, str]:
-        """x and y."""
+    def _get_texts(self, row: dict) -> tuple[str, str]:
+        """Returns x and y of a parsed row."""
         return row[self._fields.x], row[self._fields.y]
 
     def summary(self) -> str:
-        """One line: how many pairs, of how many rows, and what was wrong with the others."""
+        """Returns one line: the number of pairs and rows, and the problems of the other rows."""
         problems = self.problems.summary() or 'all rows can be used'
         return (
             f'{self.kind}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows in '
@@ -156,28 +175,30 @@ class RowSource:
         )
 
 
-def _read(path: Path, start: int, size: int) -> bytes:
-    """Opens the file each time: no handle to share between threads, and no limit on how many files
-    there are.
-    """
+def _read_bytes(path: Path, offset: int, size: int) -> bytes:
+    # Opening the file each time needs no handle that threads would share, and allows any number of
+    # files.
     with path.open('rb', buffering=0) as file:
-        file.seek(start)
+        file.seek(offset)
         return file.read(size)
 
 
-def _index(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
+def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
     """Checks every row.
 
-    Returns: for the good rows file_number int32[n], line, start, bytes int64[n] and unit
-    float64[n], the number in [0, 1) that decides the side; `notes` holds a digest of the contents
-    and the problems.
+    Returns:
+      Arrays for a cache file. For the n valid rows: `file_number` int32[n], index of the file;
+      `line` int64[n], counted from 1; `start` int64[n], offset; `bytes` int64[n], size; `unit`
+      float64[n], the number in [0, 1) that decides the split. `notes` has a digest of the contents,
+      and the problems.
     """
-    problems, contents = Problems(), blake2b(digest_size=16)
+    problems = Problems()
+    contents = blake2b(digest_size=16)
     found: list[tuple[int, int, int, int, float]] = []
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(total=total, desc='indexing rows', unit='B', unit_scale=True, disable=None) as bar:
-        for number, file in enumerate(files):
-            for line, start, text in fields.rows(file.path, bar):
+        for file_index, file in enumerate(files):
+            for line, offset, text in fields.iterate_rows(file.path, bar):
                 contents.update(text + b'\n')
                 problems.rows += 1
                 try:
@@ -185,11 +206,10 @@ def _index(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
                 except BadRow as error:
                     problems.add(error, f'{file.found}:{line}')
                 else:
-                    found.append(
-                        (number, line, start, len(text), unit_hash(held_out_by(row, fields)))
-                    )
+                    unit = hash_to_unit_interval(get_split_key(row, fields))
+                    found.append((file_index, line, offset, len(text), unit))
     columns = zip(*found, strict=True) if found else ((),) * 5
-    kinds = {
+    dtypes = {
         'file_number': np.int32,
         'line': np.int64,
         'start': np.int64,
@@ -197,7 +217,7 @@ def _index(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
         'unit': np.float64,
     }
     arrays = {
-        name: np.array(column, kind)
-        for (name, kind), column in zip(kinds.items(), columns, strict=True)
+        name: np.array(column, dtype)
+        for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
     }
-    return arrays | {'notes': to_array([contents.hexdigest(), problems.to_json()])}
+    return arrays | {'notes': json_to_array([contents.hexdigest(), problems.to_json()])}

@@ -1,4 +1,4 @@
-"""Which rows of a source belong to a split."""
+"""Selects the rows of a source that belong to a split."""
 
 import numpy as np
 
@@ -7,21 +7,27 @@ from cpt_jax.runtime.errors import UserError
 SPLITS = ('train', 'heldout', 'all')
 
 
-def rows_of(split: str, heldout: np.ndarray, source: str, holdout: float) -> np.ndarray:
-    """The numbers, int64[n], of the rows of a split; `heldout` is bool[rows].
+def select_rows(split: str, heldout: np.ndarray, source: str, holdout: float) -> np.ndarray:
+    """Returns int64[n]: the indices of the rows of a split.
 
-    Raises UserError if there are none; but to hold out nothing where `holdout` is 0 is no mistake.
+    Args:
+      split: 'train', 'heldout' or 'all'.
+      heldout: bool[rows], whether each row is held out.
+      source: name of the source, for the message.
+      holdout: fraction of held-out rows, from the config.
+
+    Raises:
+      UserError: the split is empty, unless it is 'heldout' and `holdout` is 0.
     """
     if split not in SPLITS:
         raise ValueError(f'split is {split!r} and must be one of {SPLITS}')
     if not 0 <= holdout <= 1:
-        raise UserError(f'holdout={holdout:g}: must be a share from 0 to 1')
-    rows = np.flatnonzero(
-        {'train': ~heldout, 'heldout': heldout, 'all': np.ones_like(heldout)}[split]
-    )
+        raise UserError(f'holdout={holdout:g}: must be a fraction from 0 to 1')
+    masks = {'train': ~heldout, 'heldout': heldout, 'all': np.ones_like(heldout)}
+    rows = np.flatnonzero(masks[split])
     if len(rows) or (split == 'heldout' and not holdout):
         return rows
     raise UserError(
-        f'no pairs in {source} for split {split!r} with holdout={holdout:g}: give more input or '
-        f'another holdout'
+        f'no pairs in {source} for split {split!r} with holdout={holdout:g}: add input or change '
+        f'holdout'
     )

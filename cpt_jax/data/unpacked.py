@@ -1,4 +1,4 @@
-"""Packed input files: copies that can be read from any place, in the cache."""
+"""Decompresses gzipped input files into the cache, for random access."""
 
 import gzip
 import zlib
@@ -8,38 +8,39 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cpt_jax.data.files import InputFile, files_state
+from cpt_jax.data.files import InputFile, digest_file_stats
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.atomic_write import replacing
-from cpt_jax.storage.cache import cache_folder
+from cpt_jax.storage.atomic_write import open_atomically
+from cpt_jax.storage.cache import get_cache_folder
 
 PACKED = '.gz'
 
 
-def unpacked(files: Sequence[InputFile]) -> list[InputFile]:
-    """The same files, where one is packed with the name that it has unpacked and the path of a
-    copy, which an earlier call may have left.
+def unpack_files(files: Sequence[InputFile]) -> list[InputFile]:
+    """Returns the files, with gzipped ones replaced by decompressed copies in the cache.
+
+    A copy has the name without .gz. Existing copies are reused.
 
     Raises:
-      UserError: a file is there both packed and not, which would give its rows twice; it cannot be
-        unpacked, or there is no room.
+      UserError: a file exists with and without .gz, a file is damaged, or it cannot be written.
     """
     found = [InputFile(file.name.removesuffix(PACKED), file.path) for file in files]
-    twice = [name for name, count in Counter(file.name for file in found).items() if count > 1]
-    if twice:
+    repeated = [name for name, count in Counter(file.name for file in found).items() if count > 1]
+    if repeated:
         raise UserError(
-            f'path: {twice[0]} is there packed and unpacked, and its rows would count twice: '
-            f'remove one of them'
+            f'path: {repeated[0]} exists with and without {PACKED}, so its rows would count twice: '
+            f'remove one of the two files'
         )
-    missing = [file for file in found if _is_packed(file) and not _copy(file).exists()]
+    missing = [file for file in found if _is_packed(file) and not _get_copy_path(file).exists()]
     total = sum(file.path.stat().st_size for file in missing)
     with tqdm(
         total=total, desc='unpacking', unit='B', unit_scale=True, disable=None if missing else True
     ) as bar:
         for file in missing:
-            _unpack(file.path, _copy(file), bar)
+            _unpack(file.path, _get_copy_path(file), bar)
     return [
-        InputFile(file.name, _copy(file), file.path) if _is_packed(file) else file for file in found
+        InputFile(file.name, _get_copy_path(file), file.path) if _is_packed(file) else file
+        for file in found
     ]
 
 
@@ -47,23 +48,27 @@ def _is_packed(file: InputFile) -> bool:
     return file.path.name.endswith(PACKED)
 
 
-def _copy(file: InputFile) -> Path:
-    return cache_folder() / 'unpacked' / files_state([file]) / Path(file.name).name
+def _get_copy_path(file: InputFile) -> Path:
+    return get_cache_folder() / 'unpacked' / digest_file_stats([file]) / Path(file.name).name
 
 
 def _unpack(path: Path, copy: Path, bar: tqdm) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with path.open('rb') as packed, replacing(copy) as whole, gzip.open(packed) as content:
-            before = 0
+        with (
+            path.open('rb') as packed,
+            open_atomically(copy) as output,
+            gzip.open(packed) as content,
+        ):
+            position = 0
             while block := content.read(1 << 22):
-                whole.write(block)
-                bar.update(packed.tell() - before)
-                before = packed.tell()
+                output.write(block)
+                bar.update(packed.tell() - position)
+                position = packed.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f'{path}: a broken gzip file ({error}): download it again') from None
     except OSError as error:
         raise UserError(
-            f'{path}: cannot be unpacked into {copy.parent} ({error}): CPT_JAX_CACHE names '
-            f'another folder for it'
+            f'{path}: cannot be decompressed into {copy.parent} ({error}): free space there, or '
+            f'set CPT_JAX_CACHE to another folder'
         ) from None

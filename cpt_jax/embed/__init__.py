@@ -1,6 +1,4 @@
-"""Texts -> vectors. `from cpt_jax.embed import load_embedder` works; JAX is imported when it is
-asked for.
-"""
+"""Embedding: texts to vectors. JAX is imported only when `load_embedder` is first accessed."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Texts -> vectors: all that evaluation, search and serving see of a model."""
+"""Turns texts into vectors: the interface of a model for evaluation, search and serving."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,74 +11,73 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.embed.row_batching import encode_rows, row_length_of, rows_at_once
+from cpt_jax.embed.row_batching import choose_row_length, choose_rows_per_device, encode_rows
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dense import Dense
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.pooling import POOLINGS
-from cpt_jax.model.prefix import Prefix, Prefixes, can_share, common_beginning
+from cpt_jax.model.prefix import Prefix, PrefixCache, can_share_prefix, count_common_ids
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import batch_shards, placed
-from cpt_jax.text.pretrained_tokenizer import OwnTokenizer
+from cpt_jax.runtime.mesh import count_batch_shards, place_on_mesh
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import Prompt
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import Side, Tokenizer
 
 T = TypeVar('T')
-# `encode_rows`, compiled.
+# The compiled `encode_rows`.
 Encode = Callable[..., jax.Array]
 
 
 class _Batch(NamedTuple):
-    """Texts of a window whose vectors are being computed.
+    """A batch of texts from one window, while the devices compute its vectors.
 
     Attributes:
-      window_NxD: where the vectors of all texts of the window go.
-      places: those of the batch's texts.
-      vectors_RxD: theirs, and of the rows that stay empty.
-      last: of its window.
+      window_NxD: float32, vectors of all texts of the window, filled batch after batch.
+      indices: int[n], indices of the batch's texts in the window.
+      vectors_RxD: float32, vectors of the batch's texts, then those of empty rows.
+      is_last: whether this is the last batch of its window.
     """
 
     window_NxD: np.ndarray
-    places: np.ndarray
+    indices: np.ndarray
     vectors_RxD: jax.Array
-    last: bool
+    is_last: bool
 
 
 class Embedder:
-    """Turns texts into unit vectors on every device of a mesh.
+    """Turns texts into unit vectors on all devices of a mesh.
 
-    A row holds one text, and texts of about one length are computed together, so that few columns
-    are padding (docs/embedding-batching.md compares this with other ways). In a causal model, the
-    prefix that all texts share (demonstrations, the words of a template) is computed once; vectors
-    stay those of the whole texts (model/prefix.py).
+    Each row holds one text, and texts of similar length share a batch, so that few columns are
+    padding (docs/benchmarks.md compares this with alternatives). In a causal model, the
+    prefix that all texts share (demonstrations, the start of a template) is computed once; the
+    vectors are those of the whole texts (model/prefix.py).
 
     Attributes:
       model_name: `run@step` with the name of the run's directory, or the name of a pretrained
         model's directory.
-      settings: all that the vectors depend on, and where the parameters come from.
+      settings: all settings that vectors depend on, and the origin of the parameters.
       workdir: directory of the run that the model comes from; None for a pretrained model.
       width: embedding dimension.
-      tokens: tokens of the texts embedded so far.
-      columns: columns computed for them, padding included.
-      shared: tokens that were not computed, because a shared prefix stood for them.
+      tokens: number of tokens in all texts embedded so far.
+      columns: number of columns computed for them, including padding.
+      shared: number of tokens that were not computed, because they were in a shared prefix.
     """
 
-    # Texts tokenised and sorted by length at once, for each part of the mesh that holds rows of its
-    # own.
+    # Number of texts that are tokenized and sorted by length together, per batch shard of the mesh.
     WINDOW = 1 << 12
-    # Tokens: a shorter common prefix of a window's texts is not computed separately.
+    # Minimum length, in tokens, of a common prefix that is computed separately.
     MIN_SHARED_PREFIX = 16
-    # Tokens of a text after the common prefix: all their attention scores are held at once, so that
-    # a longer text is computed as a whole.
+    # Maximum number of tokens after the common prefix. All their attention scores are in memory at
+    # once, so longer texts are computed without the shared prefix.
     MAX_SUFFIX = 512
-    # Batches that wait on the device while the vectors of an earlier one are read.
+    # Batches queued on the devices while the vectors of an earlier one are copied to the host.
     BATCHES_IN_FLIGHT = 2
 
     def __init__(
         self,
         encoder: Encoder,
-        tokenizer: Tokenizer | OwnTokenizer | PromptTokenizer,
+        tokenizer: Tokenizer | PretrainedTokenizer | PromptTokenizer,
         mesh: jax.sharding.Mesh,
         max_tokens: Mapping[Side, int],
         model_name: str = '',
@@ -88,60 +87,68 @@ class Embedder:
         share_prefix: bool = True,
         encode: Encode | None = None,
     ):
-        """Prepares to embed; nothing is compiled yet.
+        """Prepares to embed; programs are compiled at the first call.
 
         Args:
-          encoder: the model, its parameters on the mesh.
-          tokenizer: makes ids of texts, with all that stands around them.
+          encoder: model, with its parameters on the mesh.
+          tokenizer: tokenizer that adds delimiters, special tokens or a template.
           mesh: devices to embed on.
           max_tokens: maximum number of tokens of a text, by side.
           model_name, workdir: see the attributes.
-          origin: where the parameters come from, for `settings`.
-          dense: layers applied to the vectors of the encoder.
-          share_prefix: compute the prefix that all texts share once, where the model allows it.
-          encode: the compiled programs of another embedder of the same model; None: its own.
+          origin: origin of the parameters, as plain values for `settings`.
+          dense: layers applied after the encoder's pooling.
+          share_prefix: whether to compute a prefix that all texts share only once, if the model
+            allows it.
+          encode: compiled programs of another embedder of the same model, optional.
 
         Raises:
-          UserError: the model reads fewer tokens than `max_tokens`.
+          UserError: `max_tokens` exceeds the model's maximum length.
         """
         if max(max_tokens.values()) > encoder.config.max_length:
             raise UserError(
                 f'max_tokens={max(max_tokens.values())}: the model reads '
                 f'{encoder.config.max_length} tokens at most'
             )
-        self.encoder, self.model_name, self.workdir = encoder, model_name, workdir
+        self.encoder = encoder
+        self.model_name = model_name
+        self.workdir = workdir
         self.width = len(dense[-1].weight_ExD) if dense else encoder.config.embedding_width
+        self.tokens = 0
+        self.columns = 0
+        self.shared = 0
         self._dense = tuple(dense)
-        self.tokens = self.columns = self.shared = 0
-        self._tokenizer, self._mesh, self._max_tokens = tokenizer, mesh, dict(max_tokens)
+        self._tokenizer = tokenizer
+        self._mesh = mesh
+        self._max_tokens = dict(max_tokens)
         self._encode: Encode = encode or jax.jit(encode_rows)
-        self._shares = share_prefix and can_share(encoder.config)
+        self._shares_prefix = share_prefix and can_share_prefix(encoder.config)
         self._origin = dict(origin or {})
         self.settings = describe_settings(encoder.config, tokenizer, max_tokens, self._origin)
 
     @property
     def prompt(self) -> Prompt | None:
-        """What texts stand in; None where that is no template."""
+        """The prompt around texts; None if the tokenizer has no template."""
         return self._tokenizer.prompt if isinstance(self._tokenizer, PromptTokenizer) else None
 
-    def reading(self, prompt: Prompt, share: bool = True) -> 'Embedder':
-        """Returns an embedder of texts in another template or behind other demonstrations, with the
-        same parameters and compiled programs.
+    def with_prompt(self, prompt: Prompt, share: bool = True) -> 'Embedder':
+        """Returns an embedder with another prompt, the same parameters and the same compiled
+        programs.
 
         Args:
-          share: compute what all texts begin with once, where the model allows it; without, for
-            measurements.
+          prompt: template and demonstrations around texts.
+          share: whether to compute a shared prefix only once; False is for measurements.
 
         Raises:
-          UserError: the model's texts do not stand in a template, or the words around a text are
-            more than the model reads.
+          UserError: the model's texts have no template, or the prompt is longer than the model's
+            maximum length.
         """
         if not isinstance(self._tokenizer, PromptTokenizer):
             raise UserError(
-                '--model: its texts stand in no template: give --representation prompteol, with a '
+                '--model: its texts have no template; give --representation prompteol, with a '
                 'causal language model'
             )
-        tokenizer = self._tokenizer.reading(prompt)
+        tokenizer = self._tokenizer.with_prompt(prompt)
+        # Raises UserError if the prompt is too long.
         tokenizer.encode([''], 'x', min(self._max_tokens.values()))
         other = Embedder(
             self.encoder,
@@ -155,16 +162,16 @@ class Embedder:
             share_prefix=share,
             encode=self._encode,
         )
-        # With what a caller has added, such as the fingerprint of the weights.
+        # Keeps entries that a caller has added, such as the fingerprint of the weights.
         other.settings = self.settings | other.settings
         return other
 
     @property
     def window(self) -> int:
-        """Texts that are tokenised and sorted by length at once: embedding so many at a time costs
-        nothing.
+        """Number of texts that are tokenized and sorted by length together. Splitting texts into
+        calls of this size adds no padding.
         """
-        return self.WINDOW * batch_shards(self._mesh)
+        return self.WINDOW * count_batch_shards(self._mesh)
 
     def __call__(
         self,
@@ -173,18 +180,16 @@ class Embedder:
         progress: str = '',
         between: Callable[[], None] | None = None,
     ) -> np.ndarray:
-        """float32[n, D]: the unit vector of each text, wrapped in its side's delimiters.
+        """Returns float32[n, D]: the unit vector of each text.
 
         Args:
-          texts: n texts of any length; what is over the side's maximum is cut off.
-          side: 'x' for queries, 'y' for what they look for.
-          progress: a word for a progress bar; none without.
-          between: called after each batch of texts; what it raises ends it.
+          texts: n texts of any length; they are truncated to the side's maximum.
+          side: 'x' for queries, 'y' for documents.
+          progress: label of a progress bar; '' shows none.
+          between: function called after each batch, optional. It may raise to stop.
         """
-        nothing_0xD = np.zeros((0, self.width), np.float32)
-        return np.concatenate(
-            [nothing_0xD, *self.stream(texts, side, progress, len(texts), between)]
-        )
+        empty_0xD = np.zeros((0, self.width), np.float32)
+        return np.concatenate([empty_0xD, *self.stream(texts, side, progress, len(texts), between)])
 
     def stream(
         self,
@@ -194,57 +199,74 @@ class Embedder:
         total: int | None = None,
         between: Callable[[], None] | None = None,
     ) -> Iterator[np.ndarray]:
-        """The same for more texts than memory holds: float32[n, D] for the next n texts, again and
-        again.
+        """Yields float32[n, D] for the next n texts, until all are embedded.
+
+        It is the same as a call, for more texts than fit in memory.
 
         Args:
-          texts: read ahead, in a thread.
-          total: their number, where it is known: for the progress bar.
-          side, progress, between: as above.
+          texts: texts, read ahead in a thread.
+          side: 'x' for queries, 'y' for documents.
+          progress: label of a progress bar; '' shows none.
+          total: number of texts for the progress bar, optional.
+          between: function called after each batch, optional. It may raise to stop.
         """
+        started = _delay(self._start_batches(texts, side), self.BATCHES_IN_FLIGHT)
         with tqdm(
             total=total, desc=progress, unit='text', disable=None if progress else True
         ) as bar:
-            for batch in _late(self._started(texts, side), self.BATCHES_IN_FLIGHT):
-                batch.window_NxD[batch.places] = np.asarray(batch.vectors_RxD)[: len(batch.places)]
-                bar.update(len(batch.places))
+            for batch in started:
+                count = len(batch.indices)
+                batch.window_NxD[batch.indices] = np.asarray(batch.vectors_RxD)[:count]
+                bar.update(count)
                 if between:
                     between()
-                if batch.last:
+                if batch.is_last:
                     yield batch.window_NxD
 
-    def _started(self, texts: Iterable[str], side: Side) -> Iterator[_Batch]:
-        """Starts batch after batch; devices compute them while the caller does something else."""
-        prefix_of = Prefixes(self.encoder, self._mesh)
-        for opening, another, *tokens in self._windows(texts, side):
-            shared = common_beginning([opening, another]) if self._shares else 0
-            shared = shared if shared >= self.MIN_SHARED_PREFIX else 0
+    def _start_batches(self, texts: Iterable[str], side: Side) -> Iterator[_Batch]:
+        """Yields each batch as soon as its computation is dispatched; devices run asynchronously.
+
+        Texts that begin with the common prefix and have 1 to MAX_SUFFIX tokens after it share its
+        computation. All other texts are computed whole.
+        """
+        prefixes = PrefixCache(self.encoder, self._mesh)
+        for empty_text, other_text, *tokens in self._read_windows(texts, side):
+            prefix_length = 0
+            if self._shares_prefix:
+                prefix_length = count_common_ids([empty_text, other_text])
+                if prefix_length < self.MIN_SHARED_PREFIX:
+                    prefix_length = 0
+            prefix_ids = empty_text[:prefix_length]
             lengths_N = np.array([len(text) for text in tokens])
             window_NxD = np.empty((len(tokens), self.width), np.float32)
-            left = len(tokens)
-            near_N = (lengths_N > shared) & (lengths_N - shared <= self.MAX_SUFFIX) & (shared > 0)
-            for place in np.flatnonzero(near_N):
-                near_N[place] = np.array_equal(tokens[place][:shared], opening[:shared])
-            for some, skipped in ((np.flatnonzero(~near_N), 0), (np.flatnonzero(near_N), shared)):
-                for places, rows, row_length in self._batches(lengths_N[some] - skipped, skipped):
-                    places = some[places]
-                    left -= len(places)
-                    self.tokens += skipped * len(places)
-                    self.shared += skipped * len(places)
-                    prefix = prefix_of(opening[:skipped]) if skipped else None
-                    vectors_RxD = self._compute(
-                        [tokens[place][skipped:] for place in places], rows, row_length, prefix
+            remaining = len(tokens)
+            suffix_lengths_N = lengths_N - prefix_length
+            shares_N = (suffix_lengths_N > 0) & (suffix_lengths_N <= self.MAX_SUFFIX)
+            shares_N &= prefix_length > 0
+            for i in np.flatnonzero(shares_N):
+                shares_N[i] = np.array_equal(tokens[i][:prefix_length], prefix_ids)
+            groups = [(np.flatnonzero(~shares_N), 0), (np.flatnonzero(shares_N), prefix_length)]
+            for group, skipped in groups:
+                batches = self._split_into_batches(lengths_N[group] - skipped, skipped)
+                for in_group, rows, row_length in batches:
+                    indices = group[in_group]
+                    remaining -= len(indices)
+                    self.tokens += skipped * len(indices)
+                    self.shared += skipped * len(indices)
+                    prefix = prefixes(prefix_ids) if skipped else None
+                    vectors_RxD = self._start_batch(
+                        [tokens[i][skipped:] for i in indices], rows, row_length, prefix
                     )
-                    yield _Batch(window_NxD, places, vectors_RxD, not left)
+                    yield _Batch(window_NxD, indices, vectors_RxD, remaining == 0)
 
-    def _windows(self, texts: Iterable[str], side: Side) -> Iterator[list[np.ndarray]]:
-        """The tokens of the next texts, again and again; made in a thread while the caller is busy
-        with those before.
+    def _read_windows(self, texts: Iterable[str], side: Side) -> Iterator[list[np.ndarray]]:
+        """Yields the tokens of each window of texts, tokenized in a thread one window ahead.
 
-        Those of two short texts stand first: from them is read what texts begin with, whichever
-        stand in a window.
+        The tokens of '' and 'A' come first in every window. Their common prefix is the one of the
+        template, which does not depend on the texts of the window.
         """
-        remaining, size = iter(texts), self.window
+        remaining = iter(texts)
+        size = self.window
 
         def read() -> list[np.ndarray]:
             return self._tokenizer.encode(
@@ -257,37 +279,46 @@ class Embedder:
                 upcoming = thread.submit(read)
                 yield tokens
 
-    def _batches(
-        self, lengths_N: np.ndarray, before: int = 0
+    def _split_into_batches(
+        self, lengths_N: np.ndarray, prefix_length: int = 0
     ) -> Iterator[tuple[np.ndarray, int, int]]:
-        """(places of its texts, rows, row length) of each batch: texts of about one length
-        together, longest first.
+        """Yields (indices of texts, rows, row length) of each batch, longest texts first.
 
-        Behind a prefix, of `before` tokens, scores with it are held too: the longer it is, the
-        fewer rows at once.
+        Args:
+          lengths_N: int, number of tokens of each text after the prefix.
+          prefix_length: number of tokens of the prefix. Attention scores with it are in memory too,
+            so that a longer prefix leaves room for fewer rows.
         """
         order = np.argsort(-lengths_N, kind='stable')
         while len(order):
-            row_length = row_length_of(int(lengths_N[order[0]]), self.encoder.config.max_length)
-            rows = self._rows(row_length * max(1, -(-before // self.MAX_SUFFIX)), len(order))
+            row_length = choose_row_length(int(lengths_N[order[0]]), self.encoder.config.max_length)
+            prefix_factor = max(1, -(-prefix_length // self.MAX_SUFFIX))
+            rows = self._choose_rows(row_length * prefix_factor, len(order))
             yield order[:rows], rows, row_length
             order = order[rows:]
 
-    def _rows(self, row_length: int, texts: int) -> int:
-        """As many as a device computes at once, or where fewer texts are left, that divided by a
-        power of 4.
-        """
-        parts = batch_shards(self._mesh)
-        rows = rows_at_once(self._mesh.devices.flat[0].platform, row_length)
-        while rows // 4 * parts >= texts:
-            rows //= 4
-        return rows * parts
+    def _choose_rows(self, row_length: int, texts: int) -> int:
+        """Returns the number of rows of a batch over all devices.
 
-    def _compute(
+        It is what the devices compute at once, divided by 4 as long as it still fits all remaining
+        texts.
+        """
+        shards = count_batch_shards(self._mesh)
+        rows = choose_rows_per_device(self._mesh.devices.flat[0].platform, row_length)
+        while rows // 4 * shards >= texts:
+            rows //= 4
+        return rows * shards
+
+    def _start_batch(
         self, tokens: Sequence[np.ndarray], rows: int, row_length: int, prefix: Prefix | None = None
     ) -> jax.Array:
-        """Starts to compute vectors_RxD of some texts, the first rows; the other rows are empty.
-        Texts follow the prefix.
+        """Dispatches the computation of a batch; returns float32[rows, D], first those of `tokens`.
+
+        Args:
+          tokens: int32 ids of each text, after the prefix.
+          rows: number of rows; those without a text are padding.
+          row_length: number of columns.
+          prefix: computed prefix of all texts, optional.
         """
         lengths_R = np.ones(rows, np.int64)
         lengths_R[: len(tokens)] = [len(text) for text in tokens]
@@ -296,16 +327,17 @@ class Embedder:
         tokens_RxS = np.zeros((rows, row_length), np.int32)
         for row_S, text in zip(tokens_RxS, tokens, strict=False):
             row_S[: len(text)] = text
-        within_part = np.arange(rows) % (rows // batch_shards(self._mesh))
-        eos_Rx1 = (within_part * row_length + lengths_R - 1).astype(np.int32)[:, None]
+        # An EOS index counts within the rows of one shard, flattened.
+        row_in_shard_R = np.arange(rows) % (rows // count_batch_shards(self._mesh))
+        eos_Rx1 = (row_in_shard_R * row_length + lengths_R - 1).astype(np.int32)[:, None]
         with jax.set_mesh(self._mesh):
             return self._encode(
-                self.encoder, self._dense, prefix, *placed(self._mesh, tokens_RxS, eos_Rx1)
+                self.encoder, self._dense, prefix, *place_on_mesh(self._mesh, tokens_RxS, eos_Rx1)
             )
 
 
-def _late(items: Iterator[T], count: int) -> Iterator[T]:
-    """The same items, each when `count` more have been taken, or there are no more."""
+def _delay(items: Iterator[T], count: int) -> Iterator[T]:
+    """Yields each item after `count` more items have been taken from the iterator or it ended."""
     waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)
@@ -316,11 +348,11 @@ def _late(items: Iterator[T], count: int) -> Iterator[T]:
 
 def describe_settings(
     config: EncoderConfig,
-    tokenizer: Tokenizer | OwnTokenizer | PromptTokenizer,
+    tokenizer: Tokenizer | PretrainedTokenizer | PromptTokenizer,
     max_tokens: Mapping[Side, int],
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """All that the vectors of an embedder depend on, as plain values."""
+    """Returns all settings that an embedder's vectors depend on, as plain values."""
     return {
         'max_tokens_x': max_tokens['x'],
         'max_tokens_y': max_tokens['y'],

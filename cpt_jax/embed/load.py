@@ -1,4 +1,4 @@
-"""A model reference -> its embedder."""
+"""Loads the embedder of a model reference: a run or a pretrained directory."""
 
 from typing import Any, NamedTuple
 
@@ -13,8 +13,12 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
-from cpt_jax.text.pretrained_tokenizer import OwnTokenizer
-from cpt_jax.text.prompt_template import OWN, Representation, configured
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
+from cpt_jax.text.prompt_template import (
+    OWN_REPRESENTATION,
+    Representation,
+    parse_prompt_section,
+)
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import Side, Tokenizer
 
@@ -25,69 +29,79 @@ def load_embedder(
     pooling: str = '',
     dtype: str = '',
     max_tokens: int = 0,
-    representation: Representation = OWN,
+    representation: Representation = OWN_REPRESENTATION,
     fsdp: int = 1,
 ) -> Embedder:
-    """Loads a model for embedding, onto all devices.
+    """Loads a model for embedding onto all devices.
 
     Args:
-      reference: a run's directory, or `run@step`; without a step the latest checkpoint. Or a
-        directory with a pretrained model.
-      pooling: of a pretrained directory that says none; see `open_pretrained`.
-      dtype: of activations: auto, float32 or bfloat16; '': as the run's config says, auto for a
-        pretrained model.
-      max_tokens: of the texts of both sides, with all that stands around them; 0: as the model
-        says.
-      representation: what texts stand in and which state counts, of a causal language model or a
-        run that was trained with a template.
-      fsdp: devices that share one copy of the parameters, each a part of it.
+      reference: directory of a run (latest checkpoint), `run@step`, or directory of a pretrained
+        model.
+      pooling: pooling of a pretrained directory whose files do not define it; see
+        `open_pretrained`. Default '': defined by the model.
+      dtype: dtype of activations: 'auto', 'float32' or 'bfloat16'. Default '': the run's config, or
+        'auto' for a pretrained model.
+      max_tokens: maximum number of tokens of a text, including delimiters, special tokens or
+        template. Default 0: defined by the model.
+      representation: template and pooling, for a causal language model or a run that was trained
+        with a template.
+      fsdp: number of devices over which one copy of the parameters is sharded.
+
+    Returns:
+      The embedder, with parameters on the devices.
 
     Raises:
-      UserError: there is no such run or checkpoint; or it cannot be read, says its own pooling, or
-        has no use for the representation.
+      UserError: the run or checkpoint does not exist or cannot be read, it defines its own pooling,
+        or the representation does not fit the model.
     """
     if pooling and not representation.is_own:
         raise UserError(
-            f'--pooling {pooling}: a --representation or --template says which states count; '
-            f'leave the flag out'
+            f'--pooling {pooling}: a --representation or --template has its own pooling; remove '
+            f'--pooling'
         )
     if fsdp > 1 and jax.device_count() % fsdp:
         raise UserError(
-            f'--fsdp {fsdp}: the {jax.device_count():,} devices here are no multiple of it'
+            f'--fsdp {fsdp}: the number of devices, {jax.device_count():,}, is not a multiple of it'
         )
     mesh = make_mesh(fsdp=fsdp)
     model = resolve_model(reference, '--model', pooling)
     if isinstance(model, Pretrained):
-        return _embedder_of_pretrained(model, dtype or 'auto', max_tokens, representation, mesh)
+        return _load_pretrained(model, dtype or 'auto', max_tokens, representation, mesh)
     if pooling:
         raise UserError(
-            f'--pooling {pooling}: {reference} is a run, whose config says its pooling; leave the '
-            f'flag out'
+            f'--pooling {pooling}: {reference} is a run, which has its own pooling; remove '
+            f'--pooling'
         )
-    reading = _read_run(model, dtype, max_tokens, representation)
-    return _embedder_of_run(model, reading, mesh)
+    setup = _read_run_setup(model, dtype, max_tokens, representation)
+    return _load_run(model, setup, mesh)
 
 
-def read_settings(reference: str, representation: Representation = OWN) -> dict[str, Any]:
-    """Returns the `settings` of the embedder that `load_embedder` makes of a run's checkpoint,
-    without reading its parameters.
+def read_settings(
+    reference: str, representation: Representation = OWN_REPRESENTATION
+) -> dict[str, Any]:
+    """Returns the `settings` of the embedder that `load_embedder` makes from a run, without reading
+    its parameters.
+
+    Args:
+      reference: directory of a run (latest checkpoint), or `run@step`.
+      representation: template and pooling; see `load_embedder`.
 
     Raises:
-      UserError: there is no such checkpoint, or it is damaged.
+      UserError: the checkpoint does not exist or is damaged.
     """
     run = find_run(reference, '--model')
-    reading = _read_run(run, '', 0, representation)
-    return describe_settings(
-        reading.encoder_config, reading.tokenizer, reading.limits, reading.origin
-    )
+    setup = _read_run_setup(run, '', 0, representation)
+    return describe_settings(setup.encoder_config, setup.tokenizer, setup.limits, setup.origin)
 
 
-class _Reading(NamedTuple):
-    """How a run reads texts, and what its vectors depend on besides.
+class _RunSetup(NamedTuple):
+    """Everything that the embedder of a run needs except its parameters.
 
     Attributes:
-      limits: most tokens of a text of each side.
-      origin: where the parameters come from, as plain values for `settings`.
+      encoder_config: architecture and settings of the encoder.
+      tokenizer: the run's tokenizer, with a template if there is one.
+      limits: maximum number of tokens of a text, by side.
+      origin: origin of the parameters, as plain values for `settings`.
     """
 
     encoder_config: EncoderConfig
@@ -96,21 +110,21 @@ class _Reading(NamedTuple):
     origin: dict[str, Any]
 
 
-def _embedder_of_run(run: EarlierRun, reading: _Reading, mesh: jax.sharding.Mesh) -> Embedder:
-    config, tokenizer = reading.encoder_config, reading.tokenizer
+def _load_run(run: EarlierRun, setup: _RunSetup, mesh: jax.sharding.Mesh) -> Embedder:
+    config = setup.encoder_config
     config.check_mesh(mesh)
     if run.provenance.has_adapters:
-        encoder = load_adapted(run, config, mesh, tokenizer.added)
+        encoder = load_adapted(run, config, mesh, setup.tokenizer.added_ids)
     else:
         encoder = run.load_encoder(config, mesh)
     return Embedder(
-        encoder, tokenizer, mesh, reading.limits, run.name, run.run_dir.path, reading.origin
+        encoder, setup.tokenizer, mesh, setup.limits, run.name, run.run_dir.path, setup.origin
     )
 
 
-def _read_run(
+def _read_run_setup(
     run: EarlierRun, dtype: str, max_tokens: int, representation: Representation
-) -> _Reading:
+) -> _RunSetup:
     if run.is_language_model and representation.is_own:
         raise UserError(
             f'--model {run.reference}: a language model (objective=lm), whose states were not '
@@ -119,26 +133,26 @@ def _read_run(
         )
     config = run.provenance.config
     tokenizer = _wrap_in_template(run, representation)
-    # Whatever was chosen for the machine that it was trained on.
-    here = {'attention': 'auto', 'layer_loop': 'auto'}
+    # The run's own choices were for the machine that it was trained on.
+    overrides = {'attention': 'auto', 'layer_loop': 'auto'}
     if dtype:
-        here['dtype'] = dtype
+        overrides['dtype'] = dtype
     if not representation.is_own:
-        here['pooling'] = representation.pooling
-    encoder_config = run.encoder_config(tokenizer.vocab_size, **here)
-    encoder_config = encoder_config.on(jax.devices()[0].platform)
+        overrides['pooling'] = representation.pooling
+    encoder_config = run.encoder_config(tokenizer.vocab_size, **overrides)
+    encoder_config = encoder_config.resolve_for(jax.devices()[0].platform)
     limits: dict[Side, int] = {
         'x': max_tokens or config['data']['max_tokens_x'],
         'y': max_tokens or config['data']['max_tokens_y'],
     }
-    # A run's own limits are those of its training, where texts may be cut short on purpose.
+    # With a template, the run's limits do not apply: training may truncate texts on purpose.
     if isinstance(tokenizer, PromptTokenizer):
         limits = dict.fromkeys(limits, max_tokens or encoder_config.max_length)
-    return _Reading(encoder_config, tokenizer, limits, _describe_origin(run))
+    return _RunSetup(encoder_config, tokenizer, limits, _describe_origin(run))
 
 
 def _describe_origin(run: EarlierRun) -> dict[str, Any]:
-    """Where a run's parameters come from, as plain values."""
+    """Returns the origin of a run's parameters, as plain values."""
     provenance = run.provenance
     origin = {
         'step': run.step,
@@ -155,72 +169,71 @@ def _describe_origin(run: EarlierRun) -> dict[str, Any]:
 def _wrap_in_template(
     run: EarlierRun, representation: Representation
 ) -> Tokenizer | PromptTokenizer:
-    """The run's tokenizer, with the template of the run or of the representation around texts."""
-    own, tokenizer = configured(run.provenance.config['prompt']), run.load_tokenizer()
-    if representation.is_own and not own:
+    """Returns the run's tokenizer, with the template of the representation or else of the run."""
+    own_prompt = parse_prompt_section(run.provenance.config['prompt'])
+    tokenizer = run.load_tokenizer()
+    if representation.is_own and not own_prompt:
         if representation.demonstrations:
             raise UserError(
-                f'--demonstration: {run.reference} was trained between delimiters, and has no '
-                f'template to show them in'
+                f'--demonstration: {run.reference} was trained with delimiters and has no template '
+                f'for demonstrations; remove --demonstration'
             )
         return tokenizer
-    if not own and not run.is_language_model:
+    if not own_prompt and not run.is_language_model:
         raise UserError(
-            f'--representation: {run.reference} was trained between delimiters; leave '
-            f'--representation and --template out'
+            f'--representation: {run.reference} was trained with delimiters; remove '
+            f'--representation and --template'
         )
-    prompt = representation.prompt(own.template if own else '')
+    prompt = representation.make_prompt(own_prompt.template if own_prompt else '')
     return PromptTokenizer(tokenizer, prompt, run.bos_ids or ())
 
 
-def _embedder_of_pretrained(
+def _load_pretrained(
     model: Pretrained,
     dtype: str,
     max_tokens: int,
     representation: Representation,
     mesh: jax.sharding.Mesh,
 ) -> Embedder:
-    """A model with its own tokens, prompts and pooling, or with those of a representation; weights
-    stay in the dtype of their files.
+    """Returns the embedder of a pretrained model, with its own prompts and pooling or those of a
+    representation; weights keep the dtype of their files.
     """
-    tokenizer: OwnTokenizer | PromptTokenizer = model.tokenizer
+    tokenizer: PretrainedTokenizer | PromptTokenizer = model.tokenizer
     arguments = dict(model.shape)
     if representation.is_own and representation.demonstrations:
         raise UserError(
-            '--demonstration: give --representation prompteol or a --template that they are shown '
-            'in'
+            '--demonstration: needs a template; give --representation prompteol or --template'
         )
     if not representation.is_own:
         _check_language_model(model)
-        tokenizer = PromptTokenizer(model.tokenizer, representation.prompt(), model.tokenizer.begin)
+        prompt = representation.make_prompt()
+        tokenizer = PromptTokenizer(model.tokenizer, prompt, model.tokenizer.bos_ids)
         arguments['pooling'] = representation.pooling
     config = EncoderConfig(vocab_size=model.rows, dtype=dtype, **arguments)
-    config = config.on(mesh.devices.flat[0].platform)
+    config = config.resolve_for(mesh.devices.flat[0].platform)
     config.check_mesh(mesh)
     encoder = model.load_encoder(config, mesh)
     dense = load_dense(model.dense, config.embedding_width, mesh)
     origin: dict[str, Any] = {'trained_on': {}}
     if dense:
         origin['dense'] = [list(layer.weight_ExD.shape[::-1]) for layer in dense]
-    longest = max_tokens or model.max_tokens
-    limits: dict[Side, int] = {'x': longest, 'y': longest}
+    limit = max_tokens or model.max_tokens
+    limits: dict[Side, int] = {'x': limit, 'y': limit}
     return Embedder(
         encoder, tokenizer, mesh, limits, model.directory.name, origin=origin, dense=dense
     )
 
 
-def _check_language_model(found: Pretrained) -> None:
-    """Raises UserError for a model in which the last token's state does not stand for the next
-    word.
-    """
-    kind = found.config['model_type']
-    if not found.shape.get('causal', True):
+def _check_language_model(model: Pretrained) -> None:
+    """Raises UserError if the last token's state does not predict the next word."""
+    kind = model.config['model_type']
+    if not model.shape.get('causal', True):
         raise UserError(
-            f'--representation: {found.directory} ({kind}) is no causal language model: it has no '
-            f'next word; leave the flag out'
+            f'--representation: {model.directory} ({kind}) is not a causal language model, so it '
+            f'predicts no next word; remove --representation'
         )
-    if found.dense:
+    if model.dense:
         raise UserError(
-            f'--representation: {found.directory} has Dense modules behind its pooling, which go '
-            f'with its own; leave the flag out'
+            f'--representation: {model.directory} has Dense modules, which were trained for its '
+            f'own pooling; remove --representation'
         )

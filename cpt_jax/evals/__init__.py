@@ -1,4 +1,4 @@
-"""Tasks, protocols as published, baselines, results and report."""
+"""Evaluation: tasks with their published protocols, baselines, results and the report."""
 
 from typing import TYPE_CHECKING
 
@@ -8,18 +8,19 @@ if TYPE_CHECKING:
 
 
 def mteb_model(reference: str, *, symmetric: 'Side' = 'x') -> 'MtebModel':
-    """A model that `mteb.evaluate(model, tasks)` takes.
+    """Returns a model for `mteb.evaluate(model, tasks)`.
 
     Args:
-      reference: a run, run@step, or the directory of a pretrained model.
-      symmetric: the side of all texts of tasks that have one kind (STS, classification,
-        clustering): the papers do not say which; one for all compares like with like.
+      reference: run, run@step, or directory of a pretrained model.
+      symmetric: side of all texts in tasks with one kind of text (STS, classification,
+        clustering). The papers do not specify it; using one side for all keeps the embeddings
+        comparable.
 
     Raises:
-      UserError: there is no such model, or mteb is not installed (it brings torch, and is no
-        requirement).
+      UserError: there is no such model, or mteb is not installed. mteb is not a requirement,
+        because it depends on torch.
     """
-    from cpt_jax.embed.load import load_embedder  # JAX waits until it is needed
+    from cpt_jax.embed.load import load_embedder  # imports JAX only when it is needed
     from cpt_jax.evals.mteb_adapter import MtebModel
 
     return MtebModel(load_embedder(reference), symmetric)

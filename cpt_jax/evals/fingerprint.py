@@ -1,5 +1,5 @@
-"""Fingerprints: what a task's scores depend on besides the model, and which weights a pretrained
-model has.
+"""Fingerprints of everything that a task's scores depend on besides the model, and of the weights
+of a pretrained model.
 """
 
 from collections.abc import Iterable
@@ -9,26 +9,26 @@ from etils import epath
 
 from cpt_jax.evals.options import Options
 from cpt_jax.evals.store.embedding_cache import digest_json
-from cpt_jax.storage.text_lines import file_fingerprint
+from cpt_jax.storage.text_lines import compute_file_fingerprint
 
 
 def fingerprint_task(name: str, options: Options, data: str) -> str:
     """Returns 32 hex digits for a task's name, its options and its data.
 
     Args:
-      name: name of the task.
-      options: options of its kind; those that change no score are left out.
-      data: fingerprint of all that the task reads, such as `fingerprint_files` returns.
+      name: task name.
+      options: options of the task's kind. Options that change no score are not hashed.
+      data: fingerprint of all data that the task reads, such as `fingerprint_files` returns.
     """
-    return digest_json([name, options.scored(), data])
+    return digest_json([name, options.get_fingerprinted(), data])
 
 
 def fingerprint_files(paths: Iterable[epath.Path]) -> str:
-    """Returns 32 hex digits for the content of the files among `paths`. Takes seconds a gigabyte.
+    """Returns 32 hex digits for the content of `paths`. Takes seconds per gigabyte.
 
-    A missing file is not an error here: it is reported when the task runs.
+    Directories and missing files are skipped: the task reports a missing file when it runs.
     """
-    return file_fingerprint(*sorted(path for path in paths if path.is_file()))
+    return compute_file_fingerprint(*sorted(path for path in paths if path.is_file()))
 
 
 def fingerprint_glob(folder: epath.Path, pattern: str) -> str:
@@ -37,11 +37,12 @@ def fingerprint_glob(folder: epath.Path, pattern: str) -> str:
 
 
 def fingerprint_weights(*directories: Path) -> str:
-    """Returns 32 hex digits for the weights and settings in the directories of a pretrained model:
-    another model may take its place under the same name.
+    """Returns 32 hex digits for the weights and settings in the directories of a pretrained model.
+
+    The path is not enough: another model may be saved to the same directory later.
     """
     suffixes = ('.safetensors', '.bin', '.json')
     paths = [path for folder in directories for path in sorted(folder.rglob('*'))]
-    return file_fingerprint(
+    return compute_file_fingerprint(
         *(epath.Path(path) for path in paths if path.suffix in suffixes and path.is_file())
     )

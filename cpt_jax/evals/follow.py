@@ -1,9 +1,9 @@
-"""Continuous evaluation: every checkpoint of a run that is being trained is scored once, by as many
-programs as one likes.
+"""Continuous evaluation: scores every checkpoint of a run once, while the run is being trained. Any
+number of programs may take part.
 
-A score counts when its row is in results.jsonl (history.py). All else is made of the rows, after
-each of them and when a program begins, so that one that is killed anywhere leaves nothing that the
-next one does not mend: TensorBoard's points, best.json, best/, the report.
+A score is final when its row is in results.jsonl (history.py). All other files are derived from the
+rows: the TensorBoard points, best.json, best/ and the report. They are written after each row and
+when a program starts, so the next program repairs whatever a killed program left unfinished.
 """
 
 import json
@@ -20,24 +20,32 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
-from cpt_jax.evals.run import claim_path, store, write_report
-from cpt_jax.evals.store.embedding_cache import KeptVectors, digest_json
-from cpt_jax.evals.store.history import HISTORY, Name, Row, add_row, best_of, name_of, read_rows
+from cpt_jax.evals.run import make_claim_path, store_result, write_report
+from cpt_jax.evals.store.embedding_cache import CachingEmbed, digest_json
+from cpt_jax.evals.store.history import (
+    HISTORY,
+    Row,
+    RowKey,
+    add_row,
+    find_best_checkpoints,
+    get_row_key,
+    read_rows,
+)
 from cpt_jax.evals.store.results import RESULTS, ResultsFile
 from cpt_jax.evals.task import Result, Task
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.best_checkpoint import keep_best, write_best
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.event_files import Point, write_points
-from cpt_jax.storage.locks import CLAIMS, claimed, locked
+from cpt_jax.storage.event_files import ScorePoint, write_points
+from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
 
 POLL_SECONDS = 5
-# Of waiting, before a line says so; the next ones come after twice as long each.
+# Waiting time before the first progress line. It doubles after each line.
 FIRST_LINE_SECONDS = 60
-_HELD = 'scoring'  # how the claims begin of programs that hold a checkpoint
-# Settings that are not the same for all checkpoints of a run.
-_OF_CHECKPOINT = 'step', 'saved', 'code'
+_HELD = 'scoring'  # prefix of the claims of programs that hold a checkpoint
+# Settings that differ between the checkpoints of a run.
+_CHECKPOINT_SETTINGS = 'step', 'saved', 'code'
 
 Settings = Mapping[str, object]
 
@@ -47,143 +55,159 @@ class Follower:
     """Scores the checkpoints of a run.
 
     Attributes:
-      run: its directory.
-      tasks: the tasks for a model with some settings, those of `fingerprints` among them.
-      fingerprints: task -> fingerprint of what its scores depend on besides the model.
-      settings_of: step -> the settings of the embedder of that checkpoint, which need not be
-        loaded.
-      load: step -> the embedding function of that checkpoint. The one before it is not used any
-        more.
-      keep: keep the best checkpoints from being deleted.
-      asked: task -> the fingerprint of its rows, as this program measures; filled as it goes
-        through checkpoints.
+      run: directory of the run.
+      tasks: function from the model's settings to the tasks, which include those of
+        `fingerprints`.
+      fingerprints: task -> fingerprint of everything that its scores depend on besides the model.
+      read_step_settings: function from a step to the embedder settings of its checkpoint, without
+        loading the checkpoint.
+      load: function from a step to the embedding function of its checkpoint. The previous embedding
+        function is not used after the call.
+      keep: whether to protect the best checkpoints from deletion.
+      row_fingerprints: task -> fingerprint of the rows that this program writes. Filled when
+        checkpoints are scored.
     """
 
     run: Path
     tasks: Callable[[Settings], Sequence[Task]]
     fingerprints: Mapping[str, str]
-    settings_of: Callable[[int], Settings]
-    load: Callable[[int], KeptVectors]
+    read_step_settings: Callable[[int], Settings]
+    load: Callable[[int], CachingEmbed]
     keep: bool = True
-    asked: dict[str, str] = field(default_factory=dict)
+    row_fingerprints: dict[str, str] = field(default_factory=dict)
     _known: dict[tuple, Settings] = field(default_factory=dict)
-    _failed: set[int] = field(default_factory=set)  # checkpoints that could not be read once
-    _given_up: set[int] = field(default_factory=set)
-    _told: set[int] = field(default_factory=set)
+    _failed: set[int] = field(default_factory=set)  # checkpoints that failed to load once
+    _given_up: set[int] = field(default_factory=set)  # checkpoints that failed to load twice
+    _reported: set[int] = field(default_factory=set)  # best checkpoints reported as lost
 
     @property
     def steps(self) -> list[int]:
-        return checkpoint.steps_in(RunDir(self.run).checkpoints)
+        """Steps of the run's checkpoints, in ascending order."""
+        return checkpoint.list_steps(RunDir(self.run).checkpoints)
 
     @property
     def rows(self) -> list[Row]:
+        """Rows of results.jsonl."""
         return read_rows(self.run / HISTORY)
 
-    def bring_up_to_date(self) -> None:
-        """Makes all that is made of the rows, but the report."""
-        with self._locked():
+    def update_derived_files(self) -> None:
+        """Writes all files that are derived from the rows, except the report."""
+        with self._lock_results():
             self._derive()
 
-    def go_through(self) -> bool:
-        """Scores what nobody has scored, oldest first: those are deleted first. True: look again;
-        others are at some, or some are new.
+    def score_new_checkpoints(self) -> bool:
+        """Scores all tasks that have no score yet, on the oldest checkpoints first, because those
+        are deleted first.
+
+        Returns:
+          Whether something is left to do: other programs are scoring, a checkpoint must be tried
+          again, or there are new checkpoints.
         """
-        steps, left = self.steps, False
+        steps = self.steps
+        left = False
         for step in self._failed - set(steps):
-            self._tell_gone(step)
+            self._report_deleted(step)
         for step in steps:
             if step not in self._given_up:
                 try:
                     left |= self._score_step(step)
                 except _Unreadable as error:
-                    left |= self._again(step, error)
-        return left or self.steps != steps  # the last one may have come meanwhile
+                    left |= self._should_retry(step, error)
+        return left or self.steps != steps  # checkpoints may have been saved in the meantime
 
     def write_report(self) -> None:
+        """Writes the report, if there are results."""
         if (self.run / RESULTS).exists():
             write_report(epath.Path(self.run), epath.Path(RunDir(self.run).metrics))
 
     def _score_step(self, step: int) -> bool:
-        """Scores the tasks of a checkpoint that nobody has. True: others are at some."""
-        settings = self._settings(step)
-        alike = {key: value for key, value in settings.items() if key not in _OF_CHECKPOINT}
-        names = [
-            (step, str(settings['saved']), task, digest_json([alike, fingerprint]))
+        """Scores the tasks of a checkpoint that have no row. Returns whether other programs are
+        scoring some of them.
+        """
+        settings = self._read_settings(step)
+        common = {key: value for key, value in settings.items() if key not in _CHECKPOINT_SETTINGS}
+        keys = [
+            (step, str(settings['saved']), task, digest_json([common, fingerprint]))
             for task, fingerprint in self.fingerprints.items()
         ]
-        self.asked |= {task: fingerprint for *_, task, fingerprint in names}
-        there, kept, left = set(map(name_of, self.rows)), None, False
-        if there.issuperset(names):
+        self.row_fingerprints |= {task: fingerprint for *_, task, fingerprint in keys}
+        if set(map(get_row_key, self.rows)).issuperset(keys):
             return False
-        # Not before, as this looks through all of the data.
+        # Only if something is missing, because this searches all of the data.
         tasks = {task.name: task for task in self.tasks(settings)}
-        with self._held(step):
-            for name in names:
-                task = tasks[name[2]]
-                with claimed(
-                    claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)
+        embed = None
+        left = False
+        with self._hold(step):
+            for key in keys:
+                task = tasks[key[2]]
+                with try_lock(
+                    make_claim_path(epath.Path(self.run), f'{self.run.name}@{step}', task.name)
                 ) as mine:
-                    # It may have come while we were at other tasks.
-                    if mine and name not in map(name_of, self.rows):
-                        kept = kept or self._load(step)
-                        self._score(task, name, settings, kept)
+                    # Another program may have written the row in the meantime.
+                    if mine and key not in map(get_row_key, self.rows):
+                        embed = embed or self._load(step)
+                        self._score(task, key, settings, embed)
                 left |= not mine
-        if kept:
+        if embed:
             self.write_report()
         return left
 
     @contextmanager
-    def _held(self, step: int) -> Iterator[None]:
-        """Keeps a checkpoint from being deleted while it is scored."""
+    def _hold(self, step: int) -> Iterator[None]:
+        """Protects a checkpoint from deletion during the block."""
         with ExitStack() as stack:
-            with self._locked():
+            with self._lock_results():
                 stack.enter_context(
-                    claimed(
-                        self.run / CLAIMS / f'{_HELD}-{step}-{socket.gethostname()}-{os.getpid()}'
+                    try_lock(
+                        self.run
+                        / LOCKS_FOLDER
+                        / f'{_HELD}-{step}-{socket.gethostname()}-{os.getpid()}'
                     )
                 )
                 self._derive()
             yield
-        self.bring_up_to_date()
+        self.update_derived_files()
 
-    def _held_steps(self) -> set[int]:
-        """The checkpoints that programs are scoring now; what a killed one left of its claim
-        goes.
-        """
+    def _find_held_steps(self) -> set[int]:
+        """Returns the steps that are being scored now. Removes the claims of killed programs."""
         held = set()
-        for path in (self.run / CLAIMS).glob(f'{_HELD}-*'):
-            with claimed(path) as free:
-                held |= set() if free else {int(path.name.split('-')[1])}
+        for path in (self.run / LOCKS_FOLDER).glob(f'{_HELD}-*'):
+            with try_lock(path) as free:
+                if not free:
+                    held.add(int(path.name.split('-')[1]))
         return held
 
-    def _locked(self) -> AbstractContextManager[None]:
-        return locked(self.run / CLAIMS / 'results')
+    def _lock_results(self) -> AbstractContextManager[None]:
+        return wait_for_lock(self.run / LOCKS_FOLDER / 'results')
 
-    def _settings(self, step: int) -> Settings:
-        """Read once of each checkpoint; one of the same step may take its place."""
+    def _read_settings(self, step: int) -> Settings:
+        """Returns the settings of a checkpoint, cached.
+
+        A new checkpoint of the same step (another directory) is read again.
+        """
         try:
             folder = (RunDir(self.run).checkpoints / str(step)).stat()
-            which = step, folder.st_ino, folder.st_mtime_ns
-            if which not in self._known:
-                with _quietly():
-                    self._known[which] = json.loads(json.dumps(self.settings_of(step)))
-            return self._known[which]
+            identity = step, folder.st_ino, folder.st_mtime_ns
+            if identity not in self._known:
+                with _silence_warnings():
+                    self._known[identity] = json.loads(json.dumps(self.read_step_settings(step)))
+            return self._known[identity]
         except (UserError, FileNotFoundError) as error:
             raise _Unreadable(error) from error
 
-    def _load(self, step: int) -> KeptVectors:
+    def _load(self, step: int) -> CachingEmbed:
         try:
-            with _quietly():
+            with _silence_warnings():
                 return self.load(step)
         except UserError as error:
             raise _Unreadable(error) from error
 
-    def _again(self, step: int, error: Exception) -> bool:
-        """What becomes of a checkpoint that cannot be read: it may be about to be deleted. True:
-        try again.
+    def _should_retry(self, step: int, error: Exception) -> bool:
+        """Returns whether to retry an unreadable checkpoint. It is read at most twice, since it may
+        be in the middle of being deleted.
         """
         if step not in self.steps:
-            self._tell_gone(step)
+            self._report_deleted(step)
             return False
         if step not in self._failed:
             self._failed.add(step)
@@ -193,42 +217,44 @@ class Follower:
         tqdm.write(f'{error}; not scored')
         return False
 
-    def _tell_gone(self, step: int) -> None:
+    def _report_deleted(self, step: int) -> None:
         self._failed.discard(step)
         tqdm.write(
-            f'checkpoint {step} was deleted before it was scored: checkpoint.keep_latest and '
-            f'keep_every say which stay'
+            f'checkpoint {step} was deleted before it was scored: set checkpoint.keep_latest or '
+            f'checkpoint.keep_every to keep more checkpoints'
         )
 
-    def _score(self, task: Task, name: Name, settings: Settings, kept: KeptVectors) -> None:
-        step, start = name[0], time.perf_counter()
+    def _score(self, task: Task, key: RowKey, settings: Settings, embed: CachingEmbed) -> None:
+        step = key[0]
+        start = time.perf_counter()
         tqdm.write(f'step {step:,}: {task.name}')
-        with kept.during(task.name):
-            result = task.run(kept)
+        with embed.keep_during(task.name):
+            result = task.run(embed)
         path = epath.Path(self.run) / RESULTS
         results = ResultsFile(path, f'{self.run.name}@{step}', dict(settings))
-        store(results, task.name, result, self.fingerprints[task.name], newest=True)
-        with self._locked():
-            add_row(self.run / HISTORY, _row(name, result, time.perf_counter() - start))
+        store_result(results, task.name, result, self.fingerprints[task.name], newest=True)
+        with self._lock_results():
+            add_row(self.run / HISTORY, _make_row(key, result, time.perf_counter() - start))
             self._derive()
 
     def _derive(self) -> None:
+        """Writes the derived files. The caller holds the lock of the results."""
         rows = self.rows
-        best = best_of(rows)
+        best = find_best_checkpoints(rows)
         if rows:
-            write_points(RunDir(self.run).evaluation_events, [_point(row) for row in rows])
+            write_points(RunDir(self.run).evaluation_events, [_make_point(row) for row in rows])
             write_best(self.run, best)
         if self.keep:
-            lost = set(keep_best(self.run, best, self._held_steps()))
+            lost = set(keep_best(self.run, best, self._find_held_steps()))
         else:
             lost = {int(entry['step']) for entry in best.values()} - set(self.steps)
-        for step in sorted(lost - self._told):
+        for step in sorted(lost - self._reported):
             tasks = ', '.join(task for task, entry in best.items() if entry['step'] == step)
             tqdm.write(
                 f'the best checkpoint by {tasks}, step {step}, is not kept: it was deleted, or '
                 f'the disk is full'
             )
-            self._told.add(step)
+            self._reported.add(step)
 
 
 def follow(
@@ -237,49 +263,59 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Scores checkpoints as they come; returns why it ended.
+    """Scores checkpoints as they are saved, until training ends or the timeout passes.
 
     Args:
-      follower: of the run.
-      timeout: seconds without a new checkpoint or a score, by whomever, after which it ends; 0:
-        only when training ends.
-      sleep, clock: as of the module time.
+      follower: follower of the run.
+      timeout: seconds without a new checkpoint or a new score, by any program, after which to stop;
+        0: stop only when training has ended.
+      sleep: replacement of time.sleep, for tests.
+      clock: replacement of time.monotonic, for tests.
+
+    Returns:
+      The reason for stopping, as a text for the user.
 
     Raises:
-      UserError: a task cannot be run, on whatever checkpoint.
+      UserError: a task cannot be run.
     """
-    follower.bring_up_to_date()
+    follower.update_derived_files()
     follower.write_report()
-    before, since, next_line = None, clock(), FIRST_LINE_SECONDS
+    progress = None  # (latest step, number of rows)
+    since = clock()  # time of the last progress
+    next_line = FIRST_LINE_SECONDS
     while True:
-        left = follower.go_through()
-        last, rows = _last_step(follower.run), follower.rows
-        # A run may go back to an earlier step.
+        left = follower.score_new_checkpoints()
+        last = _read_last_step(follower.run)
+        rows = follower.rows
+        # The maximum, because a run may resume from an earlier step.
         latest = max(follower.steps or [row['step'] for row in rows], default=0)
         if not left and last and latest >= last:
             return f'training ended at step {latest:,}'
-        if before != (latest, len(rows)):
-            before, since, next_line = (latest, len(rows)), clock(), FIRST_LINE_SECONDS
+        if progress != (latest, len(rows)):
+            progress = (latest, len(rows))
+            since = clock()
+            next_line = FIRST_LINE_SECONDS
         waited = clock() - since
         if timeout and waited >= timeout:
             return (
-                f'no new checkpoint for {waited / 60:.0f} min, at step {latest:,} of '
-                f'{last or "?"}: not followed any longer'
+                f'stopped following: no new checkpoint for {waited / 60:.0f} min, at step '
+                f'{latest:,} of {last or "?"}'
             )
         if waited >= next_line:
             next_line *= 2
-            what = (
-                'others are scoring, or a checkpoint cannot be read'
-                if left
-                else f'a checkpoint after step {latest:,} of {last or "?"}'
-            )
-            tqdm.write(f'waiting for {waited / 60:.0f} min: {what}; {_sign_of_life(follower.run)}')
+            reason = f'no checkpoint after step {latest:,} of {last or "?"} yet'
+            if left:
+                reason = 'other programs are scoring, or a checkpoint cannot be read'
+            activity = _describe_trainer_activity(follower.run)
+            tqdm.write(f'waiting for {waited / 60:.0f} min: {reason}; {activity}')
         sleep(POLL_SECONDS)
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Orbax warns at length of a checkpoint that is being deleted; a line of ours says so."""
+def _silence_warnings() -> Iterator[None]:
+    """Silences Orbax's long warnings about a checkpoint that is being deleted. This module reports
+    it in one line.
+    """
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -292,8 +328,8 @@ class _Unreadable(Exception):
     """A checkpoint cannot be read."""
 
 
-def _row(name: Name, result: Result, seconds: float) -> Row:
-    step, saved, task, fingerprint = name
+def _make_row(key: RowKey, result: Result, seconds: float) -> Row:
+    step, saved, task, fingerprint = key
     return {
         'step': step,
         'saved': saved,
@@ -308,28 +344,28 @@ def _row(name: Name, result: Result, seconds: float) -> Row:
     }
 
 
-def _point(row: Row) -> Point:
+def _make_point(row: Row) -> ScorePoint:
     scores = {f'{row["task"]}/{metric}': score for metric, score in row['metrics'].items()}
-    return Point(row['step'], datetime.fromisoformat(row['time']).timestamp(), scores)
+    return ScorePoint(row['step'], datetime.fromisoformat(row['time']).timestamp(), scores)
 
 
-def _last_step(run: Path) -> int | None:
-    """train.steps of the run as it goes on now; None before it has begun."""
+def _read_last_step(run: Path) -> int | None:
+    """Returns train.steps of the run's current config; None before the run has started."""
     path = RunDir(run).config
     try:
         return json.loads(path.read_text('utf-8'))['train']['steps']
     except FileNotFoundError:
         return None
     except (ValueError, KeyError):
-        raise UserError(f'{path}: not of a run, which --follow watches') from None
+        raise UserError(
+            f'{path}: not the config of a run; --follow needs the directory of a run'
+        ) from None
 
 
-def _sign_of_life(run: Path) -> str:
-    """When the trainer last wrote something."""
+def _describe_trainer_activity(run: Path) -> str:
+    """Returns a text with the time since the trainer's last row of metrics."""
     metrics = RunDir(run).metrics
     if not metrics.exists():
-        return 'the trainer has written nothing yet'
-    return (
-        f'the trainer wrote its last row {max(time.time() - metrics.stat().st_mtime, 0) / 60:.0f} '
-        f'min ago'
-    )
+        return 'the trainer has not written any metrics yet'
+    seconds = max(time.time() - metrics.stat().st_mtime, 0)
+    return f'the trainer wrote its last row {seconds / 60:.0f} min ago'

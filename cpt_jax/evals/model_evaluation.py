@@ -1,4 +1,4 @@
-"""The evaluation of a model reference: what launch/evaluate.py and `cpt_jax.evaluate` both do."""
+"""The evaluation of a model reference, shared by launch/evaluate.py and `cpt_jax.evaluate`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from etils import epath
 from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.evals.registry import find_tasks, select
 from cpt_jax.evals.run import run_tasks
-from cpt_jax.evals.store.embedding_cache import EmbeddingCache, KeptVectors
+from cpt_jax.evals.store.embedding_cache import CachingEmbed, EmbeddingCache
 from cpt_jax.evals.task import Context
 from cpt_jax.runs.run_dir import RunDir
 
@@ -27,7 +27,9 @@ def check_tasks(
     options: Mapping[str, Any],
     allow_missing: bool = False,
 ) -> None:
-    """Raises UserError for a wrong name or unusable data, before a model is loaded for minutes."""
+    """Raises UserError for an unknown task or unusable data. Called before the model is loaded,
+    which may take minutes.
+    """
     for task in select(find_tasks(data_dir, **options), patterns, data_dir, allow_missing):
         task.check()
 
@@ -45,35 +47,36 @@ def evaluate_model(
     allow_missing: bool = False,
     again: bool = False,
 ) -> dict[str, Any]:
-    """Scores a model on tasks, and writes results.json and report/ into `output`.
+    """Scores a model on tasks, and writes results.json and report/ to `output`.
 
     Args:
-      embedder: the model, loaded.
-      reference: the model reference that it was loaded from.
-      patterns: names of tasks, globs or suites.
-      data_dir: folder with the data of the tasks; None: those that need no data.
+      embedder: the loaded model.
+      reference: model reference that `embedder` was loaded from.
+      patterns: names of tasks, globs or names of suites.
+      data_dir: folder with the data of the tasks; None allows only tasks that need no data.
       output: directory of the results.
-      options: options of tasks by name, see `registry.option_fields`.
-      vectors: folder in which vectors are kept until their task is done; None: nowhere.
-      keep_vectors: leave them there.
-      allow_missing: run a suite without the tasks whose data are not there.
-      again: measure what has been scored already again.
+      options: task options by name, see `registry.find_option_fields`.
+      vectors: folder in which embeddings are cached until their task is done; None disables the
+        cache.
+      keep_vectors: whether to keep the cached embeddings.
+      allow_missing: whether to run a suite without the tasks whose data are missing.
+      again: whether to run tasks that already have a score.
 
     Returns:
       The content of results.json.
 
     Raises:
-      UserError: no such task, or its data cannot be used.
+      UserError: there is no such task, or its data cannot be used.
     """
     metrics = None
     if embedder.workdir:
         metrics = epath.Path(RunDir(Path(embedder.workdir)).metrics)
-    else:  # a checkpoint of a run says when it was saved
-        embedder.settings['weights'] = fingerprint_weights(*_directories(reference))
+    else:  # a run's checkpoint is identified by the time at which it was saved
+        embedder.settings['weights'] = fingerprint_weights(*_find_directories(reference))
     context = Context(embedder.settings, epath.Path(RunDir(Path(output)).trec_runs))
     tasks = select(find_tasks(data_dir, context, **options), patterns, data_dir, allow_missing)
     return run_tasks(
-        embed_with_kept_vectors(embedder, vectors, keep_vectors),
+        make_caching_embed(embedder, vectors, keep_vectors),
         embedder.model_name,
         embedder.settings,
         tasks,
@@ -83,9 +86,14 @@ def evaluate_model(
     )
 
 
-def embed_with_kept_vectors(embedder: 'Embedder', folder: Path | None, keep: bool) -> KeptVectors:
-    """Returns the embedder on all processes, with a progress bar, and with its vectors kept in
-    `folder` in case the program is killed.
+def make_caching_embed(embedder: 'Embedder', folder: Path | None, keep: bool) -> CachingEmbed:
+    """Returns an embedding function that runs on all processes, shows a progress bar and caches its
+    results.
+
+    Args:
+      embedder: the loaded model.
+      folder: folder of the cache; None disables the cache.
+      keep: whether to keep the embeddings of a task when it is done.
     """
     from cpt_jax.search import across_hosts  # imports JAX
 
@@ -94,10 +102,10 @@ def embed_with_kept_vectors(embedder: 'Embedder', folder: Path | None, keep: boo
 
     cache = EmbeddingCache(folder, embedder.window, keep)
     everywhere = across_hosts.embed_everywhere(embed)
-    return cache.of_model(everywhere, embedder.model_name, embedder.settings)
+    return cache.wrap(everywhere, embedder.model_name, embedder.settings)
 
 
-def _directories(reference: str) -> list[Path]:
-    from cpt_jax.origin.pretrained import directories_of  # imports JAX
+def _find_directories(reference: str) -> list[Path]:
+    from cpt_jax.origin.pretrained import list_model_directories  # imports JAX
 
-    return directories_of(reference)
+    return list_model_directories(reference)

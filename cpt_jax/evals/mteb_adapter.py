@@ -1,4 +1,4 @@
-"""A model of ours as mteb's encoder: numpy in and out, no torch of our own."""
+"""An Embedder as an mteb encoder. It takes texts and returns numpy arrays, without torch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,46 +13,54 @@ _SIDES: Mapping[str, Side] = {'query': 'x', 'document': 'y'}
 
 
 class MtebModel:
-    """mteb's EncoderProtocol (version 2) around an Embedder.
+    """An Embedder with the interface of mteb's EncoderProtocol (version 2).
 
     Attributes:
-      mteb_model_meta: name (`cpt_jax/<run>`), revision (`step_<step>`) and sizes, under which mteb
-        files the results.
+      mteb_model_meta: name (`cpt_jax/<run>`), revision (`step_<step>`) and sizes. mteb stores the
+        results by name and revision.
     """
 
     def __init__(self, embed: Embedder, symmetric: Side):
-        """Raises UserError where mteb is not installed."""
-        self._embed, self._symmetric = embed, symmetric
-        self.mteb_model_meta = _meta(embed)
+        """Wraps an embedder.
+
+        Args:
+          embed: the embedder.
+          symmetric: side of all texts in tasks with one kind of text.
+
+        Raises:
+          UserError: mteb is not installed.
+        """
+        self._embed = embed
+        self._symmetric = symmetric
+        self.mteb_model_meta = _make_meta(embed)
 
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **more: Any
     ) -> np.ndarray:
-        """float32[n, D]: unit vectors of the texts of mteb's batches.
+        """Returns float32[n, D]: the unit vectors of the texts.
 
         Args:
-          inputs: batches with their texts under 'text' (of a document: its title and its text).
-          prompt_type: mteb's 'query' or 'document'; None where a task has one kind of text.
-          more: what mteb says besides; `show_progress_bar` counts.
+          inputs: batches, with a list of texts under 'text'. The text of a document includes its
+            title.
+          prompt_type: mteb's 'query' or 'document'; None in tasks with one kind of text.
+          more: other arguments of mteb. Only `show_progress_bar` is used.
         """
         texts = [text for batch in inputs for text in batch['text']]
-        side = (
-            _SIDES[str(getattr(prompt_type, 'value', prompt_type))]
-            if prompt_type
-            else self._symmetric
-        )
+        side = self._symmetric
+        if prompt_type:
+            side = _SIDES[str(getattr(prompt_type, 'value', prompt_type))]
         return self._embed(texts, side, 'texts' if more.get('show_progress_bar') else '')
 
     def similarity(self, a_NxD: np.ndarray, b_MxD: np.ndarray) -> np.ndarray:
-        """float32[N, M]: cosines."""
+        """Returns float32[N, M]: the cosine of each vector in a with each vector in b."""
         return np.asarray(a_NxD) @ np.asarray(b_MxD).T
 
     def similarity_pairwise(self, a_NxD: np.ndarray, b_NxD: np.ndarray) -> np.ndarray:
-        """float32[N]: cosines of the vectors at the same places."""
+        """Returns float32[N]: the cosines of corresponding vectors."""
         return np.sum(np.asarray(a_NxD) * np.asarray(b_NxD), axis=-1)
 
 
-def _meta(embed: Embedder) -> Any:
+def _make_meta(embed: Embedder) -> Any:
     try:
         from mteb.models.model_meta import ModelMeta
     except ImportError:

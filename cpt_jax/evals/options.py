@@ -1,7 +1,7 @@
-"""Options of evaluation tasks: fields of frozen dataclasses, from which launch/evaluate.py makes
-its flags.
+"""Options of evaluation tasks: fields of frozen dataclasses. launch/evaluate.py makes a flag from
+each.
 
-An option that several kinds of task have is declared once, here, in a base class of their options.
+An option that several kinds of task share is declared once, in a base class in this module.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from cpt_jax.search.searcher import BASELINES, INDEXES, Searcher
 
 @dataclass(frozen=True)
 class Flag:
-    """How an option is given on the command line.
+    """The command-line flag of an option.
 
     Attributes:
       help: text for --help.
-      choices: the only values that a text option accepts besides its default; (): any.
-      lower_bound: smallest value of a number; None: any.
-      parse: turns what the user gave into the option's value.
-      in_fingerprint: whether a change of the value makes earlier scores invalid.
-      in_model_scores: whether the model's own scores depend on it, and not only what is measured or
-        written in addition, such as baselines.
+      choices: accepted values of a text option, in addition to its default; () accepts any.
+      lower_bound: smallest accepted number; None accepts any.
+      parse: converts the user's value to the option's value.
+      in_fingerprint: whether a change of the value invalidates earlier scores.
+      in_model_scores: whether the model's own scores depend on the option. False for options that
+        only change additional output, such as baselines.
     """
 
     help: str
@@ -36,25 +36,31 @@ class Flag:
 
 
 def option(default: Any, help: str, **flag: Any) -> Any:
-    """Returns a dataclass field for one option; `flag` are the other attributes of `Flag`."""
+    """Returns the dataclass field of one option.
+
+    Args:
+      default: default value.
+      help: text for --help.
+      flag: other attributes of `Flag`.
+    """
     return dataclasses.field(default=default, metadata={'flag': Flag(help, **flag)})
 
 
-def flag_of(field: dataclasses.Field) -> Flag:
+def get_flag(field: dataclasses.Field) -> Flag:
     return field.metadata['flag']
 
 
 def parse_option(field: dataclasses.Field, value: Any) -> Any:
-    """Returns the value of an option as its `Flag.parse` turns it out.
+    """Returns the value of an option, converted by its `Flag.parse` and checked.
 
     Args:
-      field: the option.
-      value: what the user gave, on the command line or in Python.
+      field: dataclass field of the option.
+      value: user's value, from the command line or from Python.
 
     Raises:
-      UserError: the value is not among the choices or below the lower bound.
+      UserError: the value is not one of the choices, or is below the lower bound.
     """
-    flag = flag_of(field)
+    flag = get_flag(field)
     value = flag.parse(value)
     if flag.choices and value not in (*flag.choices, field.default):
         raise UserError(f'--{field.name} {value!r}: must be one of {", ".join(flag.choices)}')
@@ -68,37 +74,37 @@ def parse_option(field: dataclasses.Field, value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """Base class of the options of a kind of task; by itself: no options."""
+    """Options of a kind of task. The base class has none."""
 
-    def scored(self) -> dict[str, object]:
-        """Returns the options that belong to the fingerprint, by name."""
+    def get_fingerprinted(self) -> dict[str, object]:
+        """Returns the values of the options that are part of the fingerprint, by name."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if flag_of(field).in_fingerprint
+            if get_flag(field).in_fingerprint
         }
 
 
 @dataclass(frozen=True)
 class SplitOptions(Options):
-    """The split to score. '' is the split of the published tables."""
+    """The split to score; '' is the split of the published tables."""
 
     split: str = option(
         '',
-        'Of retrieval tasks (qrels/<split>.tsv), sts/STSBenchmark and sts/SICK-R. By default '
-        'test, and dev of msmarco; STS12 to 16 have test alone.',
+        'Split of retrieval tasks (qrels/<split>.tsv), sts/STSBenchmark and sts/SICK-R. Default: '
+        'test (dev for msmarco). STS12 to STS16 have only a test split.',
         choices=['test', 'dev', 'train'],
     )
 
 
 @dataclass(frozen=True)
 class SideOptions(Options):
-    """The side of texts in tasks that have one kind of text."""
+    """The side of the texts in tasks with one kind of text."""
 
     symmetric_side: str = option(
         'x',
-        'Side of all texts of tasks with one kind of text (sts, bias): the papers do not say '
-        'which.',
+        'Side of all texts in tasks with one kind of text (sts, bias). The papers do not specify '
+        'it.',
         choices=['x', 'y'],
     )
 
@@ -109,44 +115,44 @@ def _drop_none(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
-    """How the documents of a query are searched."""
+    """The search for the documents of a query."""
 
     k: int = option(
         100,
-        'Documents kept for each query of a retrieval task; recall is measured there.',
+        'Documents kept for each query of a retrieval task; recall is measured at this rank.',
         lower_bound=10,
     )
     index: str = option(
         'exact',
-        "What searches documents: exactly, or an index of FAISS's, whose recall against exact "
-        'search is told too.',
+        'Search method: exact search, or a FAISS index. For a FAISS index, the recall against '
+        'exact search is reported too.',
         choices=INDEXES,
     )
     search_memory: float = option(
         2.0,
-        'GiB for the blocks of documents and of scores of exact search, of all devices together.',
+        'GiB for the blocks of documents and scores of exact search, on all devices together.',
         lower_bound=0.001,
-        in_fingerprint=False,  # the memory changes no ranking
+        in_fingerprint=False,  # rankings do not depend on the block size
     )
     baselines: Sequence[str] = option(
         BASELINES,
-        f'What retrieval and openqa tasks are compared with: of {", ".join(BASELINES)}, or none.',
+        f'Baselines of retrieval and openqa tasks: some of {", ".join(BASELINES)}, or none.',
         parse=_drop_none,
         in_model_scores=False,
     )
     trec_runs: bool = option(
         False,
-        "Write the rankings of retrieval and openqa tasks in TREC's form: OUTPUT/runs/<task>.trec.",
+        'Write the rankings of retrieval and openqa tasks in TREC format: OUTPUT/runs/<task>.trec.',
         in_model_scores=False,
     )
 
     def __post_init__(self) -> None:
         if unknown := {*self.baselines} - {*BASELINES}:
             raise UserError(
-                f'--baselines {",".join(sorted(unknown))}: there are {", ".join(BASELINES)} and '
+                f'--baselines {",".join(sorted(unknown))}: choose from {", ".join(BASELINES)} or '
                 f'none'
             )
-        _ = self.searcher  # an index that is not installed is reported before the model is loaded
+        _ = self.searcher  # reports a missing FAISS installation before the model is loaded
 
     @property
     def searcher(self) -> Searcher:

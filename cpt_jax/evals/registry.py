@@ -1,4 +1,4 @@
-"""The kinds of tasks, and which tasks a user's words select."""
+"""The registry of the kinds of tasks, and the selection of tasks by name."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -7,13 +7,13 @@ from typing import Any
 
 from etils import epath
 
-from cpt_jax.evals.options import Options, flag_of, parse_option
+from cpt_jax.evals.options import Options, get_flag, parse_option
 from cpt_jax.evals.suites import SUITES, expand_suites
 from cpt_jax.evals.task import Context, Kind, Task, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
 from cpt_jax.runtime.errors import UserError
 
-# In the order in which --tasks '*' runs them.
+# The order is that in which --tasks '*' runs them.
 KINDS: tuple[Kind, ...] = (
     codesearch.KIND,
     retrieval.KIND,
@@ -26,32 +26,35 @@ KINDS: tuple[Kind, ...] = (
 )
 
 
-def option_fields() -> dict[str, dataclasses.Field]:
-    """Returns the options of all kinds by name, as their dataclasses declare them.
+def find_option_fields() -> dict[str, dataclasses.Field]:
+    """Returns the dataclass fields of the options of all kinds, by name.
 
     Raises:
-      TypeError: two kinds declare one name; an option that several have belongs in options.py.
+      TypeError: two kinds declare an option of the same name. Declare it once, in options.py.
     """
     found: dict[str, dataclasses.Field] = {}
     for kind in KINDS:
         for field in dataclasses.fields(kind.options):
-            # A field that is inherited from a shared base class is the same object.
+            # Kinds that inherit an option from a common base class have the same Field object.
             if found.setdefault(field.name, field) is not field:
                 raise TypeError(
                     f'the option {field.name} of {kind.name}/* is declared by another kind too: '
-                    f'declare it once, in a base class of evals/options.py'
+                    f'declare it once, in a base class in evals/options.py'
                 )
     return found
 
 
 def make_options(**chosen: Any) -> dict[str, Options]:
-    """Returns the options of each kind by its name, with defaults for those that are not chosen.
+    """Returns the options of each kind, by the kind's name.
+
+    Args:
+      chosen: values of options by name. The other options have their defaults.
 
     Raises:
-      UserError: a value that its kind does not accept.
-      TypeError: no kind has such an option.
+      UserError: a value is not accepted.
+      TypeError: no kind has an option of this name.
     """
-    fields = option_fields()
+    fields = find_option_fields()
     if unknown := chosen.keys() - fields.keys():
         raise TypeError(f'no kind of task has the option {", ".join(sorted(unknown))}')
     parsed = {name: parse_option(fields[name], value) for name, value in chosen.items()}
@@ -65,21 +68,27 @@ def make_options(**chosen: Any) -> dict[str, Options]:
 def find_tasks(
     data_dir: str | None, context: Context | None = None, **chosen: Any
 ) -> dict[str, Task]:
-    """Returns every task that can be run, by name.
+    """Returns all available tasks, by name.
 
     Args:
-      data_dir: the folder with retrieval/, codesearch/, senteval/ and so on, or some of them; None
-        leaves what needs no data.
-      context: what is known of the model and the output.
-      chosen: options of tasks by name, see `option_fields`.
+      data_dir: folder with retrieval/, codesearch/, senteval/ etc., or some of them; None finds
+        only tasks that need no data.
+      context: settings of the model and output directory; optional.
+      chosen: values of task options by name, see `find_option_fields`.
+
+    Raises:
+      UserError: the folder does not exist, or its files or an option cannot be used.
     """
     folder = epath.Path(data_dir) if data_dir else None
     if folder and not folder.is_dir():
-        raise UserError(f'--data_dir {data_dir}: no such directory; expected there: {_folders()}')
-    options, shared = make_options(**chosen), context or Context()
+        raise UserError(
+            f'--data_dir {data_dir}: no such directory; it should contain {_list_folders()}'
+        )
+    options = make_options(**chosen)
+    context = context or Context()
     tasks: dict[str, Task] = {}
     for kind in KINDS:
-        found = kind.find(folder, options[kind.name], shared)
+        found = kind.find(folder, options[kind.name], context)
         for name, task in found.items():
             _check_task(task, name, kind)
         tasks |= found
@@ -87,16 +96,18 @@ def find_tasks(
 
 
 def _check_task(task: Task, name: str, kind: Kind) -> None:
-    """Raises TypeError for a task without a fingerprint, or with a name of another kind."""
+    """Raises TypeError if a task has no fingerprint, or its name does not fit its kind."""
     check_is_task(task, name)
     if task.name != name or not name.startswith(f'{kind.name}/'):
-        raise TypeError(f'{name}: the task calls itself {task.name}, and its kind {kind.name}/*')
+        raise TypeError(
+            f'{name}: the task has the name {task.name}, and its kind has the names {kind.name}/*'
+        )
 
 
-def scored_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those of the chosen options that the model's own scores depend on."""
-    fields = option_fields()
-    return {name: value for name, value in chosen.items() if flag_of(fields[name]).in_model_scores}
+def select_score_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the chosen options that the model's own scores depend on."""
+    fields = find_option_fields()
+    return {name: value for name, value in chosen.items() if get_flag(fields[name]).in_model_scores}
 
 
 def select(
@@ -105,45 +116,51 @@ def select(
     data_dir: str | None,
     allow_missing: bool = False,
 ) -> list[Task]:
-    """Returns the tasks whose names match `patterns`, each once, in the order asked for. A pattern
-    may be a glob such as 'retrieval/*' or the name of a suite.
+    """Returns the tasks that match `patterns`, without duplicates, in the order of the patterns.
+
+    Args:
+      tasks: available tasks by name.
+      patterns: task names, globs such as 'retrieval/*', or names of suites.
+      data_dir: data directory, for the message.
+      allow_missing: whether to run a suite without the tasks whose data are missing.
 
     Raises:
-      UserError: a pattern selects nothing; the message lists what there is and where data are
-        expected.
+      UserError: a pattern matches no task. The message lists similar tasks and the expected layout
+        of the data.
     """
     chosen: dict[str, Task] = {}
     for pattern in expand_suites(patterns, tasks, data_dir, allow_missing):
         found = {name: task for name, task in tasks.items() if fnmatchcase(name, pattern)}
         if not found:
             raise UserError(
-                f'--tasks {pattern}: no such task; there are {_like(pattern, tasks)}; '
-                f'{_where(pattern, data_dir)}; suites: {", ".join(SUITES)}'
+                f'--tasks {pattern}: no such task; available: {_list_similar(pattern, tasks)}; '
+                f'{_describe_layout(pattern, data_dir)}; suites: {", ".join(SUITES)}'
             )
         chosen |= found
     if not chosen:
-        raise UserError(f'--tasks is empty; there are {_like("", tasks)}')
+        raise UserError(f'--tasks is empty; available: {_list_similar("", tasks)}')
     return list(chosen.values())
 
 
-def _kind_of(name: str) -> str:
+def _get_kind(name: str) -> str:
     return name.split('/')[0]
 
 
-def _like(pattern: str, tasks: Iterable[str]) -> str:
-    """The names of the tasks of the pattern's kind; where there are none, what kinds there are."""
-    alike = [name for name in tasks if _kind_of(name) == _kind_of(pattern)]
-    return ', '.join(alike or dict.fromkeys(f'{_kind_of(name)}/*' for name in tasks))
+def _list_similar(pattern: str, tasks: Iterable[str]) -> str:
+    """Returns the available tasks of the pattern's kind, or all available kinds if it has none."""
+    similar = [name for name in tasks if _get_kind(name) == _get_kind(pattern)]
+    return ', '.join(similar or dict.fromkeys(f'{_get_kind(name)}/*' for name in tasks))
 
 
-def _where(pattern: str, data_dir: str | None) -> str:
+def _describe_layout(pattern: str, data_dir: str | None) -> str:
+    """Returns where the data of the pattern's kind are expected."""
     layouts = {kind.name: kind.layout for kind in KINDS}
-    expected = layouts.get(_kind_of(pattern)) or _folders()
+    expected = layouts.get(_get_kind(pattern)) or _list_folders()
     if data_dir:
         return f'expected in --data_dir {data_dir}: {expected}'
-    return f'other data need --data_dir, a folder with {expected}'
+    return f'for other tasks give --data_dir, a folder with {expected}'
 
 
-def _folders() -> str:
+def _list_folders() -> str:
     folders = dict.fromkeys(kind.folder for kind in KINDS)
     return f'{", ".join(folders)}, or some of them'

@@ -1,5 +1,5 @@
-"""One evaluation: tasks one after the other, with results.json and the report brought up to date
-after each.
+"""One evaluation: runs tasks one after the other and updates results.json and the report after
+each.
 """
 
 from collections.abc import Iterable
@@ -10,25 +10,25 @@ from etils import epath
 from tqdm import tqdm
 
 from cpt_jax.embed.function import Embed
-from cpt_jax.evals.report.embedding_map import map_json
-from cpt_jax.evals.report.example import examples_json
+from cpt_jax.evals.report.embedding_map import map_to_json
+from cpt_jax.evals.report.example import examples_to_json
 from cpt_jax.evals.report.page import render
-from cpt_jax.evals.store.embedding_cache import KeptVectors
+from cpt_jax.evals.store.embedding_cache import CachingEmbed
 from cpt_jax.evals.store.history import HISTORY, read_rows
 from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier
-from cpt_jax.evals.suites import with_means
+from cpt_jax.evals.suites import add_suite_means
 from cpt_jax.evals.task import Result, Task, check_is_task
-from cpt_jax.evals.tasks.bias import with_holm
+from cpt_jax.evals.tasks.bias import add_holm
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
-from cpt_jax.storage.locks import CLAIMS, claimed, locked
+from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
 
 EXAMPLES = 'examples.json'  # in report/
 MAPS = 'maps.json'  # in report/
 
 
 def run_tasks(
-    embed: Embed | KeptVectors,
+    embed: Embed | CachingEmbed,
     model: str,
     settings: dict[str, object],
     tasks: Iterable[Task],
@@ -38,80 +38,92 @@ def run_tasks(
 ) -> dict:
     """Runs the tasks and writes `output`/results.json and `output`/report/index.html.
 
-    A task that `output` has with the same fingerprint, from the same model, is left as it is.
+    A task is skipped if `output` already has its score for the same model and fingerprint.
 
     Args:
-      embed: the model; with KeptVectors a task that was killed goes on where it was.
-      model: name of the model, as results.json shows it.
-      settings: all that its vectors depend on, as plain JSON values.
-      tasks: tasks to run; what an earlier evaluation of the same model left in `output` stays in
-        the files.
-      output: directory of the results, made where it is missing.
-      metrics_path: metrics.jsonl of the training run, for the curves.
-      again: measure all tasks again.
+      embed: embedding function of the model. With a CachingEmbed, a killed task resumes.
+      model: name of the model in results.json.
+      settings: everything that the model's embeddings depend on, as plain JSON values.
+      tasks: tasks to run. Results of other tasks, from earlier evaluations of the same model, stay
+        in `output`.
+      output: directory of the results, created if missing.
+      metrics_path: metrics.jsonl of the training run, for the training curves; None draws none.
+      again: whether to run tasks that already have a score.
 
     Returns:
-      The content of results.json at the end.
+      The final content of results.json.
     """
     results = ResultsFile(output / RESULTS, model, settings)
-    if replaced := results.replaced_by():
-        tqdm.write(replaced)
+    if message := results.describe_replaced_results():
+        tqdm.write(message)
     for task in tasks:
         check_is_task(task, getattr(task, 'name', '?'))
         fingerprint = task.fingerprint()
-        with claimed(claim_path(output, model, task.name)) as mine:
-            scored = results.row_of(task.name).get('fingerprint') == fingerprint
+        with try_lock(make_claim_path(output, model, task.name)) as mine:
+            scored = results.get_row(task.name).get('fingerprint') == fingerprint
             if not mine:
-                tqdm.write(f'{task.name}: another program is at it, and will write its scores')
+                tqdm.write(f'{task.name}: another program is scoring it')
             elif scored and not again:
-                tqdm.write(f'{task.name}: already scored; --again scores it anew')
+                tqdm.write(f'{task.name}: already scored; give --again to score it again')
             else:
                 tqdm.write(task.name)
-                with embed.during(task.name) if isinstance(embed, KeptVectors) else nullcontext():
+                with (
+                    embed.keep_during(task.name)
+                    if isinstance(embed, CachingEmbed)
+                    else nullcontext()
+                ):
                     result = task.run(embed)
-                store(results, task.name, result, fingerprint)
+                store_result(results, task.name, result, fingerprint)
                 write_report(output, metrics_path)
     return results.load()
 
 
-def claim_path(output: epath.Path, model: str, task: str) -> Path:
-    """Returns the file of the claim of the program that scores a task of a model."""
-    return Path(output / CLAIMS / f'{model}-{task}'.replace('/', '-'))
+def make_claim_path(output: epath.Path, model: str, task: str) -> Path:
+    """Returns the path of the claim of the program that scores a task of a model."""
+    return Path(output / LOCKS_FOLDER / f'{model}-{task}'.replace('/', '-'))
 
 
-def store(
+def store_result(
     results: ResultsFile, name: str, result: Result, fingerprint: str, newest: bool = False
 ) -> None:
-    """Adds a result to results.json, and its examples and its map to those of the report.
+    """Adds a result to results.json, and its examples and map to those of the report.
 
     Args:
       results: results of the model.
-      name, result, fingerprint: name, result and fingerprint of the task.
-      newest: leave results of a checkpoint that was saved later as they are.
+      name: task name.
+      result: result of the task.
+      fingerprint: fingerprint of the task.
+      newest: whether to keep the existing results instead if they belong to a checkpoint that was
+        saved later.
     """
     output = results.path.parent
     report = output / 'report'
-    with locked(Path(output / CLAIMS / 'results')):
-        if newest and results.is_of_later_checkpoint():
+    with wait_for_lock(Path(output / LOCKS_FOLDER / 'results')):
+        if newest and results.holds_later_checkpoint():
             return
         examples: dict = {}
         maps: dict = {}
-        if not results.replaced_by():
+        if not results.describe_replaced_results():
             examples, maps = read_earlier(report / EXAMPLES), read_earlier(report / MAPS)
-        results.add(name, result, fingerprint, lambda rows: with_means(with_holm(rows)))
+        results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows)))
         report.mkdir(parents=True, exist_ok=True)
-        write_json(Path(report / EXAMPLES), {**examples, name: examples_json(result.examples)})
-        # Lines of one number each would be as long again.
-        write_json(Path(report / MAPS), {**maps, **map_json(result.map)}, indent=None)
+        write_json(Path(report / EXAMPLES), {**examples, name: examples_to_json(result.examples)})
+        # Without indentation: one line per number would double the size of the file.
+        write_json(Path(report / MAPS), {**maps, **map_to_json(result.map)}, indent=None)
 
 
 def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
-    """Draws report/index.html of what `output` holds."""
+    """Writes report/index.html from the results in `output`.
+
+    Args:
+      output: directory of the results.
+      metrics_path: metrics.jsonl of the training run, for the training curves; None draws none.
+    """
     report = output / 'report'
-    with locked(Path(output / CLAIMS / 'results')):
-        results, examples, maps = (
-            read_earlier(path) for path in (output / RESULTS, report / EXAMPLES, report / MAPS)
-        )
+    with wait_for_lock(Path(output / LOCKS_FOLDER / 'results')):
+        results = read_earlier(output / RESULTS)
+        examples = read_earlier(report / EXAMPLES)
+        maps = read_earlier(report / MAPS)
         rows = read_rows(Path(output / HISTORY))
         page = render(results, examples, metrics_path, rows, list(maps.values()))
         report.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Named suites: the tasks of a paper's table, and the mean of their scores that it prints."""
+"""Named suites: the tasks of a paper's table and the mean of their scores."""
 
 import json
 from collections.abc import Iterable
@@ -10,49 +10,49 @@ from cpt_jax.runtime.errors import UserError
 CQADUPSTACK = (
     'android english gaming gis mathematica physics programmers stats tex unix webmasters wordpress'
 ).split()
-# Settings that the tasks of a mean must have in common.
-ALIKE = 'main_metric', 'protocol', 'split', 'side', 'direction', 'text', 'index'
+# Settings that must be equal for all tasks of a mean.
+COMMON_SETTINGS = 'main_metric', 'protocol', 'split', 'side', 'direction', 'text', 'index'
 
 
 class Suite(NamedTuple):
-    """Tasks whose unweighted mean has a name.
+    """Tasks that are reported with their unweighted mean.
 
     Attributes:
-      tasks: their names.
-      source: where the list comes from.
+      tasks: task names.
+      source: source of the list.
     """
 
     tasks: tuple[str, ...]
     source: str
 
 
-def _suite(kind: str, names: str, source: str) -> Suite:
+def _make_suite(kind: str, names: str, source: str) -> Suite:
     return Suite(tuple(f'{kind}/{name}' for name in names.split()), source)
 
 
 SUITES = {
-    'suite/cpt_beir': _suite(
+    'suite/cpt_beir': _make_suite(
         'retrieval',
         'arguana climate-fever dbpedia-entity fever fiqa hotpotqa nfcorpus quora scifact '
         'trec-covid webis-touche2020',
         "the 11 BEIR sets of the cpt paper's Table 6, by BEIR's folder names",
     ),
-    'suite/cqadupstack': _suite(
+    'suite/cqadupstack': _make_suite(
         'retrieval',
         ' '.join(f'cqadupstack/{name}' for name in CQADUPSTACK),
         'BEIR: CQADupStack is the mean of 12',
     ),
-    'suite/csn': _suite(
+    'suite/csn': _make_suite(
         'codesearch',
         'go ruby python java javascript php',
         "the six languages of CodeSearchNet, the cpt paper's Table 7",
     ),
-    'suite/sts': _suite(
+    'suite/sts': _make_suite(
         'sts',
         'STS12 STS13 STS14 STS15 STS16 STSBenchmark SICK-R',
         'the seven sets of SimCSE and PromptEOL',
     ),
-    'suite/senteval': _suite(
+    'suite/senteval': _make_suite(
         'probe',
         'MR CR SUBJ MPQA SST2 TREC MRPC',
         "SentEval's seven transfer tasks, the cpt paper's Table 2",
@@ -63,45 +63,51 @@ SUITES = {
 def expand_suites(
     patterns: Iterable[str], tasks: Iterable[str], data_dir: str | None, allow_missing: bool
 ) -> list[str]:
-    """`patterns` with the tasks of each suite in its place.
+    """Returns `patterns` with each suite replaced by its tasks.
 
     Args:
-      patterns: what the user asks for.
-      tasks: the names of those that there are.
-      data_dir: for the message.
-      allow_missing: leave out those that are missing, unless all are.
+      patterns: task names, globs or names of suites, from the user.
+      tasks: names of the available tasks.
+      data_dir: data directory, for the message.
+      allow_missing: whether to leave out missing tasks of a suite. A suite without any available
+        task is an error in any case.
 
-    Raises UserError for a suite of which tasks are missing; it lists them.
+    Raises:
+      UserError: tasks of a suite are missing.
     """
-    there, words = set(tasks), []
-    for word in (pattern.strip() for pattern in patterns):
-        members = SUITES[word].tasks if word in SUITES else (word,)
-        missing = [name for name in members if name not in there] if word in SUITES else []
+    available = set(tasks)
+    expanded: list[str] = []
+    for pattern in (pattern.strip() for pattern in patterns):
+        if pattern not in SUITES:
+            expanded.append(pattern)
+            continue
+        members = SUITES[pattern].tasks
+        missing = [name for name in members if name not in available]
         if missing and (len(missing) == len(members) or not allow_missing):
-            hint = 'give their data, or --allow_missing to run the others without a mean'
             raise UserError(
-                f'--tasks {word}: {len(missing)} of its {len(members)} tasks are not in '
-                f'--data_dir {data_dir}: {", ".join(missing)}; {hint}'
+                f'--tasks {pattern}: {len(missing)} of its {len(members)} tasks are not in '
+                f'--data_dir {data_dir}: {", ".join(missing)}; add their data, or give '
+                f'--allow_missing to run the others without a mean'
             )
-        words += [name for name in members if name not in missing]
-    return words
+        expanded += [name for name in members if name in available]
+    return expanded
 
 
-def with_means(results: dict) -> dict:
-    """`results` with a row for each suite whose tasks are all there with the same main metric, and
-    without the others' rows.
+def add_suite_means(results: dict) -> dict:
+    """Returns `results` with a row for each suite whose tasks all have comparable scores. Rows of
+    other suites, left from earlier, are removed.
     """
     rows = {name: row for name, row in results['tasks'].items() if name not in SUITES}
     means = {
-        name: _mean([rows[task] for task in suite.tasks], suite)
+        name: _compute_mean([rows[task] for task in suite.tasks], suite)
         for name, suite in SUITES.items()
         if rows.keys() >= {*suite.tasks}
     }
     return {**results, 'tasks': rows | {name: mean for name, mean in means.items() if mean}}
 
 
-def without_mean(results: dict, patterns: Iterable[str]) -> list[str]:
-    """A line for each suite among `patterns` that has no row in `results`: why."""
+def explain_missing_means(results: dict, patterns: Iterable[str]) -> list[str]:
+    """Returns the reason for each suite in `patterns` that has no mean in `results`, as a line."""
     lines = []
     for name in (pattern.strip() for pattern in patterns):
         if name in SUITES and name not in results['tasks']:
@@ -114,20 +120,19 @@ def without_mean(results: dict, patterns: Iterable[str]) -> list[str]:
                 f'{task} {row["settings"]["main_metric"]}' for task, row in rows.items()
             )
             missing = len(SUITES[name].tasks) - len(rows)
-            why = (
-                f'{missing} of its tasks have no score'
-                if missing
-                else f'they were not scored alike: {metrics}'
-            )
-            lines.append(f'{name}: no mean: {why}')
+            reason = f'its tasks were scored with different settings: {metrics}'
+            if missing:
+                reason = f'{missing} of its tasks have no score'
+            lines.append(f'{name}: no mean: {reason}')
     return lines
 
 
-def _mean(rows: list[dict], suite: Suite) -> dict | None:
-    """A row of results.json; None where the tasks were not scored alike, as with different
-    protocols or splits.
+def _compute_mean(rows: list[dict], suite: Suite) -> dict | None:
+    """Returns the suite's row of results.json; None if the settings of the tasks differ, for
+    example the protocol or the split.
     """
-    if len({json.dumps([row['settings'].get(key) for key in ALIKE]) for row in rows}) > 1:
+    settings = {json.dumps([row['settings'].get(key) for key in COMMON_SETTINGS]) for row in rows}
+    if len(settings) > 1:
         return None
     metric = rows[0]['settings']['main_metric']
     kinds = [

@@ -1,4 +1,5 @@
-"""An evaluation task: it turns an embedding function into scores, next to those of baselines.
+"""The interface of evaluation tasks. A task computes scores of an embedding function and of
+baselines.
 
 A kind of task, such as sts, is one file in tasks/ that ends with its `Kind`, and one line in
 registry.py.
@@ -25,16 +26,16 @@ class Result(NamedTuple):
     """The scores of a task.
 
     Attributes:
-      metric: main metric, one of `metrics`.
-      metrics: the model's scores, as fractions.
-      n: number of queries, sentences or pairs that the scores are of.
-      settings: all that the scores depend on besides the model: protocol, data fingerprint, seed,
-        library versions.
-      baselines: 'bm25', 'random' or others -> some of the same metrics, of what needs no model; {}:
-        there is nothing to compare with.
-      examples: a few queries.
-      counted: unit of n, as a plural.
-      map: map of the texts, where they have labels.
+      metric: name of the main metric, a key of `metrics`.
+      metrics: scores of the model, as fractions.
+      n: number of scored queries, sentences or pairs.
+      settings: everything that the scores depend on besides the model: protocol, data fingerprint,
+        seed, library versions.
+      baselines: name of a baseline ('bm25', 'random') -> its scores on some of the metrics; {} if
+        there are no baselines.
+      examples: example queries for the report.
+      counted: unit of `n`, in the plural.
+      map: map of the embeddings; None if the texts have no labels.
     """
 
     metric: str
@@ -48,21 +49,22 @@ class Result(NamedTuple):
 
     @property
     def main_score(self) -> float:
+        """Score on the main metric."""
         return self.metrics[self.metric]
 
 
 class Task(ABC):
-    """One benchmark. Nothing is read before one of its methods is called.
+    """One benchmark. Data are read only when a method is called.
 
     Attributes:
-      name: kind, slash and benchmark: 'retrieval/scifact'.
+      name: kind and benchmark, separated by a slash, such as 'retrieval/scifact'.
     """
 
     name: str
 
     @abstractmethod
     def run(self, embed: Embed) -> Result:
-        """Reads the data, embeds, ranks and scores.
+        """Returns the scores of an embedding function.
 
         Raises:
           UserError: the data cannot be used.
@@ -70,12 +72,12 @@ class Task(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Returns a digest of all that the scores depend on besides the model: options and data
-        (fingerprint.py). A task is measured again when its fingerprint has changed, and only then.
+        """Returns a hash of everything that the scores depend on besides the model: options and
+        data (fingerprint.py). A task is scored again only if its fingerprint has changed.
         """
 
-    def check(self) -> None:  # noqa: B027 (most tasks have nothing to check early)
-        """Looks for mistakes in the data that are cheap to find, before the model is loaded.
+    def check(self) -> None:  # noqa: B027 (most tasks have no cheap checks)
+        """Runs cheap checks of the data, before the model is loaded.
 
         Raises:
           UserError: the data cannot be used.
@@ -84,11 +86,11 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Context:
-    """What a kind may need besides the data directory and its options.
+    """Everything else that a kind of task may need: model settings, output and shared data.
 
     Attributes:
-      settings: settings of the model; {} before it is loaded.
-      runs: directory for the rankings of --trec_runs; None: write none.
+      settings: settings of the model; {} if it is not loaded yet.
+      runs: directory for the rankings of --trec_runs; None writes no rankings.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -96,9 +98,7 @@ class Context:
     _shared: dict[str, Any] = field(default_factory=dict)
 
     def share(self, key: str, make: Callable[[], Shared]) -> Shared:
-        """Returns what the first call with this key made, so that kinds can share data and their
-        vectors.
-        """
+        """Returns `make()`, cached by `key`, so that kinds of tasks share data and embeddings."""
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
@@ -106,14 +106,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of task: all that the programs know of it.
+    """A kind of task, as the registry and the programs see it.
 
     Attributes:
-      name: first part of the names of its tasks: 'sts' in 'sts/STS12'.
-      find: (data directory or None, options, context) -> the tasks that can be run, by name.
-      layout: where data are expected in --data_dir, for the message of a task that is not there.
-      folder: the same in a few words, for a list of all kinds.
-      options: frozen dataclass of the options that it takes; each is a flag of launch/evaluate.py.
+      name: first part of the task names: 'sts' in 'sts/STS12'.
+      find: function from (data directory or None, options, context) to the available tasks by name.
+      layout: layout of the data in --data_dir, for messages about missing tasks.
+      folder: short form of `layout`, for messages that list all kinds.
+      options: frozen dataclass of the options. Each option is a flag of launch/evaluate.py.
     """
 
     name: str
@@ -124,16 +124,16 @@ class Kind:
 
 
 def check_is_task(task: object, name: str) -> None:
-    """Raises TypeError for an object without a fingerprint, which would be measured every time."""
+    """Raises TypeError unless `task` is a Task, which guarantees that it has a fingerprint."""
     if not isinstance(task, Task):
         raise TypeError(
-            f'{name}: {type(task).__name__} is no subclass of evals.task.Task, which asks for a '
-            f'fingerprint(): without one nobody could tell whether its scores are still valid'
+            f'{name}: {type(task).__name__} must be a subclass of evals.task.Task and define '
+            f'fingerprint(), which decides whether earlier scores are still valid'
         )
 
 
-def library_versions(*distributions: str) -> dict[str, str]:
-    """Returns the versions that a score may depend on, Python's and numpy's always among them."""
+def read_library_versions(*distributions: str) -> dict[str, str]:
+    """Returns the versions of Python, numpy and `distributions`, which scores may depend on."""
     return {'python': platform.python_version()} | {
         name: importlib.metadata.version(name) for name in ('numpy', *distributions)
     }

@@ -1,4 +1,4 @@
-"""From a LoRA run to its adapter alone, as PEFT loads it."""
+"""Export of the adapters of a LoRA run in PEFT's format."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,27 +7,29 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cpt_jax.exporting.directory import refuse_existing, whole
+from cpt_jax.exporting.directory import atomic_directory, check_can_export
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
-from cpt_jax.model.adapters.peft import is_adapter, write_adapter
+from cpt_jax.model.adapters.peft import is_adapter_directory, write_adapter
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.load import Names, grown
+from cpt_jax.model.families.load import TensorNames, resize_token_table
 from cpt_jax.model.formats.llama2c import LLAMA2C
 from cpt_jax.origin.earlier_run import find_run
-from cpt_jax.origin.frozen_base import base_of_adapters, check_base, load_adapters
+from cpt_jax.origin.frozen_base import check_base, get_adapter_base, load_adapters
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 
 
-class Adapter(NamedTuple):
-    """What was written.
+class ExportedAdapter(NamedTuple):
+    """An adapter that was written.
 
     Attributes:
-      base: the directory of what it is to be loaded on.
-      rows: of the token table that its delimiters need; 0: as many as the base has.
-      template: what its texts stood in, which its files do not say; '': delimiters.
+      base: directory of the base model that the adapter must be loaded on.
+      rows: int, rows that the base's token table must have for the delimiters; 0 if the base has
+        enough.
+      template: template around the texts, which the adapter's files cannot store; '' if texts have
+        delimiters instead.
     """
 
     base: str
@@ -35,39 +37,44 @@ class Adapter(NamedTuple):
     template: str
 
 
-def export_adapter(reference: str, output: Path) -> Adapter:
+def export_adapter(reference: str, output: Path) -> ExportedAdapter:
     """Writes the adapters of a LoRA run as adapter_config.json and adapter_model.safetensors.
 
-    The base's table has no rows for the delimiters that stand around texts: they go along as PEFT's
-    trainable tokens.
+    The base's token table has no trained rows for the delimiters around texts, so these rows are
+    written as PEFT's trainable tokens.
 
     Args:
-      reference: a run, or run@step.
-      output: must not be there yet; it is whole or not there.
+      reference: a run, or RUN@STEP.
+      output: directory to create. It must not exist yet, and exists afterwards only if the export
+        succeeds.
 
     Raises:
-      UserError: the run is none of LoRA, its base is no pretrained model, or PEFT has no such
-        adapter.
+      UserError: the run has no adapters, its base is not a pretrained model, or PEFT has no
+        equivalent of the adapter.
     """
-    refuse_existing(output)
+    check_can_export(output)
     run = find_run(reference, '--model')
     template = run.provenance.template
     if not run.provenance.has_adapters:
         raise UserError(
-            f'--adapter: {reference} holds no adapters (lora.rank=0); leave the flag out'
+            f'--adapter: {reference} has no adapters (lora.rank=0): remove the flag to export the '
+            f'model'
         )
-    described = base_of_adapters(run)
-    found, path = check_base(described, reference), described.path
-    if not isinstance(found, Pretrained) or is_adapter(found.directory):
+    described = get_adapter_base(run)
+    found = check_base(described, reference)
+    path = described.path
+    if not isinstance(found, Pretrained) or is_adapter_directory(found.directory):
         raise UserError(
-            f'--adapter: PEFT needs a base that is a model of its own, not {path}; leave the flag '
-            f'out to export the whole model'
+            f'--adapter: PEFT needs a pretrained model as the base, and {path} is not one: remove '
+            f'the flag to export the merged model'
         )
-    lora, tokenizer = run.lora, run.load_tokenizer()
+    lora = run.lora
+    tokenizer = run.load_tokenizer()
     if found.family is LLAMA2C:
         raise UserError(
-            f'--adapter: {path} is a model of llama2.c, which PEFT cannot load, and whose rotary '
-            'positions turn other units than those of transformers: embed with launch/embed.py'
+            f'--adapter: {path} is a model of llama2.c, which PEFT cannot load and whose rotary '
+            'embeddings pair other dimensions than those of transformers: use launch/embed.py to '
+            'embed texts'
         )
     encoder_config = run.encoder_config(tokenizer.vocab_size)
     encoder, _ = load_adapters(run, lora, encoder_config, make_mesh())
@@ -77,54 +84,68 @@ def export_adapter(reference: str, output: Path) -> Adapter:
         'lora_alpha': lora.alpha,
         'lora_dropout': lora.dropout,
     }
-    added = [] if template else tokenizer.added  # texts in a template have no delimiters
-    fresh = sorted(set(added))
-    with whole(output) as folder:
+    added_ids = [] if template else tokenizer.added_ids  # texts in a template have no delimiters
+    new_ids = sorted(set(added_ids))
+    new_tokens = None
+    if new_ids:
+        new_tokens = new_ids, _read_token_rows(found, encoder_config, added_ids, new_ids)
+    with atomic_directory(output) as folder:
         write_adapter(
             folder,
             found.family,
             encoder_config,
             adapter_config,
-            adapters_of(encoder, lora),
-            (fresh, _rows(found, encoder_config, added, fresh)) if fresh else None,
+            collect_adapters(encoder, lora),
+            new_tokens,
         )
-    return Adapter(path, max(fresh) + 1 if fresh and max(fresh) >= found.rows else 0, template)
+    table_is_too_small = bool(new_ids) and max(new_ids) >= found.rows
+    return ExportedAdapter(path, max(new_ids) + 1 if table_is_too_small else 0, template)
 
 
-def adapters_of(encoder: Encoder, lora: LoRA) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-    """A and B of each layer, by the names of the weights that they stand beside."""
+def collect_adapters(
+    encoder: Encoder, lora: LoRA
+) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Returns the matrices (A, B) of each layer's adapter.
+
+    Args:
+      encoder: encoder with adapters.
+      lora: which weights have adapters.
+
+    Returns:
+      A list with the pair of every layer, from first to last, by 'module.weight'.
+    """
     found = {}
     for name in lora.targets:
         part = MATRICES[name][0]
-        stacks = [
+        modules = [
             getattr(getattr(encoder, stack), part)
             for stack in ('blocks', 'last')
             if hasattr(encoder, stack)
         ]
         adapters = [
-            getattr(stack, f'{name}_adapter')
-            for stack in stacks
-            if hasattr(stack, f'{name}_adapter')
+            getattr(module, f'{name}_adapter')
+            for module in modules
+            if hasattr(module, f'{name}_adapter')
         ]
-        if adapters:
-            *inner, last = [
-                tuple(np.asarray(jax.device_get(low[...])) for low in (one.lora_a, one.lora_b))
-                for one in adapters
-            ]
-            found[f'{part}.{name}'] = [
-                layer for stack in inner for layer in zip(*stack, strict=True)
-            ] + [last]
+        if not adapters:
+            continue
+        # `blocks` holds all layers but the last, stacked along the first axis.
+        *stacked, last = [
+            tuple(np.asarray(jax.device_get(low[...])) for low in (adapter.lora_a, adapter.lora_b))
+            for adapter in adapters
+        ]
+        layers = [layer for pair in stacked for layer in zip(*pair, strict=True)]
+        found[f'{part}.{name}'] = [*layers, last]
     return found
 
 
-def _rows(
-    found: Pretrained, config: EncoderConfig, added: Iterable[int], ids: list[int]
+def _read_token_rows(
+    found: Pretrained, config: EncoderConfig, added_ids: Iterable[int], ids: list[int]
 ) -> np.ndarray:
-    """float32[n, E]: what the token table has for these ids in training."""
-    names = Names(found.family, found.files, config)
+    """Returns the rows of the token table for `ids` as they are in training, float32 [n, E]."""
+    names = TensorNames(found.family, found.files, config)
     (table,) = (
         tensor for tensor in found.family.outer(config) if 'token_embedding' in tensor.parameters
     )
-    return grown(found.files.read(names.of(table)), config.table_rows, added)[ids].astype(
-        np.float32
-    )
+    table_VxE = resize_token_table(found.files.read(names.of(table)), config.table_rows, added_ids)
+    return table_VxE[ids].astype(np.float32)

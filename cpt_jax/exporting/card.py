@@ -1,6 +1,4 @@
-"""README.md of an export: what the model is, what it was trained on, how it scores, how to load
-it.
-"""
+"""README.md of an export: its model card, with usage, training data and scores."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,22 +8,26 @@ import jinja2
 from etils import epath
 
 from cpt_jax.evals.report.curves import read_metrics, save_curves
-from cpt_jax.evals.store.results import format_score, metric_label
+from cpt_jax.evals.store.results import format_score, label_metric
 from cpt_jax.runs.provenance import Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.text.tokenizer import Side
 
 CURVES = 'training.png'
-# Kinds of config.json that text-embeddings-inference has code of its own for.
+# model_type of models that text-embeddings-inference implements.
 SERVED_BY_TEI = ('bert', 'modernbert', 'gemma3_text', 'qwen2', 'qwen3', 'mistral', 'llama')
 
 
 class ExportedRun(NamedTuple):
-    """The checkpoint that an export is made from.
+    """A checkpoint that is exported.
 
     Attributes:
+      directory: directory of the run.
+      step: int, step of the checkpoint.
+      provenance: how the run was trained.
       weights: dtype of the weights in the export.
+      license_id: license identifier for the model card.
     """
 
     directory: RunDir
@@ -35,15 +37,16 @@ class ExportedRun(NamedTuple):
     license_id: str
 
 
-class Written(NamedTuple):
-    """One directory that others load.
+class ExportedPart(NamedTuple):
+    """A directory of an export that other libraries load as one model.
 
     Attributes:
-      name: within the export; '' for the export itself.
-      sides: whose texts it is for.
-      prompts: by sentence-transformers' names.
-      max_tokens: of a text, prompt and special tokens included.
-      difference: the largest of a unit, between the run's vectors and those of a reload.
+      name: path within the export; '' if it is the export itself.
+      sides: sides whose texts it embeds.
+      prompts: prompts by sentence-transformers' names.
+      max_tokens: int, maximum tokens of a text, including prompt and special tokens.
+      difference: float, largest absolute difference between any dimension of the run's vectors and
+        those after a reload.
     """
 
     name: str
@@ -54,14 +57,17 @@ class Written(NamedTuple):
 
 
 def write_card(
-    folder: Path, run: ExportedRun, name: str, kind: str, width: int, parts: Sequence[Written]
+    folder: Path, run: ExportedRun, name: str, kind: str, width: int, parts: Sequence[ExportedPart]
 ) -> None:
-    """Writes README.md, and the curves of the training run where it has any.
+    """Writes README.md and, if the run has metrics, the plot of its training curves.
 
     Args:
-      name: of the model: its directory's.
-      kind: model_type of config.json.
-      width: of the vectors.
+      folder: directory to write to.
+      run: the exported checkpoint.
+      name: name of the model, which is that of its directory.
+      kind: model_type in config.json.
+      width: int, dimensions of the vectors.
+      parts: directories of the export.
     """
     metrics = read_metrics(epath.Path(run.directory.metrics))
     curves = save_curves(metrics, folder / CURVES)
@@ -84,16 +90,16 @@ def write_card(
         batch=config['train']['batch_pairs'],
         model=config['model'],
         init_from=config['init_from'],
-        sources=_sources(run),
-        scores=_scores(run),
+        sources=_describe_sources(run),
+        scores=_read_scores(run),
         curves=CURVES if curves else '',
         served_by_tei=kind in SERVED_BY_TEI,
     )
     (folder / 'README.md').write_text(text, 'utf-8')
 
 
-def _sources(run: ExportedRun) -> list[dict[str, Any]]:
-    """Name, kind, weight and summary of each source of the training data."""
+def _describe_sources(run: ExportedRun) -> list[dict[str, Any]]:
+    """Returns name, kind, weight and summary of each source of the training data."""
     described = read_json_file(run.directory.data, optional=True)
     sources = run.provenance.config['data']['sources']
     return [
@@ -107,9 +113,10 @@ def _sources(run: ExportedRun) -> list[dict[str, Any]]:
     ]
 
 
-def _scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:
-    """(task, metric, the model's score, BM25's or '') of the run's results, if they are of the
-    checkpoint that is exported.
+def _read_scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:
+    """Returns (task, metric, the model's score, BM25's score or '') from the run's results.
+
+    The list is empty if the results are from another checkpoint than the exported one.
     """
     results = read_json_file(run.directory.results, optional=True)
     if results.get('model') != f'{run.directory.path.name}@{run.step}':
@@ -117,12 +124,17 @@ def _scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, row in results['tasks'].items():
         metric = row['settings']['main_metric']
-        scores = row['main_score'], row.get('baselines', {}).get('bm25', {}).get(metric)
+        bm25_score = row.get('baselines', {}).get('bm25', {}).get(metric)
         rows.append(
             (
                 name,
-                metric_label(metric),
-                *('' if score is None else format_score(metric, score) for score in scores),
+                label_metric(metric),
+                _format_optional_score(metric, row['main_score']),
+                _format_optional_score(metric, bm25_score),
             )
         )
     return rows
+
+
+def _format_optional_score(metric: str, score: float | None) -> str:
+    return '' if score is None else format_score(metric, score)

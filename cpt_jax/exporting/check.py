@@ -1,8 +1,8 @@
-"""Goes through a directory as its readers would, and says what would break where.
+"""Checks of a model directory from the point of view of the libraries that load it.
 
-Of the readers, sentence-transformers 6 and transformers 5 are run in the tests; what is said of
-others is from reading their source and their documentation (sentence-transformers 2 to 5.3,
-transformers 4, text-embeddings-inference, vLLM).
+The tests run sentence-transformers 6 and transformers 5. Statements about the other readers are
+from their source code and documentation (sentence-transformers 2 to 5.3, transformers 4,
+text-embeddings-inference, vLLM).
 """
 
 import json
@@ -13,19 +13,21 @@ from typing import Any, NamedTuple
 import tokenizers
 from safetensors import safe_open
 
-from cpt_jax.exporting.golden import GOLDEN, TOLERANCE, differences, read_golden
+from cpt_jax.exporting.golden import GOLDEN, TOLERANCE, compute_differences, read_golden
 from cpt_jax.exporting.sentence_transformers import MODULES
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.known import FAMILIES
-from cpt_jax.model.families.load import Names
+from cpt_jax.model.families.load import TensorNames
 from cpt_jax.model.formats.safetensors_files import Files
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runtime.errors import UserError
 
 ST, OLD_ST, TRANSFORMERS, TEI, VLLM, ALL = 'ST', 'ST < 5.4', 'transformers', 'TEI', 'vLLM', 'all'
-# Position tables that transformers indexes from the left edge of a row, padding or not.
-_LEARNED = ('bert', 'gpt2')
-_FLAGS = {
+# Models with learned positions, which transformers counts from the left edge of a row even if that
+# is padding.
+_LEARNED_POSITIONS = ('bert', 'gpt2')
+# Pooling mode by the suffix of its key pooling_mode_... in the pooling file.
+_POOLING_FLAGS = {
     'cls_token': 'cls',
     'mean_tokens': 'mean',
     'max_tokens': 'max',
@@ -36,12 +38,12 @@ _FLAGS = {
 
 
 class Defect(NamedTuple):
-    """Something that breaks.
+    """A defect that breaks a reader.
 
     Attributes:
-      where: file, or file: key.
-      what: is wrong, and what would be right.
-      readers: for whom.
+      where: file, or 'file: key'.
+      what: what is wrong, and what would be right.
+      readers: readers that break.
     """
 
     where: str
@@ -50,40 +52,35 @@ class Defect(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a check found."""
+    """Result of a check.
+
+    Attributes:
+      directory: directory that was checked.
+      checked_files: files that were checked.
+      defects: defects that were found.
+    """
 
     directory: Path
-    looked_at: list[str]
+    checked_files: list[str]
     defects: list[Defect]
 
-    def table(self) -> str:
-        """For the terminal: what was looked at, and each defect."""
-        marks = [
-            (part, sum(defect.where.startswith(part) for defect in self.defects))
-            for part in self.looked_at
-        ]
-        width = max(len(part) for part in self.looked_at)
-        lines = [
-            f'{self.directory}',
-            *(
-                f'  {part:<{width}}  {f"{count} wrong" if count else "good"}'
-                for part, count in marks
-            ),
-        ]
-        return '\n'.join(
-            [
-                *lines,
-                *(
-                    f'{defect.where}: {defect.what} (breaks: {defect.readers})'
-                    for defect in self.defects
-                ),
-            ]
-        )
+    def format_table(self) -> str:
+        """Returns a table of the checked files and a line for each defect, for the terminal."""
+        lines = [f'{self.directory}']
+        width = max(len(part) for part in self.checked_files)
+        for part in self.checked_files:
+            count = sum(defect.where.startswith(part) for defect in self.defects)
+            mark = f'{count} wrong' if count else 'good'
+            lines.append(f'  {part:<{width}}  {mark}')
+        for defect in self.defects:
+            lines.append(f'{defect.where}: {defect.what} (breaks: {defect.readers})')
+        return '\n'.join(lines)
 
 
 class _Directory:
-    """The JSON files of a directory, empty for what is missing or broken (which is a defect of its
-    own).
+    """The JSON files of a directory.
+
+    A missing or broken file is empty here; `_check_json` reports broken ones.
     """
 
     def __init__(self, path: Path):
@@ -95,12 +92,13 @@ class _Directory:
         self.sentence = self._read('sentence_bert_config.json')
         self.sentence_transformers = self._read('config_sentence_transformers.json')
         self.tokenizer_config = self._read('tokenizer_config.json')
-        places = [
+        pooling_folders = [
             module.get('path', '')
             for module in self.modules
             if str(module.get('type', '')).endswith('.Pooling')
         ]
-        self.pooling_file = f'{places[0]}/config.json' if places else '1_Pooling/config.json'
+        folder = pooling_folders[0] if pooling_folders else '1_Pooling'
+        self.pooling_file = f'{folder}/config.json'
         self.pooling = self._read(self.pooling_file)
 
     def has(self, name: str) -> bool:
@@ -114,20 +112,22 @@ class _Directory:
         return content if isinstance(content, kind) else kind()
 
     @property
-    def kind(self) -> str:
+    def model_type(self) -> str:
         return self.config.get('model_type', '')
 
     @property
     def width(self) -> int:
+        """Dimensions of the hidden states; 0 if unknown."""
         return self.config.get('hidden_size') or self.config.get('n_embd') or 0
 
     @property
     def positions(self) -> int:
+        """Maximum sequence length of the model; 0 if unknown."""
         return self.config.get('max_position_embeddings') or self.config.get('n_positions') or 0
 
     @property
-    def longest(self) -> int:
-        """Tokens of a text."""
+    def max_tokens(self) -> int:
+        """Maximum tokens of a text: the smallest limit of all files."""
         limits = (
             self.sentence.get('max_seq_length'),
             self.tokenizer_config.get('model_max_length'),
@@ -136,51 +136,49 @@ class _Directory:
         return min([limit for limit in limits if limit] or [512])
 
     @property
-    def causal(self) -> bool:
-        switched = self.config.get('is_causal') is False or self.config.get(
+    def is_causal(self) -> bool:
+        """Whether attention is causal."""
+        is_switched_off = self.config.get('is_causal') is False or self.config.get(
             'use_bidirectional_attention'
         )
-        return self.kind not in ('bert', 'modernbert') and not switched
+        return self.model_type not in ('bert', 'modernbert') and not is_switched_off
 
     @property
-    def mode(self) -> str:
-        """Of pooling; '' where it is not clear."""
-        modes = [name for flag, name in _FLAGS.items() if self.pooling.get(f'pooling_mode_{flag}')]
-        return (
-            modes[0]
-            if len(modes) == 1
-            else self.pooling.get('pooling_mode', '')
-            if not modes
-            else ''
-        )
+    def pooling_mode(self) -> str:
+        """Pooling mode; '' if the files define none, or several."""
+        modes = [
+            name
+            for flag, name in _POOLING_FLAGS.items()
+            if self.pooling.get(f'pooling_mode_{flag}')
+        ]
+        if not modes:
+            return self.pooling.get('pooling_mode', '')
+        return modes[0] if len(modes) == 1 else ''
 
 
 def check(directory: Path) -> Report:
-    """Looks at every field that a reader of the directory looks at.
+    """Checks every field of a model directory that a reader uses.
 
     Raises:
-      UserError: there is no such directory, or nothing in it says what it is.
+      UserError: the directory does not exist, or has no config.json.
     """
     if not (directory / 'config.json').is_file():
-        raise UserError(f'--check {directory}: no config.json there; give the directory of a model')
+        raise UserError(f'--check {directory}: has no config.json: give the directory of a model')
     files = _Directory(directory)
-    defects = list(_unreadable(directory))
-    for look in _LOOKS.values():
-        defects += look(files)
+    defects = list(_check_json(directory))
+    for check_file in _CHECKS.values():
+        defects += check_file(files)
     if not defects:
-        defects += _as_we_read_it(directory)
-    return Report(
-        directory,
-        [
-            name
-            for name in [*_LOOKS, GOLDEN]
-            if (directory / name).exists() or name == 'model.safetensors'
-        ],
-        defects,
-    )
+        defects += _check_vectors(directory)
+    checked_files = [
+        name
+        for name in [*_CHECKS, GOLDEN]
+        if (directory / name).exists() or name == 'model.safetensors'
+    ]
+    return Report(directory, checked_files, defects)
 
 
-def _unreadable(directory: Path) -> Iterator[Defect]:
+def _check_json(directory: Path) -> Iterator[Defect]:
     for path in sorted([*directory.glob('*.json'), *directory.glob('*/config.json')]):
         try:
             json.loads(path.read_text('utf-8'))
@@ -188,29 +186,32 @@ def _unreadable(directory: Path) -> Iterator[Defect]:
             yield Defect(str(path.relative_to(directory)), f'not JSON ({error})', ALL)
 
 
-def _config(files: _Directory) -> Iterator[Defect]:
+def _check_config(files: _Directory) -> Iterator[Defect]:
     config = files.config
-    if not files.kind:
+    if not files.model_type:
         yield Defect('config.json: model_type', 'is missing', ALL)
     if not config.get('architectures'):
         yield Defect(
-            'config.json: architectures', 'is missing; such as ["BertModel"]', f'{TEI}, {VLLM}'
+            'config.json: architectures',
+            'is missing; give a class such as ["BertModel"]',
+            f'{TEI}, {VLLM}',
         )
     if not files.positions:
         yield Defect('config.json: max_position_embeddings', 'is missing', TEI)
-    causal_key, open_key = config.get('is_causal'), config.get('use_bidirectional_attention')
+    is_causal = config.get('is_causal')
+    is_bidirectional = config.get('use_bidirectional_attention')
     if (
-        None not in (causal_key, open_key)
-        and causal_key == open_key
-        and files.kind != 'gemma3_text'
+        None not in (is_causal, is_bidirectional)
+        and is_causal == is_bidirectional
+        and files.model_type != 'gemma3_text'
     ):
-        said = f'is {causal_key}, and use_bidirectional_attention too: one must say the opposite'
-        yield Defect('config.json: is_causal', said, f'{TRANSFORMERS}, {TEI}')
+        what = f'is {is_causal}, and so is use_bidirectional_attention, which must be the opposite'
+        yield Defect('config.json: is_causal', what, f'{TRANSFORMERS}, {TEI}')
     dtypes = {config.get(key) for key in ('dtype', 'torch_dtype')} - {None}
     if len(dtypes) > 1:
         yield Defect(
             'config.json: dtype',
-            f'is not torch_dtype: {sorted(dtypes)}',
+            f'differs from torch_dtype: {sorted(dtypes)}',
             f'{TRANSFORMERS} 4 and 5 load different weights',
         )
     rope = config.get('rope_parameters')
@@ -220,17 +221,19 @@ def _config(files: _Directory) -> Iterator[Defect]:
         and config.get('rope_theta', rope['rope_theta']) != rope['rope_theta']
     ):
         yield Defect(
-            'config.json: rope_theta', "is not rope_parameters'", f'{TRANSFORMERS} 4, {TEI}'
+            'config.json: rope_theta',
+            'differs from that in rope_parameters',
+            f'{TRANSFORMERS} 4, {TEI}',
         )
     if isinstance(rope, dict) and 'rope_theta' in rope and 'rope_theta' not in config:
         yield Defect(
             'config.json: rope_theta',
-            'stands in rope_parameters alone',
+            'is only in rope_parameters',
             f'{TRANSFORMERS} 4 and {TEI} < 1.9 take 10,000',
         )
 
 
-def _weights(files: _Directory) -> Iterator[Defect]:
+def _check_weights(files: _Directory) -> Iterator[Defect]:
     try:
         tensors = Files(files.path)
     except UserError as error:
@@ -241,53 +244,56 @@ def _weights(files: _Directory) -> Iterator[Defect]:
             if (file.metadata() or {}).get('format') != 'pt':
                 yield Defect(
                     f'model.safetensors: {path.name}',
-                    'its metadata have no {"format": "pt"}',
+                    'its metadata lack {"format": "pt"}',
                     f'{TRANSFORMERS} 4',
                 )
-    if files.kind in FAMILIES:
+    if files.model_type in FAMILIES:
         try:
             found = open_pretrained(str(files.path))
         except UserError as error:
             yield Defect('model.safetensors', str(error), 'cpt_jax')
             return
         try:
-            Names(found.family, tensors, EncoderConfig(vocab_size=found.rows, **found.shape))
+            TensorNames(found.family, tensors, EncoderConfig(vocab_size=found.rows, **found.shape))
         except UserError as error:
             yield Defect('model.safetensors', str(error), ALL)
 
 
-def _tokenizer(files: _Directory) -> Iterator[Defect]:
+def _check_tokenizer(files: _Directory) -> Iterator[Defect]:
     if not files.has('tokenizer.json'):
         yield Defect('tokenizer.json', 'is missing', TEI)
         return
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(files.path / 'tokenizer.json'))
-    except Exception as error:  # the library raises bare exceptions
+    except Exception as error:  # the library raises no more specific type
         yield Defect('tokenizer.json', f'cannot be read: {str(error).splitlines()[0]}', ALL)
         return
     rows = files.config.get('vocab_size', 0)
     ids = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
     if rows and ids > rows:
-        yield Defect('tokenizer.json', f'has {ids} ids, and the embedding {rows} rows', ALL)
+        yield Defect(
+            'tokenizer.json', f'has {ids} ids, but the token embedding has {rows} rows', ALL
+        )
     tokenizer.no_padding()
-    tokenizer.enable_truncation(files.longest)
-    if files.mode == 'lasttoken':
-        yield from _closing(files, tokenizer)
+    tokenizer.enable_truncation(files.max_tokens)
+    if files.pooling_mode == 'lasttoken':
+        yield from _check_closing_token(files, tokenizer)
 
 
-def _closing(files: _Directory, tokenizer: tokenizers.Tokenizer) -> Iterator[Defect]:
-    """Does the token whose state is the vector end every text, also an empty one and one that is
-    cut?
+def _check_closing_token(files: _Directory, tokenizer: tokenizers.Tokenizer) -> Iterator[Defect]:
+    """Checks that every text ends in the token whose hidden state is the vector.
+
+    That includes an empty text and one that is truncated.
     """
     texts = {'empty': '', 'short': 'a word', 'long': 'word ' * 20_000}
     last = {name: tokenizer.encode(text).tokens[-1:] for name, text in texts.items()}
     if len({tuple(tokens) for tokens in last.values()}) > 1:
         yield Defect(
             'tokenizer.json: post_processor',
-            f'adds no closing token: texts end in {last}, and the vector is the state of the last '
-            f'token',
-            f'{ALL} (add_eos_token in tokenizer_config.json does not help: transformers 5 does '
-            f'not read it)',
+            f'adds no closing token: texts end in {last}, and the vector is the hidden state of '
+            f'the last token',
+            f'{ALL} (add_eos_token in tokenizer_config.json does not help: transformers 5 ignores '
+            f'it)',
         )
         return
     named = {key: files.tokenizer_config.get(key) for key in ('eos_token', 'pad_token')}
@@ -297,34 +303,34 @@ def _closing(files: _Directory, tokenizer: tokenizers.Tokenizer) -> Iterator[Def
     if named['eos_token'] and last['short'][0] not in named.values():
         yield Defect(
             'tokenizer_config.json: eos_token',
-            f'is {named["eos_token"]!r}, and texts end in {last["short"][0]!r}',
+            f'is {named["eos_token"]!r}, but texts end in {last["short"][0]!r}',
             VLLM,
         )
 
 
-def _tokenizer_config(files: _Directory) -> Iterator[Defect]:
+def _check_tokenizer_config(files: _Directory) -> Iterator[Defect]:
     own = files.tokenizer_config
-    if own.get('padding_side') == 'left' and files.kind in _LEARNED:
+    if own.get('padding_side') == 'left' and files.model_type in _LEARNED_POSITIONS:
         yield Defect(
             'tokenizer_config.json: padding_side',
-            f"is left, and {files.kind} counts positions from a row's edge: in a batch texts get "
-            f'other vectors than alone; right is right',
+            f'is left, but {files.model_type} counts positions from the left edge of a row, so '
+            f'vectors of padded texts would change; it must be right',
             f'{ST}, {TRANSFORMERS}',
         )
     if own.get('truncation_side') == 'left':
-        lost = 'is left: of long texts the beginning is lost, and the prompt with it'
-        yield Defect('tokenizer_config.json: truncation_side', lost, f'{ST}, {TRANSFORMERS}')
+        what = 'is left, so long texts lose their beginning and their prompt; it must be right'
+        yield Defect('tokenizer_config.json: truncation_side', what, f'{ST}, {TRANSFORMERS}')
     longest = own.get('model_max_length') or 0
     if files.positions and longest > files.positions and not files.sentence.get('max_seq_length'):
-        many = f'is {longest:,}, and there are {files.positions:,} positions'
-        yield Defect('tokenizer_config.json: model_max_length', many, f'{ST}, {TRANSFORMERS}')
+        what = f'is {longest:,}, but there are {files.positions:,} positions'
+        yield Defect('tokenizer_config.json: model_max_length', what, f'{ST}, {TRANSFORMERS}')
 
 
-def _modules(files: _Directory) -> Iterator[Defect]:
+def _check_modules(files: _Directory) -> Iterator[Defect]:
     if not files.has('modules.json'):
-        return  # a plain model of transformers
+        return  # a plain transformers model
     if not files.modules:
-        yield Defect('modules.json', 'is no list of modules', ST)
+        yield Defect('modules.json', 'is not a list of modules', ST)
         return
     for module in files.modules:
         kind = str(module.get('type', ''))
@@ -335,7 +341,7 @@ def _modules(files: _Directory) -> Iterator[Defect]:
         elif not kind.startswith('sentence_transformers.models.'):
             yield Defect(
                 'modules.json',
-                f'{kind!r} is a name of version 5.4',
+                f'{kind!r} is a name that only version 5.4 and later know',
                 f'{OLD_ST}, {VLLM} before September 2026',
             )
     names = [str(module.get('type', '')).rpartition('.')[2] for module in files.modules]
@@ -347,23 +353,24 @@ def _modules(files: _Directory) -> Iterator[Defect]:
         )
 
 
-def _pooling(files: _Directory) -> Iterator[Defect]:
-    where, pooling = '1_Pooling/config.json', files.pooling
+def _check_pooling(files: _Directory) -> Iterator[Defect]:
+    where = '1_Pooling/config.json'
+    pooling = files.pooling
     if not files.has('modules.json'):
         return
     if not files.has(files.pooling_file):
         yield Defect(where, f'{files.pooling_file} is missing', f'{ST}, {TEI}')
         return
     if 'pooling_mode' in pooling or 'embedding_dimension' in pooling:
-        said = 'is in the short form of version 5.4; write pooling_mode_lasttoken and its like'
-        yield Defect(where, said, f'{OLD_ST}, {TEI}, {VLLM} before September 2026')
+        what = 'is in the short form of version 5.4; write keys such as pooling_mode_lasttoken'
+        yield Defect(where, what, f'{OLD_ST}, {TEI}, {VLLM} before September 2026')
     elif not {'pooling_mode_cls_token', 'pooling_mode_mean_tokens'} <= pooling.keys():
         yield Defect(
             where,
-            'pooling_mode_cls_token and pooling_mode_mean_tokens must be there, true or false',
+            'must have pooling_mode_cls_token and pooling_mode_mean_tokens, true or false',
             TEI,
         )
-    if not files.mode:
+    if not files.pooling_mode:
         yield Defect(where, 'exactly one pooling_mode_... must be true', f'{ST}, {TEI}, {VLLM}')
     width = pooling.get('word_embedding_dimension') or pooling.get('embedding_dimension')
     if (
@@ -374,42 +381,44 @@ def _pooling(files: _Directory) -> Iterator[Defect]:
     ):
         yield Defect(
             where,
-            f'word_embedding_dimension is {width}, and the states have {files.width} units',
+            f'word_embedding_dimension is {width}, but hidden states have {files.width} dimensions',
             ST,
         )
-    if files.causal and files.mode in ('cls', 'mean') and _closes(files):
+    mode = files.pooling_mode
+    if files.is_causal and mode in ('cls', 'mean') and _adds_closing_token(files):
         yield Defect(
             where,
-            f'is {files.mode}, and texts get a closing token that sees all before it: lasttoken '
-            f'is meant',
+            f'is {mode}, but texts get a closing token that attends to all tokens before it, which '
+            f'is meant for lasttoken',
             ALL,
         )
-    elif files.causal and files.mode == 'cls':
-        yield Defect(where, 'is cls, and the first token of a causal model sees no other', ALL)
-    # With golden.json there are vectors to tell by: a model that was trained from BERT by us has
-    # its vectors at the last token.
+    elif files.is_causal and mode == 'cls':
+        yield Defect(
+            where, 'is cls, but the first token of a causal model attends to no other token', ALL
+        )
+    # With golden.json, the vectors themselves are compared: a model that cpt_jax trained from BERT
+    # does use the last token.
     if (
-        not files.causal
-        and files.kind == 'bert'
-        and files.mode == 'lasttoken'
+        not files.is_causal
+        and files.model_type == 'bert'
+        and mode == 'lasttoken'
         and not files.has(GOLDEN)
     ):
-        yield Defect(where, 'is lasttoken, and BERT was trained for cls or mean', ALL)
+        yield Defect(where, 'is lasttoken, but BERT is trained for cls or mean', ALL)
 
 
-def _closes(files: _Directory) -> bool:
-    """Does the tokenizer end a text with a token of its own, without beginning it with one?"""
+def _adds_closing_token(files: _Directory) -> bool:
+    """Returns whether the tokenizer adds special tokens after a text and none before it."""
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(files.path / 'tokenizer.json'))
-    except Exception:  # told of above
+    except Exception:  # _check_tokenizer reports it
         return False
-    plain, whole = (
-        tokenizer.encode('word', add_special_tokens=special).ids for special in (False, True)
-    )
-    return len(whole) > len(plain) and whole[: len(plain)] == plain
+    plain = tokenizer.encode('word', add_special_tokens=False).ids
+    with_special = tokenizer.encode('word', add_special_tokens=True).ids
+    return len(with_special) > len(plain) and with_special[: len(plain)] == plain
 
 
-def _lengths(files: _Directory) -> Iterator[Defect]:
+def _check_lengths(files: _Directory) -> Iterator[Defect]:
     where = 'sentence_bert_config.json'
     if not files.has('modules.json'):
         return
@@ -417,65 +426,64 @@ def _lengths(files: _Directory) -> Iterator[Defect]:
         yield Defect(
             f'{where}: max_seq_length',
             'is missing',
-            f"{TEI} does not start; {OLD_ST} takes the model's own maximum",
+            f"{TEI} does not start; {OLD_ST} uses the model's own maximum",
         )
         return
     longest = files.sentence['max_seq_length']
     if files.positions and longest and longest > files.positions:
         yield Defect(
             f'{where}: max_seq_length',
-            f'is {longest:,}, and there are {files.positions:,} positions',
+            f'is {longest:,}, but there are {files.positions:,} positions',
             f'{ST}, {TEI}',
         )
 
 
-def _prompts(files: _Directory) -> Iterator[Defect]:
-    where, given = 'config_sentence_transformers.json', files.sentence_transformers
+def _check_prompts(files: _Directory) -> Iterator[Defect]:
+    where = 'config_sentence_transformers.json'
+    given = files.sentence_transformers
     prompts = given.get('prompts') or {}
     for name, prompt in prompts.items():
         if not isinstance(prompt, str):
-            said = f'{name} is {json.dumps(prompt)}, and must be a string, if an empty one'
-            yield Defect(f'{where}: prompts', said, f'{TEI} does not start; {ST} fails')
+            what = f'{name} is {json.dumps(prompt)}, but must be a string (an empty one for none)'
+            yield Defect(f'{where}: prompts', what, f'{TEI} does not start; {ST} fails')
     default = given.get('default_prompt_name')
     if default is not None and default not in prompts:
         yield Defect(
             f'{where}: default_prompt_name',
-            f'is {default!r}, and prompts have {", ".join(prompts) or "none"}',
+            f'is {default!r}, but the prompts are {", ".join(prompts) or "none"}',
             ST,
         )
     if 'requirements' in given:
-        yield Defect(
-            f'{where}: requirements', 'makes loading fail where one is not met', f'{ST} >= 6'
-        )
+        yield Defect(f'{where}: requirements', 'makes loading fail if one is not met', f'{ST} >= 6')
 
 
-def _as_we_read_it(directory: Path) -> Iterator[Defect]:
-    """What only shows when texts become vectors."""
+def _check_vectors(directory: Path) -> Iterator[Defect]:
+    """Loads the model with cpt_jax and compares its vectors with those of golden.json."""
     try:
         golden = read_golden(directory)
         if golden is None:
             open_pretrained(str(directory))
             return
-        largest = max(differences(directory, golden).values())
+        largest = max(compute_differences(directory, golden).values())
     except UserError as error:
         yield Defect('golden.json', str(error), 'cpt_jax')
         return
     dtype = json.loads((directory / 'config.json').read_text('utf-8')).get('dtype', 'float32')
-    if not largest <= TOLERANCE.get(dtype, 1e-5):  # nor if it is no number
-        said = (
-            f'the vectors differ from those in it by {largest:.1e}: weights, tokens or pooling '
-            f'are not those of the export'
+    if not largest <= TOLERANCE.get(dtype, 1e-5):  # also true for NaN
+        what = (
+            f'its vectors differ from those of the model by {largest:.1e}: weights, tokenizer or '
+            f'pooling were changed after the export'
         )
-        yield Defect('golden.json', said, ALL)
+        yield Defect('golden.json', what, ALL)
 
 
-_LOOKS: dict[str, Callable[[_Directory], Iterator[Defect]]] = {
-    'config.json': _config,
-    'model.safetensors': _weights,
-    'tokenizer.json': _tokenizer,
-    'tokenizer_config.json': _tokenizer_config,
-    'modules.json': _modules,
-    '1_Pooling/config.json': _pooling,
-    'sentence_bert_config.json': _lengths,
-    'config_sentence_transformers.json': _prompts,
+_CHECKS: dict[str, Callable[[_Directory], Iterator[Defect]]] = {
+    'config.json': _check_config,
+    'model.safetensors': _check_weights,
+    'tokenizer.json': _check_tokenizer,
+    'tokenizer_config.json': _check_tokenizer_config,
+    'modules.json': _check_modules,
+    '1_Pooling/config.json': _check_pooling,
+    'sentence_bert_config.json': _check_lengths,
+    'config_sentence_transformers.json': _check_prompts,
 }

@@ -1,4 +1,4 @@
-"""From a run to a directory that other libraries load."""
+"""Export of a run as a directory that other libraries load."""
 
 import importlib.metadata
 import os
@@ -13,11 +13,16 @@ import jax
 
 from cpt_jax.embed.embedder import Embedder
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.exporting.card import ExportedRun, Written, write_card
-from cpt_jax.exporting.golden import TEXTS, differences, golden_of, write_golden
+from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
+from cpt_jax.exporting.golden import TEXTS, compute_differences, make_golden, write_golden
 from cpt_jax.exporting.sentence_transformers import write_layout, write_tokenizer
-from cpt_jax.exporting.tokenizer import PADDING, PROMPT_NAMES, exported, prompted
-from cpt_jax.exporting.transformer import config_json, write_weights
+from cpt_jax.exporting.tokenizer import (
+    PADDING,
+    PROMPT_NAMES,
+    export_template_tokenizer,
+    export_tokenizer,
+)
+from cpt_jax.exporting.transformer import make_config_json, write_weights
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
@@ -30,38 +35,45 @@ PARITY = 'parity.json'
 
 def export(
     reference: str, output: Path, *, dtype: str, shard_bytes: int, license_id: str
-) -> list[Written]:
-    """Writes a run as one directory, or as `query/` and `document/` where each side has a closing
-    delimiter of its own.
+) -> list[ExportedPart]:
+    """Writes a run as one directory, or as `query/` and `document/` if each side has its own
+    closing delimiter.
 
-    A run whose texts stand in a template becomes a plain model of transformers: the prompts of
-    sentence-transformers have no end, and the words around a text are one text with it. Its card
-    and golden.json say the template.
+    A run with a template becomes a plain transformers model. sentence-transformers cannot express
+    it: its prompts only add text at the beginning, and template and text must be tokenized as one
+    string. The card and golden.json contain the template.
 
     Args:
-      reference: a run, or run@step.
-      output: must not be there yet; it is whole or not there.
-      dtype: of the weights, a key of DTYPES.
-      shard_bytes: above it the weights are split.
-      license_id: for the model card.
+      reference: a run, or RUN@STEP.
+      output: directory to create. It must not exist yet, and exists afterwards only if the export
+        succeeds.
+      dtype: dtype of the weights, a key of DTYPES.
+      shard_bytes: int, maximum bytes of weights per file.
+      license_id: license identifier for the model card.
+
+    Returns:
+      The directories that were written.
 
     Raises:
-      UserError: there is no such run, no other library has its parts, or `output` is there.
+      UserError: there is no such run, no other library has an equivalent of its architecture, or
+        `output` already exists.
     """
-    refuse_existing(output)
+    check_can_export(output)
     run = resolve_model(reference, '--model')
     if isinstance(run, Pretrained):
         raise UserError(
-            f'--model {reference}: a pretrained model, as others load it already; --model is a '
-            f'run of launch/train.py'
+            f'--model {reference}: is a pretrained model, which other libraries already load; give '
+            f'a run of launch/train.py'
         )
-    provenance, template = run.provenance, run.provenance.template
+    provenance = run.provenance
+    template = provenance.template
     tokenizer = run.load_tokenizer()
-    limits = {
-        side: 0 if template else provenance.config['data'][f'max_tokens_{side}'] for side in SIDES
-    }
-    # (directory within the output, sides that it serves, side whose delimiters stand around every
-    # text)
+    if template:
+        max_tokens: dict[Side, int] = dict.fromkeys(SIDES, 0)  # 0: the limit of the model
+    else:
+        max_tokens = {side: provenance.config['data'][f'max_tokens_{side}'] for side in SIDES}
+    # Tuples of directory within the output, sides that it embeds, and the side whose opening and
+    # closing delimiters the tokenizer adds (None: the opening one is a prompt, or there is none).
     parts: list[tuple[str, tuple[Side, ...], Side | None]] = [
         (PROMPT_NAMES[side], (side,), side) for side in SIDES
     ]
@@ -69,55 +81,62 @@ def export(
         parts = [('', ('x',), None)]
     elif tokenizer.closing == 'shared':
         parts = [('', SIDES, None)]
-    with whole(output) as folder:
-        found: list[Written] = []
+    with atomic_directory(output) as folder:
+        found: list[ExportedPart] = []
         for name, sides, side in parts:
             directory = folder / name
             directory.mkdir(exist_ok=True)
             embed = load_embedder(
-                reference, dtype='float32', max_tokens=max(limits[one] for one in sides)
+                reference, dtype='float32', max_tokens=max(max_tokens[one] for one in sides)
             )
-            family, config = config_json(embed.encoder.config, provenance.pretrained, dtype)
-            longest, width = embed.settings['max_tokens_y'], embed.encoder.config.embedding_width
+            family, config = make_config_json(embed.encoder.config, provenance.pretrained, dtype)
+            longest = embed.settings['max_tokens_y']
+            width = embed.encoder.config.embedding_width
             if template:
-                text = prompted(tokenizer, provenance.begin or ())
+                text = export_template_tokenizer(tokenizer, provenance.begin or ())
                 write_tokenizer(directory, text, longest, {'pad_token': PADDING})
             else:
-                text = exported(tokenizer, side)
+                text = export_tokenizer(tokenizer, side)
                 write_layout(directory, text, width, longest)
             write_json(directory / 'config.json', config | text.ids)
-            if found:  # the other side has the same weights
+            if found:  # the weights of the other side are the same
                 for path in (folder / found[0].name).glob('model*'):
                     _link(path, directory / path.name)
             else:
                 write_weights(
                     family, embed.encoder, tokenizer.vocab_size, directory, dtype, shard_bytes
                 )
-            golden = golden_of(embed, sides)
+            golden = make_golden(embed, sides)
             write_golden(directory, golden)
-            parity = differences(directory, golden)
-            # A model that gives NaN is written all the same, for whoever looks for the reason.
-            write_json(directory / PARITY, _parity(embed, parity, dtype), allow_nan=True)
-            found.append(Written(name, sides, text.prompts, longest, max(parity.values())))
+            parity = compute_differences(directory, golden)
+            # Vectors may be NaN: the export is written all the same, so that it can be examined.
+            write_json(
+                directory / PARITY, _make_parity_report(embed, parity, dtype), allow_nan=True
+            )
+            found.append(ExportedPart(name, sides, text.prompts, longest, max(parity.values())))
         exported_run = ExportedRun(run.run_dir, run.step, provenance, dtype, license_id)
         write_card(folder, exported_run, output.name, config['model_type'], width, found)
     return found
 
 
-def refuse_existing(output: Path) -> None:
-    """Raises UserError where an export cannot be written: it is there, or there are several
-    processes.
+def check_can_export(output: Path) -> None:
+    """Raises UserError if an export cannot be written.
+
+    That is if `output` already exists, or if there are several processes.
     """
     if jax.process_count() > 1:
         raise UserError(
-            'an export is written by one process: start it on one host, with JAX_PLATFORMS=cpu '
-            'where that cannot see all chips'
+            'an export is written by a single process: run it on one host, with JAX_PLATFORMS=cpu '
+            'if one host cannot use its chips without the others'
         )
     if output.exists():
-        raise UserError(f'--output {output}: is there already; remove it, or give another')
+        raise UserError(f'--output {output}: already exists: remove it, or give another')
 
 
-def _parity(embed: Embedder, parity: Mapping[Side, float], dtype: str) -> dict[str, Any]:
+def _make_parity_report(
+    embed: Embedder, parity: Mapping[Side, float], dtype: str
+) -> dict[str, Any]:
+    """Returns the content of parity.json."""
     return {
         'model': embed.model_name,
         'weights': dtype,
@@ -133,7 +152,7 @@ def _parity(embed: Embedder, parity: Mapping[Side, float], dtype: str) -> dict[s
 
 
 def _link(path: Path, other: Path) -> None:
-    """The same file under another name, or a copy where the file system has no such thing."""
+    """Hard-links a file under another name, or copies it if the file system has no hard links."""
     try:
         os.link(path, other)
     except OSError:
@@ -141,16 +160,14 @@ def _link(path: Path, other: Path) -> None:
 
 
 @contextmanager
-def whole(output: Path) -> Iterator[Path]:
-    """A directory to fill that becomes `output` at the end; nothing stays of one that was cut
-    short.
-    """
+def atomic_directory(output: Path) -> Iterator[Path]:
+    """Yields a temporary directory; renames it to `output` on success and removes it on failure."""
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.absolute().parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.absolute().parent))
     try:
-        yield beside
-        beside.chmod(0o755)  # mkdtemp lets nobody else in
-        beside.rename(output.absolute())
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp makes it readable by its owner only
+        temporary.rename(output.absolute())
     except BaseException:
-        shutil.rmtree(beside)
+        shutil.rmtree(temporary)
         raise

@@ -1,6 +1,4 @@
-"""Texts and their vectors, so that anyone can tell whether a reader of an export computes the
-same.
-"""
+"""golden.json: texts and their vectors, to check that a reader of an export computes the same."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,8 +15,8 @@ from cpt_jax.text.prompt_template import Representation
 from cpt_jax.text.tokenizer import Side
 
 GOLDEN = 'golden.json'
-# How far the vectors of weights in a dtype may be from those in float32 (unit vectors, the largest
-# difference of a unit).
+# Largest absolute difference, in any dimension of a unit vector, that rounding the weights to a
+# dtype explains; relative to float32.
 TOLERANCE = {'float32': 1e-5, 'float16': 5e-3, 'bfloat16': 5e-2}
 TEXTS = (
     'How do I read a file line by line?',
@@ -43,11 +41,12 @@ Vectors = Mapping[Side, np.ndarray]
 
 
 class Golden(NamedTuple):
-    """What golden.json holds.
+    """Content of golden.json.
 
     Attributes:
-      vectors: float32[texts, D] of the texts as each side.
-      template: that they stand in; '': what a reader puts around them by itself.
+      texts: texts that were embedded.
+      vectors: float32 [texts, D] for each side.
+      template: template around the texts; '' if a reader needs none.
     """
 
     texts: Sequence[str]
@@ -55,30 +54,29 @@ class Golden(NamedTuple):
     template: str = ''
 
 
-def golden_of(embed: Embedder, sides: tuple[Side, ...]) -> Golden:
-    """Of TEXTS as each side."""
-    return Golden(
-        TEXTS,
-        {side: embed(TEXTS, side) for side in sides},
-        embed.prompt.template if embed.prompt else '',
-    )
+def make_golden(embed: Embedder, sides: tuple[Side, ...]) -> Golden:
+    """Embeds TEXTS as each of the sides."""
+    template = embed.prompt.template if embed.prompt else ''
+    return Golden(TEXTS, {side: embed(TEXTS, side) for side in sides}, template)
 
 
 def write_golden(directory: Path, golden: Golden) -> None:
-    """golden.json: the texts, for each side a vector for each, and their template where they have
-    one.
-    """
+    """Writes golden.json, with vectors rounded to 8 decimals."""
     rounded = {
         side: np.round(rows.astype(float), 8).tolist() for side, rows in golden.vectors.items()
     }
-    content = {'texts': golden.texts, 'vectors': rounded} | (
-        {'template': golden.template} if golden.template else {}
-    )
+    content = {'texts': golden.texts, 'vectors': rounded}
+    if golden.template:
+        content['template'] = golden.template
     write_json(directory / GOLDEN, content, indent=None, allow_nan=True)
 
 
 def read_golden(directory: Path) -> Golden | None:
-    """Of a directory; None where it has none. Raises UserError where the file is damaged."""
+    """Reads golden.json of a directory; returns None if there is none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     path = directory / GOLDEN
     if not path.is_file():
         return None
@@ -88,13 +86,13 @@ def read_golden(directory: Path) -> Golden | None:
         return Golden(content['texts'], vectors, str(content.get('template', '')))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f'{path}: damaged ({type(error).__name__}: {error}); export again'
+            f'{path}: damaged ({type(error).__name__}: {error}): export the model again'
         ) from None
 
 
-def differences(directory: Path, golden: Golden) -> dict[Side, float]:
-    """The largest difference of a unit, for each side, between vectors and what our own importer
-    makes of a directory in float32.
+def compute_differences(directory: Path, golden: Golden) -> dict[Side, float]:
+    """Returns, for each side, the largest absolute difference between any dimension of the golden
+    vectors and those that cpt_jax computes after loading `directory` in float32.
     """
     embed = load_embedder(
         str(directory), dtype='float32', representation=Representation(template=golden.template)

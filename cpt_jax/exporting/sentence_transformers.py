@@ -1,18 +1,18 @@
-"""The files around a transformer that make it a model of sentence-transformers, in the layout that
-all its versions read.
+"""Files that make a transformers directory a sentence-transformers model, in a layout that all
+versions of sentence-transformers read.
 
-Versions from 5.4 on write shorter files, which those before, and text-embeddings-inference, cannot
-read; they read these.
+Versions from 5.4 on write a shorter form, which earlier versions and text-embeddings-inference
+cannot read. The longer form written here is read by all of them.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cpt_jax.exporting.tokenizer import CLOSING, PADDING, Exported
+from cpt_jax.exporting.tokenizer import CLOSING, PADDING, ExportedTokenizer
 from cpt_jax.storage.json_files import write_json
 
-# Loading with an older version than the one that is named here makes it warn.
+# Versions older than the one named here print a warning when they load the model.
 _VERSIONS = {'sentence_transformers': '2.2.2', 'transformers': '4.41.0', 'pytorch': '2.0.0'}
 _POOLINGS = (
     'cls_token',
@@ -25,12 +25,16 @@ _POOLINGS = (
 MODULES = ('Transformer', 'Pooling', 'Normalize')
 
 
-def write_layout(directory: Path, tokenizer: Exported, width: int, max_tokens: int) -> None:
-    """Writes all but config.json, the weights and README.md.
+def write_layout(
+    directory: Path, tokenizer: ExportedTokenizer, width: int, max_tokens: int
+) -> None:
+    """Writes all files except config.json, the weights and README.md.
 
     Args:
-      width: of the vectors.
-      max_tokens: of a text, special tokens and prompt included.
+      directory: directory to write to.
+      tokenizer: the converted tokenizer.
+      width: int, dimensions of the vectors.
+      max_tokens: int, maximum tokens of a text, including special tokens and prompt.
     """
     paths = ['', '1_Pooling', '2_Normalize']
     for path in paths[1:]:
@@ -63,18 +67,25 @@ def write_layout(directory: Path, tokenizer: Exported, width: int, max_tokens: i
     }
     for name, content in contents.items():
         write_json(directory / name, content)
-    (directory / '2_Normalize' / '.gitkeep').touch()  # git, and so a hub, holds no empty directory
+    # git, and so a model hub, does not store empty directories.
+    (directory / '2_Normalize' / '.gitkeep').touch()
 
 
 def write_tokenizer(
-    directory: Path, tokenizer: Exported, max_tokens: int, special: Mapping[str, str]
+    directory: Path, tokenizer: ExportedTokenizer, max_tokens: int, special: Mapping[str, str]
 ) -> None:
-    """Writes tokenizer.json and the two files that name its special tokens.
+    """Writes tokenizer.json, and the two files with its settings and special tokens.
 
-    PreTrainedTokenizerFast takes tokenizer.json as it is, in every version; other classes make a
-    post-processor of their own.
+    The class is PreTrainedTokenizerFast because it uses tokenizer.json unchanged in every version;
+    other classes replace its post-processor.
+
+    Args:
+      directory: directory to write to.
+      tokenizer: the converted tokenizer.
+      max_tokens: int, maximum tokens of a text, including special tokens and prompt.
+      special: special tokens, by transformers' names such as 'pad_token'.
     """
-    about = {
+    settings = {
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': max_tokens,
         'padding_side': 'right',
@@ -82,10 +93,7 @@ def write_tokenizer(
         **special,
         'clean_up_tokenization_spaces': False,
     }
-    # One line for the vocabulary's hundred thousand.
+    # Without indentation, because the vocabulary has up to 100,000 entries.
     write_json(directory / 'tokenizer.json', tokenizer.content, indent=None)
-    for name, content in {
-        'tokenizer_config.json': about,
-        'special_tokens_map.json': dict(special),
-    }.items():
-        write_json(directory / name, content)
+    write_json(directory / 'tokenizer_config.json', settings)
+    write_json(directory / 'special_tokens_map.json', dict(special))

@@ -1,10 +1,10 @@
-"""Our tokenizer as the tokenizer.json that the rest of the ecosystem reads, ids equal.
+"""Conversion of a tokenizer to the tokenizer.json of Hugging Face tokenizers, with equal ids.
 
-A tokenizer.json puts the same special tokens around every text. So the closing delimiter, which
-must survive when a long text is cut, is its post-processor's, and one file can serve both sides
-only where they share it (`tokenizer.closing`). The opening one is then the prompt: a string that
-its readers put before a text, and that is a token here. A side of its own has both from the
-post-processor, and no prompt.
+A tokenizer.json adds the same special tokens to every text. The closing delimiter must survive
+truncation, so the post-processor adds it, and one file can serve both sides only if they share the
+closing delimiter (`tokenizer.closing`). The opening delimiter is then a prompt: a string that
+readers prepend to the text and that is one token of the vocabulary. If each side has its own
+tokenizer.json, the post-processor adds both delimiters and there is no prompt.
 """
 
 import base64
@@ -22,20 +22,21 @@ Json = dict[str, Any]
 PROMPT_NAMES: dict[Side, str] = {'x': 'query', 'y': 'document'}
 _OPENINGS: dict[Side, str] = {'x': '<|query|>', 'y': '<|document|>'}
 CLOSING, PADDING = '<|end|>', '<|padding|>'
-_LOW = -1e4  # a score that no path of a unigram model takes
-# What Unicode joins to the character before it. A reader's rules for characters (`Precompiled`) see
-# it together with that character, and lose it where they have a rule for that one alone: "X" +
-# U+20E3 would become "x". A control character between the two holds them apart.
-_JOINED, _APART = '(?=[\\p{M}\u200c\u200d\uff9e\uff9f\U0001f3fb-\U0001f3ff])', '\x01'
+_UNUSED_SCORE = -1e4  # so low that no segmentation by a unigram model contains the token
+# Characters that Unicode combines with the preceding one. The `Precompiled` rules of Hugging Face
+# tokenizers look at both together, and drop the second one if a rule exists only for the first: "X"
+# + U+20E3 would become "x". A control character inserted between the two prevents that.
+_COMBINING = '(?=[\\p{M}\u200c\u200d\uff9e\uff9f\U0001f3fb-\U0001f3ff])'
+_SEPARATOR = '\x01'
 
 
-class Exported(NamedTuple):
-    """A tokenizer as a directory holds it.
+class ExportedTokenizer(NamedTuple):
+    """A converted tokenizer.
 
     Attributes:
-      content: of tokenizer.json.
-      prompts: by sentence-transformers' names; {} where there are none.
-      ids: of the special tokens, under the keys of config.json.
+      content: content of tokenizer.json.
+      prompts: prompts by sentence-transformers' names; {} if there are none.
+      ids: ids of special tokens, by their keys in config.json.
     """
 
     content: Json
@@ -43,64 +44,69 @@ class Exported(NamedTuple):
     ids: dict[str, int | None]
 
 
-def exported(tokenizer: Tokenizer, side: Side | None = None) -> Exported:
-    """A tokenizer for texts of one side, or (None) for both, which must share their closing
-    delimiter.
+def export_tokenizer(tokenizer: Tokenizer, side: Side | None = None) -> ExportedTokenizer:
+    """Converts a tokenizer for texts with delimiters.
 
-    Its ids are those of `tokenizer`, but for texts in which the name of a delimiter stands
-    ("<|end|>"): a reader takes it for that token.
+    The ids are those of `tokenizer`, except for texts that contain the name of a delimiter
+    ("<|end|>"): Hugging Face tokenizers read it as that delimiter.
+
+    Args:
+      tokenizer: the tokenizer to convert.
+      side: side of the texts; None for both sides, which must share their closing delimiter.
     """
     if side is None and tokenizer.closing != 'shared':
         raise ValueError('two closing delimiters: one tokenizer.json for each side')
-    content = _content(tokenizer)
-    content['normalizer'] = _sequence(_STRIP, content['normalizer'])
+    content = _convert_vocabulary(tokenizer)
+    content['normalizer'] = _make_sequence(_STRIP, content['normalizer'])
     opening, closing = tokenizer.delimiters(side or 'x')
-    names = {closing: CLOSING} | {
-        tokenizer.delimiters(one)[0]: _OPENINGS[one] for one in _OPENINGS if side in (None, one)
-    }
+    names = {closing: CLOSING}
+    for one, name in _OPENINGS.items():
+        if side in (None, one):
+            names[tokenizer.delimiters(one)[0]] = name
     first = tokenizer.vocab_size - len(DELIMITERS)
-    unused = [i for i in range(first, tokenizer.vocab_size) if i not in names]
-    names |= {unused[0]: PADDING}
-    _add_tokens(content, names | {i: f'<|unused {i}|>' for i in unused[1:]}, first)
-    around = [opening, None, closing] if side else [None, closing]
-    content['post_processor'] = _around(around, names)
+    padding, *unused = [i for i in range(first, tokenizer.vocab_size) if i not in names]
+    names[padding] = PADDING
+    _add_tokens(content, names | {i: f'<|unused {i}|>' for i in unused}, first)
+    template = [opening, None, closing] if side else [None, closing]
+    content['post_processor'] = _make_post_processor(template, names)
     prompts = {} if side else {PROMPT_NAMES[one]: _OPENINGS[one] for one in _OPENINGS}
-    return Exported(
-        content, prompts, {'bos_token_id': None, 'eos_token_id': closing, 'pad_token_id': unused[0]}
-    )
+    ids = {'bos_token_id': None, 'eos_token_id': closing, 'pad_token_id': padding}
+    return ExportedTokenizer(content, prompts, ids)
 
 
-def prompted(tokenizer: Tokenizer, begin: Sequence[int]) -> Exported:
-    """A tokenizer for texts that stand in a template: the ids `begin` before them and nothing
-    behind; no text has the delimiters.
+def export_template_tokenizer(tokenizer: Tokenizer, begin: Sequence[int]) -> ExportedTokenizer:
+    """Converts a tokenizer for texts in a template: they get the ids `begin` but no delimiters.
 
-    White space at the ends of a text is kept, as what is read is not the text alone.
+    White space at the ends is kept, because the input is the text together with its template.
+
+    Args:
+      tokenizer: the tokenizer to convert.
+      begin: ids that are prepended to every text.
     """
-    content, first = _content(tokenizer), tokenizer.vocab_size - len(DELIMITERS)
-    started = {i: _name(tokenizer, i) for i in begin}
-    names = {i: f'<|unused {i}|>' for i in range(first, tokenizer.vocab_size)} | {first: PADDING}
-    own = content['model']['vocab']
-    named = (
-        {} if isinstance(own, list) else {i: name for i, name in started.items() if name not in own}
-    )
-    _add_tokens(content, names | named, first)
-    content['post_processor'] = _around([*begin, None], started)
-    return Exported(
-        content, {}, {'bos_token_id': begin[0] if begin else None, 'pad_token_id': first}
-    )
+    content = _convert_vocabulary(tokenizer)
+    first = tokenizer.vocab_size - len(DELIMITERS)
+    begin_names = {i: _find_token_name(tokenizer, i) for i in begin}
+    names = {i: f'<|unused {i}|>' for i in range(first, tokenizer.vocab_size)}
+    names[first] = PADDING
+    vocabulary = content['model']['vocab']
+    if isinstance(vocabulary, dict):
+        names |= {i: name for i, name in begin_names.items() if name not in vocabulary}
+    _add_tokens(content, names, first)
+    content['post_processor'] = _make_post_processor([*begin, None], begin_names)
+    ids = {'bos_token_id': begin[0] if begin else None, 'pad_token_id': first}
+    return ExportedTokenizer(content, {}, ids)
 
 
-def _content(tokenizer: Tokenizer) -> Json:
+def _convert_vocabulary(tokenizer: Tokenizer) -> Json:
+    """Returns the content of a tokenizer.json without delimiters."""
     name, data = tokenizer.file
-    return (
-        _without_special_tokens(json.loads(data))
-        if name.endswith('.json')
-        else _of_sentencepiece(data)
-    )
+    if name.endswith('.json'):
+        return _remove_special_tokens(json.loads(data))
+    return _convert_sentencepiece(data)
 
 
-def _name(tokenizer: Tokenizer, number: int) -> str:
-    """What a tokenizer's own file calls an id."""
+def _find_token_name(tokenizer: Tokenizer, number: int) -> str:
+    """Returns the string of an id in the tokenizer's own file."""
     name, data = tokenizer.file
     if not name.endswith('.json'):
         return ModelProto.FromString(data).pieces[number].piece
@@ -110,22 +116,30 @@ def _name(tokenizer: Tokenizer, number: int) -> str:
     return token
 
 
-def _without_special_tokens(content: Json) -> Json:
-    """Special tokens in a text are text to us. Their ids stay; no other than our own stand around a
-    text.
+def _remove_special_tokens(content: Json) -> Json:
+    """Returns a tokenizer.json whose special tokens are read as ordinary text.
+
+    Their ids stay in the vocabulary. Only our delimiters are added to texts.
     """
     kept = [token for token in content['added_tokens'] if not token['special']]
     return content | {'added_tokens': kept, 'truncation': None, 'padding': None}
 
 
 def _add_tokens(content: Json, names: dict[int, str], first: int) -> None:
-    """Gives names to the ids from `first` on, in the model's own vocabulary too, so that no reader
-    counts them otherwise.
+    """Adds special tokens to a tokenizer.json, in place.
+
+    They are also added to the model's own vocabulary, so that all readers count the same number of
+    ids.
+
+    Args:
+      content: content of the tokenizer.json.
+      names: token strings by id.
+      first: smallest id after the vocabulary.
     """
     vocabulary = content['model']['vocab']
-    if isinstance(vocabulary, list):  # unigram: an id is a place
-        vocabulary += [[f'<|unused {i}|>', _LOW] for i in range(len(vocabulary), first)]
-        vocabulary += [[names[i], _LOW] for i in sorted(names)]
+    if isinstance(vocabulary, list):  # in a unigram model, an id is an index into this list
+        vocabulary += [[f'<|unused {i}|>', _UNUSED_SCORE] for i in range(len(vocabulary), first)]
+        vocabulary += [[names[i], _UNUSED_SCORE] for i in sorted(names)]
     else:
         vocabulary |= {name: i for i, name in names.items()}
     flags = {
@@ -140,23 +154,30 @@ def _add_tokens(content: Json, names: dict[int, str], first: int) -> None:
     ]
 
 
-def _around(ids: list[int | None], names: dict[int, str]) -> Json:
-    """A post-processor: these ids, and the text at None."""
+def _make_post_processor(ids: list[int | None], names: dict[int, str]) -> Json:
+    """Returns a post-processor that adds special tokens.
 
-    def template(sequences: str) -> list[Json]:
-        texts = [{'Sequence': {'id': sequence, 'type_id': 0}} for sequence in sequences]
-        parts = [
-            texts if i is None else [{'SpecialToken': {'id': names[i], 'type_id': 0}}] for i in ids
-        ]
-        return [part for some in parts for part in some]
+    Args:
+      ids: ids in their order in the output; None is the place of the text.
+      names: token strings by id.
+    """
+
+    def make_template(sequences: str) -> list[Json]:
+        template: list[Json] = []
+        for i in ids:
+            if i is None:
+                template += [{'Sequence': {'id': name, 'type_id': 0}} for name in sequences]
+            else:
+                template.append({'SpecialToken': {'id': names[i], 'type_id': 0}})
+        return template
 
     tokens = {
         names[i]: {'id': names[i], 'ids': [i], 'tokens': [names[i]]} for i in ids if i is not None
     }
     return {
         'type': 'TemplateProcessing',
-        'single': template('A'),
-        'pair': template('AB'),
+        'single': make_template('A'),
+        'pair': make_template('AB'),
         'special_tokens': tokens,
     }
 
@@ -164,37 +185,36 @@ def _around(ids: list[int | None], names: dict[int, str]) -> Json:
 _STRIP = {'type': 'Strip', 'strip_left': True, 'strip_right': True}
 
 
-def _of_sentencepiece(data: bytes) -> Json:
-    """A sentencepiece model as a tokenizer.json.
+def _convert_sentencepiece(data: bytes) -> Json:
+    """Converts a sentencepiece model to a tokenizer.json.
 
-    Equal ids for all texts but odd ones. Sentencepiece composes a letter and the marks behind it
-    only where they stand as Unicode takes them apart, one by one; NFC, of which there is no such
-    half, composes all. And where two overlapping pairs of a BPE make the same piece ("a aa", "aa
-    a"), sentencepiece takes the left one, and a list of merges that which stands first in it;
-    likewise for paths of a unigram model that have one score.
+    Ids are equal except for unusual texts. Sentencepiece composes a letter and the marks after it
+    only if they are in canonical decomposed order; there is no equivalent, and NFC composes all of
+    them. If two overlapping pairs of a BPE give the same piece ("a aa", "aa a"), sentencepiece
+    merges the left pair, and a list of merges the pair that is earlier in the list. Segmentations
+    by a unigram model that have equal scores differ in the same way.
     """
     proto = ModelProto.FromString(data)
-    drops = any(piece.piece == SPACES_DROPPED for piece in proto.pieces)
-    inner = any(SPACE in piece.piece[1:] for piece in proto.pieces)
+    drops_spaces = any(piece.piece == SPACES_DROPPED for piece in proto.pieces)
+    has_pieces_across_spaces = any(SPACE in piece.piece[1:] for piece in proto.pieces)
     at_spaces = {
         'pattern': {'String': SPACE},
-        'behavior': 'Removed' if drops else 'MergedWithNext',
+        'behavior': 'Removed' if drops_spaces else 'MergedWithNext',
         'invert': False,
     }
+    # Words are tokenized one by one, which is fast, unless a piece spans a space.
+    pre_tokenizer = None if has_pieces_across_spaces else {'type': 'Split', **at_spaces}
+    is_bpe = proto.trainer_spec.model_type == proto.trainer_spec.BPE
     return {
         'version': '1.0',
         'truncation': None,
         'padding': None,
         'added_tokens': [],
-        'normalizer': _normalizer(proto),
-        # No piece reaches over a space: words are looked up one by one, which is fast. Unless one
-        # does.
-        'pre_tokenizer': None if inner else {'type': 'Split', **at_spaces},
+        'normalizer': _make_normalizer(proto),
+        'pre_tokenizer': pre_tokenizer,
         'post_processor': None,
         'decoder': _DECODER,
-        'model': _bpe(proto)
-        if proto.trainer_spec.model_type == proto.trainer_spec.BPE
-        else _unigram(proto),
+        'model': _make_bpe_model(proto) if is_bpe else _make_unigram_model(proto),
     }
 
 
@@ -209,8 +229,10 @@ _DECODER = {
 }
 
 
-def _normalizer(proto: ModelProto) -> Json:
-    spec, steps = proto.normalizer_spec, []
+def _make_normalizer(proto: ModelProto) -> Json:
+    """Returns the normalizer that is equivalent to the normalization of a sentencepiece model."""
+    spec = proto.normalizer_spec
+    steps: list[Json] = []
     if spec.precompiled_charsmap:
         rules = {
             'type': 'Precompiled',
@@ -218,35 +240,39 @@ def _normalizer(proto: ModelProto) -> Json:
         }
         steps += [
             {'type': 'NFC'},
-            _replace({'Regex': _JOINED}, _APART),
+            _make_replacement({'Regex': _COMBINING}, _SEPARATOR),
             rules,
-            _replace({'String': _APART}, ''),
+            _make_replacement({'String': _SEPARATOR}, ''),
             {'type': 'NFC'},
         ]
     if spec.remove_extra_whitespaces:
-        steps += [_STRIP, _replace({'Regex': ' {2,}'}, ' ')]
+        steps += [_STRIP, _make_replacement({'Regex': ' {2,}'}, ' ')]
     if spec.add_dummy_prefix:
         steps.append({'type': 'Prepend', 'prepend': SPACE})
-    return _sequence(*steps, _replace({'String': ' '}, SPACE))
+    return _make_sequence(*steps, _make_replacement({'String': ' '}, SPACE))
 
 
-def _replace(pattern: Json, content: str) -> Json:
+def _make_replacement(pattern: Json, content: str) -> Json:
     return {'type': 'Replace', 'pattern': pattern, 'content': content}
 
 
-def _sequence(*steps: Json | None) -> Json:
+def _make_sequence(*steps: Json | None) -> Json:
     return {'type': 'Sequence', 'normalizers': [step for step in steps if step]}
 
 
-def _bpe(proto: ModelProto) -> Json:
-    """Every way to make a piece of two others is a merge; the better piece's come first."""
+def _make_bpe_model(proto: ModelProto) -> Json:
+    """Returns the BPE model of a tokenizer.json.
+
+    Sentencepiece stores scores of pieces instead of merges. Every split of a piece into two pieces
+    is a merge, and merges are ordered by the score of the merged piece.
+    """
     vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    made = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     merges = [
         [piece[:cut], piece[cut:]]
-        for piece in sorted(made, key=lambda piece: -made[piece])
+        for piece in sorted(scores, key=lambda piece: -scores[piece])
         for cut in range(1, len(piece))
-        if piece[:cut] in made and piece[cut:] in made
+        if piece[:cut] in scores and piece[cut:] in scores
     ]
     return {
         'type': 'BPE',
@@ -262,15 +288,19 @@ def _bpe(proto: ModelProto) -> Json:
     }
 
 
-def _unigram(proto: ModelProto) -> Json:
-    """Bytes and control pieces are no part of a text's paths, though "<0x0A>" may stand in it."""
-    scored = [
-        [piece.piece, piece.score if piece.type in (piece.NORMAL, piece.USER_DEFINED) else _LOW]
-        for piece in proto.pieces
-    ]
+def _make_unigram_model(proto: ModelProto) -> Json:
+    """Returns the unigram model of a tokenizer.json.
+
+    Byte and control pieces get a score that keeps them out of every segmentation, because a text
+    may contain their strings, such as "<0x0A>".
+    """
+    vocabulary = []
+    for piece in proto.pieces:
+        is_text = piece.type in (piece.NORMAL, piece.USER_DEFINED)
+        vocabulary.append([piece.piece, piece.score if is_text else _UNUSED_SCORE])
     return {
         'type': 'Unigram',
         'unk_id': proto.trainer_spec.unk_id,
-        'vocab': scored,
+        'vocab': vocabulary,
         'byte_fallback': proto.trainer_spec.byte_fallback,
     }

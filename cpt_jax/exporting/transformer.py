@@ -1,4 +1,4 @@
-"""An encoder as config.json and safetensors files that transformers reads."""
+"""Export of an encoder as config.json and safetensors files of transformers."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,50 +11,50 @@ from safetensors.numpy import save_file
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
-from cpt_jax.model.families.known import family_of
-from cpt_jax.model.families.load import written
+from cpt_jax.model.families.known import find_family
+from cpt_jax.model.families.load import iterate_tensors
 from cpt_jax.model.formats.safetensors_files import INDEX
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
 
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
 
-# The parts that every layer of these two has; what is trained from scratch is exported as the one
-# that it equals.
+# Properties of every layer of GPT-2 and LLaMA. A model trained from scratch is exported as the one
+# whose properties it has.
 _GPT2 = {'positions': 'learned', 'norm': 'layernorm', 'bias': True}
 _LLAMA = {'positions': 'rotary', 'norm': 'rmsnorm', 'bias': False}
-# transformers' names of our activations.
+# transformers' names by our names of activations.
 _ACTIVATIONS = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
-# Those whose attention transformers leaves causal whatever config.json says.
+# Model types that transformers always runs with causal attention, whatever config.json says.
 _ALWAYS_CAUSAL = ('gpt_neox', 'gptj', 'codegen')
 
 
-def config_json(
+def make_config_json(
     encoder_config: EncoderConfig, pretrained: Mapping[str, Any] | None, dtype: str
 ) -> tuple[Family, dict[str, Any]]:
-    """The family that an encoder is written as, and its config.json, under the keys of transformers
-    4 and of 5.
+    """Returns the family to export an encoder as, and its config.json for transformers 4 and 5.
 
     Args:
-      pretrained: config.json of the model that training started from; None: from scratch.
-      dtype: of the weights.
+      encoder_config: architecture of the encoder.
+      pretrained: config.json of the model that training started from; None if from scratch.
+      dtype: dtype of the exported weights.
 
     Raises:
-      UserError: no family computes what the encoder does.
+      UserError: no family has this architecture.
     """
-    own = dict(pretrained) if pretrained else _config_from_scratch(encoder_config)
+    own = dict(pretrained) if pretrained else _make_config_from_scratch(encoder_config)
     kind = own['model_type']
     if not encoder_config.causal and kind in _ALWAYS_CAUSAL:
         raise UserError(
-            f'--model: transformers has no {kind} in which every token sees its whole text; it '
-            f'cannot be exported'
+            f'--model: cannot be exported: it attends in both directions (model.causal=False), and '
+            f'transformers runs {kind} with causal attention only'
         )
     if encoder_config.rotary_pairs == 'neighbours' and kind == 'llama':
         raise UserError(
-            '--model: it started from a model of llama2.c, whose rotary positions turn other '
-            'units than those of transformers'
+            '--model: cannot be exported: it started from a model of llama2.c, whose rotary '
+            'embeddings pair other dimensions than those of transformers'
         )
-    family = family_of(own)
+    family = find_family(own)
     config = own | {
         'architectures': [family.model_types[kind]],
         'vocab_size': encoder_config.vocab_size,
@@ -62,79 +62,90 @@ def config_json(
         'dtype': dtype,
         'torch_dtype': dtype,
         'use_cache': False,
-        **_sight(encoder_config.causal, own),
-        **_older_rope(own),
+        **_make_attention_keys(encoder_config.causal, own),
+        **_make_older_rope_keys(own),
     }
-    again = EncoderConfig(
+    reread = EncoderConfig(
         vocab_size=encoder_config.vocab_size,
         **family.shape(config) | {'causal': encoder_config.causal},
     )
     differing = [
         key
-        for key in vars(again)
-        if key not in _HOW and getattr(again, key) != getattr(encoder_config, key)
+        for key in vars(reread)
+        if key not in _NOT_EXPORTED and getattr(reread, key) != getattr(encoder_config, key)
     ]
     if differing:
-        raise AssertionError(f'config.json of {kind} tells of another {differing}')
+        raise AssertionError(f'config.json of {kind} describes a model with another {differing}')
     return family, config
 
 
-def _sight(causal: bool, own: Mapping[str, Any]) -> dict[str, bool]:
-    """Who sees whom, for transformers and for other readers. To Gemma 3 the second key says too
-    that a window counts both sides.
+def _make_attention_keys(causal: bool, own: Mapping[str, Any]) -> dict[str, bool]:
+    """Returns the keys that make attention causal or bidirectional, for all readers.
+
+    In Gemma 3, use_bidirectional_attention also means that a sliding window counts both directions,
+    so a true value is kept and never set.
+
+    Args:
+      causal: whether attention is causal.
+      own: config.json of the pretrained model, or from scratch.
     """
     if own['model_type'] != 'gemma3_text':
         return {'is_causal': causal, 'use_bidirectional_attention': not causal}
-    return (
-        {}
-        if own.get('use_bidirectional_attention')
-        else {'is_causal': causal, 'use_bidirectional_attention': False}
-    )
+    if own.get('use_bidirectional_attention'):
+        return {}
+    return {'is_causal': causal, 'use_bidirectional_attention': False}
 
 
-def _older_rope(own: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers 4 and others read of rotary positions, of one kind for all layers, in place
-    of `rope_parameters`.
+def _make_older_rope_keys(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys that transformers 4 and other readers use instead of `rope_parameters`.
+
+    Returns {} if there are no rotary embeddings, or if layers differ in them.
     """
     rope = own.get('rope_parameters')
     if not rope or 'rope_theta' not in rope:
         return {}
+    keys = {'rope_theta': rope['rope_theta']}
     scaling = {key: value for key, value in rope.items() if key != 'rope_theta'}
-    return {'rope_theta': rope['rope_theta']} | (
-        {'rope_scaling': scaling} if scaling.get('rope_type', 'default') != 'default' else {}
-    )
+    if scaling.get('rope_type', 'default') != 'default':
+        keys['rope_scaling'] = scaling
+    return keys
 
 
-# Of a EncoderConfig: how it is trained and computed, which no config.json tells of, and an output
-# head, of which an export has none.
-_HOW = ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'pooling', 'tied')
+# Fields of EncoderConfig that config.json does not contain: how the encoder is trained and
+# computed, and its output head, which is not exported.
+_NOT_EXPORTED = ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'pooling', 'tied')
 
 
-def _config_from_scratch(config: EncoderConfig) -> dict[str, Any]:
+def _make_config_from_scratch(config: EncoderConfig) -> dict[str, Any]:
+    """Returns the config.json of a model trained from scratch, as a GPT-2 or a LLaMA.
+
+    Raises:
+      UserError: it has the architecture of neither.
+    """
     if (
-        _equals(config, _GPT2)
+        _has_properties(config, _GPT2)
         and config.activation != 'swiglu'
         and config.kv_heads * config.head_width == config.width
     ):
-        return _gpt2(config)
-    if _equals(config, _LLAMA) and config.activation == 'swiglu':
-        return _llama(config)
+        return _make_gpt2_config(config)
+    if _has_properties(config, _LLAMA) and config.activation == 'swiglu':
+        return _make_llama_config(config)
     parts = ', '.join(
         f'model.{key}={getattr(config, key)}'
         for key in ('positions', 'norm', 'activation', 'bias', 'kv_heads', 'head_width')
     )
     raise UserError(
-        f'--model: no other library has a transformer of these parts: {parts}. GPT-2 has learned '
-        'positions, layernorm, biases and as many kv_heads as heads; LLaMA rotary positions, '
-        'rmsnorm, swiglu and no biases. Train with either to export'
+        f'--model: cannot be exported: no other library has this combination of parts: {parts}. '
+        'GPT-2 has learned positions, layernorm, biases and as many kv_heads as heads; LLaMA has '
+        'rotary positions, rmsnorm, swiglu and no biases. Train with one of the two to export'
     )
 
 
-def _equals(config: EncoderConfig, parts: Mapping[str, Any]) -> bool:
+def _has_properties(config: EncoderConfig, parts: Mapping[str, Any]) -> bool:
     return all(getattr(config, key) == value for key, value in parts.items())
 
 
-def _gpt2(config: EncoderConfig) -> dict[str, Any]:
+def _make_gpt2_config(config: EncoderConfig) -> dict[str, Any]:
     dropped = {f'{where}_pdrop': 0.0 for where in ('attn', 'embd', 'resid')}
     return {
         'model_type': 'gpt2',
@@ -149,7 +160,7 @@ def _gpt2(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def _llama(config: EncoderConfig) -> dict[str, Any]:
+def _make_llama_config(config: EncoderConfig) -> dict[str, Any]:
     return {
         'model_type': 'llama',
         'hidden_size': config.width,
@@ -171,27 +182,34 @@ def _llama(config: EncoderConfig) -> dict[str, Any]:
 def write_weights(
     family: Family, encoder: Encoder, rows: int, directory: Path, dtype: str, shard_bytes: int
 ) -> None:
-    """model.safetensors, or shards and their index where there is more than one shard's worth. One
-    shard is on the host at a time.
+    """Writes model.safetensors, or several shards and their index if it would be too large.
+
+    Only one shard is in host memory at a time.
 
     Args:
-      rows: of the vocabulary's table.
+      family: family to write the weights as.
+      encoder: the encoder.
+      rows: int, rows of the token table to write.
+      directory: directory to write to.
+      dtype: dtype of the weights, a key of DTYPES.
+      shard_bytes: int, maximum bytes per file, unless a single tensor is larger.
 
     Raises:
-      UserError: a weight is beyond the numbers of the dtype.
+      UserError: a weight is out of the range of the dtype.
     """
     tensors = (
-        (name, _narrowed(name, array, dtype)) for name, array in written(family, encoder, rows)
+        (name, _cast_weights(name, array, dtype))
+        for name, array in iterate_tensors(family, encoder, rows)
     )
     shards = []  # (path, names, bytes)
-    for number, shard in enumerate(_shards(tensors, shard_bytes)):
+    for number, shard in enumerate(_split_into_shards(tensors, shard_bytes)):
         path = directory / f'.shard-{number}'
         save_file(
             {name: np.ascontiguousarray(array) for name, array in shard.items()},
             path,
             metadata={'format': 'pt'},
         )
-        path.chmod(0o644)  # the library lets nobody else read it
+        path.chmod(0o644)  # safetensors makes it readable by its owner only
         shards.append((path, list(shard), sum(array.nbytes for array in shard.values())))
     if len(shards) == 1:
         shards[0][0].rename(directory / 'model.safetensors')
@@ -202,32 +220,35 @@ def write_weights(
     }
     for path, name in names.items():
         path.rename(directory / name)
-    where = {tensor: names[path] for path, tensors, _ in shards for tensor in tensors}
-    index = {'metadata': {'total_size': sum(size for _, _, size in shards)}, 'weight_map': where}
+    weight_map = {tensor: names[path] for path, tensors, _ in shards for tensor in tensors}
+    total_size = sum(size for _, _, size in shards)
+    index = {'metadata': {'total_size': total_size}, 'weight_map': weight_map}
     write_json(directory / INDEX, index)
 
 
-def _narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    with np.errstate(over='ignore'):  # told below
+def _cast_weights(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """Casts a weight to a dtype. Raises UserError if it overflows."""
+    with np.errstate(over='ignore'):  # reported below as an error
         narrow = array.astype(DTYPES[dtype], copy=False)
     if not np.isfinite(narrow).all():
         raise UserError(
-            f'--dtype {dtype}: {name} has weights up to {np.abs(array).max():.3g}, which it '
-            f'cannot hold; take another'
+            f'--dtype {dtype}: {name} has weights up to {np.abs(array).max():.3g}, which '
+            f'{dtype} cannot represent: choose another dtype'
         )
     return narrow
 
 
-def _shards(
-    tensors: Iterator[tuple[str, np.ndarray]], most: int
+def _split_into_shards(
+    tensors: Iterator[tuple[str, np.ndarray]], max_bytes: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Tensor after tensor in shards of at most so many bytes, or of one tensor that is larger."""
+    """Groups tensors, in order, into shards of at most `max_bytes` or of one larger tensor."""
     shard: dict[str, np.ndarray] = {}
     size = 0
     for name, array in tensors:
-        if shard and size + array.nbytes > most:
+        if shard and size + array.nbytes > max_bytes:
             yield shard
-            shard, size = {}, 0
+            shard = {}
+            size = 0
         shard[name] = array
         size += array.nbytes
     yield shard

@@ -1,5 +1,6 @@
-"""Which texts of a batch are whose candidates, and a device's anchors beside some of them: what
-every form of the loss is made of.
+"""Candidates of each text in the batch, and the similarity statistics of a device's anchors.
+
+Both forms of the loss (dense.py and chunked.py) are built from these functions.
 """
 
 from typing import NamedTuple
@@ -7,16 +8,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-NEVER = -1e30  # the logit of what is no candidate
+MASKED_LOGIT = -1e30  # logit of a text that is not a candidate
 
 
 class PairBlock(NamedTuple):
-    """Some pairs of the batch: anchors, or candidates for them.
+    """Some pairs of the batch, as anchors or as candidates.
 
     Attributes:
-      e_cxTxD: their unit vectors: x, y, hard negatives; of candidates, without x.
-      ids_cxT: their content ids, x included.
-      number_c: their places in the batch.
+      e_cxTxD: unit vectors of x, y and hard negatives; candidates come without x.
+      ids_cxT: int32 content ids of the texts, x included.
+      number_c: int32 indices of the pairs in the batch.
     """
 
     e_cxTxD: jax.Array
@@ -24,14 +25,17 @@ class PairBlock(NamedTuple):
     number_c: jax.Array
 
 
-class Rows(NamedTuple):
-    """What anchors saw of the candidates so far: float32[b] each, and two sums over them.
+class RowStats(NamedTuple):
+    """Statistics of b anchors over the candidates seen so far.
 
     Attributes:
-      best_b, total_b: the largest logit, and the sum of exp(logit - best).
-      own_b, own_cosine_b: of their partner, 0 until it was seen.
-      rival_b: the largest logit of a negative.
-      negative_cosine, negatives: the sum of the cosines with negatives, and their number.
+      best_b: float32, largest logit.
+      total_b: float32, sum of exp(logit - best).
+      own_b: float32, logit of the partner; 0 until the partner has been seen.
+      own_cosine_b: float32, cosine with the partner; 0 until the partner has been seen.
+      rival_b: float32, largest logit of a negative.
+      negative_cosine: float32 scalar, sum over all anchors of the cosines with negatives.
+      negatives: float32 scalar, number of these cosines.
     """
 
     best_b: jax.Array
@@ -43,90 +47,100 @@ class Rows(NamedTuple):
     negatives: jax.Array
 
 
-class SeenByColumns(NamedTuple):
-    """What the y's of c candidate pairs saw of this device's anchors, as in Rows."""
+class ColumnStats(NamedTuple):
+    """Statistics of the y's of c candidate pairs over this device's anchors, as in RowStats."""
 
     best_c: jax.Array
     total_c: jax.Array
     rival_c: jax.Array
 
 
-def cosines(x_bxD: jax.Array, candidates: PairBlock) -> jax.Array:
-    """float32[b, K]: with the y's of the candidates, then with all their hard negatives."""
-    return float32_product('bd,kd->bk', x_bxD, candidate_columns(candidates.e_cxTxD))
+def compute_cosines(x_bxD: jax.Array, candidates: PairBlock) -> jax.Array:
+    """Returns float32[b, K] cosines with the candidates: all y's, then all hard negatives."""
+    return einsum_float32('bd,cd->bc', x_bxD, flatten_candidates(candidates.e_cxTxD))
 
 
-def float32_product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum in float32.
+def einsum_float32(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes an einsum in float32.
 
-    HIGHEST: a TPU would otherwise round float32 inputs to bfloat16, to 2**-9 of their size, and the
-    scale multiplies that by up to 100.
+    float32 inputs need precision HIGHEST: a TPU would otherwise round them to bfloat16, a relative
+    error of 2**-9 that the scale multiplies by up to 100.
     """
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.einsum(formula, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
-def candidate_columns(a_cxTx: jax.Array) -> jax.Array:
-    """[c, T - 1, ...] of y and hard negatives -> [K, ...]: all y's first."""
+def flatten_candidates(a_cxTx: jax.Array) -> jax.Array:
+    """Reshapes [c, T - 1, ...] of y and hard negatives to [C, ...], all y's first."""
     return jnp.concatenate([a_cxTx[:, 0], a_cxTx[:, 1:].reshape(-1, *a_cxTx.shape[2:])])
 
 
-def uncolumns(a_Kx: jax.Array, pairs: int) -> jax.Array:
-    """The inverse of `candidate_columns`."""
+def unflatten_candidates(a_Kx: jax.Array, pairs: int) -> jax.Array:
+    """Inverts `flatten_candidates`."""
     return jnp.concatenate(
         [a_Kx[:pairs, None], a_Kx[pairs:].reshape(pairs, -1, *a_Kx.shape[1:])], axis=1
     )
 
 
-def relations(anchors: PairBlock, candidates: PairBlock) -> tuple[jax.Array, jax.Array]:
-    """bool[b, K] each: is the column a negative of the row, and is it its partner?
+def find_negatives_and_partners(
+    anchors: PairBlock, candidates: PairBlock
+) -> tuple[jax.Array, jax.Array]:
+    """Returns two masks, bool[b, K]: whether a candidate is a negative of an anchor, and whether it
+    is its partner.
 
-    Neither are texts that are not there, and texts that are no negatives: the same x or the same y
-    as the anchor's own pair has, and a hard negative that equals the anchor's y. Duplicates are
-    certain in batches of tens of thousands. The partner always takes part.
+    A candidate is neither if it is absent (id 0), if its pair has the same x or the same y as the
+    anchor's pair, or if it is a hard negative that equals the anchor's y. Batches of tens of
+    thousands of pairs always contain such duplicates. The partner is always included.
     """
     x_bx1, y_bx1 = anchors.ids_cxT[:, :1], anchors.ids_cxT[:, 1:2]
     x_1xc = candidates.ids_cxT[None, :, 0]
     y_1xc = candidates.ids_cxT[None, :, 1]
-    hard_1xN = candidates.ids_cxT[None, :, 2:].reshape(1, -1)
+    hard_1xM = candidates.ids_cxT[None, :, 2:].reshape(1, -1)
     partner_bxc = anchors.number_c[:, None] == candidates.number_c[None]
     in_batch_bxc = (x_1xc > 0) & (x_bx1 > 0) & (x_1xc != x_bx1) & (y_1xc != y_bx1)
-    hard_bxN = (hard_1xN > 0) & (x_bx1 > 0) & (hard_1xN != y_bx1)
-    negative_bxK = jnp.concatenate([in_batch_bxc & ~partner_bxc, hard_bxN], axis=1)
-    return negative_bxK, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxN.shape[1])))
+    hard_bxM = (hard_1xM > 0) & (x_bx1 > 0) & (hard_1xM != y_bx1)
+    negative_bxC = jnp.concatenate([in_batch_bxc & ~partner_bxc, hard_bxM], axis=1)
+    return negative_bxC, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxM.shape[1])))
 
 
-def look(anchors: PairBlock, candidates: PairBlock, scale: jax.Array) -> tuple[Rows, SeenByColumns]:
-    """Compares this device's anchors with some candidates. Maxima carry no gradient: they only keep
-    exp within float32.
+def compute_stats(
+    anchors: PairBlock, candidates: PairBlock, scale: jax.Array
+) -> tuple[RowStats, ColumnStats]:
+    """Compares this device's anchors with some candidates.
+
+    Maxima carry no gradient: they only keep exp within the range of float32.
     """
-    cosine_bxK = cosines(anchors.e_cxTxD[:, 0], candidates)
-    negative_bxK, partner_bxK = relations(anchors, candidates)
-    logits_bxK = jnp.where(negative_bxK | partner_bxK, scale * cosine_bxK, NEVER)
-    rivals_bxK = jnp.where(negative_bxK, jax.lax.stop_gradient(logits_bxK), NEVER)
-    best_b = jax.lax.stop_gradient(logits_bxK).max(1)
-    rows = Rows(
-        best_b,
-        jnp.exp(logits_bxK - best_b[:, None]).sum(1),
-        jnp.where(partner_bxK, logits_bxK, 0).sum(1),
-        jnp.where(partner_bxK, cosine_bxK, 0).sum(1),
-        rivals_bxK.max(1),
-        jnp.where(negative_bxK, cosine_bxK, 0).sum(1).sum(),
-        negative_bxK.astype(jnp.float32).sum(1).sum(),  # row by row: float32 counts to 2**24
+    cosine_bxC = compute_cosines(anchors.e_cxTxD[:, 0], candidates)
+    negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
+    logits_bxC = jnp.where(negative_bxC | partner_bxC, scale * cosine_bxC, MASKED_LOGIT)
+    rivals_bxC = jnp.where(negative_bxC, jax.lax.stop_gradient(logits_bxC), MASKED_LOGIT)
+    best_b = jax.lax.stop_gradient(logits_bxC).max(1)
+    rows = RowStats(
+        best_b=best_b,
+        total_b=jnp.exp(logits_bxC - best_b[:, None]).sum(1),
+        own_b=jnp.where(partner_bxC, logits_bxC, 0).sum(1),
+        own_cosine_b=jnp.where(partner_bxC, cosine_bxC, 0).sum(1),
+        rival_b=rivals_bxC.max(1),
+        negative_cosine=jnp.where(negative_bxC, cosine_bxC, 0).sum(1).sum(),
+        # Summed row by row first: float32 counts exactly only up to 2**24.
+        negatives=negative_bxC.astype(jnp.float32).sum(1).sum(),
     )
     pairs = candidates.ids_cxT.shape[0]
-    best_c = jax.lax.stop_gradient(logits_bxK[:, :pairs]).max(0)
-    return rows, SeenByColumns(
-        best_c, jnp.exp(logits_bxK[:, :pairs] - best_c).sum(0), rivals_bxK[:, :pairs].max(0)
+    best_c = jax.lax.stop_gradient(logits_bxC[:, :pairs]).max(0)
+    columns = ColumnStats(
+        best_c=best_c,
+        total_c=jnp.exp(logits_bxC[:, :pairs] - best_c).sum(0),
+        rival_c=rivals_bxC[:, :pairs].max(0),
     )
+    return rows, columns
 
 
-def merge(a: Rows, b: Rows) -> Rows:
-    """What the same anchors saw of two groups of candidates."""
+def merge_stats(a: RowStats, b: RowStats) -> RowStats:
+    """Merges the statistics of the same anchors over two groups of candidates."""
     best_b = jnp.maximum(a.best_b, b.best_b)
     total_b = a.total_b * jnp.exp(a.best_b - best_b) + b.total_b * jnp.exp(b.best_b - best_b)
     rival_b = jnp.maximum(a.rival_b, b.rival_b)
-    return Rows(
+    return RowStats(
         best_b,
         total_b,
         a.own_b + b.own_b,
@@ -137,60 +151,74 @@ def merge(a: Rows, b: Rows) -> Rows:
     )
 
 
-def scatter(seen: SeenByColumns, axes: tuple[str, ...], axis: int) -> tuple[jax.Array, jax.Array]:
-    """Over the anchors of all devices: the log-sum-exp and the largest rival of the y's of this
-    device's own pairs.
+def reduce_column_stats(
+    columns: ColumnStats, axes: tuple[str, ...], axis: int
+) -> tuple[jax.Array, jax.Array]:
+    """Reduces column statistics over the anchors of all devices.
 
     Args:
-      seen: of the y's of all pairs of the batch, [.., B, ..].
-      axes: of the mesh, over which the batch is split.
-      axis: which axis of the arrays that split cuts.
+      columns: statistics of the y's of all pairs of the batch, [.., B, ..].
+      axes: mesh axes over which the batch is split.
+      axis: array axis that has size B.
+
+    Returns:
+      The log-sum-exp and the largest logit of a negative, for the y's of this device's own pairs.
     """
-    best, rival = jax.lax.pmax(jax.lax.stop_gradient((seen.best_c, seen.rival_c)), axes)
+    best, rival = jax.lax.pmax(jax.lax.stop_gradient((columns.best_c, columns.rival_c)), axes)
     total = jax.lax.psum_scatter(
-        seen.total_c * jnp.exp(seen.best_c - best), axes, scatter_dimension=axis, tiled=True
+        columns.total_c * jnp.exp(columns.best_c - best), axes, scatter_dimension=axis, tiled=True
     )
-    size, me = total.shape[axis], jax.lax.axis_index(axes)
+    size = total.shape[axis]
+    index = jax.lax.axis_index(axes)
     best, rival = (
-        jax.lax.dynamic_slice_in_dim(array, me * size, size, axis) for array in (best, rival)
+        jax.lax.dynamic_slice_in_dim(array, index * size, size, axis) for array in (best, rival)
     )
     return jnp.log(jnp.maximum(total, 1e-30)) + best, rival
 
 
-def add_up(
-    rows: Rows,
+def sum_over_pairs(
+    rows: RowStats,
     column_lse_b: jax.Array,
     column_rival_b: jax.Array,
-    there_b: jax.Array,
+    present_b: jax.Array,
     axes: tuple[str, ...],
 ) -> dict[str, jax.Array]:
-    """Sums over the pairs of all devices of what InfoNCE takes the mean of."""
+    """Returns the sums, over the pairs of all devices, of the losses and metrics that InfoNCE
+    averages.
+
+    Args:
+      rows: statistics of this device's anchors over all candidates.
+      column_lse_b: float32, log-sum-exp of the logits of each y.
+      column_rival_b: float32, largest logit of a negative of each y.
+      present_b: float32, 1 for a pair that is present, 0 for an empty slot.
+      axes: mesh axes over which the batch is split.
+    """
     sums = {
-        'loss_xy': there_b * (row_lse(rows) - rows.own_b),
-        'loss_yx': there_b * (column_lse_b - rows.own_b),
-        # A tie is no hit: vectors that are all alike find nothing.
-        'accuracy_xy': there_b * (rows.own_b > rows.rival_b),
-        'accuracy_yx': there_b * (rows.own_b > column_rival_b),
-        'positive_cosine': there_b * rows.own_cosine_b,
-        'pairs': there_b,
+        'loss_xy': present_b * (compute_row_lse(rows) - rows.own_b),
+        'loss_yx': present_b * (column_lse_b - rows.own_b),
+        # A tie counts as wrong, so identical vectors have accuracy 0.
+        'accuracy_xy': present_b * (rows.own_b > rows.rival_b),
+        'accuracy_yx': present_b * (rows.own_b > column_rival_b),
+        'positive_cosine': present_b * rows.own_cosine_b,
+        'pairs': present_b,
         'negative_cosine': rows.negative_cosine,
         'negatives': rows.negatives,
     }
     return jax.lax.psum({name: value.sum() for name, value in sums.items()}, axes)
 
 
-def row_lse(rows: Rows) -> jax.Array:
-    """float32[b]: the log-sum-exp of each anchor's logits."""
+def compute_row_lse(rows: RowStats) -> jax.Array:
+    """Returns the log-sum-exp of each anchor's logits, float32[b]."""
     return jnp.log(rows.total_b) + rows.best_b
 
 
-def there(ids_bxT: jax.Array) -> jax.Array:
-    """float32[b]: 1 for a pair that is there, 0 for one that did not fit its rows or fills a
-    gap.
+def mask_present_pairs(ids_bxT: jax.Array) -> jax.Array:
+    """Returns float32[b]: 1 for a pair that is present, 0 for an empty slot (a pair that did not
+    fit into its rows, or padding).
     """
     return (ids_bxT[:, 0] > 0).astype(jnp.float32)
 
 
-def numbers(count: int, axes: tuple[str, ...]) -> jax.Array:
-    """int32[b]: the places in the batch of this device's pairs."""
+def compute_pair_indices(count: int, axes: tuple[str, ...]) -> jax.Array:
+    """Returns the indices in the batch of this device's pairs, int32[b]."""
     return jax.lax.axis_index(axes) * count + jnp.arange(count)

@@ -1,10 +1,9 @@
-"""Some candidates at a time, gathered and compared part after part, with a gradient written by
-hand.
+"""The chunked form: candidates are gathered and compared chunk by chunk, with a custom gradient.
 
-NOTE on memory. Part k of K holds part k of every device's own pairs, so that it is gathered from,
-and its gradient summed onto, all devices alike. A device holds b x B / K similarities and B / K
-vectors; nothing grows with b x B or with B x D. The backward pass computes the similarities again:
-four products of matrices instead of three.
+Memory: chunk k of K holds chunk k of every device's own pairs. Each chunk is therefore gathered
+from all devices, and its gradient scattered to all devices, in equal parts. A device holds
+b x B / K similarities and B / K vectors; no array has size b x B or B x D. The backward pass
+recomputes the similarities: four matrix products instead of three.
 """
 
 from functools import partial
@@ -14,32 +13,32 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.loss.candidates import (
-    NEVER,
+    MASKED_LOGIT,
+    ColumnStats,
     PairBlock,
-    Rows,
-    SeenByColumns,
-    add_up,
-    candidate_columns,
-    cosines,
-    float32_product,
-    look,
-    merge,
-    numbers,
-    relations,
-    row_lse,
-    scatter,
-    there,
-    uncolumns,
+    RowStats,
+    compute_cosines,
+    compute_pair_indices,
+    compute_row_lse,
+    compute_stats,
+    einsum_float32,
+    find_negatives_and_partners,
+    flatten_candidates,
+    mask_present_pairs,
+    merge_stats,
+    reduce_column_stats,
+    sum_over_pairs,
+    unflatten_candidates,
 )
 
 Sums = dict[str, jax.Array]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def chunked(
+def compute_chunked_sums(
     e_BxTxD: jax.Array, ids_BxT: jax.Array, scale: jax.Array, axes: tuple[str, ...], chunks: int
 ) -> Sums:
-    """The sums of `add_up`, of which the losses alone have a gradient."""
+    """Returns the sums of `sum_over_pairs`. Only the two losses have a gradient."""
     return _forward(e_BxTxD, ids_BxT, scale, axes, chunks)[0]
 
 
@@ -47,7 +46,7 @@ def _forward(
     e_BxTxD: jax.Array, ids_BxT: jax.Array, scale: jax.Array, axes: tuple[str, ...], chunks: int
 ) -> tuple[Sums, tuple]:
     local = jax.shard_map(
-        partial(_look_at_all, axes=axes, chunks=chunks),
+        partial(_compute_local_chunked_sums, axes=axes, chunks=chunks),
         in_specs=(P(axes), P(axes), P()),
         out_specs=(P(), P(axes), P(axes)),
     )
@@ -56,14 +55,14 @@ def _forward(
 
 
 def _backward(
-    axes: tuple[str, ...], chunks: int, kept: tuple, cotangent: Sums
+    axes: tuple[str, ...], chunks: int, residuals: tuple, cotangent: Sums
 ) -> tuple[jax.Array, None, jax.Array]:
     local = jax.shard_map(
-        partial(_pull_from_all, axes=axes, chunks=chunks),
+        partial(_compute_local_chunked_gradients, axes=axes, chunks=chunks),
         in_specs=(P(axes), P(axes), P(), P(axes), P(axes), P(), P()),
         out_specs=(P(axes), P()),
     )
-    e_BxTxD, ids_BxT, scale, row_lse_B, column_lse_B = kept
+    e_BxTxD, ids_BxT, scale, row_lse_B, column_lse_B = residuals
     e_BxTxD_gradient, scale_gradient = local(
         e_BxTxD,
         ids_BxT,
@@ -76,32 +75,41 @@ def _backward(
     return e_BxTxD_gradient, None, scale_gradient
 
 
-chunked.defvjp(_forward, _backward)
+compute_chunked_sums.defvjp(_forward, _backward)
 
 
-def _look_at_all(
+def _compute_local_chunked_sums(
     e_bxTxD: jax.Array, ids_bxT: jax.Array, scale: jax.Array, axes: tuple[str, ...], chunks: int
 ) -> tuple[Sums, jax.Array, jax.Array]:
-    """The sums, and the log-sum-exp of this device's rows and columns, float32[b] each."""
+    """Returns the sums, and the log-sum-exps of this device's rows and columns, float32[b] each."""
     b = len(ids_bxT)
-    anchors = PairBlock(e_bxTxD, ids_bxT, numbers(b, axes))
+    anchors = PairBlock(e_bxTxD, ids_bxT, compute_pair_indices(b, axes))
 
-    def step(seen: Rows, part: PairBlock) -> tuple[Rows, SeenByColumns]:
-        rows, seen_by_columns = look(anchors, _everyones(part, axes), scale)
-        return merge(seen, rows), seen_by_columns
+    def step(rows: RowStats, chunk: PairBlock) -> tuple[RowStats, ColumnStats]:
+        chunk_rows, chunk_columns = compute_stats(anchors, _gather_chunk(chunk, axes), scale)
+        return merge_stats(rows, chunk_rows), chunk_columns
 
-    nothing_b, nothing = jnp.zeros(b), jnp.zeros(())
-    seen = Rows(
-        nothing_b + NEVER, nothing_b, nothing_b, nothing_b, nothing_b + NEVER, nothing, nothing
+    zeros_b, zero = jnp.zeros(b), jnp.zeros(())
+    masked_b = zeros_b + MASKED_LOGIT
+    start = RowStats(
+        best_b=masked_b,
+        total_b=zeros_b,
+        own_b=zeros_b,
+        own_cosine_b=zeros_b,
+        rival_b=masked_b,
+        negative_cosine=zero,
+        negatives=zero,
     )
-    seen = jax.lax.pcast(seen, axes, to='varying')
-    rows, columns_KxC = jax.lax.scan(step, seen, _parts(anchors, chunks))
-    column_lse_Kxc, rival_Kxc = scatter(columns_KxC, axes, 1)
-    column_lse_b, rival_b = column_lse_Kxc.reshape(-1)[:b], rival_Kxc.reshape(-1)[:b]
-    return add_up(rows, column_lse_b, rival_b, there(ids_bxT), axes), row_lse(rows), column_lse_b
+    start = jax.lax.pcast(start, axes, to='varying')
+    rows, columns_IxC = jax.lax.scan(step, start, _chunk_candidates(anchors, chunks))
+    column_lse_Ixc, rival_Ixc = reduce_column_stats(columns_IxC, axes, 1)
+    column_lse_b = column_lse_Ixc.reshape(-1)[:b]
+    rival_b = rival_Ixc.reshape(-1)[:b]
+    sums = sum_over_pairs(rows, column_lse_b, rival_b, mask_present_pairs(ids_bxT), axes)
+    return sums, compute_row_lse(rows), column_lse_b
 
 
-def _pull_from_all(
+def _compute_local_chunked_gradients(
     e_bxTxD: jax.Array,
     ids_bxT: jax.Array,
     scale: jax.Array,
@@ -112,62 +120,72 @@ def _pull_from_all(
     axes: tuple[str, ...],
     chunks: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient of weight_xy * loss_xy + weight_yx * loss_yx in e_bxTxD and in the scale.
+    """Returns the gradients of weight_xy * loss_xy + weight_yx * loss_yx with respect to e_bxTxD
+    and to the scale.
 
-    Of a logit it is weight * (its share of the softmax - 1 for the partner), in both directions.
+    In each direction, the gradient with respect to a logit is
+    weight * (softmax probability - (1 if partner else 0)).
     """
     b = len(ids_bxT)
-    x_bxD, there_bx1 = e_bxTxD[:, 0], there(ids_bxT)[:, None]
-    anchors = PairBlock(e_bxTxD, ids_bxT, numbers(b, axes))
+    x_bxD = e_bxTxD[:, 0]
+    present_bx1 = mask_present_pairs(ids_bxT)[:, None]
+    anchors = PairBlock(e_bxTxD, ids_bxT, compute_pair_indices(b, axes))
 
     def step(
-        carry: tuple[jax.Array, jax.Array], part: tuple[PairBlock, jax.Array]
+        carry: tuple[jax.Array, jax.Array], chunk: tuple[PairBlock, jax.Array]
     ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        candidates = _everyones(part[0], axes)
-        column_lse_c = jax.lax.all_gather(part[1], axes, tiled=True)
+        candidates = _gather_chunk(chunk[0], axes)
+        column_lse_c = jax.lax.all_gather(chunk[1], axes, tiled=True)
         c = len(column_lse_c)
-        cosine_bxK = cosines(x_bxD, candidates)
-        negative_bxK, partner_bxK = relations(anchors, candidates)
-        logits_bxK = jnp.where(negative_bxK | partner_bxK, scale * cosine_bxK, NEVER)
-        pull_bxK = (
-            weight_xy * jnp.exp(logits_bxK - row_lse_b[:, None])
-            - (weight_xy + weight_yx) * partner_bxK
+        cosine_bxC = compute_cosines(x_bxD, candidates)
+        negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
+        logits_bxC = jnp.where(negative_bxC | partner_bxC, scale * cosine_bxC, MASKED_LOGIT)
+        # Gradient with respect to the logits: of the rows, then (for the y's) of the columns.
+        pull_bxC = (
+            weight_xy * jnp.exp(logits_bxC - row_lse_b[:, None])
+            - (weight_xy + weight_yx) * partner_bxC
         )
-        pull_bxc = weight_yx * there(candidates.ids_cxT) * jnp.exp(logits_bxK[:, :c] - column_lse_c)
-        pull_bxK = there_bx1 * pull_bxK + jnp.pad(pull_bxc, ((0, 0), (0, pull_bxK.shape[1] - c)))
+        pull_bxc = (
+            weight_yx
+            * mask_present_pairs(candidates.ids_cxT)
+            * jnp.exp(logits_bxC[:, :c] - column_lse_c)
+        )
+        pull_bxC = present_bx1 * pull_bxC + jnp.pad(pull_bxc, ((0, 0), (0, pull_bxC.shape[1] - c)))
         x_gradient, scale_gradient = carry
-        scale_gradient += jnp.sum(pull_bxK * cosine_bxK)
-        pull_bxK = (scale * pull_bxK).astype(x_bxD.dtype)
-        x_gradient += float32_product('bk,kd->bd', pull_bxK, candidate_columns(candidates.e_cxTxD))
-        columns_gradient = uncolumns(float32_product('bk,bd->kd', pull_bxK, x_bxD), c)
+        scale_gradient += jnp.sum(pull_bxC * cosine_bxC)
+        pull_bxC = (scale * pull_bxC).astype(x_bxD.dtype)
+        x_gradient += einsum_float32('bc,cd->bd', pull_bxC, flatten_candidates(candidates.e_cxTxD))
+        columns_gradient = unflatten_candidates(einsum_float32('bc,bd->cd', pull_bxC, x_bxD), c)
         return (x_gradient, scale_gradient), jax.lax.psum_scatter(
             columns_gradient, axes, tiled=True
         )
 
     start = jax.lax.pcast((jnp.zeros(x_bxD.shape), jnp.zeros(())), axes, to='varying')
-    parts = _parts(anchors, chunks), _split(column_lse_b, chunks)
-    (x_gradient, scale_gradient), rest = jax.lax.scan(step, start, parts)
-    rest_bxTxD = rest.reshape(-1, *rest.shape[2:])[:b]
+    per_chunk = _chunk_candidates(anchors, chunks), _split_into_chunks(column_lse_b, chunks)
+    (x_gradient, scale_gradient), candidate_gradients = jax.lax.scan(step, start, per_chunk)
+    rest_bxTxD = candidate_gradients.reshape(-1, *candidate_gradients.shape[2:])[:b]
     gradient = jnp.concatenate([x_gradient[:, None], rest_bxTxD], axis=1).astype(e_bxTxD.dtype)
     return gradient, jax.lax.psum(scale_gradient, axes)
 
 
-def _parts(pairs: PairBlock, chunks: int) -> PairBlock:
-    """This device's pairs as candidates, [K, c, ...]; what fills the last part has no ids, and is
-    nobody's partner.
+def _chunk_candidates(pairs: PairBlock, chunks: int) -> PairBlock:
+    """Splits this device's pairs, as candidates, into chunks [I, c, ...].
+
+    Padding of the last chunk has ids 0 and index -1, so that it is nobody's partner.
     """
+    # Indices are shifted by 1 while zeros are padded, and shifted back below.
     candidates = pairs.e_cxTxD[:, 1:], pairs.ids_cxT, pairs.number_c + 1
-    e, ids, number = (_split(array, chunks) for array in candidates)
+    e, ids, number = (_split_into_chunks(array, chunks) for array in candidates)
     return PairBlock(e, ids, number - 1)
 
 
-def _split(a_bx: jax.Array, chunks: int) -> jax.Array:
-    """[b, ...] -> [K, c, ...], filled with zeros."""
+def _split_into_chunks(a_bx: jax.Array, chunks: int) -> jax.Array:
+    """Reshapes [b, ...] to [I, c, ...], padded with zeros."""
     size = -(-len(a_bx) // chunks)
     padded = jnp.pad(a_bx, ((0, size * chunks - len(a_bx)), *[(0, 0)] * (a_bx.ndim - 1)))
     return padded.reshape(chunks, size, *a_bx.shape[1:])
 
 
-def _everyones(part: PairBlock, axes: tuple[str, ...]) -> PairBlock:
-    """The same part of all devices' pairs."""
-    return PairBlock(*(jax.lax.all_gather(array, axes, tiled=True) for array in part))
+def _gather_chunk(chunk: PairBlock, axes: tuple[str, ...]) -> PairBlock:
+    """Gathers the same chunk of the pairs of all devices."""
+    return PairBlock(*(jax.lax.all_gather(array, axes, tiled=True) for array in chunk))

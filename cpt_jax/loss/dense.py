@@ -1,4 +1,4 @@
-"""All candidates at once: one gather, one matrix product, both directions."""
+"""The dense form: one gather and one matrix product for all candidates and both directions."""
 
 from functools import partial
 
@@ -6,30 +6,41 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.loss.candidates import PairBlock, add_up, look, numbers, scatter, there
+from cpt_jax.loss.candidates import (
+    PairBlock,
+    compute_pair_indices,
+    compute_stats,
+    mask_present_pairs,
+    reduce_column_stats,
+    sum_over_pairs,
+)
 
 
-def dense(
+def compute_dense_sums(
     e_BxTxD: jax.Array, ids_BxT: jax.Array, scale: jax.Array, axes: tuple[str, ...]
 ) -> dict[str, jax.Array]:
-    """The sums of `add_up`. Each device multiplies its b anchors with all candidates: B y's, then
-    all hard negatives.
+    """Returns the sums of `sum_over_pairs`.
 
-    The rows of that matrix are one direction. Its first B columns are the other one, and are
-    finished by a maximum and a sum over the devices: half the products of the usual two-matmul
-    form, and one gather instead of two.
+    Each device multiplies its b anchors with all candidates: B y's, then all hard negatives. The
+    rows of this matrix are the direction x to y. Its first B columns are the direction y to x, and
+    are completed by a maximum and a sum over devices. This needs half the products of the usual
+    form with two matrix products, and one gather instead of two.
     """
     return jax.shard_map(
-        partial(_local, axes=axes), in_specs=(P(axes), P(axes), P()), out_specs=P()
+        partial(_compute_local_dense_sums, axes=axes),
+        in_specs=(P(axes), P(axes), P()),
+        out_specs=P(),
     )(e_BxTxD, ids_BxT, scale)
 
 
-def _local(
+def _compute_local_dense_sums(
     e_bxTxD: jax.Array, ids_bxT: jax.Array, scale: jax.Array, axes: tuple[str, ...]
 ) -> dict[str, jax.Array]:
     candidates, ids = (
         jax.lax.all_gather(array, axes, tiled=True) for array in (e_bxTxD[:, 1:], ids_bxT)
     )
-    anchors = PairBlock(e_bxTxD, ids_bxT, numbers(len(ids_bxT), axes))
-    rows, columns = look(anchors, PairBlock(candidates, ids, jnp.arange(len(ids))), scale)
-    return add_up(rows, *scatter(columns, axes, 0), there(ids_bxT), axes)
+    anchors = PairBlock(e_bxTxD, ids_bxT, compute_pair_indices(len(ids_bxT), axes))
+    rows, columns = compute_stats(anchors, PairBlock(candidates, ids, jnp.arange(len(ids))), scale)
+    return sum_over_pairs(
+        rows, *reduce_column_stats(columns, axes, 0), mask_present_pairs(ids_bxT), axes
+    )

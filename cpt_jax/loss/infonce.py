@@ -1,4 +1,4 @@
-"""InfoNCE over the global batch, as the training step calls it."""
+"""InfoNCE over the global batch: the loss that the training step calls."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.loss.chunked import chunked
-from cpt_jax.loss.dense import dense
+from cpt_jax.loss.chunked import compute_chunked_sums
+from cpt_jax.loss.dense import compute_dense_sums
 from cpt_jax.loss.terms import TERMS
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import AXES, BATCH
 
-# The step keeps exp(log_scale) <= 100 (CLIP, arXiv 2103.00020 section 2.5; the cpt paper is
-# silent).
+# The training step clips log_scale so that exp(log_scale) <= 100, as in CLIP (arXiv 2103.00020,
+# section 2.5). The cpt paper does not specify a bound.
 MAX_LOG_SCALE = 4.605170185988092
 
 FORMS = ('dense', 'chunked')
@@ -27,19 +27,23 @@ class InfoNCE:
     """The `loss` section of a config.
 
     Attributes:
-      form: 'dense' holds its device's share of the similarities, b x B, at once; 'chunked' one part
-        of `chunks` of it, and computes it again in the backward pass: a third more work.
-      chunks: parts of the batch that 'chunked' gathers and compares one after the other.
-      initial_temperature: similarities are divided by it at the start; it is trained as log_scale =
-        -log(temperature).
-      train_temperature: False: they are divided by it throughout (SimCSE and PromptEOL: 0.05),
-        whatever a run in `init_from` had learned.
-      temperature_per_source: a temperature for each source of the data, instead of one for all.
-      symmetric: the mean of both directions (the cpt paper's pseudo-code); False: x finds y alone.
-      dimensions: Matryoshka (arXiv 2205.13147): the mean of the losses of the first so many units,
-        each normalised. (): all units alone.
-      terms: (name in cpt_jax/loss/terms.py, weight) of each term that is added. 'uniformity' holds
-        similarities b x B at once, whatever `form` is.
+      form: implementation: 'dense' holds all b x B similarities of a device at once; 'chunked'
+        holds 1 / `chunks` of them, and recomputes them in the backward pass (a third more work).
+      chunks: number of chunks that 'chunked' gathers and compares one after the other.
+      initial_temperature: initial value of the temperature, by which similarities are divided. It
+        is trained as log_scale = -log(temperature).
+      train_temperature: whether the temperature is trained. If False, it stays at
+        `initial_temperature` (SimCSE and PromptEOL: 0.05), and a value learned by the run in
+        `init_from` is ignored.
+      temperature_per_source: whether each data source has its own temperature; default: one
+        temperature for all.
+      symmetric: whether the loss is the mean of both directions (the cpt paper's pseudo-code);
+        False: only x to y.
+      dimensions: Matryoshka embedding dimensions (arXiv 2205.13147): the loss is the mean of the
+        losses of the vectors truncated to each of these dimensions and normalized; (): full
+        dimension only.
+      terms: (name in cpt_jax/loss/terms.py, weight) of each added term. 'uniformity' holds b x B
+        similarities at once, whatever `form` is.
     """
 
     form: str = 'dense'
@@ -59,74 +63,78 @@ class InfoNCE:
             raise UserError(f'loss.chunks={self.chunks}: must be 1 or more')
         if not 0.01 <= self.initial_temperature <= 100:
             raise UserError(
-                f'loss.initial_temperature={self.initial_temperature}: choose 0.01 (a scale of '
-                f'100, the cap) to 100'
+                f'loss.initial_temperature={self.initial_temperature}: must be from 0.01 (a scale '
+                f'of 100, the maximum) to 100'
             )
         if self.temperature_per_source and not self.train_temperature:
             raise UserError(
-                'loss.temperature_per_source=True goes with loss.train_temperature=True: all '
-                'would stay the same'
+                'loss.temperature_per_source=True needs loss.train_temperature=True: otherwise '
+                'all temperatures would stay equal'
             )
-        if not _are_dimensions(self.dimensions):
+        if not _are_valid_dimensions(self.dimensions):
             raise UserError(
-                f'loss.dimensions={self.dimensions!r}: different numbers of units, each 1 or more'
+                f'loss.dimensions={self.dimensions!r}: must be a tuple of distinct integers, each '
+                f'1 or more'
             )
 
     def check_width(self, width: int) -> None:
-        """Raises UserError if `dimensions` asks for more units than the vectors have."""
+        """Raises UserError if one of `dimensions` is larger than the embedding dimension."""
         if self.dimensions and max(self.dimensions) > width:
             raise UserError(
-                f'loss.dimensions={tuple(self.dimensions)}: the model has model.width={width} units'
+                f'loss.dimensions={tuple(self.dimensions)}: must not be larger than '
+                f'model.width={width}'
             )
 
     def __call__(
         self, e_BxTxD: jax.Array, ids_BxT: jax.Array, log_scale: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Loss and metrics of a global batch.
+        """Computes the loss and the metrics of a global batch.
 
         Args:
           e_BxTxD: unit vectors, float32 or bfloat16: x, y, then hard negatives.
-          ids_BxT: int32 content ids of the same texts; 0 where there is none. A pair whose x is 0
-            is left out of everything.
-          log_scale: float32 scalar.
+          ids_BxT: int32 content ids of the same texts; 0 for an absent text. A pair whose x is 0
+            is ignored.
+          log_scale: float32 scalar, -log(temperature).
 
         Returns:
-          The mean loss in nats over the pairs that are there, and scalars: `accuracy_xy` and
-            `accuracy_yx` (is the partner nearer than every other candidate), `positive_cosine`,
-            `negative_cosine`, `log_batch` (the loss of a model that knows nothing), `pairs`. Where
-            there are several `dimensions`, they are those of the most units.
+          The mean loss in nats over the present pairs, and scalar metrics: `accuracy_xy` and
+            `accuracy_yx` (fraction of pairs whose partner is nearer than every other candidate),
+            `positive_cosine`, `negative_cosine`, `log_batch` (loss of a model that assigns equal
+            probabilities), `pairs`. With several `dimensions`, metrics are those of the largest.
         """
-        # Flat over the whole mesh, so that tensor devices compute rows of their own; where the
-        # batch does not divide so far, they repeat.
+        # Split over the whole mesh if the batch size allows it, so that devices of the tensor axis
+        # compute different rows. Otherwise they repeat the same rows.
         axes = AXES if ids_BxT.shape[0] % jax.sharding.get_abstract_mesh().size == 0 else BATCH
         e_BxTxD, ids_BxT = (jax.reshard(array, P(axes)) for array in (e_BxTxD, ids_BxT))
-        all_units: list[int | None] = [*sorted(self.dimensions)] or [None]
+        dimensions: list[int | None] = [*sorted(self.dimensions)] or [None]
         results = [
-            self._of(first_units(e_BxTxD, units), ids_BxT, log_scale, axes) for units in all_units
+            self._compute_loss(truncate_dimensions(e_BxTxD, dimension), ids_BxT, log_scale, axes)
+            for dimension in dimensions
         ]
-        # `sum` has type Array | int: there is at least one array.
+        # `sum` has type Array | int, but `results` is never empty.
         total = cast(jax.Array, sum(value for value, _ in results))
-        loss, metrics = total / len(results), results[-1][1]
+        loss = total / len(results)
+        metrics = results[-1][1]
         for name, weight in self.terms:
             value = TERMS[name](e_BxTxD, ids_BxT, axes)
             loss = loss + weight * value
             metrics[name] = jax.lax.stop_gradient(value)
         return loss, metrics
 
-    def _of(
+    def _compute_loss(
         self, e_BxTxD: jax.Array, ids_BxT: jax.Array, log_scale: jax.Array, axes: tuple[str, ...]
     ) -> tuple[jax.Array, Metrics]:
         scale = jnp.exp(log_scale)
-        sums = (
-            dense(e_BxTxD, ids_BxT, scale, axes)
-            if self.form == 'dense'
-            else chunked(e_BxTxD, ids_BxT, scale, axes, self.chunks)
-        )
+        if self.form == 'dense':
+            sums = compute_dense_sums(e_BxTxD, ids_BxT, scale, axes)
+        else:
+            sums = compute_chunked_sums(e_BxTxD, ids_BxT, scale, axes, self.chunks)
         mean = {name: total / jnp.maximum(sums['pairs'], 1) for name, total in sums.items()}
         loss = (mean['loss_xy'] + mean['loss_yx']) / 2 if self.symmetric else mean['loss_xy']
         metrics = {
-            name: mean[name] for name in ('accuracy_xy', 'accuracy_yx', 'positive_cosine')
-        } | {
+            'accuracy_xy': mean['accuracy_xy'],
+            'accuracy_yx': mean['accuracy_yx'],
+            'positive_cosine': mean['positive_cosine'],
             'negative_cosine': sums['negative_cosine'] / jnp.maximum(sums['negatives'], 1),
             'log_batch': jnp.log(jnp.maximum(sums['pairs'], 1)),
             'pairs': sums['pairs'],
@@ -140,30 +148,31 @@ def _check_terms(terms: Sequence[tuple[str, float]]) -> None:
             case (str(name), int() | float()):
                 if name not in TERMS:
                     raise UserError(
-                        f'loss.terms: there is no term {name!r}; choose from {", ".join(TERMS)}'
+                        f'loss.terms: unknown term {name!r}; choose from {", ".join(TERMS)}'
                     )
             case _:
                 raise UserError(
-                    f'loss.terms={terms!r}: pairs of a name and a weight, such as '
+                    f'loss.terms={terms!r}: must be pairs of a name and a weight, such as '
                     f'(("uniformity", 0.1),)'
                 )
 
 
-def _are_dimensions(dimensions: Sequence[int]) -> bool:
+def _are_valid_dimensions(dimensions: Sequence[int]) -> bool:
     return (
         isinstance(dimensions, list | tuple)
-        and all(isinstance(units, int) and units >= 1 for units in dimensions)
+        and all(isinstance(dimension, int) and dimension >= 1 for dimension in dimensions)
         and len(set(dimensions)) == len(dimensions)
     )
 
 
-def first_units(e_BxTxD: jax.Array, units: int | None) -> jax.Array:
-    """The first so many units, and then normalised (arXiv 2205.13147); None: the vectors as they
-    are.
+def truncate_dimensions(e_BxTxD: jax.Array, dimension: int | None) -> jax.Array:
+    """Truncates vectors to their first `dimension` elements and normalizes them (arXiv 2205.13147).
+
+    None or the full dimension returns the vectors unchanged.
     """
-    if units is None or units == e_BxTxD.shape[-1]:
+    if dimension is None or dimension == e_BxTxD.shape[-1]:
         return e_BxTxD
-    e_BxTxD = e_BxTxD[..., :units]
+    e_BxTxD = e_BxTxD[..., :dimension]
     norm_BxTx1 = jnp.sqrt(
         jnp.sum(jnp.square(e_BxTxD.astype(jnp.float32)), -1, keepdims=True) + 1e-12
     )

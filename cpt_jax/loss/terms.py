@@ -1,12 +1,12 @@
-"""Terms that a config may add to InfoNCE, by name in `loss.terms`."""
+"""Terms that a config can add to InfoNCE by name in `loss.terms`."""
 
 from collections.abc import Callable
 
 import jax
 
-from cpt_jax.loss.uniformity import uniformity
+from cpt_jax.loss.uniformity import compute_uniformity
 
-# (unit vectors [B, T, D], content ids [B, T], mesh axes of B) -> float32 scalar.
+# (unit vectors [B, T, D], content ids [B, T], mesh axes that split B) -> float32 scalar.
 Term = Callable[[jax.Array, jax.Array, tuple[str, ...]], jax.Array]
 
-TERMS: dict[str, Term] = {'uniformity': uniformity}
+TERMS: dict[str, Term] = {'uniformity': compute_uniformity}

@@ -1,4 +1,4 @@
-"""Attention within the texts of packed rows."""
+"""Attention within each text of packed rows."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,73 +13,82 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.runtime.mesh import BATCH
 
-# (q_RxSxHxK, k_RxSxGxK, v_RxSxGxK) -> [R, S, H, K]; each of the G key heads serves H / G query
+# (q_RxSxHxK, k_RxSxGxK, v_RxSxGxK) -> [R, S, H, K]. Each of the G key heads is used by H / G query
 # heads.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-# On CPUs four blocks in a row of 256 take half the time of one piece, forward and backward.
-BLOCK = 64  # queries
-_LANES = 128  # of a TPU's vector registers: the kernel's blocks are multiples of it
+# Queries of a block. On a CPU, four blocks per row of 256 take half the time of a single block,
+# forward and backward.
+QUERY_BLOCK = 64
+_LANES = 128  # lanes of a TPU vector register; block sizes of the kernel are multiples of it
 
 
-def attention_within(
+def make_attend(
     segments_RxS: jax.Array,
     causal: bool,
     form: str,
     reach: int = 0,
-    local: bool | jax.Array = False,
+    is_local: bool | jax.Array = False,
 ) -> Attend:
-    """Softmax attention, in float32, of each position to those of its own text, and to no later one
-    if causal.
+    """Returns a function that computes float32 softmax attention within each text.
 
-    Padding is segment 0 and sees padding only: its states are never read, and no row of the softmax
-    is empty. A text's tokens stand side by side, so the distance of two is that of their columns,
-    whatever shares the row.
+    A token attends to the tokens of its own text, and if `causal` only to itself and earlier ones.
+
+    Padding has segment 0 and attends to padding only. Its states are never read, but no row of the
+    softmax is empty. The tokens of a text are contiguous, so the distance of two tokens is the
+    distance of their columns, wherever the text starts in its row.
 
     Args:
-      segments_RxS: which text of its row a token belongs to.
-      form: 'masked' computes all S x S scores and masks them; 'blocks' does so for a few queries at
-        a time. 'splash' is JAX's kernel for TPUs, which holds a block of scores at a time and skips
-        what a causal mask hides. 'cudnn' is NVIDIA's kernel: it reads the mask, one for all heads,
-        and keeps no scores. For kernels, rows that are no multiple of 128 columns are masked.
-        'interpreted' is the kernel for TPUs step by step on any device, for tests.
-      reach: how many columns away a position of a local layer sees.
-      local: whether the layer is; a bool[] in a loop over layers of both kinds.
+      segments_RxS: int32, index of each token's text within its row, from 1; 0 is padding.
+      causal: whether a token attends to earlier tokens only.
+      form: implementation. 'masked' computes all S x S attention logits and masks them. 'blocks'
+        does this for a block of queries at a time. 'splash' is JAX's TPU kernel, which holds one
+        block of logits and skips blocks that the causal mask hides. 'cudnn' is NVIDIA's kernel,
+        which reads one mask for all heads and stores no logits. 'interpreted' runs the TPU kernel
+        step by step on any device, for tests. If a row is not a multiple of 128 columns, kernels
+        are replaced by 'masked'.
+      reach: maximum distance in columns to which a token of a local layer attends.
+      is_local: whether the layer is local; a bool[] in a loop over layers of both kinds.
     """
     if form not in ('masked', 'blocks') and segments_RxS.shape[1] % _LANES:
         form = 'masked'
-    if isinstance(local, bool):
-        return _of_reach(segments_RxS, causal, form, reach if local else None)
-    if form in ('masked', 'cudnn'):  # what they are given is a mask: one computation for both kinds
-        return _with_mask(
-            segments_RxS, causal, form, jnp.where(local, reach, segments_RxS.shape[1])
+    if isinstance(is_local, bool):
+        return _make_attend_with_reach(segments_RxS, causal, form, reach if is_local else None)
+    # Both take a mask, so one computation serves layers of both kinds.
+    if form in ('masked', 'cudnn'):
+        return _make_attend_with_mask(
+            segments_RxS, causal, form, jnp.where(is_local, reach, segments_RxS.shape[1])
         )
-    # The others skip what a window hides, so it is written into the program: two, of which a layer
-    # runs one.
-    near, full = (_of_reach(segments_RxS, causal, form, columns) for columns in (reach, None))
-    return lambda *qkv: jax.lax.cond(local, near, full, *qkv)
+    # The other forms skip columns outside the window, so the window must be static. Two programs
+    # are compiled, and each layer runs one of them.
+    near, full = (
+        _make_attend_with_reach(segments_RxS, causal, form, columns) for columns in (reach, None)
+    )
+    return lambda *qkv: jax.lax.cond(is_local, near, full, *qkv)
 
 
-def _of_reach(segments_RxS: jax.Array, causal: bool, form: str, reach: int | None) -> Attend:
+def _make_attend_with_reach(
+    segments_RxS: jax.Array, causal: bool, form: str, reach: int | None
+) -> Attend:
     if form in ('masked', 'blocks', 'cudnn'):
-        return _with_mask(segments_RxS, causal, form, reach)
-    return partial(splash, segments_RxS, causal, reach, form == 'interpreted')
+        return _make_attend_with_mask(segments_RxS, causal, form, reach)
+    return partial(attend_splash, segments_RxS, causal, reach, form == 'interpreted')
 
 
-def _with_mask(
+def _make_attend_with_mask(
     segments_RxS: jax.Array, causal: bool, form: str, reach: int | jax.Array | None
 ) -> Attend:
-    # Its own windows are for causal attention without a mask: ours are in the mask.
+    # cuDNN's own windows need causal attention without a mask, so our window is part of the mask.
     if form == 'cudnn':
-        return partial(fused, segment_mask(segments_RxS, causal, reach))
-    block = BLOCK if form == 'blocks' else segments_RxS.shape[1]
-    return partial(masked, segments_RxS, causal, reach, block)
+        return partial(attend_cudnn, make_segment_mask(segments_RxS, causal, reach))
+    block = QUERY_BLOCK if form == 'blocks' else segments_RxS.shape[1]
+    return partial(attend_masked, segments_RxS, causal, reach, block)
 
 
-def segment_mask(
+def make_segment_mask(
     segments_RxS: jax.Array, causal: bool, reach: int | jax.Array | None = None
 ) -> jax.Array:
-    """bool[R, S, S]: may the second position be seen from the first?"""
+    """Returns bool[R, S, S]: whether a token (second axis) attends to another (third axis)."""
     mask_RxSxS = segments_RxS[:, :, None] == segments_RxS[:, None, :]
     length = segments_RxS.shape[1]
     if causal:
@@ -90,7 +99,7 @@ def segment_mask(
     return mask_RxSxS
 
 
-def masked(
+def attend_masked(
     segments_RxS: jax.Array,
     causal: bool,
     reach: int | jax.Array | None,
@@ -99,13 +108,14 @@ def masked(
     k_RxSxGxK: jax.Array,
     v_RxSxGxK: jax.Array,
 ) -> jax.Array:
-    """All scores of `block` queries at once. A block does without positions that none of its
-    queries sees, for their columns alone.
+    """Computes attention with a mask, `block` queries at a time.
+
+    A block skips columns that are hidden from all of its queries by the causal mask or the window.
     """
     length = segments_RxS.shape[1]
-    mask_RxSxS = segment_mask(segments_RxS, causal, reach)
+    mask_RxSxS = make_segment_mask(segments_RxS, causal, reach)
     columns = reach if isinstance(reach, int) else length
-    q_RxGxQxSxK = (
+    q_RxGxMxSxK = (
         split_heads(q_RxSxHxK, k_RxSxGxK.shape[2]) * q_RxSxHxK.shape[3] ** -0.5
     ).transpose(0, 2, 3, 1, 4)
     k_RxGxSxK, v_RxGxSxK = k_RxSxGxK.swapaxes(1, 2), v_RxSxGxK.swapaxes(1, 2)
@@ -115,9 +125,9 @@ def masked(
         seen = slice(max(start - columns, 0), stop if causal else min(stop + columns, length))
         mask_Rx1x1xsxt = mask_RxSxS[:, None, None, start:stop, seen]
         parts.append(
-            _mix(
+            _attend_scaled(
                 mask_Rx1x1xsxt,
-                q_RxGxQxSxK[:, :, :, start:stop],
+                q_RxGxMxSxK[:, :, :, start:stop],
                 k_RxGxSxK[:, :, seen],
                 v_RxGxSxK[:, :, seen],
             )
@@ -125,29 +135,30 @@ def masked(
     return merge_heads(jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4))
 
 
-def _mix(
-    mask: jax.Array, q_xGxQxSxK: jax.Array, k_xGxTxK: jax.Array, v_xGxTxK: jax.Array
+def _attend_scaled(
+    mask: jax.Array, q_xGxMxSxK: jax.Array, k_xGxPxK: jax.Array, v_xGxPxK: jax.Array
 ) -> jax.Array:
-    """softmax(q k) v of scaled queries, with any leading axes; the sum divides last, where the
-    numbers are fewest.
+    """Computes softmax(q k) v for queries that are already scaled, with any leading axes.
+
+    The division by the sum of the weights comes last, because the result has the fewest elements.
     """
-    scores_xGxQxSxT = jnp.einsum(
-        '...gqsk,...gtk->...gqst', q_xGxQxSxK, k_xGxTxK, preferred_element_type=jnp.float32
+    scores_xGxMxSxP = jnp.einsum(
+        '...gmsk,...gpk->...gmsp', q_xGxMxSxK, k_xGxPxK, preferred_element_type=jnp.float32
     )
-    scores_xGxQxSxT = jnp.where(mask, scores_xGxQxSxT, -1e30)
-    weights_xGxQxSxT = jnp.exp(
-        scores_xGxQxSxT - jax.lax.stop_gradient(scores_xGxQxSxT.max(-1, keepdims=True))
+    scores_xGxMxSxP = jnp.where(mask, scores_xGxMxSxP, -1e30)
+    weights_xGxMxSxP = jnp.exp(
+        scores_xGxMxSxP - jax.lax.stop_gradient(scores_xGxMxSxP.max(-1, keepdims=True))
     )
-    mixed_xGxQxSxK = jnp.einsum(
-        '...gqst,...gtk->...gqsk',
-        weights_xGxQxSxT.astype(v_xGxTxK.dtype),
-        v_xGxTxK,
+    mixed_xGxMxSxK = jnp.einsum(
+        '...gmsp,...gpk->...gmsk',
+        weights_xGxMxSxP.astype(v_xGxPxK.dtype),
+        v_xGxPxK,
         preferred_element_type=jnp.float32,
     )
-    return (mixed_xGxQxSxK / weights_xGxQxSxT.sum(-1, keepdims=True)).astype(v_xGxTxK.dtype)
+    return (mixed_xGxMxSxK / weights_xGxMxSxP.sum(-1, keepdims=True)).astype(v_xGxPxK.dtype)
 
 
-def at_ends(
+def attend_at_ends(
     segments_RxS: jax.Array,
     causal: bool,
     reach: int | None,
@@ -155,13 +166,18 @@ def at_ends(
     q_BxTxHxK: jax.Array,
     *kv_RxSxGxK: jax.Array,
 ) -> jax.Array:
-    """Attention for queries at the ends of texts alone, to whole rows of keys: [B, T, H, K].
-    Queries come scaled.
+    """Computes attention only for the queries at the ends of texts.
 
     Args:
-      reach: how many columns away they see; None: any.
-      eos_BxT: where the texts end, as row * S + column within a device's rows.
-      kv_RxSxGxK: keys and values, or one array that is both.
+      segments_RxS: as in `make_attend`.
+      causal: whether a token attends to earlier tokens only.
+      reach: maximum distance in columns; None: no limit.
+      eos_BxT: int32, position of the end of each text, as row * S + column within a device's rows.
+      q_BxTxHxK: queries, already scaled.
+      kv_RxSxGxK: keys and values, or one array that is used as both.
+
+    Returns:
+      float[B, T, H, K].
     """
     heads, kv_heads = P(BATCH, None, 'tensor', None), jax.typeof(kv_RxSxGxK[0]).sharding.spec
 
@@ -170,7 +186,7 @@ def at_ends(
         in_specs=(P(BATCH), P(BATCH), heads, *[kv_heads] * len(kv_RxSxGxK)),
         out_specs=heads,
     )
-    def local(
+    def attend_locally(
         segments_RxS: jax.Array, eos_BxT: jax.Array, q_BxTxHxK: jax.Array, *kv_RxSxGxK: jax.Array
     ) -> jax.Array:
         (pairs, texts, heads, width), (length, groups) = q_BxTxHxK.shape, kv_RxSxGxK[0].shape[1:3]
@@ -181,35 +197,35 @@ def at_ends(
         if reach is not None:
             mask_BxTxS &= jnp.abs(jnp.arange(length) - (eos_BxT % length)[..., None]) <= reach
         kv_BxTxGxSxK = [array.swapaxes(1, 2)[row_BxT] for array in kv_RxSxGxK]
-        q_BxTxGxQx1xK = q_BxTxHxK.reshape(pairs, texts, groups, heads // groups, 1, width)
-        return _mix(
-            mask_BxTxS[:, :, None, None, None], q_BxTxGxQx1xK, kv_BxTxGxSxK[0], kv_BxTxGxSxK[-1]
+        q_BxTxGxMx1xK = q_BxTxHxK.reshape(pairs, texts, groups, heads // groups, 1, width)
+        return _attend_scaled(
+            mask_BxTxS[:, :, None, None, None], q_BxTxGxMx1xK, kv_BxTxGxSxK[0], kv_BxTxGxSxK[-1]
         ).reshape(q_BxTxHxK.shape)
 
-    return local(segments_RxS, eos_BxT, q_BxTxHxK, *kv_RxSxGxK)
+    return attend_locally(segments_RxS, eos_BxT, q_BxTxHxK, *kv_RxSxGxK)
 
 
-def fused(
+def attend_cudnn(
     mask_RxSxS: jax.Array, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array
 ) -> jax.Array:
-    """cuDNN's kernel through JAX's own function, on each device's own rows and heads."""
+    """Runs cuDNN's kernel through jax.nn, on each device's own rows and heads."""
     heads = P(BATCH, None, 'tensor', None)
 
-    # check_vma=False: as below.
+    # check_vma=False: as in attend_splash.
     @partial(
         jax.shard_map, in_specs=(P(BATCH), heads, heads, heads), out_specs=heads, check_vma=False
     )
-    def local(
+    def attend_locally(
         mask_RxSxS: jax.Array, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array
     ) -> jax.Array:
         return jax.nn.dot_product_attention(
             q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, mask=mask_RxSxS[:, None], implementation='cudnn'
         )
 
-    return local(mask_RxSxS, q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
+    return attend_locally(mask_RxSxS, q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
 
 
-def splash(
+def attend_splash(
     segments_RxS: jax.Array,
     causal: bool,
     reach: int | None,
@@ -218,7 +234,7 @@ def splash(
     k_RxSxGxK: jax.Array,
     v_RxSxGxK: jax.Array,
 ) -> jax.Array:
-    """Block after block, on each device's own rows and heads."""
+    """Runs JAX's TPU kernel (splash attention) on each device's own rows and heads."""
     length, width = q_RxSxHxK.shape[1], q_RxSxHxK.shape[3]
     block = next(size for size in (512, 256, _LANES) if length % size == 0)
     sizes = splash_kernel.BlockSizes(
@@ -237,12 +253,12 @@ def splash(
         mask = splash_mask.LocalMask((length, length), (reach, 0 if causal else reach), 0)
     heads = P(BATCH, None, 'tensor', None)
 
-    # check_vma=False: the kernel does not say over which axes its results vary. What has a gradient
-    # is split over all axes.
+    # check_vma=False: the kernel does not declare over which mesh axes its results vary. This is
+    # safe because every array that has a gradient is split over all axes.
     @partial(
         jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False
     )
-    def local(
+    def attend_locally(
         q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array, segments_RxS: jax.Array
     ) -> jax.Array:
         masks = splash_mask.MultiHeadMask([mask] * q_RxSxHxK.shape[2])
@@ -250,7 +266,7 @@ def splash(
             masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
         )
 
-        def row(
+        def attend_row(
             q_SxHxK: jax.Array, k_SxGxK: jax.Array, v_SxGxK: jax.Array, segments_S: jax.Array
         ) -> jax.Array:
             by_head = (array.swapaxes(0, 1) for array in (q_SxHxK, k_SxGxK, v_SxGxK))
@@ -258,13 +274,13 @@ def splash(
                 *by_head, segment_ids=splash_kernel.SegmentIds(segments_S, segments_S)
             ).swapaxes(0, 1)
 
-        return jax.vmap(row)(q_RxSxHxK * (width**-0.5), k_RxSxGxK, v_RxSxGxK, segments_RxS)
+        return jax.vmap(attend_row)(q_RxSxHxK * (width**-0.5), k_RxSxGxK, v_RxSxGxK, segments_RxS)
 
-    return local(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, segments_RxS)
+    return attend_locally(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, segments_RxS)
 
 
 def split_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:
-    """[R, S, H, ..] -> [R, S, G, Q, ..]."""
+    """Reshapes [R, S, H, ..] to [R, S, G, M, ..]: M query heads for each of G key heads."""
     r, s, h, width = h_RxSxHx.shape
     spec = jax.typeof(h_RxSxHx).sharding.spec
     return jax.lax.reshape(
@@ -272,10 +288,10 @@ def split_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:
     )
 
 
-def merge_heads(h_RxSxGxQx: jax.Array) -> jax.Array:
-    """[R, S, G, Q, ..] -> [R, S, H, ..]."""
-    r, s, groups, each, width = h_RxSxGxQx.shape
-    spec = jax.typeof(h_RxSxGxQx).sharding.spec
+def merge_heads(h_RxSxGxMx: jax.Array) -> jax.Array:
+    """Reshapes [R, S, G, M, ..] to [R, S, H, ..], the inverse of `split_heads`."""
+    r, s, groups, each, width = h_RxSxGxMx.shape
+    spec = jax.typeof(h_RxSxGxMx).sharding.spec
     return jax.lax.reshape(
-        h_RxSxGxQx, (r, s, groups * each, width), out_sharding=P(*spec[:3], spec[4])
+        h_RxSxGxMx, (r, s, groups * each, width), out_sharding=P(*spec[:3], spec[4])
     )

@@ -1,4 +1,4 @@
-"""One layer of the encoder and its parts: norms, attention and the feed-forward half."""
+"""One layer of the encoder and its parts: norms, attention and the feed-forward part."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,19 +8,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.adapters.lora import adapted_product, has_adapter
-from cpt_jax.model.attention import Attend, at_ends, merge_heads, split_heads
+from cpt_jax.model.adapters.lora import has_adapter, multiply_with_adapter
+from cpt_jax.model.attention import Attend, attend_at_ends, merge_heads, split_heads
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
-from cpt_jax.model.initializers import constant, normal, residual_std, value_and_out
-from cpt_jax.model.parameter import gathered, parameter, spread
+from cpt_jax.model.initializers import (
+    choose_value_and_out_initializers,
+    compute_residual_std,
+    constant,
+    normal,
+)
+from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
 from cpt_jax.model.pooling import pick
 from cpt_jax.model.rotary import rotate
 from cpt_jax.runtime.mesh import BATCH
 
 
 class Norm(nnx.Module):
-    """LayerNorm, or RMSNorm without a mean and a bias, in float32."""
+    """LayerNorm, or RMSNorm (no mean, no bias), computed in float32."""
 
     def __init__(
         self,
@@ -30,28 +35,33 @@ class Norm(nnx.Module):
         rngs: nnx.Rngs,
         *layer_axis: tuple[int, None],
     ):
-        self.kind, self.epsilon, self.from_one = kind, config.norm_epsilon, config.norm_from_one
-        self.biased = kind == 'layernorm' and config.norm_bias
-        self.scale = parameter(
+        self.kind = kind
+        self.epsilon = config.norm_epsilon
+        self.from_one = config.norm_from_one
+        self.has_bias = kind == 'layernorm' and config.norm_bias
+        self.scale = make_parameter(
             rngs, constant(0.0 if self.from_one else 1.0), *layer_axis, (width, None)
         )
-        if self.biased:
-            self.bias = parameter(rngs, constant(0.0), *layer_axis, (width, None))
+        if self.has_bias:
+            self.bias = make_parameter(rngs, constant(0.0), *layer_axis, (width, None))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float[..., D] -> the same, normalised over D."""
+        """Normalizes float[..., D] over D."""
         h = x.astype(jnp.float32)
         if self.kind == 'layernorm':
             h = h - h.mean(-1, keepdims=True)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, -1, keepdims=True) + self.epsilon)
-        scale = spread(self.scale, h)
+        scale = broadcast_vector(self.scale, h)
         h = h * (1 + scale.astype(jnp.float32) if self.from_one else scale)
-        return (h + spread(self.bias, h) if self.biased else h).astype(x.dtype)
+        if self.has_bias:
+            h = h + broadcast_vector(self.bias, h)
+        return h.astype(x.dtype)
 
 
 class Attention(nnx.Module):
-    """Multi-head attention in two halves, so that the last layer can go on with the EOS states
-    alone.
+    """Multi-head attention in two parts, `mix` and `combine`.
+
+    The last layer runs `combine` and everything after it only at the ends of texts.
     """
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
@@ -60,17 +70,17 @@ class Attention(nnx.Module):
         heads = (config.heads, 'tensor')
         groups = (config.kv_heads, 'tensor')
         head_width = (config.head_width, None)
-        value, out = value_and_out(config)
-        self.query = parameter(rngs, normal(0.02), *layer_axis, width, heads, head_width)
-        self.key = parameter(rngs, normal(0.02), *layer_axis, width, groups, head_width)
-        self.value = parameter(rngs, value, *layer_axis, width, groups, head_width)
-        self.out = parameter(rngs, out, *layer_axis, heads, head_width, width)
+        value, out = choose_value_and_out_initializers(config)
+        self.query = make_parameter(rngs, normal(0.02), *layer_axis, width, heads, head_width)
+        self.key = make_parameter(rngs, normal(0.02), *layer_axis, width, groups, head_width)
+        self.value = make_parameter(rngs, value, *layer_axis, width, groups, head_width)
+        self.out = make_parameter(rngs, out, *layer_axis, heads, head_width, width)
         if config.qkv_bias:
-            self.query_bias = parameter(rngs, constant(0.0), *layer_axis, heads, head_width)
-            self.key_bias = parameter(rngs, constant(0.0), *layer_axis, groups, head_width)
-            self.value_bias = parameter(rngs, constant(0.0), *layer_axis, groups, head_width)
+            self.query_bias = make_parameter(rngs, constant(0.0), *layer_axis, heads, head_width)
+            self.key_bias = make_parameter(rngs, constant(0.0), *layer_axis, groups, head_width)
+            self.value_bias = make_parameter(rngs, constant(0.0), *layer_axis, groups, head_width)
         if config.out_bias:
-            self.out_bias = parameter(rngs, constant(0.0), *layer_axis, (config.width, None))
+            self.out_bias = make_parameter(rngs, constant(0.0), *layer_axis, (config.width, None))
         if config.query_key_norm:
             self.query_norm = Norm('rmsnorm', config, config.head_width, rngs, *layer_axis)
             self.key_norm = Norm('rmsnorm', config, config.head_width, rngs, *layer_axis)
@@ -80,12 +90,12 @@ class Attention(nnx.Module):
         h_RxSxD: jax.Array,
         attend: Attend,
         positions_RxS: jax.Array,
-        local: bool | jax.Array,
+        is_local: bool | jax.Array,
         noise: Noise,
     ) -> jax.Array:
-        """Each head's mixture of values: [R, S, H, K]."""
+        """Returns each head's weighted sum of values, [R, S, H, K]."""
         q_RxSxHxK, k_RxSxGxK = (
-            self._project_query_or_key(h_RxSxD, name, positions_RxS, local, noise)
+            self._project_query_or_key(h_RxSxD, name, positions_RxS, is_local, noise)
             for name in ('query', 'key')
         )
         return attend(q_RxSxHxK, k_RxSxGxK, self._project(h_RxSxD, 'value', noise))
@@ -96,54 +106,69 @@ class Attention(nnx.Module):
         segments_RxS: jax.Array,
         positions_RxS: jax.Array,
         eos_BxT: jax.Array,
-        local: bool,
+        is_local: bool,
         noise: Noise,
     ) -> jax.Array:
-        """The same for the texts' ends alone: [B, T, H, K].
+        """Returns each head's weighted sum of values at the ends of texts only, [B, T, H, K].
 
-        q (h Wk) = (q Wk) h and sum(w h Wv) = sum(w h) Wv: where nothing stands between, such as
-        rotary positions or an adapter's dropout, keys and values of all positions need not be made.
-        A bias of all keys adds the same to all scores, and is left out.
+        Keys and values of all positions need not be computed, because q (h Wk) = (q Wk) h and
+        sum(w h Wv) = sum(w h) Wv. This holds only if no other operation (rotary positions, a
+        query-key norm, an adapter) comes between h and the product; otherwise keys and values are
+        computed as in `mix`. The key bias adds the same number to all attention logits of a query,
+        so the softmax does not depend on it, and it is left out.
+
+        Args:
+          h_RxSxD: input of attention.
+          segments_RxS, positions_RxS: as in `Encoder.states`.
+          eos_BxT: int32, position of the end of each text, as row * S + column within a device's
+            rows.
+          is_local: whether the layer is local.
+          noise: source of dropout.
         """
-        ends = noise._replace(keys=None if noise.keys is None else pick(noise.keys, eos_BxT))
+        end_keys = None if noise.keys is None else pick(noise.keys, eos_BxT)
+        end_noise = noise._replace(keys=end_keys)
         q_BxTxHxK = (
             self._project_query_or_key(
-                pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT), local, ends
+                pick(h_RxSxD, eos_BxT), 'query', pick(positions_RxS, eos_BxT), is_local, end_noise
             )
             * self.config.head_width**-0.5
         )
         attend = partial(
-            at_ends, segments_RxS, self.config.causal, self.config.reach if local else None, eos_BxT
+            attend_at_ends,
+            segments_RxS,
+            self.config.causal,
+            self.config.reach if is_local else None,
+            eos_BxT,
         )
-        adapted = has_adapter(self, 'key') or has_adapter(self, 'value')
-        if adapted or not self.config.folds_keys:
+        is_adapted = has_adapter(self, 'key') or has_adapter(self, 'value')
+        if is_adapted or not self.config.can_fold_keys:
             return attend(
                 q_BxTxHxK,
-                self._project_query_or_key(h_RxSxD, 'key', positions_RxS, local, noise),
+                self._project_query_or_key(h_RxSxD, 'key', positions_RxS, is_local, noise),
                 self._project(h_RxSxD, 'value', noise),
             )
         groups = self.config.kv_heads
         key_DxGxK, value_DxGxK = (
-            gathered(weight, h_RxSxD.dtype, None, 'tensor', None)
+            gather_weight(weight, h_RxSxD.dtype, None, 'tensor', None)
             for weight in (self.key, self.value)
         )
-        q_BxTxGxQxD = self._by_group('btgqk,dgk->btgqd', split_heads(q_BxTxHxK, groups), key_DxGxK)
-        mixed_BxTxHxD = attend(merge_heads(q_BxTxGxQxD), h_RxSxD[:, :, None])
-        a_BxTxGxQxK = self._by_group(
-            'btgqd,dgk->btgqk', split_heads(mixed_BxTxHxD, groups), value_DxGxK
+        q_BxTxGxMxD = self._einsum_by_group(
+            'btgmk,dgk->btgmd', split_heads(q_BxTxHxK, groups), key_DxGxK
+        )
+        mixed_BxTxHxD = attend(merge_heads(q_BxTxGxMxD), h_RxSxD[:, :, None])
+        a_BxTxGxMxK = self._einsum_by_group(
+            'btgmd,dgk->btgmk', split_heads(mixed_BxTxHxD, groups), value_DxGxK
         )
         if self.config.qkv_bias:
-            a_BxTxGxQxK = (
-                a_BxTxGxQxK
-                + spread(self.value_bias, a_BxTxGxQxK[:, :, :, 0]).astype(a_BxTxGxQxK.dtype)[
-                    :, :, :, None
-                ]
-            )
-        return merge_heads(a_BxTxGxQxK)
+            bias_Bx1xGxK = broadcast_vector(self.value_bias, a_BxTxGxMxK[:, :, :, 0])
+            a_BxTxGxMxK = a_BxTxGxMxK + bias_Bx1xGxK.astype(a_BxTxGxMxK.dtype)[:, :, :, None]
+        return merge_heads(a_BxTxGxMxK)
 
-    def _by_group(self, form: str, h_BxTxGxQx: jax.Array, weight_DxGxK: jax.Array) -> jax.Array:
+    def _einsum_by_group(
+        self, form: str, h_BxTxGxMx: jax.Array, weight_DxGxK: jax.Array
+    ) -> jax.Array:
         return jnp.einsum(
-            form, h_BxTxGxQx, weight_DxGxK, out_sharding=P(BATCH, None, 'tensor', None, None)
+            form, h_BxTxGxMx, weight_DxGxK, out_sharding=P(BATCH, None, 'tensor', None, None)
         )
 
     def _project_query_or_key(
@@ -151,27 +176,27 @@ class Attention(nnx.Module):
         h_RxSxD: jax.Array,
         name: str,
         positions_RxS: jax.Array,
-        local: bool | jax.Array,
+        is_local: bool | jax.Array,
         noise: Noise,
     ) -> jax.Array:
-        """Queries or keys as they are compared: their product is then divided by the square root of
-        the head's width.
+        """Returns queries or keys ready for their product, which the caller divides by
+        sqrt(head_width).
         """
-        config, projected_RxSxHxK = self.config, self._project(h_RxSxD, name, noise)
+        config = self.config
+        projected_RxSxHxK = self._project(h_RxSxD, name, noise)
         if config.query_key_norm:
             projected_RxSxHxK = getattr(self, f'{name}_norm')(projected_RxSxHxK)
+        # Logits are to be divided by sqrt(attention_width) instead.
         if name == 'query' and config.attention_width not in (0, config.head_width):
             projected_RxSxHxK = (
                 projected_RxSxHxK * (config.head_width / config.attention_width) ** 0.5
             )
-        return (
-            rotate(projected_RxSxHxK, positions_RxS, config, local)
-            if config.positions == 'rotary'
-            else projected_RxSxHxK
-        )
+        if config.positions == 'rotary':
+            return rotate(projected_RxSxHxK, positions_RxS, config, is_local)
+        return projected_RxSxHxK
 
     def _project(self, h_RxSxD: jax.Array, name: str, noise: Noise) -> jax.Array:
-        out = adapted_product(
+        out = multiply_with_adapter(
             self,
             name,
             'rsd,dhk->rshk',
@@ -180,21 +205,21 @@ class Attention(nnx.Module):
             P(BATCH, None, 'tensor', None),
             noise,
         )
-        return (
-            out + spread(getattr(self, name + '_bias'), out).astype(out.dtype)
-            if self.config.qkv_bias
-            else out
-        )
+        if not self.config.qkv_bias:
+            return out
+        return out + broadcast_vector(getattr(self, f'{name}_bias'), out).astype(out.dtype)
 
     def combine(self, a: jax.Array, noise: Noise) -> jax.Array:
-        """The heads' mixtures [..., H, K] back to the width: [..., D]."""
-        out = adapted_product(
+        """Projects the outputs of all heads, [..., H, K], back to the residual stream, [..., D]."""
+        out = multiply_with_adapter(
             self, 'out', '...hk,hkd->...d', a, ('tensor', None, None), P(BATCH), noise
         )
-        return out + spread(self.out_bias, out).astype(out.dtype) if self.config.out_bias else out
+        if not self.config.out_bias:
+            return out
+        return out + broadcast_vector(self.out_bias, out).astype(out.dtype)
 
 
-# 'gelu' is GPT-2's form, the tanh approximation. That of a gated form is the gate's.
+# 'gelu' is the tanh approximation, as in GPT-2. For gated forms, this is the gate's activation.
 _GELU_EXACT = partial(jax.nn.gelu, approximate=False)
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': jax.nn.gelu,
@@ -207,33 +232,43 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class FeedForward(nnx.Module):
-    """Two matrices around an activation, or three of a gated form, such as SwiGLU (arXiv
-    2002.05202).
+    """Two matrices around an activation, or three in a gated form.
+
+    SwiGLU (arXiv 2002.05202) is a gated form.
     """
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
         self.config = config
         width, hidden = (config.width, 'fsdp'), (config.hidden, 'tensor')
-        self.up = parameter(rngs, normal(0.02), *layer_axis, width, hidden)
-        self.down = parameter(rngs, normal(residual_std(config)), *layer_axis, hidden, width)
-        if config.gated:
-            self.gate = parameter(rngs, normal(0.02), *layer_axis, width, hidden)
+        self.up = make_parameter(rngs, normal(0.02), *layer_axis, width, hidden)
+        self.down = make_parameter(
+            rngs, normal(compute_residual_std(config)), *layer_axis, hidden, width
+        )
+        if config.is_gated:
+            self.gate = make_parameter(rngs, normal(0.02), *layer_axis, width, hidden)
         if config.bias:
-            self.up_bias = parameter(rngs, constant(0.0), *layer_axis, hidden)
-            self.down_bias = parameter(rngs, constant(0.0), *layer_axis, (config.width, None))
+            self.up_bias = make_parameter(rngs, constant(0.0), *layer_axis, hidden)
+            self.down_bias = make_parameter(rngs, constant(0.0), *layer_axis, (config.width, None))
 
     def __call__(self, h: jax.Array, noise: Noise) -> jax.Array:
-        """float[..., D] -> the same."""
-        up = self._widen(h, 'up', noise)
+        """Applies the feed-forward part to float[..., D]; returns the same shape."""
+        up = self._project_up(h, 'up', noise)
         if self.config.bias:
-            up = up + spread(self.up_bias, up).astype(up.dtype)
+            up = up + broadcast_vector(self.up_bias, up).astype(up.dtype)
         activation = ACTIVATIONS[self.config.activation]
-        up = activation(self._widen(h, 'gate', noise)) * up if self.config.gated else activation(up)
-        down = adapted_product(self, 'down', '...f,fd->...d', up, ('tensor', None), P(BATCH), noise)
-        return down + spread(self.down_bias, down).astype(down.dtype) if self.config.bias else down
+        if self.config.is_gated:
+            up = activation(self._project_up(h, 'gate', noise)) * up
+        else:
+            up = activation(up)
+        down = multiply_with_adapter(
+            self, 'down', '...f,fd->...d', up, ('tensor', None), P(BATCH), noise
+        )
+        if not self.config.bias:
+            return down
+        return down + broadcast_vector(self.down_bias, down).astype(down.dtype)
 
-    def _widen(self, h: jax.Array, name: str, noise: Noise) -> jax.Array:
-        return adapted_product(
+    def _project_up(self, h: jax.Array, name: str, noise: Noise) -> jax.Array:
+        return multiply_with_adapter(
             self,
             name,
             '...d,df->...f',
@@ -245,8 +280,9 @@ class FeedForward(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer; with a leading axis of N layers, built as a stack and called on one slice of
-    it.
+    """One layer, or a stack of N layers.
+
+    A stack has a leading axis of N on all parameters, and is called on one slice at a time.
     """
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
@@ -261,39 +297,45 @@ class Block(nnx.Module):
             self.feed_forward_norm = norm()
         self.feed_forward = FeedForward(config, rngs, *layer_axis)
         if config.norm_place == 'both':
-            self.attended_norm, self.fed_norm = norm(), norm()
+            self.attended_norm = norm()
+            self.fed_norm = norm()
 
     def mix(
         self,
         x_RxSxD: jax.Array,
         attend: Attend,
         positions_RxS: jax.Array,
-        local: bool | jax.Array,
+        is_local: bool | jax.Array,
         noise: Noise,
     ) -> jax.Array:
-        """The half that looks at other positions."""
+        """Runs attention up to the weighted sum of values, [R, S, H, K]; see `Attention.mix`."""
         return self.attention.mix(
-            self.attention_input(x_RxSxD, noise.layer), attend, positions_RxS, local, noise
+            self.compute_attention_input(x_RxSxD, noise.layer),
+            attend,
+            positions_RxS,
+            is_local,
+            noise,
         )
 
-    def attention_input(self, x: jax.Array, layer: int | jax.Array) -> jax.Array:
-        """What attention reads in layer number `layer`."""
+    def compute_attention_input(self, x: jax.Array, layer: int | jax.Array) -> jax.Array:
+        """Returns the input of attention in the layer with index `layer`."""
         if self.config.norm_place == 'after':
             return x
-        # A stack has as many norms as layers, and the first of this one is passed by.
-        return (
-            self.attention_norm(x)
-            if self.config.first_norm
-            else jnp.where(layer == 0, x, self.attention_norm(x))
-        )
+        if self.config.first_norm:
+            return self.attention_norm(x)
+        # Every layer of a stack has a norm, but the model has none in the first layer.
+        return jnp.where(layer == 0, x, self.attention_norm(x))
 
-    def residual_and_feed_forward(self, x: jax.Array, a: jax.Array, noise: Noise) -> jax.Array:
-        """The half that works on each position alone.
+    def add_residual_and_feed_forward(self, x: jax.Array, a: jax.Array, noise: Noise) -> jax.Array:
+        """Runs the part of a layer that treats each position separately, after `mix`.
 
         Args:
-          x: float[.., .., D], the residual stream.
-          a: float[.., .., H, K], what `mix` made of it.
-          noise: of the same tokens, for dropout.
+          x: float[.., .., D], residual stream at the input of the layer.
+          a: float[.., .., H, K], result of `mix`.
+          noise: source of dropout for the same tokens.
+
+        Returns:
+          float[.., .., D], residual stream at the output of the layer.
         """
         keys, layer = noise
         a = self.attention.combine(a, noise)
@@ -302,14 +344,12 @@ class Block(nnx.Module):
         attended = x + dropout(a, keys, self.config.dropout, 2 * layer + 1)
         if self.config.norm_place == 'after':
             attended = self.attention_norm(attended)
-            return self.feed_forward_norm(
-                attended
-                + dropout(
-                    self.feed_forward(attended, noise), keys, self.config.dropout, 2 * layer + 2
-                )
-            )
+            h = self.feed_forward(attended, noise)
+            h = dropout(h, keys, self.config.dropout, 2 * layer + 2)
+            return self.feed_forward_norm(attended + h)
         norm = self.attention_norm if self.config.parallel == 'one norm' else self.feed_forward_norm
-        h = self.feed_forward(norm(attended if self.config.parallel == 'no' else x), noise)
+        source = attended if self.config.parallel == 'no' else x
+        h = self.feed_forward(norm(source), noise)
         if self.config.norm_place == 'both':
             h = self.fed_norm(h)
         return attended + dropout(h, keys, self.config.dropout, 2 * layer + 2)

@@ -1,4 +1,4 @@
-"""The sizes and choices of an encoder: the `model` section of a config."""
+"""Configuration of an encoder: the `model` section of a config."""
 
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
@@ -10,8 +10,8 @@ from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import AnyMesh
 
-# So that a vocabulary shards over a tensor axis of any power of two up to this, and fills the lanes
-# of a matrix unit.
+# The vocabulary is padded to a multiple of this, so that it can be split over a tensor axis of any
+# power of two up to this, and fills the lanes of a TPU's matrix unit.
 VOCABULARY_MULTIPLE = 128
 
 _CHOICES = {
@@ -27,16 +27,16 @@ _CHOICES = {
     'attention': ('auto', 'masked', 'blocks', 'splash', 'cudnn', 'interpreted'),
     'layer_loop': ('auto', 'scan', 'unroll'),
 }
-# Attention kernels, and the platform of each.
+# Attention kernels and the platform of each.
 _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that decides which parameters an encoder has and what it computes.
+    """Architecture of an encoder, and how it is computed.
 
-    Fields from `pooling` on come with a pretrained family (model/families); configs/base.py has
-    more on those that a config sets.
+    Fields from `pooling` on are set by a pretrained family (model/families); a config sets the
+    fields before, which configs/base.py describes in more detail.
 
     Attributes:
       vocab_size: number of token ids.
@@ -61,11 +61,11 @@ class EncoderConfig:
       attention: implementation of attention (attention.py).
       dtype: dtype of activations, and of weights where they are used.
       layer_loop: 'scan' compiles one layer for all, 'unroll' every layer.
-      pooling: state that is a text's vector: 'eos' (its closing delimiter), 'first' (its first
-        token) or 'mean' (mean over its tokens).
+      pooling: how a text's states become its vector: 'eos' (state at its closing delimiter),
+        'first' (state at its first token) or 'mean' (mean over its tokens).
       position_offset: row of position 0 in the position table (OPT: 2).
       rotary_base: base of the rotary frequencies.
-      rotary_scaling: scaling of the rotary frequencies; see rotary.rotary_frequencies.
+      rotary_scaling: scaling of the rotary frequencies; see rotary.compute_rotary_frequencies.
       rotary_width: dimensions of a head that are rotated, from the first on; 0: all.
       rotary_pairs: dimensions that rotate together: i and i + half ('halves'), or 2 i and 2 i + 1
         ('neighbours').
@@ -155,21 +155,21 @@ class EncoderConfig:
             if getattr(self, key) < 1:
                 raise UserError(f'model.{key}={getattr(self, key)}: must be 1 or more')
         if not 0 <= self.dropout < 1:
-            raise UserError(f'model.dropout={self.dropout}: a share, 0 or more and less than 1')
+            raise UserError(f'model.dropout={self.dropout}: must be from 0 to less than 1')
         if self.width % self.heads and not self.head_width:
             raise UserError(
-                f'model.heads={self.heads} does not divide model.width={self.width}: set '
-                f'model.head_width'
+                f'model.heads={self.heads} does not divide model.width={self.width}: change one of '
+                f'them, or set model.head_width'
             )
         derived = {
             'kv_heads': self.kv_heads or self.heads,
             'head_width': self.head_width or self.width // self.heads,
             'hidden': self.hidden
-            or (-(-8 * self.width // 3 // 64) * 64 if self.gated else 4 * self.width),
+            or (-(-8 * self.width // 3 // 64) * 64 if self.is_gated else 4 * self.width),
             'embedding_width': self.embedding_width or self.width,
             'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
             'out_bias': self.bias if self.out_bias is None else self.out_bias,
-            # From JSON, the last three are lists.
+            # JSON gives lists for the last three.
             'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),
             'local_layers': tuple(map(bool, self.local_layers)),
@@ -183,19 +183,20 @@ class EncoderConfig:
         object.__setattr__(self, 'rotary_width', self.rotary_width or self.head_width)
         if self.positions == 'rotary' and self.rotary_width % 2:
             raise UserError(
-                f'model.head_width={self.rotary_width} is odd: rotary positions turn pairs of units'
+                f'model.head_width={self.rotary_width} is odd: rotary positions rotate pairs of '
+                f'dimensions, so it must be even'
             )
         if self.local_layers and len(self.local_layers) != self.layers:
             raise UserError(
-                f'model.local_layers tells of {len(self.local_layers)} layers, and '
+                f'model.local_layers has {len(self.local_layers)} entries, but '
                 f'model.layers={self.layers}'
             )
         if any(self.local_layers) and self.window < 1:
-            raise UserError(f'model.window={self.window}: must be 1 or more where a layer is local')
+            raise UserError(f'model.window={self.window}: must be 1 or more if a layer is local')
 
     def check_mesh(self, mesh: AnyMesh) -> None:
-        """Raises UserError if the mesh's fsdp or tensor axis does not divide what is split over
-        it.
+        """Raises UserError if the mesh's fsdp or tensor axis does not divide the dimensions that
+        are split over it.
         """
         split = {
             'fsdp': {'model.width': self.width},
@@ -211,85 +212,86 @@ class EncoderConfig:
                 if size % mesh.shape[axis]:
                     raise UserError(f'mesh.{axis}={mesh.shape[axis]} does not divide {key}={size}')
 
-    def on(self, platform: str) -> 'EncoderConfig':
-        """The same with 'auto' decided for 'cpu', 'gpu' or 'tpu'.
+    def resolve_for(self, platform: str) -> 'EncoderConfig':
+        """Returns this config with every 'auto' resolved for a platform.
 
-        bfloat16 where there is hardware for it, the attention kernel where there is one. XLA:CPU
-        runs the body of a scan at about half the speed of straight code; elsewhere a scan compiles
-        in a time that does not grow with the depth.
+        GPUs and TPUs get bfloat16 and an attention kernel. XLA:CPU runs the body of a scan at about
+        half the speed of unrolled code, so layers are unrolled on a CPU; elsewhere a scan keeps the
+        compile time independent of the depth.
+
+        Args:
+          platform: 'cpu', 'gpu' or 'tpu'.
+
+        Raises:
+          UserError: the attention kernel does not run on the platform, or not with these sizes.
         """
-        dtype = (
-            ('float32' if platform == 'cpu' else 'bfloat16') if self.dtype == 'auto' else self.dtype
-        )
-        loop = (
-            ('unroll' if platform == 'cpu' else 'scan')
-            if self.layer_loop == 'auto'
-            else self.layer_loop
-        )
-        attention = (
-            self._attention_on(platform, dtype) if self.attention == 'auto' else self.attention
-        )
+        dtype = self.dtype
+        if dtype == 'auto':
+            dtype = 'float32' if platform == 'cpu' else 'bfloat16'
+        loop = self.layer_loop
+        if loop == 'auto':
+            loop = 'unroll' if platform == 'cpu' else 'scan'
+        attention = self.attention
+        if attention == 'auto':
+            attention = self._choose_attention(platform, dtype)
         if attention in _KERNELS and _KERNELS[attention] != platform:
             raise UserError(
                 f'model.attention={attention} is a kernel for {_KERNELS[attention].upper()}s: set '
-                f'auto or masked'
+                f'model.attention to auto or masked'
             )
-        if attention == 'cudnn' and not self._cudnn_takes(dtype):
+        if attention == 'cudnn' and not self._supports_cudnn(dtype):
             raise UserError(
-                f'model.attention=cudnn needs bfloat16 and heads of 8, 16, ... 128 units, not '
-                f'{dtype} and {self.head_width}'
+                f'model.attention=cudnn needs model.dtype=bfloat16 and model.head_width of 8, 16, '
+                f'... or 128, not {dtype} and {self.head_width}'
             )
         return dataclasses.replace(self, dtype=dtype, layer_loop=loop, attention=attention)
 
-    def _attention_on(self, platform: str, dtype: str) -> str:
+    def _choose_attention(self, platform: str, dtype: str) -> str:
         if platform == 'gpu':
-            return 'cudnn' if self._cudnn_takes(dtype) else 'masked'
+            return 'cudnn' if self._supports_cudnn(dtype) else 'masked'
         return 'splash' if platform == 'tpu' else 'blocks'
 
-    def _cudnn_takes(self, dtype: str) -> bool:
+    def _supports_cudnn(self, dtype: str) -> bool:
         return dtype == 'bfloat16' and self.head_width % 8 == 0 and self.head_width <= 128
 
     @property
     def compute_dtype(self) -> jnp.dtype:
-        """The dtype of activations and of weights where they are used."""
+        """dtype of activations, and of weights where they are used."""
         return jnp.dtype('float32' if self.dtype == 'auto' else self.dtype)
 
-    def precision(self) -> AbstractContextManager[None]:
-        """Within it matrix products are in float32 where that is the compute dtype.
+    def matmul_precision(self) -> AbstractContextManager[None]:
+        """Returns a context in which matrix products are true float32 if that is the compute dtype.
 
-        Where nothing is said TPUs multiply float32 in one pass of bfloat16, and GPUs in TF32. Not
-        of bfloat16: kernels refuse it.
+        By default, TPUs multiply float32 in one pass of bfloat16, and GPUs in TF32. For bfloat16
+        nothing is set, because kernels reject a precision there.
         """
-        return (
-            jax.default_matmul_precision('highest')
-            if self.compute_dtype == jnp.float32
-            else nullcontext()
-        )
+        if self.compute_dtype == jnp.float32:
+            return jax.default_matmul_precision('highest')
+        return nullcontext()
 
     @property
-    def folds_keys(self) -> bool:
-        """Whether a query can be compared with what a key is made of, as nothing but a matrix
-        stands between.
-        """
+    def can_fold_keys(self) -> bool:
+        """Whether the key matrix can be folded into the query: no other operation follows it."""
         return self.positions != 'rotary' and not self.query_key_norm
 
     @property
-    def gated(self) -> bool:
-        """Whether the feed-forward part has a third matrix."""
+    def is_gated(self) -> bool:
+        """Whether the feed-forward part has a gate (a third matrix)."""
         return self.activation in ('swiglu', 'geglu', 'geglu_exact')
 
     @property
     def reach(self) -> int:
-        """How many tokens away, to either side, a token of a local layer sees. A causal window
-        counts the token itself.
+        """Maximum distance, in tokens, to which a token of a local layer attends.
+
+        A causal window includes the token itself; otherwise the window applies to each side.
         """
         return self.window - 1 if self.causal else self.window
 
-    def local(self, layer: int) -> bool:
-        """Whether a layer is local."""
+    def is_local(self, layer: int) -> bool:
+        """Returns whether the layer with this index is local."""
         return bool(self.local_layers) and self.local_layers[layer]
 
     @property
     def table_rows(self) -> int:
-        """Rows of the token table: the vocabulary, padded."""
+        """Number of rows of the token table: the vocabulary size, padded."""
         return -(-self.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE

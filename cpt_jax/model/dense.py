@@ -1,5 +1,6 @@
-"""Dense modules of sentence-transformers: layers between a pooling and the normalisation
-(EmbeddingGemma has two).
+"""Dense modules of sentence-transformers: linear layers between pooling and normalization.
+
+EmbeddingGemma has two of them.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from cpt_jax.model.formats.safetensors_files import Files
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
-# By the name of torch's class. Without one it is Tanh, as in sentence-transformers.
+# Activations by the name of torch's class. As in sentence-transformers, the default is Tanh.
 _ACTIVATIONS = {
     'torch.nn.modules.linear.Identity': 'identity',
     'torch.nn.modules.activation.Tanh': 'tanh',
@@ -28,15 +29,21 @@ _ACTIVATIONS = {
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """A matrix [E, D], a bias [E] or None, and 'identity' or 'tanh'."""
+    """A linear layer followed by an activation.
+
+    Attributes:
+      weight_ExD: float32 matrix.
+      bias_E: float32 bias, or None.
+      activation: 'identity' or 'tanh'.
+    """
 
     weight_ExD: jax.Array
     bias_E: jax.Array | None
     activation: str = dataclasses.field(metadata={'static': True})
 
     def __call__(self, e_BxTxD: jax.Array) -> jax.Array:
-        """float32[B, T, D] -> float32[B, T, E]."""
-        # Where nothing is said, TPUs would multiply in bfloat16.
+        """Maps float32[B, T, D] to float32[B, T, E]."""
+        # HIGHEST: by default TPUs multiply float32 in bfloat16.
         e_BxTxE = jnp.einsum(
             'btd,ed->bte',
             e_BxTxD,
@@ -52,24 +59,31 @@ class Dense:
 def load_dense(
     configs: Mapping[Path, Mapping[str, Any]], width: int, mesh: jax.sharding.Mesh
 ) -> tuple[Dense, ...]:
-    """Layers to be applied one after the other, in float32, whole on each device.
+    """Loads Dense modules in float32, replicated on each device.
 
     Args:
-      configs: the content of config.json of each module's folder, in turn.
-      width: of what the first is given.
+      configs: folder of each module -> content of its config.json, in the order in which the
+        modules are applied.
+      width: input dimension of the first module.
+      mesh: devices to load onto.
+
+    Returns:
+      The layers, in the same order.
 
     Raises:
-      UserError: a module is damaged, needs something that we do not have, or does not take what is
-        before it.
+      UserError: a module is damaged, needs an unsupported feature, or its input dimension is not
+        the output dimension of the module before it.
     """
     layers = []
     for folder, config in configs.items():
-        layers.append(_loaded(folder, config, width, mesh))
+        layers.append(_load_layer(folder, config, width, mesh))
         width = len(layers[-1].weight_ExD)
     return tuple(layers)
 
 
-def _loaded(folder: Path, config: Mapping[str, Any], width: int, mesh: jax.sharding.Mesh) -> Dense:
+def _load_layer(
+    folder: Path, config: Mapping[str, Any], width: int, mesh: jax.sharding.Mesh
+) -> Dense:
     try:
         activation = choose(
             config, 'activation_function', _ACTIVATIONS, 'torch.nn.modules.activation.Tanh'
@@ -81,7 +95,7 @@ def _loaded(folder: Path, config: Mapping[str, Any], width: int, mesh: jax.shard
         wanted: dict[str, tuple[int, ...]] = {}
         wanted['linear.weight'] = (config['out_features'], width)
     except KeyError as error:
-        raise UserError(f'{folder}/config.json: has no {error.args[0]!r}') from None
+        raise UserError(f'{folder}/config.json: has no key {error.args[0]!r}') from None
     except UserError as error:
         raise UserError(f'{folder}/{error}') from None
     if config.get('bias', True):
@@ -89,19 +103,19 @@ def _loaded(folder: Path, config: Mapping[str, Any], width: int, mesh: jax.shard
     files = Files(folder)
     if files.names != wanted.keys():
         raise UserError(
-            f'{folder}: holds {", ".join(sorted(files.names))}, and config.json tells of '
-            f'{", ".join(wanted)}'
+            f'{folder}: has the tensors {", ".join(sorted(files.names))}, but config.json '
+            f'describes {", ".join(wanted)}'
         )
     arrays = {name: files.read(name).astype('float32') for name in wanted}
     for name, array in arrays.items():
         if array.shape != wanted[name]:
             raise UserError(
-                f'{files.place(name)} has shape {list(array.shape)}, and config.json tells of '
-                f'{list(wanted[name])}'
+                f'{files.describe_location(name)} has shape {list(array.shape)}, but config.json '
+                f'describes {list(wanted[name])}'
             )
-    whole = jax.NamedSharding(mesh, P())
+    replicated = jax.NamedSharding(mesh, P())
     placed = {
-        name: jax.make_array_from_callback(array.shape, whole, array.__getitem__)
+        name: jax.make_array_from_callback(array.shape, replicated, array.__getitem__)
         for name, array in arrays.items()
     }
     return Dense(placed['linear.weight'], placed.get('linear.bias'), activation)

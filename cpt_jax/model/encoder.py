@@ -1,4 +1,4 @@
-"""The GPT-style pre-norm transformer of cpt: packed rows of tokens -> one unit vector a text."""
+"""The transformer encoder: packed rows of tokens -> one unit vector per text."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -9,21 +9,20 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.attention import Attend, attention_within
+from cpt_jax.model.attention import Attend, make_attend
 from cpt_jax.model.block import Block, Norm
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import normal
-from cpt_jax.model.parameter import gathered, looked_up, parameter
-from cpt_jax.model.pooling import POOLINGS, normalized, pick
+from cpt_jax.model.parameter import gather_weight, look_up_rows, make_parameter
+from cpt_jax.model.pooling import POOLINGS, normalize, pick
 from cpt_jax.runtime.mesh import BATCH
 
-# How a layer attends, by whether it is local and what it is given; and arrays that this leaves: see
-# Encoder.run_layers.
-AttendIn = Callable[[bool | jax.Array, Any], tuple[Attend, Sequence[jax.Array]]]
+# (is_local, inputs of the layer) -> (attention function, arrays to save); see Encoder.run_layers.
+MakeLayerAttend = Callable[[bool | jax.Array, Any], tuple[Attend, Sequence[jax.Array]]]
 
-# What the backward pass finds kept and need not compute again, by the name that a config gives;
-# 'none' keeps everything.
+# Activations saved for the backward pass, by the value of `model.remat`; the others are recomputed.
+# 'none' saves everything.
 REMAT = {
     'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -38,38 +37,46 @@ T = TypeVar('T')
 def with_matmul_precision(
     function: Callable[Concatenate[E, Arguments], T],
 ) -> Callable[Concatenate[E, Arguments], T]:
-    """Runs a function within `EncoderConfig.precision` of its first argument, an Encoder."""
+    """Decorates a function of an Encoder to run with its `EncoderConfig.matmul_precision`."""
 
     @wraps(function)
-    def within(encoder: E, *arguments: Arguments.args, **more: Arguments.kwargs) -> T:
-        with encoder.config.precision():
-            return function(encoder, *arguments, **more)
+    def wrapped(encoder: E, *arguments: Arguments.args, **keywords: Arguments.kwargs) -> T:
+        with encoder.config.matmul_precision():
+            return function(encoder, *arguments, **keywords)
 
-    return within
+    return wrapped
 
 
 class Encoder(nnx.Module):
-    """Tokens -> vectors."""
+    """A transformer that maps packed rows of tokens to one vector per text."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         self.config = config
-        self.adapter_dropout = 0.0  # LoRA's
+        self.adapter_dropout = 0.0  # set by LoRA.add_adapters
         width = (config.width, 'fsdp')
         narrow = (config.embedding_width, 'fsdp')
-        self.token_embedding = parameter(rngs, normal(0.02), (config.table_rows, 'tensor'), narrow)
+        self.token_embedding = make_parameter(
+            rngs, normal(0.02), (config.table_rows, 'tensor'), narrow
+        )
         if config.positions == 'learned':
-            self.position_embedding = parameter(
+            self.position_embedding = make_parameter(
                 rngs, normal(0.01), (config.position_offset + config.max_length, None), width
             )
         if config.token_types:
-            self.type_embedding = parameter(rngs, normal(0.02), (config.token_types, None), width)
+            self.type_embedding = make_parameter(
+                rngs, normal(0.02), (config.token_types, None), width
+            )
         if config.embedding_norm:
             self.embedding_norm = Norm(config.norm, config, config.width, rngs)
         if config.embedding_width != config.width:
-            self.project_in = parameter(rngs, normal(0.02), (config.embedding_width, None), width)
-            self.project_out = parameter(rngs, normal(0.02), width, (config.embedding_width, None))
-        # The last layer stands apart: it is computed in another way, and a slice of a stack would
-        # be a copy of nearly all weights.
+            self.project_in = make_parameter(
+                rngs, normal(0.02), (config.embedding_width, None), width
+            )
+            self.project_out = make_parameter(
+                rngs, normal(0.02), width, (config.embedding_width, None)
+            )
+        # The last layer is separate from the stack of the others, because it is computed in another
+        # way, and slicing the others out of one stack would copy nearly all weights.
         if config.layers > 1:
             self.blocks = Block(config, rngs, (config.layers - 1, None))
         self.last = Block(config, rngs)
@@ -77,8 +84,8 @@ class Encoder(nnx.Module):
             self.final_norm = Norm(config.norm, config, config.width, rngs)
 
     @property
-    def drops(self) -> bool:
-        """Whether there is dropout in training."""
+    def has_dropout(self) -> bool:
+        """Whether the encoder uses dropout in training."""
         return self.config.dropout > 0 or self.adapter_dropout > 0
 
     def __call__(
@@ -89,8 +96,8 @@ class Encoder(nnx.Module):
         eos_BxT: jax.Array,
         keys_RxS: jax.Array | None = None,
     ) -> jax.Array:
-        """float32[B, T, D]: `states` of the same arguments, made unit length."""
-        return normalized(self.states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS))
+        """Returns the unit vectors of texts, float32[B, T, D]: `states`, normalized."""
+        return normalize(self.states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS))
 
     @with_matmul_precision
     def states(
@@ -101,51 +108,53 @@ class Encoder(nnx.Module):
         eos_BxT: jax.Array,
         keys_RxS: jax.Array | None = None,
     ) -> jax.Array:
-        """One vector a text.
+        """Returns the pooled state of each text.
 
         Args:
-          tokens_RxS: int32 ids; rows lie over the mesh's data and fsdp axes.
-          segments_RxS: int32, from 1: which text of its row a token belongs to, and of all of its
-            device's rows where the pooling is 'mean'; 0 is padding.
-          positions_RxS: int32, from 0 in each text.
-          eos_BxT: int32, for T texts of each of B pairs: where its closing delimiter stands, as row
-            * S + column counted within the rows of the device that holds the pair.
-          keys_RxS: each token's random key, for dropout; without them there is none.
+          tokens_RxS: int32 token ids; rows are split over the mesh's data and fsdp axes.
+          segments_RxS: int32, index of each token's text, from 1; 0 is padding. Indices count
+            within the row, or if the pooling is 'mean', within all rows of the device.
+          positions_RxS: int32, position of each token in its text, from 0.
+          eos_BxT: int32, position of the closing delimiter of T texts of each of B pairs, as
+            row * S + column within the rows of the device that holds the pair.
+          keys_RxS: random key of each token, for dropout; None: no dropout.
 
         Returns:
-          float32[B, T, D]: the last layer's state at the closing delimiter, after the final norm
-            (or as `config.pooling` says). The layer's second half is computed for these positions
-            alone.
+          float32[B, T, D], by default the state of the last layer at the closing delimiter, after
+            the final norm; `config.pooling` can select another state or the mean. For a single
+            state, the feed-forward part of the last layer runs only at these positions.
         """
         pooling = POOLINGS[self.config.pooling]
         if pooling.reduce:
             h_RxSxD = self.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
             return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT)
-        x_RxSxD = self._layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+        x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
-        local = self.config.local(number)
-        attend = self._attend(segments_RxS, local)
-        places_BxT = eos_BxT
+        is_local = self.config.is_local(number)
+        attend = self._make_attend(segments_RxS, is_local)
+        pooled_BxT = eos_BxT
         if pooling.is_first_token:
-            places_BxT = eos_BxT - pick(positions_RxS, eos_BxT)
+            pooled_BxT = eos_BxT - pick(positions_RxS, eos_BxT)
         noise = Noise(keys_RxS, number)
-        end_noise = Noise(None if keys_RxS is None else pick(keys_RxS, places_BxT), number)
+        end_noise = Noise(None if keys_RxS is None else pick(keys_RxS, pooled_BxT), number)
 
-        @self._remat
+        @self._apply_remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            # The rows gathered for each text are cheap on a CPU alone.
+            # Gathering the rows of each text is cheap only on a CPU.
             if self.config.attention == 'blocks':
-                h_RxSxD = block.attention_input(x_RxSxD, number)
+                h_RxSxD = block.compute_attention_input(x_RxSxD, number)
                 a_BxTxHxK = block.attention.attend_at_text_ends(
-                    h_RxSxD, segments_RxS, positions_RxS, places_BxT, local, noise
+                    h_RxSxD, segments_RxS, positions_RxS, pooled_BxT, is_local, noise
                 )
             else:
                 a_BxTxHxK = pick(
-                    block.mix(x_RxSxD, attend, positions_RxS, local, noise), places_BxT
+                    block.mix(x_RxSxD, attend, positions_RxS, is_local, noise), pooled_BxT
                 )
-            return block.residual_and_feed_forward(pick(x_RxSxD, places_BxT), a_BxTxHxK, end_noise)
+            return block.add_residual_and_feed_forward(
+                pick(x_RxSxD, pooled_BxT), a_BxTxHxK, end_noise
+            )
 
-        return self.final_projection(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
+        return self.apply_final_projection(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
     @with_matmul_precision
     def all_states(
@@ -155,62 +164,65 @@ class Encoder(nnx.Module):
         positions_RxS: jax.Array,
         keys_RxS: jax.Array | None = None,
     ) -> jax.Array:
-        """The state of every token, after the final norm: [R, S, D] in the compute dtype. Arguments
-        as those of `states`.
-        """
-        x_RxSxD = self._layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
-        number = self.config.layers - 1
-        local = self.config.local(number)
-        attend = self._attend(segments_RxS, local)
+        """Returns the state of every token after the final norm, [R, S, D] in the compute dtype.
 
-        @self._remat
+        Args:
+          tokens_RxS, segments_RxS, positions_RxS, keys_RxS: as in `states`.
+        """
+        x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+        number = self.config.layers - 1
+        is_local = self.config.is_local(number)
+        attend = self._make_attend(segments_RxS, is_local)
+
+        @self._apply_remat
         def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             noise = Noise(keys_RxS, number)
-            return block.residual_and_feed_forward(
-                x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, local, noise), noise
+            return block.add_residual_and_feed_forward(
+                x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, is_local, noise), noise
             )
 
-        return self.final_projection(last_layer(self.last, x_RxSxD))
+        return self.apply_final_projection(last_layer(self.last, x_RxSxD))
 
-    def _attend(self, segments_RxS: jax.Array, local: bool | jax.Array) -> Attend:
-        return attention_within(
-            segments_RxS, self.config.causal, self.config.attention, self.config.reach, local
+    def _make_attend(self, segments_RxS: jax.Array, is_local: bool | jax.Array) -> Attend:
+        return make_attend(
+            segments_RxS, self.config.causal, self.config.attention, self.config.reach, is_local
         )
 
     def embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
-        """What the first layer reads: [R, S, D]."""
-        config, dtype = self.config, self.config.compute_dtype
-        x_RxSxD = looked_up(self.token_embedding, tokens_RxS, dtype)
+        """Returns the embeddings that the first layer reads, [R, S, D] in the compute dtype."""
+        config = self.config
+        dtype = config.compute_dtype
+        x_RxSxD = look_up_rows(self.token_embedding, tokens_RxS, dtype)
         if config.embedding_scale:
             x_RxSxD = x_RxSxD * jnp.asarray(config.width**0.5, dtype)
         if config.embedding_width != config.width:
             x_RxSxD = jnp.einsum(
                 'rse,ed->rsd',
                 x_RxSxD,
-                gathered(self.project_in, dtype, None, None),
+                gather_weight(self.project_in, dtype, None, None),
                 out_sharding=P(BATCH),
             )
         if config.token_types:
-            x_RxSxD = x_RxSxD + looked_up(self.type_embedding, jnp.zeros_like(tokens_RxS), dtype)
+            x_RxSxD = x_RxSxD + look_up_rows(self.type_embedding, jnp.zeros_like(tokens_RxS), dtype)
         if config.positions == 'learned':
-            x_RxSxD = x_RxSxD + looked_up(
+            x_RxSxD = x_RxSxD + look_up_rows(
                 self.position_embedding, config.position_offset + positions_RxS, dtype
             )
         return self.embedding_norm(x_RxSxD) if config.embedding_norm else x_RxSxD
 
-    def final_projection(self, h: jax.Array) -> jax.Array:
-        """What the last layer made [.., .., D] -> states."""
+    def apply_final_projection(self, h: jax.Array) -> jax.Array:
+        """Applies the final norm and the output projection, if any, to [.., .., D]."""
         h = self.final_norm(h) if self.config.final_norm else h
         if self.config.embedding_width == self.config.width:
             return h
         return jnp.einsum(
             '...d,de->...e',
             h,
-            gathered(self.project_out, h.dtype, None, None),
+            gather_weight(self.project_out, h.dtype, None, None),
             out_sharding=P(BATCH),
         )
 
-    def _layers_but_last(
+    def _run_layers_but_last(
         self,
         tokens_RxS: jax.Array,
         segments_RxS: jax.Array,
@@ -218,61 +230,62 @@ class Encoder(nnx.Module):
         keys_RxS: jax.Array | None,
     ) -> jax.Array:
         x_RxSxD = dropout(self.embed(tokens_RxS, positions_RxS), keys_RxS, self.config.dropout, 0)
-        kinds = {self.config.local(number) for number in range(self.config.layers - 1)}
-        # Of layers of one kind, the mask is made once, before the loop.
-        once = self._attend(segments_RxS, *kinds) if len(kinds) == 1 else None
+        kinds = {self.config.is_local(number) for number in range(self.config.layers - 1)}
+        # If all layers are of one kind, the mask is computed once, before the loop.
+        shared_attend = self._make_attend(segments_RxS, *kinds) if len(kinds) == 1 else None
 
-        def attend_in(local: bool | jax.Array, _: None) -> tuple[Attend, tuple]:
-            return once or self._attend(segments_RxS, local), ()
+        def make_layer_attend(is_local: bool | jax.Array, _: None) -> tuple[Attend, tuple]:
+            return shared_attend or self._make_attend(segments_RxS, is_local), ()
 
-        return self.run_layers(x_RxSxD, positions_RxS, keys_RxS, attend_in)[0]
+        return self.run_layers(x_RxSxD, positions_RxS, keys_RxS, make_layer_attend)[0]
 
     def run_layers(
         self,
         x_RxSxD: jax.Array,
         positions_RxS: jax.Array,
         keys_RxS: jax.Array | None,
-        attend_in: AttendIn,
+        make_layer_attend: MakeLayerAttend,
         layer_inputs: Any = None,
     ) -> tuple[jax.Array, Any]:
-        """Runs all layers but the last.
+        """Runs all layers except the last.
 
         Args:
-          attend_in: called in each layer with whether it is local and its slice of `layer_inputs`;
-            returns how the layer attends, and a sequence that this fills with arrays to save.
-          layer_inputs: arrays of all layers, [N - 1, ...].
+          x_RxSxD: residual stream at the input of the first layer.
+          positions_RxS, keys_RxS: as in `states`.
+          make_layer_attend: function called in each layer with (whether the layer is local, its
+            slice of `layer_inputs`). It returns the layer's attention function, and a sequence to
+            which that function appends the arrays to save.
+          layer_inputs: arrays of all these layers, [L - 1, ...], optional.
 
         Returns:
-          The residual stream [R, S, D], and the saved arrays of all layers, [N - 1, ...]; None
-            where there is one layer.
+          The residual stream [R, S, D], and the saved arrays of all these layers, [L - 1, ...],
+            or None for a model of one layer.
         """
         inner = self.config.layers - 1
         if not inner:
             return x_RxSxD, None
-        kinds = [self.config.local(number) for number in range(inner)]
-        mixed = len(set(kinds)) == 2
+        kinds = [self.config.is_local(number) for number in range(inner)]
+        has_both_kinds = len(set(kinds)) == 2
 
-        @self._remat
+        @self._apply_remat
         def layer(
             x_RxSxD: jax.Array, layer_slice: tuple[jax.Array, Block, jax.Array | None, Any]
         ) -> tuple[jax.Array, tuple]:
-            number, block, is_local, inputs = layer_slice
-            local = kinds[0] if is_local is None else is_local
+            number, block, scanned_is_local, inputs = layer_slice
+            is_local = kinds[0] if scanned_is_local is None else scanned_is_local
             noise = Noise(keys_RxS, number)
-            attend, saved = attend_in(local, inputs)
-            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS, local, noise)
-            return block.residual_and_feed_forward(x_RxSxD, a_RxSxHxK, noise), tuple(saved)
+            attend, saved = make_layer_attend(is_local, inputs)
+            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS, is_local, noise)
+            return block.add_residual_and_feed_forward(x_RxSxD, a_RxSxHxK, noise), tuple(saved)
 
-        are_local = jnp.array(kinds) if mixed else None
+        are_local = jnp.array(kinds) if has_both_kinds else None
         per_layer = jnp.arange(inner), self.blocks, are_local, layer_inputs
         unroll = inner if self.config.layer_loop == 'unroll' else 1
         return jax.lax.scan(layer, x_RxSxD, per_layer, unroll=unroll)
 
-    def _remat(self, function):
-        # prevent_cse=False: inside a scan there is nothing to merge with, and the barriers cost
-        # time (jax.checkpoint's own advice).
-        return (
-            jax.checkpoint(function, policy=REMAT[self.config.remat], prevent_cse=False)
-            if self.config.remat in REMAT
-            else function
-        )
+    def _apply_remat(self, function):
+        if self.config.remat not in REMAT:
+            return function
+        # prevent_cse=False: inside a scan, common subexpressions cannot be merged anyway, and the
+        # barriers cost time (see the documentation of jax.checkpoint).
+        return jax.checkpoint(function, policy=REMAT[self.config.remat], prevent_cse=False)

@@ -1,4 +1,4 @@
-"""The values that parameters start with."""
+"""Initializers of parameters."""
 
 import math
 from collections.abc import Callable
@@ -15,12 +15,12 @@ Initializer = Callable[..., jax.Array]
 
 
 def normal(std: float) -> Initializer:
-    """Independent normal values."""
+    """Returns an initializer of independent normal values with mean 0."""
     return jax.nn.initializers.normal(std)
 
 
 def constant(value: float) -> Initializer:
-    """The same value everywhere."""
+    """Returns an initializer that sets every element to `value`."""
 
     def init(
         key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P
@@ -31,17 +31,23 @@ def constant(value: float) -> Initializer:
     return init
 
 
-def residual_std(config: EncoderConfig) -> float:
-    """GPT-2's rule: what is added to the residual stream starts smaller by the square root of the
-    number of additions.
+def compute_residual_std(config: EncoderConfig) -> float:
+    """Returns the initial standard deviation of matrices whose output is added to the residual
+    stream.
+
+    As in GPT-2, it is 0.02 divided by the square root of the number of additions.
     """
     return 0.02 / (2 * config.layers) ** 0.5
 
 
-def value_and_out(config: EncoderConfig) -> tuple[Initializer, Initializer]:
-    """How the value and output projections start; see `passthrough`."""
+def choose_value_and_out_initializers(config: EncoderConfig) -> tuple[Initializer, Initializer]:
+    """Returns the initializers of the value and of the output projection, for `config.init`.
+
+    Raises:
+      UserError: 'passthrough' needs heads that fill the width.
+    """
     if config.init == 'gpt2':
-        return normal(0.02), normal(residual_std(config))
+        return normal(0.02), normal(compute_residual_std(config))
     if config.kv_heads != config.heads or config.heads * config.head_width != config.width:
         raise UserError(
             'model.init=passthrough needs model.kv_heads = model.heads and model.heads x '
@@ -53,14 +59,15 @@ def value_and_out(config: EncoderConfig) -> tuple[Initializer, Initializer]:
 def passthrough(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P
 ) -> jax.Array:
-    """Starts a value or output projection of every layer as the identity.
+    """Initializes a value or output projection of every layer to the identity.
 
-    A fresh model attends evenly, so with the identity between them the EOS state starts as the mean
-    of its text's token embeddings: texts that share words have close vectors before the first step,
-    and InfoNCE has something to sharpen. With GPT-2's 0.02 in both, what passes is smaller than the
-    closing delimiter's own embedding by an order of magnitude, all vectors start alike, and
-    training spends its first pairs on telling them apart (the README has both ends). A model that
-    starts from trained weights needs none of this.
+    An untrained model attends uniformly, so with identity projections the EOS state is initially
+    the mean of the token embeddings of its text. Texts with common words then have similar vectors
+    before the first step, and InfoNCE starts from a useful ranking. With GPT-2's 0.02 in both
+    projections, the attention output is an order of magnitude smaller than the embedding of the
+    closing delimiter, all vectors start nearly equal, and training spends its first pairs on
+    separating them (docs/benchmarks.md compares both). Models that start from pretrained weights do
+    not need this.
     """
     del key
     stack, width = shape[:-3], math.isqrt(math.prod(shape[-3:]))

@@ -1,4 +1,4 @@
-"""An encoder as a language model: how well it foretells each token from those before it."""
+"""An encoder as a language model: the loss of each token given the tokens before it."""
 
 from typing import NamedTuple
 
@@ -8,126 +8,139 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder, with_matmul_precision
-from cpt_jax.model.parameter import gathered
+from cpt_jax.model.parameter import gather_weight
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
-# Scores of all ids are held for so many tokens of a device at once, or a few more: 400 MB with
-# GPT-2's vocabulary.
-_TOKENS = 2048
+# Logits are held for about this many tokens of a device at a time: 400 MB with GPT-2's vocabulary.
+_MAX_LOGIT_TOKENS = 2048
 
 
-class Foretold(NamedTuple):
-    """What a model makes of each token, from those before it in its text.
+class TokenPredictions(NamedTuple):
+    """Losses and hits of a model that predicts each token from the tokens before it in its text.
 
     Attributes:
-      losses_RxS: float32, minus the log probability of the token, in nats; 0 at the first token of
-        each text, and at padding.
-      right_RxS: bool, whether no id is more probable than the token; False where there is no loss.
+      losses_RxS: float32, negative log probability of the token in nats; 0 at the first token of
+        each text and at padding.
+      right_RxS: bool, whether no other id has a higher probability; False at the first token of
+        each text and at padding.
     """
 
     losses_RxS: jax.Array
     right_RxS: jax.Array
 
 
-def check_language(config: EncoderConfig) -> None:
-    """Raises UserError where a model sees the tokens behind one too, or has an output head of its
-    own.
+def check_language_model(config: EncoderConfig) -> None:
+    """Raises UserError if a model cannot predict next tokens: it is not causal, or its output head
+    is not the token table.
     """
     if not config.causal:
-        raise UserError('losses of next tokens need a causal model: this one sees the whole text')
+        raise UserError(
+            'next-token losses need a causal model: in this one, every token attends to the whole '
+            'text'
+        )
     if not config.tied:
         raise UserError(
-            'losses of next tokens need tie_word_embeddings: the output head of this model is a '
-            'matrix of its own, not loaded'
+            'next-token losses need tie_word_embeddings=true: this model has a separate output '
+            'head, which is not loaded'
         )
 
 
 @with_matmul_precision
-def foretell(
+def predict_tokens(
     encoder: Encoder,
     tokens_RxS: jax.Array,
     segments_RxS: jax.Array,
     positions_RxS: jax.Array,
     keys_RxS: jax.Array | None = None,
     ids: int = 0,
-) -> Foretold:
-    """Compares the state before each token with all that could have come.
+) -> TokenPredictions:
+    """Predicts each token from the tokens before it.
 
-    The scores of the next token are the products of the state, after the final norm, with the token
-    table: of a model whose output head is that table.
+    The logits of the next token are the products of the state, after the final norm, with the token
+    table, which is also the output head.
 
     Args:
-      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as for `Encoder.states`.
-      ids: so many, the first ones, could have come; 0: all of the vocabulary.
+      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as in `Encoder.states`.
+      ids: number of ids that can be predicted, from 0 on; 0: the whole vocabulary.
 
     Raises:
-      UserError: see `check_language`.
+      UserError: see `check_language_model`.
     """
-    check_language(encoder.config)
+    check_language_model(encoder.config)
     h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
     next_RxS = jnp.roll(tokens_RxS, -1, axis=1)
-    losses_RxS, right_RxS = _compared(encoder, h_RxSxD, next_RxS, ids or encoder.config.vocab_size)
-    foretold_RxS = foretold(segments_RxS, positions_RxS)
-    return Foretold(
-        jnp.where(foretold_RxS, jnp.roll(losses_RxS, 1, axis=1), 0.0),
-        foretold_RxS & jnp.roll(right_RxS, 1, axis=1),
+    ids = ids or encoder.config.vocab_size
+    losses_RxS, right_RxS = _compute_losses_and_hits(encoder, h_RxSxD, next_RxS, ids)
+    predicted_RxS = make_prediction_mask(segments_RxS, positions_RxS)
+    return TokenPredictions(
+        jnp.where(predicted_RxS, jnp.roll(losses_RxS, 1, axis=1), 0.0),
+        predicted_RxS & jnp.roll(right_RxS, 1, axis=1),
     )
 
 
-def foretold(segments_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
-    """bool of the same shape: is there a token, and another one before it in its text?"""
+def make_prediction_mask(segments_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
+    """Returns bool[R, S]: whether a token is predicted.
+
+    All tokens are, except padding and the first token of each text.
+    """
     return (segments_RxS > 0) & (positions_RxS > 0)
 
 
-def _compared(
+def _compute_losses_and_hits(
     encoder: Encoder, h_RxSxD: jax.Array, targets_RxS: jax.Array, ids: int
 ) -> tuple[jax.Array, jax.Array]:
-    """float32[R, S] and bool[R, S]: minus the log probability of a target at each place, and
-    whether it is the most probable.
+    """Returns the negative log probability of the target at each position, float32[R, S], and
+    whether the target is the most probable id, bool[R, S].
 
-    Scores are made some columns at a time, and again in the backward pass. The table is cut along
-    the tensor axis, and float32 outside of the loop, so that the parts of its gradient are added up
-    in that.
+    The full [R, S, V] logits are never materialized: they are computed for some columns at a time,
+    and recomputed in the backward pass. The table is split over the tensor axis. It is float32
+    outside of the loop, so that its gradient accumulates in float32.
+
+    Args:
+      h_RxSxD: states after the final norm.
+      targets_RxS: int32 ids to predict.
+      ids: number of ids that can be predicted, from 0 on.
     """
-    table_VxD = gathered(encoder.token_embedding, jnp.dtype('float32'), 'tensor', None)
+    table_VxD = gather_weight(encoder.token_embedding, jnp.dtype('float32'), 'tensor', None)
     ids_V = jnp.arange(len(table_VxD), out_sharding=P('tensor'))
 
     @jax.checkpoint
-    def some(columns: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        h_RxCxD, targets_RxC = columns
+    def compute_chunk(columns: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        h_RxWxD, targets_RxW = columns
         shard = P(BATCH, None, 'tensor')
-        table = table_VxD.astype(h_RxCxD.dtype)
-        scores_RxCxV = jnp.einsum(
-            'rcd,vd->rcv', h_RxCxD, table, preferred_element_type=jnp.float32, out_sharding=shard
+        table = table_VxD.astype(h_RxWxD.dtype)
+        logits_RxWxV = jnp.einsum(
+            'rwd,vd->rwv', h_RxWxD, table, preferred_element_type=jnp.float32, out_sharding=shard
         )
-        # Nor are rows that pad the table ids.
-        scores_RxCxV = jnp.where(ids_V < ids, scores_RxCxV, -jnp.inf)
-        target_RxC = jnp.sum(jnp.where(targets_RxC[..., None] == ids_V, scores_RxCxV, 0.0), axis=-1)
-        return jax.nn.logsumexp(scores_RxCxV, axis=-1) - target_RxC, target_RxC >= jnp.max(
-            scores_RxCxV, axis=-1
-        )
+        # This also excludes the padding rows of the table.
+        logits_RxWxV = jnp.where(ids_V < ids, logits_RxWxV, -jnp.inf)
+        target_RxW = jnp.sum(jnp.where(targets_RxW[..., None] == ids_V, logits_RxWxV, 0.0), axis=-1)
+        losses_RxW = jax.nn.logsumexp(logits_RxWxV, axis=-1) - target_RxW
+        right_RxW = target_RxW >= jnp.max(logits_RxWxV, axis=-1)
+        return losses_RxW, right_RxW
 
     rows, length = targets_RxS.shape
-    size = _columns(rows // _parts(), length)
+    size = _choose_chunk_length(rows // _count_row_shards(), length)
     columns = [
         jnp.moveaxis(x.reshape(rows, length // size, size, *x.shape[2:]), 1, 0)
         for x in (h_RxSxD, targets_RxS)
     ]
-    losses, right = jax.lax.map(some, tuple(columns))
+    losses, right = jax.lax.map(compute_chunk, tuple(columns))
     losses, right = (jnp.moveaxis(x, 0, 1).reshape(rows, length) for x in (losses, right))
     return losses, right
 
 
-def _columns(rows: int, length: int) -> int:
-    """Of the divisors of a row's length the largest with which a device's rows are no more than
-    _TOKENS tokens, or else 1.
+def _choose_chunk_length(rows: int, length: int) -> int:
+    """Returns the number of columns whose logits are computed at a time.
+
+    It is the largest divisor of the row length for which `rows` rows of a device have at most
+    _MAX_LOGIT_TOKENS tokens; at least 1.
     """
-    return next(
-        size for size in range(max(1, min(length, _TOKENS // rows)), 0, -1) if length % size == 0
-    )
+    largest = max(1, min(length, _MAX_LOGIT_TOKENS // rows))
+    return next(size for size in range(largest, 0, -1) if length % size == 0)
 
 
-def _parts() -> int:
+def _count_row_shards() -> int:
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.shape[BATCH[0]] * mesh.shape[BATCH[1]]

@@ -1,4 +1,4 @@
-"""One declaration gives a parameter's shape, dtype, sharding and initial value."""
+"""Parameters, declared with shape, sharding and initializer, and their use inside a layer."""
 
 from typing import Protocol, TypeVar
 
@@ -12,61 +12,73 @@ from cpt_jax.runtime.mesh import BATCH
 
 T = TypeVar('T')
 
-# Modules as plain pytrees: every transform comes from jax (FLIP 5310 makes this the default).
+# Modules are plain pytrees, so all transforms come from jax (FLIP 5310 makes this the default).
 nnx.set_graph_mode(False)
 nnx.set_graph_updates(False)
 
 
 class Frozen(nnx.Variable):
-    """What is not trained: it has no gradient and no optimizer state, in any dtype."""
+    """A variable that is not trained: no gradient, no optimizer state, any dtype."""
 
 
-class Encoded(Protocol):
-    """A frozen weight that is kept as codes (adapters/nf4.py)."""
+class EncodedWeight(Protocol):
+    """A frozen weight stored as codes (adapters/nf4.py)."""
 
-    def gathered(self, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
-        """The weight where it is used, in the compute dtype."""
+    def gather(self, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
+        """Returns the weight in `dtype`, sharded as `spec`."""
 
 
-def parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | None]) -> nnx.Param:
-    """A float32 parameter, one (size, mesh axis or None) for each of its axes.
+def make_parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | None]) -> nnx.Param:
+    """Makes a float32 parameter.
 
-    Under jax.jit it is made where it lives: no device ever holds more than its part. Under
-    jax.eval_shape it costs nothing, and its sharding is in its type.
+    Under jax.jit each device creates only its own shard. Under jax.eval_shape no array is created,
+    and the sharding is part of the abstract type.
+
+    Args:
+      axes: (size, mesh axis or None) of each array axis.
     """
-    shape, spec = tuple(size for size, _ in axes), P(*(axis for _, axis in axes))
+    shape = tuple(size for size, _ in axes)
+    spec = P(*(axis for _, axis in axes))
     return nnx.Param(init(rngs.params(), shape, jnp.float32, out_sharding=spec))
 
 
-def gathered(weight: nnx.Variable | Encoded, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
-    """The weight where it is used: cast to the compute dtype, then gathered over fsdp (half the
-    bytes on the wire in bfloat16).
+def gather_weight(
+    weight: nnx.Variable | EncodedWeight, dtype: jnp.dtype, *spec: str | None
+) -> jax.Array:
+    """Casts a weight to the compute dtype and gathers it over fsdp.
 
-    Reduced over the batch's axes: its gradient stays each device's own sum until it leaves here,
-    and is then summed and split over fsdp in one reduce-scatter. Otherwise XLA sums it whole onto
-    every device, twice the bytes, and cuts the parts out. A weight that is kept as codes (NF4,
-    Int8) is gathered as these, and is a float only where it is used.
+    The cast comes first, because bfloat16 halves the bytes that are sent.
+
+    The result is marked as reduced over the batch axes: each device keeps its own sum of the
+    gradient, and the sums are combined and split over fsdp in one reduce-scatter. Without the mark
+    XLA all-reduces the whole gradient to every device (twice the bytes) and then slices it. A
+    weight stored as codes (NF4, Int8) is gathered as codes, and decoded on each device.
     """
     if not isinstance(weight, nnx.Variable):
-        return weight.gathered(dtype, *spec)
+        return weight.gather(dtype, *spec)
     return jax.reshard(weight[...].astype(dtype), P(*spec, reduced=set(BATCH)))
 
 
-def looked_up(table: nnx.Variable, rows_RxS: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows of a table [V, D], by number: [R, S, D] in the compute dtype.
+def look_up_rows(table: nnx.Variable, rows_RxS: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Looks up rows of a table [V, D] by index; returns [R, S, D] in the compute dtype.
 
-    They are taken from the table in its own dtype, as their gradients are added up one by one in
-    that. The tokens of a batch share few rows (delimiters stand in every text, and so does each
-    position), and a sum in bfloat16 stands still at 256 times what is added to it. Of what is
-    frozen there is no gradient.
+    The lookup uses the dtype of the table (float32), because the backward pass adds up the
+    gradients of a row one by one in the lookup dtype. Many tokens of a batch use the same row (a
+    delimiter, a position), and a running sum in bfloat16 stops growing at 256 times its summands.
+    A frozen table has no gradient, so it is looked up in the compute dtype.
     """
-    own = dtype if isinstance(table, Frozen) else table[...].dtype
-    return gathered(table, own, None, None).at[rows_RxS].get(out_sharding=P(BATCH)).astype(dtype)
+    lookup_dtype = dtype if isinstance(table, Frozen) else table[...].dtype
+    return (
+        gather_weight(table, lookup_dtype, None, None)
+        .at[rows_RxS]
+        .get(out_sharding=P(BATCH))
+        .astype(dtype)
+    )
 
 
-def spread(vector: nnx.Param, like: jax.Array) -> jax.Array:
-    """A vector where it is used: [R, 1.., *V], a copy a row, to be added to or multiplied with
-    `like` [R, .., *V] element by element.
+def broadcast_vector(vector: nnx.Param, like: jax.Array) -> jax.Array:
+    """Broadcasts a vector to [R, 1.., *V], one copy per row, for element-wise use with `like`
+    [R, .., *V].
     """
     value = vector[...]
     shape = (like.shape[0], *[1] * (like.ndim - 1 - value.ndim), *value.shape)
@@ -77,16 +89,16 @@ def spread(vector: nnx.Param, like: jax.Array) -> jax.Array:
     )
 
 
-def gathered_once(module: T) -> T:
-    """A module whose weights are whole over data and fsdp, and whose gradients are summed over them
-    once, after all that uses it.
+def gather_once(module: T) -> T:
+    """Gathers the weights of a module over data and fsdp, so that their gradients are reduced once,
+    after all uses of the module.
 
-    Without it the gradient of each use is summed on its own: within a loop over chunks, once a
-    chunk and layer. The weights and their gradient are then held unsharded, in float32. What is
-    frozen has no gradient, and stays as it is.
+    Without this, the gradient of each use is reduced separately: in a loop over chunks, once per
+    chunk and layer. The cost is memory: weights and gradients are held unsharded, in float32.
+    Frozen variables have no gradient and are left sharded.
     """
 
-    def once(weight: nnx.Variable) -> nnx.Variable:
+    def gather(weight: nnx.Variable) -> nnx.Variable:
         if isinstance(weight, Frozen):
             return weight
         spec = jax.typeof(weight[...]).sharding.spec
@@ -95,34 +107,41 @@ def gathered_once(module: T) -> T:
         )
         return nnx.Param(jax.reshard(weight[...], whole))
 
-    return jax.tree.map(once, module, is_leaf=is_variable)
+    return jax.tree.map(gather, module, is_leaf=is_variable)
 
 
 def is_variable(node: object) -> bool:
-    """Whether a node of a tree of modules is a variable, trained or frozen."""
+    """Whether a node of a module tree is a variable, trained or frozen."""
     return isinstance(node, nnx.Variable)
 
 
-def divided(module: T) -> tuple[T, T]:
-    """(what is trained, what is frozen): two trees of the same modules, each with None in place of
-    the other's variables.
+def split_frozen(module: T) -> tuple[T, T]:
+    """Splits a module into its trained and its frozen variables.
+
+    Returns:
+      (trained, frozen): two trees of the same structure, each with None in place of the variables
+        of the other.
     """
     trained = jax.tree.map(
         lambda weight: None if isinstance(weight, Frozen) else weight, module, is_leaf=is_variable
     )
-    return trained, jax.tree.map(
+    frozen = jax.tree.map(
         lambda weight: weight if isinstance(weight, Frozen) else None, module, is_leaf=is_variable
     )
+    return trained, frozen
 
 
-def joined(trained: T, frozen: T | None) -> T:
-    """The inverse of `divided`; without anything frozen, what is trained."""
+def join_frozen(trained: T, frozen: T | None) -> T:
+    """Inverts `split_frozen`. If `frozen` is None, returns `trained`."""
     if frozen is None:
         return trained
 
-    def either(node):
+    def is_leaf(node):
         return node is None or is_variable(node)
 
     return jax.tree.map(
-        lambda mine, other: other if mine is None else mine, trained, frozen, is_leaf=either
+        lambda weight, frozen_weight: frozen_weight if weight is None else weight,
+        trained,
+        frozen,
+        is_leaf=is_leaf,
     )

@@ -1,4 +1,4 @@
-"""One vector a text, from the states of packed rows."""
+"""Pooling: one vector per text from the states of packed rows."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,33 +11,44 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.runtime.mesh import BATCH
 
 
-def normalized(e: jax.Array) -> jax.Array:
-    """float32[..., E] -> the same, of unit length."""
+def normalize(e: jax.Array) -> jax.Array:
+    """Normalizes float32[..., E] to unit length."""
     return e * jax.lax.rsqrt(jnp.sum(e**2, -1, keepdims=True) + 1e-12)
 
 
 def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
-    """What stands [B, T, ...] at the given places of the rows [R, S, ...], each device from its own
-    rows.
+    """Picks the elements of rows [R, S, ...] at given positions; returns [B, T, ...].
+
+    Args:
+      h_RxSx: rows, split over the batch axes.
+      eos_BxT: int32 positions, as row * S + column within a device's rows; each device picks only
+        from its own rows.
     """
     rest = jax.typeof(h_RxSx).sharding.spec[2:]
 
     @partial(
         jax.shard_map, in_specs=(P(BATCH, None, *rest), P(BATCH)), out_specs=P(BATCH, None, *rest)
     )
-    def local(h: jax.Array, eos: jax.Array) -> jax.Array:
+    def pick_locally(h: jax.Array, eos: jax.Array) -> jax.Array:
         return h.reshape(-1, *h.shape[2:])[eos]
 
-    return local(h_RxSx, eos_BxT)
+    return pick_locally(h_RxSx, eos_BxT)
 
 
-def mean_of_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
-    """float32[B, T, D]: the mean of the states of each text, each device from its own rows;
-    `eos_BxT` is any place within it.
+def average_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+    """Returns the mean of the states of each text, float32[B, T, D].
+
+    Args:
+      h_RxSxD: states.
+      segments_RxS: int32, index of each token's text within its device's rows, from 1; 0 is
+        padding.
+      eos_BxT: int32, any position within the text, as row * S + column within a device's rows.
     """
 
     @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
-    def local(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+    def average_locally(
+        h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array
+    ) -> jax.Array:
         segments = segments_RxS.reshape(-1)
         h = h_RxSxD.reshape(len(segments), -1).astype(jnp.float32)
         ones = jnp.ones_like(segments, jnp.float32)
@@ -46,20 +57,21 @@ def mean_of_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Arra
         )
         return (total / jnp.maximum(count, 1)[:, None])[segments[eos_BxT]]
 
-    return local(h_RxSxD, segments_RxS, eos_BxT)
+    return average_locally(h_RxSxD, segments_RxS, eos_BxT)
 
 
 class Pooling(NamedTuple):
-    """How the states of a text become its vector.
+    """A way to compute the vector of a text from its states.
 
     Attributes:
-      description: what it is, for the settings of an evaluation.
-      flags: its names for --pooling.
-      mode: its name in sentence-transformers.
-      is_first_token: whether a single state that counts is the one at the first token, and not the
-        one at the closing delimiter or last token.
-      reduce: (float[R, S, D] states, int32[R, S] segments, int32[B, T] places) -> float32[B, T, D];
-        None if a single state counts, which spares the last layer most of its work.
+      description: description stored in the settings of an evaluation.
+      flags: names accepted by --pooling.
+      mode: name in sentence-transformers.
+      is_first_token: whether the vector is the state at the first token; False: at the closing
+        delimiter or last token. Used only if `reduce` is None.
+      reduce: (float[R, S, D] states, int32[R, S] segments, int32[B, T] positions) ->
+        float32[B, T, D]; None: the vector is a single state, so that the last layer skips most of
+        its work.
     """
 
     description: str
@@ -69,7 +81,7 @@ class Pooling(NamedTuple):
     reduce: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
 
 
-# By their names in `model.pooling`.
+# Poolings by their names in `model.pooling`.
 POOLINGS = {
     'eos': Pooling(
         'state at the closing delimiter, or without one at the last token, after the final norm',
@@ -83,6 +95,6 @@ POOLINGS = {
         'mean of the states of all tokens, after the final norm',
         ('mean',),
         'mean',
-        reduce=mean_of_texts,
+        reduce=average_texts,
     ),
 }

@@ -1,4 +1,4 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864)."""
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864)."""
 
 import math
 from typing import TypeVar
@@ -17,54 +17,68 @@ def rotate(
     x_RxSxHxK: jax.Array,
     positions_RxS: jax.Array,
     config: EncoderConfig,
-    local: bool | jax.Array = False,
+    is_local: bool | jax.Array = False,
 ) -> jax.Array:
-    """Turns the first `rotary_width` units of each head by their positions, as its layer does,
-    local or not, computed in float32.
+    """Rotates the first `rotary_width` dimensions of each head by their positions, in float32.
+
+    Args:
+      x_RxSxHxK: queries or keys.
+      positions_RxS: int32, position of each token in its text.
+      config: architecture; its base, scaling and pairs are used.
+      is_local: whether the layer is local, and so uses the local base and scaling.
     """
     kinds = (
         (config.rotary_base, config.rotary_scaling),
         (config.local_rotary_base, config.local_rotary_scaling),
     )
-    frequencies_F = _of_kind(
-        local, *(rotary_frequencies(config.rotary_width, *kind) for kind in kinds)
+    frequencies_W = _select_by_locality(
+        is_local, *(compute_rotary_frequencies(config.rotary_width, *kind) for kind in kinds)
     )
-    angles_RxSx1xF = (positions_RxS[..., None] * jnp.asarray(frequencies_F))[:, :, None]
-    cos, sin = jnp.cos(angles_RxSx1xF), jnp.sin(angles_RxSx1xF)
-    lengths = [_length(scaling) for _, scaling in kinds]
-    if lengths != [1, 1]:
-        cos, sin = (part * _of_kind(local, *lengths) for part in (cos, sin))
-    turning, rest = jnp.split(x_RxSxHxK, [config.rotary_width], axis=-1)
-    turning = turning.astype(jnp.float32)
+    angles_RxSx1xW = (positions_RxS[..., None] * jnp.asarray(frequencies_W))[:, :, None]
+    cos, sin = jnp.cos(angles_RxSx1xW), jnp.sin(angles_RxSx1xW)
+    factors = [_get_attention_factor(scaling) for _, scaling in kinds]
+    if factors != [1, 1]:
+        cos, sin = (part * _select_by_locality(is_local, *factors) for part in (cos, sin))
+    rotary, rest = jnp.split(x_RxSxHxK, [config.rotary_width], axis=-1)
+    rotary = rotary.astype(jnp.float32)
     if config.rotary_pairs == 'halves':
-        a, b = jnp.split(turning, 2, axis=-1)
-        turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        a, b = jnp.split(rotary, 2, axis=-1)
+        rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
     else:
-        a, b = turning[..., ::2], turning[..., 1::2]
-        turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(turning.shape)
-    return jnp.concatenate([turned.astype(x_RxSxHxK.dtype), rest], axis=-1)
+        a, b = rotary[..., ::2], rotary[..., 1::2]
+        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(rotary.shape)
+    return jnp.concatenate([rotated.astype(x_RxSxHxK.dtype), rest], axis=-1)
 
 
-def _of_kind(local: bool | jax.Array, full: T, near: T) -> T | jax.Array:
-    """What a layer that is local or not has of the two."""
-    if isinstance(local, bool):
-        return near if local else full
-    return jnp.where(local, near, full)
+def _select_by_locality(is_local: bool | jax.Array, full: T, near: T) -> T | jax.Array:
+    """Returns `near` for a local layer, otherwise `full`."""
+    if isinstance(is_local, bool):
+        return near if is_local else full
+    return jnp.where(is_local, near, full)
 
 
-def rotary_frequencies(width: int, base: float, scaling: tuple[str | float, ...]) -> np.ndarray:
-    """float32[width / 2]: radians a position.
+def compute_rotary_frequencies(
+    width: int, base: float, scaling: tuple[str | float, ...]
+) -> np.ndarray:
+    """Returns the rotary frequencies in radians per position, float32[width / 2].
 
-    `scaling` is () for RoFormer's own, ('linear', factor) for positions that count 1 / factor each,
-    or one of (both as transformers' modeling_rope_utils has them)
+    Args:
+      width: number of dimensions that are rotated.
+      base: base of the frequencies.
+      scaling: one of the following; 'llama3' and 'yarn' are computed as in transformers'
+        modeling_rope_utils.
+        (): no scaling (RoFormer).
+        ('linear', factor): all frequencies are divided by the factor.
+        ('llama3', factor, low, high, length), LLaMA 3.1: a frequency with fewer than `low` turns in
+        `length` positions is divided by the factor, one with more than `high` turns is unchanged,
+        and in between the two are interpolated linearly by the number of turns.
+        ('yarn', factor, slow, fast, length, truncated, attention_factor), YaRN (arXiv 2309.00071):
+        the same with `slow` and `fast` for `low` and `high`, but interpolated linearly by the index
+        of the frequency, between bounds that are rounded to integers if `truncated`; rotated
+        vectors are multiplied by the attention factor.
 
-      ('llama3', factor, low, high, length), LLaMA 3.1: a wave that turns fewer than `low` times
-      within `length` positions counts
-        1 / factor, one that turns more than `high` times counts in full, between them the two mix;
-      ('yarn', factor, slow, fast, length, truncated, attention factor), YaRN (arXiv 2309.00071):
-      the same with waves of `slow` and `fast`
-        turns, but mixed by their number in the sequence of waves, from a whole number to a whole
-        number where truncated; turned vectors are longer by the attention factor.
+    Raises:
+      UserError: the scaling is not known.
     """
     half = width // 2
     frequencies = base ** (-np.arange(half, dtype=np.float64) / half)
@@ -87,14 +101,16 @@ def rotary_frequencies(width: int, base: float, scaling: tuple[str | float, ...]
             if truncated:
                 first, last = math.floor(first), math.ceil(last)
             first, last = max(first, 0), min(last, width - 1)
-            # 0.001: as transformers does where both are the same wave.
+            # 0.001: as in transformers, if both bounds are equal.
             full = 1 - np.clip((np.arange(half) - first) / (last - first or 0.001), 0, 1)
             frequencies *= full + (1 - full) / factor
         case _:
-            raise UserError(f'model.rotary_scaling={scaling}: not known')
+            raise UserError(
+                f'model.rotary_scaling={scaling}: is not supported; use linear, llama3 or yarn'
+            )
     return frequencies.astype(np.float32)
 
 
-def _length(scaling: tuple[str | float, ...]) -> float:
-    """Of turned unit vectors."""
+def _get_attention_factor(scaling: tuple[str | float, ...]) -> float:
+    """Returns the factor by which rotated vectors are multiplied; 1 except for YaRN."""
     return float(scaling[-1]) if scaling[:1] == ('yarn',) else 1.0

@@ -1,4 +1,4 @@
-"""A checkpoint of a run, as something to start from, embed with or export."""
+"""A checkpoint of a run, from which to start another run, embed or export."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,22 +18,22 @@ from cpt_jax.runs.config import build
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import on_mesh
-from cpt_jax.text.tokenizer import Tokenizer, tokenizer_from_file
+from cpt_jax.runtime.mesh import assign_mesh_shardings
+from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file
 
 T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
 class EarlierRun:
-    """A checkpoint of a run; its arrays are read when they are asked for.
+    """A checkpoint of a run. Its arrays are read only by the methods that load them.
 
     Attributes:
-      directory: the folder of the checkpoint: checkpoints/ of the run, or best/.
+      directory: folder that contains the checkpoint: checkpoints/ of the run, or best/.
       step: number of training steps.
       provenance: metadata stored in the checkpoint.
-      reference: what the user wrote, for messages.
-      flag: the flag or key that the user wrote it for.
+      reference: model reference from the user, for messages.
+      flag: flag or key that the reference comes from, for messages.
     """
 
     directory: Path
@@ -44,27 +44,29 @@ class EarlierRun:
 
     @property
     def run_dir(self) -> RunDir:
+        """The run's directory."""
         return RunDir(self.directory.parent)
 
     @property
     def name(self) -> str:
-        """`run@step`, by the name of the run's directory."""
+        """`run@step`, where `run` is the name of the run's directory."""
         return f'{self.directory.parent.name}@{self.step}'
 
     @property
     def saved(self) -> str:
-        """Time when the checkpoint was written, UTC."""
-        return checkpoint.saved_at(self.directory, self.step)
+        """The time when the checkpoint was written, as ISO 8601 in UTC."""
+        return checkpoint.read_save_time(self.directory, self.step)
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the run predicted next tokens, so that it has never read the delimiters."""
+        """Whether the run was trained on next tokens, and so without delimiters."""
         return self.provenance.objective == 'lm'
 
     @property
     def inherits_architecture(self) -> bool:
-        """Whether the `model` section came from the run's origin; runs from before this was stored
-        inherited from a pretrained directory alone.
+        """Whether the `model` section came from the run's origin.
+
+        Older runs did not store this. They inherited the section only from pretrained directories.
         """
         if self.provenance.inherits is None:
             return is_pretrained(self.provenance.config['init_from'])
@@ -72,115 +74,122 @@ class EarlierRun:
 
     @property
     def bos_ids(self) -> list[int] | None:
-        """The ids that begin every text of the language model that the run is or comes from; None
-        if it comes from no language model.
+        """The ids at the beginning of every text, if the run is a language model or comes from one.
+
+        None otherwise.
         """
         if self.is_language_model:
-            return [self.load_tokenizer().boundaries[0]]
+            return [self.load_tokenizer().bos_and_eos[0]]
         return self.provenance.begin
 
     @property
     def pretrained_config(self) -> Any:
-        """config.json of the pretrained model that the run comes from, or None."""
+        """The config.json of the pretrained model that the run comes from, or None."""
         return self.provenance.pretrained
 
     @property
     def architecture(self) -> tuple[dict[str, Any], int]:
-        """The `model` section of the run and its number of ids."""
+        """The `model` section of the run, and the vocabulary size."""
         config = self.provenance.config
         return dict(config['model']), config['tokenizer']['vocab_size']
 
     @property
     def lora(self) -> LoRA:
-        """The adapters of the run; of rank 0 where it has none.
+        """The adapters' settings; the rank is 0 if the run has no adapters.
 
         Raises:
-          UserError: newer code has trained it.
+          UserError: the run was trained with newer code, which has other keys.
         """
-        return self._build(LoRA, 'lora', self.provenance.config['lora'])
+        return self._build_section(LoRA, 'lora', self.provenance.config['lora'])
 
     def encoder_config(self, vocab_size: int, **changed: Any) -> EncoderConfig:
-        """Returns the architecture that was trained, with other values of some keys.
+        """Returns the architecture that was trained, with the values in `changed` replaced.
 
         Raises:
-          UserError: newer code has trained it.
+          UserError: the run was trained with newer code, which has other keys.
         """
         section = self.provenance.config['model'] | changed
-        return self._build(EncoderConfig, 'model', section, vocab_size=vocab_size)
+        return self._build_section(EncoderConfig, 'model', section, vocab_size=vocab_size)
 
-    def _build(
+    def _build_section(
         self, function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any
     ) -> T:
+        """Calls `build`, and adds the versions of the code to its errors."""
         try:
             return build(function, name, section, **given)
         except UserError as error:
             raise UserError(
-                f'{self.flag} {self.reference}: {error} (the run is of code '
-                f'{self.provenance.code}, this is {code_version()})'
+                f'{self.flag} {self.reference}: {error} (the run was trained with version '
+                f'{self.provenance.code}; this is {code_version()})'
             ) from None
 
     def load_tokenizer(self) -> Tokenizer:
         """Returns the tokenizer stored in the checkpoint."""
         name, content = checkpoint.read_tokenizer_file(self.directory, self.step)
-        return tokenizer_from_file(name, content, self.provenance.closing)
+        return parse_tokenizer_file(name, content, self.provenance.closing)
 
     def load_params(self, abstract: T) -> T:
-        """Returns parameters of the run, on the shardings of `abstract`.
+        """Returns parameters of the run.
+
+        Args:
+          abstract: tree of ShapeDtypeStructs with the shardings of the parameters to load.
 
         Raises:
-          UserError: the checkpoint is damaged, or its model has other shapes.
+          UserError: the checkpoint is damaged, or its parameters have other shapes.
         """
         try:
             return checkpoint.load_params(self.directory, self.step, abstract)
         except KeyError as error:
             raise UserError(
-                f'{self.flag}={self.reference}: its model is not of the shape of this config: '
+                f'{self.flag}={self.reference}: its model does not have the shapes of this config: '
                 f'{error.args[0]}'
             ) from error
 
     def load_encoder(self, config: EncoderConfig, mesh: jax.sharding.Mesh) -> Encoder:
-        """Returns the encoder of a run whose parameters were all trained."""
+        """Returns the encoder of a run without adapters."""
         with jax.set_mesh(mesh):
-            abstract = on_mesh(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), mesh)
+            shapes = jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0)))
+            abstract = assign_mesh_shardings(shapes, mesh)
             return self.load_params({'encoder': abstract})['encoder']
 
     def describe_base(self) -> Base:
-        """Returns what identifies the checkpoint as the base of adapters.
+        """Returns path and save time of the checkpoint, for runs with adapters of it.
 
         Raises:
-          UserError: it holds adapters itself.
+          UserError: the checkpoint itself contains only adapters.
         """
-        self.refuse_adapters()
+        self.check_has_no_adapters()
         return Base(f'{self.directory.parent}@{self.step}', self.saved)
 
-    def refuse_adapters(self) -> None:
-        """Raises UserError if the checkpoint holds adapters alone: nothing can start from it."""
+    def check_has_no_adapters(self) -> None:
+        """Raises UserError if the checkpoint contains only adapters: no run can start from it."""
         if self.provenance.has_adapters:
             raise UserError(
-                f'{self.flag}={self.reference}: its checkpoints hold adapters alone; start from '
-                f'an export of it (launch/export.py)'
+                f'{self.flag}={self.reference}: its checkpoints contain only adapters: export the '
+                f'run (launch/export.py) and start from the export'
             )
 
 
 def find_run(reference: str, flag: str) -> EarlierRun:
-    """Returns the checkpoint of a model reference: a run (its latest step), `run@step` or
-    `run@best:TASK`.
+    """Returns the checkpoint of a model reference.
+
+    Args:
+      reference: a run (its latest step), `run@step` or `run@best:TASK`.
+      flag: flag or key that the reference comes from, for messages.
 
     Raises:
       UserError: there is no such run or checkpoint, or it is damaged.
     """
-    directory, step = checkpoint.find(reference, flag)
-    provenance = Provenance.from_json(checkpoint.read_about(directory, step))
+    directory, step = checkpoint.find_checkpoint(reference, flag)
+    provenance = Provenance.from_json(checkpoint.read_metadata(directory, step))
     return EarlierRun(directory, step, provenance, reference, flag)
 
 
-def find_latest(run_dir: RunDir) -> EarlierRun | None:
+def find_latest_checkpoint(run_dir: RunDir) -> EarlierRun | None:
     """Returns the newest checkpoint of a run whose metadata can be read; None if there is none."""
-    latest = checkpoint.latest_about(run_dir.checkpoints)
+    latest = checkpoint.read_latest_metadata(run_dir.checkpoints)
     if latest is None:
         return None
-    step, about = latest
-    reference = str(run_dir.path)
-    return EarlierRun(
-        run_dir.checkpoints, step, Provenance.from_json(about), reference, '--workdir'
-    )
+    step, metadata = latest
+    provenance = Provenance.from_json(metadata)
+    return EarlierRun(run_dir.checkpoints, step, provenance, str(run_dir.path), '--workdir')

@@ -1,6 +1,4 @@
-"""What LoRA leaves as it is: where the base of a run lies, and that it is the one that the adapters
-were trained on.
-"""
+"""The frozen base of a LoRA run: describing it, checking that it is unchanged, and loading it."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,38 +13,45 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.parameter import divided, joined
+from cpt_jax.model.parameter import join_frozen, split_frozen
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Model, resolve_model
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.provenance import Base
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import on_mesh
+from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.text.tokenizer import DELIMITERS
 
-# Of each file so many pieces of so many bytes tell whether it is the same: another model differs
-# all over.
-_PIECES, _BYTES = 256, 4096
+# The fingerprint of a file reads this many blocks of this many bytes, evenly spaced. The weights of
+# another model differ everywhere.
+_BLOCKS = 256
+_BLOCK_BYTES = 4096
 
 
 def describe_base(model: Model) -> Base:
-    """Returns path and fingerprint of what a LoRA run starts from: a pretrained model, or a run
-    whose parameters were all trained.
+    """Returns the path and the fingerprint of the model that a LoRA run starts from.
+
+    Args:
+      model: a pretrained model, or a run without adapters.
 
     Raises:
-      UserError: its checkpoints hold adapters alone.
+      UserError: the checkpoints of the run contain only adapters.
     """
     if isinstance(model, Pretrained):
-        return Base(str(model.directory), _fingerprint(model.files.paths))
+        return Base(str(model.directory), _fingerprint_files(model.files.paths))
     return model.describe_base()
 
 
 def check_base(base: Base, run: str) -> Model:
-    """Returns the base of a run, opened.
+    """Opens the base of a LoRA run, and checks that its weights are unchanged.
+
+    Args:
+      base: the base in the run's provenance.
+      run: path of the run, for messages.
 
     Raises:
-      UserError: it is not there, or is not what it was.
+      UserError: the base cannot be read, or its weights have changed.
     """
     try:
         model = resolve_model(base.path, 'init_from')
@@ -56,7 +61,7 @@ def check_base(base: Base, run: str) -> Model:
     if found.fingerprint != base.fingerprint:
         raise UserError(
             f'{run} holds adapters that were trained on other weights than {base.path} holds now: '
-            f'put them back'
+            f'restore the original weights there'
         )
     return model
 
@@ -64,40 +69,46 @@ def check_base(base: Base, run: str) -> Model:
 def load_base(
     model: Model, config: EncoderConfig, mesh: jax.sharding.Mesh, lora: LoRA, fresh: Iterable[int]
 ) -> Encoder:
-    """Returns the weights of a base, frozen as `lora.base` says.
+    """Returns the weights of a base, in the storage format of `lora.base`.
 
-    Of a pretrained model one tensor is a float at a time; of a run all are at once, over the mesh.
+    A pretrained model is converted tensor by tensor, so only one tensor at a time is in floating
+    point. The weights of a run are loaded in floating point all at once, sharded over the mesh.
 
     Args:
-      model: the base, opened.
-      fresh: ids that it has no rows for; see `load_encoder`.
+      model: the base.
+      config: architecture of the encoder.
+      mesh: mesh of the run.
+      lora: adapters of the run.
+      fresh: ids without a row in the base's token table; see `load_encoder`.
 
     Raises:
-      UserError: it is damaged, or not of this shape.
+      UserError: the base is damaged, or its weights have other shapes.
     """
     if isinstance(model, Pretrained):
         return model.load_encoder(config, mesh, fresh=fresh, lora=lora)
-    # A language model has never read the delimiters; a run in a template does not either.
+    # A language model was trained without delimiters, so their rows are new. With a template,
+    # `fresh` is empty: delimiters are not used.
     has_new_delimiters = bool([*fresh]) and model.is_language_model
 
     def freeze(encoder: Encoder) -> Encoder:
         if has_new_delimiters:
-            encoder.token_embedding = with_new_delimiters(
-                encoder.token_embedding, config.vocab_size
-            )
-        return lora.frozen(encoder)
+            encoder.token_embedding = add_new_delimiters(encoder.token_embedding, config.vocab_size)
+        return lora.freeze(encoder)
 
     encoder = model.load_encoder(config, mesh)
     with jax.set_mesh(mesh):
         return jax.jit(freeze, donate_argnums=0)(encoder)
 
 
-def with_new_delimiters(table: nnx.Variable, vocab_size: int) -> Any:
-    """The token table of a language model, to which the delimiters, the last ids, are new: their
-    rows are made as those of `cpt_jax.model.families.load.grown`, on the devices, near the mean of
-    the rows before them.
+def add_new_delimiters(table: nnx.Variable, vocab_size: int) -> Any:
+    """Returns a language model's token table with new rows for the delimiters, the last ids.
+
+    The rows are the mean of the rows before them plus noise, as in
+    `cpt_jax.model.families.load.grown`, but computed on the devices.
     """
-    table_VxD, first, count = table[...], vocab_size - len(DELIMITERS), len(DELIMITERS)
+    table_VxD = table[...]
+    count = len(DELIMITERS)
+    first = vocab_size - count
     shard = jax.typeof(table_VxD).sharding.spec
     number_Vx1 = jnp.arange(len(table_VxD), out_sharding=P(shard[0]))[:, None]
     known_VxD = jnp.where(number_Vx1 < first, table_VxD, 0)
@@ -112,60 +123,66 @@ def with_new_delimiters(table: nnx.Variable, vocab_size: int) -> Any:
     return table.replace(jnp.where(fresh_Vx1, mean_D + 0.1 * std_D * noise_VxD, table_VxD))
 
 
-def put_base(frozen: Encoder, base: Encoder) -> Encoder:
-    """The frozen half of an adapted encoder (model/parameter.py: divided) with the weights of a
-    base.
+def merge_base(frozen: Encoder, base: Encoder) -> Encoder:
+    """Returns the frozen half of an adapted encoder with the weights of a base.
+
+    Args:
+      frozen: the frozen half, from `split_frozen` in model/parameter.py.
+      base: encoder with the weights.
     """
-    return checkpoint.like(frozen, checkpoint.by_name(base))
+    return checkpoint.from_nested_dict(frozen, checkpoint.to_nested_dict(base))
 
 
 def load_adapted(
     run: EarlierRun, config: EncoderConfig, mesh: jax.sharding.Mesh, fresh: Iterable[int]
 ) -> Encoder:
-    """Returns the encoder of a LoRA run, its adapters beside its base.
+    """Returns the encoder of a LoRA run, with its adapters and its base.
 
     Raises:
-      UserError: the base is not there any more, or is another one.
+      UserError: the base is missing, or its weights have changed.
     """
-    base = check_base(base_of_adapters(run), str(run.run_dir.path))
+    base = check_base(get_adapter_base(run), str(run.run_dir.path))
     lora = run.lora
     lora.check(config, mesh)
     trained, frozen = load_adapters(run, lora, config, mesh)
-    return joined(trained, put_base(frozen, load_base(base, config, mesh, lora, fresh)))
+    return join_frozen(trained, merge_base(frozen, load_base(base, config, mesh, lora, fresh)))
 
 
 def load_adapters(
     run: EarlierRun, lora: LoRA, config: EncoderConfig, mesh: jax.sharding.Mesh
 ) -> tuple[Encoder, Encoder]:
-    """Returns the adapters of a run, and the other half of the encoder as shapes, dtypes and
-    shardings (model/parameter.py: divided).
+    """Returns the two halves of a LoRA run's encoder (see `split_frozen` in model/parameter.py).
+
+    The trained half has the arrays of the adapters. The frozen half has ShapeDtypeStructs with
+    shardings.
     """
     with jax.set_mesh(mesh):
 
-        def make():
-            return divided(lora.adapted(Encoder(config, nnx.Rngs(0)), nnx.Rngs(0)))
+        def init():
+            return split_frozen(lora.add_adapters(Encoder(config, nnx.Rngs(0)), nnx.Rngs(0)))
 
-        trained, frozen = on_mesh(jax.eval_shape(make), mesh)
+        trained, frozen = assign_mesh_shardings(jax.eval_shape(init), mesh)
         return run.load_params({'encoder': trained})['encoder'], frozen
 
 
-def base_of_adapters(run: EarlierRun) -> Base:
+def get_adapter_base(run: EarlierRun) -> Base:
     """Returns the base in a LoRA run's provenance. Raises UserError if its metadata has none."""
     if run.provenance.base is None:
-        raise UserError(f'{run.run_dir.path} holds adapters, and its metadata name no base')
+        raise UserError(f'{run.run_dir.path} holds adapters, but its metadata has no base')
     return run.provenance.base
 
 
-def _fingerprint(paths: Sequence[Path]) -> str:
-    """Of files' names and sizes, and of pieces of them all over: no minutes of reading before each
-    start.
+def _fingerprint_files(paths: Sequence[Path]) -> str:
+    """Returns a digest of the files' names and sizes, and of blocks of their contents.
+
+    The files are not read completely, which would take minutes at every start.
     """
     digest = hashlib.sha256()
     for path in sorted(paths):
         size = path.stat().st_size
         digest.update(f'{path.name} {size}\n'.encode())
         with path.open('rb') as file:
-            for piece in range(_PIECES):
-                file.seek(size * piece // _PIECES)
-                digest.update(file.read(_BYTES))
+            for block in range(_BLOCKS):
+                file.seek(size * block // _BLOCKS)
+                digest.update(file.read(_BLOCK_BYTES))
     return digest.hexdigest()

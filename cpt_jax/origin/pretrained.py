@@ -1,6 +1,4 @@
-"""A model that others trained: a directory with config.json, *.safetensors and a tokenizer, or of
-sentence-transformers, or llama2.c's.
-"""
+"""Pretrained models in the formats of transformers, sentence-transformers, PEFT and llama2.c."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,25 +9,25 @@ import jax
 import jax.numpy as jnp
 
 from cpt_jax.model.adapters.lora import LoRA
-from cpt_jax.model.adapters.peft import AdaptedFiles, base_of, is_adapter
+from cpt_jax.model.adapters.peft import AdaptedFiles, find_base_directory, is_adapter_directory
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
-from cpt_jax.model.families.known import family_of
+from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
-from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, llama2c_file
+from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import Files
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
-from cpt_jax.text.pretrained_tokenizer import OwnTokenizer, open_tokenizer
-from cpt_jax.text.tokenizer import Side, Tokenizer, tokenizer_from_file
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
+from cpt_jax.text.tokenizer import Side, Tokenizer, parse_tokenizer_file
 
-# The poolings by sentence-transformers' names, and by those of --pooling.
+# Names of poolings in EncoderConfig, by the names in sentence-transformers and in --pooling.
 _BY_MODE = {pooling.mode: name for name, pooling in POOLINGS.items()}
 _BY_FLAG = {flag: name for name, pooling in POOLINGS.items() for flag in pooling.flags}
-# How sentence-transformers wrote a pooling before its version 5.4: one of these is true.
+# Keys of sentence-transformers before version 5.4, one of which is true -> name since then.
 _LEGACY_FLAGS = {
     'pooling_mode_cls_token': 'cls',
     'pooling_mode_mean_tokens': 'mean',
@@ -38,26 +36,26 @@ _LEGACY_FLAGS = {
     'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
     'pooling_mode_weightedmean_tokens': 'weightedmean',
 }
-# In `prompts` of config_sentence_transformers.json, the first that is there; `passage` is E5's
-# word.
+# Keys of each side in `prompts` of config_sentence_transformers.json; the first existing one is
+# used. E5 calls documents passages.
 _PROMPTS: dict[Side, tuple[str, ...]] = {'x': ('query',), 'y': ('document', 'passage')}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A pretrained model's directory, read but for its weights.
+    """A directory of a pretrained model, with everything read except the weights.
 
     Attributes:
-      directory: its absolute path.
+      directory: absolute path.
       config: content of config.json.
-      family: its kind of transformer.
-      files: its weights, tensor by tensor.
-      shape: keyword arguments of EncoderConfig, pooling among them.
-      rows: number of rows of its token table.
-      tokenizer: with its special tokens and prompts, for embedding; a run that starts from it has
-        `tokenizer.file` between delimiters.
-      max_tokens: of a text, special tokens included.
-      dense: the config.json of each Dense module of sentence-transformers, by its folder, in turn.
+      family: the transformer family, such as BERT.
+      files: the files of the weights, which are read tensor by tensor.
+      shape: keyword arguments of EncoderConfig, including the pooling.
+      rows: number of rows of the token table.
+      tokenizer: tokenizer with the model's special tokens and prompts, for embedding. A run that
+        starts from the model uses `tokenizer.file` with delimiters instead.
+      max_tokens: maximum number of tokens of a text, including special tokens.
+      dense: folder -> config.json of each Dense module of sentence-transformers, in order.
     """
 
     directory: Path
@@ -66,30 +64,35 @@ class Pretrained:
     files: Files
     shape: Mapping[str, Any]
     rows: int
-    tokenizer: OwnTokenizer
+    tokenizer: PretrainedTokenizer
     max_tokens: int
     dense: Mapping[Path, Mapping[str, Any]]
 
     @property
     def bos_ids(self) -> list[int] | None:
-        """The ids that begin every text of a causal language model; None for other models."""
-        return list(self.tokenizer.begin) if self.shape.get('causal', True) else None
+        """The ids at the beginning of every text of a causal language model; None otherwise."""
+        return list(self.tokenizer.bos_ids) if self.shape.get('causal', True) else None
 
     @property
     def pretrained_config(self) -> Mapping[str, Any]:
-        """config.json, which a run keeps: its export is of the same family."""
+        """The config.json, which a run stores so that its export has the same family."""
         return self.config
 
     @property
     def architecture(self) -> tuple[dict[str, Any], int]:
-        """The `model` section of a run that starts from it, and its number of ids, the delimiters
-        included.
+        """The `model` section of a run that starts from the model, and its vocabulary size.
+
+        The vocabulary size includes the delimiters.
         """
         return dict(self.shape), self.load_tokenizer('own').vocab_size
 
     def load_tokenizer(self, closing: str) -> Tokenizer:
-        """Returns its tokenizer with the paper's delimiters, closed as `tokenizer.closing` says."""
-        return tokenizer_from_file(*self.tokenizer.file, closing)
+        """Returns the tokenizer with the paper's delimiters.
+
+        Args:
+          closing: the config key `tokenizer.closing`.
+        """
+        return parse_tokenizer_file(*self.tokenizer.file, closing)
 
     def load_encoder(
         self,
@@ -99,78 +102,88 @@ class Pretrained:
         fresh: Iterable[int] = (),
         lora: LoRA | None = None,
     ) -> Encoder:
-        """Returns its encoder; see `model/families/load.py`."""
+        """Returns the encoder with its weights; see `cpt_jax.model.families.load.load_encoder`."""
         return load_encoder(self.family, self.files, config, mesh, dtype, fresh, lora)
 
 
 def is_pretrained(reference: str) -> bool:
-    """Whether a model reference is such a directory, or one of an adapter of PEFT; a run has a
-    config.json too, and data.json beside it.
+    """Whether a model reference is the directory of a pretrained model or of a PEFT adapter.
+
+    The directory of a run also has a config.json; it differs by its data.json.
     """
     directory = Path(reference)
     if not reference or RunDir(directory).data.is_file():
         return False
     return (
         (directory / 'config.json').is_file()
-        or is_adapter(directory)
-        or llama2c_file(directory) is not None
+        or is_adapter_directory(directory)
+        or find_llama2c_file(directory) is not None
     )
 
 
-def directories_of(reference: str) -> list[Path]:
-    """The directory of a pretrained model; of an adapter its own, and that of its base."""
+def list_model_directories(reference: str) -> list[Path]:
+    """Returns the directory of a pretrained model and, if it is an adapter, those of its base."""
     directory = Path(reference)
-    return [directory, *(directories_of(str(base_of(directory))) if is_adapter(directory) else [])]
+    if not is_adapter_directory(directory):
+        return [directory]
+    return [directory, *list_model_directories(str(find_base_directory(directory)))]
 
 
 def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
-    """Reads all of a directory but the weights. An adapter of PEFT is merged into its base as
-    tensors are read.
+    """Opens the directory of a pretrained model, without reading its weights.
+
+    A PEFT adapter is merged into its base when tensors are read.
 
     Args:
       reference: the directory.
-      pooling: 'eos' or 'last' (the state at a text's last token), 'mean' or 'cls' (at its first)
-        for a directory that says none; '': its family's: 'mean' for BERT, 'last' for decoders.
+      pooling: pooling for a directory that does not configure one: 'eos' or 'last' (the state of
+        the last token), 'cls' (the state of the first token) or 'mean'. Default '' is the pooling
+        of the family: 'mean' for BERT, 'last' for decoders.
 
     Raises:
-      UserError: it is damaged, or needs something that we do not have; or it says its pooling, and
-        another is asked for.
+      UserError: the directory is damaged or needs an unsupported feature, or `pooling` is set for a
+        directory that configures one.
     """
     directory = Path(reference).absolute()
-    if is_adapter(directory):
-        base = open_pretrained(str(base_of(directory)), pooling)
+    if is_adapter_directory(directory):
+        base = open_pretrained(str(find_base_directory(directory)), pooling)
         return dataclasses.replace(
             base, directory=directory, files=AdaptedFiles(base.files, base.family, directory)
         )
-    path = None if (directory / 'config.json').is_file() else llama2c_file(directory)
+    path = None if (directory / 'config.json').is_file() else find_llama2c_file(directory)
     legacy = Llama2cFile(path) if path else None
     config = legacy.config if legacy else read_json_file(directory / 'config.json')
     try:
-        family = LLAMA2C if legacy else family_of(config)
+        family = LLAMA2C if legacy else find_family(config)
         shape = family.shape(config)
         rows = int(config['vocab_size'])
     except KeyError as error:
         raise UserError(f'{directory}/config.json: has no {error.args[0]!r}') from None
     except UserError as error:
         raise UserError(f'{directory}/{error}') from None
-    # The key of transformers, and that of other readers.
+    # transformers writes the first key, other libraries the second.
     if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
         shape |= {'causal': False}
-    modules = _modules(directory)
-    shape |= {'pooling': _pooling(directory, modules, shape.get('pooling', 'eos'), pooling)}
+    modules = _read_modules(directory)
+    default_pooling = shape.get('pooling', 'eos')
+    shape |= {'pooling': _resolve_pooling(directory, modules, default_pooling, pooling)}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
     sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
     tokenizer = open_tokenizer(
-        directory, config, _prompts(directory), bool(sentence.get('do_lower_case', False))
+        directory, config, _read_prompts(directory), bool(sentence.get('do_lower_case', False))
     )
     if tokenizer.vocab_size > rows:
         raise UserError(
             f'{directory}: {tokenizer.source} has {tokenizer.vocab_size} ids, and the embedding '
-            f'{rows} rows'
+            f'{rows} rows: use the tokenizer of this model'
         )
-    own = read_json_file(directory / 'tokenizer_config.json', optional=True)
-    limits = [sentence.get('max_seq_length'), own.get('model_max_length'), shape['max_length']]
-    longest = int(min(limit for limit in limits if limit))
+    tokenizer_config = read_json_file(directory / 'tokenizer_config.json', optional=True)
+    limits = [
+        sentence.get('max_seq_length'),
+        tokenizer_config.get('model_max_length'),
+        shape['max_length'],
+    ]
+    max_tokens = int(min(limit for limit in limits if limit))
     return Pretrained(
         directory,
         config,
@@ -179,14 +192,18 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         shape,
         rows,
         tokenizer,
-        longest,
-        _dense(directory, modules),
+        max_tokens,
+        _read_dense_configs(directory, modules),
     )
 
 
-def _modules(directory: Path) -> list[tuple[str, Path]]:
-    """The kinds and folders of the modules that sentence-transformers lists in modules.json; none
-    without one.
+def _read_modules(directory: Path) -> list[tuple[str, Path]]:
+    """Returns (kind, folder) of each module in sentence-transformers' modules.json.
+
+    Returns [] if there is no modules.json.
+
+    Raises:
+      UserError: modules.json is invalid, has an unsupported kind, or has no pooling.
     """
     path = directory / 'modules.json'
     if not path.is_file():
@@ -198,47 +215,64 @@ def _modules(directory: Path) -> list[tuple[str, Path]]:
         ]
     except (KeyError, TypeError):
         raise UserError(f'{path}: not a list of modules, each with a type and a path') from None
-    other = dict(modules).keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
-    if other or 'Pooling' not in dict(modules):
+    unknown = dict(modules).keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
+    if unknown or 'Pooling' not in dict(modules):
         raise UserError(
-            f'{path}: a transformer, a pooling and a normalisation are expected, not '
+            f'{path}: expected a transformer, a pooling and a normalisation, not '
             f'{", ".join(dict(modules))}'
         )
     return modules
 
 
-def _pooling(
+def _resolve_pooling(
     directory: Path, modules: Sequence[tuple[str, Path]], default: str, chosen: str
 ) -> str:
-    """What the modules say; where there are none what is chosen, or else `default`."""
+    """Returns the pooling as in EncoderConfig.
+
+    Args:
+      directory: directory of the model, for messages.
+      modules: modules of sentence-transformers; if there are any, they configure the pooling.
+      default: pooling of the family.
+      chosen: value of --pooling, or ''.
+
+    Raises:
+      UserError: `chosen` is unknown, or set although there are modules; or the pooling of the
+        modules is not supported.
+    """
     if chosen and chosen not in _BY_FLAG:
         raise UserError(f'--pooling {chosen}: choose one of {", ".join(_BY_FLAG)}')
     if not modules:
         return _BY_FLAG[chosen] if chosen else default
     if chosen:
         raise UserError(
-            f'--pooling {chosen}: {directory}/modules.json says the pooling of this model; leave '
-            f'the flag out'
+            f'--pooling {chosen}: {directory}/modules.json configures the pooling of this model: '
+            f'omit the flag'
         )
     path = dict(modules)['Pooling'] / 'config.json'
     pooling = read_json_file(path)
-    modes = [mode for flag, mode in _LEGACY_FLAGS.items() if pooling.get(flag)] or [
-        pooling.get('pooling_mode')
-    ]
+    modes = [mode for flag, mode in _LEGACY_FLAGS.items() if pooling.get(flag)]
+    if not modes:
+        modes = [pooling.get('pooling_mode')]
     if len(modes) > 1 or modes[0] not in _BY_MODE:
         raise UserError(
-            f'{path}: pooling {modes} is not supported; known are one of {", ".join(_BY_MODE)}'
+            f'{path}: pooling {modes} is not supported; supported is one of {", ".join(_BY_MODE)}'
         )
     return _BY_MODE[modes[0]]
 
 
-def _dense(directory: Path, modules: Sequence[tuple[str, Path]]) -> dict[Path, Mapping[str, Any]]:
-    """Of the Dense modules between pooling and normalisation."""
+def _read_dense_configs(
+    directory: Path, modules: Sequence[tuple[str, Path]]
+) -> dict[Path, Mapping[str, Any]]:
+    """Returns folder -> config.json of the Dense modules between pooling and normalisation.
+
+    Raises:
+      UserError: a Dense module is in another place.
+    """
     kinds = [kind for kind, _ in modules]
     if 'Dense' in kinds and (kinds[:2] != ['Transformer', 'Pooling'] or 'Normalize' in kinds[:-1]):
         raise UserError(
-            f'{directory}/modules.json: a transformer, a pooling and a normalisation are expected, '
-            f'not {", ".join(kinds)}; Dense modules may stand before the last'
+            f'{directory}/modules.json: expected a transformer, a pooling and a normalisation, not '
+            f'{", ".join(kinds)}; Dense modules may come before the normalisation'
         )
     return {
         folder: read_json_file(folder / 'config.json')
@@ -247,8 +281,8 @@ def _dense(directory: Path, modules: Sequence[tuple[str, Path]]) -> dict[Path, M
     }
 
 
-def _prompts(directory: Path) -> dict[Side, str]:
-    """What stands before the texts of each side, where sentence-transformers wrote any."""
+def _read_prompts(directory: Path) -> dict[Side, str]:
+    """Returns the prompt before the texts of each side, from sentence-transformers' config."""
     given = read_json_file(directory / 'config_sentence_transformers.json', optional=True)
     prompts = given.get('prompts') or {}
     default = prompts.get(given.get('default_prompt_name') or '', '')

@@ -1,4 +1,4 @@
-"""What a run starts from, or what a model reference names: decided here and nowhere else."""
+"""Resolves model references and the config key `init_from`. No other module does."""
 
 import dataclasses
 from pathlib import Path
@@ -11,7 +11,7 @@ from cpt_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Scratch:
-    """Random weights, in the architecture of the config."""
+    """The origin of a run that starts from random weights, in the architecture of its config."""
 
     bos_ids = None
     pretrained_config = None
@@ -23,12 +23,12 @@ Origin = Scratch | Pretrained | EarlierRun
 
 
 def resolve_model(reference: str, flag: str, pooling: str = '') -> Model:
-    """Returns what a model reference names.
+    """Returns the model of a model reference.
 
     Args:
       reference: a run, `run@step`, `run@best:TASK`, or the directory of a pretrained model.
-      flag: the flag or key that it was given with, for messages.
-      pooling: see `open_pretrained`.
+      flag: flag or key that the reference comes from, for messages.
+      pooling: pooling of a pretrained model, see `open_pretrained`.
 
     Raises:
       UserError: there is no such run or directory, or it is damaged.
@@ -39,27 +39,29 @@ def resolve_model(reference: str, flag: str, pooling: str = '') -> Model:
 
 
 def check_is_run(reference: str, flag: str) -> None:
-    """Raises UserError for the directory of a pretrained model. A run that has just begun may have
-    neither data.json nor a checkpoint yet.
+    """Raises UserError if a reference is the directory of a pretrained model, not of a run.
+
+    A new run may have no data.json and no checkpoint yet, so the folder checkpoints/ decides.
     """
     if is_pretrained(reference) and not RunDir(Path(reference)).checkpoints.is_dir():
         raise UserError(
-            f'{flag} {reference}: a pretrained model, which has no checkpoints to follow: leave '
-            f'--follow out'
+            f'{flag} {reference}: a pretrained model, which has no checkpoints to follow: omit '
+            f'--follow'
         )
 
 
-def is_there(reference: str) -> bool:
-    """Whether a model reference names a directory that exists, whatever is in it."""
+def reference_exists(reference: str) -> bool:
+    """Whether the directory of a model reference exists, with any content."""
     return Path(reference).exists() or Path(reference.rpartition('@')[0] or reference).exists()
 
 
 def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:
-    """Returns what the config key `init_from` names; '' is scratch.
+    """Returns the origin of a run.
 
     Args:
-      must_exist: False for a plan, which is made before the run that it starts from: where there is
-        no such directory, it counts as scratch.
+      init_from: the config key `init_from`; '' is `Scratch`.
+      must_exist: whether a missing directory is an error. A plan sets it to False, because a plan
+        can be made before its `init_from` exists; the origin is then `Scratch`.
 
     Raises:
       UserError: see `resolve_model`.
@@ -68,6 +70,6 @@ def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:
         return Scratch()
     if is_pretrained(init_from):
         return open_pretrained(init_from)
-    if not must_exist and not is_there(init_from):
+    if not must_exist and not reference_exists(init_from):
         return Scratch()
     return find_run(init_from, 'init_from')

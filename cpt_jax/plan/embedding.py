@@ -1,28 +1,26 @@
-"""The program that turns texts into vectors, compiled for a topology: what launch/evaluate.py and
-embed.py run, batch after batch.
-"""
+"""Plans the embedding program, which launch/evaluate.py and launch/embed.py run batch by batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cpt_jax.plan.lowering import device_bytes, lower_embedding
-from cpt_jax.plan.planning import Figures, Plan, figures
-from cpt_jax.plan.topology import check_topology, devices_of
-from cpt_jax.runtime.mesh import batch_shards
+from cpt_jax.plan.lowering import count_device_bytes, lower_embedding
+from cpt_jax.plan.planning import Plan, ProgramPlan, compile_and_measure
+from cpt_jax.plan.topology import check_topology, get_topology_devices
+from cpt_jax.runtime.mesh import count_batch_shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbeddingPlan(Figures):
-    """What launch/plan.py tells of a config's model as an embedder: its JSON has these keys.
+class EmbeddingPlan(ProgramPlan):
+    """The plan of a config's model as an embedder; the JSON of launch/plan.py has these keys.
 
     Attributes:
-      weights: how parameters are kept: bfloat16 or float32; of a config with LoRA, the kind of its
-        base.
-      weight_bytes_per_chip: of all parameters.
-      row_length: columns of a row, which holds one text.
-      texts_per_step: of a full batch, all devices together.
-      texts_per_second_bound: texts of a full batch in `lower_bound_seconds`.
+      weights: storage format of the parameters: bfloat16 or float32; with LoRA, `lora.base`.
+      weight_bytes_per_chip: bytes of all parameters, per chip.
+      row_length: columns of a row; each row holds one text.
+      texts_per_step: texts of a full batch, over all devices.
+      texts_per_second_bound: upper bound of the throughput, `texts_per_step` divided by
+        `lower_bound_seconds`; None if the program does not fit.
     """
 
     weights: str
@@ -45,35 +43,45 @@ def make_embedding_plan(
     length: int = 0,
     weights: str = '',
 ) -> EmbeddingPlan:
-    """Compiles the program of a full batch of an embedder; see `make_plan`.
+    """Compiles an embedder's program for a full batch and returns its plan; see `make_plan`.
 
     Args:
-      config: plain values; its mesh has no part, and neither has what is for training alone.
-      fsdp: devices that share one copy of the parameters, as of launch/evaluate.py.
-      length: tokens of a text with all that stands around it; 0: the larger of data.max_tokens_x
-        and y.
-      weights: how parameters are kept, bfloat16 or float32; '': bfloat16 with a config that has a
-        prompt, as in files of published language models, else float32, as in checkpoints. With LoRA
-        the config says it.
+      config: the sections of configs/base.py, as plain values; the `mesh` section and keys that
+        only training uses are ignored.
+      topology: a TPU slice, such as v5p:4x4x4.
+      slices: number of slices of this topology.
+      on_start: called after all checks, when compilation starts.
+      fsdp: number of devices over which one copy of the parameters is sharded, as in
+        launch/evaluate.py.
+      length: maximum tokens per text, delimiters or template included; 0: the larger of
+        data.max_tokens_x and data.max_tokens_y.
+      weights: storage format of the parameters, 'bfloat16' or 'float32'; '': bfloat16 if the config
+        has a prompt template, as in files of published language models, else float32, as in
+        checkpoints. Must be '' with LoRA, where `lora.base` decides.
 
     Raises:
-      UserError: the topology or the config is wrong, or a text of that length does not go into the
-        model, or libtpu fails for another reason than memory.
+      UserError: the topology or the config is invalid, a text of that length does not fit the
+        model, or libtpu fails for a reason other than memory.
     """
     chip = check_topology(topology)
-    program = lower_embedding(config, devices_of(topology, slices), fsdp, length, weights)
+    program = lower_embedding(config, get_topology_devices(topology, slices), fsdp, length, weights)
     on_start()
-    found = figures(
-        program.lowered, program.mesh, topology, slices, program.model_flops, program.waiting_bytes
+    measured = compile_and_measure(
+        program.lowered,
+        program.mesh,
+        topology,
+        slices,
+        program.model_flops,
+        program.in_flight_bytes,
     )
-    seconds = found['lower_bound_seconds']
+    seconds = measured['lower_bound_seconds']
     return EmbeddingPlan(
-        **found,
+        **measured,
         params=program.parameters,
         tokens_per_step=program.texts * program.row_length,
-        rows=program.texts // batch_shards(program.mesh),
+        rows=program.texts // count_batch_shards(program.mesh),
         weights=program.weights,
-        weight_bytes_per_chip=chip.devices * device_bytes(program.encoder),
+        weight_bytes_per_chip=chip.devices * count_device_bytes(program.encoder),
         row_length=program.row_length,
         texts_per_step=program.texts,
         texts_per_second_bound=program.texts / seconds if seconds else None,

@@ -1,8 +1,7 @@
-"""A guess at the memory and time of a step before it is compiled: a sweep compiles what promises
-most first.
+"""Rough estimates of the memory and time of a step before it is compiled.
 
-Only the order depends on it. Arithmetic, weights on the wire and activations that are kept are
-counted; constants are round numbers.
+A sweep uses them only to decide which candidates to compile first. The estimates count arithmetic,
+weights sent over the network and saved activations; their constants are round numbers.
 """
 
 import dataclasses
@@ -11,14 +10,23 @@ from cpt_jax.data.batch import Layout
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runtime.hardware import Chip
 
-# Passes through the layers: forward, and backward as two; a policy adds the forward work that the
-# backward pass repeats.
-_REPEATED = {'none': 0.0, 'dots': 0.2, 'full': 1.0}
+# Rematerialization policy -> fraction of the forward pass that the backward pass recomputes. The
+# backward pass itself counts as two forward passes.
+_RECOMPUTED = {'none': 0.0, 'dots': 0.2, 'full': 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepCandidate:
-    """What a sweep varies."""
+    """One combination of the settings that a sweep varies.
+
+    Attributes:
+      data: size of the mesh's data axis.
+      fsdp: size of the mesh's fsdp axis.
+      tensor: size of the mesh's tensor axis.
+      remat: rematerialization policy, as `model.remat`.
+      chunks: number of chunks, as `train.encode_chunks`.
+      form: form of the loss, as `loss.form`.
+    """
 
     data: int
     fsdp: int
@@ -29,37 +37,54 @@ class SweepCandidate:
 
     @property
     def frugality(self) -> tuple[int, int, int]:
-        """Each choice that needs less memory and more time is a larger number."""
-        return list(_REPEATED).index(self.remat), self.chunks, int(self.form != 'dense')
+        """Ranks of remat, chunks and form; a larger rank needs less memory and more time."""
+        return list(_RECOMPUTED).index(self.remat), self.chunks, int(self.form != 'dense')
 
 
-def state_bytes(candidate: SweepCandidate, trained: int, frozen_bytes: int = 0) -> int:
-    """Of a device: float32 parameters, two moments and the gradient, and what LoRA leaves as it is.
-    Without these nothing runs.
+def estimate_state_bytes(candidate: SweepCandidate, trained: int, frozen_bytes: int = 0) -> int:
+    """Returns the bytes per device of the training state and gradient, the minimum to run at all.
+
+    Counts float32 parameters, two moments and the gradient, and the frozen weights of LoRA.
+
+    Args:
+      candidate: settings to estimate.
+      trained: number of trained parameters.
+      frozen_bytes: bytes of all frozen weights.
     """
     return (16 * trained + frozen_bytes) // (candidate.fsdp * candidate.tensor)
 
 
-def guess_bytes(
+def estimate_bytes(
     candidate: SweepCandidate, config: EncoderConfig, layout: Layout, parameters: int, state: int
 ) -> float:
-    """Of a device: the `state` (`state_bytes`), a layer's weights gathered, what the backward pass
-    keeps, a layer's work, and the loss.
+    """Returns the estimated bytes per device of a training step.
+
+    The sum of the training state, the gathered weights of one layer, the activations saved for the
+    backward pass, the temporaries of one layer, and the loss.
+
+    Args:
+      candidate: settings to estimate.
+      config: config of the encoder.
+      layout: layout of a batch.
+      parameters: number of parameters.
+      state: bytes per device, from `estimate_state_bytes`.
     """
     tokens = layout.rows * layout.row_length
     weights = 2 * 2 * parameters / config.layers / candidate.tensor
-    keep = config.layers * tokens * _kept(candidate, config, layout.row_length)
+    saved = config.layers * tokens * _count_saved_bytes(candidate, config, layout.row_length)
     work = tokens * (10 * layout.row_length * config.heads + 4 * config.hidden) / candidate.tensor
     devices = candidate.data * candidate.fsdp * candidate.tensor
     pairs = layout.pairs * layout.parts * layout.chunks
-    loss = 8 * pairs * layout.texts * config.width + (
-        16 * pairs * pairs / devices if candidate.form == 'dense' else 0
-    )
-    return state + weights + keep + work + loss
+    loss = float(8 * pairs * layout.texts * config.width)
+    if candidate.form == 'dense':
+        loss += 16 * pairs * pairs / devices
+    return state + weights + saved + work + loss
 
 
-def _kept(candidate: SweepCandidate, config: EncoderConfig, row_length: int) -> float:
-    """Bytes a token and layer that wait for the backward pass, in bfloat16 but for the softmax."""
+def _count_saved_bytes(candidate: SweepCandidate, config: EncoderConfig, row_length: int) -> float:
+    """Returns the bytes per token and layer that are saved for the backward pass: bfloat16, except
+    for the softmax.
+    """
     carried = 2 * config.width
     if candidate.remat == 'full':
         return carried
@@ -74,7 +99,7 @@ def _kept(candidate: SweepCandidate, config: EncoderConfig, row_length: int) -> 
     return carried + 2 * projected + 6 * row_length * config.heads / candidate.tensor
 
 
-def guess_seconds(
+def estimate_seconds(
     candidate: SweepCandidate,
     config: EncoderConfig,
     layout: Layout,
@@ -82,9 +107,18 @@ def guess_seconds(
     flops: int,
     chip: Chip,
 ) -> float:
-    """The largest of arithmetic, memory and network, of a step."""
+    """Returns the estimated seconds per step: the largest of arithmetic, memory and network time.
+
+    Args:
+      candidate: settings to estimate.
+      config: config of the encoder.
+      layout: layout of a batch.
+      parameters: number of parameters.
+      flops: floating-point operations of a step, without recomputation.
+      chip: kind of chip, with its rates.
+    """
     devices = candidate.data * candidate.fsdp * candidate.tensor
-    forward = 1 + _REPEATED[candidate.remat] + (candidate.chunks > 1)
+    forward = 1 + _RECOMPUTED[candidate.remat] + (candidate.chunks > 1)
     compute = flops * (forward + 2) / 3 / (devices / chip.devices * chip.flops)
     tokens = layout.rows * layout.row_length * layout.chunks
     touched = (

@@ -1,6 +1,4 @@
-"""From a config to its training step, or to what embeds with its model, ready to be compiled for
-devices that are not there.
-"""
+"""Lowers a config's training step or embedding program, for devices that need not exist."""
 
 import dataclasses
 import math
@@ -12,28 +10,46 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.data.batch import Layout, abstract_batch
-from cpt_jax.data.packing import rows_needed
+from cpt_jax.data.batch import Layout, make_abstract_batch
+from cpt_jax.data.packing import count_rows_needed
 from cpt_jax.embed.embedder import Embedder
-from cpt_jax.embed.row_batching import encode_rows, row_length_of, rows_at_once
+from cpt_jax.embed.row_batching import choose_row_length, choose_rows_per_device, encode_rows
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.flops import embedding_flops
-from cpt_jax.model.parameter import divided
+from cpt_jax.model.flops import count_embedding_flops
+from cpt_jax.model.parameter import split_frozen
 from cpt_jax.origin.resolve import resolve_origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import batch_sharding, batch_shards, make_mesh, on_mesh, shardings
+from cpt_jax.runtime.mesh import (
+    assign_mesh_shardings,
+    count_batch_shards,
+    get_batch_sharding,
+    make_mesh,
+    shardings,
+)
 from cpt_jax.training.objective import Objective
-from cpt_jax.training.resolve import inherit, resolve
-from cpt_jax.training.sections import Data, Train, check_sections, with_defaults
+from cpt_jax.training.resolve import resolve, resolve_architecture
+from cpt_jax.training.sections import Data, Train, add_defaults, check_sections
 from cpt_jax.training.step import TrainState, init_state, make_step
 
 
 @dataclasses.dataclass(frozen=True)
 class LoweredStep:
-    """A config's training step on given devices; nothing is compiled yet."""
+    """A config's training step, lowered for given devices but not compiled.
+
+    Attributes:
+      mesh: device mesh.
+      encoder_config: config of the encoder, with all 'auto' values resolved.
+      train: the `train` section.
+      data: the `data` section.
+      layout: layout of a batch.
+      objective: the loss.
+      state: shapes, dtypes and shardings of the training state.
+      lowered: the program; None if it was not traced.
+      lora: the `lora` section.
+    """
 
     mesh: jax.sharding.Mesh
     encoder_config: EncoderConfig
@@ -47,12 +63,12 @@ class LoweredStep:
 
     @property
     def trained(self) -> int:
-        """Numbers that are trained, the padding of the vocabulary included."""
+        """Number of trained parameters, the padding of the vocabulary included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
     @property
     def parameters(self) -> int:
-        """The same and those that are frozen, each a number whatever it is kept as."""
+        """Number of parameters, trained and frozen. A quantized parameter counts as one."""
         if not self.lora.rank:
             return self.trained
         with jax.set_mesh(self.mesh):
@@ -61,8 +77,8 @@ class LoweredStep:
 
     @property
     def model_flops(self) -> int:
-        """See `model/flops.py`."""
-        return self.objective.flops(
+        """Floating-point operations that a step needs; see model/flops.py."""
+        return self.objective.count_step_flops(
             self.encoder_config, self.layout, self.train.batch_pairs, self.lora
         )
 
@@ -70,24 +86,23 @@ class LoweredStep:
 def lower(
     config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True
 ) -> LoweredStep:
-    """The step that launch/train.py would run with this config on these TPUs.
+    """Returns the step that launch/train.py would run with this config on these TPUs.
 
-    No data is read: with `data.rows` 0 every text is as long as it may be. The vocabulary is
-    `tokenizer.vocab_size`; of a run that starts from a pretrained model (`init_from`), that
-    model's.
+    No data is read: if `data.rows` is 0, every text is assumed to have its maximum length. The
+    vocabulary size is `tokenizer.vocab_size`, or that of the pretrained model in `init_from`.
 
     Args:
-      config: plain values.
-      devices: of one topology.
-      trace: also write the program down, which takes seconds; without it `lowered` is None.
+      config: the sections of configs/base.py, as plain values.
+      devices: devices of one topology.
+      trace: whether to trace the program, which takes seconds; if False, `lowered` is None.
 
     Raises:
-      UserError: the config does not fit together, or does not go on these devices.
+      UserError: the config is invalid, or does not fit the devices.
     """
-    parts = resolve(_with_origin(config), devices, platform='tpu')
+    parts = resolve(_inherit_from_origin(config), devices, platform='tpu')
     mesh, objective = parts.mesh, parts.objective
-    longest = objective.longest(parts.data)
-    layout = longest_layout(parts.data, parts.train, batch_shards(mesh), longest)
+    longest = objective.get_max_lengths(parts.data)
+    layout = make_longest_layout(parts.data, parts.train, count_batch_shards(mesh), longest)
 
     def init() -> TrainState:
         return init_state(
@@ -95,13 +110,13 @@ def lower(
         )
 
     with jax.set_mesh(mesh):
-        state = on_mesh(jax.eval_shape(init), mesh)
+        state = assign_mesh_shardings(jax.eval_shape(init), mesh)
         lowered = None
         if trace:
             step = make_step(objective, parts.optimizer, parts.schedule, config['seed'])
-            # As training/step.py compiles it.
+            # The same options as in training/step.py.
             lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(
-                state, abstract_batch(layout, mesh)
+                state, make_abstract_batch(layout, mesh)
             )
     return LoweredStep(
         mesh,
@@ -116,23 +131,29 @@ def lower(
     )
 
 
-def _with_origin(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the config with the architecture of its origin; an earlier run that is not there
-    counts as scratch, since a plan is made before anything has run.
+def _inherit_from_origin(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the config with the architecture of its origin.
+
+    If `init_from` is an earlier run that does not exist, the config's own architecture is used: a
+    plan may be made before that run has trained.
     """
     check_sections(config)
-    config, _ = inherit(config, resolve_origin(config['init_from'], must_exist=False))
-    return with_defaults(config)
+    config, _ = resolve_architecture(config, resolve_origin(config['init_from'], must_exist=False))
+    return add_defaults(config)
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedding:
-    """An embedder's program on given devices; nothing is compiled yet.
+class LoweredEmbedder:
+    """An embedder's program, lowered for given devices but not compiled.
 
     Attributes:
-      encoder: its parameters' shapes, dtypes and shardings.
-      weights: what these are kept as.
-      texts: of a batch, one a row.
+      mesh: device mesh.
+      encoder: shapes, dtypes and shardings of the parameters.
+      lora: the `lora` section.
+      weights: storage format of the parameters: bfloat16 or float32; with LoRA, `lora.base`.
+      row_length: columns of a row.
+      texts: texts of a batch, one per row.
+      lowered: the program.
     """
 
     mesh: jax.sharding.Mesh
@@ -145,18 +166,18 @@ class Embedding:
 
     @property
     def parameters(self) -> int:
-        """Numbers, the padding of the vocabulary and adapters included, each one whatever it is
-        kept as.
+        """Number of parameters, the padding of the vocabulary and adapters included. A quantized
+        parameter counts as one.
         """
         with jax.set_mesh(self.mesh):
-            whole = jax.eval_shape(lambda: Encoder(self.encoder.config, nnx.Rngs(0)))
-        adapters = divided(self.encoder)[0] if self.lora.rank else None
-        return sum(leaf.size for leaf in jax.tree.leaves((whole, adapters)))
+            plain_encoder = jax.eval_shape(lambda: Encoder(self.encoder.config, nnx.Rngs(0)))
+        adapters = split_frozen(self.encoder)[0] if self.lora.rank else None
+        return sum(leaf.size for leaf in jax.tree.leaves((plain_encoder, adapters)))
 
     @property
     def model_flops(self) -> int:
-        """See `model/flops.py`."""
-        return embedding_flops(
+        """Floating-point operations that a batch needs; see model/flops.py."""
+        return count_embedding_flops(
             self.encoder.config,
             self.texts * self.row_length,
             self.row_length,
@@ -165,84 +186,93 @@ class Embedding:
         )
 
     @property
-    def waiting_bytes(self) -> int:
-        """Of a device: vectors of the batches before, which have not been read yet."""
+    def in_flight_bytes(self) -> int:
+        """Bytes per device of the embeddings of earlier batches that the host has not read yet."""
         return Embedder.BATCHES_IN_FLIGHT * self.texts * self.encoder.config.embedding_width * 4
 
 
 def lower_embedding(
     config: Mapping[str, Any], devices: Sequence[jax.Device], fsdp: int, length: int, weights: str
-) -> Embedding:
-    """The program of `Embedder` for a full batch on these TPUs; the other arguments are those of
-    `make_embedding_plan`.
+) -> LoweredEmbedder:
+    """Returns the program that `Embedder` runs for a full batch on these TPUs.
+
+    Args:
+      config: see `make_embedding_plan`.
+      devices: devices of one topology.
+      fsdp: see `make_embedding_plan`.
+      length: see `make_embedding_plan`.
+      weights: see `make_embedding_plan`.
 
     Raises:
-      UserError: the config does not fit together, or does not go on these devices, or texts are
-        longer than the model takes.
+      UserError: the config is invalid or does not fit the devices, or the length exceeds the
+        model's maximum.
     """
-    config = _with_origin(config)
+    config = _inherit_from_origin(config)
     if fsdp > 1 and len(devices) % fsdp:
-        raise UserError(f'--fsdp={fsdp}: the {len(devices):,} devices are no multiple of it')
+        raise UserError(f'--fsdp={fsdp} does not divide the {len(devices):,} devices')
     mesh = make_mesh(fsdp=fsdp, devices=devices)
-    # As embed/load.py opens a run.
+    # The same settings as in embed/load.py.
     model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}
     encoder_config = build(
         EncoderConfig, 'model', model, vocab_size=config['tokenizer']['vocab_size']
-    ).on('tpu')
+    ).resolve_for('tpu')
     encoder_config.check_mesh(mesh)
     lora = build(LoRA, 'lora', config['lora'])
     lora.check(encoder_config, mesh)
     if weights and lora.rank:
         raise UserError(
-            f'--weights={weights}: lora.rank={lora.rank}, and lora.base={lora.base} says how they '
-            f'are kept; leave it out'
+            f'--weights={weights}: with lora.rank={lora.rank}, lora.base={lora.base} sets the '
+            f'storage format; leave --weights out'
         )
-    weights = (
-        lora.base
-        if lora.rank
-        else weights or ('bfloat16' if config['prompt']['template'] else 'float32')
-    )
+    if lora.rank:
+        weights = lora.base
+    elif not weights:
+        weights = 'bfloat16' if config['prompt']['template'] else 'float32'
     longest = length or max(config['data']['max_tokens_x'], config['data']['max_tokens_y'])
     if not 0 < longest <= encoder_config.max_length:
         name = '--length' if length else 'data.max_tokens_x or y'
         raise UserError(
-            f'{name}={longest}: texts have 1 to model.max_length={encoder_config.max_length} tokens'
+            f'{name}={longest}: must be 1 to model.max_length={encoder_config.max_length}'
         )
-    row_length = row_length_of(longest, encoder_config.max_length)
-    texts = rows_at_once('tpu', row_length) * batch_shards(mesh)
+    row_length = choose_row_length(longest, encoder_config.max_length)
+    texts = choose_rows_per_device('tpu', row_length) * count_batch_shards(mesh)
 
-    def kept() -> Encoder:
+    def init_encoder() -> Encoder:
         encoder = Encoder(encoder_config, nnx.Rngs(0))
-        return (
-            lora.adapted(encoder, nnx.Rngs(0))
-            if lora.rank
-            else jax.tree.map(lambda weight: weight.astype(weights), encoder)
-        )
+        if lora.rank:
+            return lora.add_adapters(encoder, nnx.Rngs(0))
+        return jax.tree.map(lambda weight: weight.astype(weights), encoder)
 
     with jax.set_mesh(mesh):
-        encoder = on_mesh(jax.eval_shape(kept), mesh)
+        encoder = assign_mesh_shardings(jax.eval_shape(init_encoder), mesh)
         arrays = [
-            jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=batch_sharding(mesh))
+            jax.ShapeDtypeStruct(sizes, jnp.int32, sharding=get_batch_sharding(mesh))
             for sizes in ((texts, row_length), (texts, 1))
         ]
         lowered = jax.jit(encode_rows).lower(encoder, (), None, *arrays)
-    return Embedding(mesh, encoder, lora, weights, row_length, texts, lowered)
+    return LoweredEmbedder(mesh, encoder, lora, weights, row_length, texts, lowered)
 
 
-def device_bytes(tree: Any) -> int:
-    """Of one device: the arrays of a part of the state."""
+def count_device_bytes(tree: Any) -> int:
+    """Returns the bytes per device of all arrays of a tree."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int]) -> Layout:
-    """The layout of a batch where the texts of every pair have their greatest lengths, `longest`,
-    or that of `data.rows`.
+def make_longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int]) -> Layout:
+    """Returns the layout of a batch whose texts all have their maximum lengths; if `data.rows` is
+    set, it is used as the number of rows.
+
+    Args:
+      data: the `data` section.
+      train: the `train` section.
+      parts: number of parts of the mesh, data x fsdp.
+      longest: maximum length of each text of a pair.
 
     Raises:
-      UserError: there are not enough pairs for all parts and chunks.
+      UserError: a part or chunk would have no pair.
     """
     groups = parts * train.encode_chunks
     if train.batch_pairs < groups:
@@ -250,7 +280,10 @@ def longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int])
             f'train.batch_pairs={train.batch_pairs} is less than mesh.data x mesh.fsdp x '
             f'train.encode_chunks = {groups}'
         )
-    pairs, texts = -(-train.batch_pairs // groups), len(longest)
-    lengths = np.repeat(longest, pairs)
-    rows = pairs * texts if not data.packed else data.rows or rows_needed(lengths, data.row_length)
+    pairs = -(-train.batch_pairs // groups)
+    texts = len(longest)
+    if data.packed:
+        rows = data.rows or count_rows_needed(np.repeat(longest, pairs), data.row_length)
+    else:
+        rows = pairs * texts
     return Layout(parts, train.encode_chunks, pairs, texts, rows, data.row_length, data.packed)

@@ -1,21 +1,21 @@
-"""The least time that the network needs for a step's collectives.
+"""A lower bound of the time that the network needs for a step's collectives.
 
-A lower bound: links run at their full rate, every byte goes the shortest way, all collectives that
-use different links overlap, and nothing waits for anything. What is counted is what must enter a
-chip.
+The bound assumes that links run at their full rate, every byte takes the shortest path, collectives
+on different links overlap, and no device waits for another. It counts the bytes that each chip must
+receive.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
 
-from cpt_jax.plan.hlo.collectives import Site
+from cpt_jax.plan.hlo.collectives import CollectiveSite
 from cpt_jax.runtime.hardware import Chip
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """Where a device is: the slice, and the coordinates of its chip in the slice's torus."""
+class DevicePosition:
+    """Position of a device: its slice, and the coordinates of its chip in the slice's torus."""
 
     slice: int
     chip: tuple[int, ...]
@@ -23,10 +23,13 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class _Load:
-    """Bytes that a collective brings into the busiest chip at one execution, over the torus and
-    over the data center's network.
+    """Bytes that the busiest chip receives in one execution of a collective.
 
-    `links`: (dimension, links in it) of those dimensions that a group extends in.
+    Attributes:
+      links: pairs (dimension, usable links of a chip in it), for the torus dimensions along which
+        a group extends.
+      torus: bytes received over the torus.
+      dcn: bytes received over the data-center network.
     """
 
     links: frozenset[tuple[int, int]]
@@ -34,101 +37,111 @@ class _Load:
     dcn: float
 
 
-def network_seconds(sites: Iterable[Site], places: Sequence[Place], chip: Chip) -> float:
-    """Of one step.
+def compute_network_seconds(
+    sites: Iterable[CollectiveSite], positions: Sequence[DevicePosition], chip: Chip
+) -> float:
+    """Returns a lower bound of the seconds that the network needs per step.
 
     Args:
-      sites: from `collectives`.
-      places: of the devices, in the order that the program numbers them.
-      chip: its rates.
+      sites: collectives of the program, from `find_collectives`.
+      positions: positions of the devices, in the program's device order.
+      chip: kind of chip, with its link rates.
     """
     by_links: dict[frozenset[tuple[int, int]], float] = {}
     dcn = 0.0
     for site in sites:
-        load = _load(site, places)
+        load = _compute_load(site, positions)
         by_links[load.links] = by_links.get(load.links, 0.0) + site.times * load.torus
         dcn += site.times * load.dcn
-    return max(_torus_seconds(by_links, chip), dcn / chip.dcn_rate if dcn else 0.0)
+    return max(_compute_torus_seconds(by_links, chip), dcn / chip.dcn_rate if dcn else 0.0)
 
 
-def _torus_seconds(by_links: dict[frozenset[tuple[int, int]], float], chip: Chip) -> float:
-    """The busiest set of dimensions: what only they can carry, over all links that they have."""
-    alone = [
+def _compute_torus_seconds(by_links: dict[frozenset[tuple[int, int]], float], chip: Chip) -> float:
+    """Returns the largest of several lower bounds for the torus.
+
+    One bound for each set of links: its bytes over these links. One bound for each set of
+    dimensions: all bytes that can only travel in these dimensions, over all their links.
+    """
+    bounds = [
         size / (chip.link_rate * max(1, sum(links for _, links in key)))
         for key, size in by_links.items()
     ]
-    most = {
-        dimension: max(links for key in by_links for at, links in key if at == dimension)
-        for key in by_links
-        for dimension, _ in key
-    }
-    together = []
-    for count in range(1, len(most) + 1):
-        for chosen in itertools.combinations(sorted(most), count):
+    max_links: dict[int, int] = {}
+    for key in by_links:
+        for dimension, links in key:
+            max_links[dimension] = max(links, max_links.get(dimension, 0))
+    for count in range(1, len(max_links) + 1):
+        for chosen in itertools.combinations(sorted(max_links), count):
             size = sum(
                 size
                 for key, size in by_links.items()
                 if {dimension for dimension, _ in key} <= {*chosen}
             )
-            together.append(size / (chip.link_rate * sum(most[dimension] for dimension in chosen)))
-    return max([*alone, *together], default=0.0)
+            links = sum(max_links[dimension] for dimension in chosen)
+            bounds.append(size / (chip.link_rate * links))
+    return max(bounds, default=0.0)
 
 
-def _load(site: Site, places: Sequence[Place]) -> _Load:
+def _compute_load(site: CollectiveSite, positions: Sequence[DevicePosition]) -> _Load:
     if site.dcn:
-        return _Load(frozenset(), 0.0, _received(site, site.members))
+        return _Load(frozenset(), 0.0, _count_received_bytes(site, site.members))
     if site.kind == 'collective-permute':
-        return _permute_load(site, places)
-    devices_a_chip = len(places) // len(set(places))
+        return _compute_permute_load(site, positions)
+    devices_per_chip = len(positions) // len(set(positions))
     loads = [
-        _group_load(site, [places[device] for device in group], devices_a_chip)
+        _compute_group_load(site, [positions[device] for device in group], devices_per_chip)
         for group in site.groups
     ]
     return max(loads, key=lambda load: (load.torus, load.dcn))
 
 
-def _group_load(site: Site, group: Sequence[Place], devices_a_chip: int) -> _Load:
-    """One group's; where the devices of a chip are in different groups, the chip carries them
-    all.
+def _compute_group_load(
+    site: CollectiveSite, group: Sequence[DevicePosition], devices_per_chip: int
+) -> _Load:
+    """Returns the load of one group; if the devices of a chip are in several groups, the chip
+    carries the load of all of them.
     """
     chips = set(group)
-    slices = len({place.slice for place in chips})
-    groups_a_chip = devices_a_chip * len(chips) / len(group)
-    here = len(chips) // slices
-    everything = groups_a_chip * _received(site, len(chips))
-    # Each chip of a slice fetches another share from the other slices; the shares are exchanged
+    slices = len({position.slice for position in chips})
+    groups_per_chip = devices_per_chip * len(chips) / len(group)
+    chips_per_slice = len(chips) // slices
+    total = groups_per_chip * _count_received_bytes(site, len(chips))
+    # The chips of a slice split what comes from other slices among themselves, then exchange it
     # within the slice.
-    between = groups_a_chip * _received(site, slices) / here
-    return _Load(_links(chips), everything - between, between)
+    between_slices = groups_per_chip * _count_received_bytes(site, slices) / chips_per_slice
+    return _Load(_find_links(chips), total - between_slices, between_slices)
 
 
-def _received(site: Site, members: int) -> float:
-    """Bytes that one of so many members must receive at least."""
+def _count_received_bytes(site: CollectiveSite, members: int) -> float:
+    """Returns the bytes that each of `members` members must receive at least."""
     rounds = 2 if site.kind == 'all-reduce' or site.summed else 1
     return rounds * site.bytes * (members - 1) / members
 
 
-def _links(chips: Iterable[Place]) -> frozenset[tuple[int, int]]:
-    """A chip has two links in a dimension; two chips that are all that a group has in it, have one
-    between them.
+def _find_links(chips: Iterable[DevicePosition]) -> frozenset[tuple[int, int]]:
+    """Returns pairs (dimension, usable links of a chip) for the dimensions that the chips span.
+
+    A chip has two links per dimension; if the group has only two chips in a dimension, they use the
+    single link between them.
     """
     extents = [
-        len({*coordinates}) for coordinates in zip(*(place.chip for place in chips), strict=True)
+        len({*coordinates})
+        for coordinates in zip(*(position.chip for position in chips), strict=True)
     ]
     return frozenset(
         (dimension, min(extent - 1, 2)) for dimension, extent in enumerate(extents) if extent > 1
     )
 
 
-def _permute_load(site: Site, places: Sequence[Place]) -> _Load:
-    """A chip receives what its devices receive from other chips."""
-    received: dict[Place, list[Place]] = {}
+def _compute_permute_load(site: CollectiveSite, positions: Sequence[DevicePosition]) -> _Load:
+    """Returns the load of the busiest chip, which receives what other chips send to its devices."""
+    received: dict[DevicePosition, list[DevicePosition]] = {}
     for sender, receiver in site.groups:
-        if places[sender] != places[receiver]:
-            received.setdefault(places[receiver], []).append(places[sender])
+        if positions[sender] != positions[receiver]:
+            received.setdefault(positions[receiver], []).append(positions[sender])
     loads = [_Load(frozenset(), 0.0, 0.0)]
     for target, sources in received.items():
         near = [source for source in sources if source.slice == target.slice]
-        links = frozenset().union(*(_links({source, target}) for source in near))
+        links = frozenset().union(*(_find_links({source, target}) for source in near))
         loads.append(_Load(links, site.bytes * len(near), site.bytes * (len(sources) - len(near))))
     return max(loads, key=lambda load: (load.torus, load.dcn))

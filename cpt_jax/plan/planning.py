@@ -1,5 +1,5 @@
-"""Compiles a training step, or any other program, for a topology and reads off what it needs and
-what it can reach.
+"""Compiles a training step, or any other program, for a topology; reports its memory, its
+collectives and lower bounds of its time.
 """
 
 import dataclasses
@@ -10,18 +10,18 @@ from typing import Any
 
 import jax
 
-from cpt_jax.plan.hlo.collectives import Site, collectives
+from cpt_jax.plan.hlo.collectives import CollectiveSite, find_collectives
 from cpt_jax.plan.hlo.flops import count_flops
-from cpt_jax.plan.hlo.memory import bytes_needed, bytes_refused, traffic
+from cpt_jax.plan.hlo.memory import count_needed_bytes, count_traffic, parse_refused_bytes
 from cpt_jax.plan.hlo.program import HloError, Module, parse
-from cpt_jax.plan.lowering import device_bytes, lower
-from cpt_jax.plan.network import network_seconds
+from cpt_jax.plan.lowering import count_device_bytes, lower
+from cpt_jax.plan.network import compute_network_seconds
 from cpt_jax.plan.topology import (
     check_topology,
-    devices_of,
-    libtpu_requirement,
-    libtpu_version,
-    places_of,
+    get_libtpu_requirement,
+    get_libtpu_version,
+    get_topology_devices,
+    locate_devices,
 )
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.hardware import Chip
@@ -29,24 +29,44 @@ from cpt_jax.runtime.mesh import AXES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What is told of any program on a topology. A step is what it does at once: of an embedder, a
-    batch of texts.
+class ProgramPlan:
+    """The results of compiling a program for a topology.
 
-    Figures are of a step and, where they say so, of a chip. Where the program does not fit,
-    `hbm_bytes_per_chip` is what the compiler asked for, and all that needs a compiled program is
-    None. `compute_seconds`, `memory_seconds` and `network_seconds` are lower bounds, each as if the
-    others cost nothing; `lower_bound_seconds` is the largest: no run is faster.
+    A step is one execution of the program: a training step, or a batch of texts of an embedder.
+
+    If the program does not fit, `hbm_bytes_per_chip` is the memory that the compiler asked for, and
+    all fields that need a compiled program are None.
 
     Attributes:
-      tokens_per_step: columns computed, padding included.
-      rows: of a device (and chunk, where a batch has several).
-      collectives: kinds with their `count` (executions a step), `sites` (places in the program),
-        `bytes` (payload a chip a step), `in_loop`, `loops` (around it), `group` (devices that
-        exchange data), `gradient` (of parameters), `network` (ici or dcn) and `summed` (an
-        all-gather that is done as a sum).
-      uncounted: what `compiled_flops_per_step` leaves out, by name.
-      mfu_bound: of the chips' peak, what `model_flops_per_step` in `lower_bound_seconds` comes to.
+      topology: a TPU slice, such as v5p:4x4x4.
+      slices: number of slices of this topology.
+      chips: number of chips, over all slices.
+      mesh: size of each mesh axis, by name.
+      params: number of parameters, frozen ones included.
+      tokens_per_step: columns computed per step, padding included.
+      rows: rows per device (and per chunk, if a batch has several).
+      hbm_bytes_per_chip: bytes of main memory that the program needs per chip.
+      hbm_limit_bytes: bytes of main memory per chip that programs can use.
+      fits: whether the program fits into this memory.
+      model_flops_per_step: floating-point operations that the model needs per step; see
+        model/flops.py.
+      compiled_flops_per_step: floating-point operations of the compiled program per step, over all
+        devices, recomputation included.
+      collectives: collectives grouped by kind and properties, each with `count` (executions per
+        step), `sites` (instructions in the program), `bytes` (payload per chip and step),
+        `in_loop`, `loops` (number of enclosing loops), `group` (number of devices that exchange
+        data), `gradient` (whether it reduces gradients of parameters), `network` (ici or dcn) and
+        `summed` (whether it is an all-gather that is compiled as a sum).
+      uncounted: names of operations that `compiled_flops_per_step` does not count, or counts
+        inexactly.
+      compute_seconds: lower bound of the seconds per step that arithmetic needs.
+      memory_seconds: lower bound of the seconds per step that memory traffic needs.
+      network_seconds: lower bound of the seconds per step that the network needs.
+      lower_bound_seconds: lower bound of the seconds per step, the largest of these three.
+      mfu_bound: upper bound of model FLOP/s utilization, a fraction of the chips' peak.
+      compile_seconds: seconds that compilation took.
+      jax: version of JAX.
+      libtpu: version of libtpu.
     """
 
     topology: str
@@ -74,16 +94,19 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan(Figures):
-    """What launch/plan.py tells of a config's training step: its JSON has these keys.
+class Plan(ProgramPlan):
+    """The plan of a config's training step; the JSON of launch/plan.py has these keys.
 
     Attributes:
-      params: the frozen ones of LoRA included.
-      trained_bytes_per_chip: of `trained_params` and their optimizer state;
-        `frozen_bytes_per_chip`: of what LoRA leaves as it is.
-      rows_assumed: no data was read, and every text taken to be as long as it may be.
-      loss_form: dense or chunked (configs/base.py: loss.form), or next token, of a language model,
-        whose pairs are texts.
+      trained_params: number of trained parameters.
+      trained_bytes_per_chip: bytes per chip of trained parameters and their optimizer state.
+      frozen_bytes_per_chip: bytes per chip of the frozen weights of LoRA.
+      batch_pairs: pairs per batch; for a language model, texts.
+      rows_assumed: whether `rows` assumes that every text has its maximum length, because no data
+        was read and `data.rows` is not set.
+      encode_chunks: number of chunks of a batch.
+      remat: rematerialization policy, `model.remat`.
+      loss_form: 'dense' or 'chunked', as `loss.form`; 'next token' for a language model.
     """
 
     trained_params: int
@@ -102,31 +125,32 @@ def make_plan(
     slices: int = 1,
     on_start: Callable[[], None] = lambda: None,
 ) -> Plan:
-    """Compiles a config's step for a topology; takes seconds for a small model and minutes for a
-    large one.
+    """Compiles a config's training step for a topology and returns its plan.
+
+    Compilation takes seconds for a small model and minutes for a large one.
 
     Args:
-      config: plain values.
-      topology: such as v5p:4x4x4.
-      slices: of it.
-      on_start: called when all is checked and the compiler begins.
+      config: the sections of configs/base.py, as plain values.
+      topology: a TPU slice, such as v5p:4x4x4.
+      slices: number of slices of this topology.
+      on_start: called after all checks, when compilation starts.
 
     Raises:
-      UserError: the topology or the config is wrong, or libtpu fails for another reason than
+      UserError: the topology or the config is invalid, or libtpu fails for a reason other than
         memory.
     """
     chip = check_topology(topology)
-    step = lower(config, devices_of(topology, slices))
+    step = lower(config, get_topology_devices(topology, slices))
     if step.lowered is None:
-        raise ValueError('this step was made without a trace of its program')
+        raise ValueError('the step was lowered with trace=False')
     on_start()
     return Plan(
-        **figures(step.lowered, step.mesh, topology, slices, step.model_flops),
+        **compile_and_measure(step.lowered, step.mesh, topology, slices, step.model_flops),
         params=step.parameters,
         trained_params=step.trained,
         trained_bytes_per_chip=chip.devices
-        * device_bytes((step.state.params, step.state.optimizer)),
-        frozen_bytes_per_chip=chip.devices * device_bytes(step.state.frozen),
+        * count_device_bytes((step.state.params, step.state.optimizer)),
+        frozen_bytes_per_chip=chip.devices * count_device_bytes(step.state.frozen),
         batch_pairs=step.train.batch_pairs,
         tokens_per_step=step.layout.tokens,
         rows=step.layout.rows,
@@ -137,87 +161,96 @@ def make_plan(
     )
 
 
-def figures(
+def compile_and_measure(
     lowered: jax.stages.Lowered,
     mesh: jax.sharding.Mesh,
     topology: str,
     slices: int,
     model_flops: int,
-    beside: int = 0,
+    other_bytes: int = 0,
 ) -> dict[str, Any]:
-    """Compiles a program: those of the `Figures` that do not depend on what it is for.
+    """Compiles a program; returns the fields of `ProgramPlan` that do not depend on its purpose.
 
     Args:
-      lowered: for the devices of `mesh`, which are all of the topology's slices.
-      model_flops: see `model/flops.py`.
-      beside: bytes of a device that something else holds while the program runs.
+      lowered: program for the devices of `mesh`.
+      mesh: mesh of all devices of the topology's slices.
+      topology: a TPU slice, such as v5p:4x4x4.
+      slices: number of slices of this topology.
+      model_flops: floating-point operations that the model needs; see model/flops.py.
+      other_bytes: bytes per device that are in use in addition to the program's.
+
+    Raises:
+      UserError: libtpu fails for a reason other than memory.
     """
     chip = check_topology(topology)
     start = time.perf_counter()
     compiled, needed = _compile(lowered)
     seconds = time.perf_counter() - start
-    whole = chip.devices * (needed + beside)
-    return {field: None for field in _OF_A_PROGRAM} | {
+    total_bytes = chip.devices * (needed + other_bytes)
+    measured = _measure(compiled, mesh, model_flops, chip, slices) if compiled else {}
+    return dict.fromkeys(_COMPILED_FIELDS) | {
         'topology': topology,
         'slices': slices,
         'chips': mesh.size // chip.devices,
         'mesh': dict(mesh.shape),
-        'hbm_bytes_per_chip': whole,
+        'hbm_bytes_per_chip': total_bytes,
         'hbm_limit_bytes': chip.hbm_limit,
-        'fits': compiled is not None and whole <= chip.hbm_limit,
+        'fits': compiled is not None and total_bytes <= chip.hbm_limit,
         'model_flops_per_step': model_flops,
         'uncounted': (),
         'compile_seconds': seconds,
         'jax': jax.__version__,
-        'libtpu': libtpu_version(),
-        **(_read(compiled, mesh, model_flops, chip, slices) if compiled else {}),
+        'libtpu': get_libtpu_version(),
+        **measured,
     }
 
 
-_OF_A_PROGRAM = (
+# Fields of ProgramPlan that are None if the program cannot be compiled.
+_COMPILED_FIELDS = (
     'compiled_flops_per_step', 'collectives', 'compute_seconds', 'memory_seconds',
     'network_seconds', 'lower_bound_seconds', 'mfu_bound',
 )  # fmt: skip
 
 
 def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
-    """The program, and the memory of a device that it takes; None where the compiler refuses it for
-    that.
+    """Returns the compiled program and its bytes of memory per device.
+
+    If the program needs too much memory, returns None and the bytes that the compiler asked for.
     """
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        refused = bytes_refused(error)
+        refused = parse_refused_bytes(error)
         if refused is None:
             raise UserError(
-                f'libtpu {libtpu_version()} does not compile this program: {error}'
+                f'libtpu {get_libtpu_version()} does not compile this program: {error}'
             ) from error
         return None, refused
-    return compiled, bytes_needed(compiled)
+    return compiled, count_needed_bytes(compiled)
 
 
-def _read(
+def _measure(
     compiled: jax.stages.Compiled,
     mesh: jax.sharding.Mesh,
     model_flops: int,
     chip: Chip,
     slices: int,
 ) -> dict[str, Any]:
-    """What the program's text tells."""
-    module = parse(_text(compiled))
+    """Returns the fields of `ProgramPlan` that are derived from the text of the program."""
+    module = parse(_get_text(compiled))
     devices = list(mesh.devices.flat)
-    places = places_of(devices)
+    positions = locate_devices(devices)
     chips = len(devices) // chip.devices
     flops = count_flops(module)
-    sites = collectives(module, len(devices), slices)
+    sites = find_collectives(module, len(devices), slices)
     compute = flops.total * chip.devices / chip.flops
-    memory = traffic(module) * chip.devices / chip.hbm_rate
-    network = network_seconds(sites, places, chip)
+    memory = count_traffic(module) * chip.devices / chip.hbm_rate
+    network = compute_network_seconds(sites, positions, chip)
     bound = max(compute, memory, network)
     return {
         'compiled_flops_per_step': flops.total * len(devices),
-        'uncounted': (*flops.uncounted, *_conditionals(module)),
-        'collectives': collective_summary(sites, mesh, chip),
+        'uncounted': (*flops.uncounted, *_note_conditionals(module)),
+        'collectives': summarize_collectives(sites, mesh, chip),
         'compute_seconds': compute,
         'memory_seconds': memory,
         'network_seconds': network,
@@ -226,37 +259,41 @@ def _read(
     }
 
 
-def _text(compiled: jax.stages.Compiled) -> str:
+def _get_text(compiled: jax.stages.Compiled) -> str:
     try:
         text = compiled.as_text()
-    # A libtpu that is newer than JAX writes programs that JAX cannot read.
+    # JAX cannot read programs of a newer libtpu.
     except jax.errors.JaxRuntimeError as error:
-        reason = (
-            f'JAX {jax.__version__} cannot read the program that libtpu {libtpu_version()} compiled'
-        )
-        raise UserError(f'{reason}: pip install {libtpu_requirement()!r} ({error})') from error
+        raise UserError(
+            f'JAX {jax.__version__} cannot read the program that libtpu {get_libtpu_version()} '
+            f'compiled: pip install {get_libtpu_requirement()!r} ({error})'
+        ) from error
     if text is None:
-        raise HloError('the compiler does not give the text of its program')
+        raise HloError('the compiler does not return the text of its program')
     return text
 
 
-def _conditionals(module: Module) -> list[str]:
-    found = any(
-        step.opcode == 'conditional'
-        for part in module.computations.values()
-        for step in part.instructions.values()
+def _note_conditionals(module: Module) -> list[str]:
+    """Returns a note for `uncounted` if the program has conditionals."""
+    has_conditional = any(
+        instruction.opcode == 'conditional'
+        for computation in module.computations.values()
+        for instruction in computation.instructions.values()
     )
-    return ['conditional (every branch counts)'] if found else []
+    return ['conditional (every branch counts)'] if has_conditional else []
 
 
-def collective_summary(
-    sites: Sequence[Site], mesh: jax.sharding.Mesh, chip: Chip
+def summarize_collectives(
+    sites: Sequence[CollectiveSite], mesh: jax.sharding.Mesh, chip: Chip
 ) -> list[dict[str, Any]]:
-    """Sites that do the same, together; those that move most come first."""
+    """Groups collectives with equal properties; returns one row per group, largest payload first.
+
+    See `ProgramPlan.collectives` for the keys of a row.
+    """
     sizes = tuple(mesh.shape[axis] for axis in AXES)
     Key = tuple[str, int, int, bool, str, bool]
-    count: Counter[Key] = Counter()
-    places: Counter[Key] = Counter()
+    executions: Counter[Key] = Counter()
+    instructions: Counter[Key] = Counter()
     payload: Counter[Key] = Counter()
     for site in sites:
         gradient = site.is_gradient(sizes, AXES.index('tensor'))
@@ -268,15 +305,24 @@ def collective_summary(
             'dcn' if site.dcn else 'ici',
             site.summed,
         )
-        count[key] += site.times
-        places[key] += 1
+        executions[key] += site.times
+        instructions[key] += 1
         payload[key] += site.times * site.bytes * chip.devices
-    rows = [
-        {
-            'kind': kind, 'count': count[key], 'sites': places[key], 'bytes': payload[key],
-            'in_loop': loops > 0, 'loops': loops,
-            'group': group, 'gradient': gradient, 'network': network, 'summed': summed,
-        }
-        for key in count for kind, loops, group, gradient, network, summed in [key]
-    ]  # fmt: skip
+    rows = []
+    for key in executions:
+        kind, loops, group, gradient, network, summed = key
+        rows.append(
+            {
+                'kind': kind,
+                'count': executions[key],
+                'sites': instructions[key],
+                'bytes': payload[key],
+                'in_loop': loops > 0,
+                'loops': loops,
+                'group': group,
+                'gradient': gradient,
+                'network': network,
+                'summed': summed,
+            }
+        )
     return sorted(rows, key=lambda row: -row['bytes'])

@@ -1,4 +1,4 @@
-"""What launch/plan.py prints and writes."""
+"""The output of launch/plan.py: printed tables and a JSON file."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 from cpt_jax.plan.embedding import AnyPlan
 from cpt_jax.plan.planning import Plan
-from cpt_jax.plan.sweep import flags_of, sweep, sweep_table
-from cpt_jax.plan.table import show
+from cpt_jax.plan.sweep import format_flags, format_sweep_table, sweep
+from cpt_jax.plan.table import format_plan
 from cpt_jax.plan.topology import check_topology
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
@@ -24,21 +24,21 @@ def plan_all(
     """Plans a config on each topology.
 
     Args:
-      make: the plan on a topology (`make_plan`, `make_embedding_plan`); its second argument is
-        called when the compiler begins.
-      topologies: such as v5p:4x4x4.
-      json_path: where the figures go too: an object, or a list where there are several topologies.
+      make: function of (topology, callback) that returns a plan, such as `make_plan` or
+        `make_embedding_plan`. The callback is called when compilation starts.
+      topologies: TPU slices, such as v5p:4x4x4.
+      json_path: file for the results: an object, or a list if there are several topologies. None:
+        no file.
 
     Raises:
-      UserError: see those; or the file cannot be written.
+      UserError: see `make_plan` and `make_embedding_plan`; or the file cannot be written.
     """
-    _check(topologies, json_path)
+    _check_arguments(topologies, json_path)
     plans: list[AnyPlan] = []
     for topology in topologies:
-        plans.append(
-            make(topology, partial(print, f'{topology}: compiling, up to minutes', flush=True))
-        )
-        print(f'\n{show(plans[-1])}\n', flush=True)
+        on_start = partial(print, f'{topology}: compiling, may take minutes', flush=True)
+        plans.append(make(topology, on_start))
+        print(f'\n{format_plan(plans[-1])}\n', flush=True)
         _write(json_path, plans, as_list=len(topologies) > 1)
 
 
@@ -52,39 +52,39 @@ def sweep_all(
     """Sweeps each topology; see `sweep`.
 
     Args:
-      config: plain values.
-      topologies: such as v5p:4x4x4.
-      slices: of each.
-      limit: programs to compile for each.
-      json_path: where the figures of all of them go too, as a list.
+      config: the sections of configs/base.py, as plain values.
+      topologies: TPU slices, such as v5p:4x4x4.
+      slices: number of slices of each topology.
+      limit: maximum number of programs to compile per topology.
+      json_path: file for the results of all compiled candidates, as a list. None: no file.
 
     Raises:
       UserError: see `sweep`; or the file cannot be written.
     """
-    _check(topologies, json_path)
-    everything: list[Plan] = []
+    _check_arguments(topologies, json_path)
+    all_plans: list[Plan] = []
 
-    def keep(plan: Plan) -> None:
-        everything.append(plan)
-        _write(json_path, everything, as_list=True)
+    def add_to_file(plan: Plan) -> None:
+        all_plans.append(plan)
+        _write(json_path, all_plans, as_list=True)
 
     for topology in topologies:
-        plans, search = sweep(config, topology, slices, limit, keep)
-        lines = ['', *(f'  {line}' for line in sweep_table(plans)), '']
+        plans, search = sweep(config, topology, slices, limit, add_to_file)
+        lines = ['', *(f'  {line}' for line in format_sweep_table(plans)), '']
         if search.left:
             lines += [
-                f'  {search.left} candidates were not tried: --sweep_limit=N takes more; '
-                f'{search.dropped} had no chance any more'
+                f'  {search.left} candidates were not tried: raise --sweep_limit to try more; '
+                f'{search.dropped} were ruled out by the results above'
             ]
         if plans[0].fits:
-            lines += [f'  fastest that fits: {flags_of(plans[0])}', '', show(plans[0])]
+            lines += [f'  fastest that fits: {format_flags(plans[0])}', '', format_plan(plans[0])]
         else:
-            lines += ['  none of these fits: take more chips']
+            lines += ['  none of these fits: use more chips']
         print('\n'.join(lines) + '\n', flush=True)
 
 
-def _check(topologies: Sequence[str], json_path: Path | None) -> None:
-    """Before minutes of compiling."""
+def _check_arguments(topologies: Sequence[str], json_path: Path | None) -> None:
+    """Raises UserError for an invalid topology or path, before minutes of compilation."""
     for topology in topologies:
         check_topology(topology)
     if json_path and not json_path.absolute().parent.is_dir():
@@ -93,5 +93,5 @@ def _check(topologies: Sequence[str], json_path: Path | None) -> None:
 
 def _write(path: Path | None, plans: Sequence[AnyPlan], as_list: bool) -> None:
     if path:
-        found = [dataclasses.asdict(plan) for plan in plans]
-        write_atomically(path, json.dumps(found if as_list else found[0], indent=2) + '\n')
+        results = [dataclasses.asdict(plan) for plan in plans]
+        write_atomically(path, json.dumps(results if as_list else results[0], indent=2) + '\n')

@@ -1,6 +1,7 @@
-"""A plan for people to read."""
+"""Formats a plan as a table for people to read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cpt_jax.plan.embedding import AnyPlan, EmbeddingPlan
 from cpt_jax.plan.planning import Plan
@@ -10,53 +11,56 @@ _DECIMAL = (('EFLOP', 10**18), ('PFLOP', 10**15), ('TFLOP', 10**12), ('GFLOP', 1
 _TIMES = (('s', 1.0), ('ms', 1e-3), ('us', 1e-6))
 
 
-def show(plan: AnyPlan) -> str:
-    """Lines for one plan, of training or of embedding, with its collectives and, where it does not
-    fit, what to try.
-    """
-    step = 'batch' if isinstance(plan, EmbeddingPlan) else 'step'
-    where = plan.topology + (f', {plan.slices} slices' if plan.slices > 1 else '')
+def format_plan(plan: AnyPlan) -> str:
+    """Returns a table of one plan, with its collectives and, if it does not fit, what to try."""
+    if isinstance(plan, EmbeddingPlan):
+        step = 'batch'
+        program_rows = _list_embedding_rows(plan)
+    else:
+        step = 'step'
+        program_rows = _list_training_rows(plan)
+    title = plan.topology
+    if plan.slices > 1:
+        title += f', {plan.slices} slices'
     mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items())
     rows = [
         ('chips', f'{plan.chips}   mesh: {mesh}'),
-        *(_embedding(plan) if isinstance(plan, EmbeddingPlan) else _training(plan)),
+        *program_rows,
         (
             'memory a chip',
-            f'{_unit(plan.hbm_bytes_per_chip, _BINARY)} of '
-            f'{_unit(plan.hbm_limit_bytes, _BINARY)}: {_verdict(plan)}',
+            f'{_format_in_unit(plan.hbm_bytes_per_chip, _BINARY)} of '
+            f'{_format_in_unit(plan.hbm_limit_bytes, _BINARY)}: {_verdict(plan)}',
         ),
-        ('model', f'{_unit(plan.model_flops_per_step, _DECIMAL)} a {step}'),
-        *_times(plan, step),
+        ('model', f'{_format_in_unit(plan.model_flops_per_step, _DECIMAL)} a {step}'),
+        *_list_time_rows(plan, step),
         ('compiled in', f'{plan.compile_seconds:.0f} s by libtpu {plan.libtpu}, JAX {plan.jax}'),
     ]
-    lines = [f'{where}', *(f'  {name:<14} {value}' for name, value in rows)]
-    return '\n'.join(lines + _collectives(plan) + _notes(plan))
+    lines = [title, *(f'  {name:<14} {value}' for name, value in rows)]
+    return '\n'.join(lines + _format_collectives(plan) + _format_notes(plan))
 
 
-def _training(plan: Plan) -> list[tuple[str, str]]:
+def _list_training_rows(plan: Plan) -> list[tuple[str, str]]:
     texts = 'texts' if plan.loss_form == 'next token' else 'pairs'
     return [
-        ('parameters', f'{plan.params:,}{_trained(plan)}'),
+        ('parameters', f'{plan.params:,}{_describe_trained(plan)}'),
         (
             'batch',
-            f'{plan.batch_pairs:,} {texts}, {plan.tokens_per_step:,} columns a step, '
+            f'{plan.batch_pairs:,} {texts}, {plan.tokens_per_step:,} columns per step, '
             f'{plan.encode_chunks} encode_chunks',
         ),
         ('form', f'remat {plan.remat}, loss {plan.loss_form}'),
     ]
 
 
-def _embedding(plan: EmbeddingPlan) -> list[tuple[str, str]]:
-    copies = (
-        f'{plan.mesh["fsdp"]} devices share a copy'
-        if plan.mesh['fsdp'] > 1
-        else 'every device has a copy'
-    )
+def _list_embedding_rows(plan: EmbeddingPlan) -> list[tuple[str, str]]:
+    weights = _format_in_unit(plan.weight_bytes_per_chip, _BINARY)
+    copies = 'every device has a copy'
+    if plan.mesh['fsdp'] > 1:
+        copies = f'{plan.mesh["fsdp"]} devices share a copy'
     return [
         (
             'parameters',
-            f'{plan.params:,} in {plan.weights}, {_unit(plan.weight_bytes_per_chip, _BINARY)} a '
-            f'chip: {copies}',
+            f'{plan.params:,} in {plan.weights}, {weights} per chip: {copies}',
         ),
         (
             'batch',
@@ -66,14 +70,14 @@ def _embedding(plan: EmbeddingPlan) -> list[tuple[str, str]]:
     ]
 
 
-def _trained(plan: Plan) -> str:
+def _describe_trained(plan: Plan) -> str:
     if not plan.frozen_bytes_per_chip:
         return ''
-    trained = _unit(plan.trained_bytes_per_chip, _BINARY)
-    frozen = _unit(plan.frozen_bytes_per_chip, _BINARY)
+    trained = _format_in_unit(plan.trained_bytes_per_chip, _BINARY)
+    frozen = _format_in_unit(plan.frozen_bytes_per_chip, _BINARY)
     return (
-        f', {plan.trained_params:,} of them trained: {trained} a chip with optimizer state; the '
-        f'others, frozen: {frozen} a chip'
+        f'; trained: {plan.trained_params:,}, {trained} per chip with optimizer state; frozen: '
+        f'{frozen} per chip'
     )
 
 
@@ -81,10 +85,12 @@ def _verdict(plan: AnyPlan) -> str:
     return 'fits' if plan.fits else 'does not fit'
 
 
-def _times(plan: AnyPlan, step: str) -> list[tuple[str, str]]:
-    """Lower bounds of a step's time; none of a program that does not fit."""
-    flops, least, mfu = plan.compiled_flops_per_step, plan.lower_bound_seconds, plan.mfu_bound
-    if flops is None or least is None or mfu is None:
+def _list_time_rows(plan: AnyPlan, step: str) -> list[tuple[str, str]]:
+    """Returns rows with lower bounds of the time per step; [] if the program does not fit."""
+    flops = plan.compiled_flops_per_step
+    seconds = plan.lower_bound_seconds
+    mfu = plan.mfu_bound
+    if flops is None or seconds is None or mfu is None:
         return []
     ratio = flops / plan.model_flops_per_step
     bounds = {
@@ -93,55 +99,67 @@ def _times(plan: AnyPlan, step: str) -> list[tuple[str, str]]:
         'network': plan.network_seconds or 0.0,
     }
     limit = max(bounds, key=lambda name: bounds[name])
-    texts = (
-        f', {plan.texts_per_second_bound:,.0f} texts a second at most'
-        if isinstance(plan, EmbeddingPlan)
-        else ''
-    )
+    bound = f'{format_seconds(seconds)} at least'
+    if isinstance(plan, EmbeddingPlan):
+        bound += f', {plan.texts_per_second_bound:,.0f} texts a second at most'
     return [
         (
             'program',
-            f'{_unit(flops, _DECIMAL)} a {step}, {ratio:.2f} x the model',
+            f'{_format_in_unit(flops, _DECIMAL)} a {step}, {ratio:.2f} x the model',
         ),
-        ('at least', ', '.join(f'{name} {time_text(value)}' for name, value in bounds.items())),
+        (
+            'at least',
+            ', '.join(f'{name} {format_seconds(value)}' for name, value in bounds.items()),
+        ),
         (
             f'a {step}',
-            f'{time_text(least)} at least{texts}, limited by {limit}; MFU {100 * mfu:.1f} % at '
-            'most',
+            f'{bound}, limited by {limit}; MFU {100 * mfu:.1f} % at most',
         ),
     ]
 
 
-def _collectives(plan: AnyPlan) -> list[str]:
+def _format_collectives(plan: AnyPlan) -> list[str]:
     if not plan.collectives:
         return []
-    head = ('collective', 'times', 'places', 'loops', 'devices', 'over', 'payload a chip')
+    head = ('collective', 'executions', 'sites', 'loops', 'devices', 'network', 'payload per chip')
     rows = [
         (
-            row['kind']
-            + (' (as a sum)' if row['summed'] else '')
-            + (' of gradients' if row['gradient'] else ''),
-            f'{row["count"]:,}', str(row['sites']), str(row['loops']), str(row['group']),
-            row['network'], _unit(row['bytes'], _BINARY),
+            _describe_collective(row),
+            f'{row["count"]:,}',
+            str(row['sites']),
+            str(row['loops']),
+            str(row['group']),
+            row['network'],
+            _format_in_unit(row['bytes'], _BINARY),
         )
         for row in plan.collectives
-    ]  # fmt: skip
+    ]
     return ['', *(f'  {line}' for line in align_columns([head, *rows]))]
 
 
-def _notes(plan: AnyPlan) -> list[str]:
+def _describe_collective(row: Mapping[str, Any]) -> str:
+    name = row['kind']
+    if row['summed']:
+        name += ' (as a sum)'
+    if row['gradient']:
+        name += ' of gradients'
+    return name
+
+
+def _format_notes(plan: AnyPlan) -> list[str]:
     notes = []
     if isinstance(plan, Plan) and plan.rows_assumed:
         notes.append(
-            f'Every text is taken to be as long as it may be: {plan.rows} rows a device and chunk. '
-            'A run prints how many its data needs: --config.data.rows=N makes this exact.'
+            f'All texts are assumed to have their maximum length: {plan.rows} rows per device and '
+            f'chunk. For an exact plan, set --config.data.rows=N to the number of rows that a run '
+            f'with your data prints at its start.'
         )
     if plan.uncounted:
-        notes.append(f'Not in the arithmetic: {", ".join(plan.uncounted)}.')
+        notes.append(f'Not counted in the arithmetic: {", ".join(plan.uncounted)}.')
     if any(row['summed'] for row in plan.collectives or ()):
         notes.append(
-            '(as a sum): arrays that are zero but for one part are added up, which sends twice '
-            'the bytes of a plain all-gather.'
+            '(as a sum): an all-gather compiled as an all-reduce of arrays that are zero outside '
+            "the device's own part; it sends twice the bytes of a plain all-gather."
         )
     if not plan.fits and isinstance(plan, EmbeddingPlan):
         notes.append(
@@ -158,9 +176,7 @@ def _notes(plan: AnyPlan) -> list[str]:
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines in which columns stand below each other: the first to the left, the others to the
-    right.
-    """
+    """Returns lines with aligned columns: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *rest = widths
     return [
@@ -174,12 +190,14 @@ def align_columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def time_text(seconds: float) -> str:
-    """In the unit that suits."""
-    return _unit(seconds, _TIMES) if seconds < 120 else f'{seconds / 60:.0f} min'
+def format_seconds(seconds: float) -> str:
+    """Returns a duration as text, in minutes from 120 seconds on."""
+    return _format_in_unit(seconds, _TIMES) if seconds < 120 else f'{seconds / 60:.0f} min'
 
 
-def _unit(value: float, units: Sequence[tuple[str, float]]) -> str:
-    """With the largest unit that leaves at least 1."""
+def _format_in_unit(value: float, units: Sequence[tuple[str, float]]) -> str:
+    """Returns a value as text, in the largest unit in which it is at least 1."""
     name, size = next((unit for unit in units if value >= unit[1]), units[-1])
-    return f'{value / size:.4g} {name}' if value / size < 10_000 else f'{value / size:,.0f} {name}'
+    if value / size < 10_000:
+        return f'{value / size:.4g} {name}'
+    return f'{value / size:,.0f} {name}'

@@ -1,4 +1,4 @@
-"""TPU slices without a TPU: libtpu describes any of them, and compiles for it."""
+"""TPU topologies without TPUs: libtpu describes any slice and compiles for it."""
 
 import contextlib
 import importlib.metadata
@@ -13,23 +13,23 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.experimental import topologies
 
-from cpt_jax.plan.network import Place
+from cpt_jax.plan.network import DevicePosition
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.hardware import CHIPS, Chip
 
-# Read by libtpu when it is loaded: there is no metadata server to ask, and two programs may compile
-# at the same time.
-ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+# Environment variables that libtpu reads when it is loaded. The first skips the metadata server,
+# which exists only on Cloud TPUs; the second lets several programs compile at the same time.
+LIBTPU_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
 _TPUS = {name: chip for name, chip in CHIPS.items() if chip.topologies}
-# v4 needs to be told what a chip and a host are, or libtpu describes cores: twice the devices.
+# For v4, libtpu describes cores, twice as many devices, unless the chip and host are configured.
 _OPTIONS = {'v4': {'chip_config_name': 'megacore', 'chips_per_host_bounds': (2, 2, 1)}}
 
 
 def check_topology(name: str) -> Chip:
-    """The chip of a topology such as v5p:4x4x4.
+    """Returns the chip of a topology such as v5p:4x4x4.
 
     Raises:
-      UserError: no such chip, or it comes in no such slice.
+      UserError: there is no such chip, or no such slice of it.
     """
     kind, _, size = name.partition(':')
     if kind not in _TPUS:
@@ -39,61 +39,60 @@ def check_topology(name: str) -> Chip:
         )
         raise UserError(f'--topology {name!r}: choose one of {examples}')
     chip = _TPUS[kind]
-    if not (size in chip.topologies or _is_single(chip, size) or _is_of_cubes(chip, size)):
-        whole = ', and others whose sides are multiples of 4' if chip.dimensions == 3 else ''
-        raise UserError(
-            f'--topology {name!r}: {kind} comes as '
-            f'{", ".join(f"{kind}:{known}" for known in chip.topologies)}{whole}'
-        )
+    if not (size in chip.topologies or _is_single_chip(chip, size) or _is_of_cubes(chip, size)):
+        known = ', '.join(f'{kind}:{size}' for size in chip.topologies)
+        others = ', and others whose sides are multiples of 4' if chip.dimensions == 3 else ''
+        raise UserError(f'--topology {name!r}: choose one of {known}{others}')
     return chip
 
 
-def devices_of(name: str, slices: int) -> Sequence[jax.Device]:
-    """The devices of one or several slices of a topology; they can be compiled for, and run
-    nothing.
+def get_topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
+    """Returns the devices of one or several slices of a topology.
+
+    Programs can be compiled for these devices, but not run on them.
 
     Raises:
-      UserError: see `check_topology`; or libtpu is not installed, or does not know the slice.
+      UserError: see `check_topology`; or libtpu is not installed or does not know the slice.
     """
     chip = check_topology(name)
     if slices < 1:
         raise UserError(f'--slices={slices}: must be 1 or more')
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
-            f'libtpu is not installed; it compiles for TPUs without one: pip install '
-            f'{libtpu_requirement()!r}'
+            f'libtpu is not installed, and is needed to compile for TPUs (no TPU is needed): pip '
+            f'install {get_libtpu_requirement()!r}'
         )
-    os.environ.update(ENVIRONMENT)
-    options = (
-        {'chips_per_host_bounds': (1, 1, 1)}
-        if _is_single(chip, name.partition(':')[2])
-        else _OPTIONS.get(chip.name, {})
-    )
+    os.environ.update(LIBTPU_ENVIRONMENT)
+    options = _OPTIONS.get(chip.name, {})
+    if _is_single_chip(chip, name.partition(':')[2]):
+        options = {'chips_per_host_bounds': (1, 1, 1)}
     try:
-        with _quiet():
+        with _stderr_hidden():
             return topologies.get_topology_desc(
                 topology_name=name, platform='tpu', num_slices=slices, **options
             ).devices
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
-            f'--topology {name!r}: libtpu {libtpu_version()} does not know it: {error}'
+            f'--topology {name!r}: libtpu {get_libtpu_version()} does not know this topology: '
+            f'{error}'
         ) from error
 
 
-def places_of(devices: Sequence[jax.Device]) -> list[Place]:
-    """Where each device is."""
-    return [Place(getattr(device, 'slice_index', 0), tuple(device.coords)) for device in devices]
+def locate_devices(devices: Sequence[jax.Device]) -> list[DevicePosition]:
+    """Returns the position of each device."""
+    return [
+        DevicePosition(getattr(device, 'slice_index', 0), tuple(device.coords))
+        for device in devices
+    ]
 
 
-def libtpu_version() -> str:
-    """Of the installed wheel."""
+def get_libtpu_version() -> str:
+    """Returns the version of the installed libtpu wheel."""
     return importlib.metadata.version('libtpu')
 
 
-def libtpu_requirement() -> str:
-    """What pip should install: the libtpu that this release of JAX was made with, and that
-    `jax[tpu]` installs on a pod.
-    """
+def get_libtpu_requirement() -> str:
+    """Returns the pip requirement of libtpu for this release of JAX, the one of `jax[tpu]`."""
     wanted = (
         re.match(r'libtpu\s*\(?([=<>~!][^;)]*)', line)
         for line in importlib.metadata.requires('jax') or []
@@ -101,38 +100,41 @@ def libtpu_requirement() -> str:
     return next((f'libtpu{found[1].strip()}' for found in wanted if found), 'libtpu')
 
 
-def _is_single(chip: Chip, size: str) -> bool:
+def _is_single_chip(chip: Chip, size: str) -> bool:
     return chip.dimensions == 2 and size == '1x1'
 
 
 def _is_of_cubes(chip: Chip, size: str) -> bool:
-    """Larger 3D slices are made of cubes of 4 x 4 x 4 chips."""
+    """Returns whether a size is a valid large 3D slice, which consists of cubes of 4x4x4 chips."""
     if chip.dimensions != 3 or not re.fullmatch(r'\d+x\d+x\d+', size):
         return False
-    sides, most = ([int(side) for side in text.split('x')] for text in (size, chip.topologies[-1]))
+    sides = [int(side) for side in size.split('x')]
+    largest = [int(side) for side in chip.topologies[-1].split('x')]
     return (
         all(side and side % 4 == 0 for side in sides)
         and sides == sorted(sides)
-        and math.prod(sides) <= math.prod(most)
+        and math.prod(sides) <= math.prod(largest)
     )
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps off the screen what libtpu writes to stderr when it finds no TPU; shows it where
-    loading fails.
+def _stderr_hidden() -> Iterator[None]:
+    """Hides what libtpu writes to stderr when it finds no TPU, unless loading it fails.
+
+    Redirects the file descriptor, because libtpu does not write through sys.stderr.
     """
     sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        os.dup2(hidden.fileno(), 2)
         try:
             yield
         except BaseException as error:
-            if not isinstance(error, jax.errors.JaxRuntimeError):  # its message says it all
-                caught.seek(0)
-                os.write(screen, caught.read())
+            # The message of a JaxRuntimeError is complete without the hidden lines.
+            if not isinstance(error, jax.errors.JaxRuntimeError):
+                hidden.seek(0)
+                os.write(stderr, hidden.read())
             raise
         finally:
-            os.dup2(screen, 2)
-            os.close(screen)
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,7 +1,7 @@
-"""Runs on Cloud TPU pod slices, by means of gcloud: what the programs in launch/tpu/ do.
+"""Training runs on Cloud TPU pod slices, through gcloud: the code of the programs in launch/tpu/.
 
-Flags and states are those of Google's reference
+Flags and states are as in Google's reference
 (cloud.google.com/sdk/gcloud/reference/compute/tpus/queued-resources and
-cloud.google.com/tpu/docs/queued-resources), and gcloud 528's own parser takes every command. What
-they do was tested against a stand-in for gcloud, and never on Google Cloud.
+cloud.google.com/tpu/docs/queued-resources). The parser of gcloud 528 accepts every command. The
+programs were tested with a fake gcloud, and never on Google Cloud.
 """

@@ -1,4 +1,7 @@
-"""The commands, as lists of words."""
+"""Command lines for gcloud and git, each a list of arguments.
+
+Nothing is executed here; see gcloud.py.
+"""
 
 import shlex
 
@@ -9,52 +12,57 @@ _ON_WORKER = 'cpt_jax/code/launch/tpu/on_worker.sh'
 
 
 def create(pod: Pod) -> list[str]:
-    size = (
-        [f'--accelerator-type={pod.accelerator_type}']
-        if pod.accelerator_type
-        else [f'--type={pod.type}', f'--topology={pod.topology}']
-    )
-    nodes = (
-        [f'--node-count={pod.slices}', f'--node-prefix={pod.name}']
-        if pod.slices > 1
-        else [f'--node-id={pod.name}']
-    )
-    kind = [
-        f'--runtime-version={pod.runtime_version}',
-        *(['--spot'] if pod.spot else []),
-        *pod.create_flags,
-    ]
-    return [*_GCLOUD, 'create', pod.name, *_where(pod), *nodes, *size, *kind]
+    """Returns the command that requests the queued resource."""
+    if pod.slices > 1:
+        nodes = [f'--node-count={pod.slices}', f'--node-prefix={pod.name}']
+    else:
+        nodes = [f'--node-id={pod.name}']
+    if pod.accelerator_type:
+        size = [f'--accelerator-type={pod.accelerator_type}']
+    else:
+        size = [f'--type={pod.type}', f'--topology={pod.topology}']
+    options = [f'--runtime-version={pod.runtime_version}']
+    if pod.spot:
+        options.append('--spot')
+    options += pod.create_flags
+    return [*_GCLOUD, 'create', pod.name, *_location(pod), *nodes, *size, *options]
 
 
 def describe(pod: Pod) -> list[str]:
-    """Answers STATE and, behind a tab, why it FAILED."""
+    """Returns the command that prints the state, a tab, and the reason if it is FAILED."""
     return [
         *_GCLOUD,
         'describe',
         pod.name,
-        *_where(pod),
+        *_location(pod),
         '--format=value(state.state,state.failedData.error.message)',
     ]
 
 
 def delete(pod: Pod) -> list[str]:
-    return [*_GCLOUD, 'delete', pod.name, *_where(pod), '--force']  # --force: with its nodes
+    """Returns the command that deletes the queued resource and its nodes."""
+    # Without --force, gcloud refuses to delete a resource that has nodes.
+    return [*_GCLOUD, 'delete', pod.name, *_location(pod), '--force']
 
 
 def install(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
-    """Copies a commit of the checkout to all workers, and what it needs."""
-    archive = pod.file('.tar.gz')
+    """Returns the commands that install a commit of the checkout on all workers.
+
+    Args:
+      checkout: path of the git checkout.
+      jax: requirement of the JAX package, such as `jax[tpu]==0.10.2`.
+    """
+    archive = pod.get_path('.tar.gz')
     copy = [
         *_GCLOUD,
         'scp',
         str(archive),
         f'{pod.name}:cpt_jax.tar.gz',
-        *_where(pod),
-        *_everywhere(pod),
+        *_location(pod),
+        *_all_workers(pod),
     ]
-    # Unpacked beside what may be there: its own on_worker.sh puts it in place, and refuses under a
-    # run.
+    # Unpacked into a new folder, next to code that may be installed already. The new on_worker.sh
+    # moves it into place, and refuses to while a run is active.
     unpack = (
         'rm -rf cpt_jax/next && mkdir -p cpt_jax/next && tar -xzf cpt_jax.tar.gz -C cpt_jax/next'
     )
@@ -73,52 +81,54 @@ def install(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
         copy,
         _ssh(
             pod,
-            _everywhere(pod),
+            _all_workers(pod),
             f'{unpack} && bash cpt_jax/next/launch/tpu/on_worker.sh install '
             f'{shlex.join([jax, *mount])}',
         ),
     ]
 
 
-def state(pod: Pod) -> list[str]:
-    """Answers a line for each worker: how the run stands there."""
+def query_states(pod: Pod) -> list[str]:
+    """Returns the command that prints one line per worker with the state of its run."""
     missing = 'echo "worker ${HOSTNAME:-$(hostname)}: not installed"'
     return _ssh(
         pod,
-        _everywhere(pod),
+        _all_workers(pod),
         f'if [ -f {_ON_WORKER} ]; then bash {_ON_WORKER} state; else {missing}; fi',
     )
 
 
 def start(pod: Pod) -> list[str]:
-    return _ssh(
-        pod, _everywhere(pod), f'bash {_ON_WORKER} start {shlex.join(pod.train_flags or [])}'
-    )
+    """Returns the command that starts launch/train.py on all workers."""
+    train_flags = shlex.join(pod.train_flags or [])
+    return _ssh(pod, _all_workers(pod), f'bash {_ON_WORKER} start {train_flags}')
 
 
 def stop(pod: Pod) -> list[str]:
-    return _ssh(pod, _everywhere(pod), f'bash {_ON_WORKER} stop')
+    """Returns the command that sends SIGTERM to the run on all workers."""
+    return _ssh(pod, _all_workers(pod), f'bash {_ON_WORKER} stop')
 
 
-def log(pod: Pod, follow: bool) -> list[str]:
-    """Shows the end of the first worker's log; with `follow`, also what is added until the run
-    ends.
+def show_log(pod: Pod, follow: bool) -> list[str]:
+    """Returns the command that prints the end of the first worker's log.
+
+    Args:
+      follow: whether to also print new lines until the run ends.
     """
-    return _ssh(
-        pod,
-        ['--node=0', '--worker=0', *pod.ssh_flags],
-        f'bash {_ON_WORKER} {"follow" if follow else "log"}',
-    )
+    verb = 'follow' if follow else 'log'
+    first_worker = ['--node=0', '--worker=0', *pod.ssh_flags]
+    return _ssh(pod, first_worker, f'bash {_ON_WORKER} {verb}')
 
 
 def _ssh(pod: Pod, workers: list[str], script: str) -> list[str]:
-    return [*_GCLOUD, 'ssh', pod.name, *_where(pod), *workers, f'--command={script}']
+    return [*_GCLOUD, 'ssh', pod.name, *_location(pod), *workers, f'--command={script}']
 
 
-def _where(pod: Pod) -> list[str]:
-    # --quiet: never a question, which nobody might be there to answer.
-    return [f'--zone={pod.zone}', *([f'--project={pod.project}'] if pod.project else []), '--quiet']
+def _location(pod: Pod) -> list[str]:
+    project = [f'--project={pod.project}'] if pod.project else []
+    # --quiet: no prompts, because the programs also run unattended.
+    return [f'--zone={pod.zone}', *project, '--quiet']
 
 
-def _everywhere(pod: Pod) -> list[str]:
+def _all_workers(pod: Pod) -> list[str]:
     return ['--node=all', '--worker=all', *pod.ssh_flags]

@@ -1,4 +1,4 @@
-"""Carries out the commands for a pod, or prints them."""
+"""Runs the commands of commands.py, or prints them in a dry run."""
 
 import os
 import re
@@ -13,45 +13,47 @@ from typing import IO
 from absl import flags
 
 from cpt_jax.pod import commands, workers
-from cpt_jax.pod.record import Pod, recorded
+from cpt_jax.pod.record import Pod, load_record
 from cpt_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# States of a queued resource. A spot slice that is preempted becomes SUSPENDED: it has to be
-# deleted and asked for again.
+# States of a queued resource. A preempted spot slice becomes SUSPENDED, and must be deleted and
+# requested again.
 ACTIVE, FAILED, SUSPENDING, SUSPENDED = 'ACTIVE', 'FAILED', 'SUSPENDING', 'SUSPENDED'
 
 
 class GcloudError(UserError):
-    """A command failed. It may be the network, or a machine that is just going away: worth another
-    try.
+    """A command failed. The cause may be temporary (the network, a preemption in progress), so
+    callers may retry.
     """
 
 
 def define_flags() -> Callable[[], 'Cloud']:
-    """Defines --name, --zone, --project and --dry_run; returns what reads them, and what is
-    recorded of the pod.
+    """Defines --name, --zone, --project and --dry_run.
+
+    Returns:
+      A function to call once flags are parsed. It returns the Cloud of the recorded pod, with the
+      values of the flags.
     """
     name = flags.DEFINE_string('name', None, 'Name of the queued resource.', required=True)
     zone = flags.DEFINE_string(
-        'zone', None, 'Its zone, such as us-east5-a; by default as recorded by create.py.'
+        'zone', None, 'Zone, such as us-east5-a. Default: the zone recorded by create.py.'
     )
     project = flags.DEFINE_string(
-        'project',
-        None,
-        "Its Google Cloud project; by default as recorded, or else gcloud's own default.",
+        'project', None, "Google Cloud project. Default: the recorded project, or else gcloud's."
     )
     dry_run = flags.DEFINE_bool(
-        'dry_run', False, 'Print the commands, ready to paste, and run none.'
+        'dry_run', False, 'Print the commands, ready to paste, and run nothing.'
     )
 
     def read() -> Cloud:
-        pod = recorded(name.value) or Pod(name.value)
-        pod.zone, pod.project = zone.value or pod.zone, project.value or pod.project
+        pod = load_record(name.value) or Pod(name.value)
+        pod.zone = zone.value or pod.zone
+        pod.project = project.value or pod.project
         if not pod.zone:
             raise UserError(
-                f'--zone is missing, and {pod.file(".json")} is not here to tell it: give it, or '
-                f'go where create.py ran'
+                f'--zone is missing, and no zone is recorded in {pod.get_path(".json")}: pass '
+                f'--zone, or run this in the directory in which create.py ran'
             )
         return Cloud(pod, dry_run.value)
 
@@ -59,75 +61,98 @@ def define_flags() -> Callable[[], 'Cloud']:
 
 
 class Cloud:
-    """A pod and its run, as gcloud lets one see and change them. With dry_run nothing is seen and
-    nothing is changed.
+    """A pod and the run on it, seen and changed through gcloud.
+
+    Attributes:
+      pod: the pod.
+      dry_run: whether commands are printed and not run. States are then unknown (None or empty).
+      reason: why the queued resource is FAILED, after `read_state`; else empty.
     """
 
     def __init__(self, pod: Pod, dry_run: bool = False):
-        self.pod, self.dry_run = pod, dry_run
+        self.pod = pod
+        self.dry_run = dry_run
         self.reason = ''
 
-    def state(self) -> str | None:
-        """The queued resource's state, None where there is no such resource; why it FAILED is left
-        in `reason`.
-        """
+    def read_state(self) -> str | None:
+        """Returns the state of the queued resource, or None if it does not exist."""
         try:
-            state, _, self.reason = self._run(commands.describe(self.pod)).strip().partition('\t')
+            output = self._run(commands.describe(self.pod))
         except GcloudError as error:
             if 'NOT_FOUND' not in str(error):
                 raise
-            state = ''
+            return None
+        state, _, self.reason = output.strip().partition('\t')
         return state or None
 
     def create(self) -> None:
+        """Requests the queued resource.
+
+        Raises:
+          UserError: the record has no accelerator type and no topology.
+        """
         if not (self.pod.accelerator_type or self.pod.topology):
             raise UserError(
-                f'{self.pod.file(".json")} does not say what to ask for: use create.py with '
+                f'{self.pod.get_path(".json")} has no accelerator type: run create.py with '
                 f'--accelerator_type'
             )
         self._run(commands.create(self.pod), show=True)
 
     def delete(self) -> None:
+        """Deletes the queued resource and its nodes."""
         self._run(commands.delete(self.pod), show=True)
 
     def install(self) -> None:
+        """Installs the recorded commit on all workers."""
         for command in commands.install(self.pod, str(ROOT), _jax_requirement(self.pod.commit)):
             self._run(command, show=True)
 
-    def workers(self) -> dict[str, str]:
-        """How the run stands on each worker."""
-        states = workers.parse_states(self._run(commands.state(self.pod)))
+    def read_worker_states(self) -> dict[str, str]:
+        """Returns the state of the run on each worker, by worker."""
+        states = workers.parse_states(self._run(commands.query_states(self.pod)))
         if not states and not self.dry_run:
             raise GcloudError(f'no worker of {self.pod.name} answered')
         return states
 
     def start(self) -> None:
+        """Starts launch/train.py with the recorded flags on all workers."""
         self._run(commands.start(self.pod), show=True)
 
     def stop(self) -> None:
+        """Sends SIGTERM to the run on all workers."""
         self._run(commands.stop(self.pod), show=True)
 
     def show_log(self, follow: bool = False) -> None:
-        self._run(commands.log(self.pod, follow), show=True)
+        """Prints the end of the first worker's log, and new lines if `follow` is set."""
+        self._run(commands.show_log(self.pod, follow), show=True)
 
     def save(self) -> None:
-        """Records the pod."""
+        """Writes the record of the pod."""
         if not self.dry_run:
             self.pod.save()
 
-    def remark(self, text: str) -> None:
-        """In a dry run, what the next command is for; beside what is pasted."""
+    def print_note(self, text: str) -> None:
+        """In a dry run, explains the next command on stderr; stdout is to be pasted."""
         if self.dry_run:
             print(f'# {text}', file=sys.stderr, flush=True)
 
     def report(self, text: str) -> None:
-        """What was done, if it was."""
+        """Prints the result of commands that were run; does nothing in a dry run."""
         if not self.dry_run:
             print(text, flush=True)
 
     def _run(self, command: list[str], show: bool = False) -> str:
-        """The one place that runs anything: returns what the command wrote to stdout, or shows all
-        that it writes as it comes.
+        """Runs a command, or prints it in a dry run. All commands of a pod go through here.
+
+        Args:
+          show: whether to print the output (stdout and stderr) while the command runs.
+
+        Returns:
+          The stdout of the command; empty in a dry run or if `show` is set.
+
+        Raises:
+          GcloudError: the command failed, or gcloud left out some workers.
+          UserError: the program is not installed.
         """
         if self.dry_run:
             print(shlex.join(command), flush=True)
@@ -138,90 +163,104 @@ class Cloud:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr
             )
         except FileNotFoundError as error:
-            hint = (
-                ': install the Google Cloud CLI (cloud.google.com/sdk/docs/install) and run '
-                'gcloud auth login'
-            )
-            raise UserError(
-                f'{command[0]} is not on the PATH{hint if command[0] == "gcloud" else ""}'
-            ) from error
+            hint = ''
+            if command[0] == 'gcloud':
+                hint = (
+                    ': install the Google Cloud CLI (cloud.google.com/sdk/docs/install) and run '
+                    'gcloud auth login'
+                )
+            raise UserError(f'{command[0]} is not on the PATH{hint}') from error
         with process:
-            written = _show(process.stdout) if show and process.stdout else b''
-            answer, complaints = process.communicate()
-        text = (complaints or written).decode(errors='replace')
-        # gcloud leaves out slices that it cannot reach, and ends with 0 all the same.
-        if process.returncode or 'Could not prepare all' in text:
+            shown = _copy_to_stdout(process.stdout) if show and process.stdout else b''
+            stdout, stderr_bytes = process.communicate()
+        messages = (stderr_bytes or shown).decode(errors='replace')
+        # gcloud leaves out nodes that it cannot reach, and still exits with status 0.
+        if process.returncode or 'Could not prepare all' in messages:
             raise GcloudError(
-                f'{_why(text)} [status {process.returncode} of: {shlex.join(command)}]'
+                f'{_find_error(messages)} [status {process.returncode} of: {shlex.join(command)}]'
             )
-        return answer.decode(errors='replace')
+        return stdout.decode(errors='replace')
 
 
-def _show(stream: IO[bytes]) -> bytes:
-    """Copies what a process writes to stdout, and returns it."""
-    seen = bytearray()
-    while part := os.read(stream.fileno(), 1 << 16):
-        seen += part
-        sys.stdout.write(part.decode(errors='replace'))
+def _copy_to_stdout(stream: IO[bytes]) -> bytes:
+    """Copies a stream to stdout as it arrives; returns its content."""
+    content = bytearray()
+    while block := os.read(stream.fileno(), 1 << 16):
+        content += block
+        sys.stdout.write(block.decode(errors='replace'))
         sys.stdout.flush()
-    return bytes(seen)
+    return bytes(content)
 
 
-def _why(complaints: str) -> str:
-    """The line that says why: details may come behind it, and the words of other workers."""
-    lines = [line.strip() for line in complaints.splitlines() if line.strip()]
-    telling = [
+def _find_error(messages: str) -> str:
+    """Returns the last line that reports an error; details and other workers' output may follow."""
+    lines = [line.strip() for line in messages.splitlines() if line.strip()]
+    errors = [
         line
         for line in lines
         if line.startswith(('ERROR', 'error: ')) or 'Could not prepare all' in line
     ]
-    return (telling or lines or ['it failed without a word'])[-1]
+    return (errors or lines or ['it failed without a message'])[-1]
 
 
-def head_commit(allow_dirty: bool) -> str:
-    """The commit that the checkout is at. Raises UserError where it has changes of its own, which
-    would not go along.
+def get_head_commit(allow_dirty: bool) -> str:
+    """Returns the commit at HEAD of the checkout.
+
+    Raises:
+      UserError: the checkout has uncommitted changes, which would not be installed, and
+        `allow_dirty` is not set.
     """
     changed = [line[3:] for line in _git('status', '--porcelain').splitlines()]
     if changed and not allow_dirty:
-        some = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
+        shown = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
         raise UserError(
-            f'{ROOT} differs from its HEAD ({some}), and only HEAD is installed: commit it, or '
-            f'give --allow_dirty'
+            f'{ROOT} has uncommitted changes ({shown}), and only HEAD is installed: commit them, '
+            f'or pass --allow_dirty'
         )
     return _git('rev-parse', 'HEAD').strip()
 
 
 def _jax_requirement(commit: str) -> str:
-    """jax[tpu] at the version that the commit's requirements.txt pins."""
+    """Returns the requirement jax[tpu] at the version pinned by the commit's requirements.txt."""
     pinned = re.search(r'^jax==(\S+)', _git('show', f'{commit}:requirements.txt'), re.MULTILINE)
     if not pinned:
-        raise UserError(f'requirements.txt of {commit} has no line jax==VERSION')
+        raise UserError(f'requirements.txt at commit {commit} has no line jax==VERSION')
     return f'jax[tpu]=={pinned[1]}'
 
 
-def _git(*words: str) -> str:
-    """What git says of the checkout. It changes nothing, so a dry run asks too."""
+def _git(*arguments: str) -> str:
+    """Returns the output of a git command on the checkout.
+
+    It runs in a dry run too, because the commands used here change nothing.
+    """
+    command = ['git', '-C', str(ROOT), *arguments]
     try:
-        done = subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True)
+        process = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise UserError('git is not on the PATH: the workers get an archive of HEAD') from error
-    if done.returncode:
-        raise UserError(f'git {" ".join(words)}: {_why(done.stderr)}')
-    return done.stdout
+        raise UserError(
+            'git is not on the PATH: install it, the workers get a git archive of HEAD'
+        ) from error
+    if process.returncode:
+        raise UserError(f'git {" ".join(arguments)}: {_find_error(process.stderr)}')
+    return process.stdout
 
 
 def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
-    """Waits for the machines. Raises UserError where they will not come."""
+    """Waits until the queued resource is ACTIVE; prints its state meanwhile.
+
+    Raises:
+      UserError: it does not exist, has FAILED, or was preempted.
+    """
     show = Progress()
-    while (state := cloud.state()) != ACTIVE:
+    while (state := cloud.read_state()) != ACTIVE:
         if cloud.dry_run:
             return
         if state in (None, FAILED, SUSPENDING, SUSPENDED):
+            if state is None:
+                raise UserError(f'{cloud.pod.name} does not exist: request it with create.py')
             reason = f' ({cloud.reason})' if cloud.reason else ''
             raise UserError(
-                f'{cloud.pod.name} is {state or "no longer there"}{reason}: delete.py, then '
-                f'create.py, ask for it again'
+                f'{cloud.pod.name} is {state}{reason}: delete.py, then create.py, request it again'
             )
         show(f'{cloud.pod.name}: {state}')
         time.sleep(poll_seconds)
@@ -230,30 +269,31 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
 
 
 class Progress:
-    """How it stands, with the time: a line whenever that changes; on a terminal it grows old before
-    one's eyes.
+    """Prints a status with the time, one line per change.
+
+    On a terminal, the current line also shows how long the status has lasted.
     """
 
     def __init__(self):
-        self._text = self._line = ''
+        self._text = ''
+        self._line = ''
         self._since = 0.0
 
     def __call__(self, text: str) -> None:
-        terminal = sys.stdout.isatty()
+        """Prints the status if it has changed, or updates its duration on a terminal."""
+        is_terminal = sys.stdout.isatty()
         if text != self._text:
             self.end()
-            self._text, self._since = text, time.monotonic()
+            self._text = text
+            self._since = time.monotonic()
             self._line = f'{time.strftime("%F %R")} {text}'
-            print(self._line, end='' if terminal else '\n', flush=True)
-        elif terminal:
-            print(
-                f'\r{self._line}, for {(time.monotonic() - self._since) / 60:.0f} min',
-                end='',
-                flush=True,
-            )
+            print(self._line, end='' if is_terminal else '\n', flush=True)
+        elif is_terminal:
+            minutes = (time.monotonic() - self._since) / 60
+            print(f'\r{self._line}, for {minutes:.0f} min', end='', flush=True)
 
     def end(self) -> None:
-        """Begins a new line."""
+        """Ends the current line; the next status is printed even if it is the same."""
         if self._text and sys.stdout.isatty():
             print()
         self._text = ''

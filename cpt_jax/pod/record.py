@@ -1,4 +1,4 @@
-"""What is known of a pod on this machine: enough to ask for it again and to go on with its run."""
+"""The local record of a pod: enough to request it again and to resume its run."""
 
 import dataclasses
 import json
@@ -12,12 +12,12 @@ PODS = Path('runs/pods')
 
 @dataclasses.dataclass
 class Pod:
-    """A queued resource and the run on it, as kept in runs/pods/NAME.json."""
+    """A queued resource and the run on it, as recorded in runs/pods/NAME.json."""
 
     name: str
     zone: str = ''
     project: str = ''
-    # What create.py asked for.
+    # Requested by create.py.
     accelerator_type: str = ''
     type: str = ''
     topology: str = ''
@@ -26,27 +26,36 @@ class Pod:
     spot: bool = False
     create_flags: list[str] = dataclasses.field(default_factory=list)
     ssh_flags: list[str] = dataclasses.field(default_factory=list)
-    # What install.py brought.
+    # Installed by install.py.
     commit: str = ''
     bucket: str = ''
     mount: str = ''
-    # What start.py gave to launch/train.py.
+    # Passed to launch/train.py by start.py; None before the first start.
     train_flags: list[str] | None = None
 
-    def file(self, suffix: str) -> Path:
+    def get_path(self, suffix: str) -> Path:
+        """Returns the path of the pod's local file with this suffix."""
         return PODS / f'{self.name}{suffix}'
 
     def save(self) -> None:
+        """Writes the record."""
         PODS.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.file('.json'), json.dumps(dataclasses.asdict(self), indent=2) + '\n')
+        text = json.dumps(dataclasses.asdict(self), indent=2) + '\n'
+        write_atomically(self.get_path('.json'), text)
 
 
-def recorded(name: str) -> Pod | None:
-    """The pod as an earlier command left it, or None."""
-    path = Pod(name).file('.json')
+def load_record(name: str) -> Pod | None:
+    """Returns the recorded pod, or None if there is no record.
+
+    Raises:
+      UserError: the record cannot be read.
+    """
+    path = Pod(name).get_path('.json')
+    if not path.exists():
+        return None
     try:
-        return Pod(**json.loads(path.read_text())) if path.exists() else None
+        return Pod(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise UserError(
-            f'{path}: cannot be read ({error}); delete it and begin again with create.py'
+            f'{path}: cannot be read ({error}); delete it and start again with create.py'
         ) from error

@@ -1,4 +1,4 @@
-"""Brings a pod's run to its end, over preemptions."""
+"""Resumes a pod's run after preemptions, once or until it ends."""
 
 import time
 from collections.abc import Callable
@@ -7,110 +7,139 @@ from cpt_jax.pod import workers
 from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, Progress
 from cpt_jax.runtime.errors import UserError
 
-# Of gcloud in succession: with half a minute between them, five minutes without network.
-FAILURES = 10
-# Looks until an end that is neither 0 nor 42 is believed: when a host is preempted, others fail
-# before gcloud says why.
-DOUBTS = 2
-CRASHES = 3  # ends by a signal and the like after which the run is started again
-UNDER_WAY = 'under way'  # machines or programs are on their way to running
+# Consecutive failures of gcloud that end the program. With the default of 30 s between them, this
+# is five minutes without network.
+MAX_FAILURES = 10
+# Polls after the first that must show a failed exit before it is final. When a host is preempted,
+# the other hosts fail before gcloud reports the preemption.
+CONFIRMATIONS = 2
+MAX_CRASHES = 3  # crashes (for example by a signal) after which the run is started again
+PENDING = 'pending'  # the machines or the run are not ready yet
 
 
 def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
-    """Goes on with the run until it runs again, or forever: until it ends. Returns the run's exit
-    status, 0 where it runs.
+    """Resumes the run of a pod.
+
+    Args:
+      cloud: the pod.
+      forever: whether to resume it again after each preemption until it ends, and not only until
+        it runs.
+      poll_seconds: seconds between two polls.
+
+    Returns:
+      The exit status of the run, or 0 if it runs.
+
+    Raises:
+      UserError: nothing was started on the pod, or its request FAILED.
+      GcloudError: gcloud failed; with `forever`, MAX_FAILURES times in succession.
     """
     if cloud.pod.train_flags is None or not cloud.pod.commit:
-        raise UserError(f'nothing was started on {cloud.pod.name} yet: install.py, then start.py')
+        raise UserError(
+            f'nothing was started on {cloud.pod.name} yet: run install.py, then start.py'
+        )
     if cloud.dry_run:
-        _dry_run(cloud)
+        _print_commands(cloud)
         return 0
     show = Progress()
-    keeper, failures = _Keeper(cloud, show), 0
+    supervisor = _Supervisor(cloud, show)
+    failures = 0
     while True:
         try:
-            state = keeper.look()
+            state = supervisor.step()
             failures = 0
         except GcloudError as error:
             failures += 1
-            if not forever or failures == FAILURES:
+            if not forever or failures == MAX_FAILURES:
                 raise
-            state = UNDER_WAY
-            show(f'another try: {error}')
-        if state.startswith('exited ') or (state == workers.RUNNING and not forever):
+            state = PENDING
+            show(f'trying again: {error}')
+        if state.startswith('exited '):
             show.end()
-            return workers.exit_status(state) if state != workers.RUNNING else 0
+            return workers.to_exit_status(state)
+        if state == workers.RUNNING and not forever:
+            show.end()
+            return 0
         time.sleep(poll_seconds)
 
 
-class _Keeper:
-    """Looks how things stand and does the next thing, one at a time, so that it may be stopped and
-    begun again anywhere.
+class _Supervisor:
+    """Takes one action per step, chosen from the current state of the pod.
+
+    All that must persist is the state of the pod itself, so the program can be stopped and started
+    again at any time.
     """
 
     def __init__(self, cloud: Cloud, show: Progress):
-        self._cloud, self._show = cloud, show
-        self._created = False
-        # Has it run under these eyes? How it ended before is what this command was given for.
-        self._seen = False
-        self._doubts = self._crashes = 0
+        self._cloud = cloud
+        self._show = show
+        self._has_created = False
+        # Whether the run was seen running or done, or was started, by this program. An exit from
+        # before is the reason to resume.
+        self._has_run = False
+        self._failed_polls = 0
+        self._crashes = 0
 
-    def look(self) -> str:
-        """UNDER_WAY, `running`, or `exited N` for good."""
+    def step(self) -> str:
+        """Polls the pod and takes the next action.
+
+        Returns:
+          PENDING, `running`, or `exited N` if the run has ended and is not to be started again.
+        """
         cloud, name = self._cloud, self._cloud.pod.name
-        state = cloud.state()
-        if state == FAILED and self._created:
+        state = cloud.read_state()
+        if state == FAILED and self._has_created:
             raise UserError(
-                f'{name} FAILED ({cloud.reason or "no reason given"}): see what is asked for in '
-                f'{cloud.pod.file(".json")}'
+                f'{name} FAILED ({cloud.reason or "no reason given"}): check the request in '
+                f'{cloud.pod.get_path(".json")}'
             )
         if state is None:
-            self._do(f'{name}: asked for again', cloud.create)
-            self._created = True
+            self._act(f'{name}: requested again', cloud.create)
+            self._has_created = True
         elif state in (FAILED, SUSPENDED):
-            self._do(f'{name}: {state}, deleted', cloud.delete)
+            self._act(f'{name}: {state}, deleted', cloud.delete)
         elif state != ACTIVE:
             self._show(f'{name}: {state}')
         else:
-            return self._look_at_run()
-        self._doubts = 0
-        return UNDER_WAY
+            return self._check_run()
+        self._failed_polls = 0
+        return PENDING
 
-    def _look_at_run(self) -> str:
-        state = workers.together(self._cloud.workers())
+    def _check_run(self) -> str:
+        state = workers.combine_states(self._cloud.read_worker_states())
         self._show(f'{self._cloud.pod.name}: {state}')
-        if state in (workers.RUNNING, workers.ENDED):
-            self._seen, self._doubts = True, 0
+        if state in (workers.RUNNING, workers.DONE):
+            self._has_run = True
+            self._failed_polls = 0
             return state
-        failed = state.startswith('exited ') and state != workers.PREEMPTED
-        if failed and self._seen:
-            self._doubts += 1
-            if self._doubts <= DOUBTS:
-                return UNDER_WAY
+        has_failed = state.startswith('exited ') and state != workers.PREEMPTED
+        if has_failed and self._has_run:
+            self._failed_polls += 1
+            if self._failed_polls <= CONFIRMATIONS:
+                return PENDING
             self._crashes += 1
-            if state == workers.WRONG or self._crashes > CRASHES:
+            if state == workers.INVALID_INPUT or self._crashes > MAX_CRASHES:
                 return state
-        self._do(f'{self._cloud.pod.name}: started again', self._cloud.install, self._cloud.start)
-        self._seen, self._doubts = True, 0
+        name = self._cloud.pod.name
+        self._act(f'{name}: started again', self._cloud.install, self._cloud.start)
+        self._has_run = True
+        self._failed_polls = 0
         return workers.RUNNING
 
-    def _do(self, text: str, *actions: Callable[[], None]) -> None:
+    def _act(self, text: str, *actions: Callable[[], None]) -> None:
         self._show(text)
-        self._show.end()  # what follows writes lines of its own
+        self._show.end()  # the actions print lines of their own
         for action in actions:
             action()
 
 
-def _dry_run(cloud: Cloud) -> None:
-    cloud.remark('how the queued resource stands')
-    cloud.state()
-    cloud.remark('only where it is SUSPENDED or FAILED')
+def _print_commands(cloud: Cloud) -> None:
+    cloud.print_note('the state of the queued resource')
+    cloud.read_state()
+    cloud.print_note('only if it is SUSPENDED or FAILED')
     cloud.delete()
-    cloud.remark(
-        'only where it was deleted, now or before; then it is looked at until it is ACTIVE'
-    )
+    cloud.print_note('only if it was deleted, now or before; then poll until it is ACTIVE')
     cloud.create()
-    cloud.remark('only where the run does not run')
-    cloud.workers()
+    cloud.print_note('only if the run is not running')
+    cloud.read_worker_states()
     cloud.install()
     cloud.start()

@@ -1,45 +1,52 @@
-"""How a run stands on the workers, in the words of launch/tpu/on_worker.sh: these, or `exited
-N`.
+"""States of a run on the workers, in the words of launch/tpu/on_worker.sh.
+
+A state is one of the constants below, or `exited N` with another exit status.
 """
 
 import re
 
 RUNNING, GONE, IDLE, NOT_INSTALLED = 'running', 'gone', 'idle', 'not installed'
-# The exit statuses of launch/train.py.
-ENDED, WRONG, PREEMPTED = 'exited 0', 'exited 1', 'exited 42'
+# The exit statuses of launch/train.py: done, invalid input, preempted with everything saved.
+DONE, INVALID_INPUT, PREEMPTED = 'exited 0', 'exited 1', 'exited 42'
 
 
-def parse_states(answer: str) -> dict[str, str]:
-    """The state of each worker that answered."""
-    return dict(re.findall(r'^worker (\S+): (.+)$', answer, re.MULTILINE))
+def parse_states(output: str) -> dict[str, str]:
+    """Returns the state of each worker that answered, by worker."""
+    return dict(re.findall(r'^worker (\S+): (.+)$', output, re.MULTILINE))
 
 
-def together(states: dict[str, str]) -> str:
-    """How the run stands as a whole: one worker that runs decides, then the worst."""
+def combine_states(states: dict[str, str]) -> str:
+    """Returns the state of the run as a whole.
+
+    It is the first of these that any worker is in: running, invalid input, preempted, crashed
+    (another exit status), gone, idle, not installed; and `exited 0` if all workers are done.
+    """
     found = set(states.values())
     crashed = sorted(
         state
         for state in found
-        if state.startswith('exited') and state not in (ENDED, WRONG, PREEMPTED)
+        if state.startswith('exited') and state not in (DONE, INVALID_INPUT, PREEMPTED)
     )
-    order = [RUNNING, WRONG, PREEMPTED, *crashed, GONE, IDLE, NOT_INSTALLED]
-    return next((state for state in order if state in found), ENDED)
+    order = [RUNNING, INVALID_INPUT, PREEMPTED, *crashed, GONE, IDLE, NOT_INSTALLED]
+    return next((state for state in order if state in found), DONE)
 
 
-def exit_status(state: str) -> int:
-    """For a program that shows it: the run's own; 3 while it runs; 4 where nothing runs and nothing
-    says how it ended.
+def to_exit_status(state: str) -> int:
+    """Returns the exit status that a program reports for a state.
+
+    It is the run's own exit status if it exited, 3 while it runs, and 4 if no run is active and
+    its exit status is unknown.
     """
     if state.startswith('exited '):
         return int(state.removeprefix('exited '))
     return 3 if state == RUNNING else 4
 
 
-def summary(states: dict[str, str]) -> str:
-    """A line for each state that workers are in."""
+def summarize(states: dict[str, str]) -> str:
+    """Returns one line per state with the number of workers in it and some of their names."""
     lines = []
     for state in sorted(set(states.values())):
         names = sorted(name for name in states if states[name] == state)
-        some = ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
-        lines.append(f'{len(names)} of {len(states)} workers: {state} ({some})')
+        shown = ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
+        lines.append(f'{len(names)} of {len(states)} workers: {state} ({shown})')
     return '\n'.join(lines)

@@ -1,5 +1,6 @@
-"""best.json of a run: for each task that was followed, the checkpoint with the best score; and that
-checkpoint, kept.
+"""The best checkpoints of a run: best.json names one per task, and best/ holds copies of them.
+
+launch/evaluate.py --follow scores the checkpoints of a run and writes both.
 """
 
 import json
@@ -12,106 +13,120 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 
-_ABOUT = '_CHECKPOINT_METADATA'  # Orbax's, with the time of the save
+# Orbax's metadata file of a checkpoint, which contains the time of the save.
+_METADATA_FILE = '_CHECKPOINT_METADATA'
 
+# The content of best.json: task -> {'step': ..., 'score': ...}.
 Best = Mapping[str, Mapping[str, float]]
 
 
 def write_best(run: Path, best: Best) -> None:
+    """Writes best.json into a run's directory."""
     write_atomically(RunDir(run).best_steps, json.dumps(best, indent=2) + '\n')
 
 
-def find_best(run: Path, task: str, said: str) -> tuple[Path, int]:
-    """The checkpoints' directory and the step of the best one by `task`; '': of the one task that
-    was followed.
+def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
+    """Returns the directory and the step of the best checkpoint.
+
+    Args:
+      run: the run's directory.
+      task: task whose scores decide; '' is the only task in best.json.
+      prefix: beginning of the error messages.
 
     Raises:
-      UserError: nothing was followed, or not that task, or the checkpoint is gone; the message
-        begins with `said`.
+      UserError: there is no best.json, it does not have the task, or the checkpoint is deleted.
     """
     path = RunDir(run).best_steps
     try:
         best = json.loads(path.read_text('utf-8'))
     except FileNotFoundError:
-        raise UserError(f'{said}: no {path}: launch/evaluate.py --follow writes it') from None
+        raise UserError(f'{prefix}: no {path}: launch/evaluate.py --follow writes it') from None
     except ValueError as error:
         raise UserError(
-            f'{said}: {path} is not JSON ({error}): launch/evaluate.py --follow writes it anew'
+            f'{prefix}: {path} is not JSON ({error}): launch/evaluate.py --follow writes it again'
         ) from None
     if task not in best and (task or len(best) != 1):
-        which = f'no scores of {task}' if task else 'say by which task'
-        raise UserError(
-            f'{said}: {which}; there are {", ".join(f"@best:{name}" for name in best) or "none"}'
-        )
+        problem = f'no scores of {task}' if task else 'name the task'
+        choices = ', '.join(f'@best:{name}' for name in best) or 'none'
+        raise UserError(f'{prefix}: {problem}; there are {choices}')
     step = int(best[task or next(iter(best))]['step'])
     for folder in (RunDir(run).best, RunDir(run).checkpoints):
         if (folder / str(step)).is_dir():
             return folder, step
     raise UserError(
-        f'{said}: the checkpoint of step {step} is gone: checkpoint.keep_latest and keep_every '
-        f'say which stay, --keep_best keeps it'
+        f'{prefix}: the checkpoint of step {step} is gone: training keeps those of '
+        f'checkpoint.keep_latest and keep_every; launch/evaluate.py --follow --keep_best keeps the '
+        f'best'
     )
 
 
 def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
-    """Makes `run`/best/ hold the best checkpoints and no others; returns the steps of those that
-    cannot be kept: they are gone.
+    """Copies the best checkpoints into `run`/best/ and deletes the others there.
 
-    Files are linked, which costs nothing until the trainer lets go of its own, and copied where the
-    file system has no links (gcsfuse).
+    The copies are hard links, which take no space until training deletes the original, or real
+    copies on file systems without hard links (gcsfuse).
 
     Args:
-      run: its directory.
-      best: as in best.json.
-      held: checkpoints that are being scored, and stay as well, where files can be linked: one may
-        turn out to be the best.
+      run: the run's directory.
+      best: the best checkpoints, as in best.json.
+      held: steps of checkpoints that are being scored, one of which may become the best. They are
+        kept too, but only if the file system has hard links.
+
+    Returns:
+      The steps in `best` whose checkpoint is deleted.
     """
-    wanted, gone = {int(entry['step']) for entry in best.values()}, []
-    for step in sorted({*wanted, *held}):
-        kept, source = RunDir(run).best / str(step), RunDir(run).checkpoints / str(step)
-        there = kept.is_dir() and not _another(source, kept)
-        if (
-            not there
-            and not _copied(source, kept, _link_or_copy if step in wanted else os.link)
-            and step in wanted
-        ):
+    wanted = {int(entry['step']) for entry in best.values()}
+    kept = wanted | set(held)
+    gone = []
+    for step in sorted(kept):
+        source = RunDir(run).checkpoints / str(step)
+        target = RunDir(run).best / str(step)
+        if target.is_dir() and not _was_replaced(source, target):
+            continue
+        copy = _link_or_copy if step in wanted else os.link
+        if not _try_copy(source, target, copy) and step in wanted:
             gone.append(step)
     for path in RunDir(run).best.glob('*'):
-        if path.name not in map(str, {*wanted, *held}):
+        if path.name not in map(str, kept):
             shutil.rmtree(path)
     return gone
 
 
-def _another(source: Path, kept: Path) -> bool:
-    """Whether the run has another checkpoint of that step now: it went back, or began anew. The
-    file says when it was saved.
+def _was_replaced(source: Path, target: Path) -> bool:
+    """Whether the run has saved another checkpoint of this step since `target` was copied.
+
+    That happens if the run resumed from an earlier step or started again. The metadata files differ
+    then, because they contain the time of the save.
     """
     try:
-        return (source / _ABOUT).read_bytes() != (kept / _ABOUT).read_bytes()
-    except FileNotFoundError:  # the trainer's own is deleted
+        return (source / _METADATA_FILE).read_bytes() != (target / _METADATA_FILE).read_bytes()
+    except FileNotFoundError:  # training has deleted the original
         return False
 
 
-def _copied(source: Path, target: Path, copy: Callable[[str, str], object]) -> bool:
-    """False where the source is being deleted meanwhile, or is not there, or its files cannot be
-    copied.
+def _try_copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> bool:
+    """Copies a checkpoint with `copy`, file by file.
+
+    Returns:
+      False if the source is missing or was deleted during the copy, or a file cannot be copied.
     """
     part = target.with_name(f'{target.name}.part')
-    shutil.rmtree(part, ignore_errors=True)  # of a program that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a program that was killed
     try:
         shutil.copytree(source, part, copy_function=copy)
-        whole = _files(part) == _files(source)
-    # copytree collects in an Error what it could not copy
+        is_complete = _list_files(part) == _list_files(source)
+    # shutil.Error: copytree could not copy some of the files
     except (FileNotFoundError, shutil.Error):
-        whole = False
-    if whole:
+        is_complete = False
+    if is_complete:
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     shutil.rmtree(part, ignore_errors=True)
-    return whole
+    return is_complete
 
 
 def _link_or_copy(source: str, target: str) -> None:
+    """Makes a hard link, or a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except FileNotFoundError:
@@ -120,5 +135,5 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _files(folder: Path) -> set[Path]:
+def _list_files(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob('*')}

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: Orbax, asynchronous, whole or not there."""
+"""Checkpoints of a run: written by Orbax, asynchronously and atomically."""
 
 import re
 from collections.abc import Iterator
@@ -19,22 +19,23 @@ from cpt_jax.runtime.errors import UserError
 
 _SAVE = ocp.training.save_decision_policies
 _KEEP = ocp.training.preservation_policies
-About = dict[str, Any]
+# The metadata of a checkpoint, as JSON: a Provenance.
+Metadata = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints in a directory: `<step>/` each, with the state, the tokenizer's file, and
-    `about` (config, code version, ...).
+    """The checkpoints in a directory, in a folder `<step>/` each.
 
-    Orbax writes into a directory with a temporary name and renames it at the end, so a checkpoint
-    that a crash cut short is never taken for one.
+    A checkpoint contains the state, the tokenizer's file and the metadata (config, code version,
+    ...). Orbax writes a checkpoint under a temporary name and renames it at the end, so an
+    incomplete checkpoint of a crashed run is never restored.
     """
 
     def __init__(
         self,
         directory: Path,
         tokenizer_file: tuple[str, bytes],
-        about: About,
+        about: Metadata,
         *,
         every_steps: int,
         keep_latest: int,
@@ -43,21 +44,26 @@ class Checkpoints:
         """Opens a directory for training.
 
         Args:
-          directory: made if it is not there.
+          directory: the directory; it is created if it does not exist.
           tokenizer_file: name and content of the tokenizer's file, stored in every checkpoint.
-          about: the metadata stored in every checkpoint.
-          every_steps: save at each multiple.
-          keep_latest: so many latest ones stay, for going on.
-          keep_every: those at its multiples stay for good, for looking back; 0: none does.
+          about: metadata stored in every checkpoint.
+          every_steps: a save is due at every multiple of this step.
+          keep_latest: number of latest checkpoints to keep, to resume from.
+          keep_every: checkpoints at multiples of this step are kept forever; 0 keeps none.
+
+        Raises:
+          UserError: one of the three numbers is too small.
         """
-        for key, value, least in [
+        for key, value, minimum in [
             ('every_steps', every_steps, 1),
             ('keep_latest', keep_latest, 1),
             ('keep_every', keep_every, 0),
         ]:
-            if value < least:
-                raise UserError(f'checkpoint.{key}={value}: must be {least} or more')
-        self._tokenizer_file, self._about, self._directory = tokenizer_file, about, directory
+            if value < minimum:
+                raise UserError(f'checkpoint.{key}={value}: must be {minimum} or more')
+        self._directory = directory
+        self._tokenizer_file = tokenizer_file
+        self._metadata = about
         forever = [_KEEP.EveryNSteps(keep_every)] if keep_every else []
         self._open = lambda: ocp.training.Checkpointer(
             directory,
@@ -65,32 +71,44 @@ class Checkpoints:
             preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(keep_latest), *forever]),
             cleanup_tmp_directories=True,
         )
-        for name in _unfinished(directory):
-            _say(f'checkpoint {name} was cut short while it was written: it is not used')
+        for name in _find_unfinished(directory):
+            _print_once(f'checkpoint {name} is incomplete: it is not used')
         self._checkpointer = self._open()
 
     def due(self, step: int) -> bool:
-        """Is a save due after this many steps?"""
+        """Whether a save is due after this many steps."""
         return self._checkpointer.should_save(step)
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving the state after `step` steps, due or not; returns when the state is copied.
-        A step that is there is left alone.
+        """Starts to save the state after `step` steps, even if no save is due.
+
+        Returns when the state is copied, so that its buffers can be donated. Does not save if the
+        latest checkpoint is of the same step.
         """
         if self._checkpointer.latest is not None and self._checkpointer.latest.step == step:
             return
         file_name, data = self._tokenizer_file
-        content = {'state': by_name(state), 'tokenizer': {file_name: np.frombuffer(data, np.uint8)}}
+        content = {
+            'state': to_nested_dict(state),
+            'tokenizer': {file_name: np.frombuffer(data, np.uint8)},
+        }
         self._checkpointer.save_checkpointables_async(
-            step, content, force=True, custom_metadata=self._about
+            step, content, force=True, custom_metadata=self._metadata
         )
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """The newest state that can be read and its step, on the shardings of `abstract_state`;
-        None where there is no checkpoint.
+        """Restores the newest checkpoint that all processes can read.
+
+        Checkpoints that cannot be read are renamed to `<step>.unreadable`.
+
+        Args:
+          abstract_state: tree of ShapeDtypeStructs with the shardings of the state.
+
+        Returns:
+          The step and the state; None if there is no checkpoint.
 
         Raises:
-          UserError: there are checkpoints and none can be read.
+          UserError: there are checkpoints, but none can be read.
         """
         unreadable: list[int] = []
         for step in sorted(
@@ -100,97 +118,100 @@ class Checkpoints:
             problem = 'another process cannot read it'
             try:
                 state = self._checkpointer.load_checkpointables(
-                    step, {'state': by_name(abstract_state)}
+                    step, {'state': to_nested_dict(abstract_state)}
                 )['state']
             except (MemoryError, PermissionError):
                 raise
-            except Exception as error:  # whatever a damaged file makes Orbax or TensorStore raise
-                problem = _reason(error)
-            # All go on from one step.
+            except Exception as error:  # Orbax and TensorStore raise various types
+                problem = _summarize_error(error)
+            # All processes must resume from the same step.
             if np.all(multihost_utils.process_allgather(np.asarray(state is not None))):
                 self._set_aside(unreadable)
-                return step, like(abstract_state, state)
-            _say(f'checkpoint {step} cannot be read: the one before it is taken ({problem})')
+                return step, from_nested_dict(abstract_state, state)
+            _print_once(f'checkpoint {step} cannot be read: using the one before it ({problem})')
             unreadable.append(step)
         if unreadable:
             raise UserError(
-                f'{self._directory}: none of the checkpoints {unreadable} can be read; start in '
-                'another --workdir'
+                f'{self._directory}: none of the checkpoints {unreadable} can be read: start '
+                f'again with another --workdir'
             )
         return None
 
     def wait(self) -> None:
-        """Waits for a save that is under way."""
+        """Waits until the current save is finished."""
         self._checkpointer.wait()
 
     def close(self) -> None:
-        """Waits, and lets go of the directory."""
+        """Waits until the current save is finished, and releases the directory."""
         self._checkpointer.close()
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Renames checkpoints that cannot be read, so that their steps can be saved anew and
-        nothing is deleted.
+        """Renames unreadable checkpoints, so that their steps can be saved again.
+
+        Nothing is deleted, so that the user can still inspect or repair them.
         """
         if not steps:
             return
         self._checkpointer.close()
         if jax.process_index() == 0:
             for step in steps:
-                names = (
-                    self._directory / f'{step}.unreadable{suffix}'
-                    for suffix in ('', *(f'-{i}' for i in range(2, 1000)))
-                )
-                (self._directory / str(step)).rename(
-                    next(name for name in names if not name.exists())
-                )
+                suffixes = ['', *(f'-{i}' for i in range(2, 1000))]
+                targets = [self._directory / f'{step}.unreadable{suffix}' for suffix in suffixes]
+                free = next(target for target in targets if not target.exists())
+                (self._directory / str(step)).rename(free)
         multihost_utils.sync_global_devices('unreadable checkpoints set aside')
         self._checkpointer = self._open()
 
 
-def steps_in(directory: Path) -> list[int]:
-    """The steps of the finished checkpoints in a directory, oldest first."""
-    return (
-        sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit())
-        if directory.is_dir()
-        else []
-    )
+def list_steps(directory: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints in a directory, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit())
 
 
-def _nor_pretrained(directory: Path) -> str:
-    """What a directory lacks of a pretrained model (origin/pretrained.py), which may have
-    been meant; '' where that is not it.
+def _explain_not_pretrained(directory: Path) -> str:
+    """Returns the end of an error message, for a user who meant a pretrained model.
+
+    The text explains why the directory is not one (see `cpt_jax.origin.pretrained`); it is '' if
+    the directory has a config.json.
     """
     if not directory.is_dir():
         return ', nor is there such a directory'
     if (directory / 'config.json').is_file():
         return ''
-    return (
-        ', nor does it hold a pretrained model: no config.json, and no .bin of llama2.c that is '
-        'whole'
-    )
+    return ', nor does it hold a pretrained model: no config.json, and no complete .bin of llama2.c'
 
 
-def find(reference: str, flag: str) -> tuple[Path, int]:
-    """The checkpoints' directory and the step of a model reference: a run's directory (its latest
-    step), or `run@step`.
+def find_checkpoint(reference: str, flag: str) -> tuple[Path, int]:
+    """Resolves a model reference to a checkpoint.
 
-    `run@best:TASK` is the step with the best score of a task that launch/evaluate.py --follow
-    measured, `run@best` that of the only one.
+    Args:
+      reference: a run's directory (its latest step), `run@step`, `run@best:TASK` (the step with the
+        best score of a task that launch/evaluate.py --follow measured), or `run@best` if there is
+        only one such task.
+      flag: flag or key that the reference comes from; messages begin with it.
+
+    Returns:
+      The directory of the checkpoints, and the step.
 
     Raises:
-      UserError: there is no such run or checkpoint; the message begins with `flag`.
+      UserError: there is no such run or checkpoint.
     """
     name, at, wanted = reference.rpartition('@')
-    if not at or RunDir(Path(reference)).checkpoints.is_dir():  # a path may hold an @
-        name, wanted = reference, ''
+    # The path of a run may itself contain an @.
+    if not at or RunDir(Path(reference)).checkpoints.is_dir():
+        name = reference
+        wanted = ''
     if wanted.partition(':')[0] == 'best':
         return find_best(Path(name).absolute(), wanted.partition(':')[2], f'{flag} {reference}')
     directory = RunDir(Path(name).absolute()).checkpoints
-    steps = steps_in(directory)
+    steps = list_steps(directory)
     if not steps:
-        holds = f'{RunDir(Path(name)).checkpoints} holds none'
+        folder = RunDir(Path(name)).checkpoints
         raise UserError(
-            f'{flag} {reference}: no run with a checkpoint ({holds}){_nor_pretrained(Path(name))}'
+            f'{flag} {reference}: no run with a checkpoint ({folder} holds none)'
+            f'{_explain_not_pretrained(Path(name))}'
         )
     if wanted and wanted not in map(str, steps):
         raise UserError(
@@ -199,148 +220,153 @@ def find(reference: str, flag: str) -> tuple[Path, int]:
     return directory, int(wanted) if wanted else steps[-1]
 
 
-def read_about(directory: Path, step: int) -> About:
-    """What was stored beside a checkpoint's state. Raises UserError where the checkpoint is
-    damaged.
-    """
-    with _damage(directory, step):
+def read_metadata(directory: Path, step: int) -> Metadata:
+    """Returns the metadata of a checkpoint. Raises UserError if the checkpoint is damaged."""
+    with _report_damage(directory, step):
         about = ocp.metadata(directory / str(step)).custom_metadata
         if not about:
-            raise ValueError('it does not say what it is a checkpoint of')
+            raise ValueError('it has no metadata')
     return about
 
 
-def saved_at(directory: Path, step: int) -> str:
-    """When a checkpoint was written (UTC, to the microsecond): two of one name and step are told
-    apart by it.
+def read_save_time(directory: Path, step: int) -> str:
+    """Returns the time when a checkpoint was written, as ISO 8601 in UTC, to the microsecond.
+
+    It distinguishes two checkpoints of the same run name and step.
     """
-    with _damage(directory, step):
+    with _report_damage(directory, step):
         nanoseconds = ocp.metadata(directory / str(step)).init_timestamp_nsecs
         return datetime.fromtimestamp(nanoseconds / 1e9, UTC).isoformat()
 
 
-def latest_about(directory: Path) -> tuple[int, About] | None:
-    """The newest step in a directory that says what it is, and what it says; None where there is
-    none.
-    """
-    for step in reversed(steps_in(directory)):
+def read_latest_metadata(directory: Path) -> tuple[int, Metadata] | None:
+    """Returns the newest step whose metadata can be read, and its metadata; None without any."""
+    for step in reversed(list_steps(directory)):
         try:
-            return step, read_about(directory, step)
-        except UserError:  # `restore` will tell
+            return step, read_metadata(directory, step)
+        except UserError:  # `restore` reports it
             continue
     return None
 
 
 def read_tokenizer_file(directory: Path, step: int) -> tuple[str, bytes]:
-    """Name and content of the tokenizer's file inside a checkpoint."""
-    with _damage(directory, step):
+    """Returns the name and the content of the tokenizer's file in a checkpoint."""
+    with _report_damage(directory, step):
         files = ocp.load_checkpointables(directory / str(step), {'tokenizer': None})['tokenizer']
         ((name, data),) = files.items()
         return name, np.asarray(data).tobytes()
 
 
 def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
-    """The parameters of a checkpoint alone, on the shardings of `abstract_params`: no optimizer
-    state is read.
+    """Loads parameters from a checkpoint, without reading the optimizer state.
+
+    Args:
+      directory: directory of the checkpoints.
+      step: step of the checkpoint.
+      abstract_params: tree of ShapeDtypeStructs with the shardings of the parameters to load; it
+        may be a part of the parameters in the checkpoint.
 
     Raises:
-      KeyError: the checkpoint lacks one of them, or has it in another shape.
+      KeyError: the checkpoint lacks a parameter, or has it in another shape.
+      UserError: the checkpoint is damaged.
     """
-    wanted = by_name(abstract_params)
-    with _damage(directory, step):
+    wanted = to_nested_dict(abstract_params)
+    with _report_damage(directory, step):
         stored = ocp.metadata(directory / str(step)).metadata['params']
-    there = {
-        name: tuple(leaf.shape)
-        for name, leaf in flatten({part: stored[part] for part in wanted if part in stored})
-    }
-    here = {name: leaf.shape for name, leaf in flatten(wanted)}
-    # Orbax would say so in a hundred lines, leave a leaf abstract, or pass over one.
-    for name in here.keys() | there.keys():
-        if here.get(name) != there.get(name):
+    stored_parts = {part: stored[part] for part in wanted if part in stored}
+    stored_shapes = {name: tuple(leaf.shape) for name, leaf in flatten(stored_parts)}
+    wanted_shapes = {name: leaf.shape for name, leaf in flatten(wanted)}
+    # Checked here, because Orbax prints a hundred lines, leaves a leaf abstract or skips one.
+    for name in wanted_shapes.keys() | stored_shapes.keys():
+        if wanted_shapes.get(name) != stored_shapes.get(name):
             raise KeyError(
-                f'{name} is {there.get(name, "missing")} in the checkpoint and '
-                f'{here.get(name, "missing")} here'
+                f'{name} is {stored_shapes.get(name, "missing")} in the checkpoint and '
+                f'{wanted_shapes.get(name, "missing")} here'
             )
     context = ocp.Context()
     context.pytree.loading.partial_load = True
-    with context, _damage(directory, step):
+    with context, _report_damage(directory, step):
         loaded = ocp.load_checkpointables(directory / str(step), {'state': {'params': wanted}})
-    return like(abstract_params, loaded['state']['params'])
+    return from_nested_dict(abstract_params, loaded['state']['params'])
 
 
 @contextmanager
-def _damage(directory: Path, step: int) -> Iterator[None]:
-    """Turns whatever a damaged file makes Orbax or TensorStore raise into one line."""
+def _report_damage(directory: Path, step: int) -> Iterator[None]:
+    """Turns any exception of Orbax or TensorStore in the block into a one-line UserError."""
     try:
         yield
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
-        others = ', '.join(f'@{other}' for other in steps_in(directory) if other != step) or 'none'
+        others = (
+            ', '.join(f'@{other}' for other in list_steps(directory) if other != step) or 'none'
+        )
         raise UserError(
-            f'{directory / str(step)} is damaged ({_reason(error)}); other checkpoints of the run: '
-            f'{others}'
+            f'{directory / str(step)} is damaged ({_summarize_error(error)}); other checkpoints of '
+            f'the run: {others}'
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    """The kind of an error and the beginning of its first line; of what caused it, where it says
-    so.
-    """
+def _summarize_error(error: BaseException) -> str:
+    """Returns the type and the start of the message of an error's root cause."""
     while error.__cause__:
         error = error.__cause__
-    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:120]}'
+    first_line = (str(error).splitlines() or [''])[0]
+    return f'{type(error).__name__}: {first_line[:120]}'
 
 
-def by_name(tree: Any) -> dict[str, Any]:
-    """Nested dicts with the leaves of a tree of modules, tuples and dicts: the plain names that
-    stand on disk.
+def to_nested_dict(tree: Any) -> dict[str, Any]:
+    """Returns the leaves of a tree of modules, tuples and dicts as nested dicts.
+
+    Checkpoints on disk have these names.
     """
-    names: dict[str, Any] = {}
+    nested: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        *folders, name = _names(path)
-        place = names
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[name] = leaf
-    return names
+        *parents, name = _get_path_names(path)
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested
 
 
-def like(tree: Any, names: dict[str, Any]) -> Any:
-    """The inverse of `by_name`: the structure of `tree` with the leaves of `names`."""
+def from_nested_dict(tree: Any, nested: dict[str, Any]) -> Any:
+    """Returns a tree with the structure of `tree` and the leaves of `nested`.
 
-    def find(path: tuple, _: Any) -> Any:
-        place = names
-        for name in _names(path):
-            place = place[name]
-        return place
+    This is the inverse of `to_nested_dict`.
+    """
 
-    return jax.tree_util.tree_map_with_path(find, tree)
+    def get_leaf(path: tuple, _: Any) -> Any:
+        node = nested
+        for name in _get_path_names(path):
+            node = node[name]
+        return node
+
+    return jax.tree_util.tree_map_with_path(get_leaf, tree)
 
 
-def _names(path: tuple) -> list[str]:
+def _get_path_names(path: tuple) -> list[str]:
+    """Returns the names on the path to a leaf."""
     names = [
         str(getattr(key, 'name', getattr(key, 'key', getattr(key, 'idx', None)))) for key in path
     ]
-    # An nnx.Param is a node with one leaf, "value"; a parameter may have that name itself.
-    return (
-        names[:-1]
-        if isinstance(path[-1], jax.tree_util.GetAttrKey)
-        and names[-1] == 'value'
-        and len(names) > 1
-        else names
-    )
+    # An nnx.Param is a node with one leaf, its attribute "value". That name is dropped, unless the
+    # path has no other. Only one is dropped, because a parameter may itself be called "value".
+    is_attribute = isinstance(path[-1], jax.tree_util.GetAttrKey)
+    if is_attribute and names[-1] == 'value' and len(names) > 1:
+        return names[:-1]
+    return names
 
 
-def _unfinished(directory: Path) -> list[str]:
-    names = (
-        [path.name for path in directory.glob('*.orbax-checkpoint-tmp*')]
-        if directory.is_dir()
-        else []
-    )
+def _find_unfinished(directory: Path) -> list[str]:
+    """Returns the steps of checkpoints with Orbax's temporary names, as strings."""
+    if not directory.is_dir():
+        return []
+    names = [path.name for path in directory.glob('*.orbax-checkpoint-tmp*')]
     return sorted({match[1] for name in names if (match := re.match(r'(\d+)\.', name))})
 
 
-def _say(line: str) -> None:
+def _print_once(line: str) -> None:
+    """Prints a line on process 0."""
     if jax.process_index() == 0:
         print(line, flush=True)

@@ -1,4 +1,4 @@
-"""Which code made a file."""
+"""The version of the code, which is stored in the files it writes."""
 
 import functools
 import subprocess
@@ -6,19 +6,21 @@ from pathlib import Path
 
 import cpt_jax
 
-# The commit, where `git archive` wrote this file (.gitattributes); as it stands, elsewhere.
+# `git archive` replaces the placeholder by the commit (export-subst in .gitattributes).
 _ARCHIVED = '$Format:%h$'
 
 
 @functools.cache
 def code_version() -> str:
-    """The package's version, and the commit that the code is of; "+" behind it: a git checkout with
-    changes of its own.
+    """Returns the version of the package and the commit, such as '0.1.0 3f2a9c1b04de'.
+
+    A '+' after the commit means uncommitted changes. Without a git checkout or an archive of one,
+    only the version is returned.
     """
     if not _ARCHIVED.startswith('$'):
         return f'{cpt_jax.__version__} {_ARCHIVED}'
     root = Path(__file__).parents[2]
-    if not (root / '.git').exists():  # an installed package, perhaps within somebody's repository
+    if not (root / '.git').exists():  # an installed package, perhaps inside another repository
         return cpt_jax.__version__
     try:
         described = subprocess.run(

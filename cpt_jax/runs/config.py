@@ -1,5 +1,6 @@
-"""Configs: a section holds the keyword arguments of one function, and a run keeps the config that
-it began with.
+"""Configs: each section contains the keyword arguments of one function.
+
+A run stores its config and can only be resumed with one that would have trained the same model.
 """
 
 import inspect
@@ -14,10 +15,10 @@ from cpt_jax.storage.atomic_write import write_atomically
 
 T = TypeVar('T')
 
-# What may change between the parts of a run: how far it goes, what it writes down, where and in
-# which order of operations it computes. None of these changes what was learned so far. A prefix
-# that ends in a dot stands for its section.
-CHANGEABLE = (
+# Keys that may change when a run is resumed: its length, its logs and checkpoints, its devices and
+# the order of its operations. None of them changes what the run has learned so far. An entry that
+# ends in a dot is a whole section.
+CHANGEABLE_KEYS = (
     'train.steps',
     'train.log_every',
     'train.encode_chunks',
@@ -36,23 +37,29 @@ CHANGEABLE = (
     'data.prefetch',
 )
 
-# What a key means to a run that was started before the key existed. A key needs a line here only
-# if the default of its section's function would change what such a run means, or if no function
-# has it. The lines stay even where both agree today: a later default must not change an old run.
-MEANING_BEFORE = {
-    'objective': 'contrastive',  # at the top level, so no function has it; lm came later
-    'prompt.template': '',  # texts stood between the tokenizer's delimiters
-    'prompt.text_tokens': 0,  # cut by data.max_tokens_* only
+# Values of keys for runs that were started before the key existed. A key needs an entry only if the
+# default in its section's function differs from the old behaviour, or if no function has the key.
+# Entries stay even if they equal the default of today: a later default must not change an old run.
+LEGACY_DEFAULTS = {
+    'objective': 'contrastive',  # a key of the top level, so no function has it; lm came later
+    'prompt.template': '',  # texts were enclosed in the tokenizer's delimiters
+    'prompt.text_tokens': 0,  # texts were truncated only by data.max_tokens_*
     'loss.train_temperature': True,  # the temperature was always trained
     'optimizer.decay': 'cosine',  # the only schedule
     'lora.rank': 0,  # all parameters were trained
-    'tokenizer.closing': 'own',  # each side ended in a delimiter of its own
-    'init_from': '',  # at the top level; every run was from scratch
+    'tokenizer.closing': 'own',  # each side had a closing delimiter of its own
+    'init_from': '',  # a key of the top level; every run was from scratch
 }
 
 
 def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any) -> T:
-    """Calls `function` with a section of the config, and with what the config does not know.
+    """Returns `function(**section, **given)`, after checking the keys of the section.
+
+    Args:
+      function: the function or class whose keyword arguments the section contains.
+      name: name of the section, for messages.
+      section: the section of the config.
+      given: arguments that do not come from the config.
 
     Raises:
       UserError: see `check_section`.
@@ -64,12 +71,17 @@ def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **g
 def check_section(
     function: Callable, name: str, section: Mapping[str, Any], given: Container[str]
 ) -> None:
-    """Compares the keys of a section with the arguments of a function, but for those that are
-    `given` otherwise.
+    """Checks that the keys of a section are arguments of a function.
+
+    Args:
+      function: the function whose keyword arguments the section contains.
+      name: name of the section, for messages.
+      section: the section of the config.
+      given: names of the arguments that do not come from the config.
 
     Raises:
-      UserError: the section has a key that is no argument of the function, or lacks one without a
-        default.
+      UserError: a key is not an argument of the function, or an argument without a default has no
+        key.
     """
     known = {
         key: parameter
@@ -85,7 +97,7 @@ def check_section(
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-    """('section.key', value) of every leaf."""
+    """Yields ('section.key', value) of every leaf. An empty section is a leaf too."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from flatten(value, f'{prefix}{key}.')
@@ -93,24 +105,25 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, 
             yield f'{prefix}{key}', value
 
 
-def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it comes back from a JSON file: tuples are lists."""
+def to_json_values(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config as it is read back from a JSON file: tuples become lists."""
     return json.loads(json.dumps(config))
 
 
-def defaults_of(function: Callable) -> dict[str, Any]:
-    """Returns the defaults of a function's arguments, as they come back from a JSON file.
+def get_defaults(function: Callable) -> dict[str, Any]:
+    """Returns the defaults of a function's arguments, as they are read back from a JSON file.
 
-    Defaults that JSON cannot hold are left out: no config has them.
+    Defaults that JSON cannot hold are omitted, because no config can contain them.
     """
-    found = {}
+    defaults = {}
     for key, parameter in inspect.signature(function).parameters.items():
         if parameter.default is not inspect.Parameter.empty and _is_plain(parameter.default):
-            found[key] = parameter.default
-    return as_json(found)
+            defaults[key] = parameter.default
+    return to_json_values(defaults)
 
 
 def _is_plain(value: object) -> bool:
+    """Whether a value consists of tuples, lists, numbers, strings, bools and None."""
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
@@ -119,31 +132,31 @@ def _is_plain(value: object) -> bool:
 def fill_missing(
     leaves: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]
 ) -> dict[str, Any]:
-    """Returns the leaves of a config with the defaults of the keys that it does not have.
+    """Returns the leaves of a config, and the defaults of the keys that the config lacks.
 
     Args:
-      leaves: values by 'section.key'.
-      functions: by section, the function whose keyword arguments the section holds; a source is a
-        section too ('data.sources.NAME').
+      leaves: value by 'section.key'.
+      functions: section -> the function whose keyword arguments the section contains. Each source
+        is a section too ('data.sources.NAME').
     """
     filled: dict[str, Any] = {}
     for section, function in functions.items():
-        filled |= {f'{section}.{key}': value for key, value in defaults_of(function).items()}
-    # `flatten` gives a section without keys as a leaf.
+        filled |= {f'{section}.{key}': value for key, value in get_defaults(function).items()}
+    # `flatten` yields a section without keys as a leaf.
     present = {key: value for key, value in leaves.items() if key not in functions}
     return filled | present
 
 
-def with_meaning_before(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of a run with the keys of MEANING_BEFORE that its code did not have."""
-    found = dict(config)
-    for name, value in MEANING_BEFORE.items():
+def fill_legacy_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config, and LEGACY_DEFAULTS for the keys that it lacks."""
+    filled = dict(config)
+    for name, value in LEGACY_DEFAULTS.items():
         section, _, key = name.rpartition('.')
         if section:
-            found[section] = {key: value, **(found.get(section) or {})}
+            filled[section] = {key: value, **(filled.get(section) or {})}
         else:
-            found.setdefault(key, value)
-    return found
+            filled.setdefault(key, value)
+    return filled
 
 
 def check_resume(
@@ -152,26 +165,30 @@ def check_resume(
     workdir: Path,
     functions: Mapping[str, Callable[..., Any]] | None = None,
 ) -> list[str]:
-    """Compares a run's config with the one that it is continued with; returns a line for each
-    change that is allowed.
+    """Checks that a run can be resumed with a config.
 
     Args:
-      before: the config that the run keeps, possibly written by older code.
-      now: the config that it is started with.
+      before: the config that the run stored, possibly written by older code.
+      now: the config to resume with.
       workdir: the run's directory, for the message.
-      functions: the function of each section, as for `fill_missing`. A key that one of the configs
+      functions: function of each section, as for `fill_missing`. A key that one of the configs
         lacks counts as set to its default.
 
+    Returns:
+      A line 'key: old -> new' for each changed key in CHANGEABLE_KEYS.
+
     Raises:
-      UserError: a key differs that decides what was learned.
+      UserError: another key differs, which would change what is learned.
     """
-    # What the old config lacks has its old meaning; what the new one lacks, today's default.
-    old = fill_missing(MEANING_BEFORE | dict(flatten(before)), functions or {})
-    new = MEANING_BEFORE | fill_missing(dict(flatten(as_json(now))), functions or {})
-    # Without adapters the section's other keys have no effect.
+    # LEGACY_DEFAULTS come first for the old config, and the defaults of today for the new one.
+    old = fill_missing(LEGACY_DEFAULTS | dict(flatten(before)), functions or {})
+    new = LEGACY_DEFAULTS | fill_missing(dict(flatten(to_json_values(now))), functions or {})
+    # Without adapters, the other keys of the section have no effect.
     if not old['lora.rank'] and not new['lora.rank']:
-        old, new = _without_section(old, 'lora'), _without_section(new, 'lora')
-    allowed, refused = [], []
+        old = _remove_section(old, 'lora')
+        new = _remove_section(new, 'lora')
+    allowed = []
+    refused = []
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key):
             continue
@@ -181,32 +198,35 @@ def check_resume(
             refused.append(f'{key} was {old.get(key)!r} and is {new.get(key)!r}')
     if refused:
         raise UserError(
-            f'{workdir} holds a run of another config: {"; ".join(refused)}. Set it '
-            f'back, or give another --workdir'
+            f'{workdir} holds a run of another config: {"; ".join(refused)}. Restore the old '
+            f'value, or give another --workdir'
         )
     return allowed
 
 
 def _is_changeable(key: str) -> bool:
-    return any(key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE)
+    return any(
+        key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE_KEYS
+    )
 
 
-def _without_section(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:
+def _remove_section(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:
     return {key: value for key, value in leaves.items() if not key.startswith(f'{section}.')}
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises UserError where a directory has a config.json that is none of a run: somebody's model,
-    whose own would be lost.
+    """Raises UserError if a directory has a config.json that no run wrote.
+
+    The directory may hold somebody's pretrained model, whose config.json a run would overwrite.
     """
     path = RunDir(workdir).config
     try:
-        of_a_run = not path.exists() or 'train' in json.loads(path.read_bytes())
+        is_free = not path.exists() or 'train' in json.loads(path.read_bytes())
     except ValueError:
-        of_a_run = False
-    if not of_a_run:
+        is_free = False
+    if not is_free:
         raise UserError(
-            f'{path} is none of a run, and would be overwritten: give another --workdir'
+            f'{path} is not the config of a run, and would be overwritten: give another --workdir'
         )
 
 

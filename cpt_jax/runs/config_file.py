@@ -1,4 +1,4 @@
-"""Config files: Python files with get_config(), named as FILE.py or FILE.py:ARGUMENT."""
+"""Config files: Python files with get_config(), given as FILE.py or FILE.py:ARGUMENT."""
 
 import dataclasses
 import inspect
@@ -16,26 +16,26 @@ from cpt_jax.runtime.errors import UserError
 
 
 def load_config(reference: Path | str) -> dict[str, Any]:
-    """Returns the config of a file as plain values: for tests, notebooks and your own programs.
+    """Returns the config of a file as plain values, for tests, notebooks and your own programs.
 
     Args:
-      reference: 'FILE.py', or 'FILE.py:ARGUMENT' where get_config takes an argument. A file in
+      reference: 'FILE.py', or 'FILE.py:ARGUMENT' if get_config takes an argument. A file in
         configs/ is found from any directory.
 
     Raises:
-      UserError: the file is missing or broken, or the argument is not one of its own.
+      UserError: the file is missing, it raises an exception, or it does not accept the argument.
     """
     return find_config(reference).load().to_dict()
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigFile:
-    """A config file that exists, and the argument for its get_config.
+    """An existing config file, and the argument for its get_config.
 
     Attributes:
-      reference: what the user typed, 'configs/prompteol.py:opt-13b'.
+      reference: the reference from the user, such as 'configs/prompteol.py:opt-13b'.
       path: path of the file.
-      argument: what follows the colon; None without a colon.
+      argument: text after the colon; None if there is no colon.
     """
 
     reference: str
@@ -47,7 +47,7 @@ class ConfigFile:
 
     @property
     def name(self) -> str:
-        """Name of the config, fit for a directory: 'quickstart', 'prompteol-opt-13b'."""
+        """Name of the config for a directory, such as 'quickstart' or 'prompteol-opt-13b'."""
         if self.argument is None:
             return self.path.stem
         return f'{self.path.stem}-{re.sub("[^A-Za-z0-9._=,+-]", "-", self.argument)}'
@@ -57,7 +57,7 @@ class ConfigFile:
 
         Raises:
           UserError: the file or get_config raises an exception, there is no get_config, or it does
-            not take this argument.
+            not accept the argument.
         """
         variables = self._run(lambda: runpy.run_path(str(self.path)))
         get_config = variables.get('get_config')
@@ -70,11 +70,19 @@ class ConfigFile:
                 f'{self}: get_config() returned {config!r}; it must return an '
                 f'ml_collections.ConfigDict'
             )
-        # Not a copy of a ConfigDict, whose references between keys would be lost.
+        # A ConfigDict is not copied: a copy would lose its references between keys.
         return config if isinstance(config, ConfigDict) else ConfigDict(config)
 
     def _check_argument(self, get_config: Callable, known: Iterable[str]) -> list[str]:
-        """Returns the positional arguments of get_config: one or none."""
+        """Returns the positional arguments for get_config: one or none.
+
+        Args:
+          get_config: the function of the file.
+          known: ARGUMENTS of the file, the valid arguments; if empty, any argument is valid.
+
+        Raises:
+          UserError: the argument is missing, not accepted or not in `known`.
+        """
         names = list(known)
         choices = f': choose one of {", ".join(names)}' if names else ''
         parameters = list(inspect.signature(get_config).parameters.values())
@@ -91,7 +99,7 @@ class ConfigFile:
         return [self.argument]
 
     def _run(self, step: Callable[[], Any]) -> Any:
-        """Calls a part of the user's file. Whatever that raises is the user's mistake."""
+        """Returns `step()`, which runs code of the user's file; turns its errors into UserError."""
         try:
             return step()
         except UserError as error:
@@ -104,45 +112,51 @@ class ConfigFile:
 
 
 def find_config(reference: Path | str) -> ConfigFile:
-    """Returns the file that a reference names. A relative path below configs/ that does not exist
-    in the current directory is looked up in the installed package `configs`.
+    """Returns the config file of a reference, 'FILE.py' or 'FILE.py:ARGUMENT'.
+
+    If a relative path in configs/ does not exist in the current directory, it is looked up in the
+    installed package `configs`.
 
     Raises:
       UserError: there is no such file.
     """
-    path, argument = _split(str(reference))
+    path, argument = _split_reference(str(reference))
     if not path.exists() and path.parts[:1] == ('configs',):
         installed = Path(configs.__file__).parent.joinpath(*path.parts[1:])
         path = installed if installed.is_file() else path
     if path.is_file():
         return ConfigFile(str(reference), path, argument)
     if path.stem in configs.RENAMED:
-        raise UserError(f'{reference}: {_renamed(path.stem)}')
+        raise UserError(f'{reference}: {_describe_rename(path.stem)}')
     raise UserError(f'{reference}: no such file')
 
 
-def default_workdir(name: str) -> Path:
-    """Returns runs/NAME for the name of a config; or, with a line that says so, the directory of a
-    run that began when the config was a file of its own.
+def find_default_workdir(name: str) -> Path:
+    """Returns runs/NAME for the name of a config.
+
+    If a run was started when the config was still a separate file (`configs.RENAMED`), prints a
+    line and returns the directory of that run.
     """
     workdir = Path('runs', name)
     if workdir.exists():
         return workdir
     for former, reference in configs.RENAMED.items():
-        began = Path('runs', former)
-        if ConfigFile(reference, *_split(reference)).name == name and began.is_dir():
-            print(f'continuing in {began}, where this config ran by default before', flush=True)
-            return began
+        former_workdir = Path('runs', former)
+        config_file = ConfigFile(reference, *_split_reference(reference))
+        if config_file.name == name and former_workdir.is_dir():
+            print(f'continuing in {former_workdir}, the former default of this config', flush=True)
+            return former_workdir
     return workdir
 
 
-def _split(reference: str) -> tuple[Path, str | None]:
-    """Splits 'FILE.py:ARGUMENT' after the suffix: other colons may belong to folders."""
+def _split_reference(reference: str) -> tuple[Path, str | None]:
+    """Splits 'FILE.py:ARGUMENT' after '.py', because folder names may contain colons too."""
     before, colon, argument = reference.partition('.py:')
     return (Path(f'{before}.py'), argument) if colon else (Path(reference), None)
 
 
-def _renamed(former: str) -> str:
+def _describe_rename(former: str) -> str:
+    """Returns a message for the name of a former config file: its new name, and how to resume."""
     now = f'this config is now configs/{configs.RENAMED[former]}'
     workdir = Path('runs', former)
     if not workdir.is_dir():

@@ -1,19 +1,20 @@
-"""Where a checkpoint comes from: the metadata stored in every checkpoint of a run."""
+"""The metadata stored in every checkpoint of a run: what the run was made from."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from cpt_jax.runs.config import with_meaning_before
+from cpt_jax.runs.config import fill_legacy_defaults
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """The frozen weights beside which a LoRA run trains its adapters.
+    """The frozen weights of a LoRA run.
 
     Attributes:
       path: absolute path of a pretrained directory, or `run@step`.
-      fingerprint: digest of a pretrained directory's weights, or the time a checkpoint was saved.
+      fingerprint: digest of a pretrained directory's weights, or the time when a checkpoint was
+        saved.
     """
 
     path: str
@@ -22,20 +23,20 @@ class Base:
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What a run was made of.
+    """The config, code, data and origin of a run.
 
     Attributes:
-      config: all sections, with the architecture that was trained in `model`.
+      config: all sections of the config; `model` is the architecture that was trained.
       tokenizer: fingerprint of the tokenizer.
-      sources: source -> fingerprint of its data.
+      sources: name of each source -> fingerprint of its data.
       code: version of the code that wrote the checkpoint.
-      inherits: whether `config['model']` came from the run's origin; None for runs from before this
-        was stored.
-      begin: ids that begin every text of the language model the run comes from; None if it comes
-        from no language model.
-      pretrained: config.json of the pretrained model the run comes from, directly or over other
-        runs; None if it comes from none.
-      base: what the adapters belong to; None unless the run trains adapters.
+      inherits: whether `config['model']` came from the run's origin; None for runs that did not
+        store this.
+      begin: ids at the beginning of every text, if the run comes from a language model; None
+        otherwise.
+      pretrained: config.json of the pretrained model that the run comes from, directly or through
+        other runs; None if there is none.
+      base: base of the adapters; None if the run does not train adapters.
     """
 
     config: Mapping[str, Any]
@@ -49,12 +50,13 @@ class Provenance:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
-        """Returns the provenance of a checkpoint's metadata; what an older run did not write is
-        filled in with what it meant.
+        """Returns the provenance in a checkpoint's metadata.
+
+        Values that an older run did not store are filled in with its behaviour.
         """
         base = stored.get('base')
         return cls(
-            config=with_meaning_before(stored['config']),
+            config=fill_legacy_defaults(stored['config']),
             tokenizer=stored.get('tokenizer', ''),
             sources=stored.get('sources', {}),
             code=stored.get('code', ''),
@@ -65,7 +67,7 @@ class Provenance:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the metadata to store; `base` is left out where there is none."""
+        """Returns the metadata to store. The key `base` is omitted if it is None."""
         stored = dataclasses.asdict(self)
         if self.base is None:
             del stored['base']
@@ -78,15 +80,15 @@ class Provenance:
 
     @property
     def template(self) -> str:
-        """The template that texts stood in; '' if they stood between delimiters."""
+        """The template around every text; '' if texts are enclosed in delimiters."""
         return self.config['prompt']['template']
 
     @property
     def closing(self) -> str:
-        """`tokenizer.closing`: how the closing delimiters of the sides differ."""
+        """The config key `tokenizer.closing`, 'own' or 'shared'."""
         return self.config['tokenizer']['closing']
 
     @property
     def has_adapters(self) -> bool:
-        """Whether the checkpoints hold adapters alone, beside a base."""
+        """Whether the checkpoints contain only adapters of a frozen base."""
         return bool(self.config['lora']['rank'])

@@ -1,4 +1,4 @@
-"""The files of a run: every path name inside a run's directory."""
+"""The paths of all files in a run's directory."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ class RunDir:
 
     @property
     def config(self) -> Path:
-        """The config that the run was started with last, as JSON."""
+        """The config of the latest start or resume, as JSON."""
         return self.path / 'config.json'
 
     @property
@@ -26,47 +26,47 @@ class RunDir:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder with a copy of the tokenizer; checkpoints hold their own."""
+        """The folder with a copy of the tokenizer; each checkpoint also contains one."""
         return self.path / 'tokenizer'
 
     @property
     def checkpoints(self) -> Path:
-        """The folder with the checkpoints, `<step>/` each."""
+        """The folder with the checkpoints, in a folder `<step>/` each."""
         return self.path / 'checkpoints'
 
     @property
     def best(self) -> Path:
-        """The folder with the checkpoints that best.json names, `<step>/` each."""
+        """The folder with the checkpoints in best.json, in a folder `<step>/` each."""
         return self.path / 'best'
 
     @property
     def best_steps(self) -> Path:
-        """best.json: task -> {"step": ..., "score": ...}."""
+        """The best checkpoint of each task: {task: {"step": ..., "score": ...}}, as JSON."""
         return self.path / 'best.json'
 
     @property
     def metrics(self) -> Path:
-        """One JSON row for each logged training step."""
+        """The training metrics: one JSON line for each logged step."""
         return self.path / 'metrics.jsonl'
 
     @property
     def tensorboard(self) -> Path:
-        """The folder with the event files of training."""
+        """The folder with TensorBoard's event files."""
         return self.path / 'tensorboard'
 
     @property
     def evaluation_events(self) -> Path:
-        """The event file with the scores of evaluated checkpoints."""
+        """The event file with the scores of all evaluated checkpoints."""
         return self.tensorboard / 'eval' / 'events.out.tfevents.0.results'
 
     @property
     def results(self) -> Path:
-        """The scores of the checkpoint that was evaluated last."""
+        """The scores of the latest evaluated checkpoint, as JSON."""
         return self.path / 'results.json'
 
     @property
     def history(self) -> Path:
-        """One JSON row for each checkpoint and task."""
+        """The scores of all checkpoints: one JSON line for each checkpoint and task."""
         return self.path / 'results.jsonl'
 
     @property
@@ -76,15 +76,15 @@ class RunDir:
 
     @property
     def trec_runs(self) -> Path:
-        """The folder with rankings in TREC's form."""
+        """The folder with rankings in TREC run format."""
         return self.path / 'runs'
 
     @property
     def vectors(self) -> Path:
-        """The folder with vectors of an evaluation that is not finished."""
+        """The folder with the vectors of an unfinished evaluation."""
         return self.path / 'vectors'
 
     @property
-    def claims(self) -> Path:
-        """The folder with the locks of evaluators that share the directory."""
+    def locks(self) -> Path:
+        """The folder with the lock files of evaluators that share the directory."""
         return self.path / '.claims'

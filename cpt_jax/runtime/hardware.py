@@ -1,4 +1,4 @@
-"""What a chip can do at best: figures of its makers, and the memory that the compiler hands out."""
+"""Peak rates and memory of TPU and GPU chips, from data sheets and from compiler limits."""
 
 import dataclasses
 
@@ -7,20 +7,21 @@ GB, GiB, GBIT = 10**9, 2**30, 10**9 / 8
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip; a rate is in units a second.
+    """Peak rates and memory of one chip.
 
     Attributes:
-      name: as in a topology, v5p of v5p:4x4x4.
-      device_kind: what JAX calls it.
-      flops: bfloat16 multiplications and additions, dense, at the peak.
-      hbm_bytes: memory by the data sheet; `hbm_limit` is what a program may take of it.
-      hbm_limit: what the compiler enforces.
-      hbm_rate: bytes read or written.
-      devices: JAX devices a chip; each has an equal share of all of the above.
-      link_rate: bytes one way over one link to a neighbouring chip of the slice; 0: not modelled.
-      dimensions: of the torus; two links each.
-      dcn_rate: bytes one way to other slices.
-      topologies: slices that are offered, smallest first.
+      name: name in a topology, such as 'v5p' in 'v5p:4x4x4'.
+      device_kind: `jax.Device.device_kind` of its devices.
+      flops: peak dense bfloat16 FLOP/s; a multiplication and an addition count as two.
+      hbm_bytes: memory in bytes, from the data sheet.
+      hbm_limit: memory in bytes that the compiler lets a program use.
+      hbm_rate: memory bandwidth, in bytes/s.
+      devices: number of JAX devices per chip; each has an equal part of the values above.
+      link_rate: bandwidth of one link to a neighbouring chip of the slice, in bytes/s, one way; 0
+        if not modelled.
+      dimensions: number of dimensions of the torus; a chip has two links in each.
+      dcn_rate: bandwidth to other slices, in bytes/s, one way.
+      topologies: shapes of the slices that are offered, smallest first.
     """
 
     name: str
@@ -55,16 +56,16 @@ _CUBES = (
     '16x16x16',
 )
 
-# docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026. Inter-chip bandwidth is given
-# there in both directions and for all ports of a chip; a link has half of its port's. The limits of
-# memory are those that libtpu 0.0.42.1 and 0.0.52 name when a program asks for more
-# (tests/plan/test_memory.py asks again); they print two decimals, so the last digit may be 0.01 GiB
-# too low.
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026. These pages give the
+# inter-chip bandwidth of a chip as the sum over all its ports in both directions; `link_rate` is
+# one port in one direction, half of a port's value. The memory limits are from the error messages
+# of libtpu 0.0.42.1 and 0.0.52 for a program that needs more (tests/plan/test_memory.py checks
+# them). The messages have two decimals, so a limit may be 0.01 GiB too low.
 CHIPS = {
     chip.name: chip
     for chip in (
-        # 2,400 Gb/s one way over 6 ports (arXiv 2304.01433, table 4: 50 GB/s a link); its DCN is
-        # that of v5p, which the page does not give.
+        # 2,400 Gb/s one way over 6 ports (arXiv 2304.01433, table 4: 50 GB/s per link). The page
+        # does not give its DCN bandwidth; this is the value of v5p.
         Chip(
             'v4',
             'TPU v4',
@@ -78,7 +79,7 @@ CHIPS = {
             50 * GBIT,
             _CUBES,
         ),
-        # 400 GB/s over 4 ports; 6.4 Tb/s a pod of 256.
+        # 400 GB/s over 4 ports; DCN: 6.4 Tb/s per pod of 256 chips.
         Chip(
             'v5e',
             'TPU v5 lite',
@@ -120,7 +121,7 @@ CHIPS = {
             100 * GBIT,
             _FLAT,
         ),
-        # 1,200 GB/s over 6 ports; each of the two devices may take 94.74 GiB.
+        # 1,200 GB/s over 6 ports; the limit is 94.74 GiB for each of the two devices.
         Chip(
             'tpu7x',
             'TPU7x',
@@ -134,15 +135,13 @@ CHIPS = {
             100 * GBIT,
             _CUBES,
         ),
-        # The SXM module's data sheet: 1,979 TFLOP/s with sparsity, half of it without. Not a TPU:
-        # no limit is known before a run.
+        # Data sheet of the SXM module: 1,979 TFLOP/s with sparsity, half of that without. The
+        # memory limit of a GPU is not known before a run, so `hbm_limit` is `hbm_bytes`.
         Chip('h100', 'NVIDIA H100 80GB HBM3', 989.5e12, 80 * GB, 80 * GB, 3350 * GB),
     )
 }
 
 
-def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so (`jax.Device.device_kind`), or None: its figures are not known
-    here.
-    """
+def find_chip(device_kind: str) -> Chip | None:
+    """Returns the chip with this `jax.Device.device_kind`, or None if CHIPS does not have it."""
     return next((chip for chip in CHIPS.values() if chip.device_kind == device_kind), None)

@@ -1,10 +1,10 @@
-"""The processes of a run, one a host: how they find each other, and how all of them end when one
-does.
+"""The processes of a multi-host run (one per host): how they connect, and how all exit together.
 
-A process that stops while the others compute would leave them waiting in their next exchange for as
-long as the runtime cares to. So each tells the others why it stops, through the key-value store
-that JAX's coordinator keeps, and each listens in a thread. A process that dies without a word (its
-machine is gone) is noticed by JAX itself, after its heartbeat's timeout of 100 seconds.
+If one process stopped while the others compute, the others would wait in their next collective
+operation until the runtime's timeout. So a process that fails writes the reason to the key-value
+store of JAX's coordinator, and every process polls that store in a thread. A process that dies
+without writing a reason (for example, because its machine is gone) is detected by JAX after the
+heartbeat timeout of 100 seconds.
 """
 
 import json
@@ -25,136 +25,163 @@ from orbax.checkpoint import multihost
 
 from cpt_jax.runtime.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
-_FAILED, _HEARD, _CALLED = 'cpt_jax/failed', 'cpt_jax/heard', 'cpt_jax/called'
-_POLL_SECONDS, _PATIENCE_SECONDS = 2.0, 20.0
+# Keys in the coordinator's key-value store.
+_FAILED = 'cpt_jax/failed'  # 'exit status:process index:message' of a process that failed
+_HEARD = 'cpt_jax/heard'  # one key below it for each process that is about to exit
+_CALLED = 'cpt_jax/called'  # one key below it for each announced exchange
+
+_POLL_SECONDS = 2.0
+_EXIT_TIMEOUT_SECONDS = 20.0  # how long process 0 keeps the store for the others
 
 
 def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) -> None:
-    """Joins the other processes of a run.
+    """Connects this process with the other processes of a run.
 
     Args:
-      coordinator: host:port of process 0. Without it, a cluster that JAX knows (a TPU pod, Slurm,
-        Open MPI) tells all three; where there is none, this process runs alone.
-      processes, process: how many there are, and which this one is.
+      coordinator: host:port of process 0; default '': JAX detects a cluster (a TPU pod, Slurm,
+        Open MPI) and takes all three arguments from it. Without a cluster, the run has one process.
+      processes: number of processes.
+      process: index of this process, from 0.
 
     Raises:
-      UserError: several processes and no coordinator.
+      UserError: `processes` or `process` is set without a coordinator.
     """
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
         return
     if processes > 1 or process:
         raise UserError(
-            f'--processes={processes} --process={process} need --coordinator, the host:port of '
-            f'process 0'
+            f'--processes={processes} --process={process} need --coordinator: set it to the '
+            f'host:port of process 0'
         )
     try:
         jax.distributed.initialize()
     except ValueError as error:
-        if 'coordinator_address' not in str(error):  # anything but: there is no cluster
+        # JAX raises a ValueError about coordinator_address if it detects no cluster.
+        if 'coordinator_address' not in str(error):
             raise
 
 
 @contextmanager
-def shared_fate() -> Iterator[None]:
-    """Within it, an exception on one process ends all of them, and each prints why: status 1 for a
-    UserError, 70 for anything else.
+def exit_together() -> Iterator[None]:
+    """Makes an exception in the block on one process end all processes.
+
+    Each process prints the reason. The exit status is 1 for a UserError and 70 for any other
+    exception.
     """
     if jax.process_count() == 1:
         yield
         return
     store = multihost.get_jax_distributed_client()
     done = threading.Event()
-    listener = threading.Thread(target=_listen, args=(store, done), daemon=True)
+    listener = threading.Thread(target=_watch_for_failure, args=(store, done), daemon=True)
     listener.start()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        # What happened here is most likely a consequence: an exchange with a process that is gone.
-        if told := _told(store):
-            _end(store, *told)
-        line, status = ' '.join(str(error).split()), EXIT_MISTAKE
+        # If another process has failed, this exception is most likely a consequence: a collective
+        # operation with a process that is gone.
+        if failure := _read_failure(store):
+            _exit_process(store, *failure)
+        line = ' '.join(str(error).split())
+        status = EXIT_MISTAKE
         if not isinstance(error, UserError):
             traceback.print_exc()
-            line, status = f'{type(error).__name__}: {line}', EXIT_CRASHED
+            line = f'{type(error).__name__}: {line}'
+            status = EXIT_CRASHED
         store.key_value_set(_FAILED, f'{status}:{jax.process_index()}:{line}', allow_overwrite=True)
-        _end(store, line, status)
+        _exit_process(store, line, status)
     finally:
         done.set()
-        # A thread that comes back from C++ code while Python ends aborts the process (seen once in
-        # 60 runs).
+        # A thread that returns from C++ code while the interpreter shuts down aborts the process
+        # (seen once in 60 runs).
         listener.join()
 
 
-def check_alike(value: object, line: str) -> None:
-    """Raises UserError, with this line, where the processes do not all have the same plain
-    value.
+def check_processes_agree(value: object, line: str) -> None:
+    """Raises UserError with the message `line` unless `value` is equal on all processes.
+
+    Args:
+      value: a value that JSON can hold.
+      line: the message of the error.
     """
-    mine = np.frombuffer(
-        blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest(), np.uint8
-    )
-    if (multihost_utils.process_allgather(mine).reshape(-1, len(mine)) != mine).any():
+    data = json.dumps(value, sort_keys=True).encode()
+    digest = np.frombuffer(blake2b(data, digest_size=16).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest).reshape(-1, len(digest))
+    if (digests != digest).any():
         raise UserError(line)
 
 
-def call(number: int) -> None:
-    """On process 0, for the number-th time from 0: an exchange is about to begin, for which the
-    others wait in `await_call`.
+def announce_exchange(number: int) -> None:
+    """Announces an exchange, for which the other processes wait in `await_exchange`.
+
+    Only process 0 may call it.
+
+    Args:
+      number: index of the exchange in this run, from 0.
     """
     store = multihost.get_jax_distributed_client()
     store.key_value_set(f'{_CALLED}/{number}', '1')
-    if number >= 1000:  # all have heard of it: exchanges follow each other
+    # Exchanges are sequential, so every process has seen all but the latest announcement. Old keys
+    # are deleted to bound the size of the store.
+    if number >= 1000:
         store.key_value_delete(f'{_CALLED}/{number - 1000}')
 
 
-def await_call(number: int) -> None:
-    """Waits for as long as it takes: in an exchange itself, other processes would give up after
-    half an hour on CPUs.
+def await_exchange(number: int) -> None:
+    """Waits, without a timeout, until process 0 announces the exchange with this index.
+
+    Without this wait, a collective operation on CPU would time out after half an hour.
     """
-    store, seconds = multihost.get_jax_distributed_client(), 0.001
-    while not _has(store, f'{_CALLED}/{number}'):
+    store = multihost.get_jax_distributed_client()
+    seconds = 0.001
+    while not _has_key(store, f'{_CALLED}/{number}'):
         time.sleep(seconds)
         seconds = min(2 * seconds, 0.25)
 
 
-def _has(store, key: str) -> bool:
+def _has_key(store, key: str) -> bool:
     try:
         return bool(store.key_value_try_get(key))
-    except Exception:  # not there, or the coordinator is gone, which JAX itself notices
+    except Exception:  # no such key, or the coordinator is gone, which JAX itself detects
         return False
 
 
-def _listen(store, done: threading.Event) -> None:
-    """Waits in a thread for the word that another process has failed."""
-    while not (told := _told(store)):
+def _watch_for_failure(store, done: threading.Event) -> None:
+    """Polls the store until `done` is set, and exits this process if another one has failed."""
+    while not (failure := _read_failure(store)):
         if done.wait(_POLL_SECONDS):
             return
-    if not told[0].startswith(f'process {jax.process_index()} '):  # its own word: it ends by itself
-        _end(store, *told)
+    # After its own failure, the main thread ends this process.
+    if not failure[0].startswith(f'process {jax.process_index()} '):
+        _exit_process(store, *failure)
 
 
-def _told(store) -> tuple[str, int] | None:
-    """('process 3 stopped: why', exit status), once one has."""
+def _read_failure(store) -> tuple[str, int] | None:
+    """Returns ('process 3 stopped: <reason>', exit status), or None if no process has failed."""
     try:
         status, process, line = store.key_value_try_get(_FAILED).split(':', 2)
-    except Exception:  # not there, or the coordinator is gone, which JAX itself notices
+    except Exception:  # no such key, or the coordinator is gone, which JAX itself detects
         return None
     return f'process {process} stopped: {line}', int(status)
 
 
-def _end(store, line: str, status: int) -> NoReturn:
-    """Ends this process, process 0 last: it holds the store in which the others read why."""
+def _exit_process(store, line: str, status: int) -> NoReturn:
+    """Prints the reason and exits this process.
+
+    Process 0 exits last, because it holds the store from which the others read the reason.
+    """
     print(f'error: {line}', file=sys.stderr, flush=True)
     try:
         store.key_value_set(f'{_HEARD}/{jax.process_index()}', '1', allow_overwrite=True)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _EXIT_TIMEOUT_SECONDS
         while jax.process_index() == 0 and time.monotonic() < deadline:
             if len(store.key_value_dir_get(_HEARD)) == jax.process_count():
-                # Who has heard is about to end, and must not find the store gone before.
+                # The other processes are about to exit; the store must outlive them.
                 time.sleep(_POLL_SECONDS / 2)
                 break
             time.sleep(_POLL_SECONDS / 10)
     finally:
         sys.stdout.flush()
-        # Without the handlers of a usual exit, which would wait for all processes at a barrier.
+        # sys.exit would run JAX's exit handlers, which wait for all processes at a barrier.
         os._exit(status)

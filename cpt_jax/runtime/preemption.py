@@ -1,4 +1,4 @@
-"""Notices that the machine is about to go: SIGTERM, on any of the processes."""
+"""Detects a preemption: SIGTERM on any process of the run."""
 
 import signal
 from types import FrameType
@@ -8,61 +8,66 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-# Where JAX's preemption service, which owns the signal's handler, leaves its notice in the
-# key-value store of the coordinator
+# With several processes, JAX's preemption service handles SIGTERM. It writes this key to the
+# coordinator's key-value store
 # (xla/tsl/distributed_runtime/preemption/preemption_sync_manager.cc).
 _NOTICE = 'RECEIVED_PREEMPTION_NOTICE'
 
 
 class Preempted(Exception):
-    """The machine is about to go."""
+    """The run must save and stop, because a process received SIGTERM."""
 
 
 class Preemption:
-    """`asked` is set by SIGTERM; with several processes JAX's preemption service makes all of them
-    notice it after the same step.
+    """Whether SIGTERM asked the run to stop; all processes get the same answer at the same step.
 
-    That service compares the numbers of questions, and Orbax asks it too, with the numbers of
-    steps: a question with any other number could make it miss the step at which all should stop. So
-    it is asked once a step, with the step's number. Elsewhere process 0 looks for its notice, and
-    tells the others.
+    With several processes, JAX's preemption service chooses a step after which all of them stop.
+    The service compares the numbers that it is called with. Orbax also calls it, with step numbers,
+    so a call with any other number could make it miss the chosen step. `should_stop_after` calls it
+    once per step, with the step number. Between steps, process 0 instead looks for the service's
+    key in the store and broadcasts the answer.
+
+    Attributes:
+      requested: whether a stop was requested, as far as this process knows.
     """
 
     def __init__(self):
-        self.asked = False
+        self.requested = False
         if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._ask)
+            signal.signal(signal.SIGTERM, self._handle_sigterm)
 
-    def _ask(self, signum: int, frame: FrameType | None) -> None:
+    def _handle_sigterm(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
-        self.asked = True
+        self.requested = True
 
-    def reached(self, step: int) -> bool:
-        """Should this step be the last one? Ask after every step, on all processes."""
+    def should_stop_after(self, step: int) -> bool:
+        """Whether this step is the last one. Call it after every step, on all processes."""
         if jax.process_count() > 1:
-            self.asked = self.asked or multihost_utils.reached_preemption_sync_point(step)
-        return self.asked
+            self.requested = self.requested or multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
 
-    def noticed(self) -> bool:
-        """Is it time to save and stop, between two steps? Ask on all processes at the same place:
-        they wait for each other.
+    def is_requested(self) -> bool:
+        """Whether to save and stop between two steps.
+
+        All processes must call it at the same point of the program: it waits for all of them.
         """
         if jax.process_count() > 1:
-            self.asked = self.asked or bool(
-                multihost_utils.broadcast_one_to_all(np.asarray(_notice_is_there()))
+            self.requested = self.requested or bool(
+                multihost_utils.broadcast_one_to_all(np.asarray(_has_notice()))
             )
-        return self.asked
+        return self.requested
 
     def check(self) -> None:
-        """Raises Preempted if it is `noticed`."""
-        if self.noticed():
+        """Raises Preempted if `is_requested`."""
+        if self.is_requested():
             raise Preempted
 
 
-def _notice_is_there() -> bool:
+def _has_notice() -> bool:
+    """Whether this is process 0 and the preemption service has received SIGTERM."""
     if jax.process_index():
         return False
     try:
         return bool(multihost.get_jax_distributed_client().key_value_try_get(_NOTICE))
-    except jax.errors.JaxRuntimeError:  # not found
+    except jax.errors.JaxRuntimeError:  # no such key
         return False

@@ -1,9 +1,9 @@
-"""Evaluation on several processes, one a host: process 0 leads, and the workers compute with it.
+"""Evaluation on several processes, one per host: process 0 leads, and the workers compute with it.
 
 Only process 0, the leader, reads benchmarks, scores and writes. Before it computes on the devices
-of all processes, it sends the workers a command, and they do the same in the same order: embed
-texts, and search blocks of documents. What it computes on its own devices, such as probes, is not
-sent.
+of all processes, it sends the workers a command, and they execute the same computations in the same
+order: embedding texts, and searching blocks of documents. Computations on its own devices, such as
+probes, are not sent.
 """
 
 import json
@@ -16,20 +16,22 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cpt_jax.embed.function import Embed
-from cpt_jax.runtime.multihost import await_call, call
+from cpt_jax.runtime.multihost import announce_exchange, await_exchange
 from cpt_jax.search import exact
 from cpt_jax.search.ranking import Hits
 
 _EMBED, _SEARCH, _BLOCK, _BLOCKS_END, _END = 'embed', 'search', 'block', 'end of blocks', 'end'
-# Bytes are sent in pieces, each padded to a power of two, or else each length would be a program of
-# its own; a device holds a piece twice.
-_LEAST, _MOST = 1 << 16, 1 << 26
-_calls = count()  # of this process: as many as of any other
+# Bytes are broadcast in chunks, each padded to a power of two, because every new length compiles a
+# new program. The maximum bounds device memory, which holds a chunk twice.
+_MIN_CHUNK, _MAX_CHUNK = 1 << 16, 1 << 26
+_SIZES = 3  # numbers in the first broadcast of a message: bytes of the head and of two arrays
+_calls = count()  # index of the next message; equal on all processes
 
 
 def embed_everywhere(embed: Embed) -> Embed:
-    """Returns `embed` as a function that runs on every process; for the leader, while the workers
-    are in `work_for_leader` with the same `embed`.
+    """Returns a version of `embed` that runs on all processes.
+
+    Only the leader may call it, while the workers are in `work_for_leader` with the same `embed`.
     """
 
     def everywhere(texts: Sequence[str], side: str) -> np.ndarray:
@@ -45,16 +47,17 @@ def search_everywhere(
     k: int,
     memory: float = 2.0,
 ) -> Hits:
-    """Runs `exact.search_exactly` on every device of every process; for the leader, while the
-    workers are in `work_for_leader`.
+    """Runs `exact.search_exactly` on the devices of all processes.
+
+    Only the leader may call it, while the workers are in `work_for_leader`.
     """
     _send(_SEARCH, [k, memory], queries_QxD)
     return exact.search_exactly(queries_QxD, _send_blocks(blocks), k, memory)
 
 
 def work_for_leader(embed: Embed) -> None:
-    """Runs the leader's commands, until it calls `release_workers`."""
-    for _ in _obey(embed, _END):
+    """Executes the leader's commands until it calls `release_workers`."""
+    for _ in _execute_commands(embed, _END):
         pass
 
 
@@ -66,15 +69,15 @@ def release_workers() -> None:
 def _send_blocks(
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields the blocks, and sends each first. Making them may itself be a command."""
+    """Sends and yields each block. Computing a block may itself send a command."""
     for block in blocks:
         _send(_BLOCK, [], *block)
         yield block
     _send(_BLOCKS_END, [])
 
 
-def _obey(embed: Embed, end: str) -> Iterator[list[np.ndarray]]:
-    """Runs commands until `end`. Yields the arrays of each block of documents."""
+def _execute_commands(embed: Embed, end: str) -> Iterator[list[np.ndarray]]:
+    """Executes commands until the command `end`; yields the arrays of each block of documents."""
     while True:
         kind, content, arrays = _receive()
         if kind == end:
@@ -84,50 +87,63 @@ def _obey(embed: Embed, end: str) -> Iterator[list[np.ndarray]]:
         elif kind == _EMBED:
             embed(*content)
         elif kind == _SEARCH:
-            blocks = ((block[0], block[1]) for block in _obey(embed, _BLOCKS_END))
-            # It computes each block as it gets it, and so in the leader's order.
+            blocks = ((block[0], block[1]) for block in _execute_commands(embed, _BLOCKS_END))
+            # The search requests blocks one at a time, so it computes in the leader's order.
             exact.search_exactly(arrays[0], blocks, *content)
         else:
             raise ValueError(f'the leader sent {kind!r}, which is not expected here')
 
 
 def _send(kind: str, content: list[Any], *arrays: np.ndarray) -> None:
+    """Sends a command to all workers.
+
+    A message is three broadcasts: the byte sizes, a JSON head, and the arrays.
+
+    Args:
+      kind: kind of the command.
+      content: JSON arguments.
+      *arrays: at most two arrays.
+    """
     if jax.process_count() == 1:
         return
-    call(next(_calls))
-    head = json.dumps(
-        [kind, content, [[array.dtype.str, array.shape] for array in arrays]]
-    ).encode()
-    _broadcast(
-        np.array(
-            [len(head), *(array.nbytes for array in arrays), *[0] * (2 - len(arrays))], np.int64
-        ).tobytes(),
-        24,
-    )
-    for part in (head, *(np.ascontiguousarray(array).tobytes() for array in arrays)):
-        _broadcast(part, len(part))
+    announce_exchange(next(_calls))
+    shapes = [[array.dtype.str, array.shape] for array in arrays]
+    head = json.dumps([kind, content, shapes]).encode()
+    sizes = np.zeros(_SIZES, np.int64)
+    sizes[: 1 + len(arrays)] = [len(head), *(array.nbytes for array in arrays)]
+    _broadcast(sizes.tobytes(), sizes.nbytes)
+    _broadcast(head, len(head))
+    for array in arrays:
+        _broadcast(np.ascontiguousarray(array).tobytes(), array.nbytes)
 
 
 def _receive() -> tuple[str, list[Any], list[np.ndarray]]:
-    await_call(next(_calls))
-    size, *sizes = np.frombuffer(_broadcast(b'', 24), np.int64).tolist()
-    kind, content, forms = json.loads(_broadcast(b'', size))
+    """Receives a command from the leader: its kind, JSON arguments and arrays."""
+    await_exchange(next(_calls))
+    sizes_bytes = _broadcast(b'', _SIZES * np.dtype(np.int64).itemsize)
+    head_size, *sizes = np.frombuffer(sizes_bytes, np.int64).tolist()
+    kind, content, shapes = json.loads(_broadcast(b'', head_size))
     arrays = [
-        np.frombuffer(_broadcast(b'', count), dtype).reshape(shape)
-        for (dtype, shape), count in zip(forms, sizes, strict=False)
+        np.frombuffer(_broadcast(b'', size), dtype).reshape(shape)
+        for (dtype, shape), size in zip(shapes, sizes, strict=False)
     ]
     return kind, content, arrays
 
 
 def _broadcast(given: bytes, size: int) -> bytes:
-    """The bytes that process 0 gives, on every process."""
+    """Returns the bytes of process 0 on every process.
+
+    Args:
+      given: the bytes on process 0; b'' on the others.
+      size: number of bytes, known to all processes.
+    """
     return b''.join(
-        _broadcast_piece(given[start : start + _MOST], min(_MOST, size - start))
-        for start in range(0, size, _MOST)
+        _broadcast_chunk(given[start : start + _MAX_CHUNK], min(_MAX_CHUNK, size - start))
+        for start in range(0, size, _MAX_CHUNK)
     )
 
 
-def _broadcast_piece(given: bytes, size: int) -> bytes:
-    padded = np.zeros(max(1 << (size - 1).bit_length(), _LEAST), np.uint8)
+def _broadcast_chunk(given: bytes, size: int) -> bytes:
+    padded = np.zeros(max(1 << (size - 1).bit_length(), _MIN_CHUNK), np.uint8)
     padded[: len(given)] = np.frombuffer(given, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(padded))[:size].tobytes()

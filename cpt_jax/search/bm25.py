@@ -1,6 +1,4 @@
-"""What a score is measured against: BM25, which knows words only, and random vectors, which know
-nothing.
-"""
+"""Baselines of search: BM25, which only compares words, and random vectors."""
 
 import logging
 import re
@@ -27,17 +25,17 @@ _WORD = re.compile(r'[^\W_]+')
 _CAMEL = re.compile(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])')
 
 
-def bm25_tokens(text: str) -> list[str]:
-    """The words that BM25 compares, the same for prose and for code: `getHTTPHeaders` gives get,
-    http, header.
+def tokenize_for_bm25(text: str) -> list[str]:
+    """Returns the words that BM25 compares, for prose and code alike.
+
+    For example, `getHTTPHeaders` gives get, http and header.
     """
-    return [
-        _singular(word.lower()) for word in _WORD.findall(_CAMEL.sub(' ', text)) if len(word) > 1
-    ]
+    words = _WORD.findall(_CAMEL.sub(' ', text))
+    return [_strip_plural_s(word.lower()) for word in words if len(word) > 1]
 
 
-def _singular(word: str) -> str:
-    """The S-stemmer: the first of its three rules that applies (D. Harman, How effective is
+def _strip_plural_s(word: str) -> str:
+    """Applies the S-stemmer: the first of its three rules that matches (D. Harman, How effective is
     suffixing?, 1991).
     """
     if len(word) < 4 or not word.endswith('s'):
@@ -50,33 +48,29 @@ def _singular(word: str) -> str:
 
 
 class Bm25:
-    """BM25 over a list of documents, with Lucene's formula; word statistics are those of the same
-    documents.
-    """
+    """BM25 with Lucene's formula over a list of documents, which also give the word statistics."""
 
     def __init__(self, documents: Sequence[str]):
-        # Not at the top: it imports JAX, and the program first chooses a platform for it.
+        # Imported here because it imports JAX, whose platform the program chooses first.
         import bm25s
 
-        logging.getLogger('bm25s').setLevel(logging.WARNING)  # it sets itself to DEBUG
-        words = [bm25_tokens(document) for document in documents]
+        logging.getLogger('bm25s').setLevel(logging.WARNING)  # the library sets DEBUG
+        words = [tokenize_for_bm25(document) for document in documents]
         self._documents = len(words)
-        # It cannot index an empty vocabulary.
+        # bm25s cannot index an empty vocabulary.
         self._index = bm25s.BM25(method='lucene', k1=K1, b=B) if any(words) else None
         if self._index:
             self._index.index(words, show_progress=False)
 
     def scores(self, query: str) -> np.ndarray:
-        """float32[documents]; 0 for a document that shares no word with the query."""
-        words = bm25_tokens(query)
+        """Returns the score of every document, float32 [documents]; 0 if it shares no word."""
+        words = tokenize_for_bm25(query)
         if not words or not self._index:
             return np.zeros(self._documents, np.float32)
         return self._index.get_scores(words).astype(np.float32)
 
     def search(self, queries: Sequence[str], k: int) -> Hits:
-        """The k best documents of each query, as a search engine gives them: only those that share
-        a word with it.
-        """
+        """Returns the k best documents of each query; only those that share a word with it."""
         found = []
         for query in tqdm(queries, desc='BM25', unit='query', disable=None, leave=False):
             scores_N = self.scores(query)
@@ -89,10 +83,8 @@ class Bm25:
         return Hits(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 
-def random_embed(seed: int) -> Embed:
-    """An embedding function that gives random directions: what a metric shows when nothing is
-    known.
-    """
+def make_random_embed(seed: int) -> Embed:
+    """Returns an embedding function that gives random unit vectors, as the chance baseline."""
     generator = np.random.default_rng(seed)
 
     def embed(texts: Sequence[str], side: str) -> np.ndarray:

@@ -1,6 +1,4 @@
-"""Rankings: the vectors of a model, the best k documents of each query, and the rank of the right
-candidate.
-"""
+"""Rankings: the best k documents of each query, and the rank of the right candidate."""
 
 from typing import NamedTuple
 
@@ -14,71 +12,73 @@ class Hits(NamedTuple):
     """The best documents of each query, best first.
 
     Attributes:
-      scores_QxK: float32; -inf marks a place that no document takes.
-      documents_QxK: int64, positions of the documents.
+      scores_Qxk: float32; -inf marks entries without a document.
+      documents_Qxk: int64, positions of the documents.
     """
 
-    scores_QxK: np.ndarray
-    documents_QxK: np.ndarray
+    scores_Qxk: np.ndarray
+    documents_Qxk: np.ndarray
 
 
 class TopK:
     """Keeps the k best documents of each query while scores arrive in blocks of documents.
 
-    Of equal scores the document with the smaller position wins, whatever the blocks are. The order
-    is exact because score and position share one 64-bit key: no two keys are equal, so a partial
-    sort is as good as a full and stable one.
+    Ties are broken by position: the smaller one wins, however documents are split into blocks.
+    Score and position form one 64-bit key. No two keys are equal, so a partial sort gives the same
+    result as a stable full sort.
     """
 
     def __init__(self, queries: int, k: int):
-        self._keys_QxK = np.zeros((queries, 0), np.uint64)
+        self._keys_Qxk = np.zeros((queries, 0), np.uint64)
         self._k = k
 
     def add(self, scores_QxC: np.ndarray, positions_QxC: np.ndarray) -> None:
-        """Takes float32 scores of C documents for each query, and which documents they are; -inf
-        keeps a document out.
+        """Adds the scores of C documents for each query; -inf leaves a document out.
 
         Args:
-          scores_QxC: in any order.
-          positions_QxC: 0 to 2**32 - 2, or one row [1, C] for all queries; no query gets a document
-            twice.
+          scores_QxC: float32, in any order.
+          positions_QxC: int, positions of the documents, 0 to 2**32 - 2; or one row [1, C] for all
+            queries. No document may occur twice for a query.
         """
-        both_QxC = np.concatenate([self._keys_QxK, _to_keys(scores_QxC, positions_QxC)], axis=1)
+        both_QxC = np.concatenate([self._keys_Qxk, _to_keys(scores_QxC, positions_QxC)], axis=1)
         if both_QxC.shape[1] > self._k:
             both_QxC = np.partition(both_QxC, -self._k, axis=1)[:, -self._k :]
-        self._keys_QxK = both_QxC
+        self._keys_Qxk = both_QxC
 
     def hits(self) -> Hits:
-        """K is k, or the number of documents where there are fewer."""
-        return _from_keys(np.sort(self._keys_QxK, axis=1)[:, ::-1])
+        """Returns the best documents; K is k, or the number of documents if that is smaller."""
+        return _from_keys(np.sort(self._keys_Qxk, axis=1)[:, ::-1])
 
 
 def _to_keys(scores_QxC: np.ndarray, positions_QxC: np.ndarray) -> np.ndarray:
-    """uint64 keys that sort as (score, smaller position): the score's bits made monotonic, then the
-    position reversed.
+    """Returns uint64 keys that sort by score, and then by smaller position.
+
+    The high 32 bits are the score's bits, changed so that they sort as unsigned integers:
+
+      bits   63 ... 32              31 ... 0
+             float32 score, sorted  0xFFFFFFFF - position
     """
-    # + 0 turns -0.0 into 0.0: they are equal scores.
+    # Adding 0 turns -0.0 into 0.0, because both are equal scores.
     bits_QxC = (scores_QxC.astype(np.float32) + np.float32(0)).view(np.uint32)
     ordered_QxC = np.where(bits_QxC & _SIGN, ~bits_QxC, bits_QxC | _SIGN)
-    return ordered_QxC.astype(np.uint64) << np.uint64(32) | (
-        _INDEX_MASK - positions_QxC.astype(np.uint64)
-    )
+    high_QxC = ordered_QxC.astype(np.uint64) << np.uint64(32)
+    return high_QxC | (_INDEX_MASK - positions_QxC.astype(np.uint64))
 
 
-def _from_keys(keys_QxK: np.ndarray) -> Hits:
-    ordered_QxK = (keys_QxK >> np.uint64(32)).astype(np.uint32)
-    bits_QxK = np.where(ordered_QxK & _SIGN, ordered_QxK & ~_SIGN, ~ordered_QxK)
-    return Hits(
-        bits_QxK.view(np.float32), (_INDEX_MASK - (keys_QxK & _INDEX_MASK)).astype(np.int64)
-    )
+def _from_keys(keys_Qxk: np.ndarray) -> Hits:
+    """Inverts `_to_keys`."""
+    ordered_Qxk = (keys_Qxk >> np.uint64(32)).astype(np.uint32)
+    bits_Qxk = np.where(ordered_Qxk & _SIGN, ordered_Qxk & ~_SIGN, ~ordered_Qxk)
+    positions_Qxk = _INDEX_MASK - (keys_Qxk & _INDEX_MASK)
+    return Hits(bits_Qxk.view(np.float32), positions_Qxk.astype(np.int64))
 
 
-def ranks_of_right(scores_QxN: np.ndarray, first: int = 0) -> np.ndarray:
-    """int64[Q]: the rank of candidate `first` + q for query q, from 1; candidates with an equal
-    score count as better.
+def rank_right_candidates(scores_QxN: np.ndarray, first: int = 0) -> np.ndarray:
+    """Returns the rank, from 1, of candidate `first` + q for each query q, int64 [Q].
 
-    CodeBERT's `mrr.py`: rank = count(score >= score of the right one), so a model that gives all
-    candidates one vector gets the last rank and not the first.
+    Candidates with an equal score count as better, as in CodeBERT's `mrr.py`: rank = count(score >=
+    score of the right one). So a model that embeds all candidates alike gets the last rank, not the
+    first.
     """
     right_Qx1 = np.diagonal(scores_QxN, offset=first)[:, None]
     return (scores_QxN >= right_Qx1).sum(axis=1)

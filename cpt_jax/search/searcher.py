@@ -1,6 +1,4 @@
-"""How the documents of a query are looked for: exactly, or with an index of FAISS beside it; and
-what else looks for them.
-"""
+"""Search of documents with a model, exactly or with a FAISS index, and with the baselines."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,24 +8,24 @@ import numpy as np
 from tqdm import tqdm
 
 from cpt_jax.embed.function import Embed, embed_texts
-from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, random_embed
+from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
 from cpt_jax.search.documents import IndexedDocuments
 from cpt_jax.search.faiss_index import KINDS, FaissIndex, check_installed
 from cpt_jax.search.ranking import Hits
 
 INDEXES = 'exact', *KINDS
 BASELINES = 'bm25', 'random'
-BM25_DOCUMENTS = 1_000_000  # it holds the words of all of them in memory
+BM25_DOCUMENTS = 1_000_000  # maximum for BM25, which holds the words of all documents in memory
 SEED = 0
 
 
-class Searched(NamedTuple):
-    """What a search gives.
+class SearchResults(NamedTuple):
+    """Results of a search.
 
     Attributes:
-      hits: 'model', and the baselines.
-      exact: those of exact search with the model, where its `hits` are of an index.
-      settings: all that the hits depend on besides the texts.
+      hits: hits of 'model' and of each baseline.
+      exact: hits of exact search with the model, if `hits` are from an index; else None.
+      settings: settings that the hits depend on, besides the texts.
     """
 
     hits: dict[str, Hits]
@@ -37,12 +35,12 @@ class Searched(NamedTuple):
 
 @dataclass(frozen=True)
 class Searcher:
-    """Looks for documents.
+    """Searches documents.
 
     Attributes:
-      index: 'exact', or a kind of FAISS's.
+      index: 'exact', or a kind of FAISS index.
       memory: GiB, see `exact.search_exactly`.
-      baselines: those of `BASELINES` that are searched too.
+      baselines: names from `BASELINES` that are searched too.
     """
 
     index: str = 'exact'
@@ -51,64 +49,66 @@ class Searcher:
 
     def __post_init__(self):
         if self.index != 'exact':
-            check_installed(self.index)  # at once, and not after the documents are embedded
+            check_installed(self.index)  # before documents are embedded, which may take long
 
     def search(
         self, embed: Embed, documents: IndexedDocuments, queries: Sequence[str], k: int
-    ) -> Searched:
-        """The best k documents of each query."""
-        model, exact, settings = self._with_index(
-            embed_texts(embed, queries, 'x'), documents.embedded(embed), k
+    ) -> SearchResults:
+        """Searches the k best documents of each query, with the model and the baselines."""
+        model, exact, settings = self._search_with_index(
+            embed_texts(embed, queries, 'x'), documents.embed_blocks(embed), k
         )
         hits = {'model': model}
         if 'bm25' in self.baselines and len(documents) > BM25_DOCUMENTS:
             tqdm.write(
-                f'BM25 is left out: {len(documents):,} documents are more than '
-                f'{BM25_DOCUMENTS:,}, whose words it can hold in memory'
+                f'BM25 is left out: {len(documents):,} documents are more than the '
+                f'{BM25_DOCUMENTS:,} whose words it can hold in memory'
             )
         elif 'bm25' in self.baselines:
-            hits['bm25'] = Bm25(documents.in_order()).search(queries, k)
+            hits['bm25'] = Bm25(documents.load_all_texts()).search(queries, k)
             settings |= {'bm25': BM25_SETTINGS}
         if 'random' in self.baselines:
-            random = random_embed(SEED)
-            hits['random'] = self._exactly(
-                random(queries, 'x'), documents.embedded(random, say=False), k
+            random = make_random_embed(SEED)
+            hits['random'] = self._search_exactly(
+                random(queries, 'x'), documents.embed_blocks(random, show_progress=False), k
             )
             settings |= {'seed': SEED, 'random_width': RANDOM_WIDTH}
-        return Searched(hits, exact, settings)
+        return SearchResults(hits, exact, settings)
 
-    def _with_index(
+    def _search_with_index(
         self, queries_QxD: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray]], k: int
     ) -> tuple[Hits, Hits | None, dict[str, object]]:
-        """The hits of the model, those of exact search where they are not the same, and the
+        """Returns the hits of the model, those of exact search (None if that is the index), and the
         settings of the index.
         """
         if self.index == 'exact':
-            return self._exactly(queries_QxD, blocks, k), None, {'index': 'exact'}
+            return self._search_exactly(queries_QxD, blocks, k), None, {'index': 'exact'}
         index = FaissIndex(self.index)
-        exact = self._exactly(queries_QxD, index.filled(blocks), k)
+        exact = self._search_exactly(queries_QxD, index.add_blocks(blocks), k)
         return index.search(queries_QxD, k), exact, {'index': self.index, **index.settings}
 
-    def _exactly(
+    def _search_exactly(
         self, queries_QxD: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray]], k: int
     ) -> Hits:
-        # Imports JAX: not before the program has chosen a platform for it.
+        # Imported here because it imports JAX, whose platform the program chooses first.
         from cpt_jax.search.across_hosts import search_everywhere
 
         return search_everywhere(queries_QxD, blocks, k, self.memory)
 
 
-def recall_against(exact: Hits, hits: Hits) -> float:
-    """The share of the documents of exact search that `hits` has too; mean over the queries for
-    which there is any, 1 without such.
+def compute_search_recall(exact: Hits, hits: Hits) -> float:
+    """Returns the fraction of the documents of exact search that are also in `hits`.
+
+    It is the mean over the queries for which exact search finds any, or 1 if there are none.
     """
-    pairs = zip(_rows(exact), _rows(hits), strict=True)
-    shares = [np.isin(right_K, found_K).mean() for right_K, found_K in pairs if len(right_K)]
-    return float(np.mean(shares)) if shares else 1.0
+    pairs = zip(_select_found(exact), _select_found(hits), strict=True)
+    recalls = [np.isin(right_k, found_k).mean() for right_k, found_k in pairs if len(right_k)]
+    return float(np.mean(recalls)) if recalls else 1.0
 
 
-def _rows(hits: Hits) -> list[np.ndarray]:
+def _select_found(hits: Hits) -> list[np.ndarray]:
+    """Returns the documents of each query, without the entries that have no document."""
     return [
-        found_K[score_K > -np.inf]
-        for found_K, score_K in zip(hits.documents_QxK, hits.scores_QxK, strict=True)
+        found_k[score_k > -np.inf]
+        for found_k, score_k in zip(hits.documents_Qxk, hits.scores_Qxk, strict=True)
     ]

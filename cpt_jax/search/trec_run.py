@@ -1,5 +1,6 @@
-"""Run files in TREC's form: `query Q0 document rank score tag`, which trec_eval and pytrec_eval
-read.
+"""Run files in TREC format, which trec_eval and pytrec_eval read.
+
+A line is `query Q0 document rank score tag`.
 """
 
 from collections.abc import Iterator
@@ -8,30 +9,30 @@ from pathlib import Path
 from etils import epath
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.atomic_write import replacing
+from cpt_jax.storage.atomic_write import open_atomically
 
-Run = dict[str, dict[str, float]]  # query id -> document id -> score, the best first
+Run = dict[str, dict[str, float]]  # query id -> document id -> score, best first
 TAG = 'cpt_jax'
 
 
 def write_run(path: epath.Path, run: Run) -> None:
-    """Writes the whole file or nothing, in UTF-8. Scores are read back as the same float32.
+    """Writes a run file in UTF-8, atomically. Scores can be read back as the same float32.
 
     Raises:
-      UserError: an id is empty or holds a space.
+      UserError: an id is empty or contains a space.
     """
     for name in (name for query, row in run.items() for name in (query, *row)):
         if len(name.split()) != 1:
             raise UserError(
-                f'{path}: the id {name!r} is empty or holds a space, which a run file cannot say: '
-                f'leave --trec_runs out'
+                f'{path}: the id {name!r} is empty or contains a space, which a run file cannot '
+                f'represent: remove --trec_runs'
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(Path(path)) as file:
-        file.writelines(line.encode('utf-8') for line in _lines(run))
+    with open_atomically(Path(path)) as file:
+        file.writelines(line.encode('utf-8') for line in _format_lines(run))
 
 
-def _lines(run: Run) -> Iterator[str]:
+def _format_lines(run: Run) -> Iterator[str]:
     for query, row in run.items():
         for rank, (document, score) in enumerate(row.items(), 1):
             yield f'{query} Q0 {document} {rank} {score:.9g} {TAG}\n'

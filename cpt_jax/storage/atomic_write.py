@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic writes: a file is either complete or absent."""
 
 import os
 import tempfile
@@ -9,15 +9,19 @@ from typing import BinaryIO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of `path` at the end; a program killed meanwhile leaves
-    what was there.
+def open_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that is renamed to `path` at the end of the block.
+
+    If the block raises or the program is killed, the old file at `path` stays.
+
+    Yields:
+      A binary file, open for writing.
     """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix='.part')
     try:
         with os.fdopen(descriptor, 'wb') as file:
             yield file
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read it
+        os.chmod(temporary, 0o644)  # mkstemp gives no other user access
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -25,6 +29,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file, text as UTF-8."""
-    with replacing(path) as file:
+    """Writes a file atomically; text is encoded as UTF-8."""
+    with open_atomically(path) as file:
         file.write(data.encode('utf-8') if isinstance(data, str) else data)

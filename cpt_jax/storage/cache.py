@@ -1,4 +1,4 @@
-"""Results that take a while to compute, kept on disk between programs."""
+"""A cache on disk for arrays that are slow to compute."""
 
 import json
 import logging
@@ -10,49 +10,55 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.storage.atomic_write import replacing
+from cpt_jax.storage.atomic_write import open_atomically
 
 Arrays = dict[str, np.ndarray]
 
 
-def cache_folder() -> Path:
-    """The folder of the environment variable CPT_JAX_CACHE, or ~/.cache/cpt_jax."""
+def get_cache_folder() -> Path:
+    """Returns $CPT_JAX_CACHE, or ~/.cache/cpt_jax if that is not set."""
     return Path(os.environ.get('CPT_JAX_CACHE') or Path.home() / '.cache' / 'cpt_jax')
 
 
-def cached(name: str, build: Callable[[], Arrays]) -> Arrays:
-    """The arrays that `build` returns, from the file `<cache folder>/<name>.npz` if an earlier call
-    wrote it.
+def load_or_build(name: str, build: Callable[[], Arrays]) -> Arrays:
+    """Returns the arrays in the cache, or calls `build` and stores the arrays it returns.
 
-    `name` must hold a digest of all that the arrays depend on. A file that cannot be read is built
-    again; a folder that cannot be written costs a warning, not the run. Two programs that build at
-    once both write, and either file is whole.
+    A file that cannot be read is built again, and a folder that cannot be written is a warning, not
+    an error. If two programs build at the same time, both write the file atomically.
+
+    Args:
+      name: the file is `<cache folder>/<name>.npz`. The name must contain a digest of everything
+        that the arrays depend on.
+      build: computes the arrays, by name.
     """
-    path = cache_folder() / f'{name}.npz'
+    path = get_cache_folder() / f'{name}.npz'
     try:
         with np.load(path) as saved:
             return {key: saved[key] for key in saved.files}
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        logging.warning('%s cannot be read (%s) and is built again', path, error)
+        logging.warning('%s cannot be read (%s): building it again', path, error)
     arrays = build()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with open_atomically(path) as file:
             np.savez(file, allow_pickle=False, **arrays)
     except OSError as error:
-        logging.warning('%s cannot be written (%s): the next program builds it again', path, error)
+        logging.warning(
+            '%s cannot be written (%s): the next program has to build it again', path, error
+        )
     return arrays
 
 
-def to_array(value: object) -> np.ndarray:
-    """What JSON can say, as uint8[bytes]: for the small things that go into a cache file beside its
-    arrays.
+def json_to_array(value: object) -> np.ndarray:
+    """Returns a value as JSON in uint8[bytes].
+
+    For counts and names that a cache file stores in addition to its arrays.
     """
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
-def from_array(array: np.ndarray) -> Any:
-    """The value that `to_array` was given."""
+def array_to_json(array: np.ndarray) -> Any:
+    """Returns the value that `json_to_array` encoded."""
     return json.loads(array.tobytes())

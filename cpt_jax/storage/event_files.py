@@ -1,4 +1,4 @@
-"""TensorBoard's event files."""
+"""TensorBoard event files."""
 
 import struct
 import sys
@@ -8,35 +8,41 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
-class Point(NamedTuple):
-    """Scores of one step; `time` in seconds since 1970."""
+class ScorePoint(NamedTuple):
+    """The scores of one step.
+
+    Attributes:
+      step: training step.
+      time: seconds since 1970.
+      scores: score by name.
+    """
 
     step: int
     time: float
     scores: Mapping[str, float]
 
 
-def summary_writer() -> type:
-    """tensorboardX's SummaryWriter."""
-    with _without_torch():
+def import_summary_writer() -> type:
+    """Returns tensorboardX's SummaryWriter, imported without torch."""
+    with _hide_torch():
         from tensorboardX import SummaryWriter
 
         return SummaryWriter
 
 
-def write_points(path: Path, points: Sequence[Point]) -> None:
-    """Brings an event file up to date: it holds an event for each of the points, in their order,
-    whoever wrote those before and was killed.
+def write_points(path: Path, points: Sequence[ScorePoint]) -> None:
+    """Makes an event file hold one event per point, in the order of `points`.
 
-    One file that grows, and not one for each program: TensorBoard looks for new points in the last
-    file of a folder alone. The caller keeps other programs from writing meanwhile.
+    Appends the events that the file lacks, also if the program that wrote the earlier ones was
+    killed. All programs append to one file, because TensorBoard looks for new events only in the
+    last file of a folder. The caller must prevent concurrent writes.
 
     Args:
-      path: with 'tfevents' in its name.
-      points: those that an earlier call had, and after them new ones. Fewer than the file has: it
-        is written anew.
+      path: the event file; its name must contain 'tfevents'.
+      points: the points of the earlier calls, followed by new ones. If there are fewer points than
+        events in the file, the file is written again from the start.
     """
-    with _without_torch():
+    with _hide_torch():
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
     events = [Event(wall_time=points[0].time if points else 0, file_version='brain.Event:2')]
@@ -45,15 +51,18 @@ def write_points(path: Path, points: Sequence[Point]) -> None:
         for name, score in point.scores.items():
             events[-1].summary.MergeFrom(scalar(name, score))
     path.parent.mkdir(parents=True, exist_ok=True)
-    ends = [0, *_ends(path.read_bytes() if path.exists() else b'')]
-    there = len(ends) - 1 if len(ends) - 1 <= len(events) else 0
+    ends = [0, *_find_record_ends(path.read_bytes() if path.exists() else b'')]
+    written = len(ends) - 1
+    if written > len(events):
+        written = 0
     with path.open('ab') as file:
-        file.truncate(ends[there])  # an event that was cut short
-        file.write(b''.join(_record(event.SerializeToString()) for event in events[there:]))
+        file.truncate(ends[written])  # removes an incomplete event at the end
+        records = [_encode_record(event.SerializeToString()) for event in events[written:]]
+        file.write(b''.join(records))
 
 
-def _record(data: bytes) -> bytes:
-    """TFRecord: the length, its checksum, the data, their checksum."""
+def _encode_record(data: bytes) -> bytes:
+    """Returns data as a TFRecord: length, checksum of the length, data, checksum of the data."""
     from tensorboardX.record_writer import masked_crc32c
 
     length = struct.pack('<Q', len(data))
@@ -65,8 +74,8 @@ def _record(data: bytes) -> bytes:
     )
 
 
-def _ends(data: bytes) -> Iterator[int]:
-    """Where each whole record ends."""
+def _find_record_ends(data: bytes) -> Iterator[int]:
+    """Yields the offset after each complete record."""
     end = 0
     while end + 12 <= len(data):
         end += 16 + struct.unpack_from('<Q', data, end)[0]
@@ -75,9 +84,13 @@ def _ends(data: bytes) -> Iterator[int]:
 
 
 @contextmanager
-def _without_torch() -> Iterator[None]:
-    """tensorboardX imports torch where it can: 1.6 seconds of a start, and curves need none."""
-    modules: dict[str, Any] = sys.modules  # None: an import fails, as the docs of `import` say
+def _hide_torch() -> Iterator[None]:
+    """Hides torch from imports in the block.
+
+    tensorboardX imports torch if it is installed, which takes 1.6 seconds; scalars do not need it.
+    """
+    # An entry None makes the import of that module fail (Python reference, "The module cache").
+    modules: dict[str, Any] = sys.modules
     hidden = modules.setdefault('torch', None) is None
     try:
         yield

@@ -1,4 +1,4 @@
-"""JSON files, each read and written as a whole."""
+"""Reading and writing JSON files."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,16 @@ from cpt_jax.storage.atomic_write import write_atomically
 
 
 def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any:
-    """Returns the content of a JSON file, or {} where it is `optional` and missing.
+    """Returns the content of a JSON file.
 
     Args:
-      kind: dict or list: what it must hold.
+      path: the file.
+      optional: whether the file may be missing; {} is then returned.
+      kind: type of the content, dict or list.
 
     Raises:
-      UserError: the file is not JSON or of another kind, or it is missing and not `optional`.
+      UserError: the file is not JSON, its content has another type, or it is missing and not
+        `optional`.
     """
     if optional and not path.is_file():
         return {}
@@ -33,17 +36,17 @@ def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any
 def write_json(
     path: Path, content: object, indent: int | None = 2, allow_nan: bool = False
 ) -> None:
-    """Writes a JSON file, the whole file or nothing.
+    """Writes a JSON file atomically.
 
     Args:
       path: the file; its folder must exist.
-      content: what JSON can say.
-      indent: spaces of an indentation level; None writes one line.
-      allow_nan: write numbers that are not finite as NaN and Infinity, which strict readers of JSON
-        refuse.
+      content: a value that JSON can hold.
+      indent: spaces per indentation level; None writes a single line.
+      allow_nan: whether to write numbers that are not finite as NaN and Infinity, which strict JSON
+        parsers reject.
 
     Raises:
-      ValueError: a number is not finite, and `allow_nan` is not set.
+      ValueError: a number is not finite and `allow_nan` is False.
     """
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=allow_nan)
     write_atomically(path, text + '\n')

@@ -1,5 +1,6 @@
-"""Files of JSON objects, a line each, that grow while a program runs and may be killed: a line
-counts when it has its end.
+"""JSON lines files that programs append to.
+
+A program may be killed while it writes, so a last line without a newline is ignored.
 """
 
 import json
@@ -10,12 +11,13 @@ from pathlib import Path
 from cpt_jax.runtime.errors import UserError
 
 
-def read_whole_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """('file:line', what it holds) of each line; none where there is no file. A line that a killed
-    program left torn is no row.
+def read_complete_rows(path: Path) -> Iterator[tuple[str, object]]:
+    """Yields ('file:line', value) for each complete line; nothing if the file is missing.
+
+    A last line without a newline is skipped: the program that wrote it was killed.
 
     Raises:
-      UserError: with file and line, where a whole line is not JSON.
+      UserError: a complete line is not JSON.
     """
     data = path.read_bytes() if path.exists() else b''
     for number, line in enumerate(data.split(b'\n')[:-1], 1):
@@ -23,15 +25,14 @@ def read_whole_rows(path: Path) -> Iterator[tuple[str, object]]:
             yield f'{path}:{number}', json.loads(line)
         except ValueError as error:
             raise UserError(
-                f'{path}:{number}: not JSON ({error}): mend or remove the line'
+                f'{path}:{number}: not JSON ({error}): fix or remove the line'
             ) from None
 
 
 def append_row(path: Path, row: Mapping) -> None:
-    """Adds a row, on the disk when this returns. The caller keeps others from doing it too.
+    """Appends a row and flushes it to disk. The caller must prevent concurrent writes.
 
-    A torn line at the end goes first: it never counted, and whoever was killed in the middle of it
-    had not finished.
+    First removes an incomplete line at the end, which a killed program left.
     """
     with path.open('a+b') as file:
         file.truncate(path.read_bytes().rfind(b'\n') + 1)

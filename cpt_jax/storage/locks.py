@@ -1,11 +1,10 @@
-"""Who does what, where several evaluators share a directory: locks that a killed program cannot
-keep.
+"""File locks between programs that share a directory; the lock of a killed program is released.
 
-flock(2) ties a lock to an open file, and the kernel gives it up when the process ends, however that
-comes about: there is no time-out to choose and nothing to clean up. It holds between the programs
-of a machine, and between machines that share an NFS (Linux sends it to the server). A bucket
-mounted by gcsfuse knows the locks of one machine alone: there, let the evaluators of a run be on
-one machine.
+flock(2) ties a lock to an open file, and the kernel releases it when the process ends for any
+reason, so there is no timeout to choose and nothing to clean up. The locks work between the
+processes of one machine, and between machines that share an NFS directory (Linux sends the lock to
+the server). On a bucket mounted with gcsfuse they work only within one machine: run all evaluators
+of a run on one machine there.
 """
 
 import fcntl
@@ -16,20 +15,24 @@ from pathlib import Path
 
 from cpt_jax.runtime.errors import UserError
 
-CLAIMS = '.claims'  # the folder of the locks, in the directory that is shared
+LOCKS_FOLDER = '.claims'  # folder of the lock files, in the shared directory
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[bool]:
-    """True: this program alone has the claim until the end of the block. False: another one has it.
+def try_lock(path: Path) -> Iterator[bool]:
+    """Tries to take a lock without waiting, and releases it at the end of the block.
 
-    The file is there while somebody has the claim, and stays behind somebody who was killed: the
-    next one takes it over.
+    The lock file is removed on release. A killed program leaves the file without a lock, and the
+    next program takes it over.
+
+    Yields:
+      True if this program has the lock, False if another one has it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        mine = _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path) and _is(descriptor, path)
+        mine = _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+        mine = mine and _is_file_at(descriptor, path)
         try:
             yield mine
         finally:
@@ -40,32 +43,40 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other program is in a block with the same file, which is made, and stays."""
+def wait_for_lock(path: Path) -> Iterator[None]:
+    """Waits for a lock, and releases it at the end of the block. The lock file is not removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _lock(descriptor, fcntl.LOCK_EX, path)
+        _flock(descriptor, fcntl.LOCK_EX, path)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, how: int, path: Path) -> bool:
+def _flock(descriptor: int, operation: int, path: Path) -> bool:
+    """Returns whether flock(2) took the lock; False only for a non-blocking operation.
+
+    Raises:
+      UserError: the file system does not support locks.
+    """
     try:
-        fcntl.flock(descriptor, how)
+        fcntl.flock(descriptor, operation)
     except BlockingIOError:
         return False
     except OSError as error:
         raise UserError(
-            f'{path.parent}: its file system has no locks ({error.strerror}): write to another one'
+            f'{path.parent}: the file system does not support locks ({error.strerror}): use a '
+            f'directory on another one'
         ) from None
     return True
 
 
-def _is(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one of that name: whoever had the claim may have removed
-    it between our opening and our lock.
+def _is_file_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at `path`.
+
+    The previous holder may have removed it after this process opened it and before it took the
+    lock.
     """
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))

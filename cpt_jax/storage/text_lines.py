@@ -1,5 +1,6 @@
-"""Files of rows, as evaluation data come: read strictly, so that every complaint names file and
-line.
+"""Strict readers of the text and JSON lines files of evaluation data.
+
+Every error message names the file and the line.
 """
 
 import gzip
@@ -14,8 +15,14 @@ from cpt_jax.runtime.errors import UserError
 
 
 def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """('file:line', text) for each line, or each that is not blank; a name that ends in .gz is
-    unpacked. UTF-8, with or without a mark.
+    """Yields ('file:line', text) for each line of a UTF-8 file, with or without a BOM.
+
+    Args:
+      path: the file; a file whose name ends in .gz is decompressed.
+      blank: whether to yield blank lines too.
+
+    Raises:
+      UserError: the file is missing, not UTF-8 or a damaged gzip file.
     """
     try:
         with (
@@ -34,20 +41,22 @@ def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str
 
 
 def read_json_lines(path: epath.Path) -> Iterator[tuple[str, dict]]:
-    """('file:line', object) for each line. Raises UserError for a line that is not a JSON
-    object.
+    """Yields ('file:line', object) for each line that is not blank.
+
+    Raises:
+      UserError: a line is not a JSON object, or see `read_lines`.
     """
     for where, line in read_lines(path):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(
-                f'{where}: not JSON ({error.msg} at column {error.colno}): mend or remove the line'
+                f'{where}: not JSON ({error.msg} at column {error.colno}): fix or remove the line'
             ) from None
-        # A number of thousands of digits, or a thousand brackets.
+        # json raises these for an integer of thousands of digits and for a thousand open brackets.
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f'{where}: JSON that cannot be read ({error}): mend or remove the line'
+                f'{where}: JSON that cannot be read ({error}): fix or remove the line'
             ) from None
         if not isinstance(row, dict):
             raise UserError(
@@ -56,9 +65,16 @@ def read_json_lines(path: epath.Path) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
-def text_field(row: dict, where: str, *names: str) -> str:
-    """The text under the first of `names` that the row has. Raises UserError where it is missing,
-    blank or not text.
+def get_text_field(row: dict, where: str, *names: str) -> str:
+    """Returns the text of a field of a row.
+
+    Args:
+      row: an object from `read_json_lines`.
+      where: 'file:line' of the row, for messages.
+      names: names of the field; the first one that the row has is used.
+
+    Raises:
+      UserError: the row has none of the names, or the field is blank or not a string.
     """
     name = next((name for name in names if name in row), None)
     if name is None:
@@ -71,11 +87,11 @@ def text_field(row: dict, where: str, *names: str) -> str:
     return row[name]
 
 
-def file_fingerprint(*paths: epath.Path) -> str:
-    """32 hex digits of the files' bytes."""
-    total = blake2b(digest_size=16)
+def compute_file_fingerprint(*paths: epath.Path) -> str:
+    """Returns a digest of the files' bytes: 32 hex digits."""
+    digest = blake2b(digest_size=16)
     for path in paths:
         with path.open('rb') as file:
             while block := file.read(1 << 20):
-                total.update(block)
-    return total.hexdigest()
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,12 +1,11 @@
-"""A directory of vectors: shards in the order of the input, the ids of their texts beside them, and
-what they were made of.
+"""A directory of embeddings in shards, with the ids of the texts and metadata.
 
     vectors-00000-of-00004.npy  float32[n, D], of unit length
     ids-00000-of-00004.txt      n lines
-    meta.json                   a Meta
+    meta.json                   a VectorsMeta
 
-A shard that is there is whole, so a program that was killed goes on with the first one that is
-missing.
+Shards are in the order of the input. Files are written atomically, so a program that was killed
+resumes at the first missing shard.
 """
 
 import dataclasses
@@ -18,26 +17,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.atomic_write import replacing, write_atomically
+from cpt_jax.storage.atomic_write import open_atomically, write_atomically
 
 _META = 'meta.json'
-# In float32, norms are 1 within 1e-6. A vector further off was not normalised, or has overflowed.
+# Norms of normalised float32 vectors are 1 within 1e-6. A vector outside this larger tolerance was
+# not normalised, or has overflowed.
 _NORM_TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True)
-class Meta:
-    """What the vectors of a directory are, and where they come from.
+class VectorsMeta:
+    """Metadata of a directory of vectors: the model and the texts they were computed from.
 
     Attributes:
-      model: the embedder's name.
-      settings: the embedder's.
-      side: 'x' for queries, 'y' for what they look for.
-      input: where the texts were read, for people: the same texts may move.
-      fingerprint: of all ids and texts, in their order.
-      texts: their number.
-      width: units of a vector.
-      shard_size: texts of a shard; the last one may have fewer.
+      model: `model_name` of the embedder.
+      settings: `settings` of the embedder.
+      side: 'x' for queries, 'y' for the texts to be found.
+      input: path of the texts, for information only: a resumed program may read them elsewhere.
+      fingerprint: digest of all ids and texts, in order.
+      texts: number of texts.
+      width: embedding dimension.
+      shard_size: number of texts per shard; the last shard may have fewer.
     """
 
     model: str
@@ -51,59 +51,67 @@ class Meta:
 
     @property
     def shards(self) -> int:
+        """Number of shards."""
         return -(-self.texts // self.shard_size)
 
     def size(self, shard: int) -> int:
-        """Texts of a shard."""
+        """Returns the number of texts in a shard."""
         return min(self.shard_size, self.texts - shard * self.shard_size)
 
-    def paths(self, directory: Path, shard: int) -> tuple[Path, Path]:
-        """Where a shard's vectors and its ids are."""
+    def get_shard_paths(self, directory: Path, shard: int) -> tuple[Path, Path]:
+        """Returns the paths of a shard's vectors and ids."""
         number = f'{shard:05d}-of-{self.shards:05d}'
         return directory / f'vectors-{number}.npy', directory / f'ids-{number}.txt'
 
 
 class VectorWriter:
-    """Fills a directory, shard after shard.
+    """Writes vectors into a directory, shard by shard.
 
     Attributes:
-      missing: numbers of the shards that are not there yet.
+      missing: indices of the shards that are not written yet.
     """
 
-    def __init__(self, directory: Path, meta: Meta):
-        """Claims the directory, or goes on with what an earlier call left in it.
+    def __init__(self, directory: Path, meta: VectorsMeta):
+        """Creates the directory, or resumes with the shards that an earlier program left missing.
 
         Raises:
-          UserError: it holds other vectors.
+          UserError: the directory cannot be created, or holds other vectors.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f'{directory}: cannot be made: {error.strerror}') from None
-        self._directory, self._meta = directory, meta
+        self._directory = directory
+        self._meta = meta
         if (directory / _META).exists():
-            _check_same(directory, _read_meta(directory), meta)
+            _check_same_vectors(directory, _read_meta(directory), meta)
         elif any(directory.glob('vectors-*')):
             raise UserError(
-                f'{directory}: holds vectors without {_META}, so nobody knows whose: choose '
+                f'{directory}: holds vectors without {_META}, so their model is unknown: choose '
                 f'another directory'
             )
         write_atomically(directory / _META, json.dumps(dataclasses.asdict(meta), indent=2) + '\n')
-        for unfinished in directory.glob('*.part'):  # of a program that was killed
-            unfinished.unlink()
+        for part in directory.glob('*.part'):  # left by a program that was killed
+            part.unlink()
         self.missing = [
-            shard for shard in range(meta.shards) if not meta.paths(directory, shard)[0].exists()
+            shard
+            for shard in range(meta.shards)
+            if not meta.get_shard_paths(directory, shard)[0].exists()
         ]
         self._ids: list[str] = []
         self._vectors: list[np.ndarray] = []
 
     def add(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
-        """Takes the next texts of the missing shards, in order; writes each shard when it is full.
+        """Adds the next texts of the missing shards, and writes each shard when it is full.
+
+        Args:
+          ids: ids of the texts, in the order of the input without the texts of finished shards.
+          vectors_NxD: float[n, D], of unit length.
 
         Raises:
           UserError: a vector is not finite or not of unit length.
         """
-        check_unit(vectors_NxD, self._meta.model)
+        check_unit_length(vectors_NxD, self._meta.model)
         self._ids += ids
         self._vectors.append(vectors_NxD)
         while self.missing and len(self._ids) >= self._meta.size(self.missing[0]):
@@ -111,70 +119,84 @@ class VectorWriter:
             size = self._meta.size(shard)
             waiting_NxD = np.concatenate(self._vectors)
             self._write(shard, self._ids[:size], waiting_NxD[:size])
-            self._ids, self._vectors = self._ids[size:], [waiting_NxD[size:]]
+            self._ids = self._ids[size:]
+            self._vectors = [waiting_NxD[size:]]
 
     def _write(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
-        vectors_path, ids_path = self._meta.paths(self._directory, shard)
+        vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
         write_atomically(ids_path, ''.join(f'{name}\n' for name in ids))
-        with replacing(vectors_path) as file:  # last: where it is, the shard is whole
+        # The vectors are written after the ids: a shard is complete if its vectors file exists.
+        with open_atomically(vectors_path) as file:
             np.save(file, vectors_NxD.astype(np.float32, copy=False))
 
 
 class Vectors(NamedTuple):
-    """What a directory holds.
+    """The content of a directory of vectors.
 
     Attributes:
-      meta: what it is.
-      ids: of all texts, in the order of the input.
-      shards: float32[n, D] each, read from the disk where they are touched; together in the order
-        of `ids`.
+      meta: the metadata.
+      ids: ids of all texts, in the order of the input.
+      shards: float32[n, D] each, memory-mapped; concatenated, they are in the order of `ids`.
     """
 
-    meta: Meta
+    meta: VectorsMeta
     ids: list[str]
     shards: list[np.ndarray]
 
 
 def read_vectors(directory: Path | str) -> Vectors:
-    """Opens a directory that is complete. Raises UserError for any other."""
+    """Opens a directory of vectors.
+
+    Raises:
+      UserError: the directory is not one of vectors, is incomplete, or has a shard whose shape does
+        not match its ids and metadata.
+    """
     directory = Path(directory)
     meta = _read_meta(directory)
-    paths = [meta.paths(directory, shard) for shard in range(meta.shards)]
+    paths = [meta.get_shard_paths(directory, shard) for shard in range(meta.shards)]
     missing = [path.name for pair in paths for path in pair if not path.exists()]
     if missing:
         raise UserError(
             f'{directory}: {len(missing)} of {2 * len(paths)} files are missing, {missing[0]} '
-            f'first: start launch/embed.py again, to go on'
+            f'first: start launch/embed.py again to write them'
         )
     shards = [np.load(path, mmap_mode='r') for path, _ in paths]
-    # An id may hold a carriage return, which ends no line here.
+    # Not splitlines(), because an id may contain a carriage return.
     ids = [path.read_bytes().decode().split('\n')[:-1] for _, path in paths]
     for shard, names, (path, _) in zip(shards, ids, paths, strict=True):
         if shard.shape != (len(names), meta.width) or shard.dtype != np.float32:
             raise UserError(
                 f'{path}: holds {shard.dtype}{list(shard.shape)}, not float32 '
-                f'{[len(names), meta.width]} as its ids and {_META} say'
+                f'{[len(names), meta.width]} as in its ids and {_META}: delete the directory, and '
+                f'embed again'
             )
     return Vectors(meta, [name for names in ids for name in names], shards)
 
 
-def check_unit(vectors_NxD: np.ndarray, model: str) -> None:
-    """Raises UserError unless all vectors are finite and of unit length."""
+def check_unit_length(vectors_NxD: np.ndarray, model: str) -> None:
+    """Raises UserError unless all vectors are finite and of unit length.
+
+    Args:
+      vectors_NxD: the vectors.
+      model: name of the model, for the message.
+    """
     norms_N = np.linalg.norm(vectors_NxD, axis=1)
-    # A norm that is not finite is bad too.
+    # Written as ~(... < ...) so that a norm of NaN counts as bad.
     bad = np.count_nonzero(~(np.abs(norms_N - 1) < _NORM_TOLERANCE))
     if bad:
-        what = f'{bad} of {len(vectors_NxD)} vectors are not finite or not of unit length'
-        raise UserError(f'--model {model}: {what}: take an earlier checkpoint')
+        raise UserError(
+            f'--model {model}: {bad} of {len(vectors_NxD)} vectors are not finite or not of unit '
+            f'length: use an earlier checkpoint'
+        )
 
 
-def _read_meta(directory: Path) -> Meta:
+def _read_meta(directory: Path) -> VectorsMeta:
     path = directory / _META
     try:
-        return Meta(**json.loads(path.read_text('utf-8')))
+        return VectorsMeta(**json.loads(path.read_text('utf-8')))
     except FileNotFoundError:
         raise UserError(
-            f'{directory}: no {_META}: launch/embed.py writes such a directory'
+            f'{directory}: no {_META}: give a directory that launch/embed.py wrote'
         ) from None
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -182,15 +204,17 @@ def _read_meta(directory: Path) -> Meta:
         ) from None
 
 
-def _check_same(directory: Path, there: Meta, here: Meta) -> None:
-    """But for `input`: the texts themselves are compared."""
-    before, now = dataclasses.asdict(there), json.loads(json.dumps(dataclasses.asdict(here)))
+def _check_same_vectors(directory: Path, stored: VectorsMeta, expected: VectorsMeta) -> None:
+    """Raises UserError if any metadata but `input` differ; the fingerprint covers the texts."""
+    before = dataclasses.asdict(stored)
+    now = json.loads(json.dumps(dataclasses.asdict(expected)))  # tuples become lists
     differing = [key for key in now if key != 'input' and before[key] != now[key]]
     if differing:
-        told = ', '.join(
+        differences = ', '.join(
             f'{key}={before[key]}' if key in ('model', 'side', 'shard_size') else f'other {key}'
             for key in differing
         )
         raise UserError(
-            f'{directory}: holds other vectors ({told}): choose another directory, or delete it'
+            f'{directory}: holds other vectors ({differences}): choose another directory, or '
+            f'delete it'
         )

@@ -1,4 +1,4 @@
-"""Byte-level BPE from vocab.json and merges.txt, as transformers makes it."""
+"""Byte-level BPE built from vocab.json and merges.txt, with the same ids as in transformers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +10,21 @@ from tokenizers import normalizers, pre_tokenizers
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.special_tokens import read_special_tokens
 
-# How Qwen2 cuts texts before it merges: its tokenizer's own, digit by digit.
-_QWEN2 = (
+# Qwen2's pre-tokenization pattern, copied from its tokenizer. It splits numbers into digits.
+_QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
     r'?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-# Names of tokenizers that say nothing, and what they then are by the family; GPT-2's for all
-# others.
-_UNSAID = ('', 'TokenizersBackend', 'PreTrainedTokenizer', 'PreTrainedTokenizerFast')
-_BY_FAMILY = {'gpt_neox': 'GPTNeoXTokenizer', 'qwen2': 'Qwen2Tokenizer', 'qwen3': 'Qwen2Tokenizer'}
+# Values of `tokenizer_class` that do not identify the tokenizer. The model family decides then, and
+# families that are not listed use GPT-2's tokenizer.
+_GENERIC_CLASSES = ('', 'TokenizersBackend', 'PreTrainedTokenizer', 'PreTrainedTokenizerFast')
+_CLASS_BY_FAMILY = {
+    'gpt_neox': 'GPTNeoXTokenizer',
+    'qwen2': 'Qwen2Tokenizer',
+    'qwen3': 'Qwen2Tokenizer',
+}
 _END = '<|endoftext|>'
-_DEFAULTS = {
+_DEFAULT_TOKENS = {
     'GPT2Tokenizer': {'bos_token': _END, 'eos_token': _END, 'unk_token': _END},
     'CodeGenTokenizer': {'bos_token': _END, 'eos_token': _END, 'unk_token': _END},
     'GPTNeoXTokenizer': {
@@ -33,50 +37,70 @@ _DEFAULTS = {
 }
 
 
-def byte_level_json(directory: Path, config: Mapping[str, Any], own: Mapping[str, Any]) -> bytes:
-    """The tokenizer.json that transformers makes of vocab.json and merges.txt."""
-    kind = (own.get('tokenizer_class') or config.get('tokenizer_class') or '').removesuffix('Fast')
-    kind = (
-        _BY_FAMILY.get(config.get('model_type', ''), 'GPT2Tokenizer') if kind in _UNSAID else kind
-    )
-    if kind not in _DEFAULTS:
+def build_byte_level_json(
+    directory: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> bytes:
+    """Returns the tokenizer.json that transformers builds from vocab.json and merges.txt.
+
+    Args:
+      directory: directory of the pretrained model.
+      config: content of config.json.
+      tokenizer_config: content of tokenizer_config.json.
+
+    Raises:
+      UserError: the tokenizer class is not supported, or two files disagree about an id.
+    """
+    kind = _find_tokenizer_class(config, tokenizer_config)
+    if kind not in _DEFAULT_TOKENS:
         raise UserError(
-            f'{directory}: a {kind} of vocab.json and merges.txt is not supported; known are '
-            f'{", ".join(_DEFAULTS)}.'
-            ' `AutoTokenizer.from_pretrained(...).save_pretrained(...)` writes a tokenizer.json'
+            f'{directory}: a {kind} from vocab.json and merges.txt is not supported (supported: '
+            f'{", ".join(_DEFAULT_TOKENS)}); write a tokenizer.json with '
+            f'`AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
         )
-    made = tokenizers.Tokenizer(
+    tokenizer = tokenizers.Tokenizer(
         tokenizers.models.BPE.from_file(
             str(directory / 'vocab.json'), str(directory / 'merges.txt')
         )
     )
-    prefix = bool(own.get('add_prefix_space'))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(
-        add_prefix_space=prefix, use_regex=kind != 'Qwen2Tokenizer'
+    byte_level = pre_tokenizers.ByteLevel(
+        add_prefix_space=bool(tokenizer_config.get('add_prefix_space')),
+        use_regex=kind != 'Qwen2Tokenizer',
     )
     if kind == 'Qwen2Tokenizer':
-        cut = pre_tokenizers.Split(tokenizers.Regex(_QWEN2), behavior='isolated')
-        made.pre_tokenizer = pre_tokenizers.Sequence([cut, made.pre_tokenizer])
+        split = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PATTERN), behavior='isolated')
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    else:
+        tokenizer.pre_tokenizer = byte_level
     if kind in ('Qwen2Tokenizer', 'GPTNeoXTokenizer'):
-        made.normalizer = normalizers.NFC()
-    made.decoder = tokenizers.decoders.ByteLevel()
-    special = read_special_tokens(directory, own, _DEFAULTS[kind])
-    for number, token in special.entries():
-        made.add_tokens([token])
-        if number not in (None, made.token_to_id(token.content)):
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    special = read_special_tokens(directory, tokenizer_config, _DEFAULT_TOKENS[kind])
+    for given_id, token in special.entries():
+        tokenizer.add_tokens([token])
+        actual_id = tokenizer.token_to_id(token.content)
+        if given_id not in (None, actual_id):
             raise UserError(
-                f'{directory}: {token.content} is id {number} by its added tokens, and '
-                f'{made.token_to_id(token.content)} by vocab.json'
+                f'{directory}: {token.content} has id {given_id} among the added tokens and id '
+                f'{actual_id} in vocab.json'
             )
-    around = {
+    added = {
         part: special.named[part].content
         for part in ('bos_token', 'eos_token')
-        if own.get(f'add_{part}') and part in special.named
+        if tokenizer_config.get(f'add_{part}') and part in special.named
     }
-    if around:
-        template = [around.get('bos_token'), '$A', around.get('eos_token')]
-        made.post_processor = tokenizers.processors.TemplateProcessing(
+    if added:
+        template = [added.get('bos_token'), '$A', added.get('eos_token')]
+        tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
             single=[part for part in template if part],
-            special_tokens=[(name, made.token_to_id(name)) for name in set(around.values())],
+            special_tokens=[(name, tokenizer.token_to_id(name)) for name in set(added.values())],
         )
-    return made.to_str().encode()
+    return tokenizer.to_str().encode()
+
+
+def _find_tokenizer_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
+    """Returns the slow tokenizer's class name, from the config files or else from the family."""
+    name = tokenizer_config.get('tokenizer_class') or config.get('tokenizer_class') or ''
+    name = name.removesuffix('Fast')
+    if name in _GENERIC_CLASSES:
+        return _CLASS_BY_FAMILY.get(config.get('model_type', ''), 'GPT2Tokenizer')
+    return name

@@ -1,6 +1,4 @@
-"""A file of texts, read one after the other and as often as one likes: more of them than memory
-holds.
-"""
+"""A file of texts that is streamed, so that it may be larger than memory."""
 
 from array import array
 from collections.abc import Iterator
@@ -16,104 +14,105 @@ from cpt_jax.storage.text_lines import read_json_lines, read_lines
 
 
 class Corpus:
-    """Gives (id, text) of each row, in the order of the file. Blank lines count for nothing.
+    """The (id, text) rows of a file, in file order; iterating again reads the file again.
+
+    Blank lines are skipped.
 
     Attributes:
-      path: the file.
-      fingerprint: 32 hex digits of all ids and texts.
+      path: path of the file.
+      fingerprint: 32 hex digits, a digest of all ids and texts.
     """
 
     def __init__(self, path: epath.Path, field: str = ''):
-        """Reads the file once, to check it.
+        """Reads the file once to check it.
 
         Args:
-          path: .jsonl, or .txt with a text a line; either may be packed (.gz). The id of a row is
-            its `_id` or `id`, of one without and of a line of text the number of the line, from 0.
-          field: which field of a row is the text; '' takes title + ' ' + text, as in BEIR.
+          path: a .jsonl file, or a .txt file with one text per line; either may be gzipped (.gz).
+            The id of a JSON row is its `_id` or `id`. Rows without one and lines of a .txt file
+            have the line index, counted from 0, as their id.
+          field: name of the text field of a JSON row; '' reads title + ' ' + text, as in BEIR.
 
         Raises:
-          UserError: with file and line, where one cannot be used or has the id of another.
+          UserError: a line cannot be used or repeats an id (the message names file and line), or
+            the file's format is not supported.
         """
-        self.path, self._field = path, field
+        self.path = path
+        self._field = field
         kind = path.name.removesuffix('.gz').rpartition('.')[2]
         if kind not in ('jsonl', 'txt'):
             raise UserError(
-                f'{path}: a file that ends in .jsonl or .txt, or in .jsonl.gz or .txt.gz, is '
-                f'expected'
+                f'{path}: expected a file name that ends in .jsonl, .txt, .jsonl.gz or .txt.gz'
             )
         if kind == 'txt' and field:
-            raise UserError(f'{path}: a line of a .txt file has no fields: leave --field out')
-        self._rows = self._json_rows if kind == 'jsonl' else self._text_rows
-        self._count, self.fingerprint = self._check()
+            raise UserError(f'{path}: lines of a .txt file have no fields; remove --field')
+        self._read_rows = self._read_json_rows if kind == 'jsonl' else self._read_text_rows
+        self._count, self.fingerprint = self._check_rows()
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((name, text) for _, name, text in self._rows())
+        return ((name, text) for _, name, text in self._read_rows())
 
-    def _json_rows(self) -> Iterator[tuple[str, str, str]]:
-        """('file:line', id, text) of each."""
+    def _read_json_rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yields ('file:line', id, text) of each JSON row."""
         field = self._field or 'text'
         for where, row in read_json_lines(self.path):
-            name = row.get('_id', row.get('id', _line(where)))
+            name = row.get('_id', row.get('id', _line_index(where)))
             if not isinstance(name, str | int) or '\n' in str(name):
                 raise UserError(
-                    f'{where}: the id must be a number or a string of one line, not '
-                    f'{str(name)[:40]!r}'
+                    f'{where}: the id must be a number or a one-line string, not {str(name)[:40]!r}'
                 )
             if not isinstance(row.get(field), str):
-                there = (
-                    ', '.join(repr(key) for key, value in row.items() if isinstance(value, str))
-                    or 'none'
-                )
+                text_fields = [repr(key) for key, value in row.items() if isinstance(value, str)]
                 raise UserError(
                     f'{where}: no text in field {field!r}: name another with --field; fields with '
-                    f'text are {there}'
+                    f'text are {", ".join(text_fields) or "none"}'
                 )
-            yield where, str(name), row[field] if self._field else document_text(row)
+            yield where, str(name), row[field] if self._field else join_title_and_text(row)
 
-    def _text_rows(self) -> Iterator[tuple[str, str, str]]:
+    def _read_text_rows(self) -> Iterator[tuple[str, str, str]]:
+        """Yields ('file:line', id, text) of each line of text."""
         for where, line in read_lines(self.path):
-            yield where, str(_line(where)), line
+            yield where, str(_line_index(where)), line
 
-    def _check(self) -> tuple[int, str]:
-        """The number of rows, and the fingerprint."""
-        contents, keys = blake2b(digest_size=16), array('Q')
-        for where, name, text in tqdm(
-            self._rows(), desc='reading texts', unit='text', disable=None
-        ):
+    def _check_rows(self) -> tuple[int, str]:
+        """Reads and checks all rows; returns their number and the fingerprint."""
+        contents = blake2b(digest_size=16)
+        id_hashes = array('Q')
+        rows = tqdm(self._read_rows(), desc='reading texts', unit='text', disable=None)
+        for where, name, text in rows:
             try:
                 contents.update(f'{name}\0{text}\n'.encode())
             except UnicodeEncodeError:
                 raise UserError(
-                    f'{where}: holds half a character, a lone surrogate such as \\ud800: mend or '
-                    f'remove the line'
+                    f'{where}: contains a lone surrogate (half a character, such as \\ud800); fix '
+                    f'or remove the line'
                 ) from None
-            keys.append(int.from_bytes(blake2b(name.encode(), digest_size=8).digest()))
-        if not keys:
-            raise UserError(f'{self.path}: holds no text')
-        self._check_ids(np.array(keys))
-        return len(keys), contents.hexdigest()
+            id_hashes.append(int.from_bytes(blake2b(name.encode(), digest_size=8).digest()))
+        if not id_hashes:
+            raise UserError(f'{self.path}: contains no text')
+        self._check_ids(np.array(id_hashes))
+        return len(id_hashes), contents.hexdigest()
 
-    def _check_ids(self, keys_N: np.ndarray) -> None:
-        """64 bits of each id's hash take little memory, and two of 100 million ids have the same
-        ones in one corpus of 4,000.
+    def _check_ids(self, hashes_N: np.ndarray) -> None:
+        """Raises UserError if two ids have the same 64-bit hash.
+
+        Hashes take less memory than ids. With 100 million ids, two different ids collide in about
+        one corpus out of 4,000.
         """
-        order = np.argsort(keys_N, kind='stable')
-        again = order[1:][keys_N[order[1:]] == keys_N[order[:-1]]]
-        if len(again):
-            where, name, _ = next(islice(self._rows(), int(again.min()), None))
-            raise UserError(
-                f'{where}: the id {name!r} stands on an earlier line too: ids must be unique'
-            )
+        order = np.argsort(hashes_N, kind='stable')
+        repeated = order[1:][hashes_N[order[1:]] == hashes_N[order[:-1]]]
+        if len(repeated):
+            where, name, _ = next(islice(self._read_rows(), int(repeated.min()), None))
+            raise UserError(f'{where}: the id {name!r} is used on an earlier line; make ids unique')
 
 
-def document_text(row: dict) -> str:
-    """Title + ' ' + text of a row of corpus.jsonl, stripped."""
+def join_title_and_text(row: dict) -> str:
+    """Returns title + ' ' + text of a row of corpus.jsonl, stripped."""
     return f'{row.get("title") or ""} {row["text"]}'.strip()
 
 
-def _line(where: str) -> int:
-    """The number of a line, from 0, of 'file:line', which counts from 1."""
+def _line_index(where: str) -> int:
+    """Returns the line index, counted from 0, of 'file:line', which counts from 1."""
     return int(where.rpartition(':')[2]) - 1

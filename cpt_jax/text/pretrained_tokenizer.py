@@ -1,15 +1,15 @@
-"""The tokenizers of pretrained directories: four forms of file behind one face, each with the
+"""The tokenizers of pretrained directories: four file formats with one interface, each with the
 special tokens of its directory.
 
-Their ids are those of transformers 5.23, and with a sentencepiece model those of sentencepiece
-itself, which LLaMA was trained with. transformers makes a BPE of the pieces, in the order of their
-ids and not of their scores, which differs where spaces meet:
-  - LLaMA's pieces of several spaces have the lowest score of all: 'a  The' is a, space, space-The;
-    there it is a, two spaces, The;
-  - a text that begins with a space has one more before it, as every text does (with `legacy`, what
-    stands behind a special token too).
-Where tokenizer_config.json has no `add_bos_token`, texts begin with it, as the documentation of
-LlamaTokenizer says; its code adds none.
+Ids equal those of transformers 5.23. With a sentencepiece model they equal those of sentencepiece
+itself, with which LLaMA was trained. transformers instead rebuilds a BPE from the tokens in the
+order of their ids, not of their scores, which differs where spaces meet:
+  - LLaMA's tokens for several spaces have the lowest scores. sentencepiece encodes 'a  The' as
+    a, space, space-The; transformers as a, two spaces, The.
+  - sentencepiece puts one more space before every text, also before a text that begins with a space
+    (with `legacy`, also before the text that follows a special token).
+If tokenizer_config.json has no `add_bos_token`, BOS is prepended, as the documentation of
+LlamaTokenizer specifies; its code does not prepend it.
 """
 
 import functools
@@ -22,19 +22,19 @@ import numpy as np
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
-from cpt_jax.text.byte_level import byte_level_json
+from cpt_jax.text.byte_level import build_byte_level_json
 from cpt_jax.text.hugging_face_json import HuggingFaceJson
-from cpt_jax.text.sentencepiece_model import model_of_scores, read_sentencepiece
+from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import Side
 
 
 class _Model(Protocol):
-    """A tokenizer with its special tokens: what differs between the forms.
+    """A tokenizer with its special tokens, in one of the file formats.
 
     Attributes:
-      file: name and content of the file of the same tokenizer without them, as
-        cpt_jax.text.tokenizer reads it.
-      identity: bytes that differ when any text could get other ids.
+      file: (name, content) of a file with the same tokenizer without special tokens, which
+        `cpt_jax.text.tokenizer` can read.
+      identity: bytes that differ if any text could get other ids.
       vocab_size: number of ids.
     """
 
@@ -44,26 +44,25 @@ class _Model(Protocol):
 
     @property
     def before(self) -> Sequence[int]:
-        """The special tokens in front of each text."""
+        """Ids of the special tokens before each text."""
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]: ...
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Without special tokens around them."""
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text without special tokens around it."""
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class OwnTokenizer:
-    """A pretrained model's own tokenizer: its special tokens around each text, its prompt before
-    it.
+class PretrainedTokenizer:
+    """The tokenizer of a pretrained model, with its special tokens and prompts.
 
     Attributes:
-      source: the name of the file that it comes from.
+      source: name of the tokenizer's file.
       vocab_size: number of ids.
-      prompts: what stands before the texts of each side.
-      begin: ids that begin a text for a language model, at most once: what the tokenizer itself
-        puts there, or else the model's.
+      prompts: string put before each text, by side.
+      bos_ids: ids that begin a text for a language model, at most one: the special tokens that the
+        tokenizer itself puts before texts, or else the model's BOS.
     """
 
     def __init__(
@@ -73,127 +72,154 @@ class OwnTokenizer:
         prompts: Mapping[Side, str],
         lower: bool,
         end: int,
-        begin: Sequence[int] = (),
+        bos_ids: Sequence[int] = (),
     ):
-        """`end`: the id of the end of a text; it stands for a text without tokens, which has no
-        state to take a vector from. `begin`: the beginning of a text by config.json, for where the
-        tokenizer itself puts none.
+        """Wraps a model.
+
+        Args:
+          source: name of the tokenizer's file.
+          model: tokenizer with its special tokens.
+          prompts: string put before each text, by side.
+          lower: whether texts are lowercased.
+          end: id that replaces a text without any token, because pooling needs at least one state.
+          bos_ids: BOS from config.json, used if the tokenizer itself puts nothing before texts.
         """
-        self._model, self._lower, self.begin = model, lower, tuple(model.before or begin)
-        self._nothing = [] if model.encode([''], 10)[0] else [end]
-        self.source, self.prompts, self.vocab_size = source, dict(prompts), model.vocab_size
+        self._model = model
+        self._lower = lower
+        self._ids_if_empty = [] if model.encode([''], 10)[0] else [end]
+        self.bos_ids = tuple(model.before or bos_ids)
+        self.source = source
+        self.prompts = dict(prompts)
+        self.vocab_size = model.vocab_size
 
     @property
     def file(self) -> tuple[str, bytes]:
-        """Name and content of a file for `tokenizer_from_file`: the same pieces, without special
+        """(name, content) of a file for `parse_tokenizer_file`: the same vocabulary without special
         tokens and prompts.
         """
         return self._model.file
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digits that differ when any text could get other ids."""
-        around = self.prompts, self._lower, *self._nothing
+        """Hex digits that differ if any text could get other ids."""
+        settings = self.prompts, self._lower, *self._ids_if_empty
         return hashlib.blake2b(
-            self._model.identity + repr(around).encode(), digest_size=16
+            self._model.identity + repr(settings).encode(), digest_size=16
         ).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What stands around a text, for results."""
+        """Returns what is added around a text, as plain values for results."""
         return {'prompts': self.prompts, 'special_tokens': "the tokenizer's own"}
 
     def encode(self, texts: Sequence[str], side: Side, max_tokens: int) -> list[np.ndarray]:
-        """Ids of each text with its prompt, cut so that the special tokens fit: at least one, at
-        most `max_tokens`, int32.
+        """Returns int32[n] ids for each text with its prompt and special tokens, 1 <= n <=
+        `max_tokens`.
+
+        A long text is truncated so that the special tokens still fit.
         """
-        prompted = [self.prompts[side] + (text.lower() if self._lower else text) for text in texts]
+        prompted = [self.prompts[side] + text for text in self._lowercase(texts)]
         return [
-            np.array(ids or self._nothing, np.int32)
+            np.array(ids or self._ids_if_empty, np.int32)
             for ids in self._model.encode(prompted, max_tokens)
         ]
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text alone: no special tokens around it, no prompt before it."""
-        return self._model.pieces([text.lower() for text in texts] if self._lower else texts)
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text without special tokens and prompt."""
+        return self._model.encode_plain(self._lowercase(texts))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids of `pieces`."""
+        """Returns the text of ids from `encode_plain`."""
         return self._model.decode(ids)
+
+    def _lowercase(self, texts: Sequence[str]) -> Sequence[str]:
+        return [text.lower() for text in texts] if self._lower else texts
 
 
 def open_tokenizer(
     directory: Path, config: Mapping[str, Any], prompts: Mapping[Side, str], lower: bool
-) -> OwnTokenizer:
-    """The tokenizer of a directory: tokenizer.json, or else vocab.json with merges.txt, a
-    sentencepiece model, or llama2.c's tok*.bin.
+) -> PretrainedTokenizer:
+    """Returns the tokenizer of a directory.
+
+    It is read from the first of these that exists: tokenizer.json, vocab.json with merges.txt, a
+    sentencepiece model, llama2.c's tok*.bin.
 
     Args:
-      config: of config.json.
-      prompts, lower: what stands before the texts of each side, and whether they are lowered.
+      directory: directory of the pretrained model.
+      config: content of config.json.
+      prompts: string put before each text, by side.
+      lower: whether texts are lowercased.
 
     Raises:
-      UserError: there is none of them, or it is damaged, or of a kind that we do not have.
+      UserError: no such file exists, or it is damaged or of an unsupported kind.
     """
-    own = read_json_file(directory / 'tokenizer_config.json', optional=True)
-    path = _file(directory)
+    tokenizer_config = read_json_file(directory / 'tokenizer_config.json', optional=True)
+    path = _find_file(directory)
     try:
-        match path.name:
-            case 'tokenizer.json':
-                model: _Model = HuggingFaceJson(path.read_bytes())
-            case 'vocab.json':
-                model = HuggingFaceJson(byte_level_json(directory, config, own))
-            case _:
-                data = path.read_bytes()
-                proto = data if path.suffix == '.model' else model_of_scores(data)
-                model = read_sentencepiece(directory, own, proto)
+        model = _read_model(path, config, tokenizer_config)
     except UserError:
         raise
     except Exception as error:  # the libraries raise bare exceptions
         raise UserError(f'{path}: cannot be read: {str(error).splitlines()[0]}') from None
-    return OwnTokenizer(
+    return PretrainedTokenizer(
         path.name,
         model,
         prompts,
         lower,
-        _end(config, model.vocab_size),
-        _begin(config, own, model.vocab_size),
+        _find_end_id(config, model.vocab_size),
+        _find_bos_ids(config, tokenizer_config, model.vocab_size),
     )
 
 
-def _end(config: Mapping[str, Any], ids: int) -> int:
-    """The id of the end of a text, or the first that config.json gives; 0 where it gives none that
-    the tokenizer has.
+def _read_model(
+    path: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> _Model:
+    if path.name == 'tokenizer.json':
+        return HuggingFaceJson(path.read_bytes())
+    if path.name == 'vocab.json':
+        return HuggingFaceJson(build_byte_level_json(path.parent, config, tokenizer_config))
+    data = path.read_bytes()
+    if path.suffix != '.model':
+        data = convert_llama2c_tokenizer(data)
+    return read_sentencepiece(path.parent, tokenizer_config, data)
+
+
+def _find_end_id(config: Mapping[str, Any], vocab_size: int) -> int:
+    """Returns the first valid id of EOS, BOS and padding in config.json; 0 if there is none."""
+    for key in ('eos_token_id', 'bos_token_id', 'pad_token_id'):
+        value = config.get(key)
+        if isinstance(value, list) and value:
+            value = value[0]
+        if isinstance(value, int) and 0 <= value < vocab_size:
+            return value
+    return 0
+
+
+def _find_bos_ids(
+    config: Mapping[str, Any], tokenizer_config: Mapping[str, Any], vocab_size: int
+) -> list[int]:
+    """Returns BOS from config.json, or [] if it is invalid or tokenizer_config.json disables it (as
+    in Qwen).
     """
-    given = [config.get(key) for key in ('eos_token_id', 'bos_token_id', 'pad_token_id')]
-    numbers = [value[0] if isinstance(value, list) and value else value for value in given]
-    return next((number for number in numbers if isinstance(number, int) and 0 <= number < ids), 0)
+    if tokenizer_config.get('add_bos_token') is False:
+        return []
+    if tokenizer_config.get('bos_token', '') is None:
+        return []
+    bos_id = config.get('bos_token_id')
+    return [bos_id] if isinstance(bos_id, int) and 0 <= bos_id < vocab_size else []
 
 
-def _begin(config: Mapping[str, Any], own: Mapping[str, Any], ids: int) -> list[int]:
-    """The id of the beginning of a text by config.json, unless tokenizer_config.json says that
-    texts have none (Qwen).
-    """
-    number = config.get('bos_token_id')
-    none = own.get('add_bos_token') is False or own.get('bos_token', '') is None
-    return [number] if isinstance(number, int) and 0 <= number < ids and not none else []
-
-
-def _file(directory: Path) -> Path:
-    names = [
-        'tokenizer.json',
-        *(['vocab.json'] if (directory / 'merges.txt').is_file() else []),
-        'tokenizer.model',
-        'spiece.model',
-    ]
-    given = [directory / name for name in names if (directory / name).is_file()]
-    found = [*given, *sorted(directory.glob('*.model')), *sorted(directory.glob('tok*.bin'))]
+def _find_file(directory: Path) -> Path:
+    names = ['tokenizer.json', 'tokenizer.model', 'spiece.model']
+    if (directory / 'merges.txt').is_file():
+        names.insert(1, 'vocab.json')
+    candidates = [directory / name for name in names]
+    found = [path for path in candidates if path.is_file()]
+    found += sorted(directory.glob('*.model'))
+    found += sorted(directory.glob('tok*.bin'))
     if not found:
-        known = (
-            'tokenizer.json, no vocab.json with merges.txt, and no sentencepiece model '
-            '(tokenizer.model)'
-        )
         raise UserError(
-            f'{directory}: holds no {known}; '
-            f'`AutoTokenizer.from_pretrained(...).save_pretrained(...)` writes one'
+            f'{directory}: holds no tokenizer.json, no vocab.json with merges.txt and no '
+            f'sentencepiece model (tokenizer.model); write a tokenizer.json with '
+            f'`AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
         )
     return found[0]

@@ -1,9 +1,8 @@
-"""The words that a text stands in before a model reads it: PromptEOL and its relatives (arXiv
-2307.16645).
+"""Prompt templates around a text: PromptEOL and related representations (arXiv 2307.16645).
 
-Strings and order of steps are those of the paper's program, kongds/scaling_sentemb, evaluation.py
-and ft_llm.py, which made its numbers; in print there is no space before the first colon, and quotes
-are curly.
+Strings and the order of steps are those of the program that produced the paper's numbers
+(kongds/scaling_sentemb, evaluation.py and ft_llm.py). The printed template differs: it has no space
+before the first colon, and its quotes are curly.
 """
 
 import dataclasses
@@ -14,17 +13,17 @@ from typing import Any
 from cpt_jax.runtime.errors import UserError
 
 SLOT = '{text}'
-_PAPERS_SLOT = '*sent_0*'  # in its form of a template, in which _ is a space
+_PAPERS_SLOT = '*sent_0*'  # the slot in the paper's template files, in which _ is a space
 
 PROMPTEOL = 'This sentence : "{text}" means in one word:"'
-# name -> template and pooling. The last two are what the paper compares with: nothing around a
-# text.
+# Name -> (template, pooling). The last two are the paper's baselines: the text without a template.
 REPRESENTATIONS = {
     'prompteol': (PROMPTEOL, 'eos'),
     'prompt': ('This sentence: "{text}" means', 'eos'),
     'last': (SLOT, 'eos'),
     'mean': (SLOT, 'mean'),
 }
+# Stored in results, so the wording must not change.
 CLEAN_UP = (
     'words joined by single spaces',
     'a full stop behind a text that ends with none of . ? " \'',
@@ -32,23 +31,23 @@ CLEAN_UP = (
     'a ? at the end is a full stop',
 )
 
-# A sentence, and the one word that it means.
+# (sentence, the one word that it means).
 Demonstration = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """The `prompt` section of a config, and what evaluation adds to it.
+    """The `prompt` section of a config, with the demonstrations and the cleaning of evaluation.
 
     Attributes:
-      template: with the slot {text}; or as in the paper's files, with the slot *sent_0* and _ for
-        spaces.
-      text_tokens: ids of a text at most, cut before it stands in the template, as the paper trains;
-        0: as many as the model takes.
-      demonstrations: in front of it, each the same template around its sentence, filled in and
-        closed; nothing stands between them.
-      clean: whether texts are cleaned first (CLEAN_UP), as the paper evaluates, and does not train.
-        A template that is the slot alone never does that: its program cleans none either.
+      template: template with the slot {text}, or in the form of the paper's files, with the slot
+        *sent_0* and _ for spaces.
+      text_tokens: maximum number of tokens of a text. A longer text is truncated before it is put
+        into the template, as in the paper's training. 0: no limit but the model's.
+      demonstrations: examples put before the prompt. Each is the same template, filled with its
+        sentence and completed with its word; there is no separator between them.
+      clean: whether texts are cleaned first (see CLEAN_UP), as in the paper's evaluation but not in
+        its training. It has no effect if the template is only the slot, as in the paper's program.
     """
 
     template: str
@@ -68,27 +67,26 @@ class Prompt:
             raise UserError(f'prompt.text_tokens={self.text_tokens}: must be 0 or more')
         if self.demonstrations and self.template == SLOT:
             raise UserError(
-                f'--demonstration: there is no word to show where the template is {SLOT} alone'
+                f'--demonstration: the template {SLOT} has no place for the word of a '
+                f'demonstration; remove --demonstration or choose another template'
             )
 
     def fill(self, text: str) -> str:
-        """All that the model reads of a text."""
+        """Returns the whole string that the model reads for a text."""
         before, after = self.template.split(SLOT)
-        return (self._shown() + before + (clean_up(text) if self.clean else text) + after).strip()
+        text = clean_up(text) if self.clean else text
+        return (self._format_demonstrations() + before + text + after).strip()
 
-    def _shown(self) -> str:
-        """The demonstrations. Where the template opens a quotation mark for the word, it is
-        closed.
-        """
+    def _format_demonstrations(self) -> str:
         before, after = self.template.split(SLOT)
-        opened, closing = _around_the_word(after)
+        opening, closing = _get_word_delimiters(after)
         return ''.join(
-            f'{before}{sentence}{after}{opened}{word}{closing}'
+            f'{before}{sentence}{after}{opening}{word}{closing}'
             for sentence, word in self.demonstrations
         )
 
     def describe(self) -> dict[str, object]:
-        """For results: all that its strings depend on."""
+        """Returns the settings that filled strings depend on, as plain values for results."""
         return {
             'template': self.template,
             'demonstrations': [list(pair) for pair in self.demonstrations],
@@ -98,13 +96,14 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Representation:
-    """How a program that loads a model turns texts into vectors.
+    """The template and pooling that turn texts into vectors when a model is loaded.
 
     Attributes:
-      name: 'own': as the model was trained (delimiters, a template, a pretrained directory's
-        prompts) or one of REPRESENTATIONS.
-      template: '': that of its name.
-      demonstrations, clean: see Prompt; of a model that has its own template, they go with that.
+      name: 'own' for the representation that the model was trained with (delimiters, a template, or
+        a pretrained directory's prompts), or a key of REPRESENTATIONS.
+      template: template to use; '': the template of `name`.
+      demonstrations: see Prompt; they can also be added to a model's own template.
+      clean: see Prompt; also applies to a model's own template.
     """
 
     name: str = 'own'
@@ -122,51 +121,65 @@ class Representation:
 
     @property
     def is_own(self) -> bool:
-        """Whether the model says what its texts stand in."""
+        """Whether the model's own template, delimiters or prompts are used."""
         return self.name == 'own' and not self.template
 
     @property
     def pooling(self) -> str:
-        """The pooling that goes with it; a template without a name goes with the last token."""
+        """The pooling of this representation; 'eos' for a template without a name."""
         return 'eos' if self.name == 'own' else REPRESENTATIONS[self.name][1]
 
-    def prompt(self, own: str = '') -> Prompt:
-        """What texts stand in; `own` is the template of a model that was trained with one."""
-        template = self.template or (own if self.name == 'own' else REPRESENTATIONS[self.name][0])
+    def make_prompt(self, own_template: str = '') -> Prompt:
+        """Returns the prompt for texts.
+
+        Args:
+          own_template: template that the model was trained with, used if `is_own`.
+        """
+        template = self.template
+        if not template:
+            template = own_template if self.name == 'own' else REPRESENTATIONS[self.name][0]
         return Prompt(template, 0, self.demonstrations, self.clean)
 
 
-OWN = Representation()
+OWN_REPRESENTATION = Representation()
 
 
-def configured(section: Mapping[str, Any]) -> Prompt | None:
-    """The `prompt` section of a config: None where texts stand between delimiters.
+def parse_prompt_section(section: Mapping[str, Any]) -> Prompt | None:
+    """Returns the prompt of a config's `prompt` section, or None if texts have delimiters instead.
 
     Raises:
-      UserError: its template has no slot, or there is none for its text_tokens.
+      UserError: the template has no slot, or text_tokens is set without a template.
     """
     if section['template']:
         return Prompt(**section)
     if section.get('text_tokens'):
         raise UserError(
-            f'prompt.text_tokens={section["text_tokens"]}: goes with prompt.template; of '
-            f'delimiters, see data.max_tokens_x'
+            f'prompt.text_tokens={section["text_tokens"]}: goes with prompt.template; to limit '
+            f'texts between delimiters, set data.max_tokens_x and data.max_tokens_y'
         )
     return None
 
 
-def _around_the_word(after: str) -> tuple[str, str]:
-    """What stands before and behind the word of a demonstration, in a template that ends with
-    `after`.
+def _get_word_delimiters(after: str) -> tuple[str, str]:
+    """Returns the strings before and after the word of a demonstration.
+
+    If the template opens a quotation mark for the word, the mark is closed after it.
+
+    Args:
+      after: the part of the template after the slot.
     """
     return ('', '".') if after.endswith('"') else (' ', '.')
 
 
 def parse_template(template: str, where: str) -> str:
-    """A template with its slot as {text}, of either form.
+    """Returns a template of either form with {text} as its slot.
+
+    Args:
+      template: template with the slot {text}, or in the form of the paper's files.
+      where: flag, key or file:line of the template, for the message.
 
     Raises:
-      UserError: it has not exactly one slot; the message begins with `where`.
+      UserError: the template does not have exactly one slot.
     """
     if _PAPERS_SLOT in template:
         template = (
@@ -177,44 +190,50 @@ def parse_template(template: str, where: str) -> str:
         )
     if template.count(SLOT) != 1:
         raise UserError(
-            f'{where}: {template!r} must have one {SLOT}, where a text goes (or *sent_0*, with _ '
-            f'for spaces), as {PROMPTEOL!r}'
+            f'{where}: {template!r} must have one {SLOT} where the text goes (or *sent_0*, with _ '
+            f'for spaces), as in {PROMPTEOL!r}'
         )
     return template
 
 
-def demonstrations_in(whole: str, template: str) -> tuple[Demonstration, ...] | None:
-    """The demonstrations with which `template` is the whole one, which has its slot as {text}; None
-    where there are none.
+def find_demonstrations(whole: str, template: str) -> tuple[Demonstration, ...] | None:
+    """Returns the demonstrations in `whole`: a template that is demonstrations plus `template`.
+
+    Returns None if `whole` does not have that form or has no demonstration. Both arguments have
+    {text} as their slot.
     """
     rest = whole
     found: list[Demonstration] = []
     before, after = template.split(SLOT)
-    opened, closing = _around_the_word(after)
-    one = re.compile(
-        f'{re.escape(before)}(.+?){re.escape(after + opened)}(.+?){re.escape(closing)}'
+    opening, closing = _get_word_delimiters(after)
+    demonstration = re.compile(
+        f'{re.escape(before)}(.+?){re.escape(after + opening)}(.+?){re.escape(closing)}'
     )
-    while rest != template and (match := one.match(rest)):
+    while rest != template and (match := demonstration.match(rest)):
         found.append((match[1], match[2]))
         rest = rest[match.end() :]
     return tuple(found) if found and rest == template else None
 
 
 def parse_demonstration(given: str) -> Demonstration:
-    """'A jockey riding a horse.=Equestrian' -> its sentence and its word; the last = counts. Raises
-    UserError where a part is missing.
+    """Returns (sentence, word) of a string such as 'A jockey riding a horse.=Equestrian'.
+
+    The last = separates them.
+
+    Raises:
+      UserError: the sentence or the word is missing.
     """
     sentence, _, word = given.rpartition('=')
     if not sentence.strip() or not word.strip():
         raise UserError(
-            f'--demonstration {given!r}: a sentence, = and a word are expected, as in "A jockey '
-            f'riding a horse.=Equestrian"'
+            f'--demonstration {given!r}: expected a sentence, = and a word, as in "A jockey riding '
+            f'a horse.=Equestrian"'
         )
     return sentence, word
 
 
 def clean_up(text: str) -> str:
-    """CLEAN_UP, step after step."""
+    """Returns the text after the steps of CLEAN_UP, in that order."""
     text = ' '.join(text.split())
     if text and text[-1] not in '.?"\'':
         text += '.'
@@ -222,6 +241,6 @@ def clean_up(text: str) -> str:
     return text[:-1] + '.' if text.endswith('?') else text
 
 
-def demonstrations_of(given: Sequence[str]) -> tuple[Demonstration, ...]:
-    """Those of a flag that may be repeated."""
+def parse_demonstrations(given: Sequence[str]) -> tuple[Demonstration, ...]:
+    """Returns the (sentence, word) of each value of a repeated flag."""
     return tuple(map(parse_demonstration, given))

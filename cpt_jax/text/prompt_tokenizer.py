@@ -1,5 +1,5 @@
-"""Texts in a template to ids: the face of `Tokenizer`, for a language model that reads words around
-a text instead of delimiters.
+"""Token ids of texts in a prompt template, with the interface of `Tokenizer`: for a language model
+that reads a template around a text instead of delimiters.
 """
 
 import functools
@@ -16,140 +16,153 @@ from cpt_jax.text.prompt_template import Prompt
 from cpt_jax.text.tokenizer import Side
 
 
-class Plain(Protocol):
-    """A tokenizer that can leave special tokens, delimiters and prompts out: `Tokenizer` and
-    `OwnTokenizer`.
+class PlainTokenizer(Protocol):
+    """A tokenizer that can encode without special tokens, delimiters and prompts: `Tokenizer` or
+    `PretrainedTokenizer`.
     """
 
     vocab_size: int
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that differ when any text could get other ids."""
+        """Hex digits that differ if any text could get other ids."""
 
     @property
     def file(self) -> tuple[str, bytes]:
-        """Name and content of the tokenizer's file."""
+        """(name, content) of the tokenizer's file."""
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
 class PromptTokenizer:
-    """Puts texts into a template and turns them into ids; a text's vector is then the state at the
-    last of them.
+    """A tokenizer that puts texts into a template; the state at the last id is a text's vector.
 
     Attributes:
-      prompt: the words around a text.
-      begin: ids before everything: the beginning-of-text of the model's own tokenizer. Nothing
-        stands behind the template.
-      vocab_size: number of ids of the tokenizer itself.
-      added: ids that a pretrained model does not have; none.
+      prompt: template and demonstrations around a text.
+      bos_ids: ids prepended to every filled template, usually BOS; no ids are appended.
+      vocab_size: number of ids of the wrapped tokenizer.
+      added_ids: ids that a pretrained model does not have; always empty.
     """
 
-    added = ()
+    added_ids = ()
 
-    def __init__(self, tokenizer: Plain, prompt: Prompt, begin: Sequence[int]):
-        self._tokenizer, self.prompt, self.begin = tokenizer, prompt, tuple(begin)
+    def __init__(self, tokenizer: PlainTokenizer, prompt: Prompt, bos_ids: Sequence[int]):
+        self._tokenizer = tokenizer
+        self.prompt = prompt
+        self.bos_ids = tuple(bos_ids)
         self.vocab_size = tokenizer.vocab_size
-        # Where nothing stands around a text and it is empty, there would be no state to take: a
-        # full stop, as of SentEval's blank lines.
-        self._nothing = tokenizer.pieces(['.'])[0]
+        # An empty text without template and BOS has no state to pool. It is read as a full stop, as
+        # SentEval's blank lines are.
+        self._ids_if_empty = tokenizer.encode_plain(['.'])[0]
 
     def encode(self, texts: Sequence[str], side: Side, max_tokens: int) -> list[np.ndarray]:
-        """Ids of each text in its template, at least one, at most `max_tokens`, int32; both sides
-        read the same words.
+        """Returns int32[n] ids for each text in its template, 1 <= n <= `max_tokens`.
 
-        What is too long is cut at the end of the text, never in the template: its ids are cut,
-        decoded, and put into the template again.
+        A long text is truncated at its end, the template never: the text's ids are truncated,
+        decoded and put into the template again. Both sides have the same template.
+
+        Raises:
+          UserError: the template alone has more than `max_tokens` tokens.
         """
         del side
-        texts = self._cut(texts, self.prompt.text_tokens) if self.prompt.text_tokens else texts
-        found = zip(texts, self._ids([self.prompt.fill(text) for text in texts]), strict=True)
+        if self.prompt.text_tokens:
+            texts = self._truncate(texts, self.prompt.text_tokens)
+        filled_ids = self._encode_filled([self.prompt.fill(text) for text in texts])
         return [
             np.array(
-                self._shortened(text, ids, max_tokens) if len(ids) > max_tokens else ids, np.int32
+                self._shorten(text, ids, max_tokens) if len(ids) > max_tokens else ids, np.int32
             )
-            for text, ids in found
+            for text, ids in zip(texts, filled_ids, strict=True)
         ]
 
-    def reading(self, prompt: Prompt) -> 'PromptTokenizer':
-        """The same tokenizer, of texts in another template."""
-        return PromptTokenizer(self._tokenizer, prompt, self.begin)
+    def with_prompt(self, prompt: Prompt) -> 'PromptTokenizer':
+        """Returns the same tokenizer with another prompt."""
+        return PromptTokenizer(self._tokenizer, prompt, self.bos_ids)
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of ids of each text, without what stands around it."""
-        return [len(ids) for ids in self._tokenizer.pieces(texts)]
+        """Returns the number of ids of each text, without its template."""
+        return [len(ids) for ids in self._tokenizer.encode_plain(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids."""
+        """Returns the text of ids."""
         return self._tokenizer.decode(ids)
 
     @property
-    def around(self) -> int:
-        """Ids that stand around a text."""
-        return len(self._ids([self.prompt.fill('')])[0])
+    def template_length(self) -> int:
+        """Number of ids around a text: those of the template with an empty text."""
+        return len(self._encode_filled([self.prompt.fill('')])[0])
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hex digits that differ when any text could get other ids."""
-        what = self._tokenizer.fingerprint, self.prompt, self.begin
-        return hashlib.blake2b(repr(what).encode(), digest_size=16).hexdigest()
+        """Hex digits that differ if any text could get other ids."""
+        settings = self._tokenizer.fingerprint, self.prompt, self.bos_ids
+        return hashlib.blake2b(repr(settings).encode(), digest_size=16).hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What stands around a text, and where a long one is cut, for results."""
-        cut = {'text_tokens': self.prompt.text_tokens} if self.prompt.text_tokens else {}
+        """Returns the template and how long texts are truncated, as plain values for results."""
+        limit = {'text_tokens': self.prompt.text_tokens} if self.prompt.text_tokens else {}
         return {
             **self.prompt.describe(),
-            'begin': list(self.begin),
+            'begin': list(self.bos_ids),
             'truncation': 'end of the text, within its template',
-            **cut,
+            **limit,
         }
 
     @property
     def file(self) -> tuple[str, bytes]:
-        """Name and content of the tokenizer's own file."""
+        """(name, content) of the wrapped tokenizer's file."""
         return self._tokenizer.file
 
     def save(self, directory: Path | str) -> None:
-        """Writes the tokenizer's own file into a directory."""
+        """Writes the wrapped tokenizer's file into a directory."""
         name, data = self.file
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(directory) / name, data)
 
-    def _ids(self, filled: Sequence[str]) -> list[list[int]]:
-        return [[*self.begin, *ids] or self._nothing for ids in self._tokenizer.pieces(filled)]
-
-    def _cut(self, texts: Sequence[str], tokens: int) -> list[str]:
-        found = zip(texts, self._tokenizer.pieces(texts), strict=True)
+    def _encode_filled(self, strings: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each filled template, with BOS."""
         return [
-            text if len(ids) <= tokens else self._beginning(ids[:tokens]) for text, ids in found
+            [*self.bos_ids, *ids] or self._ids_if_empty
+            for ids in self._tokenizer.encode_plain(strings)
         ]
 
-    def _beginning(self, ids: Sequence[int]) -> str:
-        """The text of the first ids of a longer one, without up to three bytes of a character that
-        was cut apart.
+    def _truncate(self, texts: Sequence[str], max_tokens: int) -> list[str]:
+        found = zip(texts, self._tokenizer.encode_plain(texts), strict=True)
+        return [
+            text if len(ids) <= max_tokens else self._decode_prefix(ids[:max_tokens])
+            for text, ids in found
+        ]
 
-        Of a row of bytes that ends in such a character tokenizers' decoder shows none.
+    def _decode_prefix(self, ids: Sequence[int]) -> str:
+        """Returns the text of the first ids of a longer text.
+
+        If the truncation split a character, up to three ids of its bytes are dropped, because the
+        tokenizers library decodes no part of a run of byte ids that ends in such a character.
         """
         texts = [self._tokenizer.decode(ids[: len(ids) - cut]) for cut in range(min(4, len(ids)))]
-        return next(
-            (text for text in texts if not text.endswith('\ufffd')), texts[0] if texts else ''
-        )
+        for text in texts:
+            if not text.endswith('\ufffd'):
+                return text
+        return texts[0] if texts else ''
 
-    def _shortened(self, text: str, ids: list[int], max_tokens: int) -> list[int]:
-        """The ids of as much of a text as fits: its decoded beginning may have other ids in the
-        template, so that it is tried.
+    def _shorten(self, text: str, ids: list[int], max_tokens: int) -> list[int]:
+        """Returns the ids of the filled template with as much of a text as fits.
+
+        The decoded beginning of a text may have other ids within the template, so the text is
+        shortened until the result fits.
         """
-        (own,) = self._tokenizer.pieces([text])
-        kept = len(own)
+        (text_ids,) = self._tokenizer.encode_plain([text])
+        kept = len(text_ids)
         while len(ids) > max_tokens and kept:
             kept = max(0, kept - (len(ids) - max_tokens))
-            (ids,) = self._ids([self.prompt.fill(self._beginning(own[:kept]))])
+            (ids,) = self._encode_filled([self.prompt.fill(self._decode_prefix(text_ids[:kept]))])
         if len(ids) > max_tokens:
-            words = self.prompt.fill('')  # demonstrations too, which may be pages
-            shown = repr(words) if len(words) <= 200 else f'{words[:100]!r} ... {words[-60:]!r}'
+            template = self.prompt.fill('')  # may be pages long, because of demonstrations
+            shown = repr(template)
+            if len(template) > 200:
+                shown = f'{template[:100]!r} ... {template[-60:]!r}'
             raise UserError(
                 f'the template {shown} takes {len(ids)} tokens, and the model reads {max_tokens}: '
                 f'shorten it'

@@ -8,7 +8,7 @@ from typing import Any
 
 import sentencepiece
 
-# protobuf makes the class when the module is imported, so that no checker can see it.
+# protobuf creates the class when the module is imported, so type checkers cannot see it.
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 from tokenizers import AddedToken
 
@@ -17,9 +17,7 @@ from cpt_jax.text.tokenizer import SPACE
 
 
 class SentencePieceModel:
-    """A sentencepiece model, with special tokens around texts, and within them where their names
-    stand there.
-    """
+    """A sentencepiece model that adds special tokens around texts and recognizes them in texts."""
 
     def __init__(
         self,
@@ -29,142 +27,165 @@ class SentencePieceModel:
         added: Mapping[int, AddedToken],
         spaces: bool,
     ):
-        """Opens a model.
+        """Loads a model.
 
         Args:
-          data: of its file.
-          before, after: ids around each text.
-          added: tokens that are one id wherever they stand in a text.
-          spaces: whether sentencepiece puts a space behind each of them too, and not at the start
-            of a text alone.
+          data: content of the sentencepiece model file.
+          before, after: ids put before and after each text.
+          added: tokens by id; each is encoded as this id wherever it occurs in a text.
+          spaces: whether sentencepiece prepends a space to the text after each added token too, and
+            not only to the start of a text.
         """
         flags = {
             i: (token.content, token.lstrip, token.rstrip, token.single_word)
             for i, token in added.items()
         }
-        self.file = 'tokenizer.model', data
+        self.file = ('tokenizer.model', data)
         self.identity = data + repr((before, after, flags, spaces)).encode()
-        self.before, self._after = before, after
+        self.before = before
+        self._after = after
+        # One processor for the start of a text, one for the text after an added token.
         self._first = sentencepiece.SentencePieceProcessor(model_proto=data)
-        self._next = (
-            self._first
-            if spaces
-            else sentencepiece.SentencePieceProcessor(model_proto=_without_prefix(data))
-        )
+        if spaces:
+            self._next = self._first
+        else:
+            self._next = sentencepiece.SentencePieceProcessor(
+                model_proto=_disable_dummy_prefix(data)
+            )
         self._contents = {i: token.content for i, token in added.items()}
-        longest_first = sorted(added, key=lambda i: -len(added[i].content))
-        self._ids = longest_first
-        self._names = re.compile(
-            '|'.join(f'({_pattern(added[i])})' for i in longest_first) or '(?!)'
-        )
+        # Longest first, so that a token is not hidden by another one that is its prefix. The i-th
+        # group of the pattern matches token `_ids[i]`; with no added token nothing matches.
+        self._ids = sorted(added, key=lambda i: -len(added[i].content))
+        groups = [f'({_make_pattern(added[i])})' for i in self._ids]
+        self._names = re.compile('|'.join(groups) or '(?!)')
         self.vocab_size = max([self._first.get_piece_size() - 1, *added]) + 1
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        return [
-            [*self.before, *ids[: max_tokens - len(self.before) - len(self._after)], *self._after]
-            for ids in self.pieces(texts)
-        ]
+        room = max_tokens - len(self.before) - len(self._after)
+        return [[*self.before, *ids[:room], *self._after] for ids in self.encode_plain(texts)]
 
-    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         plain = self._first.encode(list(texts), num_threads=-1)
         return [
-            self._with_names(text) if self._names.search(text) else ids
+            self._encode_with_added(text) if self._names.search(text) else ids
             for text, ids in zip(texts, plain, strict=True)
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        text, start, names = '', 0, self._contents
-        for place in [place for place, i in enumerate(ids) if i in names] + [len(ids)]:
-            text += (self._next if start else self._first).decode(list(map(int, ids[start:place])))
-            text += ''.join(names[i] for i in ids[place : place + 1])
-            start = place + 1
+        text = ''
+        start = 0
+        names = self._contents
+        for index in [index for index, i in enumerate(ids) if i in names] + [len(ids)]:
+            processor = self._next if start else self._first
+            text += processor.decode(list(map(int, ids[start:index])))
+            text += ''.join(names[i] for i in ids[index : index + 1])
+            start = index + 1
         return text
 
-    def _with_names(self, text: str) -> list[int]:
+    def _encode_with_added(self, text: str) -> list[int]:
+        """Returns the ids of a text that contains added tokens."""
         ids: list[int] = []
         end = 0
         for match in self._names.finditer(text):
             assert match.lastindex is not None  # every alternative of the pattern is a group
-            ids += [*self._between(text, end, match.start()), self._ids[match.lastindex - 1]]
+            ids += self._encode_span(text, end, match.start())
+            ids.append(self._ids[match.lastindex - 1])
             end = match.end()
-        return ids + self._between(text, end, len(text))
+        return ids + self._encode_span(text, end, len(text))
 
-    def _between(self, text: str, start: int, stop: int) -> list[int]:
-        return (self._next if start else self._first).encode(text[start:stop])
+    def _encode_span(self, text: str, start: int, stop: int) -> list[int]:
+        processor = self._next if start else self._first
+        return processor.encode(text[start:stop])
 
 
-def _without_prefix(data: bytes) -> bytes:
-    """The same model, but that puts no space before texts."""
+def _disable_dummy_prefix(data: bytes) -> bytes:
+    """Returns the model's file with the setting that no space is prepended to texts."""
     proto = ModelProto.FromString(data)
     proto.normalizer_spec.add_dummy_prefix = False
     return proto.SerializeToString()
 
 
-def _pattern(token: AddedToken) -> str:
+def _make_pattern(token: AddedToken) -> str:
     name = re.escape(token.content)
     name = rf'(?<!\w){name}(?!\w)' if token.single_word else name
     return r'\s*' * token.lstrip + name + r'\s*' * token.rstrip
 
 
-def read_sentencepiece(directory: Path, own: Mapping[str, Any], data: bytes) -> SentencePieceModel:
+def read_sentencepiece(
+    directory: Path, tokenizer_config: Mapping[str, Any], data: bytes
+) -> SentencePieceModel:
+    """Returns a sentencepiece model with the special and added tokens of its directory.
+
+    Args:
+      directory: directory of the pretrained model.
+      tokenizer_config: content of tokenizer_config.json.
+      data: content of the sentencepiece model file.
+    """
     model = sentencepiece.SentencePieceProcessor(model_proto=data)
-    by_part = {
+    special_ids = {
         'bos_token': model.bos_id(),
         'eos_token': model.eos_id(),
         'unk_token': model.unk_id(),
         'pad_token': model.pad_id(),
     }
-    special = read_special_tokens(
-        directory, own, {part: model.id_to_piece(i) for part, i in by_part.items() if i >= 0}
-    )
-    controls = {
+    defaults = {part: model.id_to_piece(i) for part, i in special_ids.items() if i >= 0}
+    special = read_special_tokens(directory, tokenizer_config, defaults)
+    added = {
         i: AddedToken(model.id_to_piece(i), special=True)
         for i in range(model.get_piece_size())
         if model.is_control(i)
     }
-    added, names = dict(controls), {token.content: i for i, token in controls.items()}
-    for number, token in special.entries():
-        if number is None:
-            piece = model.piece_to_id(token.content)  # of any other text, the unknown piece's
-            number = (
-                piece
-                if model.id_to_piece(piece) == token.content
-                else max(model.get_piece_size(), *(i + 1 for i in added))
-            )
-        added[number], names[token.content] = token, number
-    before, after = (
-        [names[special.named[part].content]]
-        if own.get(f'add_{part}', default) and part in special.named
-        else []
-        for part, default in (('bos_token', True), ('eos_token', False))
-    )
-    return SentencePieceModel(data, before, after, added, bool(own.get('legacy', False)))
+    ids = {token.content: i for i, token in added.items()}
+    for i, token in special.entries():
+        if i is None:
+            i = model.piece_to_id(token.content)
+            # An unknown string has the id of <unk>: it gets the next free id instead.
+            if model.id_to_piece(i) != token.content:
+                i = max(model.get_piece_size(), *(other + 1 for other in added))
+        added[i] = token
+        ids[token.content] = i
+
+    def find_ids(part: str, default: bool) -> list[int]:
+        if tokenizer_config.get(f'add_{part}', default) and part in special.named:
+            return [ids[special.named[part].content]]
+        return []
+
+    before = find_ids('bos_token', True)
+    after = find_ids('eos_token', False)
+    spaces = bool(tokenizer_config.get('legacy', False))
+    return SentencePieceModel(data, before, after, added, spaces)
 
 
-def model_of_scores(data: bytes) -> bytes:
-    """The sentencepiece model of llama2.c's tokenizer.bin: int32 longest, then float32 score, int32
-    length and UTF-8 of each piece.
+def convert_llama2c_tokenizer(data: bytes) -> bytes:
+    """Returns the sentencepiece model file for the content of llama2.c's tokenizer.bin.
 
-    Its pieces are those of LLaMA's models, in their order, with spaces as they are and line breaks
-    around <s> and </s>. llama2.c merges the pair with the best score first, the leftmost of
-    several, and falls back to bytes, as sentencepiece does with a BPE.
+    A tokenizer.bin holds the maximum length (int32), then score (float32), length in bytes (int32)
+    and UTF-8 of each token. The tokens are those of LLaMA's model, in the same order, with plain
+    spaces and with line breaks around <s> and </s>. llama2.c merges the pair with the highest
+    score, the leftmost one if several have it, and falls back to bytes, as sentencepiece does with
+    a BPE.
+
+    Raises:
+      ValueError: the data is truncated or has another format.
     """
-    proto, place = ModelProto(), 4
-    proto.trainer_spec.model_type, proto.trainer_spec.byte_fallback = proto.trainer_spec.BPE, True
+    proto = ModelProto()
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = True
     proto.normalizer_spec.remove_extra_whitespaces = False
-    while place < len(data):
-        score, length = struct.unpack_from('<fi', data, place)
+    offset = 4
+    while offset < len(data):
+        score, length = struct.unpack_from('<fi', data, offset)
         if length < 0:
             break
-        text = data[place + 8 : place + 8 + length].decode()
-        kind = _kind(len(proto.pieces), text)
+        text = data[offset + 8 : offset + 8 + length].decode()
+        kind = _find_piece_type(len(proto.pieces), text)
         proto.pieces.add(
             piece=text.strip() if kind == _PIECE.CONTROL else text.replace(' ', SPACE),
             score=score,
             type=kind,
         )
-        place += 8 + length
-    if place != len(data) or len(proto.pieces) < 3 + 256:
+        offset += 8 + length
+    if offset != len(data) or len(proto.pieces) < 3 + 256:
         raise ValueError('it is cut short, or not a tokenizer.bin of llama2.c')
     return proto.SerializeToString()
 
@@ -172,8 +193,10 @@ def model_of_scores(data: bytes) -> bytes:
 _PIECE = ModelProto.SentencePiece
 
 
-def _kind(number: int, text: str) -> int:
-    """The type of piece `number` of LLaMA's models; the first three are <unk>, <s> and </s>."""
-    if number < 3:
-        return _PIECE.CONTROL if number else _PIECE.UNKNOWN
+def _find_piece_type(index: int, text: str) -> int:
+    """Returns the type of token `index` in LLaMA's model, whose first are <unk>, <s> and </s>."""
+    if index == 0:
+        return _PIECE.UNKNOWN
+    if index < 3:
+        return _PIECE.CONTROL
     return _PIECE.BYTE if re.fullmatch('<0x[0-9A-F]{2}>', text) else _PIECE.NORMAL

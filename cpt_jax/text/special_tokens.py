@@ -13,9 +13,9 @@ class SpecialTokens(NamedTuple):
     """The special and added tokens of a directory.
 
     Attributes:
-      named: those with a part to play, by its name ('bos_token').
-      numbered: those that the directory gives an id.
-      extra: others that are one id wherever they stand in a text.
+      named: tokens with a role, by the name of the role ('bos_token').
+      numbered: tokens that the directory gives an id, by id.
+      extra: other tokens that are encoded as one id wherever they occur in a text.
     """
 
     named: Mapping[str, AddedToken]
@@ -23,7 +23,7 @@ class SpecialTokens(NamedTuple):
     extra: Sequence[AddedToken]
 
     def entries(self) -> Iterator[tuple[int | None, AddedToken]]:
-        """(id, token) of each; None where the directory gives it no id."""
+        """Yields (id, token) of each token, once; the id is None if the directory gives none."""
         yield from sorted(self.numbered.items(), key=lambda item: item[0])
         seen = {token.content for token in self.numbered.values()}
         for token in (*self.named.values(), *self.extra):
@@ -32,7 +32,7 @@ class SpecialTokens(NamedTuple):
                 yield None, token
 
 
-_PARTS = (
+_ROLES = (
     'bos_token',
     'eos_token',
     'unk_token',
@@ -44,26 +44,27 @@ _PARTS = (
 
 
 def read_special_tokens(
-    directory: Path, own: Mapping[str, Any], defaults: Mapping[str, str]
+    directory: Path, tokenizer_config: Mapping[str, Any], defaults: Mapping[str, str]
 ) -> SpecialTokens:
-    """As transformers reads them: all in tokenizer_config.json, or in an older directory
-    special_tokens_map.json and added_tokens.json.
+    """Returns the special and added tokens of a directory, as transformers reads them.
+
+    They are in tokenizer_config.json, in older directories also in special_tokens_map.json and
+    added_tokens.json.
 
     Args:
-      own: tokenizer_config.json.
-      defaults: the named ones where neither file says anything.
+      directory: directory of the pretrained model.
+      tokenizer_config: content of tokenizer_config.json.
+      defaults: content of named tokens, by role, that no file defines.
     """
-    given = {**defaults, **own}
-    older = 'added_tokens_decoder' not in own
-    if older:
+    given = {**defaults, **tokenizer_config}
+    is_older = 'added_tokens_decoder' not in tokenizer_config
+    if is_older:
         given |= read_json_file(directory / 'special_tokens_map.json', optional=True)
-    named = {part: _token(given[part], special=True) for part in _PARTS if given.get(part)}
+    named = {part: _make_token(given[part], special=True) for part in _ROLES if given.get(part)}
     listed = given.get('extra_special_tokens') or given.get('additional_special_tokens') or []
-    extra = [
-        _token(value, special=True)
-        for value in (listed.values() if isinstance(listed, dict) else listed)
-    ]
-    if older:
+    values = listed.values() if isinstance(listed, dict) else listed
+    extra = [_make_token(value, special=True) for value in values]
+    if is_older:
         special = {token.content for token in (*named.values(), *extra)}
         added = read_json_file(directory / 'added_tokens.json', optional=True)
         numbered = {
@@ -71,11 +72,14 @@ def read_special_tokens(
             for content, i in added.items()
         }
     else:
-        numbered = {int(i): _token(value) for i, value in own['added_tokens_decoder'].items()}
+        numbered = {
+            int(i): _make_token(value)
+            for i, value in tokenizer_config['added_tokens_decoder'].items()
+        }
     return SpecialTokens(named, numbered, extra)
 
 
-def _token(value: str | Mapping[str, Any], special: bool = False) -> AddedToken:
+def _make_token(value: str | Mapping[str, Any], special: bool = False) -> AddedToken:
     if isinstance(value, str):
         return AddedToken(value, special=special)
     flags = {

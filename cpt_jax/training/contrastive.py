@@ -1,4 +1,4 @@
-"""The contrastive objective: pairs find each other among all of a batch."""
+"""The contrastive objective: each text must find its partner among all texts of the batch."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.data.batch import Batch, Layout, Texts, Tokens
+from cpt_jax.data.batch import Batch, Layout, PairTokenReader, TokenReader
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
@@ -19,9 +19,9 @@ from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.flops import step_flops
+from cpt_jax.model.flops import count_step_flops
 from cpt_jax.model.initializers import constant
-from cpt_jax.model.parameter import parameter
+from cpt_jax.model.parameter import make_parameter
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
@@ -34,12 +34,12 @@ from cpt_jax.training.sections import Data
 
 
 class ContrastiveParams(Params):
-    """All that is trained."""
+    """The encoder and the logarithm of the scale (1 / temperature), a scalar or one per source."""
 
     def __init__(self, config: EncoderConfig, loss: InfoNCE, sources: int, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
-        each = [(sources, None)] if loss.temperature_per_source else []
-        self.log_scale = parameter(rngs, constant(-math.log(loss.initial_temperature)), *each)
+        axes = [(sources, None)] if loss.temperature_per_source else []
+        self.log_scale = make_parameter(rngs, constant(-math.log(loss.initial_temperature)), *axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Contrastive:
     """InfoNCE over the gathered batch; see `Objective`.
 
     Attributes:
-      sources: how many there are.
+      loss: the loss function, with its settings.
+      sources: number of data sources.
     """
 
     loss: InfoNCE
@@ -59,14 +60,18 @@ class Contrastive:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], data: Data) -> 'Contrastive':
-        """Returns the objective of a config. Raises UserError where its `loss` section is wrong."""
+        """Returns the objective of a config.
+
+        Raises:
+          UserError: the `loss` section is invalid.
+        """
         return cls(build(InfoNCE, 'loss', config['loss']), len(data.sources))
 
     @property
     def form(self) -> str:
         return self.loss.form
 
-    def check(self, config: EncoderConfig) -> None:
+    def check_model(self, config: EncoderConfig) -> None:
         self.loss.check_width(config.embedding_width)
 
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
@@ -79,8 +84,8 @@ class Contrastive:
                 )
 
     def inherit_architecture(self, origin: Origin) -> tuple[dict[str, Any], int] | None:
-        """That of a pretrained or language model; from another contrastive run come parameters of
-        the config's own architecture.
+        """Returns the architecture of a pretrained or language model; None for another contrastive
+        run, whose parameters must fit the config's own `model` section.
         """
         if isinstance(origin, EarlierRun) and not origin.is_language_model:
             return None
@@ -93,13 +98,15 @@ class Contrastive:
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: Tokenizer | PromptTokenizer, data: Data
-    ) -> Texts:
-        return Texts(sources, tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives)
+    ) -> PairTokenReader:
+        return PairTokenReader(
+            sources, tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives
+        )
 
-    def with_baseline(self, reader: Tokens, heldout: Sequence[Pair]) -> Objective:
+    def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> Objective:
         return self
 
-    def own_parameters(self, params: ContrastiveParams) -> dict[str, Any]:
+    def get_own_parameters(self, params: ContrastiveParams) -> dict[str, Any]:
         return {'log_scale': params.log_scale}
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> ContrastiveParams:
@@ -110,53 +117,53 @@ class Contrastive:
     ) -> tuple[jax.Array, Metrics]:
         log_scale = self._log_scale(params, batch)
         value, metrics = self.loss(
-            encode(params.encoder, batch, key), merge_chunks(batch.ids_CxBxT), log_scale
+            encode(params.encoder, batch, key), merge_chunks(batch.ids_JxBxT), log_scale
         )
         return value, metrics | {'scale': jnp.exp(log_scale)}
 
     def _log_scale(self, params: ContrastiveParams, batch: Batch) -> jax.Array:
         if not self.loss.train_temperature:
             return jnp.float32(-math.log(self.loss.initial_temperature))
-        return (
-            params.log_scale[...][batch.source]
-            if self.loss.temperature_per_source
-            else params.log_scale[...]
-        )
+        if self.loss.temperature_per_source:
+            return params.log_scale[...][batch.source]
+        return params.log_scale[...]
 
     def clip(self, params: ContrastiveParams) -> None:
         params.log_scale[...] = jnp.minimum(params.log_scale[...], MAX_LOG_SCALE)
 
-    def longest(self, data: Data) -> Sequence[int]:
+    def get_max_lengths(self, data: Data) -> Sequence[int]:
         return [data.max_tokens_x, data.max_tokens_y, *[data.max_tokens_y] * data.negatives]
 
-    def flops(self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA) -> int:
-        return step_flops(config, layout.tokens, layout.row_length, pairs, layout.texts, lora)
+    def count_step_flops(
+        self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
+    ) -> int:
+        return count_step_flops(config, layout.tokens, layout.row_length, pairs, layout.texts, lora)
 
-    def scorer(self, held_out: HeldOut, params: ContrastiveParams) -> Scorer:
+    def make_scorer(self, held_out: HeldOut, params: ContrastiveParams) -> Scorer:
         embedder = make_embedder(params, held_out)
 
-        def score(params: ContrastiveParams, between: Callable[[], None]) -> dict[str, float]:
+        def score(params: ContrastiveParams, on_batch: Callable[[], None]) -> dict[str, float]:
             embedder.encoder = params.encoder
-            return heldout_scores(embedder, held_out.pairs, between)
+            return compute_heldout_scores(embedder, held_out.pairs, on_batch)
 
         return score
 
-    def batch_line(self, pairs: int, data: Data) -> str:
+    def describe_batch(self, pairs: int, data: Data) -> str:
         return (
             f'{pairs:,} pairs: up to {pairs - 1 + pairs * data.negatives:,} negatives per anchor, '
             f'log B = {np.log(pairs):.2f}'
         )
 
-    def heldout_line(self, pairs: int) -> str:
+    def describe_heldout(self, pairs: int) -> str:
         return f'{pairs:,} pairs'
 
-    def figures(self, row: Mapping[str, float]) -> str:
+    def format_progress(self, row: Mapping[str, float]) -> str:
         return (
-            f'loss {row["loss"]:.3f} of {row["log_batch"]:.2f}, {row["pairs_per_second"]:,.0f} '
-            f'pairs/s'
+            f'loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), '
+            f'{row["pairs_per_second"]:,.0f} pairs/s'
         )
 
-    def line(self, row: Mapping[str, float]) -> str:
+    def format_scores(self, row: Mapping[str, float]) -> str:
         return (
             f'loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy '
             f'{row["accuracy_xy"]:.1%}, held-out MRR {row["heldout_mrr"]:.3f} among '
@@ -165,25 +172,30 @@ class Contrastive:
 
 
 def make_embedder(params: ContrastiveParams, held_out: HeldOut) -> Embedder:
-    """Returns the encoder of a run in training, for embedding."""
+    """Returns an embedder with the encoder of a run that is training."""
     limits: dict[Side, int] = {'x': held_out.data.max_tokens_x, 'y': held_out.data.max_tokens_y}
     return Embedder(params.encoder, held_out.tokenizer, held_out.mesh, limits)
 
 
-def heldout_scores(
-    embed: Embedder, pairs: Sequence[Pair], between: Callable[[], None]
+def compute_heldout_scores(
+    embed: Embedder, pairs: Sequence[Pair], on_batch: Callable[[], None]
 ) -> dict[str, float]:
-    """How well x finds its y among the y's of all pairs: mean reciprocal rank, and the share found
-    first. Ties count against.
+    """Ranks the y's of all pairs for each x; returns the mean reciprocal rank of the partner and
+    the fraction of partners ranked first.
 
-    `between` is called after each batch of texts, and may raise to end it.
+    Ties count against the partner.
+
+    Args:
+      embed: the embedder.
+      pairs: P held-out pairs.
+      on_batch: called after each batch of texts; may raise an exception to stop the evaluation.
     """
-    x_PxD = embed([pair.x for pair in pairs], 'x', between=between)
-    y_PxD = embed([pair.y for pair in pairs], 'y', between=between)
-    scores_PxP = x_PxD @ y_PxD.T
-    rank_P = np.sum(scores_PxP >= np.diagonal(scores_PxP)[:, None], axis=1)
+    x_NxD = embed([pair.x for pair in pairs], 'x', between=on_batch)
+    y_NxD = embed([pair.y for pair in pairs], 'y', between=on_batch)
+    scores_NxN = x_NxD @ y_NxD.T
+    rank_N = np.sum(scores_NxN >= np.diagonal(scores_NxN)[:, None], axis=1)
     return {
-        'heldout_mrr': float(np.mean(1 / rank_P)),
-        'heldout_first': float(np.mean(rank_P == 1)),
+        'heldout_mrr': float(np.mean(1 / rank_N)),
+        'heldout_first': float(np.mean(rank_N == 1)),
         'heldout_pairs': len(pairs),
     }

@@ -1,5 +1,6 @@
-"""The objective of a language model: each token is foretold from those before it. What cpt and
-PromptEOL start from.
+"""The language-model objective: next-token prediction.
+
+The embedding models of cpt and PromptEOL start from such a language model.
 """
 
 import dataclasses
@@ -12,32 +13,32 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.data.batch import Batch, DocumentTokens, Layout, Tokens, pack_group
+from cpt_jax.data.batch import Batch, DocumentTokenReader, Layout, TokenReader, pack_group
 from cpt_jax.data.mixture import make_sources
-from cpt_jax.data.packing import rows_needed
-from cpt_jax.data.pairs import Pair, Source, spread_over
+from cpt_jax.data.packing import count_rows_needed
+from cpt_jax.data.pairs import Pair, Source, spread_indices
 from cpt_jax.data.sources.documents import DocumentSource
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.loss.infonce import InfoNCE, Metrics
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.flops import language_flops
-from cpt_jax.model.language import check_language, foretell, foretold
+from cpt_jax.model.flops import count_language_model_flops
+from cpt_jax.model.language import check_language_model, make_prediction_mask, predict_tokens
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
-from cpt_jax.runs.config import as_json, build, defaults_of
+from cpt_jax.runs.config import build, get_defaults, to_json_values
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import placed
+from cpt_jax.runtime.mesh import place_on_mesh
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer
-from cpt_jax.training.chunks import Rows, in_chunks
+from cpt_jax.training.chunks import Rows, map_chunks
 from cpt_jax.training.objective import HeldOut, Params, Scorer
 from cpt_jax.training.sections import Data
 
 
 class LanguageParams(Params):
-    """All that is trained."""
+    """The encoder, whose token embeddings are also the output layer."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
@@ -45,18 +46,18 @@ class LanguageParams(Params):
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Cross-entropy of the next token, in nats, over all foretold tokens of the global batch; see
+    """Next-token cross-entropy in nats, averaged over all predicted tokens of the global batch; see
     `Objective`.
 
-    The delimiters of contrastive training are no part of it: no text has them, and they are no
-    candidates.
+    The delimiters of contrastive training are excluded: no text contains them, and they have no
+    logits.
 
     Attributes:
-      unigram: held-out bits per byte of a unigram byte model, which any language model must beat;
-        nan where nothing is held out.
+      unigram_bits_per_byte: held-out bits per byte of a unigram byte model, a baseline that any
+        language model must beat; nan if no texts are held out.
     """
 
-    unigram: float = float('nan')
+    unigram_bits_per_byte: float = float('nan')
 
     name = 'lm'
     next_command = 'launch/train.py --config CONFIG --config.init_from'
@@ -68,7 +69,7 @@ class LanguageModel:
         """Returns the objective of a config.
 
         Raises:
-          UserError: the config sets a key that only contrastive training has.
+          UserError: the config sets a key that only contrastive training uses.
         """
         build(InfoNCE, 'loss', config['loss'])
         if config['lora'].get('rank'):
@@ -82,8 +83,8 @@ class LanguageModel:
             raise UserError(
                 f'data.negatives={data.negatives}: objective=lm has no negatives; set it to 0'
             )
-        defaults = defaults_of(InfoNCE)
-        for key, value in as_json(config['loss']).items():
+        defaults = get_defaults(InfoNCE)
+        for key, value in to_json_values(config['loss']).items():
             if value != defaults[key]:
                 raise UserError(
                     f'loss.{key}={value!r}: objective=lm has no contrastive loss; leave it as in '
@@ -91,8 +92,8 @@ class LanguageModel:
                 )
         return cls()
 
-    def check(self, config: EncoderConfig) -> None:
-        check_language(config)
+    def check_model(self, config: EncoderConfig) -> None:
+        check_language_model(config)
 
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         if not 2 < data.row_length <= config.max_length:
@@ -102,16 +103,16 @@ class LanguageModel:
             )
 
     def inherit_architecture(self, origin: Origin) -> tuple[dict[str, Any], int] | None:
-        """That of a pretrained model; from an earlier run come parameters of the config's own
-        architecture.
+        """Returns the architecture of a pretrained model; None for an earlier run, whose parameters
+        must fit the config's own `model` section.
         """
         return origin.architecture if isinstance(origin, Pretrained) else None
 
     def load_sources(
         self, sections: Mapping[str, Mapping[str, Any]], split: str, tokenizer: TokenCounter
     ) -> tuple[dict[str, Source], dict[str, float]]:
-        """The texts of each source, in place of its pairs."""
-        # A document of one piece makes no pair, but is a text.
+        """Returns sources of texts instead of pairs, and their weights, by name."""
+        # A document of one piece makes no pair, but it is a text to learn from.
         sections = {
             name: {**section, 'min_pieces': 1} if section.get('kind') == 'text' else section
             for name, section in sections.items()
@@ -120,15 +121,17 @@ class LanguageModel:
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: Tokenizer | PromptTokenizer, data: Data
-    ) -> DocumentTokens:
+    ) -> DocumentTokenReader:
         assert isinstance(tokenizer, Tokenizer)  # from_config refuses templates
-        return DocumentTokens(sources, tokenizer, data.row_length)
+        return DocumentTokenReader(sources, tokenizer, data.row_length)
 
-    def with_baseline(self, reader: Tokens, heldout: Sequence[Pair]) -> 'LanguageModel':
-        """The objective with the held-out bits per byte of a unigram byte model."""
-        return LanguageModel(heldout_unigram_bits(reader, heldout)) if heldout else self
+    def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> 'LanguageModel':
+        """Returns the objective with the held-out bits per byte of a unigram byte model."""
+        if not heldout:
+            return self
+        return LanguageModel(compute_heldout_unigram_bits(reader, heldout))
 
-    def own_parameters(self, params: LanguageParams) -> dict[str, Any]:
+    def get_own_parameters(self, params: LanguageParams) -> dict[str, Any]:
         return {}
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> LanguageParams:
@@ -137,79 +140,87 @@ class LanguageModel:
     def __call__(
         self, params: LanguageParams, batch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
-        def sums(encoder: Encoder, rows: Rows, keys_RxS: jax.Array | None) -> jax.Array:
+        def compute(encoder: Encoder, rows: Rows, keys_RxS: jax.Array | None) -> jax.Array:
             tokens_RxS, segments_RxS, positions_RxS, _ = rows
-            return sums_of(encoder, tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+            return compute_token_sums(encoder, tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
 
-        totals_3 = in_chunks(params.encoder, batch, key, sums, lambda totals_Cx3: totals_Cx3.sum(0))
-        nats, right, tokens = totals_3 / jnp.maximum(totals_3[2], 1)
-        pairs = jnp.sum(batch.ids_CxBxT > 0, dtype=jnp.float32)
-        return nats, jax.lax.stop_gradient(
-            {'accuracy': right, 'foretold': totals_3[2], 'pairs': pairs}
+        totals_3 = map_chunks(
+            params.encoder, batch, key, compute, lambda totals_Jx3: totals_Jx3.sum(0)
+        )
+        loss, accuracy, _ = totals_3 / jnp.maximum(totals_3[2], 1)
+        pairs = jnp.sum(batch.ids_JxBxT > 0, dtype=jnp.float32)
+        return loss, jax.lax.stop_gradient(
+            {'accuracy': accuracy, 'foretold': totals_3[2], 'pairs': pairs}
         )
 
     def clip(self, params: LanguageParams) -> None:
         pass
 
-    def longest(self, data: Data) -> Sequence[int]:
+    def get_max_lengths(self, data: Data) -> Sequence[int]:
         return [data.row_length]
 
-    def flops(self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA) -> int:
-        return language_flops(config, layout.tokens, layout.row_length)
+    def count_step_flops(
+        self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
+    ) -> int:
+        return count_language_model_flops(config, layout.tokens, layout.row_length)
 
-    def scorer(self, held_out: HeldOut, params: LanguageParams) -> Scorer:
+    def make_scorer(self, held_out: HeldOut, params: LanguageParams) -> Scorer:
         tokenizer = held_out.tokenizer
         assert isinstance(tokenizer, Tokenizer)  # from_config refuses templates
         texts = [pair.x for pair in held_out.pairs]
         tokens = tokenizer.encode_language(texts, held_out.data.row_length)
-        text = HeldoutText(tokens, tokenizer, held_out.layout, held_out.mesh)
-        return lambda params, between: (
-            text.scores(params.encoder, between) | {'unigram_bits_per_byte': self.unigram}
-        )
+        heldout_text = HeldoutText(tokens, tokenizer, held_out.layout, held_out.mesh)
 
-    def batch_line(self, pairs: int, data: Data) -> str:
+        def score(params: LanguageParams, on_batch: Callable[[], None]) -> dict[str, float]:
+            scores = heldout_text.compute_scores(params.encoder, on_batch)
+            return scores | {'unigram_bits_per_byte': self.unigram_bits_per_byte}
+
+        return score
+
+    def describe_batch(self, pairs: int, data: Data) -> str:
         return f'{pairs:,} texts of up to {data.row_length:,} tokens'
 
-    def heldout_line(self, pairs: int) -> str:
-        return f'{pairs:,} texts; a unigram byte model needs {self.unigram:.3f} bits a byte'
+    def describe_heldout(self, pairs: int) -> str:
+        return f'{pairs:,} texts; unigram baseline: {self.unigram_bits_per_byte:.3f} bits per byte'
 
-    def figures(self, row: Mapping[str, float]) -> str:
-        return f'loss {row["loss"]:.3f} nats a token, {row["accuracy"]:.1%} right'
+    def format_progress(self, row: Mapping[str, float]) -> str:
+        return f'loss {row["loss"]:.3f} nats per token, accuracy {row["accuracy"]:.1%}'
 
-    def line(self, row: Mapping[str, float]) -> str:
+    def format_scores(self, row: Mapping[str, float]) -> str:
         return (
-            f'loss {row["loss"]:.3f} nats a token, held-out {row["heldout_loss"]:.3f}, '
-            f'{row["heldout_bits_per_byte"]:.3f} bits a byte (unigram bytes: {self.unigram:.3f}), '
-            f'{row["heldout_accuracy"]:.1%} right'
+            f'loss {row["loss"]:.3f} nats per token, held-out loss {row["heldout_loss"]:.3f}, '
+            f'{row["heldout_bits_per_byte"]:.3f} bits per byte (unigram baseline: '
+            f'{self.unigram_bits_per_byte:.3f}), accuracy {row["heldout_accuracy"]:.1%}'
         )
 
 
-def sums_of(
+def compute_token_sums(
     encoder: Encoder,
     tokens_RxS: jax.Array,
     segments_RxS: jax.Array,
     positions_RxS: jax.Array,
     keys_RxS: jax.Array | None = None,
 ) -> jax.Array:
-    """float32[3]: nats, how many tokens are foretold right, and how many are foretold, in all
-    rows.
+    """Returns float32[3]: the summed loss in nats, the number of correctly predicted tokens and the
+    number of predicted tokens, over all rows.
     """
+    # The delimiters are the last ids of the vocabulary.
     ids = encoder.config.vocab_size - len(DELIMITERS)
-    losses_RxS, right_RxS = foretell(
+    losses_RxS, right_RxS = predict_tokens(
         encoder, tokens_RxS, segments_RxS, positions_RxS, keys_RxS, ids
     )
-    there_RxS = foretold(segments_RxS, positions_RxS)
+    predicted_RxS = make_prediction_mask(segments_RxS, positions_RxS)
     return jnp.stack(
-        [jnp.sum(x_RxS.astype(jnp.float32)) for x_RxS in (losses_RxS, right_RxS, there_RxS)]
+        [jnp.sum(x_RxS.astype(jnp.float32)) for x_RxS in (losses_RxS, right_RxS, predicted_RxS)]
     )
 
 
 class HeldoutText:
-    """Some texts on which a language model is measured, packed into rows.
+    """Held-out texts, packed into rows, on which a language model is evaluated.
 
-    Bits per byte are comparable between tokenizers: they count the UTF-8 bytes of what the ids
-    stand for. Bytes that were cut off do not count, and neither do spaces and capitals that a lossy
-    tokenizer does not keep.
+    Bits per byte are comparable between tokenizers: bytes are counted in the UTF-8 text that the
+    ids decode to. Truncated text is not counted, nor are spaces and capitals that a lossy tokenizer
+    drops.
     """
 
     def __init__(
@@ -219,29 +230,45 @@ class HeldoutText:
         layout: Layout,
         mesh: jax.sharding.Mesh,
     ):
-        """`layout` is that of a training step, whose rows are computed at a time."""
-        lengths = np.array([len(text) for text in tokens])
-        at_once = layout.parts * layout.rows
-        rows = -(-rows_needed(lengths, layout.row_length) // at_once) * at_once
-        whole = Layout(1, 1, len(tokens), 1, rows, layout.row_length)
-        group = pack_group([[text] for text in tokens], np.ones((len(tokens), 1), np.int32), whole)
-        self._parts = [
-            [array[k : k + at_once] for array in group[:3]] for k in range(0, rows, at_once)
-        ]
-        self._bytes = sum(len(text) for text in bytes_of(tokens, tokenizer))
-        self._mesh = mesh
-        self._sums = jax.jit(sums_of, out_shardings=jax.sharding.NamedSharding(mesh, P()))
+        """Packs the texts.
 
-    def scores(self, encoder: Encoder, between: Callable[[], None]) -> dict[str, float]:
-        """Of an encoder; `between` is called after each part of the rows, and may raise to end
-        it.
+        Args:
+          tokens: ids of each text.
+          tokenizer: the tokenizer that made the ids.
+          layout: layout of a training step. Each call of the model gets as many rows as one chunk
+            of such a step.
+          mesh: device mesh.
+        """
+        lengths = np.array([len(text) for text in tokens])
+        rows_per_call = layout.parts * layout.rows
+        rows = -(-count_rows_needed(lengths, layout.row_length) // rows_per_call) * rows_per_call
+        all_texts = Layout(1, 1, len(tokens), 1, rows, layout.row_length)
+        group = pack_group(
+            [[text] for text in tokens], np.ones((len(tokens), 1), np.int32), all_texts
+        )
+        self._row_batches = [
+            [array[start : start + rows_per_call] for array in group[:3]]
+            for start in range(0, rows, rows_per_call)
+        ]
+        self._bytes = sum(len(text) for text in decode_to_bytes(tokens, tokenizer))
+        self._mesh = mesh
+        self._sums = jax.jit(
+            compute_token_sums, out_shardings=jax.sharding.NamedSharding(mesh, P())
+        )
+
+    def compute_scores(self, encoder: Encoder, on_batch: Callable[[], None]) -> dict[str, float]:
+        """Returns loss (nats per token), bits per byte, accuracy, and token and byte counts.
+
+        Args:
+          encoder: the encoder.
+          on_batch: called after each batch of rows; may raise an exception to stop the evaluation.
         """
         totals = np.zeros(3)
-        for part in self._parts:
-            rows = placed(self._mesh, *part)
+        for row_batch in self._row_batches:
+            rows = place_on_mesh(self._mesh, *row_batch)
             with jax.set_mesh(self._mesh):
                 totals += np.asarray(self._sums(encoder, *rows), np.float64)
-            between()
+            on_batch()
         nats, right, tokens = totals
         return {
             'heldout_loss': nats / tokens,
@@ -252,38 +279,44 @@ class HeldoutText:
         }
 
 
-def bytes_of(tokens: Iterable[np.ndarray], tokenizer: Tokenizer) -> Iterator[bytes]:
-    """The UTF-8 bytes that the ids of each text stand for. Those of a character that was cut in two
-    are left out: a few a text too few.
+def decode_to_bytes(tokens: Iterable[np.ndarray], tokenizer: Tokenizer) -> Iterator[bytes]:
+    """Yields the UTF-8 bytes that the ids of each text decode to.
+
+    Bytes of a final character that was cut in two are left out, so the count may be a few bytes too
+    low per text.
     """
-    around = tokenizer.boundaries
+    bos_and_eos = tokenizer.bos_and_eos
     for ids in tokens:
-        yield tokenizer.decode(i for i in ids.tolist() if i not in around).rstrip('\ufffd').encode()
+        text = tokenizer.decode(i for i in ids.tolist() if i not in bos_and_eos)
+        yield text.rstrip('\ufffd').encode()
 
 
-def unigram_bits(training: Iterable[bytes], heldout: Iterable[bytes]) -> float:
-    """Bits per byte of held-out texts under the shares of the bytes in training texts, each counted
-    once more (add-one smoothing).
+def compute_unigram_bits(training: Iterable[bytes], heldout: Iterable[bytes]) -> float:
+    """Returns the bits per byte of held-out texts under the byte frequencies of training texts,
+    with add-one smoothing.
     """
-    seen_256, met_256 = (
+    training_256, heldout_256 = (
         np.bincount(np.frombuffer(b''.join(texts), np.uint8), minlength=256)
         for texts in (training, heldout)
     )
-    return float(
-        -met_256 @ np.log2((seen_256 + 1) / (seen_256.sum() + 256)) / max(met_256.sum(), 1)
-    )
+    log_probabilities_256 = np.log2((training_256 + 1) / (training_256.sum() + 256))
+    return float(-heldout_256 @ log_probabilities_256 / max(heldout_256.sum(), 1))
 
 
-def heldout_unigram_bits(reader: Tokens, heldout: Sequence[Pair], sample: int = 4096) -> float:
-    """Returns the held-out bits per byte of a unigram byte model of up to `sample` texts of each
-    source.
+def compute_heldout_unigram_bits(
+    reader: TokenReader, heldout: Sequence[Pair], sample: int = 4096
+) -> float:
+    """Returns the held-out bits per byte of a unigram byte model, estimated from up to `sample`
+    training texts of each source.
     """
     tokenizer = reader.tokenizer
     assert isinstance(tokenizer, Tokenizer)  # from_config refuses templates
-    seen = [
+    training_tokens = [
         text
         for source in range(len(reader.sources))
-        for (text,) in reader(source, spread_over(len(reader.sources[source]), sample))[0]
+        for (text,) in reader(source, spread_indices(len(reader.sources[source]), sample))[0]
     ]
-    met = [text for (text,), _ in reader.encode(heldout)]
-    return unigram_bits(bytes_of(seen, tokenizer), bytes_of(met, tokenizer))
+    heldout_tokens = [text for (text,), _ in reader.encode(heldout)]
+    return compute_unigram_bits(
+        decode_to_bytes(training_tokens, tokenizer), decode_to_bytes(heldout_tokens, tokenizer)
+    )

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom."""
+"""The training loop."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cpt_jax.data.batch import place
+from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import Metrics
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.config import build, write_config
@@ -17,33 +17,33 @@ from cpt_jax.runtime.preemption import Preempted, Preemption
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.training.objective import Scorer
 from cpt_jax.training.recording import Clock, Recorder
-from cpt_jax.training.setup import Run, set_up_together
-from cpt_jax.training.start import starting_state
-from cpt_jax.training.startup import startup_table
+from cpt_jax.training.setup import Run, set_up_on_all_processes
+from cpt_jax.training.start import make_starting_state
+from cpt_jax.training.startup import format_startup_table
 from cpt_jax.training.step import StepPrograms, TrainState
 
 
 def train(config: Mapping[str, Any], workdir: Path) -> int:
-    """Trains a run to its last step, from its latest checkpoint if it has one.
+    """Trains a run up to its last step, resuming from its latest checkpoint if there is one.
 
     Args:
       config: the sections of configs/base.py, as plain values.
       workdir: the run's directory.
 
     Returns:
-      The exit status: 0, or 42 if SIGTERM ended it early.
+      The exit status: 0, or 42 if SIGTERM stopped the run early.
 
     Raises:
-      UserError: the config or the data cannot be used; the directory holds another run; the loss is
-        no number any more.
+      UserError: the config or the data is invalid, the directory holds another run, or the loss,
+        the gradient norm or the parameter norm is no longer finite.
     """
     preemption = Preemption()
-    run = set_up_together(config, workdir)
-    if preemption.noticed():
+    run = set_up_on_all_processes(config, workdir)
+    if preemption.is_requested():
         return EXIT_PREEMPTED
     workdir.mkdir(parents=True, exist_ok=True)
     with jax.set_mesh(run.mesh):
-        saved = build(
+        checkpoints = build(
             checkpoint.Checkpoints,
             'checkpoint',
             config['checkpoint'],
@@ -51,34 +51,36 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
             tokenizer_file=run.tokenizer.file,
             about=run.provenance.to_json(),
         )
-        first, state = starting_state(run, saved)
+        first_step, state = make_starting_state(run, checkpoints)
         if jax.process_index() == 0:
             write_config(workdir, run.provenance.config)
             run.tokenizer.save(run.directory.tokenizer)
             write_atomically(run.directory.data, json.dumps(_describe_data(run), indent=2) + '\n')
-            print(startup_table(run, state, first, workdir), flush=True)
+            print(format_startup_table(run, state, first_step, workdir), flush=True)
         try:
-            status = _Loop(run, saved, preemption, first).go(state)
+            status = _Loop(run, checkpoints, preemption, first_step).run_to_end(state)
         except BaseException:
-            # With several processes the others are told first (runtime/multihost.py): a save under
-            # way would wait for them.
+            # With several processes, closing would wait for the other processes to finish a save
+            # in progress, and they must first learn of this error (runtime/multihost.py).
             if jax.process_count() == 1:
-                saved.close()
+                checkpoints.close()
             raise
-        saved.close()
+        checkpoints.close()
         if status == 0 and jax.process_index() == 0:
             print(
-                f'done: step {max(first, run.train.steps):,} is in {workdir}; next: python '
+                f'done: step {max(first_step, run.train.steps):,} is in {workdir}; next: python '
                 f'{run.objective.next_command}={workdir}'
             )
         return status
 
 
 class _PendingMetrics(NamedTuple):
-    """Metrics of the last step that was started, not yet read.
+    """Metrics of the last step that was started, not yet copied to the host.
 
     Attributes:
+      step: the step, counted from 1.
       columns: tokens of its batch, padding included.
+      on_device: the metrics, arrays on the devices.
     """
 
     step: int
@@ -87,110 +89,130 @@ class _PendingMetrics(NamedTuple):
 
 
 class _Loop:
-    """The steps of one part of a run, and what happens between them."""
+    """Runs the remaining steps of a run, with evaluations and saves in between.
+
+    Attributes:
+      first_step: number of steps already done before the loop.
+      pending: metrics of the last step started; None if they have been read.
+      recorded_step: step of the last recorded row.
+      recorded_seconds: training seconds at the last recorded row.
+      unrecorded: sums over the steps since the last recorded row.
+    """
 
     def __init__(
         self,
         run: Run,
-        saved: checkpoint.Checkpoints,
+        checkpoints: checkpoint.Checkpoints,
         preemption: Preemption,
-        first: int,
+        first_step: int,
     ):
         self.run = run
-        self.saved = saved
+        self.checkpoints = checkpoints
         self.preemption = preemption
-        self.first = first
-        self.records = Recorder(run.directory, first, run.train.steps, jax.process_index() == 0)
+        self.first_step = first_step
+        is_writer = jax.process_index() == 0
+        self.recorder = Recorder(run.directory, first_step, run.train.steps, is_writer)
         self.clock = Clock(
-            self.records.last.get('seconds', 0.0), self.records.last.get('paused_seconds', 0.0)
+            self.recorder.last.get('seconds', 0.0), self.recorder.last.get('paused_seconds', 0.0)
         )
         self.pending: _PendingMetrics | None = None
         self.programs = StepPrograms(run)
-        self.since = first, self.clock.trained  # of the last row
-        self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0}  # sums over the steps since
+        self.recorded_step = first_step
+        self.recorded_seconds = self.clock.trained
+        self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0}
         self.scorer: Scorer | None = None
 
-    def go(self, state: TrainState) -> int:
-        """Runs the steps that are left; returns the exit status."""
-        if self.first >= self.run.train.steps:
-            self.records.say(
-                f'all {self.first:,} steps are done: set --config.train.steps=N to go on'
+    def run_to_end(self, state: TrainState) -> int:
+        """Runs the remaining steps; returns the exit status."""
+        if self.first_step >= self.run.train.steps:
+            self.recorder.print_line(
+                f'all {self.first_step:,} steps are done: to train longer, set '
+                f'--config.train.steps=N'
             )
         try:
-            return self._steps(state)
+            return self._run_steps(state)
         finally:
-            self.records.close()
+            self.recorder.close()
 
-    def _steps(self, state: TrainState) -> int:
-        upcoming = self.run.batches_after(self.first)
-        for step in range(self.first + 1, self.run.train.steps + 1):
-            batch = place(next(upcoming), self.run.mesh, self.run.layout)
+    def _run_steps(self, state: TrainState) -> int:
+        upcoming = self.run.iterate_batches_after(self.first_step)
+        for step in range(self.first_step + 1, self.run.train.steps + 1):
+            batch = place_batch(next(upcoming), self.run.mesh, self.run.layout)
             with self.clock.pause():
                 program = self.programs(state, batch)
-            # Compiling takes minutes for a large model. Before the first step nothing is new since
-            # the last save.
-            if step == self.first + 1 and self.preemption.noticed():
+            # Compiling a large model takes minutes, so SIGTERM is likely to arrive meanwhile. There
+            # is nothing to save before the first step.
+            if step == self.first_step + 1 and self.preemption.is_requested():
                 return EXIT_PREEMPTED
-            # Nothing between host and device but what is meant.
+            # An accidental transfer between host and device would make the step wait.
             with jax.transfer_guard('disallow'):
                 state, metrics = program(state, batch)
-            # XLA takes a step's memory when it is started: two at once would take it twice.
+            # On CPU, XLA allocates a step's memory when the step is started: two steps in flight
+            # would need twice the memory.
             if jax.default_backend() == 'cpu':
                 jax.block_until_ready(metrics)
-            if self.pending:  # the step before: the device is busy with this one meanwhile
+            # Record the previous step while the device is busy with this one.
+            if self.pending:
                 self._record(*self._read_pending(), {})
-            self.pending = _PendingMetrics(step, batch.tokens_CxRxS.size, metrics)
-            self.records.advance(1)
+            self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, metrics)
+            self.recorder.advance(1)
             if self._is_pause_due(step):
-                should_stop = self._pause(step, state)
+                should_stop = self._evaluate_and_save(step, state)
                 if should_stop:
-                    self.records.say(f'SIGTERM: saved step {step:,}; start again to go on')
+                    self.recorder.print_line(
+                        f'SIGTERM: saved step {step:,}; run the same command again to resume'
+                    )
                     return EXIT_PREEMPTED
         return 0
 
     def _is_pause_due(self, step: int) -> bool:
         return (
-            self.preemption.reached(step)
+            self.preemption.should_stop_after(step)
             or self._is_last(step)
             or self._is_evaluation_due(step)
-            or self.saved.due(step)
+            or self.checkpoints.due(step)
         )
 
     def _is_last(self, step: int) -> bool:
         return step == self.run.train.steps
 
     def _is_evaluation_due(self, step: int) -> bool:
-        return bool(self.run.heldout) and (
+        return bool(self.run.heldout_pairs) and (
             step % self.run.evaluation.every_steps == 0 or self._is_last(step)
         )
 
-    def _pause(self, step: int, state: TrainState) -> bool:
-        """Evaluates between two steps, unless there is no time left for it, and saves. Returns
-        whether the run should stop.
+    def _evaluate_and_save(self, step: int, state: TrainState) -> bool:
+        """Evaluates and saves between two steps, whichever is due; returns whether to stop the run.
+
+        After SIGTERM, the evaluation is skipped and the state is always saved.
         """
-        metrics = self._read_pending()  # before a state that is no number could be saved
+        # Reading the metrics raises an error if they are not finite, before anything is saved.
+        metrics = self._read_pending()
         scores = {}
-        if self._is_evaluation_due(step) and not self.preemption.asked:
+        if self._is_evaluation_due(step) and not self.preemption.requested:
             scores = self._evaluate(state)
-        stop = self.preemption.asked
-        self._record(*metrics, scores, is_last=stop)
-        if stop or self._is_last(step) or self.saved.due(step):
+        should_stop = self.preemption.requested
+        self._record(*metrics, scores, stops_here=should_stop)
+        if should_stop or self._is_last(step) or self.checkpoints.due(step):
             with self.clock.pause():
-                self.saved.save(step, state._replace(frozen=None))
-        return stop
+                self.checkpoints.save(step, state._replace(frozen=None))
+        return should_stop
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
-        """The scores; none where SIGTERM came in between."""
+        """Returns the held-out scores; an empty dict if SIGTERM arrived during the evaluation."""
         with self.clock.pause():
-            self.scorer = self.scorer or self.run.objective.scorer(self.run.held_out, state.whole)
+            if self.scorer is None:
+                self.scorer = self.run.objective.make_scorer(self.run.held_out, state.all_params)
             try:
-                return self.scorer(state.whole, self.preemption.check)
+                return self.scorer(state.all_params, self.preemption.check)
             except Preempted:
                 return {}
 
     def _read_pending(self) -> tuple[int, dict[str, float]]:
-        """The metrics of the last step that was started; waits for it, and stops the run if they
-        are no numbers.
+        """Waits for the last step that was started; returns the step and its metrics.
+
+        Raises:
+          UserError: the loss, the gradient norm or the parameter norm is not finite.
         """
         assert self.pending is not None
         step, columns, on_device = self.pending
@@ -201,18 +223,16 @@ class _Loop:
         self.unrecorded['tokens'] += metrics['tokens']
         if all(math.isfinite(metrics[name]) for name in ('loss', 'grad_norm', 'param_norm')):
             return step, metrics
-        self.saved.wait()
-        steps = checkpoint.steps_in(self.run.directory.checkpoints)
-        kept = (
-            f'the checkpoint of step {steps[-1]} stays as it is'
-            if steps
-            else 'there is no checkpoint yet'
-        )
+        self.checkpoints.wait()
+        steps = checkpoint.list_steps(self.run.directory.checkpoints)
+        saved = 'there is no checkpoint yet'
+        if steps:
+            saved = f'the latest checkpoint is that of step {steps[-1]}'
         raise UserError(
-            f'at step {step} the loss is {metrics["loss"]:.4g}, the gradient norm '
-            f'{metrics["grad_norm"]:.4g}, the parameter norm {metrics["param_norm"]:.4g} and the '
-            f'learning rate {metrics["learning_rate"]:.2g}: stopped, and nothing saved since; '
-            f'{kept}. Lower optimizer.peak_lr, or look at the data of that step'
+            f'training stopped at step {step}, because a value is not finite: loss '
+            f'{metrics["loss"]:.4g}, gradient norm {metrics["grad_norm"]:.4g}, parameter norm '
+            f'{metrics["param_norm"]:.4g}, at learning rate {metrics["learning_rate"]:.2g}; '
+            f'{saved}. Lower optimizer.peak_lr, or check the data of this step'
         )
 
     def _record(
@@ -220,31 +240,36 @@ class _Loop:
         step: int,
         metrics: dict[str, float],
         scores: dict[str, float],
-        is_last: bool = False,
+        stops_here: bool = False,
     ) -> None:
-        """Writes a row if one is due: also at the last step of this part of the run, so that each
-        step is in the sums of a row.
+        """Writes a row if one is due.
+
+        A row is also due at the last step before the run ends or stops (`stops_here`), so that the
+        sums of the rows include every step.
         """
         run = self.run
-        due = step % run.train.log_every == 0 or self._is_last(step) or is_last
-        if not due and not scores:
+        is_due = step % run.train.log_every == 0 or self._is_last(step) or stops_here
+        if not is_due and not scores:
             return
         seconds = self.clock.trained
-        passed = max(seconds - self.since[1], 1e-9)
+        passed = max(seconds - self.recorded_seconds, 1e-9)
         row = metrics | {
             'dropped_pairs': self.unrecorded['dropped_pairs'],
             'pairs_seen': step * run.train.batch_pairs,
-            'pairs_per_second': (step - self.since[0]) * run.train.batch_pairs / passed,
+            'pairs_per_second': (step - self.recorded_step) * run.train.batch_pairs / passed,
             'tokens_per_second': self.unrecorded['tokens'] / passed,
             'seconds': seconds,
             'paused_seconds': self.clock.paused,
         }
-        self.since = step, seconds
+        self.recorded_step = step
+        self.recorded_seconds = seconds
         self.unrecorded = dict.fromkeys(self.unrecorded, 0.0)
-        self.records.write(step, row | scores)
-        self.records.show(step, row, run.objective.figures(row))
+        self.recorder.write(step, row | scores)
+        self.recorder.show_progress(step, row, run.objective.format_progress(row))
         if scores:
-            self.records.say(f'step {step:,}: {run.objective.line(row | scores)}, {seconds:.0f} s')
+            self.recorder.print_line(
+                f'step {step:,}: {run.objective.format_scores(row | scores)}, {seconds:.0f} s'
+            )
 
 
 def _describe_data(run: Run) -> dict[str, Any]:

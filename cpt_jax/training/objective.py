@@ -1,5 +1,7 @@
-"""What a run trains for. Everything that differs between the objectives is a method here, so that
-neither the setup nor the loop, nor a plan, asks which one it is.
+"""The training objective: the interface that setup, loop and plan use.
+
+Everything that differs between objectives is a method of `Objective`, so that no other module needs
+to know which objective a run has.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 
-from cpt_jax.data.batch import Batch, Layout, Tokens
+from cpt_jax.data.batch import Batch, Layout, TokenReader
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.model.adapters.lora import LoRA
@@ -21,22 +23,26 @@ from cpt_jax.training.sections import Data
 
 
 class Params(nnx.Module):
-    """All that is trained; an objective adds its own parameters to the encoder's."""
+    """All trained parameters: those of the encoder, and those that an objective adds."""
 
     encoder: Encoder
 
 
-# (parameters, called between batches of texts, and may raise) -> scores of the held-out texts.
-# Any: each objective has a Params of its own.
+# Function of (parameters, callback) that returns the held-out scores. The callback is called
+# between batches of texts, and may raise an exception to stop the evaluation. The type of the
+# parameters is Any because each objective has its own subclass of Params.
 Scorer = Callable[[Any, Callable[[], None]], dict[str, float]]
 
 
 class HeldOut(NamedTuple):
-    """What a run holds out, and how it is read.
+    """Held-out pairs, and all that is needed to read and embed them.
 
     Attributes:
-      pairs: the held-out pairs; [] if nothing is held out.
-      layout: that of a training step.
+      pairs: the held-out pairs; [] if none are held out.
+      tokenizer: the run's tokenizer.
+      data: the `data` section of the config.
+      layout: layout of a training step.
+      mesh: device mesh.
     """
 
     pairs: Sequence[Pair]
@@ -47,14 +53,14 @@ class HeldOut(NamedTuple):
 
 
 class Objective(Protocol):
-    """An objective.
+    """A loss with its parameters, data, held-out scores and messages.
 
     Attributes:
-      name: the value of the config key `objective`.
-      next_command: what a user runs with the trained model, up to its directory.
-      marks_boundaries: whether texts are read between begin and end tokens, for which a trained
-        tokenizer needs ids.
-      form: form of the loss, for a plan.
+      name: value of the config key `objective`.
+      next_command: command that a user runs next with the trained model, up to the run's directory.
+      marks_boundaries: whether texts have begin-of-text and end-of-text tokens, for which a newly
+        trained tokenizer needs ids.
+      form: form of the loss, shown in a plan.
     """
 
     @property
@@ -69,21 +75,23 @@ class Objective(Protocol):
     @property
     def form(self) -> str: ...
 
-    def check(self, config: EncoderConfig) -> None:
-        """Raises UserError where a model cannot have it."""
+    def check_model(self, config: EncoderConfig) -> None:
+        """Raises UserError if a model with this config cannot be trained with the objective."""
 
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
-        """Raises UserError if texts do not fit a row or the model, or if nothing of a text is left
-        beside what is put around it.
+        """Raises UserError if texts do not fit a row or the model, or if the ids around a text
+        leave no room for the text itself.
 
         Args:
+          data: the `data` section of the config.
+          config: config of the encoder.
           around: number of ids put around a text.
           what: name of these ids, for the message.
         """
 
     def inherit_architecture(self, origin: Origin) -> tuple[dict[str, Any], int] | None:
-        """Returns the `model` section and the number of ids that a run takes from its origin; None
-        if the config's own `model` section counts.
+        """Returns the `model` section and the vocabulary size that a run takes from its origin;
+        None if it uses the `model` section of its own config.
         """
 
     def load_sources(
@@ -93,45 +101,53 @@ class Objective(Protocol):
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: Tokenizer | PromptTokenizer, data: Data
-    ) -> Tokens:
-        """Returns what turns pairs of these sources into token ids."""
+    ) -> TokenReader:
+        """Returns a reader that converts pairs of these sources to token ids."""
 
-    def with_baseline(self, reader: Tokens, heldout: Sequence[Pair]) -> 'Objective':
-        """Returns the objective with whatever its held-out scores are compared with."""
+    def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> 'Objective':
+        """Returns the objective with a baseline for its held-out scores, if it has any."""
 
-    def own_parameters(self, params: Any) -> dict[str, Any]:
-        """Returns the trained parameters beside the encoder, by name."""
+    def get_own_parameters(self, params: Any) -> dict[str, Any]:
+        """Returns the trained parameters other than the encoder's, by name."""
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> Params:
-        """Fresh parameters, the encoder's among them as `encoder`."""
+        """Returns randomly initialized parameters."""
 
     def __call__(
         self, params: Any, batch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics, float32 scalars, of the global batch; with a key there is dropout.
-        `pairs` are those that fitted.
+        """Returns the loss and the metrics of the global batch, float32 scalars.
+
+        The metric `pairs` is the number of pairs that fit into the rows of the batch.
+
+        Args:
+          params: parameters as returned by `init`.
+          batch: the global batch.
+          key: random key for dropout; None disables dropout.
         """
 
     def clip(self, params: Any) -> None:
-        """Keeps parameters within their bounds, in place, after a step."""
+        """Clips parameters to their bounds, in place, after an optimizer update."""
 
-    def longest(self, data: Data) -> Sequence[int]:
-        """The most tokens of each text of a pair."""
+    def get_max_lengths(self, data: Data) -> Sequence[int]:
+        """Returns the maximum number of tokens of each text of a pair."""
 
-    def flops(self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA) -> int:
-        """Floating-point operations that a step needs; see model/flops.py."""
+    def count_step_flops(
+        self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
+    ) -> int:
+        """Returns the floating-point operations that a step needs; see model/flops.py."""
 
-    def scorer(self, held_out: HeldOut, params: Any) -> Scorer:
-        """Returns what scores parameters like these on the held-out pairs."""
+    def make_scorer(self, held_out: HeldOut, params: Any) -> Scorer:
+        """Returns a function that computes the held-out scores of parameters like `params`."""
 
-    def batch_line(self, pairs: int, data: Data) -> str:
-        """What a batch is, for the start of a run."""
+    def describe_batch(self, pairs: int, data: Data) -> str:
+        """Returns a description of a batch, for the startup table."""
 
-    def heldout_line(self, pairs: int) -> str:
-        """What is held out, for the start of a run."""
+    def describe_heldout(self, pairs: int) -> str:
+        """Returns a description of the held-out data, for the startup table."""
 
-    def figures(self, row: Mapping[str, float]) -> str:
-        """The metrics that a progress bar shows."""
+    def format_progress(self, row: Mapping[str, float]) -> str:
+        """Returns the metrics of a row as text for the progress bar."""
 
-    def line(self, row: Mapping[str, float]) -> str:
-        """The metrics and held-out scores of a step."""
+    def format_scores(self, row: Mapping[str, float]) -> str:
+        """Returns the metrics and held-out scores of a row as text."""

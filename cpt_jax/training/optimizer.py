@@ -1,15 +1,15 @@
-"""AdamW, warm-up and decay, clipping, and what decays."""
+"""The optimizer: AdamW with gradient clipping, weight decay and a learning-rate schedule."""
 
 import jax
 import optax
 
 from cpt_jax.runtime.errors import UserError
 
-DECAYS = ('cosine', 'linear')
+SCHEDULES = ('cosine', 'linear')
 
-# Matrices decay; vectors (biases, norm scales), the temperature and learned positions do not. Every
-# parameter's name stands here.
-DECAYED = {
+# Weight decay applies to matrices, but not to vectors (biases, norm scales), the temperature and
+# learned position embeddings. Every parameter name must be in one of the two sets.
+WITH_WEIGHT_DECAY = {
     'token_embedding',
     'query',
     'key',
@@ -23,27 +23,28 @@ DECAYED = {
     'lora_a',
     'lora_b',
 }
-NOT_DECAYED = {'scale', 'bias', 'position_embedding', 'type_embedding', 'log_scale'} | {
-    f'{name}_bias' for name in DECAYED
+WITHOUT_WEIGHT_DECAY = {'scale', 'bias', 'position_embedding', 'type_embedding', 'log_scale'} | {
+    f'{name}_bias' for name in WITH_WEIGHT_DECAY
 }
 
 
-def decay_mask(params: optax.Params) -> optax.Params:
-    """A tree of bool: does this parameter decay?
+def make_decay_mask(params: optax.Params) -> optax.Params:
+    """Returns a tree of bools: whether weight decay applies to each parameter.
 
     Raises:
-      KeyError: a parameter that neither list names: whoever adds one decides.
+      KeyError: the name of a parameter is in neither of the two sets above.
     """
 
-    def decays(path: tuple, _: jax.Array) -> bool:
+    def has_decay(path: tuple, _: jax.Array) -> bool:
         name = path[-2].name  # the last key is the array within nnx.Param
-        if name not in DECAYED | NOT_DECAYED:
+        if name not in WITH_WEIGHT_DECAY | WITHOUT_WEIGHT_DECAY:
             raise KeyError(
-                f'{jax.tree_util.keystr(path)}: say in {__name__} whether {name!r} decays'
+                f'{jax.tree_util.keystr(path)}: add {name!r} to WITH_WEIGHT_DECAY or '
+                f'WITHOUT_WEIGHT_DECAY in {__name__}'
             )
-        return name in DECAYED
+        return name in WITH_WEIGHT_DECAY
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+    return jax.tree_util.tree_map_with_path(has_decay, params)
 
 
 def make_optimizer(
@@ -58,18 +59,32 @@ def make_optimizer(
     clip_norm: float,
     decay: str = 'cosine',
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Clipping by the global norm, then AdamW (arXiv 1711.05101); and its learning rate, a function
-    of the step.
+    """Returns the optimizer and its learning-rate schedule, a function of the step.
 
-    The rate rises from 0 to `peak_lr` over `warmup_steps` and falls to `final_share` of it at step
-    `steps`: along half a cosine, or with `decay` 'linear' along a line.
+    The optimizer clips gradients by their global norm, then applies AdamW (arXiv 1711.05101). The
+    learning rate rises linearly from 0 to `peak_lr` over `warmup_steps`, then decays to
+    `final_share * peak_lr` at step `steps`.
+
+    Args:
+      steps: number of training steps, from `train.steps`.
+      peak_lr: maximum of the learning rate.
+      warmup_steps: length of the linear warmup, in steps.
+      final_share: final learning rate, as a fraction of `peak_lr`.
+      weight_decay: weight decay of AdamW, scaled by the learning rate.
+      b1: decay rate of the first moment.
+      b2: decay rate of the second moment.
+      epsilon: constant added to the root of the second moment.
+      clip_norm: maximum global norm of the gradient.
+      decay: shape of the decay, 'cosine' (half a period) or 'linear'.
+
+    Raises:
+      UserError: an argument is invalid.
     """
-    if decay not in DECAYS:
-        raise UserError(f'optimizer.decay={decay!r}: choose one of {", ".join(DECAYS)}')
+    if decay not in SCHEDULES:
+        raise UserError(f'optimizer.decay={decay!r}: choose one of {", ".join(SCHEDULES)}')
     if not clip_norm > 0:
         raise UserError(
-            f'optimizer.clip_norm={clip_norm}: must be above 0, or nothing is learned; where '
-            f'nothing is to be clipped, 1e9'
+            f'optimizer.clip_norm={clip_norm}: must be above 0; to disable clipping, set it to 1e9'
         )
     if not 0 <= warmup_steps < steps:
         raise UserError(
@@ -80,11 +95,10 @@ def make_optimizer(
             0.0, peak_lr, warmup_steps, steps, peak_lr * final_share
         )
     else:
-        falling = optax.linear_schedule(peak_lr, peak_lr * final_share, steps - warmup_steps)
-        schedule = optax.join_schedules(
-            [optax.linear_schedule(0.0, peak_lr, warmup_steps), falling], [warmup_steps]
-        )
+        warmup = optax.linear_schedule(0.0, peak_lr, warmup_steps)
+        linear_decay = optax.linear_schedule(peak_lr, peak_lr * final_share, steps - warmup_steps)
+        schedule = optax.join_schedules([warmup, linear_decay], [warmup_steps])
     adamw = optax.adamw(
-        schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=decay_mask
+        schedule, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay, mask=make_decay_mask
     )
     return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), schedule

@@ -1,6 +1,4 @@
-"""What a run writes down: metrics.jsonl, TensorBoard events, a progress bar; and where its time
-goes.
-"""
+"""Records of a run: metrics.jsonl, TensorBoard events, a progress bar and a clock."""
 
 import json
 import time
@@ -12,22 +10,24 @@ from tqdm import tqdm
 
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.storage.atomic_write import write_atomically
-from cpt_jax.storage.event_files import summary_writer
+from cpt_jax.storage.event_files import import_summary_writer
 
-# Where the output is no terminal.
+# If the output is not a terminal, a progress line is printed at most this often.
 SECONDS_BETWEEN_LINES = 30
 
 
 class Clock:
-    """Seconds of training, and seconds of pauses (evaluation, checkpoints), over all parts of a
-    run.
+    """Seconds of training and of pauses (evaluation, checkpoints, compilation), including those
+    before the run was resumed.
 
     Attributes:
-      paused: seconds inside `pause()`.
+      paused: seconds spent inside `pause()`.
     """
 
     def __init__(self, trained: float = 0.0, paused: float = 0.0):
-        self._start, self._before, self.paused = time.perf_counter(), trained + paused, paused
+        self._start = time.perf_counter()
+        self._before = trained + paused
+        self.paused = paused
 
     @property
     def trained(self) -> float:
@@ -36,39 +36,45 @@ class Clock:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time spent inside is not training."""
+        """Counts the time spent in the context as paused."""
         start = time.perf_counter()
         yield
         self.paused += time.perf_counter() - start
 
 
 class Recorder:
-    """Writes rows of one step each to metrics.jsonl and TensorBoard, and keeps a bar. Only the
-    process that is `writing` does.
+    """Writes one row per recorded step to metrics.jsonl and TensorBoard, and shows a progress bar.
+
+    All methods do nothing if `is_writer` is False, as on all processes but one.
+
+    Attributes:
+      last: the last recorded row; {} for a new run.
     """
 
-    def __init__(self, directory: RunDir, first_step: int, steps: int, writing: bool):
-        """Opens a run's records for going on after `first_step` steps: rows of later steps, from a
-        part that was killed, go.
+    def __init__(self, directory: RunDir, first_step: int, steps: int, is_writer: bool):
+        """Opens the records of a run that resumes after `first_step` steps.
+
+        Rows of later steps, written before the run was killed, are dropped.
         """
         self._file, self._events = None, None
-        self.last = keep_rows(directory.metrics, first_step) if writing else {}
-        if writing:
+        self.last = drop_rows_after(directory.metrics, first_step) if is_writer else {}
+        if is_writer:
             self._file = directory.metrics.open('a', encoding='utf-8')
-            self._events = summary_writer()(
+            self._events = import_summary_writer()(
                 str(directory.tensorboard), purge_step=first_step + 1, flush_secs=10
             )
-        self._steps, self._next_line = steps, time.monotonic() + SECONDS_BETWEEN_LINES
+        self._steps = steps
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         self._bar = tqdm(
             total=steps,
             initial=first_step,
             desc='training',
             unit='step',
-            disable=None if writing else True,
+            disable=None if is_writer else True,  # None: disabled if the output is not a terminal
         )
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """One line {"step": ..., ...}, and a point of each curve."""
+        """Writes a line {"step": ..., ...} to metrics.jsonl, and each value to TensorBoard."""
         if self._file is None or self._events is None:
             return
         self._file.write(json.dumps({'step': step, **row}) + '\n')
@@ -77,23 +83,29 @@ class Recorder:
             self._events.add_scalar(name, value, step)
 
     def advance(self, steps: int) -> None:
-        """Moves the bar; it shows the time that is left."""
+        """Advances the progress bar."""
         self._bar.update(steps)
 
-    def show(self, step: int, row: Mapping[str, float], figures: str) -> None:
-        """The figures of the objective and of the rows, behind the bar; without a terminal, a line
-        at times and one at the end.
+    def show_progress(self, step: int, row: Mapping[str, float], text: str) -> None:
+        """Shows metrics next to the progress bar; without a terminal, prints a line from time to
+        time and one at the last step.
+
+        Args:
+          step: the step of the row.
+          row: the recorded row.
+          text: metrics of the objective, as text.
         """
-        figures += f', {row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
-        figures += f', {row["dropped_pairs"]:.0f} pairs did not fit' if row['dropped_pairs'] else ''
-        self._bar.set_postfix_str(figures)
+        text += f', {row["tokens_per_second"]:,.0f} tokens/s, padding {row["padding_share"]:.1%}'
+        if row['dropped_pairs']:
+            text += f', {row["dropped_pairs"]:.0f} pairs did not fit'
+        self._bar.set_postfix_str(text)
         if self._bar.disable and (time.monotonic() > self._next_line or step == self._steps):
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             left = (self._steps - step) * row['seconds'] / max(step, 1)
-            self.say(f'step {step:,} of {self._steps:,}: {figures}, {left / 60:.0f} min left')
+            self.print_line(f'step {step:,} of {self._steps:,}: {text}, {left / 60:.0f} min left')
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def print_line(self, text: str) -> None:
+        """Prints a line above the progress bar."""
         if self._file is not None:
             self._bar.write(text)
 
@@ -105,9 +117,11 @@ class Recorder:
             self._events.close()
 
 
-def keep_rows(path: Path, step: int) -> dict[str, float]:
-    """Drops the rows of later steps, and a last line that was cut short, from a metrics.jsonl;
-    returns the last row that stays.
+def drop_rows_after(path: Path, step: int) -> dict[str, float]:
+    """Drops the rows of later steps, and an incomplete last line, from a metrics.jsonl file.
+
+    Returns:
+      The last row that is kept; {} if there is none or no file.
     """
     if not path.exists():
         return {}
@@ -115,7 +129,7 @@ def keep_rows(path: Path, step: int) -> dict[str, float]:
     for line in path.read_text(encoding='utf-8').splitlines():
         try:
             row = json.loads(line)
-        except ValueError:  # the run was killed in the middle of this line
+        except ValueError:  # the run was killed while it wrote this line
             break
         if row['step'] > step:
             break

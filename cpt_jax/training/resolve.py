@@ -1,4 +1,4 @@
-"""From a config and devices to all that a training step is made of; no data is read."""
+"""Builds the parts of a training step from a config and devices, without reading data."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +25,26 @@ OBJECTIVES: dict[str, Callable[[Mapping[str, Any], Data], Objective]] = {
     'contrastive': Contrastive.from_config,
     'lm': LanguageModel.from_config,
 }
-# Keys of `model` that say how it is computed, whichever architecture it has.
-_HOW_IT_IS_COMPUTED = ('dropout', 'remat', 'attention', 'dtype', 'layer_loop')
+# Keys of the `model` section that are not part of the architecture.
+_COMPUTE_KEYS = ('dropout', 'remat', 'attention', 'dtype', 'layer_loop')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """What a config decides on given devices.
+    """The parts of a training step that a config determines on given devices.
 
     Attributes:
-      seed: of the initial weights, the batches and dropout.
-      tokenizer: None for a plan, which reads no text.
-      schedule: step -> learning rate.
+      seed: random seed of the initial weights, the batches and dropout.
+      mesh: device mesh.
+      data: the `data` section.
+      train: the `train` section.
+      evaluation: the `evaluation` section.
+      objective: the loss, with its data and scores.
+      optimizer: the optimizer.
+      schedule: learning rate as a function of the step.
+      tokenizer: the run's tokenizer; None for a plan, which reads no text.
+      encoder_config: config of the encoder, with all 'auto' values resolved.
+      lora: the `lora` section.
     """
 
     seed: int
@@ -58,17 +66,17 @@ def resolve(
     make_tokenizer: Callable[[Objective], Tokenizer | PromptTokenizer] | None = None,
     platform: str = '',
 ) -> Resolved:
-    """Returns all that a training step is made of, checked against each other.
+    """Returns the parts of a training step, after checking that they fit together.
 
     Args:
-      config: the sections of configs/base.py, with the architecture that is trained.
-      devices: those of the mesh.
-      make_tokenizer: makes the run's tokenizer once everything before it is checked; None: there
-        is none, and the vocabulary is `tokenizer.vocab_size`.
-      platform: decides what 'auto' means in `model`; '': that of the devices.
+      config: the sections of configs/base.py, with the architecture to train.
+      devices: devices of the mesh.
+      make_tokenizer: returns the run's tokenizer; called after the cheaper checks. None: there is
+        no tokenizer, and `tokenizer.vocab_size` is the vocabulary size.
+      platform: platform for which 'auto' values of `model` are resolved; '' is that of the devices.
 
     Raises:
-      UserError: a section is wrong, or the sections do not fit each other or the devices.
+      UserError: a section is invalid, or the sections do not fit each other or the devices.
     """
     mesh = build(make_mesh, 'mesh', config['mesh'], devices=devices)
     train = build(Train, 'train', config['train'])
@@ -79,12 +87,12 @@ def resolve(
     tokenizer = make_tokenizer(objective) if make_tokenizer else None
     vocab_size = tokenizer.vocab_size if tokenizer else config['tokenizer']['vocab_size']
     encoder_config = build(EncoderConfig, 'model', config['model'], vocab_size=vocab_size)
-    encoder_config = encoder_config.on(platform or mesh.devices.flat[0].platform)
+    encoder_config = encoder_config.resolve_for(platform or mesh.devices.flat[0].platform)
     encoder_config.check_mesh(mesh)
-    objective.check(encoder_config)
+    objective.check_model(encoder_config)
     lora = build(LoRA, 'lora', config['lora'])
     lora.check(encoder_config, mesh)
-    objective.check_lengths(data, encoder_config, *_ids_around(tokenizer))
+    objective.check_lengths(data, encoder_config, *_count_ids_around(tokenizer))
     return Resolved(
         seed=config['seed'],
         mesh=mesh,
@@ -101,10 +109,10 @@ def resolve(
 
 
 def make_objective(config: Mapping[str, Any], data: Data) -> Objective:
-    """Returns the objective that a config names.
+    """Returns the objective that the config key `objective` names.
 
     Raises:
-      UserError: there is no such one, or it has no use for another key.
+      UserError: the name is unknown, or a key is set that the objective does not use.
     """
     name = config['objective']
     if name not in OBJECTIVES:
@@ -112,8 +120,11 @@ def make_objective(config: Mapping[str, Any], data: Data) -> Objective:
     return OBJECTIVES[name](config, data)
 
 
-def inherit(config: Mapping[str, Any], origin: Origin) -> tuple[Mapping[str, Any], bool]:
-    """Returns a new run's config with the architecture of its origin, and whether it has that.
+def resolve_architecture(
+    config: Mapping[str, Any], origin: Origin
+) -> tuple[Mapping[str, Any], bool]:
+    """Returns the config of a new run with the architecture to train, and whether that architecture
+    is inherited from the origin.
 
     Raises:
       UserError: see `make_objective`.
@@ -122,21 +133,26 @@ def inherit(config: Mapping[str, Any], origin: Origin) -> tuple[Mapping[str, Any
     inherited = make_objective(config, data).inherit_architecture(origin)
     if inherited is None:
         return config, False
-    return with_architecture(config, *inherited), True
+    return replace_architecture(config, *inherited), True
 
 
-def with_architecture(
+def replace_architecture(
     config: Mapping[str, Any], model: Mapping[str, Any], vocab_size: int
 ) -> Mapping[str, Any]:
-    """Returns `config` with the architecture of a model in place of its own.
+    """Returns `config` with its architecture replaced by that of another model.
 
-    How it is computed stays the config's to say, and `model.causal=False` lets every token of a
-    causal model see its whole text. Vectors are states at the closing delimiter, as of any run,
-    whatever the pooling of the model was, and Dense modules behind it are left out.
+    The keys in _COMPUTE_KEYS keep their values. `model.causal=False` in the config makes attention
+    bidirectional even if the model is causal. Pooling is always 'eos', the state at the closing
+    delimiter, whatever the model's own pooling is; its Dense modules are left out.
+
+    Args:
+      config: the sections of configs/base.py.
+      model: `model` section of the other model.
+      vocab_size: its vocabulary size.
     """
-    chosen = config['model']
-    kept = {key: chosen[key] for key in _HOW_IT_IS_COMPUTED if key in chosen}
-    causal = model.get('causal', True) and chosen.get('causal', True)
+    own = config['model']
+    kept = {key: own[key] for key in _COMPUTE_KEYS if key in own}
+    causal = model.get('causal', True) and own.get('causal', True)
     return {
         **config,
         'model': {**model, **kept, 'pooling': 'eos', 'causal': causal},
@@ -144,8 +160,8 @@ def with_architecture(
     }
 
 
-def _ids_around(tokenizer: Tokenizer | PromptTokenizer | None) -> tuple[int, str]:
-    """Number of ids that are put around a text, and what they are."""
+def _count_ids_around(tokenizer: Tokenizer | PromptTokenizer | None) -> tuple[int, str]:
+    """Returns the number of ids put around a text, and their name for messages."""
     if isinstance(tokenizer, PromptTokenizer):
-        return tokenizer.around, 'the template'
+        return tokenizer.template_length, 'the template'
     return len(DELIMITERS) // 2, 'the delimiters'

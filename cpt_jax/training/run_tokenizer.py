@@ -1,4 +1,4 @@
-"""The tokenizer of a run: its own, that of its origin, one from a file, or a new one."""
+"""The tokenizer of a run: from its checkpoint, its origin or a file, or newly trained."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,37 +10,40 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.prompt_template import configured
+from cpt_jax.text.prompt_template import parse_prompt_section
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from cpt_jax.training.objective import Objective
 
 
 def resolve_tokenizer(config: Mapping[str, Any], origin: Origin, objective: Objective) -> Tokenizer:
-    """Returns the tokenizer of `origin`; from scratch the one that the config names, or a new one
-    trained on the sources.
+    """Returns the tokenizer of `origin`; for a run from scratch, the one at `tokenizer.path`, or a
+    new one trained on the data sources.
 
     Args:
-      origin: the latest checkpoint of the run itself, or else what it starts from.
+      config: the sections of configs/base.py.
+      origin: the run's own latest checkpoint; for a new run, the model that it starts from.
+      objective: the run's objective.
 
     Raises:
-      UserError: `tokenizer.path` names another tokenizer than the origin was trained with.
+      UserError: `tokenizer.path` is not the tokenizer that the origin was trained with.
     """
-    path, closing = config['tokenizer']['path'], config['tokenizer']['closing']
+    path = config['tokenizer']['path']
+    closing = config['tokenizer']['closing']
     if isinstance(origin, Pretrained):
         if path:
             raise UserError(
-                f'tokenizer.path={path}: a run from init_from={config["init_from"]} has the '
-                f'tokenizer of that model'
+                f'tokenizer.path={path}: a run from init_from={config["init_from"]} uses the '
+                f'tokenizer of that model; leave tokenizer.path empty'
             )
         return origin.load_tokenizer(closing)
     if isinstance(origin, EarlierRun):
-        tokenizer = origin.load_tokenizer().closed(closing)
+        tokenizer = origin.load_tokenizer().with_closing(closing)
         if path and load_tokenizer(path, closing).fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f'tokenizer.path={path} is not the tokenizer that '
-                f'{origin.directory / str(origin.step)} was trained with: put that one there, or '
-                'none'
+                f'{origin.directory / str(origin.step)} was trained with: put the original file '
+                f'there, or leave tokenizer.path empty'
             )
         return tokenizer
     if path:
@@ -51,19 +54,25 @@ def resolve_tokenizer(config: Mapping[str, Any], origin: Origin, objective: Obje
 def wrap_in_template(
     tokenizer: Tokenizer, section: Mapping[str, Any], bos_ids: Sequence[int] | None
 ) -> Tokenizer | PromptTokenizer:
-    """Returns the tokenizer with the template of the `prompt` section around texts, if it has one.
+    """Returns a tokenizer that puts texts into the template of the `prompt` section; the tokenizer
+    itself if the section has no template.
+
+    Args:
+      tokenizer: the run's tokenizer.
+      section: the `prompt` section.
+      bos_ids: ids that begin every text; None if the run does not start from a causal language
+        model. Only such a model can read a template.
 
     Raises:
-      UserError: the section is wrong, or the run comes from no causal language model, which alone
-        can make sense of a template.
+      UserError: the section is invalid, or it has a template and `bos_ids` is None.
     """
-    prompt = configured(section)
+    prompt = parse_prompt_section(section)
     if prompt is None:
         return tokenizer
     if bos_ids is None:
         raise UserError(
-            'prompt.template goes with init_from, which must be a causal language model that can '
-            'read it (no BERT, and not empty): set both, or neither'
+            'prompt.template needs init_from to be a causal language model (not BERT): set both '
+            'keys, or leave both empty'
         )
     return PromptTokenizer(tokenizer, prompt, bos_ids)
 
@@ -74,14 +83,14 @@ def _train_tokenizer(config: Mapping[str, Any], objective: Objective) -> Tokeniz
         train_tokenizer,
         'tokenizer',
         section,
-        texts=_training_texts(config, objective),
+        texts=_iterate_training_texts(config, objective),
         seed=config['seed'],
-        boundaries=objective.marks_boundaries,
+        bos_and_eos=objective.marks_boundaries,
     )
 
 
 class _FourCharacters:
-    """Counts four characters as a token where text is cut into pieces to train a tokenizer."""
+    """Counts four characters as one token, to cut text into pieces before there is a tokenizer."""
 
     fingerprint = 'four characters'
 
@@ -89,15 +98,16 @@ class _FourCharacters:
         return [-(-len(text) // 4) for text in texts]
 
 
-def _training_texts(config: Mapping[str, Any], objective: Objective) -> Iterator[str]:
-    """Yields the texts of all sources' training pairs, source after source in turn, each in an
-    order that mixes its files.
+def _iterate_training_texts(config: Mapping[str, Any], objective: Objective) -> Iterator[str]:
+    """Yields the texts of all training pairs, one pair from each source in turn.
+
+    The pairs of a source are shuffled, because training a tokenizer may read only the first texts.
     """
     by_name, _ = objective.load_sources(config['data']['sources'], 'train', _FourCharacters())
     sources = list(by_name.values())
     orders = [np.random.default_rng(0).permutation(len(source)) for source in sources]
-    for place in range(max(map(len, orders))):
+    for position in range(max(map(len, orders))):
         for source, order in zip(sources, orders, strict=True):
-            if place < len(order):
-                pair = source[int(order[place])]
+            if position < len(order):
+                pair = source[int(order[position])]
                 yield from filter(None, (pair.x, pair.y))

@@ -1,4 +1,4 @@
-"""The sections of a config: each is the keyword arguments of one function."""
+"""The sections of a config, each of which is the keyword arguments of one function."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runs.checkpoint import Checkpoints
-from cpt_jax.runs.config import check_section, defaults_of
+from cpt_jax.runs.config import check_section, get_defaults
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import Prompt
@@ -18,7 +18,7 @@ from cpt_jax.training.optimizer import make_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The `data` section; configs/base.py comments each key."""
+    """The `data` section; configs/base.py documents each key."""
 
     sources: Mapping[str, Mapping[str, Any]]
     max_tokens_x: int
@@ -39,7 +39,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The `train` section."""
+    """The `train` section; configs/base.py documents each key."""
 
     steps: int
     batch_pairs: int
@@ -52,7 +52,7 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The `evaluation` section."""
+    """The `evaluation` section; configs/base.py documents each key."""
 
     every_steps: int
     pairs: int
@@ -62,13 +62,13 @@ class Evaluation:
 
     @property
     def is_on(self) -> bool:
-        """Whether held-out pairs are looked at during training."""
+        """Whether held-out pairs are evaluated during training."""
         return self.every_steps > 0 and self.pairs > 0
 
 
-# Section -> the function whose keyword arguments it is. A key that an older run did not have takes
-# the default of this function.
-FUNCTIONS: dict[str, Callable[..., Any]] = {
+# Section name -> function whose keyword arguments the section holds. A key that did not exist when
+# an older run began takes this function's default.
+SECTION_FUNCTIONS: dict[str, Callable[..., Any]] = {
     'tokenizer': train_tokenizer,
     'prompt': Prompt,
     'data': Data,
@@ -81,10 +81,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'evaluation': Evaluation,
     'checkpoint': Checkpoints,
 }
-KEYS = ('objective', 'seed', 'init_from')  # beside the sections
-# Arguments of these functions that no config gives.
-GIVEN = {
-    'tokenizer': ('texts', 'seed', 'boundaries'),
+TOP_LEVEL_KEYS = ('objective', 'seed', 'init_from')
+# Arguments of these functions that the program passes and that are not config keys.
+ARGUMENTS_NOT_IN_CONFIG = {
+    'tokenizer': ('texts', 'seed', 'bos_and_eos'),
     'prompt': ('demonstrations', 'clean'),
     'model': ('vocab_size',),
     'mesh': ('devices',),
@@ -94,35 +94,43 @@ GIVEN = {
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
-    """Raises UserError for a section or key that a config does not have, or lacks: all of them are
-    looked at before anything is read.
+    """Checks that all sections and keys of a config exist, before any data is read.
+
+    Raises:
+      UserError: a section or key is unknown or missing, or a section is not a mapping.
     """
-    known = {*FUNCTIONS, *KEYS}
+    known = {*SECTION_FUNCTIONS, *TOP_LEVEL_KEYS}
     for key in config.keys() - known:
         raise UserError(f'unknown config key {key}: a config has {", ".join(sorted(known))}')
     for key in known - config.keys():
-        raise UserError(f'config key {key} is missing: begin a config with configs/base.py')
-    for name, function in FUNCTIONS.items():
+        raise UserError(f'config key {key} is missing: start from configs/base.py')
+    for name, function in SECTION_FUNCTIONS.items():
         if not isinstance(config[name], Mapping):
             raise UserError(f'config key {name}={config[name]!r}: must be a section')
-        check_section(function, name, _without_path(name, config[name]), GIVEN.get(name, ()))
+        section = _remove_path(name, config[name])
+        check_section(function, name, section, ARGUMENTS_NOT_IN_CONFIG.get(name, ()))
 
 
-def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config with the defaults of the keys that its sections lack."""
+def add_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with defaults for the keys that its sections lack."""
     return dict(config) | {
-        name: _defaults(name, function) | dict(config[name]) for name, function in FUNCTIONS.items()
+        name: _get_defaults(name, function) | dict(config[name])
+        for name, function in SECTION_FUNCTIONS.items()
     }
 
 
-def _defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]:
-    found = {'path': ''} if name == 'tokenizer' else {}
-    given = GIVEN.get(name, ())
-    return found | {key: value for key, value in defaults_of(function).items() if key not in given}
+def _get_defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    defaults = {'path': ''} if name == 'tokenizer' else {}
+    excluded = ARGUMENTS_NOT_IN_CONFIG.get(name, ())
+    return defaults | {
+        key: value for key, value in get_defaults(function).items() if key not in excluded
+    }
 
 
-def _without_path(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `tokenizer` section also has the path of one, which then is not trained."""
+def _remove_path(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the section without `tokenizer.path`, which is not an argument of `train_tokenizer`:
+    it names a tokenizer to load instead of training one.
+    """
     if name != 'tokenizer':
         return section
     return {key: value for key, value in section.items() if key != 'path'}

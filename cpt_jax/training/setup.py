@@ -1,4 +1,4 @@
-"""From a config to all that a run is made of."""
+"""Sets up a run from its config: reads the data and checks everything before the first step."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,89 +10,96 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cpt_jax.data.batch import Batch, Layout, Tokens, local_batches, plan_layout
-from cpt_jax.data.mixture import batches, source_functions
-from cpt_jax.data.pairs import Pair, Source, check_negatives, content_id, spread_over
+from cpt_jax.data.batch import Batch, Layout, TokenReader, make_local_batches, plan_layout
+from cpt_jax.data.mixture import get_source_classes, make_batches
+from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id, spread_indices
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.model.adapters.lora import LoRA
-from cpt_jax.origin.earlier_run import EarlierRun, find_latest
-from cpt_jax.origin.frozen_base import base_of_adapters, check_base, describe_base
+from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
+from cpt_jax.origin.frozen_base import check_base, describe_base, get_adapter_base
 from cpt_jax.origin.resolve import Model, Origin, Scratch, resolve_origin
 from cpt_jax.runs.code_version import code_version
-from cpt_jax.runs.config import as_json, check_resume, check_workdir
+from cpt_jax.runs.config import check_resume, check_workdir, to_json_values
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import on_mesh
+from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import Tokenizer
 from cpt_jax.training.objective import HeldOut, Objective
-from cpt_jax.training.resolve import Resolved, inherit, resolve, with_architecture
+from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
-from cpt_jax.training.sections import FUNCTIONS, Evaluation, check_sections, with_defaults
+from cpt_jax.training.sections import SECTION_FUNCTIONS, Evaluation, add_defaults, check_sections
 from cpt_jax.training.step import TrainState, init_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Resolved):
-    """All that a run is made of.
+    """A run that is ready to train.
 
     Attributes:
-      directory: the run's files.
-      tokenizer: from texts to ids.
-      sources: source of training pairs, by name.
-      reader: from pairs to token ids.
-      layout: how a batch is laid out over devices, chunks and rows.
-      indices: [step - 1] -> which pairs. For a language model a pair is one text
-        (data/sources/documents.py).
-      heldout: the held-out pairs; [] if nothing is held out.
-      origin: what the run starts from; Scratch where it goes on from its own checkpoint.
-      base: the frozen weights of a LoRA run, opened.
-      provenance: metadata that go into every checkpoint.
-      changes: one line for each config key that differs from when the run began.
+      directory: paths of the run's files.
+      tokenizer: the run's tokenizer.
+      sources: sources of training pairs, by name.
+      reader: converts pairs to token ids.
+      layout: layout of a batch over devices, chunks and rows.
+      indices: indices of the pairs of each batch; element i is the batch of step i + 1. For a
+        language model, a pair is one text (data/sources/documents.py).
+      heldout_pairs: the held-out pairs; [] if none are held out.
+      origin: model that a new run starts from; Scratch if the run resumes from its own checkpoint.
+      base: the opened model whose weights a LoRA run keeps frozen; None if all weights are trained.
+      provenance: metadata stored with every checkpoint.
+      changes: one line for each config key, and for the code version, that changed since the run
+        began.
     """
 
     directory: RunDir
     tokenizer: Tokenizer | PromptTokenizer
     sources: Mapping[str, Source]
-    reader: Tokens
+    reader: TokenReader
     layout: Layout
     indices: grain.MapDataset
-    heldout: Sequence[Pair]
+    heldout_pairs: Sequence[Pair]
     origin: Origin
     base: Model | None
     provenance: Provenance
     changes: Sequence[str]
 
     def init(self) -> TrainState:
-        """Returns a fresh state."""
+        """Returns a randomly initialized state."""
         return init_state(self.encoder_config, self.objective, self.optimizer, self.seed, self.lora)
 
-    def abstract_state(self) -> TrainState:
-        """Returns shapes, dtypes and shardings of the state; costs nothing."""
-        return on_mesh(jax.eval_shape(self.init), self.mesh)
+    def make_abstract_state(self) -> TrainState:
+        """Returns the shapes, dtypes and shardings of the state, without allocating it."""
+        return assign_mesh_shardings(jax.eval_shape(self.init), self.mesh)
 
-    def batches_after(self, step: int) -> Iterator[Mapping[int, Batch]]:
-        """Returns this process's parts of the batches of steps `step` + 1, `step` + 2, ...; they
-        are made ahead in threads.
+    def iterate_batches_after(self, step: int) -> Iterator[Mapping[int, Batch]]:
+        """Returns an iterator over this process's parts of the batches of steps `step` + 1,
+        `step` + 2, ..., which threads prepare ahead of time.
         """
         options = grain.ReadOptions(
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch
         )
-        all_batches = local_batches(self.indices, self.reader, self.layout, self.mesh)
+        all_batches = make_local_batches(self.indices, self.reader, self.layout, self.mesh)
         return iter(all_batches[step:].to_iter_dataset(options))
 
     @property
     def held_out(self) -> HeldOut:
-        """The held-out pairs, and how they are read."""
-        return HeldOut(self.heldout, self.tokenizer, self.data, self.layout, self.mesh)
+        """The held-out pairs, and all that is needed to read and embed them."""
+        return HeldOut(self.heldout_pairs, self.tokenizer, self.data, self.layout, self.mesh)
 
 
 def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
-    """Reads the data and checks everything that can be wrong before the first step.
+    """Returns a run that is ready to train.
+
+    Reads the data, and checks everything that can be checked before the first step.
+
+    Args:
+      config: the sections of configs/base.py, as plain values.
+      workdir: the run's directory.
 
     Raises:
-      UserError: see `train`.
+      UserError: the config or the data is invalid, or the directory holds another run.
     """
     check_sections(config)
     check_workdir(workdir)
@@ -100,35 +107,38 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     directory = RunDir(workdir.absolute())
     start = _find_start(config, directory)
     changes = _list_changes(start, workdir)
-    config = with_defaults(start.config)
+    config = add_defaults(start.config)
 
     def make_tokenizer(objective: Objective) -> Tokenizer | PromptTokenizer:
         tokenizer = resolve_tokenizer(config, start.previous or start.origin, objective)
         return wrap_in_template(tokenizer, config['prompt'], start.bos_ids)
 
     resolved = resolve(config, jax.devices(), make_tokenizer)
-    objective, tokenizer = resolved.objective, resolved.tokenizer
-    assert tokenizer is not None  # make_tokenizer has made it
+    objective = resolved.objective
+    tokenizer = resolved.tokenizer
+    assert tokenizer is not None  # `resolve` calls make_tokenizer
     sources, weights = objective.load_sources(config['data']['sources'], 'train', tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     if start.previous:
         _check_data(start.previous.provenance.sources, fingerprints, workdir)
     check_negatives(sources, resolved.data.negatives)
-    indices = batches(sources, weights, resolved.seed, resolved.train.batch_pairs)
+    indices = make_batches(sources, weights, resolved.seed, resolved.train.batch_pairs)
     reader = objective.make_reader(list(sources.values()), tokenizer, resolved.data)
     layout = _plan_rows(reader, resolved)
-    base, described = _open_base(start, resolved.lora, workdir)
-    heldout = _load_heldout_pairs(resolved.evaluation, config, objective, tokenizer)
-    resolved = dataclasses.replace(resolved, objective=objective.with_baseline(reader, heldout))
+    base, base_description = _open_base(start, resolved.lora, workdir)
+    heldout_pairs = _load_heldout_pairs(resolved.evaluation, config, objective, tokenizer)
+    resolved = dataclasses.replace(
+        resolved, objective=objective.with_baseline(reader, heldout_pairs)
+    )
     provenance = Provenance(
-        config=as_json(start.config),
+        config=to_json_values(start.config),
         tokenizer=tokenizer.fingerprint,
         sources=fingerprints,
         code=code_version(),
         inherits=start.inherits,
         begin=start.bos_ids,
         pretrained=(start.previous or start.origin).pretrained_config,
-        base=described,
+        base=base_description,
     )
     return Run(
         **vars(resolved),
@@ -137,7 +147,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         reader=reader,
         layout=layout,
         indices=indices,
-        heldout=heldout,
+        heldout_pairs=heldout_pairs,
         origin=start.origin,
         base=base,
         provenance=provenance,
@@ -146,16 +156,19 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
 
 
 def _check_origin_of_adapters(config: Mapping[str, Any]) -> None:
-    """Raises UserError for LoRA from scratch; a plan needs no weights, and allows it."""
+    """Raises UserError for LoRA without init_from.
+
+    A plan does not call this: it needs no weights.
+    """
     rank = config['lora'].get('rank')
     if rank and not config['init_from']:
         raise UserError(
-            f'lora.rank={rank} needs init_from: a pretrained model or a run, whose weights stay as '
-            f'they are'
+            f'lora.rank={rank} needs init_from: set it to a pretrained model or a run, whose '
+            f'weights are kept frozen'
         )
 
 
-def _plan_rows(reader: Tokens, resolved: Resolved) -> Layout:
+def _plan_rows(reader: TokenReader, resolved: Resolved) -> Layout:
     data, train = resolved.data, resolved.train
     return plan_layout(
         reader,
@@ -169,46 +182,49 @@ def _plan_rows(reader: Tokens, resolved: Resolved) -> Layout:
     )
 
 
-def set_up_together(config: Mapping[str, Any], workdir: Path) -> Run:
-    """Calls `set_up` on all processes, which must have read the same.
+def set_up_on_all_processes(config: Mapping[str, Any], workdir: Path) -> Run:
+    """Calls `set_up` on all processes and checks that they agree.
 
     Raises:
-      UserError: also where another process has another config, tokenizer, data or code.
+      UserError: see `set_up`; or the config, tokenizer, data or code differs between processes.
     """
     run = set_up(config, workdir)
-    latest = find_latest(run.directory)
+    latest = find_latest_checkpoint(run.directory)
     mine = {field: getattr(run.provenance, field) for field in vars(run.provenance)}
     mine |= {
         'layout': run.layout,
-        'heldout': len(run.heldout),
+        'heldout': len(run.heldout_pairs),
         'checkpoint in --workdir': latest and latest.step,
     }
-    ids = np.array([content_id(repr(mine[name])) for name in sorted(mine)], np.int32)
-    everyones = multihost_utils.process_allgather(ids).reshape(-1, len(ids))
-    differ = [
+    # One hash per property, so that all processes exchange arrays of the same size.
+    names = sorted(mine)
+    hashes = np.array([compute_content_id(repr(mine[name])) for name in names], np.int32)
+    hashes_of_all = multihost_utils.process_allgather(hashes).reshape(-1, len(hashes))
+    differing = [
         name
-        for name, column in zip(sorted(mine), everyones.T, strict=True)
+        for name, column in zip(names, hashes_of_all.T, strict=True)
         if len(set(column.tolist())) > 1
     ]
-    if differ:
-        said = '; '.join(f'{name}: {mine[name]}' for name in differ)
+    if differing:
+        own_values = '; '.join(f'{name}: {mine[name]}' for name in differing)
         raise UserError(
-            f'the processes differ in {", ".join(differ)}; all need the same flags, files and '
-            f'--workdir. This one has {said}'
+            f'the processes differ in {", ".join(differing)}: give all of them the same flags, '
+            f'files and --workdir. This process has {own_values}'
         )
     return run
 
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """What a run starts from, and what it has from there.
+    """The checkpoint or model from which a run starts.
 
     Attributes:
-      config: the config with the architecture that is trained.
+      config: the config with the architecture to train.
       previous: the run's own latest checkpoint; None for a new run.
-      origin: what a new run starts from; Scratch for a run that goes on, whose origin may be gone.
-      inherits: whether the architecture is that of the origin.
-      bos_ids: see `Provenance.begin`.
+      origin: model that a new run starts from; Scratch for a resumed run, which does not need its
+        origin any more.
+      inherits: whether the architecture is inherited from the origin.
+      bos_ids: ids that begin every text; see `Provenance.begin`.
     """
 
     config: Mapping[str, Any]
@@ -219,30 +235,31 @@ class _Start:
 
 
 def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
-    """Returns the run's own latest checkpoint, or else what `init_from` names."""
-    previous = find_latest(directory)
+    """Finds the run's own latest checkpoint; for a new run, the model that `init_from` names."""
+    previous = find_latest_checkpoint(directory)
     if previous is None:
         origin = resolve_origin(config['init_from'])
-        config, inherits = inherit(config, origin)
+        config, inherits = resolve_architecture(config, origin)
         return _Start(config, None, origin, inherits, origin.bos_ids)
     inherits = previous.inherits_architecture
     if inherits:
-        config = with_architecture(config, *previous.architecture)
+        config = replace_architecture(config, *previous.architecture)
     return _Start(config, previous, Scratch(), inherits, previous.provenance.begin)
 
 
 def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, Base | None]:
-    """Returns the base of a LoRA run, opened and described; (None, None) if all parameters are
+    """Returns the opened base of a LoRA run and its description; (None, None) if all parameters are
     trained.
     """
-    origin, previous = start.origin, start.previous
+    origin = start.origin
+    previous = start.previous
     if not lora.rank:
         if isinstance(origin, EarlierRun):
-            origin.refuse_adapters()
+            origin.check_has_no_adapters()
         return None, None
     if previous:
-        described = base_of_adapters(previous)
-        return check_base(described, str(workdir)), described
+        description = get_adapter_base(previous)
+        return check_base(description, str(workdir)), description
     assert not isinstance(origin, Scratch)  # set_up has refused LoRA from scratch
     return origin, describe_base(origin)
 
@@ -253,15 +270,17 @@ def _load_heldout_pairs(
     objective: Objective,
     tokenizer: TokenCounter,
 ) -> list[Pair]:
-    """Returns up to `evaluation.pairs` held-out pairs, evenly from the sources that have any."""
+    """Returns up to `evaluation.pairs` held-out pairs, in equal numbers from the sources that have
+    any.
+    """
     if not evaluation.is_on:
         return []
     sources, _ = objective.load_sources(config['data']['sources'], 'heldout', tokenizer)
-    share, more = divmod(evaluation.pairs, max(len(sources), 1))
+    pairs_per_source, remainder = divmod(evaluation.pairs, max(len(sources), 1))
     pairs = []
-    for number, source in enumerate(sources.values()):
-        chosen = spread_over(len(source), share + (number < more))
-        pairs += [source[int(index)] for index in chosen]
+    for position, source in enumerate(sources.values()):
+        count = pairs_per_source + (position < remainder)
+        pairs += [source[int(index)] for index in spread_indices(len(source), count)]
     return pairs
 
 
@@ -269,17 +288,22 @@ def _check_data(before: Mapping[str, str], now: Mapping[str, str], workdir: Path
     for name in now:
         if before.get(name) != now[name]:
             raise UserError(
-                f'data.sources.{name} is not the data that {workdir} was trained on: put it back, '
-                f'or give another --workdir'
+                f'data.sources.{name} is not the data that {workdir} was trained on: restore the '
+                f'original data, or give another --workdir'
             )
 
 
 def _list_changes(start: _Start, workdir: Path) -> list[str]:
-    """Returns one line for each thing that is not as the run began with, and may change."""
+    """Returns one line for each config key, and for the code version, that changed since the run
+    began.
+
+    Raises:
+      UserError: a key changed that must not.
+    """
     if start.previous is None:
         return []
     before = start.previous.provenance
-    sections = FUNCTIONS | source_functions(start.config['data']['sources'])
+    sections = SECTION_FUNCTIONS | get_source_classes(start.config['data']['sources'])
     changes = check_resume(before.config, start.config, workdir, sections)
     if before.code != code_version():
         changes.append(f'code: {before.code} -> {code_version()}')

@@ -1,4 +1,4 @@
-"""The state that a run begins its next step with."""
+"""The state from which a run starts or resumes."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.earlier_run import EarlierRun
-from cpt_jax.origin.frozen_base import load_base, put_base, with_new_delimiters
+from cpt_jax.origin.frozen_base import add_new_delimiters, load_base, merge_base
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runtime.mesh import shardings
@@ -19,48 +19,54 @@ from cpt_jax.training.step import TrainState
 T = TypeVar('T')
 
 
-def starting_state(run: Run, saved: Checkpoints) -> tuple[int, TrainState]:
-    """Returns how many steps are done, and the state after them: the first that applies of
+def make_starting_state(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainState]:
+    """Returns the number of steps done and the state after them.
+
+    The state comes from the first of these that exists:
     1. the run's own latest checkpoint,
     2. the parameters of its origin, an earlier run or a pretrained model,
-    3. random parameters.
+    3. random initialization.
     """
-    abstract = run.abstract_state()
+    abstract = run.make_abstract_state()
     if run.base is not None:
-        return _state_beside_base(run, abstract, saved)
-    if restored := saved.restore(abstract):
+        return _make_lora_state(run, abstract, checkpoints)
+    if restored := checkpoints.restore(abstract):
         return restored
     if isinstance(run.origin, Pretrained):
-        fresh = run.tokenizer.added
-        encoder = run.origin.load_encoder(run.encoder_config, run.mesh, jnp.float32, fresh)
-        return 0, _fresh_state_around(encoder, run, abstract, _put_encoder)
+        new_ids = run.tokenizer.added_ids
+        encoder = run.origin.load_encoder(run.encoder_config, run.mesh, jnp.float32, new_ids)
+        return 0, _make_fresh_state(encoder, run, abstract, _put_encoder)
     if isinstance(run.origin, EarlierRun):
-        return 0, _state_from_run(run.origin, run, abstract)
+        return 0, _load_from_run(run.origin, run, abstract)
     return 0, jax.jit(run.init, out_shardings=shardings(abstract))()
 
 
-def _state_from_run(origin: EarlierRun, run: Run, abstract: TrainState) -> TrainState:
-    """All parameters of a run of the same objective; of another, those of the encoder."""
+def _load_from_run(origin: EarlierRun, run: Run, abstract: TrainState) -> TrainState:
+    """Returns a fresh state with the parameters of an earlier run: all of them if it has the same
+    objective, else only the encoder's.
+    """
     if origin.provenance.objective == run.objective.name:
         params = origin.load_params(abstract.params)
-        return _fresh_state_around(params, run, abstract, _put_params)
+        return _make_fresh_state(params, run, abstract, _put_params)
     encoder = origin.load_params({'encoder': abstract.params.encoder})['encoder']
     put = _put_encoder_without_delimiters if origin.is_language_model else _put_encoder
-    return _fresh_state_around(encoder, run, abstract, put)
+    return _make_fresh_state(encoder, run, abstract, put)
 
 
-def _state_beside_base(
-    run: Run, abstract: TrainState, saved: Checkpoints
+def _make_lora_state(
+    run: Run, abstract: TrainState, checkpoints: Checkpoints
 ) -> tuple[int, TrainState]:
-    """The state of a LoRA run: its base comes from where it lies each time, beside the latest
-    checkpoint's adapters or fresh ones.
+    """Returns the number of steps done and the state of a LoRA run.
+
+    Checkpoints contain only the adapters, so the frozen base is loaded from its origin at every
+    start.
     """
     assert run.base is not None and abstract.frozen is not None
     trained = abstract._replace(frozen=None)
-    restored = saved.restore(trained)
-    base = load_base(run.base, run.encoder_config, run.mesh, run.lora, run.tokenizer.added)
+    restored = checkpoints.restore(trained)
+    base = load_base(run.base, run.encoder_config, run.mesh, run.lora, run.tokenizer.added_ids)
     frozen = abstract.frozen
-    frozen.encoder = put_base(frozen.encoder, base)
+    frozen.encoder = merge_base(frozen.encoder, base)
     if restored:
         step, state = restored
         return step, state._replace(frozen=frozen)
@@ -70,20 +76,24 @@ def _state_beside_base(
 
 
 def _load_own_parameters(state: TrainState, run: Run, abstract: TrainState) -> None:
-    """Takes what is trained beside the encoder from an earlier run of the same objective."""
+    """Loads the trained parameters other than the encoder's from an earlier run of the same
+    objective, if the run starts from one.
+    """
     origin = run.origin
     if not isinstance(origin, EarlierRun) or origin.provenance.objective != run.objective.name:
         return
-    wanted = run.objective.own_parameters(abstract.params)
+    wanted = run.objective.get_own_parameters(abstract.params)
     for name, value in origin.load_params(wanted).items():
         setattr(state.params, name, value)
 
 
-def _fresh_state_around(
+def _make_fresh_state(
     loaded: T, run: Run, abstract: TrainState, put: Callable[[TrainState, T], TrainState]
 ) -> TrainState:
-    """Returns a fresh state with `loaded` put into it. The memory of `loaded` is taken over, so no
-    fresh parameters are made beside it.
+    """Returns a fresh state with `loaded` put into it by `put`.
+
+    `loaded` is donated, so it is never in memory together with the random parameters that it
+    replaces.
     """
     make = jax.jit(
         lambda loaded: put(run.init(), loaded), out_shardings=shardings(abstract), donate_argnums=0
@@ -101,8 +111,8 @@ def _put_encoder(state: TrainState, encoder: Encoder) -> TrainState:
 
 
 def _put_encoder_without_delimiters(state: TrainState, encoder: Encoder) -> TrainState:
-    """Puts the encoder of a language model, to which the delimiters are new."""
-    encoder.token_embedding = with_new_delimiters(
-        encoder.token_embedding, encoder.config.vocab_size
-    )
+    """Puts the encoder of a language model into a state, with new embeddings for the delimiters,
+    which the language model did not train.
+    """
+    encoder.token_embedding = add_new_delimiters(encoder.token_embedding, encoder.config.vocab_size)
     return _put_encoder(state, encoder)

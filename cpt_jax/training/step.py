@@ -1,4 +1,4 @@
-"""One step: Batch, TrainState -> TrainState, metrics; and its compiled programs."""
+"""The training step (TrainState, Batch) -> (TrainState, metrics), and its compiled programs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,18 +13,21 @@ from cpt_jax.loss.infonce import Metrics
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.parameter import divided, joined
+from cpt_jax.model.parameter import join_frozen, split_frozen
 from cpt_jax.runtime.mesh import shardings
 from cpt_jax.training.objective import Objective, Params
 from cpt_jax.training.resolve import Resolved
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and what LoRA leaves as it is.
+    """The training state.
 
     Attributes:
-      params: what is trained, with None in place of what is not.
-      frozen: the same the other way round; None where all is trained. Checkpoints are without it.
+      step: int32 scalar, number of steps done.
+      params: all parameters, with None in place of frozen ones.
+      optimizer: state of the optimizer, for `params`.
+      frozen: all parameters, with None in place of trained ones; None if all are trained (without
+        LoRA). Not stored in checkpoints.
     """
 
     step: jax.Array
@@ -33,14 +36,14 @@ class TrainState(NamedTuple):
     frozen: Params | None = None
 
     @property
-    def whole(self) -> Params:
-        """All parameters."""
-        return joined(self.params, self.frozen)
+    def all_params(self) -> Params:
+        """All parameters, trained and frozen."""
+        return join_frozen(self.params, self.frozen)
 
     @property
     def encoder(self) -> Encoder:
-        """With all of its weights."""
-        return self.whole.encoder
+        """The encoder, with its trained and frozen weights."""
+        return self.all_params.encoder
 
 
 def init_state(
@@ -50,14 +53,16 @@ def init_state(
     seed: int,
     lora: LoRA | None = None,
 ) -> TrainState:
-    """A fresh state. Call it under jax.jit in the mesh; under jax.eval_shape it gives shapes,
-    dtypes and shardings alone.
+    """Returns a randomly initialized state.
+
+    Call it under jax.jit with the mesh set, or under jax.eval_shape for shapes, dtypes and
+    shardings only.
     """
     rngs = nnx.Rngs(seed)
     params, frozen = objective.init(config, rngs), None
     if lora and lora.rank:
-        params.encoder = lora.adapted(params.encoder, rngs)
-        params, frozen = divided(params)
+        params.encoder = lora.add_adapters(params.encoder, rngs)
+        params, frozen = split_frozen(params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), frozen)
 
 
@@ -67,32 +72,33 @@ def make_step(
     schedule: optax.Schedule,
     seed: int,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The training step; `jax.jit` it with the state donated. Which units drop out is a function of
-    (seed, step).
+    """Returns the training step, to be compiled by `jax.jit` with the state donated.
+
+    The random key of dropout is a function of (seed, step).
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = (
-            jax.random.fold_in(jax.random.key(seed), state.step)
-            if state.params.encoder.drops
-            else None
-        )
+        key = None
+        if state.params.encoder.has_dropout:
+            key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def on_all(params):
-            return objective(joined(params, state.frozen), batch, key)
+        def compute_loss(params):
+            return objective(join_frozen(params, state.frozen), batch, key)
 
-        # Kernels write their backward pass down after the encoder has returned.
-        with state.params.encoder.config.precision():
-            (value, metrics), gradient = jax.value_and_grad(on_all, has_aux=True)(state.params)
+        # The backward pass of kernels is traced after the encoder has returned, so the matmul
+        # precision must be set here as well.
+        with state.params.encoder.config.matmul_precision():
+            grad_function = jax.value_and_grad(compute_loss, has_aux=True)
+            (loss, metrics), gradient = grad_function(state.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         objective.clip(params)
         metrics |= {
-            'loss': value,
+            'loss': loss,
             'grad_norm': optax.tree.norm(gradient),
-            'param_norm': optax.tree.norm(params),  # after the step: what a checkpoint would hold
+            'param_norm': optax.tree.norm(params),  # after the update, as in a checkpoint
             'learning_rate': schedule(state.step),
-            'tokens': jnp.sum(batch.segments_CxRxS > 0),
+            'tokens': jnp.sum(batch.segments_JxRxS > 0),
         }
         return TrainState(state.step + 1, params, optimizer_state, state.frozen), metrics
 
@@ -100,8 +106,9 @@ def make_step(
 
 
 class StepPrograms:
-    """The step, compiled once for each number of rows that a batch can have (data/batch.py:
-    Layout.smaller_row_counts).
+    """The training step, compiled once for each number of rows that a batch can have.
+
+    See `Layout.smaller_row_counts` in data/batch.py.
     """
 
     def __init__(self, run: Resolved):
@@ -109,10 +116,12 @@ class StepPrograms:
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
     def __call__(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
-        """Returns (state, batch) -> (state, metrics) for such a batch, compiled if it is the first.
-        The program takes over the memory of the state.
+        """Returns the program (state, batch) -> (state, metrics) for batches of this shape.
+
+        The first call for a shape compiles the program. The program donates the state: it reuses
+        its memory.
         """
-        rows = batch.tokens_CxRxS.shape[1]
+        rows = batch.tokens_JxRxS.shape[1]
         if rows not in self._compiled:
             step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings(state), None))
             self._compiled[rows] = step.lower(state, batch).compile()

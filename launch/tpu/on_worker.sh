@@ -1,6 +1,15 @@
 #!/usr/bin/env bash
-# What the programs beside this file ask of one worker of a pod, over ssh. All of it lives in ~/cpt_jax:
-#   code/  the checkout      venv/  its packages      train.log, pid, exit_status  of the run      lock  held while the run lives
+# The commands that the programs in launch/tpu/ run over ssh on a worker of a pod:
+#
+#   on_worker.sh COMMAND [ARGUMENT...]
+#
+# All files are in ~/cpt_jax:
+#   code/        the checkout
+#   venv/        its Python packages
+#   train.log    output of the run
+#   pid          process id of the shell that runs the training
+#   exit_status  exit status of the run; missing while it is in progress
+#   lock         held while the run is in progress
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 worker=${HOSTNAME:-$(hostname)}
@@ -12,11 +21,13 @@ fail() {
   exit 1
 }
 
-# The run and all its children hold a lock: the kernel lets go of it however they end, and no number of a process can be mistaken.
+# Succeeds if a run is in progress. The run and its children hold a lock, which the kernel releases
+# when they end for any reason. A process id would not do: it may be reused by another process.
 running() { ! flock --nonblock --shared lock true; }
 
+# Replaces the checkout by ~/cpt_jax/next, and installs its packages.
 install() { # REQUIREMENT [BUCKET FOLDER]
-  if running; then fail 'a run is going on: launch/tpu/stop.py saves and ends it'; fi
+  if running; then fail 'a run is in progress: launch/tpu/stop.py saves and ends it'; fi
   rm -rf code
   mv next code
   [ -x venv/bin/pip ] || make_venv
@@ -25,7 +36,8 @@ install() { # REQUIREMENT [BUCKET FOLDER]
   say installed
 }
 
-# The images of Cloud TPU carry Python 3.10 (Ubuntu 22.04), which JAX no longer supports; uv brings the version that the tests run on.
+# The images of Cloud TPU have Python 3.10 (Ubuntu 22.04), which JAX no longer supports. uv installs
+# the version of Python that the tests use.
 make_venv() {
   if [ ! -x bin/uv ]; then
     curl -LsSf https://astral.sh/uv/0.13.9/install.sh -o uv-install.sh
@@ -34,25 +46,30 @@ make_venv() {
   bin/uv venv --quiet --clear --seed --python 3.11 venv
 }
 
-# Installed as cloud.google.com/storage/docs/cloud-storage-fuse/install says. A checkpoint is finished by renaming its folder, and every
-# host must see at once what another one wrote: hence a rename limit, and no cached metadata.
+# Mounts a bucket. Installs gcsfuse as in cloud.google.com/storage/docs/cloud-storage-fuse/install.
+# --rename-dir-limit: a checkpoint is completed by renaming its folder.
+# --metadata-cache-*: every host must immediately see the files that another one has written.
 mount_bucket() { # BUCKET FOLDER
   if ! command -v gcsfuse >/dev/null; then
-    echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -c -s) main" |
+    local key=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com/apt
+    echo "deb [signed-by=$key] $url gcsfuse-$(lsb_release -c -s) main" |
       sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    curl -LsSf https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee /usr/share/keyrings/cloud.google.asc >/dev/null
+    curl -LsSf "$url/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
     sudo apt-get -qq -o DPkg::Lock::Timeout=600 update
     sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y gcsfuse
   fi
   if ! mountpoint -q "$2"; then
     mkdir -p "$2" 2>/dev/null || { sudo mkdir -p "$2" && sudo chown "$(id -u):$(id -g)" "$2"; }
-    gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" "$2"
+    gcsfuse --implicit-dirs --rename-dir-limit=100000 \
+      --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" "$2"
   fi
 }
 
+# Starts the training in the background, detached from ssh.
 start() { # flags of launch/train.py
   exec 9>>lock
-  flock --wait 0.5 9 || fail 'a run is going on already: launch/tpu/watch.py shows it, launch/tpu/stop.py saves and ends it'
+  flock --wait 0.5 9 ||
+    fail 'a run is in progress: launch/tpu/watch.py shows it, launch/tpu/stop.py saves and ends it'
   rm -f exit_status
   echo "=== $(date -Is) launch/train.py $*" >>train.log
   setsid nohup bash code/launch/tpu/on_worker.sh run "$@" </dev/null >>train.log 2>&1 &
@@ -60,8 +77,11 @@ start() { # flags of launch/train.py
   say started
 }
 
+# Runs the training, and writes its exit status. `start` calls it.
 run() {
-  trap : TERM # a machine that goes away ends this shell too: it has to wait for the training to save, and keep its exit status
+  # The shutdown of a preempted machine sends SIGTERM to this shell too. The shell must survive it,
+  # to wait until the training has saved and to write the exit status.
+  trap : TERM
   local status=0
   (cd code && exec ../venv/bin/python -u launch/train.py "$@") || status=$?
   echo "=== $(date -Is) exit status $status"
@@ -69,31 +89,36 @@ run() {
   mv exit_status.part exit_status
 }
 
+# Sends SIGTERM to the training, which then saves and stops.
 stop() {
   if running; then
     pkill --signal TERM --parent "$(cat pid)" || true
-    say 'told to save and stop'
+    say 'the run saves and stops'
   else
-    say 'nothing runs'
+    say 'no run is in progress'
   fi
 }
 
+# Prints the state of the run.
 state() {
   if [ -e exit_status ]; then
     say "exited $(cat exit_status)"
   elif running; then
     say running
   elif [ -e pid ]; then
-    say gone # without an exit status: killed with its shell, or the machine was restarted
+    # No exit status: the run and its shell were killed, or the machine was restarted.
+    say gone
   else
     say idle
   fi
 }
 
-log() { tail -n 20 train.log 2>/dev/null || say 'nothing was started yet'; }
+# Prints the last lines of the log.
+log() { tail -n 20 train.log 2>/dev/null || say 'no run was started yet'; }
 
+# Prints the log until the run ends.
 follow() {
-  [ -e pid ] || fail 'nothing was started yet'
+  [ -e pid ] || fail 'no run was started yet'
   tail -n 20 -f --sleep-interval=0.2 --pid="$(cat pid)" train.log
 }
 

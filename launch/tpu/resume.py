@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/tpu/resume.py; --help tells more."""
+"""Runs cpt_jax/cli/tpu/resume.py; see --help."""
 
 from cpt_jax.cli.tpu.resume import run
 

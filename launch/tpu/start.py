@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/tpu/start.py; --help tells more."""
+"""Runs cpt_jax/cli/tpu/start.py; see --help."""
 
 from cpt_jax.cli.tpu.start import run
 

@@ -1,4 +1,4 @@
-"""The program of cpt_jax/cli/tpu/watch.py; --help tells more."""
+"""Runs cpt_jax/cli/tpu/watch.py; see --help."""
 
 from cpt_jax.cli.tpu.watch import run
 

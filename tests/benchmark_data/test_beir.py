@@ -1,3 +1,5 @@
+"""Collections in BEIR's format and as MS MARCO's original files."""
+
 import json
 
 import pytest
@@ -18,7 +20,7 @@ QUERIES = [
 ]
 
 
-def write(
+def write_collection(
     folder,
     corpus=CORPUS,
     queries=QUERIES,
@@ -32,14 +34,12 @@ def write(
     return epath.Path(folder)
 
 
-def test_texts_and_ids(tmp_path):
-    collection = load_collection(write(tmp_path / 'c'), 'test')
-    assert dict(zip(collection.documents.names, collection.documents.in_order(), strict=True)) == {
-        '007': 'Bond agent',
-        '7': 'seven',
-        'b': '',
-    }
-    assert collection.documents.names == ['b', '7', '007']  # descending, as trec_eval breaks ties
+def test_collection_has_texts_and_string_ids(tmp_path):
+    collection = load_collection(write_collection(tmp_path / 'c'), 'test')
+    documents = collection.documents
+    texts = dict(zip(documents.names, documents.load_all_texts(), strict=True))
+    assert texts == {'007': 'Bond agent', '7': 'seven', 'b': ''}
+    assert documents.names == ['b', '7', '007']  # descending, as trec_eval breaks ties
     assert dict(zip(collection.query_ids, collection.queries, strict=True)) == {
         '1': 'one',
         '01': 'zero one',
@@ -48,43 +48,51 @@ def test_texts_and_ids(tmp_path):
 
 
 @pytest.mark.parametrize('header', ['', 'query-id\tcorpus-id\tscore\n'])
-def test_a_header_may_be_missing_and_costs_no_judgement(tmp_path, header):
+def test_header_is_optional_and_no_judgement_is_skipped(tmp_path, header):
     collection = load_collection(
-        write(tmp_path / 'c', qrels=header + '1\t007\t1\n01\t7\t1\n'), 'test'
+        write_collection(tmp_path / 'c', qrels=header + '1\t007\t1\n01\t7\t1\n'), 'test'
     )
     assert collection.qrels == {'1': {'007': 1}, '01': {'7': 1}}
 
 
-def test_fractional_grades_become_whole_and_zero_is_not_relevant(tmp_path):
+def test_fractional_grades_become_integers_and_zero_is_not_relevant(tmp_path):
     qrels = '1\t007\t2.33\n1\t7\t0.5\n1\tb\t-1\n01\tb\t0.0\n'
-    collection = load_collection(write(tmp_path / 'c', qrels=qrels), 'test')
+    collection = load_collection(write_collection(tmp_path / 'c', qrels=qrels), 'test')
     assert collection.qrels == {'1': {'007': 233, '7': 50, 'b': 0}}
     assert collection.facts['grade_scale'] == 100
     assert collection.facts['queries_without_positives'] == 1
 
 
-def test_whole_grades_stay_as_they_are(tmp_path):
-    collection = load_collection(write(tmp_path / 'c', qrels='1\t007\t10\n1\t7\t2.0\n'), 'test')
+def test_integer_grades_are_unchanged(tmp_path):
+    collection = load_collection(
+        write_collection(tmp_path / 'c', qrels='1\t007\t10\n1\t7\t2.0\n'), 'test'
+    )
     assert collection.qrels == {'1': {'007': 10, '7': 2}}
 
 
-def test_judged_documents_that_are_missing_are_counted(tmp_path):
-    collection = load_collection(write(tmp_path / 'c', qrels='1\t007\t1\n1\tgone\t1\n'), 'test')
+def test_missing_judged_documents_are_counted(tmp_path):
+    collection = load_collection(
+        write_collection(tmp_path / 'c', qrels='1\t007\t1\n1\tgone\t1\n'), 'test'
+    )
     assert collection.qrels == {'1': {'007': 1, 'gone': 1}}
     assert collection.facts['judged_documents_not_in_corpus'] == 1
 
 
-def test_the_fingerprint_follows_every_file(tmp_path):
+def test_fingerprint_depends_on_every_file(tmp_path):
     prints = [
-        load_collection(write(tmp_path / 'a'), 'test').facts['data'],
+        load_collection(write_collection(tmp_path / 'a'), 'test').facts['data'],
         load_collection(
-            write(tmp_path / 'b', corpus=[*CORPUS, {'_id': 'c', 'text': ''}]), 'test'
+            write_collection(tmp_path / 'b', corpus=[*CORPUS, {'_id': 'c', 'text': ''}]), 'test'
         ).facts['data'],
-        load_collection(write(tmp_path / 'c', queries=QUERIES[:2]), 'test').facts['data'],
-        load_collection(write(tmp_path / 'd', qrels='1\t007\t1\n'), 'test').facts['data'],
+        load_collection(write_collection(tmp_path / 'c', queries=QUERIES[:2]), 'test').facts[
+            'data'
+        ],
+        load_collection(write_collection(tmp_path / 'd', qrels='1\t007\t1\n'), 'test').facts[
+            'data'
+        ],
     ]
     assert len(set(prints)) == 4
-    assert load_collection(write(tmp_path / 'e'), 'test').facts['data'] == prints[0]
+    assert load_collection(write_collection(tmp_path / 'e'), 'test').facts['data'] == prints[0]
 
 
 @pytest.mark.parametrize(
@@ -101,25 +109,25 @@ def test_the_fingerprint_follows_every_file(tmp_path):
             {'qrels': '1\t007\t1\nnew\t7\t1\n'},
             r"test.tsv:2: the query 'new' is not in queries.jsonl",
         ),
-        ({'qrels': '1\t007\t1\n\n1\t007\t2\n'}, r'test.tsv:3: .* another grade'),
-        ({'qrels': '1\t007\t0\n'}, r'test.tsv: nothing to score'),
+        ({'qrels': '1\t007\t1\n\n1\t007\t2\n'}, r'test.tsv:3: .* a different grade'),
+        ({'qrels': '1\t007\t0\n'}, r'test.tsv: no document is relevant'),
         ({'corpus': [*CORPUS, '{"_id": "c", "text"']}, r'corpus.jsonl:4: not JSON'),
         ({'corpus': [*CORPUS, '["c", "text"]']}, r'corpus.jsonl:4: a JSON object'),
         ({'corpus': [*CORPUS, {'_id': 'c'}]}, r'corpus.jsonl:4: the fields "_id" and "text"'),
         (
             {'corpus': [*CORPUS, {'_id': '7', 'text': ''}]},
-            r"corpus.jsonl:4: the id '7' stands on an earlier line",
+            r"corpus.jsonl:4: the id '7' is already on an earlier line",
         ),
-        ({'corpus': []}, r'corpus.jsonl: nothing to score'),
+        ({'corpus': []}, r'corpus.jsonl: the file has no documents'),
     ],
 )
-def test_what_cannot_be_used_is_named_with_file_and_line(tmp_path, change, message):
+def test_invalid_lines_are_errors_with_file_and_line(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        load_collection(write(tmp_path / 'c', **change), 'test')
+        load_collection(write_collection(tmp_path / 'c', **change), 'test')
 
 
-def test_text_that_is_not_utf_8(tmp_path):
-    folder = write(tmp_path / 'c')
+def test_text_that_is_not_utf_8_is_an_error(tmp_path):
+    folder = write_collection(tmp_path / 'c')
     (tmp_path / 'c' / 'queries.jsonl').write_bytes(
         b'{"_id": "1", "text": "one"}\n{"_id": "01", "text": "caf\xe9"}\n'
     )
@@ -128,25 +136,21 @@ def test_text_that_is_not_utf_8(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    folder = write(tmp_path / 'c')
+    folder = write_collection(tmp_path / 'c')
     with pytest.raises(UserError, match=r'c: no qrels/dev.tsv; a BEIR folder has'):
         load_collection(folder, 'dev')
 
 
-def test_ms_marcos_own_files(tmp_path):
-    """collection.tsv and dev.small; a header costs nothing, as there is none."""
+def test_original_files_of_ms_marco_are_read(tmp_path):
+    """The files are collection.tsv and those of dev.small, which have no header."""
     (tmp_path / 'collection.tsv').write_text('0\tThe first  passage\n007\tbond \n7\tseven\n')
     (tmp_path / 'queries.dev.small.tsv').write_text('1048585\twhat is it\n2\tunjudged\n')
     (tmp_path / 'qrels.dev.small.tsv').write_text('1048585\t0\t7\t1\n1048585\t0\t007\t1\n')
     collection = load_collection(epath.Path(tmp_path), 'dev')
-    assert collection.documents.names == ['7', '007', '0'] and collection.documents.in_order() == [
-        'seven',
-        'bond',
-        'The first  passage',
-    ]
-    assert collection.queries == ['what is it'] and collection.qrels == {
-        '1048585': {'7': 1, '007': 1}
-    }
+    assert collection.documents.names == ['7', '007', '0']
+    assert collection.documents.load_all_texts() == ['seven', 'bond', 'The first  passage']
+    assert collection.queries == ['what is it']
+    assert collection.qrels == {'1048585': {'7': 1, '007': 1}}
     with pytest.raises(
         UserError,
         match=r'no queries.test.tsv, qrels.test.tsv; a MS MARCO folder has collection.tsv, '
@@ -160,19 +164,19 @@ def test_ms_marcos_own_files(tmp_path):
         load_collection(epath.Path(tmp_path), 'dev')
 
 
-def test_a_query_that_no_split_judges_is_told_with_its_line(tmp_path):
-    folder = write(tmp_path / 'c')
+def test_query_without_judgement_is_an_error_with_its_line(tmp_path):
+    folder = write_collection(tmp_path / 'c')
     with pytest.raises(
         UserError,
         match=r"queries.jsonl:3: the query 'unjudged' has no judgement in qrels/test.tsv: "
         r'.*--unjudged=',
     ):
         check_judged(folder)
-    (folder / 'qrels' / 'train.tsv').write_text('unjudged\t7\t0\n')  # a judgement all the same
+    (folder / 'qrels' / 'train.tsv').write_text('unjudged\t7\t0\n')  # grade 0 is a judgement, too
     check_judged(folder)
-    # Load_collection will tell.
-    check_judged(write(tmp_path / 'lines', queries=['{"text": "no id"}', *QUERIES[:2]]))
-    check_judged(write(tmp_path / 'torn', qrels='1\t007\t1\n01 7 1\n'))  # and of this line too
+    # load_collection reports the lines without an id and with spaces instead of tabs.
+    check_judged(write_collection(tmp_path / 'lines', queries=['{"text": "no id"}', *QUERIES[:2]]))
+    check_judged(write_collection(tmp_path / 'torn', qrels='1\t007\t1\n01 7 1\n'))
     for missing in ('queries.jsonl', 'qrels/test.tsv', 'qrels/train.tsv'):
         (folder / missing).unlink()
         check_judged(folder)

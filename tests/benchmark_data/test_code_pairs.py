@@ -1,18 +1,20 @@
+"""Pairs of CodeSearchNet files."""
+
 import gzip
 import json
 
 import pytest
 from etils import epath
 
-from cpt_jax.benchmark_data.code_pairs import file_pairs
-from cpt_jax.data.python_functions import without_docstring
+from cpt_jax.benchmark_data.code_pairs import load_file_pairs
+from cpt_jax.data.python_functions import remove_docstring
 from cpt_jax.runtime.errors import UserError
 
 PYTHON = 'def add(a, b):\n    """Adds two numbers.\n\n    And more."""\n    return a + b'
 ROW = {'docstring': 'Adds two numbers.\n\nAnd more.', 'code': PYTHON, 'language': 'python'}
 
 
-def write(path, *rows):
+def write_lines(path, *rows):
     text = ''.join((row if isinstance(row, str) else json.dumps(row)) + '\n' for row in rows)
     if path.suffix == '.gz':
         path.write_bytes(gzip.compress(text.encode()))
@@ -22,20 +24,20 @@ def write(path, *rows):
 
 
 @pytest.mark.parametrize('name', ['a.jsonl', 'a.jsonl.gz'])
-def test_first_paragraph_and_code_without_docstring(tmp_path, name):
-    pairs = file_pairs(write(tmp_path / name, ROW))
+def test_raw_pairs_are_first_paragraph_and_code_without_docstring(tmp_path, name):
+    pairs = load_file_pairs(write_lines(tmp_path / name, ROW))
     assert pairs.queries == ['Adds two numbers.']
     assert pairs.codes == ['def add(a, b):\n    return a + b']
     assert pairs.settings['pairs'] == 1 and pairs.settings['queries_verbatim_in_their_code'] == 0
 
 
-def test_names_of_the_hugging_face_copy(tmp_path):
+def test_fields_of_the_hugging_face_copy_are_read(tmp_path):
     row = {
         'func_documentation_string': 'Adds.',
         'func_code_string': 'int add() {}',
         'language': 'java',
     }
-    pairs = file_pairs(write(tmp_path / 'a.jsonl', row))
+    pairs = load_file_pairs(write_lines(tmp_path / 'a.jsonl', row))
     assert (pairs.queries, pairs.codes) == (['Adds.'], ['int add() {}'])
 
 
@@ -44,20 +46,19 @@ def test_names_of_the_hugging_face_copy(tmp_path):
 )
 def test_tokens_are_joined_by_spaces(tmp_path, name):
     row = {name: ['Adds', 'two', '.'], 'code_tokens': ['def', 'add', '(']}
-    pairs = file_pairs(write(tmp_path / 'a.jsonl', row), text='tokens')
+    pairs = load_file_pairs(write_lines(tmp_path / 'a.jsonl', row), text='tokens')
     assert (pairs.queries, pairs.codes) == (['Adds two .'], ['def add ('])
 
 
-def test_answers_that_are_given_away_are_counted(tmp_path):
+def test_queries_that_occur_in_their_code_are_counted(tmp_path):
     rows = [
         {'docstring': 'Adds  two', 'code': 'f() { // Adds\n two\n}', 'language': 'java'},
         {**ROW, 'code': '# Adds two numbers.'},
         ROW,
     ]
-    assert (
-        file_pairs(write(tmp_path / 'a.jsonl', *rows)).settings['queries_verbatim_in_their_code']
-        == 2
-    )  # not the last, whose docstring is taken out
+    pairs = load_file_pairs(write_lines(tmp_path / 'a.jsonl', *rows))
+    # The last pair does not count, because its docstring is removed.
+    assert pairs.settings['queries_verbatim_in_their_code'] == 2
 
 
 @pytest.mark.parametrize(
@@ -86,8 +87,8 @@ def test_answers_that_are_given_away_are_counted(tmp_path):
         ('', ''),
     ],
 )
-def test_without_docstring(code, expected):
-    assert without_docstring(code) == expected
+def test_docstring_is_removed(code, expected):
+    assert remove_docstring(code) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,17 +110,17 @@ def test_without_docstring(code, expected):
         ),
     ],
 )
-def test_what_cannot_be_used_is_named_with_file_and_line(tmp_path, row, text, message):
+def test_invalid_lines_are_errors_with_file_and_line(tmp_path, row, text, message):
     first = {**ROW, 'docstring_tokens': ['Adds'], 'code_tokens': ['def']}
     with pytest.raises(UserError, match=message):
-        file_pairs(write(tmp_path / 'a.jsonl', first, row), text)
+        load_file_pairs(write_lines(tmp_path / 'a.jsonl', first, row), text)
 
 
-def test_broken_files(tmp_path):
+def test_empty_and_damaged_files_are_errors(tmp_path):
     with pytest.raises(UserError, match=r'a.jsonl: the file is empty'):
-        file_pairs(write(tmp_path / 'a.jsonl'))
-    whole = write(tmp_path / 'b.jsonl.gz', *[ROW] * 100).read_bytes()
+        load_file_pairs(write_lines(tmp_path / 'a.jsonl'))
+    whole = write_lines(tmp_path / 'b.jsonl.gz', *[ROW] * 100).read_bytes()
     for content in (b'{}', whole[: len(whole) // 2]):
         (tmp_path / 'b.jsonl.gz').write_bytes(content)
         with pytest.raises(UserError, match=r'b.jsonl.gz: a broken gzip file'):
-            file_pairs(epath.Path(tmp_path / 'b.jsonl.gz'))
+            load_file_pairs(epath.Path(tmp_path / 'b.jsonl.gz'))

@@ -1,4 +1,4 @@
-"""Keys of a config and of its sources on the command line."""
+"""Config keys and source arguments that are set on the command line."""
 
 import inspect
 import sys
@@ -6,12 +6,17 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from cpt_jax.cli.config_flag import ConfigParser, admit_keys, given_keys, value_of_type
-from cpt_jax.data.mixture import KINDS, source_arguments
+from cpt_jax.cli.config_flag import (
+    ConfigParser,
+    check_given_keys,
+    find_given_keys,
+    make_placeholder,
+)
+from cpt_jax.data.mixture import KINDS, get_source_arguments
 from cpt_jax.runtime.errors import UserError
 
 
-def made() -> ConfigDict:
+def make_config() -> ConfigDict:
     return ConfigDict(
         {
             'seed': 0,
@@ -24,13 +29,13 @@ def made() -> ConfigDict:
     )
 
 
-def test_keys_of_a_command_line():
+def test_given_keys_are_found_in_a_command_line():
     words = [
         'train.py', '--config', 'x.py', '--config.seed=3', '-config.train.steps', '7',
         '--noconfig.data.packed', '--config.data.sources.a.path=a=b', '--configs.x=1', '--other',
         '--config.train.batch_pairs',
     ]  # fmt: skip
-    assert given_keys(words) == {
+    assert find_given_keys(words) == {
         'seed': '3',
         'train.steps': '7',
         'data.packed': '--config.data.sources.a.path=a=b',
@@ -39,12 +44,12 @@ def test_keys_of_a_command_line():
     }
 
 
-def test_keys_that_a_config_has_are_admitted_as_they_are():
-    config = made()
-    admit_keys(
+def test_keys_in_the_config_are_accepted_unchanged():
+    config = make_config()
+    check_given_keys(
         config, {'seed': '1', 'train.steps': '2', 'data.sources.pairs.path': 'y', 'data': ''}
     )
-    assert config.to_dict() == made().to_dict()
+    assert config.to_dict() == make_config().to_dict()
 
 
 @pytest.mark.parametrize(
@@ -67,15 +72,15 @@ def test_keys_that_a_config_has_are_admitted_as_they_are():
             'group, holdout, max_bad_share, max_chars, codesearchnet '
             '.cpt_jax.data.sources.jsonl explains',
         ),
-        ('data.sources.pairs.split', 'there is no key split'),  # the run sets it
-        ('data.sources.pairs.separator', 'there is no key separator'),  # of a csv
+        ('data.sources.pairs.split', 'there is no key split'),  # only the run sets it
+        ('data.sources.pairs.separator', 'there is no key separator'),  # of csv only
         ('data.sources.mine.path', 'there is no key mine; data.sources has pairs'),
         ('data.sources.pairs.path.x', 'data.sources.pairs.path is a value'),
     ],
 )
-def test_other_keys_are_one_line_with_the_nearest(key, expected):
+def test_unknown_key_error_suggests_the_closest_key(key, expected):
     with pytest.raises(UserError, match=expected):
-        admit_keys(made(), {key: '1'})
+        check_given_keys(make_config(), {key: '1'})
 
 
 @pytest.mark.parametrize(
@@ -88,29 +93,29 @@ def test_other_keys_are_one_line_with_the_nearest(key, expected):
         ('group', ()),
     ],
 )
-def test_an_argument_of_a_source_that_the_config_leaves_out_is_added(key, value):
-    config = made()
-    admit_keys(config, {f'data.sources.pairs.{key}': '1'})
+def test_missing_source_argument_is_added_with_its_type(key, value):
+    config = make_config()
+    check_given_keys(config, {f'data.sources.pairs.{key}': '1'})
     added = config['data']['sources']['pairs'][key]
     assert added == value and type(added) is type(value)
 
 
-def test_arguments_are_those_of_the_kind_that_is_given_too():
-    config = made()
+def test_kind_flag_determines_the_source_arguments():
+    config = make_config()
     keys = {'data.sources.pairs.separator': ';', 'data.sources.pairs.kind': 'csv'}
-    admit_keys(config, keys)
+    check_given_keys(config, keys)
     assert config['data']['sources']['pairs']['separator'] == ''
     with pytest.raises(UserError, match='there is no key separator'):
-        admit_keys(made(), keys | {'data.sources.pairs.kind': 'no such kind'})
+        check_given_keys(make_config(), keys | {'data.sources.pairs.kind': 'no such kind'})
 
 
 @pytest.mark.parametrize(
-    ('kind', 'name'), [(kind, name) for kind in KINDS for name in source_arguments(kind)]
+    ('kind', 'name'), [(kind, name) for kind in KINDS for name in get_source_arguments(kind)]
 )
-def test_every_argument_of_every_source_can_be_a_flag(kind, name):
-    """The type is that of the default; a tuple where one name or several are taken."""
-    parameter = source_arguments(kind)[name]
-    value = value_of_type(parameter)
+def test_every_source_argument_can_be_a_flag(kind, name):
+    """The type is that of the default, or a tuple if the argument accepts several names."""
+    parameter = get_source_arguments(kind)[name]
+    value = make_placeholder(parameter)
     default = parameter.default
     if default not in (inspect.Parameter.empty, None) and not isinstance(value, tuple):
         assert type(value) is type(default)
@@ -119,7 +124,7 @@ def test_every_argument_of_every_source_can_be_a_flag(kind, name):
     ))  # fmt: skip
 
 
-def test_the_parser_locks_the_config(tmp_path, monkeypatch):
+def test_parser_returns_a_locked_config(tmp_path, monkeypatch):
     path = tmp_path / 'own.py'
     path.write_text(
         'from configs import small_pairs\n\n\ndef get_config(seed="3"):\n'

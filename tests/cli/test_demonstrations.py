@@ -1,5 +1,5 @@
-"""launch/demonstrations.py as a user runs it: candidates are built, the search is killed and goes
-on, and its best one is evaluated.
+"""launch/demonstrations.py as a user runs it: candidates are built, the search is killed and
+resumed, and its best candidate is evaluated.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 from benchmarks.demonstrations import measure
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.evals.demonstrations.candidates import read_candidates
-from cpt_jax.evals.demonstrations.selection import prompt_of
+from cpt_jax.evals.demonstrations.selection import NOTE, make_candidate_prompt
 from cpt_jax.text.prompt_template import Representation
 from tests.conftest import WORDS, sentences
 from tests.embed.test_embedder import write_run
@@ -24,7 +24,7 @@ TEMPLATE = 'The "{text}" is:"'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, tokenizer) -> Path:
-    """A run that was trained in a template, a dictionary, and STS-B."""
+    """A folder with a run that has a template, a dictionary, and STS-B."""
     folder = tmp_path_factory.mktemp('demonstrations')
     write_run(folder / 'run', tokenizer, template=TEMPLATE, causal=True, max_length=128)
     sts = folder / 'data' / 'senteval' / 'STS' / 'STSBenchmark'
@@ -47,7 +47,7 @@ def start(folder: Path, *flags: str, program: str = 'demonstrations') -> Program
     return start_program(program, '--data_dir=data', *flags, cwd=folder)
 
 
-def test_a_search_from_the_dictionary_to_the_evaluation(folder):
+def test_killed_search_resumes_and_its_best_candidate_is_evaluated(folder):
     built = finish(start(folder, '--build_dictionary=words.tsv', '--count=12', '--output=found'))
     assert 'written to found/candidates.tsv' in built
     flags = '--model=run', '--candidates=found/candidates.tsv', '--output=found'
@@ -60,12 +60,12 @@ def test_a_search_from_the_dictionary_to_the_evaluation(folder):
     process.communicate()
     before = rows.read_bytes()
     output = finish(start(folder, *flags))
-    assert (
-        rows.read_bytes().startswith(before[: before.rfind(b'\n') + 1])
-        and rows.read_bytes().count(b'\n') == 1 + 13
-    )
+    complete_lines = before[: before.rfind(b'\n') + 1]
+    assert rows.read_bytes().startswith(complete_lines)
+    assert rows.read_bytes().count(b'\n') == 1 + 13
     best = json.loads((folder / 'found' / 'best.json').read_text())
-    assert f'{best["helping"]} of 12 candidates help' in output and 'labels of a dev set' in output
+    assert f'{best["helping"]} of 12 candidates help' in output
+    assert NOTE in output
     page = (folder / 'found' / 'demonstrations.md').read_text()
     assert f'| 1 | {100 * best["main_score"]:.2f} |' in page and len(page.splitlines()) == 19
 
@@ -81,7 +81,7 @@ def test_a_search_from_the_dictionary_to_the_evaluation(folder):
     assert scored['settings']['demonstrations'] == best['demonstrations']
 
 
-def test_the_printed_command_keeps_how_the_run_pools(folder, tokenizer):
+def test_printed_command_keeps_the_pooling_of_the_run(folder, tokenizer):
     write_run(
         folder / 'averaged',
         tokenizer,
@@ -103,18 +103,18 @@ def test_the_printed_command_keeps_how_the_run_pools(folder, tokenizer):
     )
 
 
-def test_candidates_of_labels_say_when_a_class_has_no_more(folder):
+def test_shortage_of_label_candidates_is_reported(folder):
     (folder / 'data' / 'senteval' / 'MR').mkdir()
     for kind, count in ('pos', 7), ('neg', 5):
         (folder / 'data' / 'senteval' / 'MR' / f'rt-polarity.{kind}').write_text(
             '\n'.join(sentences(count, count)) + '\n'
         )
     output = finish(start(folder, '--build_labels=MR', '--output=labels'))
-    assert '5 candidates of labels and not 100: the smallest class of MR has no more' in output
+    assert 'only 5 of 100 candidates of labels: the smallest class of MR has no more' in output
     assert len((folder / 'labels' / 'candidates.tsv').read_text().splitlines()) == 5
 
 
-def test_what_is_missing_is_one_line(folder):
+def test_missing_inputs_are_one_line_errors(folder):
     for flags, words in [
         (['--model=run'], '--model, --candidates and --data_dir are needed for a search'),
         (
@@ -126,11 +126,12 @@ def test_what_is_missing_is_one_line(folder):
         assert words in output and 'Traceback' not in output
 
 
-def test_the_benchmark_compares_the_same_vectors(folder):
+def test_benchmark_compares_equal_vectors(folder):
     (folder / 'some.tsv').write_text('list file parser return value\tTable\n')
     embedder = load_embedder(str(folder / 'run'), representation=Representation(clean=True))
     prompts = [
-        prompt_of(one, embedder.prompt) for one in read_candidates([folder / 'some.tsv'], TEMPLATE)
+        make_candidate_prompt(one, embedder.prompt)
+        for one in read_candidates([folder / 'some.tsv'], TEMPLATE)
     ]
     found = measure(embedder, sentences(10, words=3), prompts, 1)
     assert found['difference'] < 1e-5 and found['ratio'] > 0 and found['ratio_of_whole'] > 0

@@ -1,6 +1,4 @@
-"""launch/embed.py as a user runs it: killed and started again, on two processes, with wrong
-input.
-"""
+"""launch/embed.py as a user runs it: killed and restarted, as two processes, with wrong input."""
 
 import json
 import socket
@@ -16,13 +14,13 @@ from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
 from tests.programs import Program, finish, run_program, start_program
 
-# Two windows of one device.
+# As many as one device reads in two windows.
 TEXTS = [*sentences(4995, seed=3), '', ' ', 'list ' * 500, 'x' * 3000, 'Ünïcödé \U0001f389']
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, tokenizer) -> Path:
-    """A run, and a corpus in BEIR's form whose texts are TEXTS."""
+    """A folder with a run, and a corpus in BEIR's format with TEXTS."""
     folder = tmp_path_factory.mktemp('embed')
     write_run(folder / 'run', tokenizer)
     rows = [
@@ -40,7 +38,7 @@ def start(folder: Path, output: str, *flags: str, devices: int = 1) -> Program:
 
 @pytest.fixture(scope='module')
 def expected(folder) -> np.ndarray:
-    """float32[5000, D], from eight devices."""
+    """Vectors of the corpus from eight devices, float32 [5000, D]."""
     rows = [json.loads(line) for line in (folder / 'corpus.jsonl').read_text().splitlines()]
     return load_embedder(str(folder / 'run'))(
         [f'{row["title"]} {row["text"]}'.strip() for row in rows], 'y'
@@ -53,7 +51,7 @@ def check(directory: Path, expected: np.ndarray) -> None:
     np.testing.assert_allclose(np.concatenate(found.shards), expected, atol=1e-5)
 
 
-def test_after_a_kill_it_goes_on_with_the_shards_that_are_missing(folder, expected):
+def test_missing_shards_are_computed_after_a_kill(folder, expected):
     process = start(folder, 'killed', '--shard_size=300')
     deadline = time.time() + 100
     while not list((folder / 'killed').glob('vectors-*.npy')):
@@ -68,18 +66,14 @@ def test_after_a_kill_it_goes_on_with_the_shards_that_are_missing(folder, expect
     assert (
         f'{300 * len(written):,} of 5,000 texts had their vectors from an earlier start' in output
     )
-    assert (
-        f'{5000 - 300 * len(written):,} texts in ' in output
-        and 'texts/s' in output
-        and 'tokens/s' in output
-        and 'padding' in output
-    )
+    assert f'{5000 - 300 * len(written):,} texts in ' in output
+    assert all(word in output for word in ('texts/s', 'tokens/s', 'padding'))
     assert {path: path.stat().st_mtime_ns for path in written} == written
     check(folder / 'killed', expected)
     assert not list((folder / 'killed').glob('*.part'))
 
 
-def test_two_processes_give_what_one_does_and_the_first_writes(folder, expected):
+def test_two_processes_equal_one_and_only_the_first_writes(folder, expected):
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'--coordinator=localhost:{free.getsockname()[1]}'
@@ -90,13 +84,14 @@ def test_two_processes_give_what_one_does_and_the_first_writes(folder, expected)
     ]
     first, second = map(finish, both)
     assert (
-        '5,000 vectors of 32 units in 2 files; written to two' in first and 'vectors' not in second
+        '5,000 vectors of 32 dimensions in 2 files; written to two' in first
+        and 'vectors' not in second
     )
     check(folder / 'two', expected)
     assert not (folder / 'of_nobody').exists()
 
 
-def test_a_mistake_is_one_line(folder):
+def test_wrong_input_is_a_one_line_error(folder):
     (folder / 'broken.jsonl').write_text(
         '{"_id": "1", "text": "one"}\n{"_id": "2", "txt": "two"}\n'
     )
@@ -108,8 +103,8 @@ def test_a_mistake_is_one_line(folder):
     assert not (folder / 'none').exists()
 
 
-def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path):
-    status, said, errors = run_program('embed', '--help', cwd=tmp_path)
+def test_help_shows_example_and_flags(tmp_path):
+    status, output, errors = run_program('embed', '--help', cwd=tmp_path)
     assert (status, errors) == (0, '')
     expected = [
         'python launch/embed.py --model',
@@ -120,6 +115,6 @@ def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path):
         '--field:',
         '--shard_size:',
     ]
-    # Those that all programs define alike.
+    # Flags that all programs share.
     expected += ['--coordinator:', '--model:', '--representation:', '--demonstration:']
-    assert all(word in said for word in expected)
+    assert all(word in output for word in expected)

@@ -1,6 +1,4 @@
-"""launch/evaluate.py as a user runs it: killed at random, followed by several programs, and with
-wrong input.
-"""
+"""launch/evaluate.py as a user runs it: killed at random, several followers, and wrong input."""
 
 import json
 import random
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.evals.store.history import read_rows
-from cpt_jax.runs.checkpoint import find
+from cpt_jax.runs.checkpoint import find_checkpoint
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
 from tests.programs import Program, finish, start_program
@@ -23,17 +21,16 @@ TASKS = ['retrieval/tiny', 'sts/STSBenchmark']
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, tokenizer) -> Path:
-    """A run with the checkpoints 100 and 200, its last; and data: 4,500 documents, more than one
-    shard.
+    """A folder with a finished run that has checkpoints 100 and 200, and data of two tasks.
+
+    Retrieval has 4,500 documents, which are more than one shard.
     """
     folder = tmp_path_factory.mktemp('evaluate')
     write_run(folder / 'run', tokenizer)
     (folder / 'run' / 'config.json').write_text(json.dumps({'train': {'steps': 200}}))
     (folder / 'run' / 'data.json').write_text('{}')
-    tiny, sts = (
-        folder / 'data' / 'retrieval' / 'tiny',
-        folder / 'data' / 'senteval' / 'STS' / 'STSBenchmark',
-    )
+    tiny = folder / 'data' / 'retrieval' / 'tiny'
+    sts = folder / 'data' / 'senteval' / 'STS' / 'STSBenchmark'
     (tiny / 'qrels').mkdir(parents=True)
     sts.mkdir(parents=True)
     for name, texts in [('corpus', sentences(4500, seed=1)), ('queries', sentences(20, seed=2))]:
@@ -46,11 +43,9 @@ def folder(tmp_path_factory, tokenizer) -> Path:
     (tiny / 'qrels' / 'test.tsv').write_text(
         ''.join(f'queries{i}\tcorpus{i * 9 + j}\t1\n' for i in range(20) for j in range(9))
     )
-    first, second, score = (
-        sentences(300, seed=3),
-        sentences(300, seed=4),
-        np.random.default_rng(0).uniform(0, 5, 300),
-    )
+    first = sentences(300, seed=3)
+    second = sentences(300, seed=4)
+    score = np.random.default_rng(0).uniform(0, 5, 300)
     rows = [f'a\tb\tc\t{i}\t{score[i]:.2f}\t{first[i]}\t{second[i]}\n' for i in range(300)]
     (sts / 'sts-test.csv').write_text(''.join(rows))
     return folder
@@ -61,9 +56,9 @@ def start(folder: Path, *flags: str, devices: int = 1) -> Program:
     return start_program('evaluate', *given, *flags, cwd=folder, devices=devices)
 
 
-def kill_when(process: Program, begun, delay: float) -> None:
+def kill_when(process: Program, has_started, delay: float) -> None:
     deadline = time.time() + 200
-    while not begun():
+    while not has_started():
         assert process.poll() is None and time.time() < deadline, process.communicate()[0]
         time.sleep(0.002)
     time.sleep(delay)
@@ -72,15 +67,16 @@ def kill_when(process: Program, begun, delay: float) -> None:
 
 
 @pytest.fixture(scope='module')
-def alone(folder) -> dict:
-    """The tasks' results of one program that nothing stops; its ranked documents are in
-    folder/alone/runs.
+def uninterrupted(folder) -> dict:
+    """Results of the tasks from an evaluation that is not interrupted.
+
+    Its rankings are in folder/uninterrupted/runs.
     """
-    finish(start(folder, '--output=alone', '--trec_runs'))
-    return json.loads((folder / 'alone' / 'results.json').read_text())['tasks']
+    finish(start(folder, '--output=uninterrupted', '--trec_runs'))
+    return json.loads((folder / 'uninterrupted' / 'results.json').read_text())['tasks']
 
 
-def test_an_evaluation_that_is_killed_goes_on_at_the_shard_where_it_was(folder, alone):
+def test_killed_evaluation_resumes_at_the_next_shard(folder, uninterrupted):
     process = start(folder, '--output=killed')
     kill_when(
         process,
@@ -91,18 +87,20 @@ def test_an_evaluation_that_is_killed_goes_on_at_the_shard_where_it_was(folder, 
     )
     assert not (folder / 'killed' / 'results.json').exists()
     output = finish(start(folder, '--output=killed'))
-    assert '4,096 of 4,500 texts had their vectors from an earlier start' in output
+    assert '4,096 of 4,500 embeddings were read from the cache' in output
     assert sorted(path.name for path in (folder / 'killed').iterdir()) == [
         '.claims',
         'report',
         'results.json',
     ]
     found = json.loads((folder / 'killed' / 'results.json').read_text())['tasks']
-    assert all(found[task]['metrics'] == alone[task]['metrics'] for task in TASKS)  # to the bit
+    assert all(
+        found[task]['metrics'] == uninterrupted[task]['metrics'] for task in TASKS
+    )  # bitwise
 
 
-def test_two_processes_score_what_one_does_and_the_first_writes(folder, alone):
-    """Documents lie on the devices of both while they are searched; the second has no data."""
+def test_two_processes_equal_one_and_only_the_first_writes(folder, uninterrupted):
+    """Documents are searched on the devices of both processes; the second has no data."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         flags = f'--coordinator=localhost:{free.getsockname()[1]}', '--processes=2', '--trec_runs'
@@ -114,18 +112,16 @@ def test_two_processes_score_what_one_does_and_the_first_writes(folder, alone):
     assert not (folder / 'of_nobody').exists()
     two = json.loads((folder / 'two' / 'results.json').read_text())['tasks']
     for task in TASKS:
-        assert alone[task]['metrics'] == pytest.approx(two[task]['metrics'], abs=1e-4)
+        assert uninterrupted[task]['metrics'] == pytest.approx(two[task]['metrics'], abs=1e-4)
     found = [
         (folder / output / 'runs' / 'retrieval' / 'tiny.trec').read_text().splitlines()
-        for output in ('alone', 'two')
+        for output in ('uninterrupted', 'two')
     ]
     assert np.mean([a.split()[2] == b.split()[2] for a, b in zip(*found, strict=True)]) > 0.99
 
 
-def test_processes_that_open_different_checkpoints_do_not_score_together(folder):
-    """As where a run is still being trained, and one process looks for its latest checkpoint
-    later.
-    """
+def test_processes_with_different_checkpoints_fail(folder):
+    """This happens if a run saves a checkpoint between the starts of the processes."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         flags = (
@@ -141,9 +137,9 @@ def test_processes_that_open_different_checkpoints_do_not_score_together(folder)
     assert not (folder / 'mixed' / 'results.json').exists()
 
 
-def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder, alone):
-    """Each while it is at work; those that finish work side by side, and score as a program without
-    --follow did.
+def test_killed_followers_score_every_checkpoint_once(folder, uninterrupted):
+    """Two followers are killed at work; two more finish side by side, with the same scores as an
+    evaluation without --follow.
     """
     run, chance = folder / 'run', random.Random(0)
     for _ in range(2):
@@ -165,23 +161,26 @@ def test_followers_that_are_killed_at_random_count_every_checkpoint_once(folder,
     ]
     for row in rows:
         if row['step'] == 200:
-            assert row['metrics'] == alone[row['task']]['metrics']  # to the bit
+            assert row['metrics'] == uninterrupted[row['task']]['metrics']  # bitwise
     written = events((run / 'tensorboard/eval/events.out.tfevents.0.results').read_bytes())
     assert [event.step for event in written[1:]] == [row['step'] for row in rows]
     results = json.loads((run / 'results.json').read_text())
     assert results['model'] == 'run@200' and {
         task: row['metrics'] for task, row in results['tasks'].items()
-    } == {task: alone[task]['metrics'] for task in results['tasks']}
+    } == {task: uninterrupted[task]['metrics'] for task in results['tasks']}
     page = (run / 'report' / 'index.html').read_text()
     assert all(f'<h3>{task}: ' in page for task in TASKS)
     best = json.loads((run / 'best.json').read_text())['sts/STSBenchmark']
     assert best['score'] == max(
         row['main_score'] for row in rows if row['task'] == 'sts/STSBenchmark'
     )
-    assert find(f'{run}@best:sts/STSBenchmark', '--model') == (run / 'best', best['step'])
+    assert find_checkpoint(f'{run}@best:sts/STSBenchmark', '--model') == (
+        run / 'best',
+        best['step'],
+    )
 
 
-def test_a_mistake_is_one_line(folder):
+def test_wrong_flags_are_one_line_errors(folder):
     output = finish(start(folder, '--follow', '--output=x'), status=1)
     assert (
         output.startswith('error: --output x: --follow writes into the directory of the run')

@@ -12,58 +12,63 @@ from tests.programs import run_program
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, tokenizer) -> Path:
     folder = tmp_path_factory.mktemp('programs')
-    write_run(folder / 'shared', tokenizer.closed('shared'), causal=True)
+    write_run(folder / 'shared', tokenizer.with_closing('shared'), causal=True)
     write_run(folder / 'own', tokenizer, causal=True)
     return folder
 
 
-def test_a_run_is_written_and_checked(folder):
+def test_run_is_exported_and_checked(folder):
     flags = '--model=shared', '--output=deep/er/one', '--dtype=bfloat16', '--license=mit'
-    status, said, errors = run_program('export', *flags, cwd=folder)
+    status, output, errors = run_program('export', *flags, cwd=folder)
     assert (status, errors) == (0, ''), errors
-    assert 'deep/er/one: query and document, at most 40 tokens; a reload differs by' in said
+    assert (
+        'deep/er/one: query and document, at most 40 tokens; vectors after a reload differ'
+        in output
+    )
     assert 'license: mit' in (folder / 'deep/er/one/README.md').read_text()
-    status, said, _ = run_program('export', '--check=deep/er/one', cwd=folder)
-    assert status == 0 and said.count('good') == 9
+    status, output, _ = run_program('export', '--check=deep/er/one', cwd=folder)
+    assert status == 0 and output.count('good') == 9
     pooling = folder / 'deep/er/one/1_Pooling/config.json'
     pooling.write_text(pooling.read_text().replace('true', 'false'))
-    status, said, errors = run_program('export', '--check=deep/er/one', cwd=folder)
+    status, output, errors = run_program('export', '--check=deep/er/one', cwd=folder)
     assert (
-        status == 1 and 'exactly one pooling_mode_... must be true (breaks: ST, TEI, vLLM)' in said
+        status == 1
+        and 'exactly one pooling_mode_... must be true (breaks: ST, TEI, vLLM)' in output
     )
-    # No pooling, and so no model to us.
-    assert errors == 'error: --check deep/er/one: something would break: 2 lines above\n'
+    # The other defect: without pooling, cpt_jax cannot load it either.
+    line = 'error: --check deep/er/one: 2 defects, listed above, would break a reader\n'
+    assert errors == line
 
 
-def test_a_run_with_two_closings_is_two_directories(folder):
-    status, said, errors = run_program('export', '--model=own@100', '--output=two', cwd=folder)
+def test_run_with_a_closing_token_per_side_is_two_directories(folder):
+    status, output, errors = run_program('export', '--model=own@100', '--output=two', cwd=folder)
     assert (status, errors) == (0, ''), errors
     assert (
-        'two/query: query, at most 24 tokens' in said
-        and 'two/document: document, at most 40 tokens' in said
+        'two/query: query, at most 24 tokens' in output
+        and 'two/document: document, at most 40 tokens' in output
     )
     assert json.loads((folder / 'two/query/parity.json').read_text())['model'] == 'own@100'
-    status, said, _ = run_program('export', '--check=two', cwd=folder)
-    assert status == 0 and said.count('good') == 18
+    status, output, _ = run_program('export', '--check=two', cwd=folder)
+    assert status == 0 and output.count('good') == 18
 
 
 @pytest.mark.parametrize(
     ('flags', 'line'),
     [
         ([], 'give --model and --output to write a directory, or --check to check one'),
-        (['--model=shared'], '--model and --output go together'),
+        (['--model=shared'], 'give both --model and --output'),
         (
             ['--check=x', '--model=shared'],
             'give --model and --output to write a directory, or --check to check one',
         ),
         (
             ['--check=nowhere'],
-            '--check nowhere: no config.json there; give the directory of a model',
+            '--check nowhere: has no config.json: give the directory of a model',
         ),
         (['--model=nowhere', '--output=x'], '--model nowhere: no run with a checkpoint'),
         (
             ['--model=shared', '--output=own'],
-            '--output own: is there already; remove it, or give another',
+            '--output own: already exists: remove it, or give another',
         ),
         (
             ['--model=shared', '--output=x', '--dtype=int8'],
@@ -71,11 +76,11 @@ def test_a_run_with_two_closings_is_two_directories(folder):
         ),
     ],
 )
-def test_mistakes(folder, flags, line):
-    status, said, errors = run_program('export', *flags, cwd=folder)
+def test_wrong_flags_are_one_line_errors(folder, flags, line):
+    status, output, errors = run_program('export', *flags, cwd=folder)
     assert (
         status == 1
-        and said == ''
+        and output == ''
         and errors.startswith(f'error: {line}')
         and errors.count('\n') == 1
     )

@@ -32,8 +32,8 @@ def start(folder: Path, *flags: str, **environment: str) -> subprocess.Completed
     )
 
 
-def test_the_table_and_the_file(tmp_path, libtpu):
-    """With a cache of compiled programs switched on by the user, which holds none of these."""
+def test_table_is_printed_and_plans_are_written(tmp_path, libtpu):
+    """The user has enabled JAX's compilation cache, which the planner must not use."""
     cache = {
         'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
@@ -52,17 +52,9 @@ def test_the_table_and_the_file(tmp_path, libtpu):
         and two['mesh'] == {'data': 4, 'fsdp': 1, 'tensor': 1}
     )
     row = {
-        'kind',
-        'count',
-        'sites',
-        'bytes',
-        'in_loop',
-        'loops',
-        'group',
-        'gradient',
-        'network',
+        'kind', 'count', 'sites', 'bytes', 'in_loop', 'loops', 'group', 'gradient', 'network',
         'summed',
-    }
+    }  # fmt: skip
     assert two['collectives'] and all(found.keys() == row for found in two['collectives'])
     assert one['chips'] == 1 and one['collectives'] == [] and one['network_seconds'] == 0
     assert (
@@ -71,7 +63,7 @@ def test_the_table_and_the_file(tmp_path, libtpu):
     )
 
 
-def test_what_embeds_is_planned_instead(tmp_path, libtpu):
+def test_embedding_program_is_planned(tmp_path, libtpu):
     flags = [
         '--topology',
         'v5e:1x1',
@@ -92,7 +84,7 @@ def test_what_embeds_is_planned_instead(tmp_path, libtpu):
     )
 
 
-def test_a_sweep_names_the_fastest_that_fits(tmp_path, libtpu):
+def test_sweep_reports_the_fastest_plan_that_fits(tmp_path, libtpu):
     done = start(
         tmp_path,
         *SMALL,
@@ -148,14 +140,14 @@ def test_a_sweep_names_the_fastest_that_fits(tmp_path, libtpu):
     ],
     ids=str,
 )
-def test_mistakes_are_one_line(tmp_path, libtpu, flags, words):
+def test_wrong_flags_are_one_line_errors(tmp_path, libtpu, flags, words):
     done = start(tmp_path, *SMALL, *flags)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1 and done.stdout == '' and line.startswith('error: ')
     assert all(word in line for word in words), line
 
 
-def test_help(tmp_path):
+def test_help_shows_example_and_flags(tmp_path):
     done = start(tmp_path, '--help')
     assert done.returncode == 0 and done.stderr == ''
     assert all(

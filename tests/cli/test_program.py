@@ -1,4 +1,4 @@
-"""How programs start, as a user sees it: help, flags, config files."""
+"""Start of programs, as a user sees it: help, flags, config files."""
 
 import ast
 import itertools
@@ -13,11 +13,11 @@ from cpt_jax.cli import program as program_module
 from tests.programs import ROOT, run_program
 
 
-def error_line(folder: Path, program: str, *flags: str) -> str:
-    """The one line of a user's mistake."""
-    status, said, errors = run_program(program, *flags, cwd=folder)
+def run_to_error(folder: Path, program: str, *flags: str) -> str:
+    """Runs a program that must fail with a one-line error; returns the line."""
+    status, output, errors = run_program(program, *flags, cwd=folder)
     (line,) = errors.splitlines()
-    assert status == 1 and said == '' and line.startswith('error: ')
+    assert status == 1 and output == '' and line.startswith('error: ')
     return line
 
 
@@ -28,8 +28,8 @@ def error_line(folder: Path, program: str, *flags: str) -> str:
         ('evaluate', ['--model', '--tasks', '--data_dir', '--output']),
     ],
 )
-def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path, program, flags):
-    """With an interpreter of its own, which run_program does without."""
+def test_help_shows_example_and_flags(tmp_path, program, flags):
+    """Unlike run_program, starts a new Python interpreter."""
     command = sys.executable, str(ROOT / f'launch/{program}.py'), '--help'
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0 and done.stderr == ''
@@ -37,8 +37,8 @@ def test_help_shows_what_it_does_an_example_and_its_flags(tmp_path, program, fla
     assert all(flag in done.stdout for flag in flags)
 
 
-def test_examples_can_be_pasted():
-    """A command that goes on in the next line says so to the shell."""
+def test_examples_in_docstrings_can_be_pasted():
+    """A line ends in a backslash exactly if the command continues on the next one."""
     examples = 0
     for folder in ('benchmarks', 'configs', 'cpt_jax/cli', 'launch'):
         for path in (ROOT / folder).rglob('*.py'):
@@ -92,43 +92,43 @@ CONFIGS = {
     ],
     ids=str,
 )
-def test_wrong_flags_and_configs_are_one_line(tmp_path, flags, expected):
+def test_wrong_flags_and_configs_are_one_line_errors(tmp_path, flags, expected):
     for name, text in CONFIGS.items():
         (tmp_path / name).write_text(text + '\n')
-    line = error_line(tmp_path, 'train', *flags)
+    line = run_to_error(tmp_path, 'train', *flags)
     assert all(word in line for word in expected), line
     assert not (tmp_path / 'runs').exists()
 
 
-def test_evaluate_fails_as_train_does(tmp_path):
-    assert '--model nowhere: no run' in error_line(tmp_path, 'evaluate', '--model', 'nowhere')
+def test_evaluate_reports_user_errors_as_train_does(tmp_path):
+    assert '--model nowhere: no run' in run_to_error(tmp_path, 'evaluate', '--model', 'nowhere')
 
 
 @pytest.mark.parametrize(
     'flags', [['--config', 'configs/quickstart.py'], ['--config=configs/quickstart.py']], ids=str
 )
 def test_configs_are_found_from_any_directory(tmp_path, flags):
-    """The key that is not there is one of the file's."""
-    line = error_line(tmp_path, 'train', *flags, '--config.train.stepz=4')
+    """The error for an unknown key shows which file was loaded."""
+    line = run_to_error(tmp_path, 'train', *flags, '--config.train.stepz=4')
     assert 'stepz' in line and 'steps' in line
     (tmp_path / 'configs').mkdir()
     (tmp_path / 'configs' / 'quickstart.py').write_text(
         'raise RuntimeError("the one that is here")\n'
     )
-    assert 'the one that is here' in error_line(tmp_path, 'train', *flags)
+    assert 'the one that is here' in run_to_error(tmp_path, 'train', *flags)
 
 
 SOURCE = ['--config', 'configs/small_pairs.py', '--config.data.sources.pairs.path=pairs.jsonl']
 
 
-def test_an_argument_that_a_source_leaves_out_is_set_by_a_flag(tmp_path):
-    """As the message advises: more of the rows may be bad, and then there are too few."""
+def test_default_source_argument_is_set_by_a_flag(tmp_path):
+    """The flag from the error message works: then there are too few pairs instead."""
     (tmp_path / 'pairs.jsonl').write_text('{"x": "a", "y": "b"}\n' * 30 + 'no JSON\n')
-    line = error_line(tmp_path, 'train', *SOURCE)
+    line = run_to_error(tmp_path, 'train', *SOURCE)
     assert 'pairs.jsonl:31: not JSON' in line and 'raise max_bad_share' in line
     assert '--config.data.sources.pairs.NAME=VALUE' in line
     raised = [*SOURCE, '--config.data.sources.pairs.max_bad_share=0.1']
-    line = error_line(tmp_path, 'train', *raised, '--config.data.sources.pairs.holdout=0')
+    line = run_to_error(tmp_path, 'train', *raised, '--config.data.sources.pairs.holdout=0')
     assert 'data.sources.pairs has 30 pairs, fewer than train.batch_pairs=256' in line, line
 
 
@@ -151,23 +151,23 @@ def test_an_argument_that_a_source_leaves_out_is_set_by_a_flag(tmp_path):
     ],
     ids=str,
 )
-def test_wrong_arguments_and_keys_of_sources_are_one_line(tmp_path, flags, expected):
-    assert expected in error_line(tmp_path, 'train', *flags)
+def test_wrong_arguments_and_source_keys_are_one_line_errors(tmp_path, flags, expected):
+    assert expected in run_to_error(tmp_path, 'train', *flags)
 
 
-def test_the_default_directory_has_the_argument_or_the_former_name(tmp_path):
-    """A run is looked for there before anything is read: here, somebody's model."""
+def test_default_workdir_has_the_config_argument_or_its_former_name(tmp_path):
+    """The directory contains another model, so the program fails before it reads anything."""
     flags = ['--config', 'configs/prompteol.py:opt-125m', '--config.init_from=nowhere']
     for name in ('prompteol_opt_125m', 'prompteol-opt-125m'):
         (tmp_path / 'runs' / name).mkdir(parents=True)
         (tmp_path / 'runs' / name / 'config.json').write_text('{}')
-        _, said, errors = run_program('train', *flags, cwd=tmp_path)
-        assert f'error: runs/{name}/config.json is none of a run' in errors
-        assert said.startswith('continuing in') == (name == 'prompteol_opt_125m')
+        _, output, errors = run_program('train', *flags, cwd=tmp_path)
+        assert f'error: runs/{name}/config.json is not the config of a run' in errors
+        assert output.startswith('continuing in') == (name == 'prompteol_opt_125m')
 
 
-def test_jax_looks_for_an_accelerator_where_anything_hints_at_one(tmp_path, monkeypatch):
-    """And nowhere else: libtpu, which only plans here, would complain."""
+def test_any_sign_of_an_accelerator_is_detected(tmp_path, monkeypatch):
+    """Without a sign, JAX_PLATFORMS is set to cpu, because libtpu would print warnings."""
     for name in [name for name in os.environ if name.startswith('TPU_')]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(program_module, 'find_spec', lambda name: None)

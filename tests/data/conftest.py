@@ -3,13 +3,13 @@ import pytest
 
 @pytest.fixture(scope='session')
 def session_cache(tmp_path_factory):
-    """A cache folder that lasts for the session: for the corpus that takes a while to build."""
+    """A cache folder for the whole session, for the default corpus, which is slow to build."""
     return tmp_path_factory.mktemp('cache')
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache folder of the test's own: no test reads what another program left."""
+    """An empty cache folder for each test."""
     folder = tmp_path / 'cpt_jax_cache'
     monkeypatch.setenv('CPT_JAX_CACHE', str(folder))
     return folder

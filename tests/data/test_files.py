@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from cpt_jax.data.files import files_state, input_files
+from cpt_jax.data.files import digest_file_stats, find_input_files
 from cpt_jax.runtime.errors import UserError
 
 
@@ -24,20 +24,20 @@ def folder(tmp_path):
 
 
 def names(path):
-    return [file.name for file in input_files(str(path), ('.txt', '.md'))]
+    return [file.name for file in find_input_files(str(path), ('.txt', '.md'))]
 
 
-def test_folder_gives_its_files_by_name(folder):
+def test_folder_gives_its_files_sorted_by_name(folder):
     assert names(folder) == ['a.txt', 'b.txt', 'deep/c.md']
-    assert input_files(str(folder), ('.json',))[0].path.read_text() == 'd.json'
+    assert find_input_files(str(folder), ('.json',))[0].path.read_text() == 'd.json'
 
 
-def test_file_stands_for_itself_whatever_its_suffix(folder):
+def test_file_with_any_suffix_is_accepted(folder):
     assert names(folder / 'd.json') == ['d.json']
     assert names(folder / '_SOURCE.txt') == ['_SOURCE.txt']
 
 
-def test_patterns(folder):
+def test_patterns_are_expanded(folder):
     assert names(folder / '*.txt') == ['a.txt', 'b.txt']
     assert names(folder / '**' / '*') == ['a.txt', 'b.txt', 'd.json', 'deep/c.md']
     assert names(folder / 'd*' / 'c.md') == ['deep/c.md']
@@ -48,27 +48,27 @@ def test_home_is_expanded(folder, monkeypatch):
     assert names('~/data') == ['a.txt', 'b.txt', 'deep/c.md']
 
 
-def test_hidden_folder_above_the_path_does_no_harm(folder, tmp_path):
+def test_path_in_a_hidden_folder_is_read(folder, tmp_path):
     folder.rename(tmp_path / '.data')
     assert names(tmp_path / '.data') == ['a.txt', 'b.txt', 'deep/c.md']
 
 
 @pytest.mark.parametrize('path', ['nowhere', 'data/*.csv', 'data/deep/empty'])
-def test_nothing_found(folder, tmp_path, path):
+def test_path_without_files_is_refused(folder, tmp_path, path):
     (folder / 'deep' / 'empty').mkdir()
     with pytest.raises(
         UserError,
         match=r"^path: '.*"
         + path.replace('*', r'\*')
-        + r"' is no file, no folder with \*.txt or \*.md files",
+        + r"' is not a file, not a folder with \*.txt or \*.md files",
     ):
-        input_files(str(tmp_path / path), ('.txt', '.md'))
+        find_input_files(str(tmp_path / path), ('.txt', '.md'))
 
 
-def test_state_changes_with_a_file(folder):
-    before = files_state(input_files(str(folder), ('.txt',)))
-    assert before == files_state(input_files(str(folder), ('.txt',)))
+def test_digest_changes_with_a_file(folder):
+    before = digest_file_stats(find_input_files(str(folder), ('.txt',)))
+    assert before == digest_file_stats(find_input_files(str(folder), ('.txt',)))
     os.utime(folder / 'a.txt', ns=(1, 1))
-    touched = files_state(input_files(str(folder), ('.txt',)))
-    (folder / 'b.txt').write_text('longer than it was')
-    assert len({before, touched, files_state(input_files(str(folder), ('.txt',)))}) == 3
+    touched = digest_file_stats(find_input_files(str(folder), ('.txt',)))
+    (folder / 'b.txt').write_text('longer than before')
+    assert len({before, touched, digest_file_stats(find_input_files(str(folder), ('.txt',)))}) == 3

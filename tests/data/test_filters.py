@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.filters import (
-    body_rejection,
-    exact_duplicates,
-    first_paragraph,
-    name_rejection,
-    near_duplicates,
-    path_rejection,
-    text_rejection,
-    words,
+    extract_first_paragraph,
+    find_exact_duplicates,
+    find_near_duplicates,
+    reject_body,
+    reject_name,
+    reject_path,
+    reject_text,
+    split_words,
 )
 
 
@@ -28,8 +28,8 @@ from cpt_jax.data.filters import (
         ('\n\n', ''),
     ],
 )
-def test_first_paragraph(docstring, paragraph):
-    assert first_paragraph(docstring) == paragraph
+def test_first_paragraph_is_extracted_on_one_line(docstring, paragraph):
+    assert extract_first_paragraph(docstring) == paragraph
 
 
 @pytest.mark.parametrize(
@@ -43,15 +43,15 @@ def test_first_paragraph(docstring, paragraph):
         ('__mangled', ''),
     ],
 )
-def test_name_rejection(name, reason):
-    assert name_rejection(name) == reason
+def test_dunder_and_test_names_are_rejected(name, reason):
+    assert reject_name(name) == reason
 
 
 @pytest.mark.parametrize(
     'path, reason', [('a/tests/b.py', 'test path'), ('a/Testing.py', 'test path'), ('a/b.py', '')]
 )
-def test_path_rejection(path, reason):
-    assert path_rejection(path) == reason
+def test_test_paths_are_rejected(path, reason):
+    assert reject_path(path) == reason
 
 
 @pytest.mark.parametrize(
@@ -65,12 +65,12 @@ def test_path_rejection(path, reason):
         ('check()\nraise ValueError', ''),
     ],
 )
-def test_body_rejection(body, reason):
-    assert body_rejection(ast.parse(body).body) == reason
+def test_bodies_without_implementation_are_rejected(body, reason):
+    assert reject_body(ast.parse(body).body) == reason
 
 
-def test_body_of_a_docstring_alone_has_no_implementation():
-    assert body_rejection([]) == 'no implementation'
+def test_body_with_only_a_docstring_is_rejected():
+    assert reject_body([]) == 'no implementation'
 
 
 @pytest.mark.parametrize(
@@ -82,35 +82,39 @@ def test_body_of_a_docstring_alone_has_no_implementation():
         ('Returns it all.', 'def f():\n    a()\n    return 1', ''),
     ],
 )
-def test_text_rejection(doc, code, reason):
-    assert text_rejection(doc, code) == reason
+def test_short_documentation_and_code_are_rejected(doc, code, reason):
+    assert reject_text(doc, code) == reason
 
 
-def test_exact_duplicates_see_through_white_space():
+def test_exact_duplicates_ignore_white_space():
     texts = ['def f(): return  1', 'def g(): return 1', 'def f():\n\treturn 1', 'def f(): return 1']
-    assert exact_duplicates(texts).tolist() == [False, False, True, True]
+    assert find_exact_duplicates(texts).tolist() == [False, False, True, True]
 
 
-def similar(a, b):
-    """The definition, in words: Jaccard similarity of the sets >= 0.8 and of the multisets >= 0.7,
-    from 10 words on.
+def are_similar(a, b):
+    """Returns whether both texts have at least 10 words, and a Jaccard similarity of at least 0.8
+    as sets and 0.7 as multisets.
     """
-    a, b = Counter(words(a)), Counter(words(b))
+    a = Counter(split_words(a))
+    b = Counter(split_words(b))
     if a.total() < 10 or b.total() < 10:
         return False
     sets = 10 * len(a.keys() & b.keys()) >= 8 * len(a.keys() | b.keys())
     return sets and 10 * (a & b).total() >= 7 * (a | b).total()
 
 
-def brute_force(texts):
-    kept, near = [], []
+def find_by_brute_force(texts):
+    kept = []
+    near = []
     for text in texts:
-        near.append(any(similar(text, other) for other in kept))
-        kept += [] if near[-1] else [text]
+        is_near = any(are_similar(text, other) for other in kept)
+        near.append(is_near)
+        if not is_near:
+            kept.append(text)
     return near
 
 
-def mutated(text, rng, vocabulary):
+def mutate(text, rng, vocabulary):
     tokens = text.split()
     for _ in range(rng.randrange(1, 8)):
         where = rng.randrange(len(tokens))
@@ -124,27 +128,27 @@ def test_near_duplicates_equal_brute_force():
     texts = []
     for _ in range(60):
         text = ' '.join(rng.choices(vocabulary, k=rng.randrange(5, 40)))
-        texts += [text, *(mutated(text, rng, vocabulary) for _ in range(5))]
+        texts += [text, *(mutate(text, rng, vocabulary) for _ in range(5))]
     rng.shuffle(texts)
-    expected = brute_force(texts)
-    assert 20 < sum(expected) < 300  # both answers must occur
-    assert near_duplicates(texts).tolist() == expected
+    expected = find_by_brute_force(texts)
+    assert 20 < sum(expected) < 300  # both results must occur
+    assert find_near_duplicates(texts).tolist() == expected
 
 
 def test_near_duplicates_at_the_thresholds():
     base = [f'w{i}' for i in range(10)]
-    # 8 of 12 and 9 of 11 shared.
+    # Similarities of the sets: 8/12 and 9/11.
     texts = [' '.join(base), ' '.join([*base[:8], 'a', 'b']), ' '.join([*base[:9], 'c'])]
-    assert near_duplicates(texts).tolist() == [False, False, True]
-    # Multisets: 10 of 20.
-    assert near_duplicates([' '.join(base), ' '.join(base + base)]).tolist() == [False, False]
+    assert find_near_duplicates(texts).tolist() == [False, False, True]
+    # Similarity of the multisets: 10/20.
+    assert find_near_duplicates([' '.join(base), ' '.join(base + base)]).tolist() == [False, False]
     # Fewer than 10 words.
-    assert near_duplicates([' '.join(base[:9]), ' '.join(base[:9])]).tolist() == [False, False]
+    assert find_near_duplicates([' '.join(base[:9]), ' '.join(base[:9])]).tolist() == [False, False]
 
 
-def test_what_is_kept_has_no_near_duplicates():
+def test_kept_texts_have_no_near_duplicates():
     rng = random.Random(1)
     texts = [' '.join(rng.choices([f'w{i}' for i in range(12)], k=20)) for _ in range(300)]
-    kept = np.array(texts)[~near_duplicates(texts)]
+    kept = np.array(texts)[~find_near_duplicates(texts)]
     assert 0 < len(kept) < 300
-    assert not near_duplicates(kept.tolist()).any()
+    assert not find_near_duplicates(kept.tolist()).any()

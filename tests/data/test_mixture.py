@@ -6,18 +6,16 @@ import pytest
 
 from cpt_jax.data.mixture import (
     KINDS,
-    batches,
+    get_source_arguments,
+    get_source_classes,
+    make_batches,
     make_sources,
-    source_arguments,
-    source_functions,
 )
 from cpt_jax.runtime.errors import UserError
 
 
 class Numbers:
-    """A source of n pairs, or of documents with the given numbers of pairs; only its size counts
-    here.
-    """
+    """A source with n pairs, or with documents of the given numbers of pairs, but without texts."""
 
     def __init__(self, n=0, documents=None):
         self.documents = None if documents is None else np.cumsum([0, *documents])
@@ -27,51 +25,52 @@ class Numbers:
         return self._n
 
 
-def two_sources():
+def make_two_sources():
     return {'a': Numbers(700), 'b': Numbers(documents=[3, 1, 7, 2, 5, 1, 4, 6, 2, 9] * 20)}
 
 
 TWO_WEIGHTS = {'a': 0.5, 'b': 0.25}
 
 
-def some(data, steps):
+def list_batches(data, steps):
     return [(data[step].source, data[step].pairs.tolist()) for step in steps]
 
 
-def test_element():
-    batch = batches({'a': Numbers(10)}, {'a': 1}, 0, 4)[3]
+def test_batch_has_source_and_int64_pairs():
+    batch = make_batches({'a': Numbers(10)}, {'a': 1}, 0, 4)[3]
     assert batch.source == 0
     assert batch.pairs.dtype == np.int64
     assert batch.pairs.shape == (4,)
 
 
-def test_same_seed_same_batches_and_other_seed_others():
+def test_batches_depend_on_the_seed():
     first, again, other = (
-        some(batches(two_sources(), TWO_WEIGHTS, seed, 8), range(60)) for seed in (3, 3, 4)
+        list_batches(make_batches(make_two_sources(), TWO_WEIGHTS, seed, 8), range(60))
+        for seed in (3, 3, 4)
     )
     assert first == again
     assert [source for source, _ in first] == [source for source, _ in other]
     assert not any(a == b for a, b in zip(first, other, strict=True))
 
 
-def test_batches_stay_what_they_are():
-    """A run that is resumed with another version of grain or of this code must see the same
-    batches; if not, tell users.
+def test_batches_equal_those_of_earlier_versions():
+    """A run that is resumed with another version of grain or of this code must read the same
+    batches. If this test fails, tell users.
     """
-    data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
-    assert some(data, (0, 2, 10**9)) == [
+    data = make_batches(make_two_sources(), TWO_WEIGHTS, 3, 8)
+    assert list_batches(data, (0, 2, 10**9)) == [
         (0, [435, 608, 161, 337, 275, 315, 281, 529]),
         (1, [563, 446, 498, 102, 203, 604, 460, 469]),
         (0, [353, 413, 502, 444, 630, 412, 219, 26]),
     ]
 
 
-def test_neighbouring_seeds_are_not_an_epoch_apart():
-    """grain shuffles epoch e with seed + e; were our seed its seed, run 3 would begin where run 2
-    is after an epoch.
+def test_adjacent_seeds_give_different_orders_in_all_epochs():
+    """grain shuffles epoch e with seed + e. Without our hash of the seed, the first epoch of seed 3
+    would be the second epoch of seed 2.
     """
     orders = {
-        tuple(batches({'a': Numbers(20)}, {'a': 1}, seed, 20)[epoch].pairs)
+        tuple(make_batches({'a': Numbers(20)}, {'a': 1}, seed, 20)[epoch].pairs)
         for seed in range(5)
         for epoch in range(5)
     }
@@ -79,12 +78,12 @@ def test_neighbouring_seeds_are_not_an_epoch_apart():
 
 
 @pytest.mark.parametrize('n, batch_pairs', [(70, 8), (64, 8), (8, 8), (9, 2), (1000, 999)])
-def test_epochs_against_brute_force(n, batch_pairs):
-    """An epoch is as many whole batches as fit, all its pairs differ, and the next one has another
-    order.
-    """
-    data = batches({'a': Numbers(n)}, {'a': 1}, 0, batch_pairs)
-    per_epoch, orders, left_out = n // batch_pairs, set(), Counter()
+def test_epochs_have_distinct_pairs_and_different_orders(n, batch_pairs):
+    """An epoch has as many full batches as fit."""
+    data = make_batches({'a': Numbers(n)}, {'a': 1}, 0, batch_pairs)
+    per_epoch = n // batch_pairs
+    orders = set()
+    left_out = Counter()
     for epoch in range(6):
         pairs = np.concatenate([data[epoch * per_epoch + i].pairs for i in range(per_epoch)])
         assert len(pairs) == len(set(pairs.tolist())) == per_epoch * batch_pairs
@@ -95,13 +94,11 @@ def test_epochs_against_brute_force(n, batch_pairs):
     assert n % batch_pairs == 0 or max(left_out.values()) < 6
 
 
-def test_documents_against_brute_force():
-    """A batch holds one pair of a document; after as many epochs as a document has pairs, each was
-    taken once.
-    """
+def test_batches_have_one_pair_per_document_and_visit_all_pairs():
+    """A document with n pairs has each of them once in n epochs."""
     sizes = [3, 1, 7, 2, 5, 1, 4, 6, 2, 9]
     source = Numbers(documents=sizes)
-    data = batches({'b': source}, {'b': 1}, 5, 5)
+    data = make_batches({'b': source}, {'b': 1}, 5, 5)
     document_of = np.repeat(np.arange(10), sizes)
     for start in range(0, 40, 2):
         epoch = np.concatenate([data[start].pairs, data[start + 1].pairs])
@@ -118,33 +115,33 @@ def test_documents_against_brute_force():
         )
 
 
-def test_documents_begin_at_different_pairs():
+def test_documents_start_at_different_pairs():
     source = Numbers(documents=[100] * 1000)
-    first = batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs % 100
+    first = make_batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs % 100
     counts = np.bincount(first, minlength=100)
     assert (counts > 0).all()
     assert counts.max() < 30
-    other = batches({'b': source}, {'b': 1}, 1, 1000)[0].pairs
+    other = make_batches({'b': source}, {'b': 1}, 1, 1000)[0].pairs
     assert not np.array_equal(
-        np.sort(other), np.sort(batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs)
+        np.sort(other), np.sort(make_batches({'b': source}, {'b': 1}, 0, 1000)[0].pairs)
     )
 
 
-def test_a_batch_has_one_source_and_sources_keep_their_order_in_a_mixture():
-    data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
-    for number, name in enumerate(two_sources()):
-        alone = batches({name: two_sources()[name]}, {name: 1}, 3, 8)
-        mixed = [data[step].pairs.tolist() for step in range(90) if data[step].source == number]
-        assert mixed == [alone[i].pairs.tolist() for i in range(len(mixed))]
+def test_sources_keep_their_order_in_a_mixture():
+    data = make_batches(make_two_sources(), TWO_WEIGHTS, 3, 8)
+    for index, name in enumerate(make_two_sources()):
+        single = make_batches({name: make_two_sources()[name]}, {name: 1}, 3, 8)
+        mixed = [data[step].pairs.tolist() for step in range(90) if data[step].source == index]
+        assert mixed == [single[i].pairs.tolist() for i in range(len(mixed))]
         assert len(mixed) > 20
 
 
 @pytest.mark.parametrize(
     'weights', [(1, 1), (0.7, 0.3), (0.07, 0.93), (3, 1, 6), (1e-3, 1), (0.333, 0.999, 0.5)]
 )
-def test_weights_are_honoured_though_sources_are_used_up(weights):
+def test_weights_are_respected_when_sources_repeat(weights):
     names = 'abc'[: len(weights)]
-    data = batches(
+    data = make_batches(
         {name: Numbers(2000) for name in names}, dict(zip(names, weights, strict=True)), 0, 10
     )
     counts = np.bincount([data[step].source for step in range(1000)], minlength=len(names))
@@ -152,25 +149,25 @@ def test_weights_are_honoured_though_sources_are_used_up(weights):
     np.testing.assert_allclose(counts, expected, rtol=0.01, atol=1)
 
 
-def test_sources_take_turns_evenly():
-    data = batches({'a': Numbers(2000), 'b': Numbers(2000)}, {'a': 3, 'b': 1}, 0, 10)
-    of_b = [step for step in range(400) if data[step].source == 1]
-    assert set(np.diff(of_b)) == {4}
+def test_sources_alternate_evenly():
+    data = make_batches({'a': Numbers(2000), 'b': Numbers(2000)}, {'a': 3, 'b': 1}, 0, 10)
+    steps_of_b = [step for step in range(400) if data[step].source == 1]
+    assert set(np.diff(steps_of_b)) == {4}
 
 
-def test_threads_give_what_an_index_gives():
-    data = batches(two_sources(), TWO_WEIGHTS, 3, 8)
+def test_iteration_with_threads_equals_indexing():
+    data = make_batches(make_two_sources(), TWO_WEIGHTS, 3, 8)
     iterator = iter(
         data[17:].to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=16))
     )
     prefetched = [next(iterator) for _ in range(80)]
-    assert [(batch.source, batch.pairs.tolist()) for batch in prefetched] == some(
+    assert [(batch.source, batch.pairs.tolist()) for batch in prefetched] == list_batches(
         data, range(17, 97)
     )
 
 
-def test_later_steps_cost_no_more():
-    data = batches({'a': Numbers(2**31)}, {'a': 1}, 0, 8)
+def test_late_steps_can_be_indexed_directly():
+    data = make_batches({'a': Numbers(2**31)}, {'a': 1}, 0, 8)
     assert len(set(data[10**15].pairs.tolist())) == 8
 
 
@@ -179,7 +176,8 @@ def test_later_steps_cost_no_more():
     [
         (
             Numbers(7),
-            'data.sources.a has 7 pairs, fewer than train.batch_pairs=8: lower that or add data',
+            'data.sources.a has 7 pairs, fewer than train.batch_pairs=8: lower '
+            'train.batch_pairs or add data',
         ),
         (
             Numbers(documents=[100] * 7),
@@ -187,9 +185,9 @@ def test_later_steps_cost_no_more():
         ),
     ],
 )
-def test_source_smaller_than_a_batch(source, message):
+def test_source_smaller_than_a_batch_is_refused(source, message):
     with pytest.raises(UserError, match=message):
-        batches({'a': source}, {'a': 1}, 0, 8)
+        make_batches({'a': source}, {'a': 1}, 0, 8)
 
 
 class WordTokenizer:
@@ -223,16 +221,16 @@ def sections(tmp_path):
     }
 
 
-def test_sources_are_made_from_sections(sections):
+def test_sources_and_weights_are_made_from_sections(sections):
     sources, weights = make_sources(sections, 'train', WordTokenizer())
     assert list(sources) == ['prose', 'rows']
     assert weights == {'prose': 1.0, 'rows': 2.0}
     assert sources['rows'][0].x.startswith('x ')
     assert sources['prose'][0].x == ' '.join(['Some words make a sentence.'] * 3)
-    assert sections['rows']['kind'] == 'jsonl'  # the config is left as it was
+    assert sections['rows']['kind'] == 'jsonl'  # the config is not modified
 
 
-def test_heldout_leaves_out_sources_that_hold_out_nothing(sections):
+def test_heldout_omits_sources_without_held_out_pairs(sections):
     heldout, weights = make_sources(sections, 'heldout', WordTokenizer())
     train, _ = make_sources(sections, 'train', WordTokenizer())
     assert list(heldout) == list(weights) == ['rows']
@@ -255,41 +253,41 @@ def test_heldout_leaves_out_sources_that_hold_out_nothing(sections):
         ),
         ({'split': 'train'}, '^unknown config key data.sources.rows.split'),
         ({'tokenizer': 1}, '^unknown config key data.sources.rows.tokenizer'),
-        ({'path': '/nowhere'}, "^data.sources.rows: path: '/nowhere' is no file"),
+        ({'path': '/nowhere'}, "^data.sources.rows: path: '/nowhere' is not a file"),
         ({'weight': 0}, '^data.sources.rows.weight is 0 and must be above 0'),
         ({'weight': -1.5}, '^data.sources.rows.weight is -1.5'),
         ({'weight': float('nan')}, '^data.sources.rows.weight is nan'),
     ],
 )
-def test_mistakes_in_sections_name_the_key(sections, change, message):
+def test_errors_in_sections_contain_the_key(sections, change, message):
     sections['rows'].update(change)
     with pytest.raises(UserError, match=message):
         make_sources(sections, 'train', WordTokenizer())
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_arguments_of_a_kind_are_those_that_a_config_may_set(kind):
-    arguments = source_arguments(kind)
+def test_source_arguments_are_those_that_a_config_may_set(kind):
+    arguments = get_source_arguments(kind)
     assert not {'split', 'tokenizer', 'kind', 'weight', 'self'} & arguments.keys()
     assert 'holdout' in arguments or kind == 'tfds'
 
 
-def test_sources_as_sections_with_a_function(sections):
-    assert source_functions(sections) == {
+def test_source_classes_are_found_by_section(sections):
+    assert get_source_classes(sections) == {
         'data.sources.prose': KINDS['text'],
         'data.sources.rows': KINDS['jsonl'],
     }
-    assert source_functions({'a': {'kind': 'xml'}, 'b': {}}) == {}
+    assert get_source_classes({'a': {'kind': 'xml'}, 'b': {}}) == {}
 
 
-def test_a_mistake_in_a_source_says_how_its_arguments_are_set(sections):
+def test_error_in_a_source_shows_how_to_set_its_arguments(sections):
     sections['rows']['path'] = '/nowhere'
     with pytest.raises(UserError, match=r'--config\.data\.sources\.rows\.NAME=VALUE\)$'):
         make_sources(sections, 'train', WordTokenizer())
 
 
 @pytest.mark.parametrize('key', ['kind', 'weight', 'path'])
-def test_missing_keys_are_named(sections, key):
+def test_missing_key_is_in_the_error(sections, key):
     del sections['rows'][key]
     with pytest.raises(UserError, match=f'^(config key )?data.sources.rows.{key} is '):
         make_sources(sections, 'train', WordTokenizer())

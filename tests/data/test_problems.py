@@ -4,7 +4,7 @@ from cpt_jax.data.problems import BadRow, Problems, check_text
 from cpt_jax.runtime.errors import UserError
 
 
-def some_problems(max_share):
+def make_problems(max_share):
     problems = Problems(max_share)
     problems.rows = 1000
     problems.add(BadRow('not JSON', 'line 1 column 5'), 'a.jsonl:7')
@@ -13,30 +13,30 @@ def some_problems(max_share):
     return problems
 
 
-def test_summary_counts_by_kind_and_names_the_first_of_each():
-    assert some_problems(1.0).summary() == (
+def test_summary_has_counts_and_first_row_by_kind():
+    assert make_problems(1.0).summary() == (
         "3 of 1,000 rows cannot be used: 2 not JSON (first: a.jsonl:7), 1 'x' is empty (first: "
         'a.jsonl:9)'
     )
     assert Problems().summary() == ''
 
 
-def test_check_stops_above_the_share_and_not_at_it():
-    some_problems(0.003).check()
+def test_check_raises_only_above_max_share():
+    make_problems(0.003).check()
     with pytest.raises(
         UserError,
         match=r"^a.jsonl:7: not JSON: line 1 column 5; 3 of 1,000 rows .*2 not JSON, 1 'x' is "
         r'empty.*0.0029',
     ):
-        some_problems(0.0029).check()
+        make_problems(0.0029).check()
 
 
-def test_no_rows_are_no_problem():
+def test_check_accepts_empty_input():
     Problems(0.0).check()
 
 
-def test_json_keeps_everything():
-    problems = some_problems(0.5)
+def test_problems_survive_a_round_trip_through_json():
+    problems = make_problems(0.5)
     again = Problems.from_json(problems.to_json(), 0.001)
     assert again.summary() == problems.summary()
     assert again.max_share == 0.001
@@ -52,15 +52,15 @@ def test_json_keeps_everything():
         (None, "'x' is not text"),
         (' \n\t', "'x' is empty"),
         ('a' * 11, "'x' is longer than 10 characters"),
-        ('a\ud800b', "'x' holds half a character"),
+        ('a\ud800b', "'x' contains a lone surrogate"),
     ],
 )
-def test_check_text_names_the_fault(value, kind):
+def test_check_text_reports_the_kind_of_problem(value, kind):
     with pytest.raises(BadRow) as error:
         check_text('x', value, 10)
     assert error.value.kind == kind
 
 
-def test_check_text_passes_and_decodes():
+def test_check_text_returns_decoded_text():
     assert check_text('x', 'a' * 10, 10) == 'a' * 10
     assert check_text('x', 'café'.encode(), 10) == 'café'

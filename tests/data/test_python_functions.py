@@ -6,17 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from cpt_jax.data.python_functions import decode, functions, undocumented
+from cpt_jax.data.python_functions import (
+    decode_source,
+    extract_functions,
+    get_source_without_docstring,
+)
 
 
-def only(source):
-    found = functions(source, Counter())
+def extract_one(source):
+    found = extract_functions(source, Counter())
     assert len(found) == 1
     return found[0]
 
 
-def test_method_with_everything():
-    function = only(
+def test_decorated_async_method_is_extracted():
+    function = extract_one(
         'import a\n\n\nclass Outer:\n    class Inner(a.B):\n        @property\n        '
         "@a.doc('Returns the size of it.')\n"
         '        async def size(self,\n                       x=1):  # a comment\n            '
@@ -59,7 +63,7 @@ def test_method_with_everything():
 )
 def test_docstring_is_removed(source, code):
     node = next(node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef))
-    assert undocumented(node, source.encode().split(b'\n')) == code
+    assert get_source_without_docstring(node, source.encode().split(b'\n')) == code
     ast.parse(code)
 
 
@@ -77,7 +81,7 @@ BODY = '\n    """Does it for all."""\n    a = 1\n    return a\n'
             ['f'],
         ),
         (
-            f'def f():{BODY}    def g():\n        "Never looked at, nested."\n        a = 1\n     '
+            f'def f():{BODY}    def g():\n        "Ignored, because nested."\n        a = 1\n     '
             f'   return a\n',
             ['f'],
         ),
@@ -92,13 +96,13 @@ BODY = '\n    """Does it for all."""\n    a = 1\n    return a\n'
         ('', []),
     ],
 )
-def test_which_functions_are_kept(source, names):
-    assert [function.name for function in functions(source, Counter())] == names
+def test_only_documented_and_implemented_functions_are_kept(source, names):
+    assert [function.name for function in extract_functions(source, Counter())] == names
 
 
-def test_rejected_are_counted_by_reason():
+def test_rejected_functions_are_counted_by_reason():
     rejected = Counter()
-    functions(
+    extract_functions(
         f'def f():{BODY}def test_g():{BODY}def h():\n    return 1\ndef __i__():{BODY}', rejected
     )
     assert rejected == {'seen': 4, 'test name': 1, 'no documentation': 1, 'dunder name': 1}
@@ -113,25 +117,27 @@ def test_rejected_are_counted_by_reason():
         ('x = "é"'.encode(), 'x = "é"'),
     ],
 )
-def test_decode(source, text):
-    assert decode(source) == text
+def test_source_is_decoded_as_python_does(source, text):
+    assert decode_source(source) == text
 
 
 @pytest.mark.parametrize('source', [b'x = "\xe9"', b'# coding: nonsense\n'])
-def test_decode_refuses(source):
+def test_undecodable_source_raises_syntax_error(source):
     with pytest.raises(SyntaxError):
-        decode(source)
+        decode_source(source)
 
 
-def test_invalid_escapes_are_silent():
+def test_invalid_escapes_give_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        functions(f'X = "\\d"\ndef f():{BODY}', Counter())
+        extract_functions(f'X = "\\d"\ndef f():{BODY}', Counter())
 
 
-def stripped(tree):
-    """What is left of a function's tree when decorators and docstring go, and indentation inside of
-    texts does not count.
+def dump_without_docstring(tree):
+    """Returns a dump of a function's tree without decorators; indentation in strings is removed.
+
+    Args:
+      tree: definition whose docstring was already removed.
     """
     tree.decorator_list = []
     for node in ast.walk(tree):
@@ -140,31 +146,34 @@ def stripped(tree):
     return ast.dump(tree)
 
 
-def named(tree, prefix=''):
+def list_functions(tree, prefix=''):
+    """Yields ((qualified name, line), node) of functions that are not nested."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield (prefix + node.name, node.lineno), node
         else:
-            yield from named(
+            yield from list_functions(
                 node, f'{prefix}{node.name}.' if isinstance(node, ast.ClassDef) else prefix
             )
 
 
-def test_code_means_the_same_without_its_docstring():
-    """Over real sources: parsing the code gives the tree of the original less decorators and
+def test_extracted_code_has_the_tree_of_the_original():
+    """In the standard library, extracted code parses to the original tree without decorators and
     docstring.
     """
     root = Path(sysconfig.get_path('stdlib'))
     compared = 0
     for path in [*sorted(root.glob('*.py'))[::4], *sorted((root / 'email').glob('*.py'))]:
-        text = decode(path.read_bytes())
+        text = decode_source(path.read_bytes())
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            originals = dict(named(ast.parse(text)))
-            for function in functions(text, Counter()):
+            originals = dict(list_functions(ast.parse(text)))
+            for function in extract_functions(text, Counter()):
                 original = originals[function.name, function.line]
                 original.body = original.body[1:]
                 (again,) = ast.parse(function.code).body
-                assert stripped(again) == stripped(original), f'{path}:{function.line}'
+                assert dump_without_docstring(again) == dump_without_docstring(original), (
+                    f'{path}:{function.line}'
+                )
                 compared += 1
     assert compared > 300

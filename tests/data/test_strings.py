@@ -3,7 +3,7 @@ import pytest
 from cpt_jax.data.strings import Strings
 
 
-def test_texts_come_back():
+def test_strings_equal_the_stored_texts():
     texts = ['', 'abc', 'é – 漢字 🙂', '', 'line\nline', '\0']
     strings = Strings.of(texts)
     assert len(strings) == 6
@@ -16,6 +16,6 @@ def test_lone_surrogate_becomes_a_question_mark():
 
 
 @pytest.mark.parametrize('index', [-1, 2])
-def test_index_outside(index):
+def test_invalid_index_raises_index_error(index):
     with pytest.raises(IndexError):
         Strings.of(['a', 'b'])[index]

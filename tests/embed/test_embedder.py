@@ -1,4 +1,4 @@
-"""Texts to vectors, on all devices and in any number."""
+"""Embedder and load_embedder: texts to vectors, on any number of devices."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import AXES, batch_sharding, make_mesh, on_mesh
+from cpt_jax.runtime.mesh import AXES, assign_mesh_shardings, get_batch_sharding, make_mesh
 from cpt_jax.text.prompt_template import Prompt, Representation
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.text.tokenizer import Tokenizer
@@ -39,10 +39,10 @@ TEXTS = [
 
 
 def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0, **choices) -> Encoder:
-    """Random parameters, large enough for texts to differ."""
-    config = EncoderConfig(vocab_size=vocab_size, **MODEL | choices).on('cpu')
+    """Returns an encoder with random parameters, large enough that vectors of texts differ."""
+    config = EncoderConfig(vocab_size=vocab_size, **MODEL | choices).resolve_for('cpu')
     with jax.set_mesh(mesh):
-        abstract = on_mesh(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), mesh)
+        abstract = assign_mesh_shardings(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), mesh)
     random = np.random.default_rng(seed)
     return jax.tree.map(
         lambda w: jax.device_put(random.normal(0, 0.3, w.shape).astype(np.float32), w.sharding),
@@ -52,14 +52,14 @@ def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0, **choi
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """So that a hundred texts are several windows of several batches."""
-    monkeypatch.setattr(row_batching, 'COLUMNS', {'cpu': 128})
+    """Makes a hundred texts fill several windows of several batches."""
+    monkeypatch.setattr(row_batching, 'COLUMNS_PER_DEVICE', {'cpu': 128})
     monkeypatch.setattr(Embedder, 'WINDOW', 5)
 
 
 @pytest.fixture(scope='module')
 def embedders(tokenizer):
-    """The same model on some devices, made once."""
+    """Returns a cached function: mesh sizes -> embedder of the same model on that mesh."""
 
     @functools.cache
     def make(sizes: tuple[int, int, int]) -> Embedder:
@@ -70,35 +70,38 @@ def embedders(tokenizer):
     return make
 
 
-def test_any_number_of_texts_are_those_texts_one_at_a_time(embedders, monkeypatch):
+def test_vectors_do_not_depend_on_the_other_texts_of_a_call(embedders, monkeypatch):
     embed = embedders((8, 1, 1))
-    compute, programs = embed._compute, set()
+    start_batch = embed._start_batch
+    programs = set()
 
-    def recorded(tokens, rows: int, row_length: int, prefix: None):
+    def record(tokens, rows: int, row_length: int, prefix: None):
         programs.add((rows, row_length))
-        return compute(tokens, rows, row_length, prefix)
+        return start_batch(tokens, rows, row_length, prefix)
 
-    monkeypatch.setattr(embed, '_compute', recorded)
+    monkeypatch.setattr(embed, '_start_batch', record)
     for side in ('x', 'y'):
         whole = embed(TEXTS, side)
-        assert whole.shape == (100, 32) and whole.dtype == np.float32
+        assert whole.shape == (100, 32)
+        assert whole.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, atol=1e-6)
         for count in (0, 1, 7):
             some = embed(TEXTS[:count], side)
-            assert some.shape == (count, 32) and some.dtype == np.float32
+            assert some.shape == (count, 32)
+            assert some.dtype == np.float32
             np.testing.assert_allclose(some, whole[:count], atol=1e-6)
-        for place in (5, 40, *range(94, 100)):
-            np.testing.assert_allclose(embed([TEXTS[place]], side)[0], whole[place], atol=1e-6)
+        for i in (5, 40, *range(94, 100)):
+            np.testing.assert_allclose(embed([TEXTS[i]], side)[0], whole[i], atol=1e-6)
         np.testing.assert_allclose(embed(TEXTS[::-1], side), whole[::-1], atol=1e-6)
-    # The delimiters are seen.
+    # The delimiters change the vectors.
     assert np.abs(embed(TEXTS, 'x') - embed(TEXTS, 'y')).max(1).min() > 1e-3
-    # Row lengths 8, 16, 24, 32 and 40, and few rows where few texts are left.
+    # Row lengths 8, 16, 24, 32 and 40, and fewer rows for the last texts of a window.
     assert 5 < len(programs) <= 9
 
 
 @jax.jit
-def alone(encoder: Encoder, ids_1xL: jax.Array) -> jax.Array:
-    """float32[1, 1, D]: the vector of one text in a row of its own, without padding."""
+def encode_one_text(encoder: Encoder, ids_1xL: jax.Array) -> jax.Array:
+    """Returns float32[1, 1, D]: the vector of one text in a row without padding."""
     length = ids_1xL.shape[1]
     return encoder(
         ids_1xL,
@@ -110,29 +113,32 @@ def alone(encoder: Encoder, ids_1xL: jax.Array) -> jax.Array:
 
 @pytest.mark.parametrize('positions', ['learned', 'rotary'])
 @pytest.mark.parametrize('causal', [True, False])
-def test_vectors_are_those_of_a_text_alone(tokenizer, monkeypatch, causal, positions):
-    monkeypatch.setattr(row_batching, 'COLUMNS', {'cpu': 256})  # all in one batch
+def test_vectors_equal_those_of_rows_without_padding(tokenizer, monkeypatch, causal, positions):
+    # All texts are in one batch.
+    monkeypatch.setattr(row_batching, 'COLUMNS_PER_DEVICE', {'cpu': 256})
     monkeypatch.setattr(Embedder, 'WINDOW', 8)
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     encoder = make_encoder(tokenizer.vocab_size, mesh, layers=2, causal=causal, positions=positions)
     texts = [*TEXTS[:4], 'list ' * 7, '']
     vectors_NxD = Embedder(encoder, tokenizer, mesh, LIMITS)(texts, 'y')
-    for place in (4, 5):
-        ids_1xL = np.array(tokenizer.encode(texts[place : place + 1], 'y', LIMITS['y']))
+    for i in (4, 5):
+        ids_1xL = np.array(tokenizer.encode(texts[i : i + 1], 'y', LIMITS['y']))
         with jax.set_mesh(mesh):
-            expected_1x1xD = alone(encoder, jax.device_put(ids_1xL, batch_sharding(mesh)))
-        np.testing.assert_allclose(vectors_NxD[place], expected_1x1xD[0, 0], atol=1e-5)
+            expected_1x1xD = encode_one_text(
+                encoder, jax.device_put(ids_1xL, get_batch_sharding(mesh))
+            )
+        np.testing.assert_allclose(vectors_NxD[i], expected_1x1xD[0, 0], atol=1e-5)
 
 
-def test_texts_longer_than_the_model_reads_are_refused(embedders, tokenizer):
+def test_max_tokens_above_the_maximum_length_is_refused(embedders, tokenizer):
     embed = embedders((8, 1, 1))
     with pytest.raises(UserError, match='max_tokens=41: the model reads 40 tokens at most'):
         Embedder(embed.encoder, tokenizer, make_mesh(), {'x': 24, 'y': 41})
 
 
 @pytest.mark.parametrize('parts', [1, 8])
-def test_batches_hold_each_text_once_with_little_padding(embedders, monkeypatch, parts):
-    monkeypatch.setattr(row_batching, 'COLUMNS', {'cpu': 1024})
+def test_batches_contain_each_text_once_with_little_padding(embedders, monkeypatch, parts):
+    monkeypatch.setattr(row_batching, 'COLUMNS_PER_DEVICE', {'cpu': 1024})
     embed = embedders((parts, 1, 1))
     monkeypatch.setattr(
         embed,
@@ -140,22 +146,23 @@ def test_batches_hold_each_text_once_with_little_padding(embedders, monkeypatch,
         SimpleNamespace(config=dataclasses.replace(embed.encoder.config, max_length=500)),
     )
     lengths_N = np.random.default_rng(0).integers(2, 501, 4000)
-    batches = list(embed._batches(lengths_N))
-    assert sorted(np.concatenate([places for places, _, _ in batches])) == list(range(4000))
-    for places, rows, row_length in batches:
-        assert len(places) <= rows and rows % parts == 0 and rows // parts * row_length <= 1024
-        assert lengths_N[places].max() <= row_length <= 500 and (
-            row_length % 8 == 0 or row_length == 500
-        )
+    batches = list(embed._split_into_batches(lengths_N))
+    assert sorted(np.concatenate([indices for indices, _, _ in batches])) == list(range(4000))
+    for indices, rows, row_length in batches:
+        assert len(indices) <= rows
+        assert rows % parts == 0
+        assert rows // parts * row_length <= 1024
+        assert lengths_N[indices].max() <= row_length <= 500
+        assert row_length % 8 == 0 or row_length == 500
     assert lengths_N.sum() / sum(rows * row_length for _, rows, row_length in batches) > 0.95
     assert len({(rows, row_length) for _, rows, row_length in batches}) <= 36
-    ((_, rows, _),) = embed._batches(np.array([9]))
-    assert rows == parts  # a query does not wait for a whole batch to be computed
+    ((_, rows, _),) = embed._split_into_batches(np.array([9]))
+    assert rows == parts  # a single query is not computed as a full batch
 
 
-def test_what_texts_begin_with_is_computed_once_and_changes_no_vector(tokenizer, monkeypatch):
+def test_shared_prefix_is_computed_once_and_changes_no_vector(tokenizer, monkeypatch):
     monkeypatch.setattr(Embedder, 'WINDOW', 40)
-    monkeypatch.setattr(Embedder, 'MAX_SUFFIX', 24)  # longer ones are computed whole
+    monkeypatch.setattr(Embedder, 'MAX_SUFFIX', 24)  # longer texts are computed whole
     mesh = make_mesh(1, 1, 1, jax.devices()[:1])
     encoder = make_encoder(tokenizer.vocab_size, mesh, causal=True, max_length=120)
     prompt = Prompt(
@@ -163,33 +170,32 @@ def test_what_texts_begin_with_is_computed_once_and_changes_no_vector(tokenizer,
     )
     embed = Embedder(encoder, PromptTokenizer(tokenizer, prompt, [1]), mesh, {'x': 100, 'y': 100})
     texts = [*sentences(50, words=9), '', 'list ' * 500]
-    whole = embed.reading(prompt, share=False)
-    expected, found = whole(texts, 'x'), embed(texts, 'x')
+    whole = embed.with_prompt(prompt, share=False)
+    expected = whole(texts, 'x')
+    found = embed(texts, 'x')
     np.testing.assert_allclose(found, expected, atol=1e-5)
     np.testing.assert_allclose(embed(texts[:1], 'x'), expected[:1], atol=1e-5)
-    assert (
-        embed.columns < 0.7 * whole.columns
-        and np.abs(expected[1:] - expected[:-1]).max(1).min() > 1e-3
-    )
-    # As training does from step to step.
+    assert embed.columns < 0.7 * whole.columns
+    assert np.abs(expected[1:] - expected[:-1]).max(1).min() > 1e-3
+    # Training replaces the encoder from step to step; the prefix is then computed again.
     embed.encoder = make_encoder(tokenizer.vocab_size, mesh, 1, causal=True, max_length=120)
     assert np.abs(embed(texts[:3], 'x') - found[:3]).max() > 0.1
-    plain = embed.reading(dataclasses.replace(prompt, demonstrations=()))
-    assert plain.prompt.demonstrations == () and plain.settings['demonstrations'] == []
-    assert (
-        plain.settings.keys() == embed.settings.keys()
-        and plain.settings['tokenizer'] != embed.settings['tokenizer']
-    )
+    plain = embed.with_prompt(dataclasses.replace(prompt, demonstrations=()))
+    assert plain.prompt.demonstrations == ()
+    assert plain.settings['demonstrations'] == []
+    assert plain.settings.keys() == embed.settings.keys()
+    assert plain.settings['tokenizer'] != embed.settings['tokenizer']
+    too_long = dataclasses.replace(prompt, demonstrations=prompt.demonstrations * 9)
     with pytest.raises(
         UserError, match='takes .* tokens, and the model reads 100: shorten it'
     ) as error:
-        embed.reading(dataclasses.replace(prompt, demonstrations=prompt.demonstrations * 9))
+        embed.with_prompt(too_long)
     assert len(str(error.value)) < 300
-    with pytest.raises(UserError, match='--model: its texts stand in no template'):
-        Embedder(encoder, tokenizer, mesh, LIMITS).reading(prompt)
+    with pytest.raises(UserError, match='--model: its texts have no template'):
+        Embedder(encoder, tokenizer, mesh, LIMITS).with_prompt(prompt)
 
 
-def test_a_stream_gives_the_same_and_reads_no_further_than_it_must(embedders):
+def test_stream_equals_a_call_and_reads_only_a_few_windows_ahead(embedders):
     embed = embedders((1, 1, 1))
     read = 0
 
@@ -199,16 +205,17 @@ def test_a_stream_gives_the_same_and_reads_no_further_than_it_must(embedders):
             read += 1
             yield text
 
-    expected, taken = embed(TEXTS * 2, 'y'), 0
+    expected = embed(TEXTS * 2, 'y')
+    taken = 0
     for vectors_NxD in embed.stream(texts(), 'y'):
         np.testing.assert_array_equal(vectors_NxD, expected[taken : taken + 5])
         taken += len(vectors_NxD)
-        # Windows being tokenised, and those of the batches under way.
+        # Two windows being tokenized, and one for each batch in flight.
         assert read <= taken + 5 * (2 + Embedder.BATCHES_IN_FLIGHT)
     assert taken == read == 200
 
 
-def test_what_reading_a_text_raises_is_raised(embedders):
+def test_error_while_reading_texts_is_raised(embedders):
     def texts():
         yield from TEXTS[:20]
         raise UserError('texts.txt:21: no good')
@@ -217,8 +224,9 @@ def test_what_reading_a_text_raises_is_raised(embedders):
         list(embedders((1, 1, 1)).stream(texts(), 'y'))
 
 
-def test_between_is_called_after_each_batch_and_may_end_it(embedders):
-    embed, calls, windows = embedders((1, 1, 1)), 0, [5] * 20
+def test_between_is_called_after_each_batch_and_may_raise(embedders):
+    embed = embedders((1, 1, 1))
+    calls = 0
 
     def between():
         nonlocal calls
@@ -232,35 +240,36 @@ def test_between_is_called_after_each_batch_and_may_end_it(embedders):
     counts = []
     embed(TEXTS, 'y', between=lambda: counts.append(1))
     lengths = [len(ids) for ids in embed._tokenizer.encode(TEXTS, 'y', LIMITS['y'])]
-    starts = np.cumsum([0, *windows[:-1]])
-    assert len(counts) == sum(
-        len(list(embed._batches(np.array(lengths[start : start + 5])))) for start in starts
-    )
+    windows = [np.array(lengths[start : start + 5]) for start in range(0, 100, 5)]
+    assert len(counts) == sum(len(list(embed._split_into_batches(window))) for window in windows)
     assert not [thread for thread in threading.enumerate() if 'ThreadPool' in thread.name]
 
 
-def test_the_next_batches_are_started_before_one_is_read(embedders, monkeypatch):
-    embed, order = embedders((1, 1, 1)), []
-    compute = embed._compute
-    monkeypatch.setattr(
-        embed, '_compute', lambda *arguments: (order.append('start'), compute(*arguments))[1]
-    )
+def test_next_batches_are_started_before_one_is_read(embedders, monkeypatch):
+    embed = embedders((1, 1, 1))
+    order = []
+    start_batch = embed._start_batch
+
+    def record(*arguments):
+        order.append('start')
+        return start_batch(*arguments)
+
+    monkeypatch.setattr(embed, '_start_batch', record)
     embed(TEXTS, 'y', between=lambda: order.append('read'))
-    assert order[: Embedder.BATCHES_IN_FLIGHT + 3] == ['start'] * (
-        Embedder.BATCHES_IN_FLIGHT + 1
-    ) + ['read', 'start']
-    assert order[-Embedder.BATCHES_IN_FLIGHT - 1 :] == ['read'] * (Embedder.BATCHES_IN_FLIGHT + 1)
+    ahead = Embedder.BATCHES_IN_FLIGHT + 1
+    assert order[: ahead + 2] == ['start'] * ahead + ['read', 'start']
+    assert order[-ahead:] == ['read'] * ahead
 
 
 @pytest.mark.parametrize('sizes', [(1, 1, 1), (2, 2, 2)])
-def test_devices_do_not_matter(embedders, sizes):
-    texts = sentences(60, seed=1)  # of one row length
+def test_mesh_does_not_change_vectors(embedders, sizes):
+    texts = sentences(60, seed=1)  # all have one row length
     np.testing.assert_allclose(
         embedders(sizes)(texts, 'y'), embedders((8, 1, 1))(texts, 'y'), atol=2e-6
     )
 
 
-def test_a_long_text_is_its_beginning(embedders, tokenizer):
+def test_long_text_has_the_vector_of_its_beginning(embedders, tokenizer):
     embed = embedders((8, 1, 1))
     assert tokenizer.count(['list ' * 22, 'list ' * 38]) == [22, 38]
     for side, words in [('x', 22), ('y', 38)]:
@@ -271,17 +280,17 @@ def test_a_long_text_is_its_beginning(embedders, tokenizer):
         assert np.abs(long - shorter).max() > 1e-4
 
 
-def test_what_vectors_depend_on_is_told(embedders, tokenizer):
+def test_settings_describe_what_vectors_depend_on(embedders, tokenizer):
     embed = embedders((8, 1, 1))
-    assert embed.settings['max_tokens_x'] == 24 and embed.settings['max_tokens_y'] == 40
-    assert (
-        embed.settings['dtype'] == 'float32'
-        and embed.settings['tokenizer'] == tokenizer.fingerprint
-    )
-    assert (embed.model_name, embed.workdir) == ('', None)
+    assert embed.settings['max_tokens_x'] == 24
+    assert embed.settings['max_tokens_y'] == 40
+    assert embed.settings['dtype'] == 'float32'
+    assert embed.settings['tokenizer'] == tokenizer.fingerprint
+    assert embed.model_name == ''
+    assert embed.workdir is None
 
 
-def test_nothing_is_printed_unless_asked_for(embedders, capsys):
+def test_no_output_is_printed_by_default(embedders, capsys):
     embed = embedders((8, 1, 1))
     embed(TEXTS[:3], 'x')
     assert capsys.readouterr() == ('', '')
@@ -294,8 +303,10 @@ def write_run(
     template: str = '',
     **choices,
 ) -> Path:
-    """A run's directory with two checkpoints, written by hand: the parameters of seeds 1 and 2, and
-    something of an optimizer's.
+    """Writes a run's directory without training; returns its path.
+
+    It has checkpoints at steps 100 and 200, with the parameters of seeds 1 and 2 and a dummy
+    optimizer state.
     """
     config = {
         'model': MODEL | choices,
@@ -336,14 +347,14 @@ def run(tmp_path_factory, tokenizer) -> Path:
     return write_run(tmp_path_factory.mktemp('runs') / 'run', tokenizer)
 
 
-def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):
+def test_run_is_loaded_by_its_directory_and_step(run, tokenizer, monkeypatch):
     monkeypatch.chdir(run.parent)
     mesh = make_mesh(8, 1, 1)
-    latest, first = load_embedder('run'), load_embedder('run@100')
+    latest = load_embedder('run')
+    first = load_embedder('run@100')
     assert (latest.model_name, latest.settings['step'], latest.workdir) == ('run@200', 200, run)
-    assert (first.model_name, first.settings['step']) == ('run@100', 100) and first.settings[
-        'saved'
-    ] < latest.settings['saved']
+    assert (first.model_name, first.settings['step']) == ('run@100', 100)
+    assert first.settings['saved'] < latest.settings['saved']
     for loaded, seed in [(latest, 2), (first, 1)]:
         expected = Embedder(make_encoder(tokenizer.vocab_size, mesh, seed), tokenizer, mesh, LIMITS)
         for a, b in zip(
@@ -356,8 +367,9 @@ def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):
         assert loaded.settings == expected.settings | origin
         assert loaded.encoder.config == expected.encoder.config
     np.testing.assert_allclose(np.linalg.norm(latest(['list', 'file'], 'x'), axis=1), 1, atol=1e-6)
-    assert load_embedder(str(run)).model_name == 'run@200'  # however it is named
-    assert (read_settings('run@200'), read_settings('run@100')) == (latest.settings, first.settings)
+    assert load_embedder(str(run)).model_name == 'run@200'  # for any form of the path
+    assert read_settings('run@200') == latest.settings
+    assert read_settings('run@100') == first.settings
 
 
 @pytest.mark.parametrize(
@@ -367,19 +379,19 @@ def test_a_run_is_loaded_by_its_name_and_step(run, tokenizer, monkeypatch):
         ('run@150', '--model run@150: no such checkpoint; there are 100, 200'),
     ],
 )
-def test_a_run_that_is_not_there_is_one_line(run, monkeypatch, reference, expected):
+def test_missing_run_gives_an_error(run, monkeypatch, reference, expected):
     monkeypatch.chdir(run.parent)
     with pytest.raises(UserError, match=expected):
         load_embedder(reference)
-    with pytest.raises(UserError, match='--fsdp 3: the 8 devices here are no multiple of it'):
+    with pytest.raises(UserError, match='--fsdp 3: the number of devices, 8, is not a multiple'):
         load_embedder(reference, fsdp=3)
 
 
-def test_a_run_between_delimiters_has_no_other_representation(run):
+def test_run_with_delimiters_has_no_other_representation(run):
     shown = (('A man is smoking.', 'Smoking'),)
     for representation, flag in [
         (Representation('prompteol'), '--representation'),
         (Representation(demonstrations=shown), '--demonstration'),
     ]:
-        with pytest.raises(UserError, match=f'{flag}: .*run was trained between delimiters'):
+        with pytest.raises(UserError, match=f'{flag}: .*run was trained with delimiters'):
             load_embedder(str(run), representation=representation)

@@ -1,4 +1,4 @@
-"""Small data in SentEval's layout, and vectors for them."""
+"""Small data sets in SentEval's layout, and an embedding function for them."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ TREC_WORDS = dict(enumerate(['abbr', 'what', 'who', 'where', 'count', 'date']))
 
 
 def sentence(rng, label, noise=0.35):
-    """Six words, most of them of the label."""
+    """Returns 2 to 6 words, most of them from the label's list."""
     return ' '.join(
         rng.choice(WORDS[label if rng.random() > noise else 1 - label])
         for _ in range(rng.integers(2, 7))
@@ -63,7 +63,7 @@ def write_mrpc(folder, counts=(('train', 160), ('test', 50))):
 
 
 def write_all(data_dir):
-    """The seven folders in data_dir/senteval."""
+    """Writes the seven data sets to data_dir/senteval. Returns data_dir."""
     senteval = data_dir / 'senteval'
     write_two_files(senteval / 'MR', 'rt-polarity.pos', 'rt-polarity.neg')
     write_two_files(senteval / 'CR', 'custrev.pos', 'custrev.neg')
@@ -76,7 +76,7 @@ def write_all(data_dir):
 
 
 def bag_of_words(texts, side):
-    """float32[n, 16]: each word has a direction; unit vectors."""
+    """Returns float32[n, 16]: unit vectors, the normalized sum of one random vector per word."""
     words = [word for text in texts for word in text.split()]
     direction = {
         word: np.random.default_rng(sum(map(ord, word))).standard_normal(16) for word in words

@@ -1,12 +1,12 @@
-"""What makes a score another one: the task's options and its data, and nothing else."""
+"""Fingerprints depend on the task's options and data, and on nothing else."""
 
 from dataclasses import replace
 
 import pytest
 
-from cpt_jax.benchmark_data.code_pairs import heldout_fingerprint
+from cpt_jax.benchmark_data.code_pairs import compute_heldout_fingerprint
 from cpt_jax.evals.fingerprint import fingerprint_weights
-from cpt_jax.evals.registry import KINDS, find_tasks, option_fields, scored_options
+from cpt_jax.evals.registry import KINDS, find_option_fields, find_tasks, select_score_options
 from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.search import faiss_index
 
@@ -27,8 +27,8 @@ FILES = {
     'knn/SST2': ['senteval/SST/binary/sentiment-test'],
     'zeroshot/SST2': ['senteval/SST/binary/sentiment-test'],
 }
-# As written into results.json and results.jsonl by the versions before tasks had a fingerprint of
-# their own: users' scores stay valid only while these do not change.
+# Fingerprints that earlier versions wrote to results.json and results.jsonl. If they changed, all
+# scores of users would become invalid.
 WITH_DEFAULTS = {
     'retrieval/a': '94d2a955132422c8515375b78af692aa',
     'openqa/a': '25e340d35037a4fb3fb7d2774108ed65',
@@ -48,7 +48,7 @@ WITH_OPTIONS = {
     'sts/STS13': 'db2041df15a718c53d3fbfc19f6e855b',
     'zeroshot/SST2': '751622bea576e9fb9b5e33a0f7302a4d',
 }
-# Option -> another value than its default.
+# Option -> a value other than its default.
 OTHER = {
     'split': 'dev',
     'symmetric_side': 'y',
@@ -75,68 +75,70 @@ def data_dir(tmp_path):
     return tmp_path
 
 
-def prints(data_dir, **options) -> dict[str, str]:
-    """Of all tasks that are found, but for the one without files, which takes seconds."""
+def make_fingerprints(data_dir, **options) -> dict[str, str]:
+    """Returns the fingerprints of all tasks except the one without files, which takes seconds."""
     tasks = find_tasks(str(data_dir), **options)
     del tasks['codesearch/python_source']
     return {name: task.fingerprint() for name, task in tasks.items()}
 
 
-def changed(before: dict, after: dict) -> set[str]:
+def find_changed(before: dict, after: dict) -> set[str]:
     assert before.keys() >= after.keys() and after
     return {name for name in after if before[name] != after[name]}
 
 
-def test_fingerprints_of_earlier_versions_stay(data_dir):
-    assert prints(data_dir) == WITH_DEFAULTS
+def test_fingerprints_match_earlier_versions(data_dir):
+    assert make_fingerprints(data_dir) == WITH_DEFAULTS
     options = {'split': 'test', 'label_words': ['bad', 'good'], 'label_template': '{}'}
-    found = prints(data_dir, baselines=['bm25'], **options)
+    found = make_fingerprints(data_dir, baselines=['bm25'], **options)
     assert {name: found[name] for name in WITH_OPTIONS} == WITH_OPTIONS
 
 
-def test_the_built_in_task_depends_on_the_installed_packages():
-    """Its data's fingerprint takes half a minute, so another one stands in for it."""
+def test_python_source_depends_on_the_installed_packages():
+    """The fingerprint of its data takes half a minute, so it is replaced here."""
     task = find_tasks(None)['codesearch/python_source']
-    assert task.fingerprint_data is heldout_fingerprint
+    assert task.fingerprint_data is compute_heldout_fingerprint
     options = {'candidates': 1000, 'code_direction': 'text_to_code', 'code_text': 'raw'}
     found = replace(task, fingerprint_data=lambda: 'packages').fingerprint()
     assert found == digest_json(['codesearch/python_source', options, 'packages'])
 
 
-def test_data_change_their_own_tasks_alone(data_dir):
-    assert prints(data_dir) == prints(data_dir)
-    assert len(set(prints(data_dir).values())) == len(FILES)
+def test_data_change_only_the_fingerprints_of_their_tasks(data_dir):
+    assert make_fingerprints(data_dir) == make_fingerprints(data_dir)
+    assert len(set(make_fingerprints(data_dir).values())) == len(FILES)
     for task, paths in FILES.items():
         for path in paths:
-            before = prints(data_dir)
+            before = make_fingerprints(data_dir)
             (data_dir / path).write_text(f'something else of {task}')
-            assert changed(before, prints(data_dir)) == {
+            assert find_changed(before, make_fingerprints(data_dir)) == {
                 name for name, theirs in FILES.items() if path in theirs
             }
 
 
-def test_every_option_is_tried():
-    assert OTHER.keys() == option_fields().keys()
+def test_every_option_is_tested():
+    assert OTHER.keys() == find_option_fields().keys()
 
 
 @pytest.mark.parametrize('option', OTHER)
-def test_an_option_changes_the_tasks_that_know_it(data_dir, option, monkeypatch):
-    # An index of FAISS's is refused where that is not installed.
+def test_option_changes_only_the_fingerprints_of_its_tasks(data_dir, option, monkeypatch):
+    # A FAISS index would be refused if FAISS is not installed.
     monkeypatch.setattr(faiss_index, 'find_spec', lambda name: name)
     (data_dir / 'senteval/STS/STSBenchmark/sts-dev.csv').touch()
     (data_dir / 'senteval/SICK/SICK_trial.txt').touch()
-    found = changed(prints(data_dir), prints(data_dir, **{option: OTHER[option]}))
+    found = find_changed(
+        make_fingerprints(data_dir), make_fingerprints(data_dir, **{option: OTHER[option]})
+    )
     owners = {kind.name for kind in KINDS if option in kind.options.__dataclass_fields__}
-    # Search within less memory finds the same, and unjudged queries have no score.
+    # The memory of the search does not change its results, and unjudged queries have no score.
     expected = set() if option in ('search_memory', 'unjudged') else owners
     assert owners and {name.split('/')[0] for name in found} == expected
 
 
-def test_scores_of_the_model_do_not_depend_on_baselines_and_run_files():
-    assert OTHER.keys() - scored_options(OTHER).keys() == {'baselines', 'trec_runs'}
+def test_model_scores_do_not_depend_on_baselines_and_trec_runs():
+    assert OTHER.keys() - select_score_options(OTHER).keys() == {'baselines', 'trec_runs'}
 
 
-def test_weights_are_told_apart_by_what_is_in_their_files(tmp_path):
+def test_weights_fingerprint_depends_on_file_contents(tmp_path):
     (tmp_path / 'model' / '2_Dense').mkdir(parents=True)
     for path in ('model.safetensors', '2_Dense/model.safetensors'):
         (tmp_path / 'model' / path).write_text('numbers')
@@ -147,7 +149,7 @@ def test_weights_are_told_apart_by_what_is_in_their_files(tmp_path):
     assert fingerprint_weights(tmp_path / 'model') != before
 
 
-def test_weights_are_those_of_all_directories_of_a_model(tmp_path):
+def test_weights_fingerprint_covers_all_directories(tmp_path):
     for name in ('adapter', 'base'):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'model.safetensors').write_text('numbers')

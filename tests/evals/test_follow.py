@@ -1,4 +1,4 @@
-"""Following a run: what is scored, when it ends, and what a kill or a deletion leaves."""
+"""Following a run: which checkpoints are scored, when it ends, and kills and deletions."""
 
 import json
 import shutil
@@ -10,20 +10,20 @@ from cpt_jax.benchmark_data.senteval import SentEvalSet
 from cpt_jax.embed.function import embed_texts
 from cpt_jax.evals import follow as follow_module
 from cpt_jax.evals.follow import Follower, follow
-from cpt_jax.evals.run import claim_path
+from cpt_jax.evals.run import make_claim_path
 from cpt_jax.evals.store.embedding_cache import EmbeddingCache
-from cpt_jax.evals.store.history import measured_otherwise, read_rows
+from cpt_jax.evals.store.history import find_remeasured_tasks, read_rows
 from cpt_jax.evals.task import Result
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.locks import claimed
+from cpt_jax.storage.locks import try_lock
 from tests.storage.test_event_files import events
 
 
 class Score:
     """A task whose score is the first number of a text's vector."""
 
-    __hash__ = None  # as of tasks with lists in them
+    __hash__ = None  # like tasks with lists as attributes
 
     def __init__(self, name: str):
         self.name = name
@@ -34,11 +34,11 @@ class Score:
 
 
 class Run:
-    """A run's directory whose checkpoints are files with one number, and programs that follow it.
+    """The directory of a run whose checkpoints are files with one number.
 
     Attributes:
-      loaded: steps in the order in which their checkpoints were.
-      settings: of the embedder.
+      loaded: steps of the loaded checkpoints, in order.
+      settings: settings of the embedder.
     """
 
     def __init__(self, path, steps: int = 3):
@@ -63,7 +63,7 @@ class Run:
         except (FileNotFoundError, ValueError) as error:
             raise UserError(f'{step} is damaged') from error
 
-    def settings_of(self, step: int) -> dict:
+    def read_step_settings(self, step: int) -> dict:
         return self.settings | {
             'step': step,
             'saved': f'2026-{step:02d} {self._number(step)}',
@@ -74,10 +74,10 @@ class Run:
         number = self._number(step)
         self.loaded.append(step)
         cache = EmbeddingCache(self.path / 'vectors')
-        return cache.of_model(
+        return cache.wrap(
             lambda texts, side: np.full((len(texts), 2), number, np.float32),
             f'run@{step}',
-            self.settings_of(step),
+            self.read_step_settings(step),
         )
 
     def follower(self, *names: str, **changes) -> Follower:
@@ -87,7 +87,7 @@ class Run:
             self.path,
             lambda settings: [Score(name) for name in names],
             prints,
-            self.settings_of,
+            self.read_step_settings,
             self.load,
             **changes,
         )
@@ -101,7 +101,7 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Reports take a second each, and have tests of their own."""
+    """A run without reports, which take a second each and have their own tests."""
     monkeypatch.setattr(follow_module, 'write_report', lambda output, metrics: None)
     return Run(tmp_path / 'run')
 
@@ -109,7 +109,7 @@ def run(tmp_path, monkeypatch):
 ALL = [(step, task, step / 10) for step in (1, 2, 3) for task in ('sts/a', 'sts/b')]
 
 
-def test_each_checkpoint_is_scored_once_as_it_comes_until_the_last(run, capsys):
+def test_each_checkpoint_is_scored_once_until_training_ends(run, capsys):
     run.save(1)
     upcoming = [lambda: run.save(2), lambda: None, lambda: run.save(3)]
     slept = []
@@ -119,9 +119,9 @@ def test_each_checkpoint_is_scored_once_as_it_comes_until_the_last(run, capsys):
         upcoming.pop(0)()
 
     assert follow(run.follower(), 0, sleep) == 'training ended at step 3'
-    assert (
-        run.rows() == ALL and run.loaded == [1, 2, 3] and slept == [follow_module.POLL_SECONDS] * 3
-    )
+    assert run.rows() == ALL
+    assert run.loaded == [1, 2, 3]
+    assert slept == [follow_module.POLL_SECONDS] * 3
     assert json.loads((run.path / 'best.json').read_text()) == dict.fromkeys(
         ('sts/a', 'sts/b'), {'step': 3, 'score': pytest.approx(0.3)}
     )
@@ -131,27 +131,23 @@ def test_each_checkpoint_is_scored_once_as_it_comes_until_the_last(run, capsys):
         (step, [f'{task}/spearman', f'{task}/pearson']) for step, task, _ in ALL
     ]
     results = json.loads((run.path / 'results.json').read_text())
-    assert (
-        results['model'] == 'run@3'
-        and results['settings']['step'] == 3
-        and list(results['tasks']) == ['sts/a', 'sts/b']
-    )
-    assert not (run.path / 'vectors').exists() and [
-        path.name for path in (run.path / '.claims').iterdir()
-    ] == ['results']
+    assert results['model'] == 'run@3'
+    assert results['settings']['step'] == 3
+    assert list(results['tasks']) == ['sts/a', 'sts/b']
+    assert not (run.path / 'vectors').exists()
+    assert [path.name for path in (run.path / '.claims').iterdir()] == ['results']
 
 
-def test_the_same_command_again_adds_nothing_and_more_steps_add_theirs(run):
+def test_repeated_command_scores_only_what_is_new(run):
     for step in (1, 2, 3):
         run.save(step)
     follow(run.follower(), 0)
     before = {path: path.read_bytes() for path in run.path.rglob('*') if path.is_file()}
     again = run.follower()
-    again.tasks = lambda settings: pytest.fail('looks for data, and has nothing to score')
+    again.tasks = lambda settings: pytest.fail('searches for data without anything to score')
     follow(again, 0)
-    assert {
-        path: path.read_bytes() for path in run.path.rglob('*') if path.is_file()
-    } == before and run.loaded == [1, 2, 3]
+    assert {path: path.read_bytes() for path in run.path.rglob('*') if path.is_file()} == before
+    assert run.loaded == [1, 2, 3]
     run.write_config(4)
     run.save(4)
     follow(run.follower('sts/b', 'sts/c'), 0)
@@ -163,17 +159,16 @@ def test_the_same_command_again_adds_nothing_and_more_steps_add_theirs(run):
     assert run.loaded == [1, 2, 3, 1, 2, 3, 4]
 
 
-def test_what_a_score_depends_on_makes_another_row(run):
+def test_changed_settings_or_checkpoints_make_new_rows(run):
     run.save(3)
     follow(run.follower('sts/a'), 0)
     run.settings = {'dtype': 'bfloat16'}
     other = run.follower('sts/a')
     follow(other, 0)
     run.settings, first = {'dtype': 'float32'}, run.follower('sts/a')
-    follow(first, 0)  # measured already: its rows stand before those of the other
-    assert measured_otherwise(first.rows, first.asked) == ['sts/a'] and not measured_otherwise(
-        other.rows, other.asked
-    )
+    follow(first, 0)  # already scored, so its rows come before those of the other
+    assert find_remeasured_tasks(first.rows, first.row_fingerprints) == ['sts/a']
+    assert not find_remeasured_tasks(other.rows, other.row_fingerprints)
     run.settings = {'dtype': 'bfloat16'}
     run.delete(3)
     run.save(3, 0.9)  # another training in the same directory
@@ -181,11 +176,11 @@ def test_what_a_score_depends_on_makes_another_row(run):
     assert run.rows() == [(3, 'sts/a', 0.3), (3, 'sts/a', 0.3), (3, 'sts/a', 0.9)]
 
 
-def test_checkpoints_that_disappear_are_told_and_passed_over(run, capsys):
-    """One between the list and its turn, one while it is loaded, one between two looks."""
+def test_deleted_checkpoints_are_reported_and_skipped(run, capsys):
+    """Deletes a checkpoint before its turn, one while it is loaded, and one between two passes."""
     for step in (1, 2, 3):
         run.save(step)
-    (run.path / 'checkpoints' / '4.orbax-checkpoint-tmp-9').mkdir()  # being written
+    (run.path / 'checkpoints' / '4.orbax-checkpoint-tmp-9').mkdir()  # still being written
     load, follower = run.load, run.follower('sts/a')
 
     def deleted(step: int):
@@ -197,11 +192,11 @@ def test_checkpoints_that_disappear_are_told_and_passed_over(run, capsys):
         return load(step)
 
     follower.load = deleted
-    assert follower.go_through()
+    assert follower.score_new_checkpoints()
     run.delete(1)
     run.save(3)
     follower.load = load
-    assert not follower.go_through()
+    assert not follower.score_new_checkpoints()
     out = capsys.readouterr().out
     assert [
         out.count(f'checkpoint {step} was deleted before it was scored') for step in (1, 2, 3)
@@ -209,7 +204,7 @@ def test_checkpoints_that_disappear_are_told_and_passed_over(run, capsys):
     assert run.rows() == [(3, 'sts/a', 0.3)]
 
 
-def test_the_last_checkpoint_that_comes_while_one_before_it_goes_is_scored(run):
+def test_last_checkpoint_saved_during_a_deletion_is_scored(run):
     run.save(2)
     load, follower = run.load, run.follower('sts/a')
 
@@ -224,7 +219,7 @@ def test_the_last_checkpoint_that_comes_while_one_before_it_goes_is_scored(run):
     assert run.rows() == [(3, 'sts/a', 0.3)]
 
 
-def test_a_checkpoint_that_cannot_be_read_is_tried_twice_told_and_left(run, capsys):
+def test_unreadable_checkpoint_is_tried_twice_and_skipped(run, capsys):
     run.save(1)
     run.save(3)
     (run.path / 'checkpoints' / '1' / 'number').write_text('damaged')
@@ -233,31 +228,29 @@ def test_a_checkpoint_that_cannot_be_read_is_tried_twice_told_and_left(run, caps
     assert capsys.readouterr().out.count('1 is damaged; not scored') == 1
 
 
-def test_what_another_program_is_scoring_is_left_to_it_and_taken_over_when_it_is_killed(run):
+def test_task_of_a_killed_program_is_taken_over(run):
     run.save(3)
-    claim = claimed(claim_path(run.path, 'run@3', 'sts/a'))
+    claim = try_lock(make_claim_path(run.path, 'run@3', 'sts/a'))
     assert claim.__enter__()
     released = []
 
     def sleep(seconds: float) -> None:
-        assert run.rows() == [(3, 'sts/b', 0.3)]  # the training has ended, but a row is missing
+        assert run.rows() == [(3, 'sts/b', 0.3)]  # training has ended, but a row is missing
         claim.__exit__(None, None, None)
         released.append(True)
 
     follow(run.follower(), 0, sleep)
-    assert (
-        released == [True]
-        and run.rows() == [(3, 'sts/b', 0.3), (3, 'sts/a', 0.3)]
-        and run.loaded == [3, 3]
-    )
+    assert released == [True]
+    assert run.rows() == [(3, 'sts/b', 0.3), (3, 'sts/a', 0.3)]
+    assert run.loaded == [3, 3]
 
 
 @pytest.mark.parametrize(
-    'place', ['Task.run', 'store', 'add_row', 'write_points', 'write_best', 'keep_best']
+    'place', ['Task.run', 'store_result', 'add_row', 'write_points', 'write_best', 'keep_best']
 )
-def test_killed_anywhere_it_ends_as_if_it_was_not(run, tmp_path, monkeypatch, place):
-    """A kill looks like an exception that nothing catches. Afterwards all files are as of a program
-    that was left alone.
+def test_kill_at_any_point_leaves_the_same_results(run, tmp_path, monkeypatch, place):
+    """Simulates a kill with an exception that is not caught. Finally, all files are equal to those
+    of a program that was not killed.
     """
     for step in (1, 2, 3):
         run.save(step)
@@ -282,18 +275,17 @@ def test_killed_anywhere_it_ends_as_if_it_was_not(run, tmp_path, monkeypatch, pl
             with monkeypatch.context() as patch, pytest.raises((KeyboardInterrupt, StopIteration)):
                 patch.setattr(owner, name, killed)
                 follow(run.follower(), 0)
-                raise StopIteration  # all was done before it could be killed
+                raise StopIteration  # everything was done before the kill
     follow(run.follower(), 0)
     assert sorted(run.rows()) == sorted(whole.rows()) == ALL
     assert (run.path / 'best.json').read_bytes() == (whole.path / 'best.json').read_bytes()
     assert len(events(RunDir(run.path).evaluation_events.read_bytes())) == 1 + len(ALL)
-    assert [path.name for path in (run.path / 'best').iterdir()] == ['3'] and not (
-        run.path / 'vectors'
-    ).exists()
+    assert [path.name for path in (run.path / 'best').iterdir()] == ['3']
+    assert not (run.path / 'vectors').exists()
 
 
-def test_a_new_checkpoint_never_gets_the_vectors_of_the_one_before(run, tmp_path):
-    """Tasks on the same sentences share their vectors, as long as they are of one model."""
+def test_checkpoints_do_not_share_embeddings(run, tmp_path):
+    """Tasks on the same sentences share their embeddings, but only for the same model."""
     (tmp_path / 'senteval' / 'SUBJ').mkdir(parents=True)
     for name in ('subj.objective', 'subj.subjective'):
         (tmp_path / 'senteval' / 'SUBJ' / name).write_text('a text\n')
@@ -314,7 +306,7 @@ def test_a_new_checkpoint_never_gets_the_vectors_of_the_one_before(run, tmp_path
     assert run.rows() == ALL
 
 
-def test_it_waits_says_so_and_ends_after_the_time_out(run, capsys):
+def test_follower_reports_waiting_and_ends_after_the_timeout(run, capsys):
     now = [0.0]
 
     def sleep(seconds: float) -> None:
@@ -323,21 +315,20 @@ def test_it_waits_says_so_and_ends_after_the_time_out(run, capsys):
             run.save(1)
 
     why = follow(run.follower('sts/a'), 600, sleep, lambda: now[0])
-    assert (
-        why == 'no new checkpoint for 10 min, at step 1 of 3: not followed any longer'
-        and run.rows() == [(1, 'sts/a', 0.1)]
-    )
+    assert why == 'stopped following: no new checkpoint for 10 min, at step 1 of 3'
+    assert run.rows() == [(1, 'sts/a', 0.1)]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('waiting')]
     assert [line.split(':')[0] for line in lines] == [
         f'waiting for {minutes} min' for minutes in (1, 1, 2, 4, 8)
     ]
-    assert 'a checkpoint after step 1 of 3; the trainer has written nothing yet' in lines[-1]
+    activity = 'the trainer has not written any metrics yet'
+    assert f'no checkpoint after step 1 of 3 yet; {activity}' in lines[-1]
     (run.path / 'metrics.jsonl').touch()
     follow(run.follower('sts/a'), 120, sleep, lambda: now[0])
     assert 'the trainer wrote its last row 0 min ago' in capsys.readouterr().out
 
 
-def test_what_the_user_gave_wrong_ends_it_with_its_line(run):
+def test_unusable_data_end_the_program_with_a_message(run):
     run.save(1)
     follower = run.follower('sts/a')
 
@@ -350,13 +341,13 @@ def test_what_the_user_gave_wrong_ends_it_with_its_line(run):
     with pytest.raises(UserError, match='corpus.jsonl:3'):
         follow(follower, 0)
     (run.path / 'config.json').write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match='config.json: not of a run'):
+    with pytest.raises(UserError, match='config.json: not the config of a run'):
         follow(run.follower('sts/a'), 0)
 
 
-def test_the_best_checkpoint_stays_when_it_is_deleted_while_it_is_scored(run):
-    """And one that somebody else is scoring stays as well, until that program is killed."""
-    other = claimed(run.path / '.claims' / 'scoring-1-elsewhere-7')
+def test_best_checkpoint_survives_deletion_while_scored(run):
+    """A checkpoint that another program is scoring is kept as well, until that program ends."""
+    other = try_lock(run.path / '.claims' / 'scoring-1-elsewhere-7')
     assert other.__enter__()
     run.save(1)
     run.save(2, 0.9)
@@ -370,23 +361,21 @@ def test_the_best_checkpoint_stays_when_it_is_deleted_while_it_is_scored(run):
 
     run_2 = run.follower('sts/a')
     run_2.tasks = lambda settings: [Deleted('sts/a') if settings['step'] == 2 else Score('sts/a')]
-    run_2.go_through()
+    run_2.score_new_checkpoints()
     assert kept == ['1', '2'] and run.rows() == [(1, 'sts/a', 0.1), (2, 'sts/a', 0.9)]
     other.__exit__(None, None, None)
-    follower.bring_up_to_date()
+    follower.update_derived_files()
     assert [path.name for path in (run.path / 'best').iterdir()] == ['2']
 
 
-def test_a_best_checkpoint_that_is_gone_is_told_once(run, capsys):
+def test_lost_best_checkpoint_is_reported_once(run, capsys):
     run.save(1, 0.9)
     run.save(2)
     follower = run.follower('sts/a', keep=False)
-    follower.go_through()
+    follower.score_new_checkpoints()
     run.delete(1)
     run.save(3)
-    follower.go_through()
+    follower.score_new_checkpoints()
     out = capsys.readouterr().out
-    assert (
-        out.count('the best checkpoint by sts/a, step 1, is not kept') == 1
-        and not (run.path / 'best').exists()
-    )
+    assert out.count('the best checkpoint by sts/a, step 1, is not kept') == 1
+    assert not (run.path / 'best').exists()

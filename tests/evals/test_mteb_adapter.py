@@ -1,4 +1,4 @@
-"""Models as mteb's encoders, with stand-ins for mteb's classes: tests/oracles runs mteb itself."""
+"""Models as mteb encoders, with fakes of mteb's classes. tests/oracles runs mteb itself."""
 
 import enum
 import sys
@@ -14,14 +14,14 @@ from tests.embed.test_embedder import write_run
 
 
 class PromptType(enum.StrEnum):
-    """mteb.types.PromptType."""
+    """A fake of mteb.types.PromptType."""
 
     query = 'query'
     document = 'document'
 
 
 class ModelMeta(SimpleNamespace):
-    """mteb's ModelMeta: a record of what a model is."""
+    """A fake of mteb's ModelMeta."""
 
     @classmethod
     def create_empty(cls, overwrites: dict) -> 'ModelMeta':
@@ -30,10 +30,10 @@ class ModelMeta(SimpleNamespace):
 
 @pytest.fixture(autouse=True)
 def mteb(monkeypatch):
-    stand_in = SimpleNamespace(ModelMeta=ModelMeta)
+    fake = SimpleNamespace(ModelMeta=ModelMeta)
     for name in ('mteb', 'mteb.models'):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(__path__=[]))
-    monkeypatch.setitem(sys.modules, 'mteb.models.model_meta', stand_in)
+    monkeypatch.setitem(sys.modules, 'mteb.models.model_meta', fake)
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +41,7 @@ def run(tmp_path_factory, tokenizer) -> str:
     return str(write_run(tmp_path_factory.mktemp('mteb') / 'mine', tokenizer))
 
 
-def test_the_record_of_a_model(run):
+def test_model_meta_describes_the_run(run):
     meta = mteb_model(run).mteb_model_meta
     assert (meta.name, meta.revision, meta.max_tokens, meta.embed_dim, meta.framework) == (
         'cpt_jax/mine',
@@ -52,7 +52,7 @@ def test_the_record_of_a_model(run):
     )
 
 
-def test_queries_and_documents_get_their_sides(run):
+def test_prompt_types_select_the_side(run):
     embed, texts = load_embedder(run), ['a list', 'of files', 'and a parser']
     batches = [{'text': texts[:2]}, {'text': texts[2:]}]
     for model, prompt_type, side in [
@@ -73,7 +73,7 @@ def test_queries_and_documents_get_their_sides(run):
     np.testing.assert_allclose(model.similarity_pairwise(found, found), 1, atol=1e-5)
 
 
-def test_without_mteb_one_line_says_what_to_install(run, monkeypatch):
+def test_missing_mteb_is_reported_with_the_install_command(run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'mteb.models.model_meta', None)
     with pytest.raises(UserError, match=r'mteb is not installed: pip install mteb=='):
         mteb_model(run)

@@ -1,5 +1,5 @@
-"""A kind of task in one new file and its registry line: found, selected, scored, and measured again
-only when something changes.
+"""A new kind of task needs one file and one line in the registry. It is found, selected, scored,
+and scored again only when something changes.
 """
 
 import json
@@ -14,11 +14,11 @@ from etils import epath
 from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.evals import registry
 from cpt_jax.evals.options import Options, SplitOptions, option
-from cpt_jax.evals.registry import find_tasks, option_fields, select
+from cpt_jax.evals.registry import find_option_fields, find_tasks, select
 from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.task import Context, Kind, Result, Task
 
-# The whole file, as it would be in cpt_jax/evals/tasks/.
+# The complete file, as it would be in cpt_jax/evals/tasks/.
 NEW_FILE = '''
 """Pair classification: whether two texts mean the same."""
 
@@ -80,7 +80,7 @@ PAIRS = [['a b', 'a b', True], ['a', 'b', False], ['a', 'a b', False], ['b', 'b 
 
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
-    """A data directory for the new kind, which is registered by its one line."""
+    """A data directory for the new kind, which is registered with one line."""
     (tmp_path / 'new').mkdir()
     (tmp_path / 'new' / 'pairclass_kind.py').write_text(NEW_FILE)
     monkeypatch.syspath_prepend(tmp_path / 'new')
@@ -99,13 +99,13 @@ def write_pairs(folder, pairs):
 
 
 def count_letters(texts, side):
-    """float32[n, 2]: unit vectors of how often a and b occur."""
+    """Returns float32[n, 2]: the normalized counts of the letters a and b."""
     counts_NxD = np.array([[text.count('a'), text.count('b')] for text in texts], np.float32)
     return counts_NxD / np.linalg.norm(counts_NxD, axis=1, keepdims=True)
 
 
 def score(data_dir, pattern='pairclass/*', **options):
-    """Results of the tasks, and the sides of the texts that were embedded for them."""
+    """Returns the rows of the tasks and the side of each call of the embedding function."""
     asked = []
 
     def embed(texts, side):
@@ -117,7 +117,7 @@ def score(data_dir, pattern='pairclass/*', **options):
     return results['tasks'], asked
 
 
-def test_it_is_found_selected_and_scored(data_dir):
+def test_new_kind_is_found_selected_and_scored(data_dir):
     rows, asked = score(data_dir)
     assert list(rows) == ['pairclass/one', 'pairclass/other'] and asked == ['x'] * 4
     assert rows['pairclass/one']['main_score'] == 0.75  # cos(a, a b) is 0.71, above 0.5
@@ -125,12 +125,12 @@ def test_it_is_found_selected_and_scored(data_dir):
     assert 'pairclass/<wbr>one' in page or 'pairclass/one' in page
 
 
-def test_it_is_measured_again_when_its_data_or_options_change_and_only_then(data_dir, capsys):
+def test_task_is_scored_again_only_when_data_or_options_change(data_dir, capsys):
     assert score(data_dir, 'pairclass/one')[1] and not score(data_dir, 'pairclass/one')[1]
     assert 'pairclass/one: already scored' in capsys.readouterr().out
     rows, asked = score(data_dir, 'pairclass/one', threshold=0.9)
     assert asked == ['x', 'x'] and rows['pairclass/one']['main_score'] == 1
-    # An option that it shares with other kinds, and one that it does not have.
+    # An option that the kind shares with others, and an option that it does not have.
     assert score(data_dir, 'pairclass/one', threshold=0.9, symmetric_side='y')[1] == ['y', 'y']
     assert not score(data_dir, 'pairclass/one', threshold=0.9, symmetric_side='y', k=50)[1]
     write_pairs(data_dir, PAIRS[:2])
@@ -138,20 +138,20 @@ def test_it_is_measured_again_when_its_data_or_options_change_and_only_then(data
     assert asked and rows['pairclass/one']['n'] == 2
 
 
-def test_messages_name_its_data(data_dir):
-    with pytest.raises(Exception, match=r'pairclass/none: no such task; there are pairclass/one, '):
+def test_messages_contain_the_layout_of_its_data(data_dir):
+    with pytest.raises(Exception, match=r'pairclass/none: no such task; available: pairclass/one'):
         select(find_tasks(str(data_dir)), ['pairclass/none'], str(data_dir))
     with pytest.raises(Exception, match=r'expected in --data_dir .*: pairclass/<name>.json'):
         select(find_tasks(str(data_dir)), ['pairclass/none'], str(data_dir))
 
 
-def test_its_option_becomes_a_flag(data_dir):
+def test_option_becomes_a_flag(data_dir):
     values = flags.FlagValues()
-    read = define_option_flags(option_fields(), values)
+    read = define_option_flags(find_option_fields(), values)
     values(['evaluate'])
     assert read()['threshold'] == 0.5
     values = flags.FlagValues()
-    read = define_option_flags(option_fields(), values)
+    read = define_option_flags(find_option_fields(), values)
     values(['evaluate', '--threshold=0.9'])
     assert read()['threshold'] == 0.9 and read()['symmetric_side'] == 'x'
     assert score(data_dir, 'pairclass/one', **read())[0]['pairclass/one']['main_score'] == 1
@@ -173,16 +173,20 @@ class WithoutFingerprint:
         return Result('accuracy', {'accuracy': 1.0}, 1, {})
 
 
-def test_a_task_without_a_fingerprint_is_an_error(tmp_path, monkeypatch):
+def test_task_without_a_fingerprint_is_refused(tmp_path, monkeypatch):
     register(monkeypatch, lambda data_dir, options, context: {'made/a': WithoutFingerprint()})
-    with pytest.raises(TypeError, match=r'made/a: WithoutFingerprint is no subclass .*fingerprint'):
+    with pytest.raises(
+        TypeError, match=r'made/a: WithoutFingerprint must be a subclass .*fingerprint'
+    ):
         find_tasks(None)
-    with pytest.raises(TypeError, match=r'made/a: WithoutFingerprint is no subclass .*fingerprint'):
+    with pytest.raises(
+        TypeError, match=r'made/a: WithoutFingerprint must be a subclass .*fingerprint'
+    ):
         run_tasks(count_letters, 'm', {}, [WithoutFingerprint()], epath.Path(tmp_path) / 'out')
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_subclass_without_a_fingerprint_cannot_be_made(monkeypatch):
+def test_subclass_without_a_fingerprint_cannot_be_instantiated(monkeypatch):
     class Forgetful(Task):
         name = 'made/a'
 
@@ -194,30 +198,30 @@ def test_a_subclass_without_a_fingerprint_cannot_be_made(monkeypatch):
         find_tasks(None)
 
 
-def test_a_task_has_the_name_of_its_kind(monkeypatch):
+def test_task_name_must_start_with_its_kind(monkeypatch):
     def find(data_dir, options, context):
         task = registry.KINDS[0].find(None, registry.KINDS[0].options(), Context())
         return {'made/a': task['codesearch/python_source']}
 
     register(monkeypatch, find)
-    with pytest.raises(TypeError, match='made/a: the task calls itself codesearch/python_source'):
+    with pytest.raises(TypeError, match='made/a: the task has the name codesearch/python_source'):
         find_tasks(None)
 
 
-def test_an_option_is_declared_once(monkeypatch):
+def test_option_declared_twice_is_refused(monkeypatch):
     @dataclass(frozen=True)
     class Again(Options):
         split: str = option('', 'Another split.')
 
     register(monkeypatch, lambda *of: {}, Again)
     with pytest.raises(TypeError, match=r'the option split of made/\* is declared by another kind'):
-        option_fields()
+        find_option_fields()
     monkeypatch.setattr(
         registry, 'KINDS', (*registry.KINDS[:-1], replace(registry.KINDS[-1], options=SplitOptions))
     )
-    assert 'split' in option_fields()
+    assert 'split' in find_option_fields()
 
 
-def test_an_option_that_no_kind_has():
+def test_unknown_option_is_refused():
     with pytest.raises(TypeError, match='no kind of task has the option treshold'):
         find_tasks(None, treshold=1)

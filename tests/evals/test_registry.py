@@ -23,7 +23,7 @@ def names(patterns, data_dir):
     return [task.name for task in select(find_tasks(data_dir), patterns, data_dir)]
 
 
-def test_what_there_is(data_dir):
+def test_available_tasks_are_found(data_dir):
     expected = [
         'codesearch/go',
         'codesearch/ruby_0',
@@ -35,7 +35,7 @@ def test_what_there_is(data_dir):
     assert list(find_tasks(None)) == ['codesearch/python_source']
 
 
-def test_names_globs_and_lists(data_dir):
+def test_tasks_are_selected_by_names_and_globs(data_dir):
     assert names(['retrieval/*'], data_dir) == ['retrieval/cosqa', 'retrieval/scifact']
     assert names(['retrieval/scifact', ' codesearch/r* ', 'retrieval/*'], data_dir) == [
         'retrieval/scifact',
@@ -45,7 +45,7 @@ def test_names_globs_and_lists(data_dir):
     assert len(names(['*'], data_dir)) == 5
 
 
-def test_a_name_that_selects_nothing_lists_what_there_is(data_dir):
+def test_unknown_name_lists_available_tasks(data_dir):
     with pytest.raises(UserError) as error:
         names(['codesearch/go', 'retrieval/nope'], data_dir)
     for part in (
@@ -58,31 +58,31 @@ def test_a_name_that_selects_nothing_lists_what_there_is(data_dir):
     assert '\n' not in str(error.value) and 'codesearch' not in str(error.value)
     with pytest.raises(
         UserError,
-        match=r'sts/.: no such task; there are codesearch/\*, retrieval/\*; expected in --data_dir',
+        match=r'sts/.: no such task; available: codesearch/\*, retrieval/\*; expected in --data_d',
     ):
         names(['sts/*'], data_dir)
 
 
-def test_without_a_data_directory():
+def test_missing_data_directory_is_reported():
     with pytest.raises(
         UserError,
-        match=r'retrieval/scifact: no such task; there are codesearch/\*; other data need '
+        match=r'retrieval/scifact: no such task; available: codesearch/\*; for other tasks give '
         r'--data_dir',
     ):
         names(['retrieval/scifact'], None)
     with pytest.raises(
         UserError,
-        match=r'--data_dir /nowhere: no such directory; expected there: codesearch/ \(Code.*, '
+        match=r'--data_dir /nowhere: no such directory; it should contain codesearch/ \(Code.*, '
         r'retrieval/<folder>/',
     ):
         find_tasks('/nowhere')
 
 
-def test_suites_and_questions(data_dir, tmp_path):
+def test_suites_expand_to_their_tasks(data_dir, tmp_path):
     with pytest.raises(
         UserError,
         match=r'--tasks suite/cpt_beir: 10 of its 11 tasks are not in --data_dir '
-        r'.*retrieval/arguana, .*; give their data',
+        r'.*retrieval/arguana, .*; add their data',
     ):
         names(['suite/cpt_beir'], data_dir)
     chosen = select(
@@ -94,15 +94,15 @@ def test_suites_and_questions(data_dir, tmp_path):
     assert names(['openqa/*'], data_dir) == ['openqa/nq']
 
 
-def test_one_task_in_two_files(data_dir, tmp_path):
+def test_task_with_two_files_is_refused(data_dir, tmp_path):
     (tmp_path / 'codesearch' / 'go.jsonl.gz').touch()
     with pytest.raises(
-        UserError, match=r'go.jsonl.gz: the task codesearch/go would have two files'
+        UserError, match=r'go.jsonl.gz: the task codesearch/go has another file too'
     ):
         find_tasks(data_dir)
 
 
-def test_no_tasks():
+def test_empty_selection_is_refused():
     with pytest.raises(UserError, match='--tasks is empty'):
         names([], None)
 
@@ -118,12 +118,12 @@ def test_no_tasks():
         ('candidates', '100', 'a number of at least 0'),
     ],
 )
-def test_a_value_that_an_option_does_not_accept(name, value, expected):
-    """From Python, where no flag has checked it."""
+def test_invalid_option_values_are_refused(name, value, expected):
+    """Values from Python have not been checked by a flag."""
     with pytest.raises(UserError, match=rf'^--{name} .*: must be {expected}$'):
         make_options(**{name: value})
 
 
-def test_values_that_no_flag_shows():
-    assert make_options(split='')['retrieval'].split == ''  # the default, which is no choice
+def test_hidden_option_values_are_accepted():
+    assert make_options(split='')['retrieval'].split == ''  # the default, which is not a choice
     assert make_options(baselines=['none'])['openqa'].baselines == []

@@ -4,9 +4,9 @@ import numpy as np
 from etils import epath
 
 from cpt_jax.evals.registry import find_tasks, select
-from cpt_jax.evals.run import claim_path, run_tasks
-from cpt_jax.search.bm25 import random_embed
-from cpt_jax.storage.locks import claimed
+from cpt_jax.evals.run import make_claim_path, run_tasks
+from cpt_jax.search.bm25 import make_random_embed
+from cpt_jax.storage.locks import try_lock
 from tests.evals.senteval_files import write_sst
 from tests.programs import run_program
 
@@ -38,7 +38,7 @@ def write_data(folder):
 
 
 def letters(texts, side):
-    """How often each letter occurs: enough to find a text again."""
+    """Returns normalized letter counts, which are enough to find a text again."""
     counts_NxD = np.array(
         [[text.lower().count(letter) for letter in 'abcdefghijklmnopqrstuvwxyz'] for text in texts],
         np.float32,
@@ -51,7 +51,7 @@ def run_pattern(pattern, data_dir, output, embed=letters, model='runs/letters'):
     return run_tasks(embed, model, {'step': 3}, tasks, epath.Path(output))
 
 
-def test_results_and_report_grow_task_by_task(tmp_path):
+def test_results_and_report_collect_tasks(tmp_path):
     data_dir = write_data(tmp_path)
     run_pattern('codesearch/small', data_dir, tmp_path / 'out')
     run_pattern('retrieval/*', data_dir, tmp_path / 'out')
@@ -70,22 +70,22 @@ def test_results_and_report_grow_task_by_task(tmp_path):
         'recall@100': 1.0,
     }
     page = (tmp_path / 'out' / 'report' / 'index.html').read_text()
-    assert 'What is found: codesearch/small' in page and 'What is found: retrieval/tiny' in page
+    assert 'Examples: codesearch/small' in page and 'Examples: retrieval/tiny' in page
     assert 'void open_file() { a &lt; b; }' in page
 
 
-def test_another_model_starts_anew(tmp_path, capsys):
+def test_another_model_replaces_the_results(tmp_path, capsys):
     data_dir = write_data(tmp_path)
     run_pattern('codesearch/small', data_dir, tmp_path / 'out')
     results = run_pattern(
-        'retrieval/tiny', data_dir, tmp_path / 'out', random_embed(0), model='runs/other'
+        'retrieval/tiny', data_dir, tmp_path / 'out', make_random_embed(0), model='runs/other'
     )
     assert list(results['tasks']) == ['retrieval/tiny']
     assert 'is replaced' in capsys.readouterr().out
     assert 'codesearch/small' not in (tmp_path / 'out' / 'report' / 'index.html').read_text()
 
 
-def test_a_map_stays_with_its_model(tmp_path):
+def test_maps_of_another_model_are_removed(tmp_path):
     write_sst(tmp_path / 'senteval' / 'SST' / 'binary')
     data_dir, maps = write_data(tmp_path), tmp_path / 'out' / 'report' / 'maps.json'
 
@@ -95,14 +95,13 @@ def test_a_map_stays_with_its_model(tmp_path):
     run_pattern('zeroshot/SST2', data_dir, tmp_path / 'out')
     assert list(json.loads(maps.read_text())) == ['SST2, test'] and page().count('<circle') == 80
     run_pattern('retrieval/tiny', data_dir, tmp_path / 'out')
-    assert (
-        'SST2, test: PCA' in page() and 'map' not in (tmp_path / 'out' / 'results.json').read_text()
-    )
+    assert 'SST2, test: PCA' in page()
+    assert 'map' not in (tmp_path / 'out' / 'results.json').read_text()
     run_pattern('retrieval/tiny', data_dir, tmp_path / 'out', model='runs/other')
     assert json.loads(maps.read_text()) == {} and '<circle' not in page()
 
 
-def test_what_has_been_scored_is_left_until_something_changes(tmp_path, capsys):
+def test_task_is_scored_again_only_when_something_changes(tmp_path, capsys):
     data_dir, asked = write_data(tmp_path), []
 
     def run(*, model='runs/letters', k=100, **flags) -> list[str]:
@@ -116,24 +115,26 @@ def test_what_has_been_scored_is_left_until_something_changes(tmp_path, capsys):
         return asked
 
     assert run() and not run()
-    assert 'retrieval/tiny: already scored; --again scores it anew' in capsys.readouterr().out
+    assert 'retrieval/tiny: already scored; give --again to score it again' in (
+        capsys.readouterr().out
+    )
     assert run(again=True) and not run()
     assert run(k=50) and not run(k=50)
     assert run(model='runs/other') and not run(model='runs/other')
     (tmp_path / 'retrieval' / 'tiny' / 'qrels' / 'test.tsv').write_text('queries0\tcorpus0\t1\n')
-    with claimed(claim_path(epath.Path(tmp_path / 'out'), 'runs/other', 'retrieval/tiny')):
+    with try_lock(make_claim_path(epath.Path(tmp_path / 'out'), 'runs/other', 'retrieval/tiny')):
         assert not run(model='runs/other')
-    assert 'retrieval/tiny: another program is at it' in capsys.readouterr().out
+    assert 'retrieval/tiny: another program is scoring it' in capsys.readouterr().out
     assert run(model='runs/other') and not run(model='runs/other')
 
 
-def test_the_program_from_any_directory(tmp_path):
+def test_program_runs_from_any_directory(tmp_path):
     _, said, _ = run_program('evaluate', '--help', cwd=tmp_path)
     assert 'Scores a model on benchmarks' in said and '--data_dir' in said
     for flags, message in (
         (
             ['--model', str(tmp_path), '--tasks', 'retrieval/nope'],
-            'error: --tasks retrieval/nope: no such task; there are codesearch/',
+            'error: --tasks retrieval/nope: no such task; available: codesearch/',
         ),
         (['--model', str(tmp_path / 'none')], 'error: --model'),
         (['--tasks', 'codesearch/python_source'], 'error: '),

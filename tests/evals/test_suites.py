@@ -1,7 +1,7 @@
 import pytest
 
 from cpt_jax.evals.store.results import format_table
-from cpt_jax.evals.suites import SUITES, expand_suites, with_means, without_mean
+from cpt_jax.evals.suites import SUITES, add_suite_means, expand_suites, explain_missing_means
 from cpt_jax.runtime.errors import UserError
 
 CODE = SUITES['suite/csn'].tasks
@@ -18,7 +18,7 @@ def row(score, metric='mrr_of_1000', baselines=('bm25', 'random')):
     }
 
 
-def test_the_lists_of_the_papers():
+def test_suites_match_the_papers():
     assert [len(suite.tasks) for suite in SUITES.values()] == [11, 12, 6, 7, 7]
     assert {'retrieval/arguana', 'retrieval/webis-touche2020', 'retrieval/scifact'} < {
         *SUITES['suite/cpt_beir'].tasks
@@ -28,51 +28,49 @@ def test_the_lists_of_the_papers():
     }
 
 
-def test_a_mean_when_all_are_there():
+def test_complete_suite_has_a_mean():
     scores = dict(zip(CODE, [0.1, 0.2, 0.3, 0.4, 0.5, 0.9], strict=True))
     results = {
         'tasks': {name: row(score) for name, score in scores.items()}
         | {'codesearch/rust': row(1.0)}
     }
-    found = with_means(results)
+    found = add_suite_means(results)
     mean = found['tasks']['suite/csn']
-    assert (
-        mean['main_score'] == mean['metrics']['mrr_of_1000'] == pytest.approx(0.4)
-        and mean['n'] == 6
-        and mean['counted'] == 'tasks'
-    )
+    assert mean['main_score'] == mean['metrics']['mrr_of_1000'] == pytest.approx(0.4)
+    assert mean['n'] == 6
+    assert mean['counted'] == 'tasks'
     assert mean['baselines'] == {
         kind: {'mrr_of_1000': pytest.approx(0.2)} for kind in ('bm25', 'random')
     }
-    assert list(found['tasks'])[:-1] == list(results['tasks']) and with_means(found) == found
+    assert list(found['tasks'])[:-1] == list(results['tasks']) and add_suite_means(found) == found
     assert 'suite/csn' in format_table(found) and '40.00' in format_table(found)
 
 
-def test_no_mean_of_some_or_of_different_metrics():
+def test_incomplete_or_mixed_suite_has_no_mean():
     results = {'tasks': {name: row(0.5) for name in CODE}}
     for changed in (
         {'codesearch/go': row(0.5, 'mrr_of_10000')},
         {'codesearch/go': row(0.5, baselines=('bm25',))},
     ):
-        found = with_means({'tasks': results['tasks'] | changed})['tasks']
+        found = add_suite_means({'tasks': results['tasks'] | changed})['tasks']
         assert ('suite/csn' in found) == ('mrr_of_1000' in changed['codesearch/go']['metrics'])
         assert 'suite/csn' not in found or [*found['suite/csn']['baselines']] == ['bm25']
-        told = without_mean({'tasks': found}, ['sts/*', ' suite/csn'])
+        lines = explain_missing_means({'tasks': found}, ['sts/*', ' suite/csn'])
         assert (
-            told == []
+            lines == []
             if 'suite/csn' in found
-            else 'they were not scored alike: codesearch/go mrr_of_10000, codesearch/ruby'
-            in told[0]
+            else 'scored with different settings: codesearch/go mrr_of_10000, codesearch/ruby'
+            in lines[0]
         )
-    assert without_mean({'tasks': {'codesearch/go': row(1)}}, ['suite/csn']) == [
+    assert explain_missing_means({'tasks': {'codesearch/go': row(1)}}, ['suite/csn']) == [
         'suite/csn: no mean: 5 of its tasks have no score'
     ]
-    stale = with_means(results)
+    stale = add_suite_means(results)
     del stale['tasks']['codesearch/go']
-    assert 'suite/csn' not in with_means(stale)['tasks']
+    assert 'suite/csn' not in add_suite_means(stale)['tasks']
 
 
-def test_a_suite_stands_for_its_tasks():
+def test_suite_expands_to_its_tasks():
     there = [*CODE[:4], 'sts/STS12']
     assert expand_suites(['sts/*', ' suite/csn '], [*CODE, 'x'], 'data', False) == ['sts/*', *CODE]
     assert expand_suites(['suite/csn'], there, 'data', True) == list(CODE[:4])

@@ -1,4 +1,4 @@
-"""Runs to export: random parameters, large enough for texts to differ."""
+"""Exported runs with random parameters, large enough that vectors of different texts differ."""
 
 import json
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ import pytest
 
 from cpt_jax.embed import embedder, row_batching
 from cpt_jax.exporting.directory import export
-from cpt_jax.model.families.known import family_of
+from cpt_jax.model.families.known import find_family
 from cpt_jax.text.tokenizer import Tokenizer
 from tests.embed.test_embedder import write_run
 
 
 @contextmanager
 def one_row_length() -> Iterator[None]:
-    """Every model that is loaded compiles one program, and not one for each length of the texts."""
+    """Makes each loaded model compile a single program, instead of one for every text length."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedder, 'row_length_of', lambda length, max_length: 40)
-        patch.setattr(row_batching, 'COLUMNS', {'cpu': 3 * 40})
+        patch.setattr(embedder, 'choose_row_length', lambda length, max_length: 40)
+        patch.setattr(row_batching, 'COLUMNS_PER_DEVICE', {'cpu': 3 * 40})
         yield
 
 
@@ -37,10 +37,19 @@ def export_run(
     dtype: str = 'float32',
     **choices,
 ) -> tuple[Path, Path]:
-    """Exports a run of some architecture; returns the run's directory and the export's."""
+    """Exports a run; returns its directory and that of the export.
+
+    Args:
+      folder: folder for both.
+      tokenizer: tokenizer of the run.
+      closing: tokenizer.closing of the run.
+      pretrained: config.json that determines the architecture; None: `choices` do.
+      dtype: dtype of the exported weights.
+      **choices: other arguments of `write_run`.
+    """
     if pretrained:
-        choices = family_of(pretrained).shape(pretrained) | {'pooling': 'eos'} | choices
-    run = write_run(folder / 'run', tokenizer.closed(closing), pretrained, **choices)
+        choices = find_family(pretrained).shape(pretrained) | {'pooling': 'eos'} | choices
+    run = write_run(folder / 'run', tokenizer.with_closing(closing), pretrained, **choices)
     with one_row_length():
         export(str(run), folder / 'out', dtype=dtype, shard_bytes=10**9, license_id='mit')
     return run, folder / 'out'
@@ -48,7 +57,7 @@ def export_run(
 
 @pytest.fixture(scope='session')
 def make_export(tmp_path_factory, tokenizer):
-    """`export_run` in a folder of its own."""
+    """Calls `export_run` in a new folder."""
 
     def make(**choices) -> tuple[Path, Path]:
         return export_run(tmp_path_factory.mktemp('export'), tokenizer, **choices)
@@ -58,11 +67,11 @@ def make_export(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope='session')
 def whole(make_export) -> tuple[Path, Path]:
-    """One of GPT-2's kind, with curves and scores."""
+    """A run with GPT-2's architecture, and its export."""
     return make_export(causal=True, layers=2)
 
 
 def edit(path: Path, change) -> None:
-    """Changes what a JSON file holds."""
+    """Applies a change to the content of a JSON file."""
     content = json.loads(path.read_text('utf-8'))
     path.write_text(json.dumps(change(content) or content), 'utf-8')

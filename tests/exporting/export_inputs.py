@@ -1,5 +1,5 @@
-"""Runs that are exported and texts that are embedded, for the tests of exports and the writer of
-their golden.
+"""Exported runs and embedded texts, shared by the tests of exports and the writer of their golden
+data.
 """
 
 import json
@@ -42,17 +42,17 @@ CASES = {
     'llama 3': {'pretrained': 'llama 3', 'causal': True},
     'opt 350m': {'pretrained': 'opt', 'causal': True},
 }
-# The models whose texts stand in a template, and the types of narrow weights.
+# Models that are exported with a template, and dtypes narrower than float32.
 TEMPLATES = 'opt', 'llama 3'
 NARROW = 'bfloat16', 'float16'
 
 
 def choices_of(case: str, pretrained: dict[str, dict]) -> dict[str, Any]:
-    """The arguments of `export_run` for a case.
+    """Returns the arguments of `export_run` for a case.
 
     Args:
-      case: one of CASES.
-      pretrained: configs as transformers writes them, by the names that CASES use.
+      case: key of CASES.
+      pretrained: config.json files of transformers, by the names in CASES.
     """
     choices = dict(CASES[case])
     if 'pretrained' in choices:
@@ -63,8 +63,10 @@ def choices_of(case: str, pretrained: dict[str, dict]) -> dict[str, Any]:
 
 
 def layout_of(out: Path) -> dict[str, Any]:
-    """What others read of an export: its JSON files, a checksum of its tokenizer, and type, shape
-    and checksum of each tensor.
+    """Returns the content of an export that other libraries read.
+
+    These are its JSON files, a checksum of the tokenizer, and dtype, shape and checksum of each
+    tensor.
     """
     found: dict[str, Any] = {}
     for path in sorted(path for path in out.rglob('*') if path.is_file()):

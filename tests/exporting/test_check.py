@@ -1,4 +1,4 @@
-"""launch/export.py --check: what would break where."""
+"""launch/export.py --check: each defect is reported with the readers that it breaks."""
 
 import re
 import shutil
@@ -13,24 +13,26 @@ from cpt_jax.runtime.errors import UserError
 from tests.exporting.conftest import edit
 
 
-def test_what_we_write_is_good(whole, make_export):
+def test_exports_have_no_defects(whole, make_export):
     directories = [whole[1], make_export(closing='own')[1] / 'document']
     for directory in directories:
         report = check(directory)
-        assert report.defects == [] and len(report.looked_at) == 9, report.table()
-        assert all(line.endswith('good') for line in report.table().splitlines()[1:])
+        assert report.defects == [] and len(report.checked_files) == 9, report.format_table()
+        assert all(line.endswith('good') for line in report.format_table().splitlines()[1:])
 
 
 def key(name: str, value: object):
-    """Sets a key of an object."""
+    """Returns a change that sets a key of an object."""
     return lambda content: content.update({name: value})
 
 
 def without(*names: str):
+    """Returns a change that removes keys of an object."""
     return lambda content: {name: value for name, value in content.items() if name not in names}
 
 
 def pooling(mode: str):
+    """Returns a change that sets the pooling mode."""
     return lambda content: content.update(
         {
             name: name == f'pooling_mode_{mode}'
@@ -42,45 +44,130 @@ def pooling(mode: str):
 
 SHORT_POOLING = {'embedding_dimension': 32, 'pooling_mode': 'lasttoken', 'include_prompt': True}
 NEW_NAME = 'sentence_transformers.sentence_transformer.modules.pooling.Pooling'
-# (file, what happens to its content, where and what the check says, for whom it breaks)
+# Defect: (file, change of its content, pattern of the reported line, a reader that breaks).
 DEFECTS = {
-    'no closing token': ('tokenizer.json', key('post_processor', None), r'tokenizer\.json: '
-                                                                        r'post_processor: adds no '
-                                                                        r'closing token', 'all'),
-    'short pooling file': ('1_Pooling/config.json', lambda _: SHORT_POOLING, r'1_Pooling/config\.json: is in the short form', 'TEI'),
-    'null prompt': ('config_sentence_transformers.json', key('prompts', {'query': None}), 'query is null, and must be a string', 'TEI'),
-    'left padding': ('tokenizer_config.json', key('padding_side', 'left'), "padding_side: is "
-                                                                           "left, and gpt2 counts "
-                                                                           "positions", 'ST'),
-    'no maximum': ('sentence_bert_config.json', without('max_seq_length'), 'max_seq_length: is '
-                                                                           'missing', 'TEI'),
-    'mean pooling': ('1_Pooling/config.json', pooling('mean_tokens'), 'is mean, and texts get a '
-                                                                      'closing .*: lasttoken is '
-                                                                      'meant', 'all'),
-    'cls pooling': ('1_Pooling/config.json', pooling('cls_token'), 'is cls, and texts get a '
-                                                                   'closing token', 'all'),
-    'no pooling': ('1_Pooling/config.json', pooling('none'), 'exactly one pooling_mode_... must '
-                                                             'be true', 'vLLM'),
-    'another width': ('1_Pooling/config.json', key('word_embedding_dimension', 64), 'is 64, and the states have 32 units', 'ST'),
-    'too long': ('sentence_bert_config.json', key('max_seq_length', 512), 'is 512, and there are '
-                                                                          '40 positions', 'TEI'),
-    'another default': ('config_sentence_transformers.json', key('default_prompt_name', 'text'), "is 'text', and prompts have", 'ST'),
-    'requirements': ('config_sentence_transformers.json', key('requirements', {'x': '1'}), 'requirements: makes loading fail', 'ST >= 6'),
-    'a new name': ('modules.json', lambda content: content[1].update(type=NEW_NAME), 'is a name of version 5.4', 'ST < 5.4'),
-    'remote code': ('modules.json', lambda content: content[1].update(type='mine.X'), "'mine.X' needs trust_remote_code", 'ST >= 6'),
-    'another token': ('tokenizer_config.json', key('eos_token', '<|query|>'), r"is '<\|query\|>', "
-                                                                              r"and texts end in "
-                                                                              r"'<\|end\|>'", 'vLLM'),
-    'cut at the left': ('tokenizer_config.json', key('truncation_side', 'left'), 'truncation_side: is left', 'ST'),
-    'too few rows': ('config.json', key('vocab_size', 300), 'ids, and the embedding 300 rows', 'all'),
-    'two opinions': ('config.json', key('is_causal', False), 'is_causal: is False, and '
-                                                             'use_bidirectional_attention too', 'transformers'),
-    'two dtypes': ('config.json', key('torch_dtype', 'float16'), "dtype: is not torch_dtype: "
-                                                                 ".*'float16', 'float32'",
-                                                                 'transformers 4'),
-    'no positions': ('config.json', without('n_positions', 'max_position_embeddings'), 'max_position_embeddings: is missing', 'TEI'),
-    'no kind': ('config.json', without('model_type'), 'model_type: is missing', 'all'),
-}  # fmt: skip
+    'no closing token': (
+        'tokenizer.json',
+        key('post_processor', None),
+        r'tokenizer\.json: post_processor: adds no closing token',
+        'all',
+    ),
+    'short pooling file': (
+        '1_Pooling/config.json',
+        lambda _: SHORT_POOLING,
+        r'1_Pooling/config\.json: is in the short form',
+        'TEI',
+    ),
+    'null prompt': (
+        'config_sentence_transformers.json',
+        key('prompts', {'query': None}),
+        'query is null, but must be a string',
+        'TEI',
+    ),
+    'left padding': (
+        'tokenizer_config.json',
+        key('padding_side', 'left'),
+        'padding_side: is left, but gpt2 counts positions',
+        'ST',
+    ),
+    'no maximum length': (
+        'sentence_bert_config.json',
+        without('max_seq_length'),
+        'max_seq_length: is missing',
+        'TEI',
+    ),
+    'mean pooling': (
+        '1_Pooling/config.json',
+        pooling('mean_tokens'),
+        'is mean, but texts get a closing .* meant for lasttoken',
+        'all',
+    ),
+    'cls pooling': (
+        '1_Pooling/config.json',
+        pooling('cls_token'),
+        'is cls, but texts get a closing token',
+        'all',
+    ),
+    'no pooling': (
+        '1_Pooling/config.json',
+        pooling('none'),
+        'exactly one pooling_mode_... must be true',
+        'vLLM',
+    ),
+    'wrong dimension': (
+        '1_Pooling/config.json',
+        key('word_embedding_dimension', 64),
+        'is 64, but hidden states have 32 dimensions',
+        'ST',
+    ),
+    'maximum length above the positions': (
+        'sentence_bert_config.json',
+        key('max_seq_length', 512),
+        'is 512, but there are 40 positions',
+        'TEI',
+    ),
+    'unknown default prompt': (
+        'config_sentence_transformers.json',
+        key('default_prompt_name', 'text'),
+        "is 'text', but the prompts are",
+        'ST',
+    ),
+    'requirements': (
+        'config_sentence_transformers.json',
+        key('requirements', {'x': '1'}),
+        'requirements: makes loading fail',
+        'ST >= 6',
+    ),
+    'module name of version 5.4': (
+        'modules.json',
+        lambda content: content[1].update(type=NEW_NAME),
+        'is a name that only version 5.4 and later know',
+        'ST < 5.4',
+    ),
+    'remote code': (
+        'modules.json',
+        lambda content: content[1].update(type='mine.X'),
+        "'mine.X' needs trust_remote_code",
+        'ST >= 6',
+    ),
+    'wrong closing token': (
+        'tokenizer_config.json',
+        key('eos_token', '<|query|>'),
+        r"is '<\|query\|>', but texts end in '<\|end\|>'",
+        'vLLM',
+    ),
+    'left truncation': (
+        'tokenizer_config.json',
+        key('truncation_side', 'left'),
+        'truncation_side: is left',
+        'ST',
+    ),
+    'too few rows': (
+        'config.json',
+        key('vocab_size', 300),
+        'ids, but the token embedding has 300 rows',
+        'all',
+    ),
+    'contradictory attention keys': (
+        'config.json',
+        key('is_causal', False),
+        'is_causal: is False, and so is use_bidirectional_attention',
+        'transformers',
+    ),
+    'two dtypes': (
+        'config.json',
+        key('torch_dtype', 'float16'),
+        "dtype: differs from torch_dtype: .*'float16', 'float32'",
+        'transformers 4',
+    ),
+    'no positions': (
+        'config.json',
+        without('n_positions', 'max_position_embeddings'),
+        'max_position_embeddings: is missing',
+        'TEI',
+    ),
+    'no model type': ('config.json', without('model_type'), 'model_type: is missing', 'all'),
+}
 
 
 @pytest.fixture
@@ -89,20 +176,23 @@ def copy(whole, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize('name', DEFECTS)
-def test_each_defect_is_found_and_says_for_whom_it_is_one(copy, name):
+def test_each_defect_is_reported_with_its_readers(copy, name):
     file, change, line, reader = DEFECTS[name]
     edit(copy / file, change)
     report = check(copy)
-    assert re.search(line, '\n'.join(report.table().splitlines()[len(report.looked_at) + 1 :]))
-    assert any(reader in defect.readers for defect in report.defects) and ' wrong' in report.table()
+    table = report.format_table()
+    assert re.search(line, '\n'.join(table.splitlines()[len(report.checked_files) + 1 :]))
+    assert any(reader in defect.readers for defect in report.defects)
+    assert ' wrong' in table
 
 
-def test_weights_and_files_that_are_not_those_of_the_export(copy):
+def test_changed_weights_and_missing_files_are_reported(copy):
     tensors = load_file(copy / 'model.safetensors')
     changed = tensors | {'wte.weight': np.ascontiguousarray(tensors['wte.weight'][:, ::-1])}
     save_file(changed, copy / 'model.safetensors', metadata={'format': 'pt'})
     (defect,) = check(copy).defects
-    assert defect.where == 'golden.json' and 'the vectors differ from those in it by' in defect.what
+    assert defect.where == 'golden.json'
+    assert 'its vectors differ from those of the model by' in defect.what
     save_file(tensors, copy / 'model.safetensors')
     assert ['format' in defect.what for defect in check(copy).defects] == [True]
     lacking = {name: array for name, array in tensors.items() if name != 'h.1.ln_2.bias'}
@@ -120,7 +210,7 @@ def test_weights_and_files_that_are_not_those_of_the_export(copy):
     )
     (copy / 'modules.json').write_text('{"a": 1}')
     assert any(
-        defect.where == 'modules.json' and 'is no list of modules' in defect.what
+        defect.where == 'modules.json' and 'is not a list of modules' in defect.what
         for defect in check(copy).defects
     )
     (copy / 'tokenizer.json').unlink()
@@ -130,5 +220,5 @@ def test_weights_and_files_that_are_not_those_of_the_export(copy):
     )
     shutil.rmtree(copy / '1_Pooling')
     (copy / 'config.json').unlink()
-    with pytest.raises(UserError, match='no config.json there; give the directory of a model'):
+    with pytest.raises(UserError, match='has no config.json: give the directory of a model'):
         check(copy)

@@ -1,5 +1,6 @@
-"""Exports: the files that sentence-transformers and transformers read, with their vectors (kept in
-a golden), and our own importer's.
+"""Exports: their files, and the vectors of sentence-transformers, transformers and cpt_jax.
+
+The vectors of the other libraries are kept in golden data.
 """
 
 import json
@@ -42,13 +43,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def golden() -> Golden:
-    """What exports hold, and the vectors that sentence-transformers and transformers compute."""
+    """Expected files of exports, and vectors by sentence-transformers and transformers."""
     return read_expected('export')
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_both_sides_in_one_directory(golden, make_export, case):
-    """The files are, to the bit of each weight, those that the other libraries read."""
+def test_export_with_prompts_for_both_sides(golden, make_export, case):
+    """The files, including each weight bitwise, are those that the other libraries were run on."""
     choices = choices_of(case, golden.facts['pretrained'])
     _, out = make_export(**choices)
     assert layout_of(out) == golden.facts['layouts'][case]
@@ -68,7 +69,7 @@ def test_both_sides_in_one_directory(golden, make_export, case):
         assert config['use_bidirectional_attention'] is not choices['causal']
 
 
-def test_a_directory_for_each_side(golden, make_export):
+def test_export_with_a_directory_per_side(golden, make_export):
     run, out = make_export(closing='own', causal=True)
     assert layout_of(out) == golden.facts['layouts']['own']
     embed = load_embedder(str(run))
@@ -83,14 +84,14 @@ def test_a_directory_for_each_side(golden, make_export):
 
 
 @pytest.mark.parametrize('kind', TEMPLATES)
-def test_texts_in_a_template(golden, make_export, kind):
+def test_export_of_a_run_with_a_template(golden, make_export, kind):
     pretrained = golden.facts['pretrained'][kind] | {'max_position_embeddings': 40}
     run, out = make_export(pretrained=pretrained, causal=True, template=TEMPLATE)
     assert layout_of(out) == golden.facts['layouts'][f'template {kind}']
     expected = load_embedder(str(run))(TEMPLATED, 'x')
     again = load_embedder(str(out), representation=Representation(template=TEMPLATE))
     np.testing.assert_allclose(again(TEMPLATED, 'x'), expected, atol=1e-5)
-    # Of others the template's end would be cut.
+    # In longer texts, the other libraries would truncate the end of the template.
     fits = [text in golden.facts['fits'][kind] for text in TEMPLATED]
     np.testing.assert_allclose(golden.arrays[f'template {kind}'], expected[fits], atol=1e-5)
     assert sum(fits) > 10
@@ -104,7 +105,7 @@ def test_texts_in_a_template(golden, make_export, kind):
 
 
 @pytest.mark.parametrize(('dtype', 'close'), [('bfloat16', 5e-2), ('float16', 5e-3)])
-def test_narrow_weights(golden, make_export, dtype, close):
+def test_export_with_narrow_weights(golden, make_export, dtype, close):
     run, out = make_export(dtype=dtype, causal=True)
     assert layout_of(out) == golden.facts['layouts'][dtype]
     texts, vectors, _ = read_golden(out)
@@ -115,20 +116,21 @@ def test_narrow_weights(golden, make_export, dtype, close):
         np.testing.assert_allclose(golden.arrays[f'{dtype}/{side}'], found, atol=1e-5)
         np.testing.assert_allclose(vectors[side], original(texts, side), atol=1e-6)
         assert 1e-6 < np.abs(found - vectors[side]).max() < close
-    told = json.loads((out / 'parity.json').read_text())
-    assert told['weights'] == dtype and 1e-6 < told['largest_difference_of_a_unit']['x'] < close
+    parity = json.loads((out / 'parity.json').read_text())
+    assert parity['weights'] == dtype
+    assert 1e-6 < parity['largest_difference_of_a_unit']['x'] < close
 
 
-def test_weights_that_a_dtype_cannot_hold_are_named(whole, tmp_path, monkeypatch):
+def test_weights_out_of_range_of_the_dtype_are_named(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(
         transformer,
-        'written',
+        'iterate_tensors',
         lambda *_: iter([('h.0.attn.c_attn.weight', np.full((2, 2), 1e5, np.float32))]),
     )
     with pytest.raises(
         UserError,
-        match=r'--dtype float16: h\.0\.attn\.c_attn\.weight has weights up to 1e\+05, which it '
-        r'cannot hold',
+        match=r'--dtype float16: h\.0\.attn\.c_attn\.weight has weights up to 1e\+05, which '
+        r'float16 cannot represent',
     ):
         export(
             str(whole[0]), tmp_path / 'out', dtype='float16', shard_bytes=10**9, license_id='mit'
@@ -136,47 +138,47 @@ def test_weights_that_a_dtype_cannot_hold_are_named(whole, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_large_weights_are_split(whole, tmp_path):
+def test_large_weights_are_split_into_shards(whole, tmp_path):
     run, out = whole
     export(str(run), tmp_path / 'split', dtype='float32', shard_bytes=20_000, license_id='mit')
     split = sorted(path.name for path in (tmp_path / 'split').glob('model*'))
-    assert (
-        split[0] == f'model-00001-of-{len(split) - 1:05d}.safetensors'
-        and split[-1] == 'model.safetensors.index.json'
-        and len(split) > 4
-    )
+    assert split[0] == f'model-00001-of-{len(split) - 1:05d}.safetensors'
+    assert split[-1] == 'model.safetensors.index.json'
+    assert len(split) > 4
     one, many = Files(out), Files(tmp_path / 'split')
     assert one.names == many.names
     for name in one.names:
         np.testing.assert_array_equal(one.read(name), many.read(name))
 
 
-def test_what_cannot_be_exported(golden, whole, make_export, tokenizer, tmp_path):
+def test_unsupported_exports_are_refused(golden, whole, make_export, tokenizer, tmp_path):
     run, out = whole
     choices = {'dtype': 'float32', 'shard_bytes': 10**9, 'license_id': 'mit'}
-    with pytest.raises(UserError, match=f'--output {out}: is there already'):
+    with pytest.raises(UserError, match=f'--output {out}: already exists'):
         export(str(run), out, **choices)
-    mixed = write_run(tmp_path / 'mixed', tokenizer.closed('shared'), norm='rmsnorm')
+    mixed = write_run(tmp_path / 'mixed', tokenizer.with_closing('shared'), norm='rmsnorm')
     with pytest.raises(
         UserError,
         match=r'no other library has .*: model\.positions=learned, model\.norm=rmsnorm, .* Train '
-        r'with either',
+        r'with one of the two',
     ):
         export(str(mixed), tmp_path / 'out', **choices)
-    with pytest.raises(
-        UserError, match='transformers has no gpt_neox in which every token sees its whole text'
-    ):
+    with pytest.raises(UserError, match='transformers runs gpt_neox with causal attention only'):
         make_export(pretrained=golden.facts['pretrained']['neox'], causal=False)
     restore(read_expected('pretrained').facts['plain']['bert'], tmp_path / 'mixed' / 'theirs')
-    with pytest.raises(UserError, match='theirs: a pretrained model, as others load it already'):
+    with pytest.raises(
+        UserError, match='theirs: is a pretrained model, which other libraries already load'
+    ):
         export(str(tmp_path / 'mixed' / 'theirs'), tmp_path / 'out', **choices)
     with pytest.raises(UserError, match='--model nowhere: no run with a checkpoint'):
         export('nowhere', tmp_path / 'out', **choices)
-    assert [path.name for path in tmp_path.iterdir()] == ['mixed']  # nothing of what was begun
+    assert [path.name for path in tmp_path.iterdir()] == [
+        'mixed'
+    ]  # nothing is left of the failed exports
 
 
-def test_the_card_tells_of_the_run(tokenizer, tmp_path):
-    run = write_run(tmp_path / 'mine', tokenizer.closed('shared'), causal=True)
+def test_card_describes_the_run(tokenizer, tmp_path):
+    run = write_run(tmp_path / 'mine', tokenizer.with_closing('shared'), causal=True)
     (run / 'metrics.jsonl').write_text(
         ''.join(
             json.dumps({'step': i, 'loss': 3 / i, 'log_batch': 4.2}) + '\n' for i in range(1, 9)
@@ -210,12 +212,12 @@ def test_the_card_tells_of_the_run(tokenizer, tmp_path):
     )
     assert found.stdout == '(1, 1)\n'
     export(f'{run}@100', tmp_path / 'first', dtype='float32', shard_bytes=10**9, license_id='mit')
-    # They are of another checkpoint.
+    # The scores are those of another checkpoint.
     assert '## Scores' not in (tmp_path / 'first' / 'README.md').read_text()
 
 
 @pytest.mark.parametrize('name', ['results.json', 'data.json'])
-def test_a_torn_file_of_the_run_is_named(tokenizer, tmp_path, name):
+def test_damaged_file_of_the_run_is_named(tokenizer, tmp_path, name):
     run = write_run(tmp_path / 'run', tokenizer)
     (run / name).write_text('{"model": ')
     earlier = resolve_model(str(run), '--model')

@@ -1,4 +1,4 @@
-"""tokenizer.json of an export: the ids of our own tokenizer, for every text and length."""
+"""tokenizer.json of an export: equal ids to those of our tokenizer, for all texts and lengths."""
 
 import inspect
 import json
@@ -9,10 +9,10 @@ import textwrap
 import pytest
 import tokenizers
 
-from cpt_jax.exporting.tokenizer import exported, prompted
-from cpt_jax.text.tokenizer import Tokenizer, tokenizer_from_file, train_tokenizer
+from cpt_jax.exporting.tokenizer import export_template_tokenizer, export_tokenizer
+from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file, train_tokenizer
 from tests.conftest import sentences
-from tests.text.test_tokenizer import hugging_face_file
+from tests.text.test_tokenizer import make_hugging_face_file
 
 REAL = [value.__doc__ or '' for value in vars(str).values()] + [
     inspect.getsource(module) for module in (textwrap, string, os)
@@ -37,9 +37,9 @@ KINDS = {
 }
 
 
-def make(kind: str) -> Tokenizer:
+def make_tokenizer(kind: str) -> Tokenizer:
     if kind == 'tokenizer.json':
-        return tokenizer_from_file('tokenizer.json', hugging_face_file())
+        return parse_tokenizer_file('tokenizer.json', make_hugging_face_file())
     settings = {
         'model_type': 'bpe',
         'normalization': 'identity',
@@ -53,26 +53,34 @@ def make(kind: str) -> Tokenizer:
 
 @pytest.fixture(scope='module', params=[*KINDS, 'tokenizer.json'])
 def tokenizer(request) -> Tokenizer:
-    return make(request.param)
+    return make_tokenizer(request.param)
 
 
-def loaded(tokenizer: Tokenizer, side: str | None, max_tokens: int) -> tokenizers.Tokenizer:
-    reader = tokenizers.Tokenizer.from_str(json.dumps(exported(tokenizer, side).content))
+def load_exported(tokenizer: Tokenizer, side: str | None, max_tokens: int) -> tokenizers.Tokenizer:
+    reader = tokenizers.Tokenizer.from_str(json.dumps(export_tokenizer(tokenizer, side).content))
     reader.enable_truncation(max_tokens)
     return reader
 
 
-def same(
+def check_ids(
     reader: tokenizers.Tokenizer, prompt: str, tokenizer: Tokenizer, side: str, max_tokens: int
 ) -> None:
-    """Equal ids. Of a unigram model's paths of one score the two libraries may take different ones
-    ("-- -" and "- --"): few texts.
+    """Checks that ids are equal.
+
+    For few texts, the two libraries may choose different segmentations of equal score by a unigram
+    model ("-- -" and "- --").
+
+    Args:
+      reader: the exported tokenizer.
+      prompt: prompt before each text.
+      tokenizer: our tokenizer.
+      side: side of the texts.
+      max_tokens: maximum tokens of a text.
     """
     unigram = json.loads(reader.to_str())['model']['type'] == 'Unigram'
-    # A unigram model that lacks digits prefers the piece of a byte to a digit that it does not
-    # know.
+    # A unigram model whose vocabulary lacks digits would read "<0x41>" as the piece of a byte.
     texts = [text for text in [*LINES, *ODD] if not (unigram and '<0x41>' in text)]
-    tied = 0
+    different = 0
     theirs = reader.encode_batch_fast([prompt + text for text in texts])
     for text, mine, other in zip(
         texts, tokenizer.encode(texts, side, max_tokens), theirs, strict=True
@@ -81,29 +89,29 @@ def same(
         assert equal or (
             unigram and len(set(text)) < len(text) / 2 and len(other.ids) == len(mine)
         ), ascii(text)
-        tied += not equal
-    assert tied <= 2
+        different += not equal
+    assert different <= 2
 
 
 @pytest.mark.parametrize('max_tokens', [3, 40, 9000])
-def test_prompts_and_a_shared_closing_token_give_our_ids(tokenizer, max_tokens):
-    shared = tokenizer.closed('shared')
-    reader, prompts = loaded(shared, None, max_tokens), exported(shared).prompts
+def test_shared_closing_token_and_prompts_give_equal_ids(tokenizer, max_tokens):
+    shared = tokenizer.with_closing('shared')
+    reader, prompts = load_exported(shared, None, max_tokens), export_tokenizer(shared).prompts
     for side, name in [('x', 'query'), ('y', 'document')]:
-        same(reader, prompts[name], shared, side, max_tokens)
+        check_ids(reader, prompts[name], shared, side, max_tokens)
 
 
-def test_a_side_of_its_own_needs_no_prompt(tokenizer):
+def test_tokenizer_of_one_side_needs_no_prompt(tokenizer):
     for side in ('x', 'y'):
-        reader = loaded(tokenizer, side, 12)
-        same(reader, '', tokenizer, side, 12)
-        assert exported(tokenizer, side).prompts == {}
+        reader = load_exported(tokenizer, side, 12)
+        check_ids(reader, '', tokenizer, side, 12)
+        assert export_tokenizer(tokenizer, side).prompts == {}
     with pytest.raises(ValueError, match='two closing delimiters'):
-        exported(tokenizer)
+        export_tokenizer(tokenizer)
 
 
-def test_special_tokens_are_four_ids_behind_the_vocabulary(tokenizer):
-    content, _, ids = exported(tokenizer.closed('shared'))
+def test_special_tokens_are_the_four_ids_after_the_vocabulary(tokenizer):
+    content, _, ids = export_tokenizer(tokenizer.with_closing('shared'))
     reader = tokenizers.Tokenizer.from_str(json.dumps(content))
     first = tokenizer.vocab_size - 4
     names = ['<|query|>', '<|end|>', '<|document|>', '<|padding|>']
@@ -112,29 +120,26 @@ def test_special_tokens_are_four_ids_behind_the_vocabulary(tokenizer):
     assert ids == {'bos_token_id': None, 'eos_token_id': first + 1, 'pad_token_id': first + 3}
 
 
-@pytest.mark.parametrize('kind', ['as in base.py', 'tokenizer.json', 'a start of its own'])
-def test_texts_of_a_template_begin_as_the_base_does(kind):
-    """White space around them counts. '<|start|>' stands behind the vocabulary, as LLaMA 3's
-    does.
+@pytest.mark.parametrize('kind', ['as in base.py', 'tokenizer.json', 'own begin token'])
+def test_texts_in_a_template_begin_with_the_token_of_the_base(kind):
+    """White space at the ends of a text is kept. '<|start|>' comes after the vocabulary, as in
+    LLaMA 3.
     """
-    tokenizer, start = make('tokenizer.json' if 'own' in kind else kind), 1
-    if 'own' in kind:
+    has_own_token = kind == 'own begin token'
+    tokenizer = make_tokenizer('tokenizer.json' if has_own_token else kind)
+    start = 1
+    if has_own_token:
         file = tokenizers.Tokenizer.from_str(tokenizer.file[1].decode())
         file.add_special_tokens(['<|start|>'])
-        tokenizer, start = (
-            tokenizer_from_file('tokenizer.json', file.to_str().encode()),
-            file.token_to_id('<|start|>'),
-        )
-        assert (
-            start == tokenizer.vocab_size - 5
-            and '<|start|>' not in json.loads(file.to_str())['model']['vocab']
-        )
-    reader, texts = (
-        tokenizers.Tokenizer.from_str(json.dumps(prompted(tokenizer, [start]).content)),
-        [*LINES, *ODD],
-    )
+        tokenizer = parse_tokenizer_file('tokenizer.json', file.to_str().encode())
+        start = file.token_to_id('<|start|>')
+        assert start == tokenizer.vocab_size - 5
+        assert '<|start|>' not in json.loads(file.to_str())['model']['vocab']
+    content = export_template_tokenizer(tokenizer, [start]).content
+    reader = tokenizers.Tokenizer.from_str(json.dumps(content))
+    texts = [*LINES, *ODD]
     for text, mine, other in zip(
-        texts, tokenizer.pieces(texts), reader.encode_batch_fast(texts), strict=True
+        texts, tokenizer.encode_plain(texts), reader.encode_batch_fast(texts), strict=True
     ):
         assert other.ids == [start, *mine], text
     assert reader.get_vocab_size() == tokenizer.vocab_size

@@ -1,11 +1,11 @@
-"""Writes the golden files of this folder from the live libraries, or compares with them.
+"""Computes the goldens of this folder with the installed libraries, and writes or compares them.
 
 Example: .venv-oracles/bin/python tests/goldens/write.py --check
 
-`make oracles` runs it with --check: each golden is computed again, and the program fails with a
-line for each one that differs. Facts must be equal, integers too; floating-point results may
-differ by 1e-6 + 1e-5 |x|, a tenth of what the strictest test allows. Without --check the files
-are replaced. Names as arguments choose some of the goldens.
+Without --check, the files are replaced. With --check, as in `make oracles`, each golden is computed
+and compared with its files. The program prints a line for each difference and exits with status 1
+if there is any. Facts and integers must be equal. Floating-point results may differ by 1e-6 + 1e-5
+|x|, a tenth of the tolerance of the strictest test. Arguments without -- select goldens by name.
 """
 
 import importlib
@@ -15,12 +15,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# The environment of the tests: see tests/conftest.py.
+# Sets the environment of the tests; see tests/conftest.py.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import tests.conftest  # noqa: E402, F401
 
 os.environ['HF_HUB_OFFLINE'] = '1'
-# The models are tiny: more threads of torch only wait for each other.
+# The models are tiny, so more threads of torch only add overhead.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
 
@@ -34,10 +34,10 @@ NAMES = tuple(sorted(path.stem for path in (FOLDER / 'writers').glob('[!_]*.py')
 
 
 def compute(name: str) -> Golden:
-    """Returns a golden as the live libraries compute it now."""
+    """Returns a golden, computed with the installed libraries."""
     make: Callable[[], Golden] = importlib.import_module(f'tests.goldens.writers.{name}').make
     golden = make()
-    # Through JSON, where a tuple is a list.
+    # Converted by JSON as the stored facts are: tuples become lists.
     return Golden(json.loads(json.dumps(golden.facts)), golden.arrays)
 
 
@@ -49,37 +49,39 @@ def write(name: str, golden: Golden) -> None:
         np.savez_compressed(FOLDER / f'{name}.npz', **golden.arrays)
 
 
-def differences(found: Golden, kept: Golden) -> list[str]:
-    """Returns a line for each part of a golden that is not as it is kept."""
-    return [*_facts(found.facts, kept.facts, ''), *_arrays(found.arrays, kept.arrays)]
+def find_differences(found: Golden, stored: Golden) -> list[str]:
+    """Returns a line for each difference between a golden and the stored one."""
+    facts = _compare_facts(found.facts, stored.facts, '')
+    return [*facts, *_compare_arrays(found.arrays, stored.arrays)]
 
 
-def _facts(found: object, kept: object, where: str) -> list[str]:
-    if isinstance(found, dict) and isinstance(kept, dict):
-        missing = '(nothing)'
+def _compare_facts(found: object, stored: object, path: str) -> list[str]:
+    if isinstance(found, dict) and isinstance(stored, dict):
+        missing = '(missing)'
         lines: list[str] = []
-        for key in found | kept:
-            path = f'{where}/{key}'
-            lines += _facts(found.get(key, missing), kept.get(key, missing), path)
+        for key in found | stored:
+            values = found.get(key, missing), stored.get(key, missing)
+            lines += _compare_facts(*values, f'{path}/{key}')
         return lines
-    return [] if found == kept else [f'{where}: {found!r:.200} is kept as {kept!r:.200}']
+    return [] if found == stored else [f'{path}: {found!r:.200}, stored is {stored!r:.200}']
 
 
-def _arrays(found: Mapping[str, np.ndarray], kept: Mapping[str, np.ndarray]) -> list[str]:
-    lines = [f'{name}: is not in both' for name in sorted(found.keys() ^ kept.keys())]
-    for name in sorted(found.keys() & kept.keys()):
-        one, other = np.asarray(found[name]), kept[name]
-        if (one.dtype, one.shape) != (other.dtype, other.shape):
-            lines.append(f'{name}: {one.dtype}{one.shape} is kept as {other.dtype}{other.shape}')
-        elif one.dtype.kind != 'f' and not np.array_equal(one, other):
-            lines.append(f'{name}: {np.sum(one != other)} of {one.size} elements differ')
-        elif one.dtype.kind == 'f' and not np.allclose(one, other, RELATIVE, ABSOLUTE):
-            lines.append(f'{name}: differs by up to {np.abs(one - other).max():.1e}')
+def _compare_arrays(found: Mapping[str, np.ndarray], stored: Mapping[str, np.ndarray]) -> list[str]:
+    lines = [f'{name}: is not in both' for name in sorted(found.keys() ^ stored.keys())]
+    for name in sorted(found.keys() & stored.keys()):
+        a = np.asarray(found[name])
+        b = stored[name]
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            lines.append(f'{name}: {a.dtype}{a.shape}, stored is {b.dtype}{b.shape}')
+        elif a.dtype.kind != 'f' and not np.array_equal(a, b):
+            lines.append(f'{name}: {np.sum(a != b)} of {a.size} elements differ')
+        elif a.dtype.kind == 'f' and not np.allclose(a, b, RELATIVE, ABSOLUTE):
+            lines.append(f'{name}: differs by up to {np.abs(a - b).max():.1e}')
     return lines
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 1 where --check finds a difference."""
+    """Writes or compares goldens; returns the exit status: 1 if --check finds a difference."""
     check = '--check' in arguments
     names = [name for name in arguments if name != '--check'] or NAMES
     failed = False
@@ -89,9 +91,10 @@ def main(arguments: list[str]) -> int:
             write(name, golden)
             print(f'{name}: written')
             continue
-        lines = differences(golden, read_golden(name))
+        lines = find_differences(golden, read_golden(name))
         failed |= bool(lines)
-        print('\n'.join([f'{name}: {"DIFFERS" if lines else "equal"}', *lines]), flush=True)
+        summary = f'{name}: DIFFERS' if lines else f'{name}: equal'
+        print('\n'.join([summary, *lines]), flush=True)
     return int(failed)
 
 

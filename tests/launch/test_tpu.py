@@ -1,5 +1,6 @@
-"""The programs for TPU pods, against a stand-in for gcloud whose ssh runs what it is given in a
-home on this machine.
+"""The programs for TPU pods, with a fake gcloud whose ssh runs the command on this machine.
+
+Each worker is a home directory here.
 """
 
 import ast
@@ -21,8 +22,8 @@ WHERE = ['--name=pod', '--zone=us-east5-a']
 ASKED = [*WHERE, '--accelerator_type=v5p-128', '--spot', '--poll_seconds=0.01']
 TRAIN = ['--config=configs/quickstart.py', '--workdir=/mnt/bucket/my  runs', "--config.seed='7'"]
 
-# The state of the stand-in lies in files of $FAKE: `calls`, `states` (answered in turn, the last
-# one stays), and a home for each worker.
+# The fake keeps its state in files in $FAKE: `calls`, `states` (answered one after the other; the
+# last one stays), and a home for each worker.
 GCLOUD = """#!/bin/bash
 echo "$(printf '%s\\t' "$@")" >>"$FAKE/calls"
 verb=$4 name=$5
@@ -58,7 +59,7 @@ case $verb in
     for home in "$FAKE"/home*; do cp "$5" "$home/${6#pod:}"; done
     ;;
   ssh)
-    if [[ -e $FAKE/unprepared ]]; then # what gcloud does where a node was just preempted
+    if [[ -e $FAKE/unprepared ]]; then # as gcloud does after a node was preempted
       echo 'WARNING: Could not prepare all 1 nodes, attempting to ssh into the rest.' >&2
       exit
     fi
@@ -75,7 +76,7 @@ case $verb in
 esac
 """
 
-# Brings a `python` that keeps what pip is asked for, and otherwise is this one.
+# A fake uv. It installs a `python` that records calls of pip, and otherwise runs this Python.
 UV = """#!/bin/sh
 mkdir -p venv/bin
 cat >venv/bin/python <<'END'
@@ -86,8 +87,8 @@ cp venv/bin/python venv/bin/pip
 chmod +x venv/bin/python venv/bin/pip
 """
 
-# Stands in for launch/train.py: does the next thing of $FAKE/plan, an exit status or one of these
-# words.
+# A fake launch/train.py. Each start takes the next word of $FAKE/plan: an exit status, 'wait' or
+# 'preempted'.
 TRAIN_PY = """import os, signal, sys, time
 from pathlib import Path
 
@@ -111,7 +112,7 @@ sys.exit(int(what))
 
 @pytest.fixture(scope='module')
 def checkout(tmp_path_factory) -> Path:
-    """A git checkout with these programs, and a stand-in for launch/train.py."""
+    """Returns a git checkout with these programs and a fake launch/train.py."""
     root = tmp_path_factory.mktemp('checkout')
     for part in ('cpt_jax', 'configs', 'launch', 'requirements.txt'):
         if (ROOT / part).is_dir():
@@ -129,37 +130,39 @@ def checkout(tmp_path_factory) -> Path:
     return root
 
 
-class Desk:
-    """A user's directory, with the stand-in for gcloud on the PATH."""
+class Workstation:
+    """A user's directory, with the fake gcloud on the PATH."""
 
     def __init__(self, folder: Path, checkout: Path):
-        self.checkout, self.fake, self.desk = checkout, folder / 'fake', folder / 'desk'
-        # As if the checkout were what is installed.
+        self.checkout = checkout
+        self.fake = folder / 'fake'
+        self.directory = folder / 'directory'
+        # PYTHONPATH: as if the checkout were the installed package.
         self.environment = os.environ | {
             'FAKE': str(self.fake),
             'PATH': f'{self.fake / "bin"}:{os.environ["PATH"]}',
             'PYTHONPATH': str(checkout),
         }
-        self.desk.mkdir()
-        self._program('bin/gcloud', GCLOUD)
-        self._program('bin/gcsfuse', '#!/bin/sh\necho "$@" >>"$HOME/gcsfuse.log"\n')
-        self._program('bin/mountpoint', '#!/bin/sh\nexit 1\n')
-        self._program('new_home/cpt_jax/bin/uv', UV)
-        self.states('ACTIVE')
-        self.plan('wait')
+        self.directory.mkdir()
+        self._write_program('bin/gcloud', GCLOUD)
+        self._write_program('bin/gcsfuse', '#!/bin/sh\necho "$@" >>"$HOME/gcsfuse.log"\n')
+        self._write_program('bin/mountpoint', '#!/bin/sh\nexit 1\n')
+        self._write_program('new_home/cpt_jax/bin/uv', UV)
+        self.set_states('ACTIVE')
+        self.set_plan('wait')
 
-    def _program(self, name: str, text: str) -> None:
+    def _write_program(self, name: str, text: str) -> None:
         path = self.fake / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace('PYTHON', sys.executable))
         path.chmod(0o755)
 
-    def states(self, *states: str) -> None:
-        """What a resource that is created answers, in turn."""
+    def set_states(self, *states: str) -> None:
+        """Sets the states that a new resource reports, one after the other."""
         (self.fake / 'script').write_text('\n'.join(states))
 
-    def plan(self, *plan: str) -> None:
-        """What each start of the training does."""
+    def set_plan(self, *plan: str) -> None:
+        """Sets what each start of the training does."""
         (self.fake / 'plan').write_text(' '.join(plan))
 
     def run(
@@ -169,19 +172,19 @@ class Desk:
         path = self.environment['PATH'] if path is None else path
         env = self.environment | {'PATH': path, 'COLUMNS': '200'}
         return subprocess.run(
-            command, cwd=self.desk, env=env, capture_output=True, text=True, timeout=60
+            command, cwd=self.directory, env=env, capture_output=True, text=True, timeout=60
         )
 
-    def do(self, program: str, *flags: str, status: int = 0) -> str:
-        """What a program that ends with this status writes."""
+    def output_of(self, program: str, *flags: str, status: int = 0) -> str:
+        """Runs a program that must exit with `status`; returns its output."""
         done = self.run(
             program, *(flags if '--name' in ' '.join(flags) else ['--name=pod', *flags])
         )
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout
 
-    def error(self, program: str, *flags: str, path: str | None = None) -> str:
-        """The one line of an error."""
+    def error_of(self, program: str, *flags: str, path: str | None = None) -> str:
+        """Runs a program that must fail; returns its one-line message."""
         done = self.run(program, *flags, path=path)
         *_, line = done.stderr.splitlines()
         assert (
@@ -189,17 +192,16 @@ class Desk:
         ), done.stderr
         return line
 
-    def calls(self, verb: str = '') -> list[list[str]]:
+    def read_calls(self, verb: str = '') -> list[list[str]]:
+        """Returns the arguments of each call of gcloud, optionally of one verb."""
         path = self.fake / 'calls'
         calls = (
             [line.split('\t') for line in path.read_text().splitlines()] if path.exists() else []
         )
         return [call for call in calls if verb in ('', call[3])]
 
-    def started(self, times: int) -> list[str]:
-        """The flags of each start of the training on the first worker, once it was started so many
-        times.
-        """
+    def wait_for_starts(self, times: int) -> list[str]:
+        """Waits until worker 0 was started this many times; returns the flags of each start."""
         path = self.fake / 'starts-t1v-n-0-w-0'
         for _ in range(400):
             if path.exists() and len(starts := path.read_text().splitlines()) >= times:
@@ -208,8 +210,8 @@ class Desk:
         assert len(starts) == times
         return starts
 
-    def until(self, state: str) -> None:
-        """Waits until all workers are in a state."""
+    def wait_for_state(self, state: str) -> None:
+        """Waits until all workers are in this state."""
         scripts = [
             (home, home / 'cpt_jax/code/launch/tpu/on_worker.sh')
             for home in self.fake.glob('home*')
@@ -222,35 +224,35 @@ class Desk:
             ):
                 return
             time.sleep(0.05)
-        raise AssertionError(f'not {state}')
+        raise AssertionError(f'the workers are not {state}')
 
 
 @pytest.fixture
-def desk(tmp_path, checkout) -> Desk:
-    desk = Desk(tmp_path, checkout)
-    yield desk
-    desk.fake.joinpath('go').touch()
+def workstation(tmp_path, checkout) -> Workstation:
+    workstation = Workstation(tmp_path, checkout)
+    yield workstation
+    workstation.fake.joinpath('go').touch()
 
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory, checkout) -> Path:
-    """Where a pod was made and all was installed on it."""
+    """Returns a folder in which a pod was created and installed."""
     folder = tmp_path_factory.mktemp('installed')
-    desk = Desk(folder, checkout)
-    desk.do('create', *ASKED)
-    desk.do('install')
+    workstation = Workstation(folder, checkout)
+    workstation.output_of('create', *ASKED)
+    workstation.output_of('install')
     return folder
 
 
 @pytest.fixture
-def pod(desk, installed) -> Desk:
-    """With a pod on which all is installed."""
-    shutil.copytree(installed, desk.desk.parent, symlinks=True, dirs_exist_ok=True)
-    return desk
+def pod(workstation, installed) -> Workstation:
+    """Returns a workstation with a pod that is created and installed."""
+    shutil.copytree(installed, workstation.directory.parent, symlinks=True, dirs_exist_ok=True)
+    return workstation
 
 
-def test_help_shows_an_example_and_the_flags(desk):
-    done = desk.run('create', '--help')
+def test_help_has_an_example_and_the_flags(workstation):
+    done = workstation.run('create', '--help')
     assert done.returncode == 0
     assert 'Example:\n  python launch/tpu/create.py --name cpt-l' in done.stdout
     assert all(
@@ -263,13 +265,13 @@ def test_help_shows_an_example_and_the_flags(desk):
         assert f'Example:\n  python launch/tpu/{path.name} --name cpt-l' in shown
 
 
-def dry_run(desk: Desk, program: str, *flags: str) -> list[list[str]]:
-    """The commands that a dry run prints, as words."""
-    done = desk.run(program, '--dry_run', *flags)
+def dry_run(workstation: Workstation, program: str, *flags: str) -> list[list[str]]:
+    """Returns the commands that a dry run prints, as lists of words."""
+    done = workstation.run(program, '--dry_run', *flags)
     assert done.returncode == 0 and all(
         line.startswith('# ') for line in done.stderr.splitlines()
     ), done.stderr
-    assert not desk.calls()
+    assert not workstation.read_calls()
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
@@ -285,10 +287,10 @@ def dry_run(desk: Desk, program: str, *flags: str) -> list[list[str]]:
     ],
     ids=str,
 )
-def test_dry_run_prints_commands_to_paste_and_does_nothing(desk, program, flags, expected):
-    lines = dry_run(desk, program, *flags)
+def test_dry_run_only_prints_the_commands(workstation, program, flags, expected):
+    lines = dry_run(workstation, program, *flags)
     assert [words[{'gcloud': 4, 'git': 3, 'mkdir': 1}[words[0]]] for words in lines] == expected
-    assert not list(desk.desk.iterdir())
+    assert not list(workstation.directory.iterdir())
     if program == 'create':
         kind = [
             '--node-id=pod',
@@ -311,7 +313,7 @@ def test_dry_run_prints_commands_to_paste_and_does_nothing(desk, program, flags,
         assert shlex.split(lines[-1][-1].removeprefix('--command='))[3:] == TRAIN
 
 
-def test_dry_run_of_resume(desk):
+def test_dry_run_of_resume_prints_the_commands(workstation):
     record = Pod(
         'pod',
         'us-east5-a',
@@ -320,38 +322,45 @@ def test_dry_run_of_resume(desk):
         commit='HEAD',
         train_flags=TRAIN,
     )
-    path = desk.desk / record.file('.json')
+    path = workstation.directory / record.get_path('.json')
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(vars(record)))
-    verbs = [words[4] for words in dry_run(desk, 'resume', '--name=pod') if words[0] == 'gcloud']
+    verbs = [
+        words[4] for words in dry_run(workstation, 'resume', '--name=pod') if words[0] == 'gcloud'
+    ]
     assert verbs == ['describe', 'delete', 'create', 'ssh', 'scp', 'ssh', 'ssh']
 
 
-def test_create_waits_and_records(desk):
-    desk.states('WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE')
-    # Behind date and time.
-    lines = [line.split(' ', 2)[2] for line in desk.do('create', *ASKED).splitlines()]
+def test_create_waits_and_writes_a_record(workstation):
+    workstation.set_states(
+        'WAITING_FOR_RESOURCES', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'
+    )
+    # Without date and time.
+    lines = [line.split(' ', 2)[2] for line in workstation.output_of('create', *ASKED).splitlines()]
     assert lines == ['pod: WAITING_FOR_RESOURCES', 'pod: PROVISIONING', 'pod: ACTIVE']
     assert (
-        json.loads((desk.desk / 'runs/pods/pod.json').read_text())['accelerator_type'] == 'v5p-128'
+        json.loads((workstation.directory / 'runs/pods/pod.json').read_text())['accelerator_type']
+        == 'v5p-128'
     )
-    assert desk.do('create', *ASKED).endswith(' pod: ACTIVE\n')
-    assert 'is there already (ACTIVE)' in desk.error('create', *WHERE, '--accelerator_type=v5p-64')
-    assert len(desk.calls('create')) == 1
+    assert workstation.output_of('create', *ASKED).endswith(' pod: ACTIVE\n')
+    assert 'already exists (ACTIVE)' in workstation.error_of(
+        'create', *WHERE, '--accelerator_type=v5p-64'
+    )
+    assert len(workstation.read_calls('create')) == 1
 
 
-def test_create_says_when_the_machines_will_not_come(desk):
-    desk.states('PROVISIONING', 'FAILED no quota left')
-    assert 'pod is FAILED (no quota left): delete.py' in desk.error('create', *ASKED)
-    desk.do('delete')
-    desk.states('SUSPENDED')
-    assert 'pod is SUSPENDED' in desk.error('create', *ASKED)
+def test_create_reports_a_failed_request(workstation):
+    workstation.set_states('PROVISIONING', 'FAILED no quota left')
+    assert 'pod is FAILED (no quota left): delete.py' in workstation.error_of('create', *ASKED)
+    workstation.output_of('delete')
+    workstation.set_states('SUSPENDED')
+    assert 'pod is SUSPENDED' in workstation.error_of('create', *ASKED)
 
 
-def test_create_without_waiting(desk):
-    desk.states('WAITING_FOR_RESOURCES')
-    assert desk.do('create', *ASKED, '--nowait') == ''
-    assert desk.do('watch', status=4) == 'pod: WAITING_FOR_RESOURCES\n'
+def test_create_with_nowait_returns_at_once(workstation):
+    workstation.set_states('WAITING_FOR_RESOURCES')
+    assert workstation.output_of('create', *ASKED, '--nowait') == ''
+    assert workstation.output_of('watch', status=4) == 'pod: WAITING_FOR_RESOURCES\n'
 
 
 @pytest.mark.parametrize(
@@ -370,79 +379,86 @@ def test_create_without_waiting(desk):
     ],
     ids=str,
 )
-def test_wrong_use_is_one_line(desk, program, flags, expected):
-    assert expected in desk.error(program, *flags)
+def test_wrong_use_is_a_one_line_error(workstation, program, flags, expected):
+    assert expected in workstation.error_of(program, *flags)
 
 
-def test_gcloud_that_is_missing_or_fails_is_one_line(desk):
-    assert 'gcloud is not on the PATH: install the Google Cloud CLI' in desk.error(
+def test_missing_or_failing_gcloud_is_a_one_line_error(workstation):
+    assert 'gcloud is not on the PATH: install the Google Cloud CLI' in workstation.error_of(
         'create', *ASKED, path='/nowhere'
     )
-    (desk.fake / 'broken').write_text('1')
-    line = desk.error('create', *ASKED)
+    (workstation.fake / 'broken').write_text('1')
+    line = workstation.error_of('create', *ASKED)
     assert (
         'INTERNAL: the network is down [status 1 of: gcloud compute tpus queued-resources '
         'describe pod' in line
     )
-    (desk.desk / 'runs' / 'pods').mkdir(parents=True)
-    (desk.desk / 'runs' / 'pods' / 'pod.json').write_text('{')
-    assert 'runs/pods/pod.json: cannot be read' in desk.error('watch', *WHERE)
+    (workstation.directory / 'runs' / 'pods').mkdir(parents=True)
+    (workstation.directory / 'runs' / 'pods' / 'pod.json').write_text('{')
+    assert 'runs/pods/pod.json: cannot be read' in workstation.error_of('watch', *WHERE)
 
 
-def test_install_brings_head_its_packages_and_a_bucket(desk):
-    desk.do('create', *ASKED)
-    assert 'not installed' in desk.do('watch', status=4)
-    assert 'install.py' in desk.error('start', *WHERE, '--', *TRAIN)
-    stray = desk.checkout / 'stray.py'
+def test_install_copies_head_and_mounts_the_bucket(workstation):
+    workstation.output_of('create', *ASKED)
+    assert 'not installed' in workstation.output_of('watch', status=4)
+    assert 'install.py' in workstation.error_of('start', *WHERE, '--', *TRAIN)
+    stray = workstation.checkout / 'stray.py'
     stray.touch()
-    assert 'stray.py' in desk.error('install', *WHERE) and not desk.calls('scp')
-    desk.do('install', '--allow_dirty', '--bucket=gs://mine', f'--mount={desk.desk}/bucket')
+    assert 'stray.py' in workstation.error_of('install', *WHERE) and not workstation.read_calls(
+        'scp'
+    )
+    workstation.output_of(
+        'install', '--allow_dirty', '--bucket=gs://mine', f'--mount={workstation.directory}/bucket'
+    )
     stray.unlink()
     pinned = next(
         line.split()[0]
         for line in (ROOT / 'requirements.txt').read_text().splitlines()
         if line.startswith('jax==')
     )
-    for home in desk.fake.glob('home*'):
+    for home in workstation.fake.glob('home*'):
         code = home / 'cpt_jax' / 'code'
         assert (code / 'launch' / 'train.py').read_text() == TRAIN_PY and not (
             code / 'stray.py'
         ).exists()
         words = (home / 'cpt_jax' / 'pip.log').read_text().split()
         assert words[-3:] == ['--editable', 'code', pinned.replace('jax', 'jax[tpu]')]
-        assert (home / 'gcsfuse.log').read_text().split()[-2:] == ['mine', f'{desk.desk}/bucket']
-    record = json.loads((desk.desk / 'runs/pods/pod.json').read_text())
+        assert (home / 'gcsfuse.log').read_text().split()[-2:] == [
+            'mine',
+            f'{workstation.directory}/bucket',
+        ]
+    record = json.loads((workstation.directory / 'runs/pods/pod.json').read_text())
     assert record['bucket'] == 'mine' and len(record['commit']) == 40
 
 
-def test_a_run_from_start_to_stop(pod):
-    assert 'idle' in pod.do('watch', status=4)
-    assert 'its checkpoints go with the machines' in pod.do('start', '--', *TRAIN)
-    assert pod.started(1) == [str(TRAIN)]
-    assert '2 of 2 workers: running (t1v-n-0-w-0, t1v-n-0-w-1)' in pod.do('watch', status=3)
-    assert 'a run is going on on pod' in pod.error('start', *WHERE, '--', *TRAIN)
-    assert 'a run is going on' in pod.error('install', *WHERE)
-    assert 'a run is going on on pod' in pod.error('delete', *WHERE)
+def test_run_from_start_to_stop(pod):
+    assert 'idle' in pod.output_of('watch', status=4)
+    assert 'checkpoints are deleted with the machines' in pod.output_of('start', '--', *TRAIN)
+    assert pod.wait_for_starts(1) == [str(TRAIN)]
+    assert '2 of 2 workers: running (t1v-n-0-w-0, t1v-n-0-w-1)' in pod.output_of('watch', status=3)
+    assert 'a run is active on pod' in pod.error_of('start', *WHERE, '--', *TRAIN)
+    assert 'a run is in progress' in pod.error_of('install', *WHERE)
+    assert 'a run is active on pod' in pod.error_of('delete', *WHERE)
     script = pod.fake / 'home1/cpt_jax/code/launch/tpu/on_worker.sh'
-    # Past the check of start.py.
+    # Called directly, because start.py checks first.
     done = subprocess.run(['bash', script, 'start'], capture_output=True, text=True)
-    assert done.returncode == 1 and 'a run is going on already' in done.stderr
-    assert 'told to save and stop' in pod.do('stop')
-    pod.until('exited 42')
-    output = pod.do('watch', status=42)
+    assert done.returncode == 1 and 'a run is in progress' in done.stderr
+    assert 'the run saves and stops' in pod.output_of('stop')
+    pod.wait_for_state('exited 42')
+    output = pod.output_of('watch', status=42)
     assert (
         'training 0 code' in output
         and 'exit status 42' in output
         and '2 of 2 workers: exited 42' in output
     )
-    assert 'nothing runs' in pod.do('stop')
-    pod.do('delete')
+    assert 'no run is in progress' in pod.output_of('stop')
+    pod.output_of('delete')
     assert not pod.fake.joinpath('states').exists()
 
 
 def test_follow_ends_with_the_run(pod):
-    pod.plan('wait', '7')
-    pod.do('start', '--', *TRAIN)
+    pod.set_plan('wait', '7')
+    pod.output_of('start', '--', *TRAIN)
     watch = [
         sys.executable,
         str(pod.checkout / 'launch/tpu/watch.py'),
@@ -451,7 +467,7 @@ def test_follow_ends_with_the_run(pod):
         '--poll_seconds=0.01',
     ]
     with subprocess.Popen(
-        watch, cwd=pod.desk, env=pod.environment, stdout=subprocess.PIPE, text=True
+        watch, cwd=pod.directory, env=pod.environment, stdout=subprocess.PIPE, text=True
     ) as process:
         for line in process.stdout:
             if line.startswith('training 0'):
@@ -461,13 +477,13 @@ def test_follow_ends_with_the_run(pod):
     assert (
         process.returncode == 0 and 'exit status 0' in rest and '2 of 2 workers: exited 0' in rest
     )
-    pod.do('start', '--', *TRAIN)
-    pod.until('exited 7')
-    assert 'training 1' in pod.do('watch', '--follow', status=7)
+    pod.output_of('start', '--', *TRAIN)
+    pod.wait_for_state('exited 7')
+    assert 'training 1' in pod.output_of('watch', '--follow', status=7)
 
 
-def test_a_machine_that_goes_away(pod):
-    def signal(name: str) -> None:
+def test_resume_after_the_run_was_killed(pod):
+    def send_signal(name: str) -> None:
         for home in pod.fake.glob('home*'):
             subprocess.run(
                 [
@@ -480,56 +496,56 @@ def test_a_machine_that_goes_away(pod):
                 check=True,
             )
 
-    pod.plan('wait', 'wait', 'wait')
-    pod.do('start', '--', *TRAIN)
-    pod.started(1)
-    signal('TERM')  # a shutdown asks every program to end
-    pod.until('exited 42')
-    pod.do('start', '--', *TRAIN)
-    signal('KILL')
-    pod.until('gone')
-    assert '2 of 2 workers: gone' in pod.do('watch', status=4)
-    pod.do('resume', '--poll_seconds=0.01')
-    assert '2 of 2 workers: running' in pod.do('watch', status=3)
-    pod.do('delete', '--force')
+    pod.set_plan('wait', 'wait', 'wait')
+    pod.output_of('start', '--', *TRAIN)
+    pod.wait_for_starts(1)
+    send_signal('TERM')  # as the shutdown of a machine does
+    pod.wait_for_state('exited 42')
+    pod.output_of('start', '--', *TRAIN)
+    send_signal('KILL')
+    pod.wait_for_state('gone')
+    assert '2 of 2 workers: gone' in pod.output_of('watch', status=4)
+    pod.output_of('resume', '--poll_seconds=0.01')
+    assert '2 of 2 workers: running' in pod.output_of('watch', status=3)
+    pod.output_of('delete', '--force')
 
 
-def test_resume_goes_on_until_the_run_is_done(pod):
-    pod.plan('42', '42', 'preempted', '0')
-    pod.do('start', '--', *TRAIN)
-    pod.until('exited 42')
-    (pod.fake / 'broken').write_text('3')  # a moment without network
-    output = pod.do('resume', '--forever', '--poll_seconds=0.15')
-    assert pod.started(4) == [str(TRAIN)] * 4
-    assert 'another try' in output and 'pod: SUSPENDED, deleted' in output
-    asked = pod.calls('create')
-    assert len(asked) == 2 and asked[0] == asked[1] and len(pod.calls('delete')) == 1
-    pod.do('watch')
-    pod.do('resume')
-    pod.started(4)
+def test_resume_forever_restarts_until_the_run_is_done(pod):
+    pod.set_plan('42', '42', 'preempted', '0')
+    pod.output_of('start', '--', *TRAIN)
+    pod.wait_for_state('exited 42')
+    (pod.fake / 'broken').write_text('3')  # three calls fail
+    output = pod.output_of('resume', '--forever', '--poll_seconds=0.15')
+    assert pod.wait_for_starts(4) == [str(TRAIN)] * 4
+    assert 'trying again' in output and 'pod: SUSPENDED, deleted' in output
+    asked = pod.read_calls('create')
+    assert len(asked) == 2 and asked[0] == asked[1] and len(pod.read_calls('delete')) == 1
+    pod.output_of('watch')
+    pod.output_of('resume')
+    pod.wait_for_starts(4)
 
 
-def test_resume_stops_where_something_given_is_wrong(pod):
-    pod.plan('1', '42', '1', '0')
-    pod.do('start', '--', *TRAIN)
-    pod.until('exited 1')
-    assert 'exited 1' in pod.do('resume', '--forever', '--poll_seconds=0.15', status=1)
-    pod.started(3)  # what ended before is tried again: it was asked for
+def test_resume_stops_at_a_user_error(pod):
+    pod.set_plan('1', '42', '1', '0')
+    pod.output_of('start', '--', *TRAIN)
+    pod.wait_for_state('exited 1')
+    assert 'exited 1' in pod.output_of('resume', '--forever', '--poll_seconds=0.15', status=1)
+    pod.wait_for_starts(3)  # the earlier failure is tried once more
 
 
-def test_resume_once_asks_again_and_leaves_it_running(pod):
-    pod.do('start', '--', *TRAIN)
-    pod.do('delete', '--force')
-    pod.plan('wait', 'wait')
-    pod.states('WAITING_FOR_RESOURCES', 'ACTIVE')
-    assert 'pod: WAITING_FOR_RESOURCES' in pod.do('resume', '--poll_seconds=0.01')
-    pod.do('watch', status=3)
-    pod.do('resume')
-    pod.started(2)
+def test_resume_without_forever_recreates_the_pod_and_returns(pod):
+    pod.output_of('start', '--', *TRAIN)
+    pod.output_of('delete', '--force')
+    pod.set_plan('wait', 'wait')
+    pod.set_states('WAITING_FOR_RESOURCES', 'ACTIVE')
+    assert 'pod: WAITING_FOR_RESOURCES' in pod.output_of('resume', '--poll_seconds=0.01')
+    pod.output_of('watch', status=3)
+    pod.output_of('resume')
+    pod.wait_for_starts(2)
 
 
-def test_workers_that_gcloud_leaves_out_are_an_error(pod):
+def test_workers_that_gcloud_skips_are_an_error(pod):
     (pod.fake / 'unprepared').touch()
-    assert 'Could not prepare all 1 nodes' in pod.error('watch', *WHERE)
-    assert '--force deletes all the same' in pod.error('delete', *WHERE)
-    pod.do('delete', '--force')
+    assert 'Could not prepare all 1 nodes' in pod.error_of('watch', *WHERE)
+    assert '--force deletes all the same' in pod.error_of('delete', *WHERE)
+    pod.output_of('delete', '--force')

@@ -1,11 +1,11 @@
-"""A LLaMA's sizes and texts, for the tests of llama2.c's files and the writer of their golden."""
+"""Sizes and texts of a LLaMA, for the tests of llama2.c files and the writer of their golden."""
 
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
-from tests.text.test_pretrained_tokenizer import opened, pieces
+from tests.text.test_pretrained_tokenizer import open_directory, write_sentencepiece
 
 SIZES = {
     'hidden_size': 32,
@@ -20,13 +20,15 @@ EMBEDDED = 'list file', '', 'token ' * 100
 
 
 def texts() -> list[np.ndarray]:
-    """Texts as random ids."""
+    """Returns texts with random ids."""
     random = np.random.default_rng(0)
     return [random.integers(0, VOCABULARY, length) for length in (17, 9, 1, 14)]
 
 
 def embedded_ids() -> list[np.ndarray]:
-    """The ids of the texts that are embedded, cut to the model's length."""
+    """Returns the ids of the embedded texts, truncated to the maximum length."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = opened(pieces(Path(folder), config={'model_type': 'llama'}))
+        tokenizer = open_directory(
+            write_sentencepiece(Path(folder), config={'model_type': 'llama'})
+        )
         return tokenizer.encode(list(EMBEDDED), 'x', LENGTH)

@@ -1,4 +1,4 @@
-"""The forms of attention agree, whatever shares a row."""
+"""All forms of attention agree, and match numpy, on packed rows."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.attention import attention_within
+from cpt_jax.model.attention import make_attend
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, make_mesh
@@ -18,8 +18,10 @@ ROWS, LENGTH, HEADS, GROUPS, WIDTH = 4, 256, 4, 2, 64
 HEADS_SPLIT = BATCH, None, 'tensor'
 
 
-def texts() -> np.ndarray:
-    """int32[R, S]: texts of random lengths, and padding at the end; the last row is one text."""
+def make_segments() -> np.ndarray:
+    """Returns int32[R, S] segments: texts of random lengths, with padding at the end of two rows;
+    the last row is a single text.
+    """
     random = np.random.default_rng(1)
     segments = np.sort(random.integers(1, 9, (ROWS, LENGTH)), axis=1)
     segments[:2, -40:] = 0
@@ -27,8 +29,8 @@ def texts() -> np.ndarray:
     return segments.astype(np.int32)
 
 
-@functools.cache  # one program serves several tests
-def value_and_gradients(
+@functools.cache  # several tests use the same results
+def compute_value_and_gradients(
     form: str,
     causal: bool,
     sizes: tuple[int, int, int],
@@ -45,13 +47,13 @@ def value_and_gradients(
         def put(array, *spec):
             return jax.device_put(array, jax.NamedSharding(mesh, P(*spec)))
 
-        segments_RxS = put(texts(), BATCH)
+        segments_RxS = put(make_segments(), BATCH)
         weights = put(
             random.normal(size=(ROWS, LENGTH, HEADS, WIDTH)).astype(np.float32), *HEADS_SPLIT
         )
 
         def attend(local, *qkv):
-            return attention_within(segments_RxS, causal, form, reach, local)(*qkv)
+            return make_attend(segments_RxS, causal, form, reach, local)(*qkv)
 
         qkv = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
         if isinstance(local, bool):
@@ -63,7 +65,7 @@ def value_and_gradients(
                 )(*qkv)
             )
 
-        # A loop over layers of both kinds.
+        # A loop over layers of both kinds, with weights 0.4 and 0.6.
         def sums(*qkv):
             return jax.lax.map(lambda kind: jnp.sum(weights * attend(kind, *qkv)), jnp.array(local))
 
@@ -78,23 +80,23 @@ def value_and_gradients(
 
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize('sizes', [(4, 1, 2), (2, 2, 2)])
-def test_the_kernel_computes_what_the_mask_does(causal, sizes):
-    (value, gradients), (expected, of_the_mask) = (
-        value_and_gradients(form, causal, sizes) for form in ('interpreted', 'masked')
+def test_tpu_kernel_matches_masked_attention(causal, sizes):
+    (value, gradients), (expected, masked_gradients) = (
+        compute_value_and_gradients(form, causal, sizes) for form in ('interpreted', 'masked')
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
-    for gradient, masked in zip(gradients, of_the_mask, strict=True):
+    for gradient, masked in zip(gradients, masked_gradients, strict=True):
         assert np.abs(masked).max() > 0.1
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
 
 
 @pytest.mark.parametrize('causal', [True, False])
 @pytest.mark.parametrize(('form', 'reach'), [('masked', 30), ('blocks', 70), ('interpreted', 30)])
-def test_a_window_hides_what_is_further_away(form, reach, causal):
-    """One text, head and query at a time, in numpy; the gradient is that of the mask, also where
-    layers of both kinds take turns.
+def test_window_hides_distant_tokens(form, reach, causal):
+    """Compares single queries with numpy, and the gradient with masked attention, also if local and
+    full layers alternate.
     """
-    random, segments = np.random.default_rng(0), texts()
+    random, segments = np.random.default_rng(0), make_segments()
     q, k, v = (
         random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32)
         for heads in (HEADS, GROUPS, GROUPS)
@@ -106,7 +108,7 @@ def test_a_window_hides_what_is_further_away(form, reach, causal):
 
         heads = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
         found = np.asarray(
-            jax.jit(attention_within(put(segments, BATCH), causal, form, reach, True))(*heads)
+            jax.jit(make_attend(put(segments, BATCH), causal, form, reach, True))(*heads)
         )
     columns = np.arange(LENGTH)
     for row, query, head in [
@@ -126,28 +128,29 @@ def test_a_window_hides_what_is_further_away(form, reach, causal):
         scores = k[row, own, head // 2] @ q[row, query, head] / WIDTH**0.5
         expected = np.exp(scores) @ v[row, own, head // 2] / np.exp(scores).sum()
         np.testing.assert_allclose(found[row, query, head], expected, atol=1e-5)
-    (near, gradients), (full, _), (turns, of_turns) = (
-        value_and_gradients(form, causal, (2, 2, 2), reach, local)
+    (near, gradients), (full, _), (mixed, mixed_gradients) = (
+        compute_value_and_gradients(form, causal, (2, 2, 2), reach, local)
         for local in (True, False, (True, False))
     )
-    (expected, of_the_mask), (_, of_all) = (
-        value_and_gradients('masked', causal, (2, 2, 2), reach, local) for local in (True, False)
+    (expected, masked_gradients), (_, full_gradients) = (
+        compute_value_and_gradients('masked', causal, (2, 2, 2), reach, local)
+        for local in (True, False)
     )
     np.testing.assert_allclose(
-        [near, turns], [expected, 0.4 * near + 0.6 * full], rtol=1e-5, atol=1e-3
+        [near, mixed], [expected, 0.4 * near + 0.6 * full], rtol=1e-5, atol=1e-3
     )
     assert abs(near - full) > 1
-    for gradient, of_turn, masked, whole in zip(
-        gradients, of_turns, of_the_mask, of_all, strict=True
+    for gradient, mixed_gradient, masked, whole in zip(
+        gradients, mixed_gradients, masked_gradients, full_gradients, strict=True
     ):
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
-        np.testing.assert_allclose(of_turn, 0.4 * masked + 0.6 * whole, atol=2e-5)
+        np.testing.assert_allclose(mixed_gradient, 0.4 * masked + 0.6 * whole, atol=2e-5)
 
 
 @pytest.mark.parametrize('causal', [True, False])
-def test_the_mask_hides_other_texts_and_later_positions(causal):
-    """One text, head and query at a time, in numpy."""
-    random, segments = np.random.default_rng(0), texts()
+def test_mask_hides_other_texts_and_later_positions(causal):
+    """Compares single queries with numpy."""
+    random, segments = np.random.default_rng(0), make_segments()
     q, k, v = (
         random.normal(size=(ROWS, LENGTH, heads, WIDTH)).astype(np.float32)
         for heads in (HEADS, GROUPS, GROUPS)
@@ -159,7 +162,7 @@ def test_the_mask_hides_other_texts_and_later_positions(causal):
 
         heads = [put(array, *HEADS_SPLIT) for array in (q, k, v)]
         found = {
-            form: np.asarray(attention_within(put(segments, BATCH), causal, form)(*heads))
+            form: np.asarray(make_attend(put(segments, BATCH), causal, form)(*heads))
             for form in ('masked', 'blocks')
         }
     for row, query, head in [(0, 5, 0), (1, 200, 3), (2, 63, 1), (2, 64, 2), (3, 255, 3)]:
@@ -173,18 +176,18 @@ def test_the_mask_hides_other_texts_and_later_positions(causal):
 
 
 @pytest.mark.parametrize('causal', [True, False])
-def test_blocks_of_queries_have_the_gradient_of_all_at_once(causal):
-    (value, gradients), (expected, of_the_mask) = (
-        value_and_gradients(form, causal, (2, 2, 2)) for form in ('blocks', 'masked')
+def test_blocks_have_the_gradient_of_masked_attention(causal):
+    (value, gradients), (expected, masked_gradients) = (
+        compute_value_and_gradients(form, causal, (2, 2, 2)) for form in ('blocks', 'masked')
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
-    for gradient, masked in zip(gradients, of_the_mask, strict=True):
+    for gradient, masked in zip(gradients, masked_gradients, strict=True):
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
 
 
 @pytest.mark.parametrize('causal', [True, False])
-def test_what_cudnn_is_asked_for_is_what_the_mask_does(causal, monkeypatch):
-    """Through XLA's form of the same function, as there is no GPU here."""
+def test_cudnn_call_matches_masked_attention(causal, monkeypatch):
+    """Replaces cuDNN by XLA's implementation of the same function, because there is no GPU."""
     attention = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn,
@@ -193,17 +196,19 @@ def test_what_cudnn_is_asked_for_is_what_the_mask_does(causal, monkeypatch):
     )
     for window in [(), (30, True), (30, (True, False))]:
         asked, by_mask = (
-            value_and_gradients(form, causal, (2, 2, 2), *window) for form in ('cudnn', 'masked')
+            compute_value_and_gradients(form, causal, (2, 2, 2), *window)
+            for form in ('cudnn', 'masked')
         )
-        (value, gradients), (expected, of_the_mask) = asked, by_mask
+        (value, gradients), (expected, masked_gradients) = asked, by_mask
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-3)
-        for gradient, masked in zip(gradients, of_the_mask, strict=True):
+        for gradient, masked in zip(gradients, masked_gradients, strict=True):
             np.testing.assert_allclose(gradient, masked, atol=2e-5)
 
 
-def test_the_step_for_gpus_calls_cudnn(monkeypatch):
-    """Lowered for CUDA, forward and backward; not compiled, which needs a GPU: so does JAX's look
-    at cuDNN's version.
+def test_step_lowered_for_gpus_calls_cudnn(monkeypatch):
+    """Lowers for CUDA, forward and backward, without compiling, which needs a GPU.
+
+    JAX's check of the cuDNN version needs a GPU too, so it is replaced.
     """
     for check, found in [
         ('check_cudnn_version', 91200),
@@ -223,7 +228,7 @@ def test_the_step_for_gpus_calls_cudnn(monkeypatch):
         )
 
         def objective(q, k, v, s):
-            return jnp.sum(attention_within(s, True, 'cudnn')(q, k, v).astype(jnp.float32) ** 2)
+            return jnp.sum(make_attend(s, True, 'cudnn')(q, k, v).astype(jnp.float32) ** 2)
 
         traced = jax.jit(jax.grad(objective, argnums=(0, 1, 2))).trace(
             heads, heads, heads, segments
@@ -232,10 +237,10 @@ def test_the_step_for_gpus_calls_cudnn(monkeypatch):
     assert 'fmhaScaleBiasSoftmax(' in text and 'fmhaScaleBiasSoftmaxBackward(' in text
 
 
-def compiled_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
-    from cpt_jax.plan.topology import devices_of
+def compile_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
+    from cpt_jax.plan.topology import get_topology_devices
 
-    mesh = make_mesh(devices=devices_of('v5e:2x2', 1))
+    mesh = make_mesh(devices=get_topology_devices('v5e:2x2', 1))
 
     def array(shape, dtype, *spec):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(mesh, P(*spec)))
@@ -244,7 +249,7 @@ def compiled_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
         heads = array((rows, length, 16, 64), jnp.bfloat16, *HEADS_SPLIT)
 
         def objective(q, k, v, s):
-            return jnp.sum(attention_within(s, True, form)(q, k, v).astype(jnp.float32) ** 2)
+            return jnp.sum(make_attend(s, True, form)(q, k, v).astype(jnp.float32) ** 2)
 
         return (
             jax.jit(jax.grad(objective, argnums=(0, 1, 2)))
@@ -253,12 +258,13 @@ def compiled_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
         )
 
 
-def test_on_a_tpu_the_kernel_holds_no_scores(libtpu):
-    """Compiled for v5e: head width 64, long rows; and rows that it cannot cut into blocks are
-    masked.
+def test_tpu_kernel_stores_no_scores(libtpu):
+    """Compiles for v5e with head width 64 and long rows.
+
+    Rows that the kernel cannot split into blocks fall back to masked attention.
     """
-    scores = 4 * 16 * 2048 * 2048 * 4  # of a device, float32
-    kernel, mask = (compiled_for_tpu(form, 16, 2048) for form in ('splash', 'masked'))
+    scores = 4 * 16 * 2048 * 2048 * 4  # bytes of a device's float32 scores
+    kernel, mask = (compile_for_tpu(form, 16, 2048) for form in ('splash', 'masked'))
     assert 'splash_mha_fwd' in kernel.as_text() and 'splash' not in mask.as_text()
     assert (
         kernel.memory_analysis().temp_size_in_bytes
@@ -266,23 +272,25 @@ def test_on_a_tpu_the_kernel_holds_no_scores(libtpu):
         < scores
         < mask.memory_analysis().temp_size_in_bytes
     )
-    assert 'splash' not in compiled_for_tpu('splash', 32, 96).as_text()
+    assert 'splash' not in compile_for_tpu('splash', 32, 96).as_text()
 
 
-def test_the_kernel_is_chosen_where_there_is_one():
+def test_auto_attention_chooses_the_kernel_of_the_platform():
     sizes = {'vocab_size': 9, 'width': 16, 'layers': 1, 'max_length': 8}
     config = EncoderConfig(**sizes, heads=2)
-    assert [config.on(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == [
+    assert [config.resolve_for(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == [
         'splash',
         'cudnn',
         'blocks',
     ]
     assert (
-        EncoderConfig(**sizes, heads=4).on('gpu').attention
-        == EncoderConfig(**sizes, heads=2, dtype='float32').on('gpu').attention
+        EncoderConfig(**sizes, heads=4).resolve_for('gpu').attention
+        == EncoderConfig(**sizes, heads=2, dtype='float32').resolve_for('gpu').attention
         == 'masked'
     )
     with pytest.raises(UserError, match='model.attention=splash is a kernel for TPUs'):
-        EncoderConfig(**sizes, heads=2, attention='splash').on('cpu')
-    with pytest.raises(UserError, match='model.attention=cudnn needs bfloat16 and heads of 8'):
-        EncoderConfig(**sizes, heads=4, attention='cudnn').on('gpu')
+        EncoderConfig(**sizes, heads=2, attention='splash').resolve_for('cpu')
+    with pytest.raises(
+        UserError, match='cudnn needs model.dtype=bfloat16 and model.head_width of 8'
+    ):
+        EncoderConfig(**sizes, heads=4, attention='cudnn').resolve_for('gpu')

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.initializers import value_and_out
+from cpt_jax.model.initializers import choose_value_and_out_initializers
 from cpt_jax.runtime.errors import UserError
 
 SIZES = {'vocab_size': 300, 'width': 96, 'layers': 2, 'heads': 4, 'max_length': 16}
@@ -12,7 +12,7 @@ SIZES = {'vocab_size': 300, 'width': 96, 'layers': 2, 'heads': 4, 'max_length': 
 @pytest.mark.parametrize(
     'key', ['positions', 'norm', 'activation', 'init', 'remat', 'dtype', 'layer_loop']
 )
-def test_a_choice_that_is_none_names_its_key_and_the_choices(key):
+def test_unknown_choice_is_rejected_with_key_and_choices(key):
     known = getattr(EncoderConfig(**SIZES), key)
     with pytest.raises(UserError, match=f"model.{key}='other': choose one of .*{known}"):
         EncoderConfig(**SIZES, **{key: 'other'})
@@ -26,11 +26,11 @@ def test_a_choice_that_is_none_names_its_key_and_the_choices(key):
         ({'width': 0}, 'model.width=0: must be 1 or more'),
         (
             {'local_layers': (True,), 'window': 3},
-            'model.local_layers tells of 1 layers, and model.layers=2',
+            'model.local_layers has 1 entries, but model.layers=2',
         ),
         (
             {'local_layers': (True, False)},
-            'model.window=0: must be 1 or more where a layer is local',
+            'model.window=0: must be 1 or more if a layer is local',
         ),
         ({'layers': 0}, 'model.layers=0: must be 1 or more'),
         ({'heads': 0}, 'model.heads=0: must be 1 or more'),
@@ -38,16 +38,16 @@ def test_a_choice_that_is_none_names_its_key_and_the_choices(key):
     ],
     ids=str,
 )
-def test_sizes_that_cannot_be_built_name_their_key(changes, message):
+def test_invalid_sizes_are_rejected_with_their_key(changes, message):
     with pytest.raises(UserError, match=message):
         EncoderConfig(**SIZES | changes)
 
 
 def test_passthrough_needs_heads_that_fill_the_width():
-    value_and_out(EncoderConfig(**SIZES, init='passthrough'))
+    choose_value_and_out_initializers(EncoderConfig(**SIZES, init='passthrough'))
     for changes in ({'kv_heads': 2}, {'head_width': 16}):
         with pytest.raises(UserError, match='model.init=passthrough needs'):
-            value_and_out(EncoderConfig(**SIZES, init='passthrough', **changes))
+            choose_value_and_out_initializers(EncoderConfig(**SIZES, init='passthrough', **changes))
 
 
 def test_sizes_of_zero_are_derived():
@@ -60,13 +60,13 @@ def test_sizes_of_zero_are_derived():
     assert (gelu.table_rows, EncoderConfig(**SIZES | {'vocab_size': 256}).table_rows) == (384, 256)
 
 
-def test_auto_is_decided_by_the_platform():
+def test_auto_is_resolved_by_the_platform():
     config = EncoderConfig(**SIZES)
-    chosen = {name: config.on(name) for name in ('cpu', 'gpu', 'tpu')}
+    chosen = {name: config.resolve_for(name) for name in ('cpu', 'gpu', 'tpu')}
     assert {name: (on.dtype, on.layer_loop) for name, on in chosen.items()} == {
         'cpu': ('float32', 'unroll'),
         'gpu': ('bfloat16', 'scan'),
         'tpu': ('bfloat16', 'scan'),
     }
     decided = dataclasses.replace(config, dtype='bfloat16', layer_loop='scan', attention='masked')
-    assert decided.on('cpu') == decided and decided.compute_dtype == 'bfloat16'
+    assert decided.resolve_for('cpu') == decided and decided.compute_dtype == 'bfloat16'

@@ -1,4 +1,4 @@
-"""Dense modules between pooling and normalisation: the vectors of sentence-transformers."""
+"""Dense modules between pooling and normalization, compared with sentence-transformers."""
 
 import json
 import shutil
@@ -16,20 +16,20 @@ from tests.origin.test_pretrained import TEXTS, edit
 
 @pytest.fixture(scope='module')
 def gemma(tmp_path_factory) -> Path:
-    """Like EmbeddingGemma: two Dense modules, without biases and activations."""
+    """A model like EmbeddingGemma: two Dense modules without biases and activations."""
     captured = read_golden('pretrained').facts['whole']['gemma3 dense']
     return restore(captured, tmp_path_factory.mktemp('gemma'))
 
 
 @pytest.fixture(scope='module')
 def bert(tmp_path_factory) -> Path:
-    """One Dense module, with a bias and the default activation, Tanh."""
+    """A model with one Dense module, with a bias and the default activation, Tanh."""
     captured = read_golden('pretrained').facts['whole']['bert dense']
     return restore(captured, tmp_path_factory.mktemp('bert'))
 
 
 @pytest.mark.parametrize(('kind', 'width'), [('gemma', 20), ('bert', 7)])
-def test_vectors_are_those_of_sentence_transformers(kind, width, request):
+def test_vectors_match_sentence_transformers(kind, width, request):
     embed = load_embedder(str(request.getfixturevalue(kind)))
     name = {'gemma': 'gemma3 dense', 'bert': 'bert dense'}[kind]
     ours = embed(TEXTS, 'y')
@@ -40,7 +40,7 @@ def test_vectors_are_those_of_sentence_transformers(kind, width, request):
     assert np.ptp(ours, axis=0).max() > 0.1
 
 
-def test_results_tell_of_them(gemma, bert):
+def test_settings_list_dense_modules(gemma, bert):
     assert load_embedder(str(gemma)).settings['dense'] == [[24, 36], [36, 20]]
     assert load_embedder(str(bert)).settings['dense'] == [[24, 7]]
 
@@ -75,25 +75,26 @@ MISTAKES = {
         lambda folder: edit(
             folder / '3_Dense/config.json', lambda config: config.pop('out_features')
         ),
-        r"3_Dense/config\.json: has no 'out_features'",
+        r"3_Dense/config\.json: has no key 'out_features'",
     ),
     'bias': (
         lambda folder: edit(
             folder / '3_Dense/config.json', lambda config: config.update(bias=True)
         ),
-        r'3_Dense: holds linear\.weight, and config\.json tells of linear\.weight, linear\.bias',
+        r'3_Dense: has the tensors linear\.weight, but config\.json describes linear\.weight, '
+        r'linear\.bias',
     ),
     'weight': (
         lambda folder: rewrite(
             folder / '2_Dense/model.safetensors',
             lambda t: t.update({'linear.weight': np.zeros((24, 36), np.float32)}),
         ),
-        r'2_Dense/model\.safetensors: linear\.weight has shape \[24, 36\], and config\.json tells '
-        r'of \[36, 24\]',
+        r'2_Dense/model\.safetensors: linear\.weight has shape \[24, 36\], but config\.json '
+        r'describes \[36, 24\]',
     ),
     'no weights': (
         lambda folder: (folder / '2_Dense/model.safetensors').unlink(),
-        r'2_Dense: holds neither model\.safetensors nor',
+        r'2_Dense: has neither model\.safetensors nor',
     ),
     'no config': (
         lambda folder: (folder / '2_Dense/config.json').unlink(),
@@ -103,14 +104,14 @@ MISTAKES = {
         lambda folder: edit(
             folder / 'modules.json', lambda modules: modules.insert(2, modules.pop())
         ),
-        r'modules\.json: .* are expected, not Transformer, Pooling, Normalize, Dense, Dense; '
-        r'Dense modules may stand before the last',
+        r'modules\.json: expected .*, not Transformer, Pooling, Normalize, Dense, Dense; '
+        r'Dense modules may come before the normalisation',
     ),
 }
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_a_module_that_cannot_be_used_is_refused_by_file(gemma, tmp_path, mistake):
+def test_unusable_module_is_rejected_with_its_file(gemma, tmp_path, mistake):
     change, line = MISTAKES[mistake]
     shutil.copytree(gemma, tmp_path / 'copy')
     change(tmp_path / 'copy')

@@ -1,4 +1,4 @@
-"""The encoder against plain float64 numpy, one text at a time."""
+"""The encoder compared with a float64 numpy implementation of one text at a time."""
 
 import dataclasses
 import functools
@@ -13,9 +13,9 @@ from flax import nnx
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.rotary import rotate
-from cpt_jax.runs.checkpoint import by_name
+from cpt_jax.runs.checkpoint import to_nested_dict
 from cpt_jax.runs.config import flatten
-from cpt_jax.runtime.mesh import AXES, batch_sharding, on_mesh
+from cpt_jax.runtime.mesh import AXES, assign_mesh_shardings, get_batch_sharding
 
 GPT = EncoderConfig(
     vocab_size=50,
@@ -40,40 +40,43 @@ LLAMA = dataclasses.replace(
 MIXED = dataclasses.replace(
     LLAMA, positions='learned', bias=True, causal=False, kv_heads=1, head_width=6, layers=3
 )
-EVERY = pytest.mark.parametrize('shape', [GPT, LLAMA, MIXED], ids=['gpt', 'llama', 'mixed'])
+ALL_SHAPES = pytest.mark.parametrize('shape', [GPT, LLAMA, MIXED], ids=['gpt', 'llama', 'mixed'])
 
 LENGTHS = [7, 12, 2, 20, 3, 9]
 ROWS, ROW_LENGTH = len(LENGTHS), 24
-PACKED, ALONE = [0, 0, 0, 1, 1, 3], [0, 1, 2, 3, 4, 5]
+PACKED_ROWS, SINGLE_ROWS = [0, 0, 0, 1, 1, 3], [0, 1, 2, 3, 4, 5]
 
 
-def one_device() -> jax.sharding.Mesh:
+def make_one_device_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh(
         (1, 1, 1), AXES, (jax.sharding.AxisType.Explicit,) * 3, devices=jax.devices()[:1]
     )
 
 
 @functools.cache
-def trained(config: EncoderConfig) -> Encoder:
-    """An encoder whose parameters are far from their initial zeros and ones."""
+def make_encoder(config: EncoderConfig) -> Encoder:
+    """Returns an encoder with random parameters, also where they are initially zeros or ones."""
     random = np.random.default_rng(0)
-    with jax.set_mesh(one_device()):
-        abstract = on_mesh(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), one_device())
+    with jax.set_mesh(make_one_device_mesh()):
+        abstract = assign_mesh_shardings(
+            jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), make_one_device_mesh()
+        )
 
-    def some(w):
+    def draw(w):
         return jax.device_put(random.normal(0, 0.4, w.shape).astype(np.float32), w.sharding)
 
-    return jax.tree.map(some, abstract)
+    return jax.tree.map(draw, abstract)
 
 
-def texts(seed: int = 0) -> list[np.ndarray]:
+def make_texts(seed: int = 0) -> list[np.ndarray]:
     random = np.random.default_rng(seed)
     return [random.integers(0, 50, length) for length in LENGTHS]
 
 
-def rows(texts, row_of, at=None, padding=0, first_position=0) -> tuple[np.ndarray, ...]:
-    """Texts one behind the other in rows; the state taken of each is that of its last token, or of
-    token number `at`.
+def pack_rows(texts, row_of, at=None, padding=0, first_position=0) -> tuple[np.ndarray, ...]:
+    """Packs texts into rows.
+
+    The pooled state of each text is that of its last token, or of the token with index `at`.
     """
     tokens, segments, positions = np.zeros((3, ROWS, ROW_LENGTH), np.int32)
     tokens[:] = padding
@@ -91,9 +94,9 @@ def rows(texts, row_of, at=None, padding=0, first_position=0) -> tuple[np.ndarra
 
 
 @functools.cache
-def program(config: EncoderConfig):
-    """(encoder, rows) -> the gradient of the vectors' sum with fixed weights, and the vectors
-    [texts, D].
+def compile_program(config: EncoderConfig):
+    """Returns a function from (encoder, rows) to the gradient of a weighted sum of the vectors, and
+    the vectors [texts, D].
     """
     weights = (
         np.random.default_rng(3).normal(size=(len(LENGTHS), 1, config.width)).astype(np.float32)
@@ -107,22 +110,28 @@ def program(config: EncoderConfig):
 
 
 def run(config: EncoderConfig, *rows) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Gradients by name, and vectors [texts, D]; `trained` depends on the sizes alone, not on how
-    it is computed.
+    """Returns gradients by name, and vectors [texts, D].
+
+    The parameters depend only on the sizes in the config, not on how the model is computed.
     """
-    with jax.set_mesh(one_device()):
-        placed = (jax.device_put(array, batch_sharding(one_device())) for array in rows)
-        gradient, vectors = program(config)(trained(config), *placed)
-        return dict(flatten(jax.device_get(by_name(gradient)))), np.asarray(vectors)
+    with jax.set_mesh(make_one_device_mesh()):
+        placed = (
+            jax.device_put(array, get_batch_sharding(make_one_device_mesh())) for array in rows
+        )
+        gradient, vectors = compile_program(config)(make_encoder(config), *placed)
+        return dict(flatten(jax.device_get(to_nested_dict(gradient)))), np.asarray(vectors)
 
 
-def vectors(config: EncoderConfig, *rows) -> np.ndarray:
+def compute_vectors(config: EncoderConfig, *rows) -> np.ndarray:
     return run(config, *rows)[1]
 
 
-def reference(config: EncoderConfig, tokens: np.ndarray) -> np.ndarray:
-    """One text, all positions of all layers, float64."""
-    p = {name: np.asarray(value, np.float64) for name, value in flatten(by_name(trained(config)))}
+def compute_reference(config: EncoderConfig, tokens: np.ndarray) -> np.ndarray:
+    """Computes the vector of one text in float64."""
+    p = {
+        name: np.asarray(value, np.float64)
+        for name, value in flatten(to_nested_dict(make_encoder(config)))
+    }
     for name in [
         name for name in p if name.startswith('encoder.last.') or name.startswith('last.')
     ]:
@@ -139,8 +148,8 @@ def reference(config: EncoderConfig, tokens: np.ndarray) -> np.ndarray:
             name + '.scale'
         ][n] + plus(name + '.bias', n)
 
-    def turn(h):
-        """Pairs of units as complex numbers, turned by position x frequency."""
+    def rotate_complex(h):
+        """Rotates pairs of dimensions, as complex numbers, by position x frequency."""
         half = h.shape[-1] // 2
         angles = np.arange(len(h))[:, None, None] * 10_000.0 ** (-np.arange(half) / half)
         turned = (h[..., :half] + 1j * h[..., half:]) * np.exp(1j * angles)
@@ -156,7 +165,8 @@ def reference(config: EncoderConfig, tokens: np.ndarray) -> np.ndarray:
             np.einsum('sd,dhk->shk', h, p[at + w][n]) + plus(f'{at}{w}_bias', n)
             for w in ('query', 'key', 'value')
         )
-        q, k = (turn(q), turn(k)) if config.positions == 'rotary' else (q, k)
+        if config.positions == 'rotary':
+            q, k = rotate_complex(q), rotate_complex(k)
         k, v = (np.repeat(array, config.heads // config.kv_heads, 1) for array in (k, v))
         weights = np.exp(np.einsum('shk,thk->hst', q, k) / np.sqrt(config.head_width)) * (
             np.tri(len(x)) if config.causal else 1
@@ -180,47 +190,62 @@ def reference(config: EncoderConfig, tokens: np.ndarray) -> np.ndarray:
     return e / np.linalg.norm(e)
 
 
-@EVERY
-def test_packed_texts_are_the_plain_computation_of_each_alone(shape):
-    found = vectors(shape, *rows(texts(), PACKED))
-    np.testing.assert_allclose(found, [reference(shape, text) for text in texts()], atol=2e-6)
+@ALL_SHAPES
+def test_packed_texts_match_the_reference_of_each_text(shape):
+    found = compute_vectors(shape, *pack_rows(make_texts(), PACKED_ROWS))
+    np.testing.assert_allclose(
+        found, [compute_reference(shape, text) for text in make_texts()], atol=2e-6
+    )
 
 
-@EVERY
-def test_packed_texts_have_the_gradient_of_a_text_a_row(shape):
-    (packed, _), (alone, _) = run(shape, *rows(texts(), PACKED)), run(shape, *rows(texts(), ALONE))
-    assert packed.keys() == alone.keys() and len(packed) >= 10
+@ALL_SHAPES
+def test_packed_texts_have_the_gradient_of_one_text_per_row(shape):
+    (packed, _), (separate, _) = (
+        run(shape, *pack_rows(make_texts(), PACKED_ROWS)),
+        run(shape, *pack_rows(make_texts(), SINGLE_ROWS)),
+    )
+    assert packed.keys() == separate.keys() and len(packed) >= 10
     for name in packed:
-        # A bias of all keys shifts a softmax's scores alike: its gradient is zero but for rounding.
+        # The softmax does not depend on a key bias: its gradient is zero up to rounding.
         assert np.abs(packed[name]).max() > 1e-3 or name.endswith('key_bias'), name
         np.testing.assert_allclose(
-            packed[name], alone[name], atol=1e-5 * max(1, np.abs(alone[name]).max()), err_msg=name
+            packed[name],
+            separate[name],
+            atol=1e-5 * max(1, np.abs(separate[name]).max()),
+            err_msg=name,
         )
 
 
-@EVERY
-def test_neighbours_and_padding_never_change_a_vector(shape):
-    mine, others = texts(0), texts(1)
-    first = vectors(shape, *rows(mine, PACKED))
+@ALL_SHAPES
+def test_neighbours_and_padding_do_not_change_a_vector(shape):
+    mine, others = make_texts(0), make_texts(1)
+    first = compute_vectors(shape, *pack_rows(mine, PACKED_ROWS))
     for keep in (0, 1, 3, 5):
         mixed = [mine[i] if i == keep else others[i] for i in range(ROWS)]
         np.testing.assert_allclose(
-            vectors(shape, *rows(mixed, PACKED, padding=7))[keep], first[keep], atol=1e-6
+            compute_vectors(shape, *pack_rows(mixed, PACKED_ROWS, padding=7))[keep],
+            first[keep],
+            atol=1e-6,
         )
-        assert np.abs(vectors(shape, *rows(mixed, PACKED)) - first).max() > 0.01
+        assert np.abs(compute_vectors(shape, *pack_rows(mixed, PACKED_ROWS)) - first).max() > 0.01
 
 
-@EVERY
-def test_a_later_token_moves_an_earlier_state_unless_causal(shape):
-    before, after = texts(), [text.copy() for text in texts()]
+@ALL_SHAPES
+def test_later_token_changes_an_earlier_state_unless_causal(shape):
+    before, after = make_texts(), [text.copy() for text in make_texts()]
     for text in after:
         text[-1] = (text[-1] + 1) % 50
-    first, changed = (vectors(shape, *rows(some, PACKED, at=0)) for some in (before, after))
+    first, changed = (
+        compute_vectors(shape, *pack_rows(some, PACKED_ROWS, at=0)) for some in (before, after)
+    )
     if shape.causal:
         np.testing.assert_allclose(changed, first, atol=1e-6)
-        # And an earlier token moves a later state.
+        # An earlier token changes a later state.
         assert (
-            np.abs(vectors(shape, *rows(before, PACKED)) - vectors(shape, *rows(after, PACKED)))
+            np.abs(
+                compute_vectors(shape, *pack_rows(before, PACKED_ROWS))
+                - compute_vectors(shape, *pack_rows(after, PACKED_ROWS))
+            )
             .max(1)
             .min()
             > 0.01
@@ -229,10 +254,11 @@ def test_a_later_token_moves_an_earlier_state_unless_causal(shape):
         assert np.abs(changed - first).max(1).min() > 0.01
 
 
-def test_rotary_positions_count_from_each_other_and_learned_ones_from_the_start():
+def test_rotary_positions_are_relative_and_learned_ones_absolute():
     for shape in (LLAMA, GPT):
         first, shifted = (
-            vectors(shape, *rows(texts(), PACKED, first_position=start)) for start in (0, 15)
+            compute_vectors(shape, *pack_rows(make_texts(), PACKED_ROWS, first_position=start))
+            for start in (0, 15)
         )
         if shape.positions == 'rotary':
             np.testing.assert_allclose(shifted, first, atol=1e-5)
@@ -240,7 +266,7 @@ def test_rotary_positions_count_from_each_other_and_learned_ones_from_the_start(
             assert np.abs(shifted - first).max(1).min() > 0.01
 
 
-def test_rotated_products_depend_on_the_distance_alone():
+def test_rotated_products_depend_only_on_the_distance():
     q, k = np.random.default_rng(0).normal(size=(2, 1, 1, 1, 8)).astype(np.float32)
     config = EncoderConfig(
         vocab_size=8, width=8, layers=1, heads=1, max_length=1000, positions='rotary'
@@ -260,9 +286,9 @@ def test_rotated_products_depend_on_the_distance_alone():
     np.testing.assert_array_equal(turn(q, 0), q)
 
 
-@EVERY
-def test_vectors_are_float32_of_unit_length(shape):
-    found = vectors(shape, *rows(texts(), PACKED))
+@ALL_SHAPES
+def test_vectors_have_unit_length_in_float32(shape):
+    found = compute_vectors(shape, *pack_rows(make_texts(), PACKED_ROWS))
     assert found.dtype == np.float32 and found.shape == (ROWS, 32)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
@@ -270,10 +296,10 @@ def test_vectors_are_float32_of_unit_length(shape):
 @pytest.mark.parametrize(
     'changes', [('none', 'scan'), ('dots', 'scan'), ('full', 'unroll')], ids=str
 )
-def test_what_is_computed_again_and_how_layers_are_looped_changes_nothing(changes):
+def test_remat_and_layer_loop_do_not_change_results(changes):
     other = dataclasses.replace(MIXED, remat=changes[0], layer_loop=changes[1])
     (expected, plain), (gradient, found) = (
-        run(shape, *rows(texts(), PACKED)) for shape in (MIXED, other)
+        run(shape, *pack_rows(make_texts(), PACKED_ROWS)) for shape in (MIXED, other)
     )
     np.testing.assert_allclose(found, plain, atol=1e-6)
     assert gradient.keys() == expected.keys()
@@ -286,35 +312,37 @@ def test_what_is_computed_again_and_how_layers_are_looped_changes_nothing(change
         )
 
 
-def test_bfloat16_is_close_and_gives_float32():
+def test_bfloat16_is_close_and_returns_float32():
     half = dataclasses.replace(GPT, dtype='bfloat16')
-    with jax.set_mesh(one_device()):
+    with jax.set_mesh(make_one_device_mesh()):
         placed = [
-            jax.device_put(array, batch_sharding(one_device())) for array in rows(texts(), PACKED)
+            jax.device_put(array, get_batch_sharding(make_one_device_mesh()))
+            for array in pack_rows(make_texts(), PACKED_ROWS)
         ]
         found = np.asarray(
-            jax.jit(lambda encoder, *rows: encoder(*rows)[:, 0])(trained(half), *placed)
+            jax.jit(lambda encoder, *rows: encoder(*rows)[:, 0])(make_encoder(half), *placed)
         )
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    full = vectors(GPT, *rows(texts(), PACKED))
+    full = compute_vectors(GPT, *pack_rows(make_texts(), PACKED_ROWS))
     assert np.sum(found * full, axis=1).min() > 0.999
     assert np.abs(found - full).max() > 1e-5  # it did compute in bfloat16
 
 
 @pytest.mark.parametrize(('dtype', 'asked'), [('float32', 'HIGHEST'), ('bfloat16', 'DEFAULT')])
-def test_float32_is_asked_for_in_every_product(dtype, asked):
-    """Or TPUs would round what is multiplied to bfloat16. Where it is bfloat16, kernels refuse to
-    be asked.
+def test_every_product_requests_true_float32(dtype, asked):
+    """By default, TPUs round the inputs of float32 products to bfloat16. For bfloat16 inputs the
+    precision stays at the default, because kernels reject any other.
     """
     shape = dataclasses.replace(LLAMA, dtype=dtype)
-    with jax.set_mesh(one_device()):
+    with jax.set_mesh(make_one_device_mesh()):
         placed = [
-            jax.device_put(array, batch_sharding(one_device())) for array in rows(texts(), PACKED)
+            jax.device_put(array, get_batch_sharding(make_one_device_mesh()))
+            for array in pack_rows(make_texts(), PACKED_ROWS)
         ]
         text = (
             jax.jit(jax.grad(lambda encoder, *rows: encoder(*rows).sum()))
-            .lower(trained(shape), *placed)
+            .lower(make_encoder(shape), *placed)
             .as_text()
         )
     asked_for = re.findall(r'dot_general.* precision = \[(\w+), (\w+)\]', text)

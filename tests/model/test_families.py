@@ -1,5 +1,5 @@
-"""Pretrained families: the states of transformers (kept in a golden) from the same files, and the
-same files back.
+"""Pretrained families have the states of transformers (stored in a golden), and are written back
+unchanged.
 """
 
 import dataclasses
@@ -16,32 +16,32 @@ from safetensors.numpy import load_file, save_file
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.known import family_of
-from cpt_jax.model.families.load import grown, load_encoder, written
+from cpt_jax.model.families.known import find_family
+from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
 from cpt_jax.model.formats.safetensors_files import Files
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import batch_sharding, make_mesh
+from cpt_jax.runtime.mesh import get_batch_sharding, make_mesh
 from tests.goldens.golden import read_golden, restore
 from tests.model.family_inputs import (
-    BOTH_WAYS,
+    BIDIRECTIONAL_CASES,
     LONG_TEXTS,
     TEXTS,
     VOCABULARY,
     WINDOWED,
-    ids_of,
+    make_random_ids,
 )
 
 FULL, LOCAL = 'full_attention', 'sliding_attention'
 FACTS = read_golden('families').facts
 CASES = tuple(FACTS['cases'])
 CONFIGS = {case: content['files']['config.json'] for case, content in FACTS['cases'].items()}
-# One case of each family, in which texts are also computed alone.
+# One case of each family, for which texts are also computed separately.
 ALONE = {config['model_type']: case for case, config in CONFIGS.items()}.values()
 
 
 @pytest.fixture(scope='module')
 def directories(tmp_path_factory) -> Callable[[str], Path]:
-    """Makes the directory of a case when it is first asked for."""
+    """Returns a function that makes the directory of a case on first use."""
     made: dict[str, Path] = {}
 
     def make(case: str) -> Path:
@@ -53,29 +53,29 @@ def directories(tmp_path_factory) -> Callable[[str], Path]:
     return make
 
 
-def expected_states(name: str, lengths: tuple[int, ...] = TEXTS) -> list[np.ndarray]:
-    """[float32[length, D] for each text] of transformers."""
+def read_expected_states(name: str, lengths: tuple[int, ...] = TEXTS) -> list[np.ndarray]:
+    """Returns the states of transformers, float32[length, D] for each text."""
     return np.split(read_golden('families').arrays[name], np.cumsum(lengths)[:-1])
 
 
 def load(
     folder: Path, sizes: tuple[int, int, int] = (1, 1, 1), **changes
 ) -> tuple[Encoder, jax.sharding.Mesh]:
-    """Ours, on some devices, with the state at each place that is asked for."""
+    """Loads a case on a mesh, with pooling at single states. `changes`: fields of EncoderConfig."""
     config = json.loads((folder / 'config.json').read_text())
-    family = family_of(config)
+    family = find_family(config)
     encoder_config = EncoderConfig(
         vocab_size=VOCABULARY,
         **family.shape(config) | {'remat': 'none', 'pooling': 'eos'} | changes,
-    ).on('cpu')
+    ).resolve_for('cpu')
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
     return load_encoder(family, Files(folder), encoder_config, mesh), mesh
 
 
-def our_states(
+def compute_states(
     encoder: Encoder, mesh: jax.sharding.Mesh, texts: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """float32[length, D] of each text: one a row, with a state for each of its places."""
+    """Returns our states, float32[length, D] for each text, computed with one text per row."""
     length = max(map(len, texts))
     tokens_RxS = np.stack([np.pad(text, (0, length - len(text))) for text in texts]).astype(
         np.int32
@@ -91,36 +91,36 @@ def our_states(
     )
     with jax.set_mesh(mesh):
         arrays = jax.device_put(
-            (tokens_RxS, segments_RxS, positions_RxS, places_RxS), batch_sharding(mesh)
+            (tokens_RxS, segments_RxS, positions_RxS, places_RxS), get_batch_sharding(mesh)
         )
         found = np.asarray(jax.jit(Encoder.states)(encoder, *arrays))
     return [states[: len(text)] for states, text in zip(found, texts, strict=True)]
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_states_are_those_of_transformers(directories, case):
-    texts = ids_of(TEXTS)
-    expected = expected_states(case)
+def test_states_match_transformers(directories, case):
+    texts = make_random_ids(TEXTS)
+    expected = read_expected_states(case)
     encoder, mesh = load(directories(case))
-    for mine, theirs in zip(our_states(encoder, mesh, texts), expected, strict=True):
+    for mine, theirs in zip(compute_states(encoder, mesh, texts), expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
     if case in ALONE:
-        # Without padding, as the longest was before.
+        # Without padding; the longest text had none before.
         for text, theirs in list(zip(texts, expected, strict=True))[1:]:
-            np.testing.assert_allclose(our_states(encoder, mesh, [text])[0], theirs, atol=1e-4)
+            np.testing.assert_allclose(compute_states(encoder, mesh, [text])[0], theirs, atol=1e-4)
     assert np.abs(expected[0]).max() > 0.3 and np.abs(np.diff(expected[0], axis=0)).max() > 0.1
 
 
-@pytest.mark.parametrize('case', BOTH_WAYS)
-def test_a_causal_family_may_see_the_whole_text(directories, case):
-    expected = expected_states(f'{case}/both ways', (9, 9))
+@pytest.mark.parametrize('case', BIDIRECTIONAL_CASES)
+def test_causal_family_can_be_bidirectional(directories, case):
+    expected = read_expected_states(f'{case}/both ways', (9, 9))
     encoder, mesh = load(directories(case), causal=False)
-    found = our_states(encoder, mesh, ids_of((9, 9)))
+    found = compute_states(encoder, mesh, make_random_ids((9, 9)))
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
-    # The first token sees the others: where it does not, its state depends on its id only.
-    np.testing.assert_array_equal(ids_of(TEXTS)[0][:9], ids_of((9, 9))[0])
-    assert np.abs(found[0][0] - expected_states(case)[0][0]).max() > 1e-3
+    # The first token attends to the others; if causal, its state depends only on its id.
+    np.testing.assert_array_equal(make_random_ids(TEXTS)[0][:9], make_random_ids((9, 9))[0])
+    assert np.abs(found[0][0] - read_expected_states(case)[0][0]).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -137,40 +137,40 @@ def test_a_causal_family_may_see_the_whole_text(directories, case):
         'modernbert, one layer',
     ],
 )
-def test_devices_and_forms_do_not_matter(directories, case):
+def test_states_do_not_depend_on_devices_and_attention_forms(directories, case):
     folder = directories(case)
-    texts = ids_of((9, 5, 9, 3))
-    one = our_states(*load(folder), texts)
+    texts = make_random_ids((9, 5, 9, 3))
+    single = compute_states(*load(folder), texts)
     for attention in ('masked', 'blocks'):
         changes = {'attention': attention, 'layer_loop': 'scan'}
-        several = our_states(*load(folder, (2, 2, 1), **changes), texts)
-        for a, b in zip(one, several, strict=True):
+        sharded = compute_states(*load(folder, (2, 2, 1), **changes), texts)
+        for a, b in zip(single, sharded, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5, err_msg=attention)
 
 
 @pytest.mark.parametrize('case', ['gemma3', 'embeddinggemma, odd', 'modernbert'])
-def test_windows_in_long_texts(directories, case):
-    """Of several blocks, in every form: 'interpreted' is the kernel for TPUs."""
-    texts = ids_of(LONG_TEXTS)
-    expected = expected_states(f'{case}/long', LONG_TEXTS)
+def test_windows_in_long_texts_match_transformers(directories, case):
+    """Uses texts of several blocks, in every form; 'interpreted' is the TPU kernel."""
+    texts = make_random_ids(LONG_TEXTS)
+    expected = read_expected_states(f'{case}/long', LONG_TEXTS)
     for sizes, changes in [
         ((1, 1, 1), {'attention': 'blocks', 'layer_loop': 'unroll'}),
         ((1, 2, 1), {'attention': 'masked', 'layer_loop': 'scan', 'remat': 'full'}),
         ((1, 1, 2), {'attention': 'interpreted', 'layer_loop': 'scan'}),
     ]:
         if case == 'embeddinggemma, odd':
-            sizes = (1, 1, 1)  # its one key head
+            sizes = (1, 1, 1)  # it has a single key head
         for mine, theirs in zip(
-            our_states(*load(directories(case), sizes, **changes), texts), expected, strict=True
+            compute_states(*load(directories(case), sizes, **changes), texts), expected, strict=True
         ):
             np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize('case', ['bert', 'llama'])
-def test_pooling(directories, case):
+def test_vectors_are_pooled_states(directories, case):
     folder = directories(case)
-    texts = ids_of(TEXTS)
-    states = expected_states(case)
+    texts = make_random_ids(TEXTS)
+    states = read_expected_states(case)
     for pooling, pooled in [
         ('mean', lambda h: h.mean(0)),
         ('first', lambda h: h[0]),
@@ -185,7 +185,7 @@ def test_pooling(directories, case):
         eos_Bx1 = np.cumsum([len(text) for text in texts])[:, None].astype(np.int32) - 1
         with jax.set_mesh(mesh):
             rows = jax.device_put(
-                (tokens_1xS, segments_1xS, positions_1xS, eos_Bx1), batch_sharding(mesh)
+                (tokens_1xS, segments_1xS, positions_1xS, eos_Bx1), get_batch_sharding(mesh)
             )
             vectors_BxTxD = jax.jit(lambda encoder, *rows: encoder(*rows))(encoder, *rows)
         for mine, theirs in zip(np.asarray(vectors_BxTxD)[:, 0], map(pooled, states), strict=True):
@@ -193,38 +193,36 @@ def test_pooling(directories, case):
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_what_was_read_is_written_to_the_bit(directories, case):
+def test_written_tensors_are_bitwise_those_read(directories, case):
     folder = directories(case)
     encoder, _ = load(folder)
-    family = family_of(json.loads((folder / 'config.json').read_text()))
-    found, there = (
-        dict(written(family, encoder, VOCABULARY)),
+    family = find_family(json.loads((folder / 'config.json').read_text()))
+    found, stored = (
+        dict(iterate_tensors(family, encoder, VOCABULARY)),
         load_file(folder / 'model.safetensors'),
     )
-    assert found.keys() == there.keys() - {'pooler.dense.weight', 'pooler.dense.bias'}
+    assert found.keys() == stored.keys() - {'pooler.dense.weight', 'pooler.dense.bias'}
     for name, array in found.items():
-        assert array.dtype == there[name].dtype and np.array_equal(array, there[name]), name
+        assert array.dtype == stored[name].dtype and np.array_equal(array, stored[name]), name
 
 
-def test_shards_prefixes_and_heads(tmp_path):
-    """A file of a language model: bfloat16, in shards, with a prefix and an output head of its
-    own.
-    """
+def test_sharded_file_with_prefix_and_head_is_loaded(tmp_path):
+    """Loads a language model in bfloat16, in shards, with a prefix and a separate output head."""
     restore(FACTS['sharded'], tmp_path)
     assert len(list(tmp_path.glob('*.safetensors'))) > 3
     encoder, mesh = load(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(encoder)} == {jnp.dtype('bfloat16')}
-    found = our_states(encoder, mesh, ids_of(TEXTS))
-    for mine, theirs in zip(found, expected_states('sharded'), strict=True):
+    found = compute_states(encoder, mesh, make_random_ids(TEXTS))
+    for mine, theirs in zip(found, read_expected_states('sharded'), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
     next(tmp_path.glob('model-00002-of-*.safetensors')).unlink()
     with pytest.raises(UserError, match=r'1 of \d+ shards .* are missing, model-00002-of'):
         load(tmp_path)
 
 
-def test_new_rows_of_the_vocabulary_are_like_the_mean_and_told_apart():
+def test_new_token_rows_are_near_the_mean_and_distinct():
     table = np.random.default_rng(0).normal(3, 1, (77, 24)).astype(ml_dtypes.bfloat16)
-    rows = grown(table, 128, range(75, 79))
+    rows = resize_token_table(table, 128, range(75, 79))
     assert rows.shape == (128, 24)
     np.testing.assert_array_equal(rows[:75], table[:75].astype(np.float32))
     distance = np.abs(rows[75:79] - table.astype(np.float32).mean(0))
@@ -232,7 +230,7 @@ def test_new_rows_of_the_vocabulary_are_like_the_mean_and_told_apart():
     assert np.abs(rows[75:79, None] - rows[None, 75:79]).max(-1)[~np.eye(4, dtype=bool)].min() > 0.1
 
 
-def damaged(folder: Path, tmp_path: Path, change) -> Path:
+def copy_with_change(folder: Path, tmp_path: Path, change) -> Path:
     tensors = load_file(folder / 'model.safetensors')
     change(tensors)
     save_file(tensors, tmp_path / 'model.safetensors')
@@ -254,12 +252,12 @@ MISTAKES = {
         lambda tensors: tensors.update(
             {'layers.2.mlp.up_proj.weight': np.zeros((5, 24), np.float32)}
         ),
-        r'model\.safetensors: layers\.2\.mlp\.up_proj\.weight makes feed_forward\.up \[24, 5\], '
-        r'and config\.json tells of \[24, 40\]',
+        r'model\.safetensors: layers\.2\.mlp\.up_proj\.weight gives feed_forward\.up the shape '
+        r'\[24, 5\], but config\.json describes \[24, 40\]',
     ),
     'width': (
         lambda tensors: tensors.update({'norm.weight': np.zeros(7, np.float32)}),
-        r'norm\.weight makes final_norm\.scale \[7\], .* \[24\]',
+        r'norm\.weight gives final_norm\.scale the shape \[7\], .* \[24\]',
     ),
     'heads': (
         lambda tensors: tensors.update(
@@ -271,14 +269,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_a_file_that_is_not_what_its_config_says_is_refused_by_name(directories, tmp_path, mistake):
+def test_file_that_does_not_match_its_config_is_rejected_by_tensor(directories, tmp_path, mistake):
     change, line = MISTAKES[mistake]
     with pytest.raises(UserError, match=line):
-        load(damaged(directories('llama'), tmp_path, change))
+        load(copy_with_change(directories('llama'), tmp_path, change))
 
 
-def test_other_mistakes(directories, tmp_path):
-    folder = damaged(directories('llama'), tmp_path, lambda tensors: None)
+def test_damaged_missing_and_unsupported_files_are_rejected(directories, tmp_path):
+    folder = copy_with_change(directories('llama'), tmp_path, lambda tensors: None)
     whole = (folder / 'model.safetensors').read_bytes()
     (folder / 'model.safetensors').write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r'model\.safetensors: damaged or cut short'):
@@ -287,19 +285,21 @@ def test_other_mistakes(directories, tmp_path):
     (folder / 'pytorch_model.bin').write_bytes(b'')
     with pytest.raises(
         UserError,
-        match=r'holds neither model\.safetensors nor .*; pytorch_model\.bin cannot be read: '
+        match=r'has neither model\.safetensors nor .*; pytorch_model\.bin cannot be read: '
         r'convert it',
     ):
         load(folder)
-    with pytest.raises(UserError, match="model_type='t5' is not supported; known are gpt2, opt, "):
-        family_of({'model_type': 't5'})
+    with pytest.raises(
+        UserError, match="model_type='t5' is not supported; supported are gpt2, opt, "
+    ):
+        find_family({'model_type': 't5'})
     config = json.loads((folder / 'config.json').read_text())
     for key, value, line in [
         ('hidden_act', 'gelu', "hidden_act='gelu' is not supported; it must be 'silu'"),
         (
             'rope_parameters',
             {'rope_type': 'longrope'},
-            "rope type 'longrope' is not supported; known are 'default', 'linear', 'llama3', "
+            "rope type 'longrope' is not supported; supported are 'default', 'linear', 'llama3', "
             "'yarn'",
         ),
         (
@@ -309,19 +309,19 @@ def test_other_mistakes(directories, tmp_path):
         ),
     ]:
         with pytest.raises(UserError, match=line):
-            family_of(config).shape(config | {key: value})
+            find_family(config).shape(config | {key: value})
 
 
-def test_a_sliding_window_is_no_limit_within_it():
+def test_sliding_window_limits_the_maximum_length():
     config = FACTS['configs']['mistral, window']
-    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family_of(config).shape(config))
+    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **find_family(config).shape(config))
     assert (
         encoder_config.max_length == 16
         and dataclasses.replace(encoder_config, max_length=8).max_length == 8
     )
 
 
-def test_a_gemma_that_is_not_ours_is_refused():
+def test_unsupported_gemma_is_rejected():
     config = FACTS['configs']['gemma3']
     for key, value, line in [
         (
@@ -335,29 +335,29 @@ def test_a_gemma_that_is_not_ours_is_refused():
             'final_logit_softcapping=30.0 is not supported; it must be None',
         ),
         ('hidden_activation', 'relu', "hidden_activation='relu' is not supported"),
-        ('sliding_window', None, 'sliding_window=None is not supported where a layer'),
+        ('sliding_window', None, 'sliding_window=None is not supported if layer_types has'),
         (
             'layer_types',
             [FULL, 'chunked_attention', LOCAL],
-            'layer_types must be full_attention or sliding_attention for each of 3',
+            'layer_types must be full_attention or sliding_attention for each of the 3',
         ),
     ]:
         with pytest.raises(UserError, match=line):
-            family_of(config).shape(config | {key: value})
+            find_family(config).shape(config | {key: value})
 
 
 @pytest.mark.parametrize('name', ['gemma 3 1b', 'gemma 3 1b, both ways', 'modernbert base'])
-def test_configs_of_transformers_4_are_those_of_5(name):
-    """The golden holds each as version 4 wrote it and as version 5 writes it anew."""
+def test_configs_of_transformers_4_and_5_are_read_alike(name):
+    """The golden has each config as written by version 4, and as rewritten by version 5."""
     old, new = (FACTS['configs'][name][version] for version in ('old', 'new'))
     assert 'layer_types' in new and 'rope_theta' not in new and 'global_rope_theta' not in new
-    ours = family_of(old).shape(old)
-    assert ours == family_of(new).shape(new)
+    ours = find_family(old).shape(old)
+    assert ours == find_family(new).shape(new)
     config = EncoderConfig(vocab_size=VOCABULARY, **ours)
     assert config.local_layers == tuple(kind == LOCAL for kind in new['layer_types'])
     assert len(set(config.local_layers)) == 2
-    # Transformers' Gemma excludes what is a window away, in both directions, its ModernBERT
-    # includes it.
+    # In transformers, tokens at the distance of the window are excluded in Gemma and included in
+    # ModernBERT.
     assert config.reach == FACTS['configs'][name]['window'] - ('gemma' in name)
     assert config.rotary_base == new['rope_parameters'][FULL]['rope_theta']
     assert config.rotary_base > 10 * config.local_rotary_base == 100_000

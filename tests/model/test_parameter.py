@@ -1,4 +1,4 @@
-"""Where parameters lie and how they start."""
+"""Sharding and initial values of parameters, and gradients of gathered weights."""
 
 import dataclasses
 import functools
@@ -12,12 +12,19 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.parameter import gathered, gathered_once, looked_up, spread
-from cpt_jax.runs.checkpoint import by_name
+from cpt_jax.model.parameter import broadcast_vector, gather_once, gather_weight, look_up_rows
+from cpt_jax.runs.checkpoint import to_nested_dict
 from cpt_jax.runs.config import flatten
-from cpt_jax.runtime.mesh import AXES, BATCH, batch_sharding, make_mesh, on_mesh, shardings
+from cpt_jax.runtime.mesh import (
+    AXES,
+    BATCH,
+    assign_mesh_shardings,
+    get_batch_sharding,
+    make_mesh,
+    shardings,
+)
 
-# With every parameter that there is.
+# A config with matrices, biases, norms, a gate and a position table.
 SHAPE = EncoderConfig(
     vocab_size=200,
     width=64,
@@ -33,32 +40,35 @@ PASSTHROUGH = dataclasses.replace(SHAPE, init='passthrough')
 
 
 @functools.cache
-def program(config: EncoderConfig, sizes: tuple[int, int, int]):
-    """The abstract encoder, and seed -> encoder as a run makes it."""
+def compile_init(config: EncoderConfig, sizes: tuple[int, int, int]):
+    """Returns the abstract encoder, and a jitted function from a seed to an encoder."""
     mesh = make_mesh(*sizes)
     with jax.set_mesh(mesh):
 
         def init(seed):
             return Encoder(config, nnx.Rngs(jax.random.key(seed)))
 
-        abstract = on_mesh(jax.eval_shape(init, 0), mesh)
+        abstract = assign_mesh_shardings(jax.eval_shape(init, 0), mesh)
         return abstract, jax.jit(init, out_shardings=shardings(abstract))
 
 
 @functools.cache
-def started(
+def initialize(
     config: EncoderConfig, sizes: tuple[int, int, int] = (8, 1, 1), seed: int = 0
 ) -> Encoder:
     with jax.set_mesh(make_mesh(*sizes)):
-        return program(config, sizes)[1](seed)
+        return compile_init(config, sizes)[1](seed)
 
 
-def leaves(encoder: Encoder) -> dict:
-    return dict(flatten(by_name(encoder)))
+def flatten_parameters(encoder: Encoder) -> dict:
+    return dict(flatten(to_nested_dict(encoder)))
 
 
-def test_every_parameter_lies_as_its_declaration_says():
-    abstract, made = leaves(program(SHAPE, (2, 2, 2))[0]), leaves(started(SHAPE, (2, 2, 2)))
+def test_every_parameter_is_sharded_as_declared():
+    abstract, made = (
+        flatten_parameters(compile_init(SHAPE, (2, 2, 2))[0]),
+        flatten_parameters(initialize(SHAPE, (2, 2, 2))),
+    )
     assert abstract.keys() == made.keys() and len(made) == 38
     sizes = {'data': 2, 'fsdp': 2, 'tensor': 2, None: 1}
     for name, array in made.items():
@@ -67,7 +77,7 @@ def test_every_parameter_lies_as_its_declaration_says():
         assert array.dtype == np.float32 and array.sharding.spec == spec, name
         part = tuple(size // sizes[axis] for size, axis in zip(array.shape, spec, strict=True))
         assert {shard.data.shape for shard in array.addressable_shards} == {part}, name
-    # All that has a size of its own is split: only vectors are whole on every device.
+    # All matrices are split; only vectors are replicated.
     whole = {
         name.rpartition('.')[2]
         for name, array in made.items()
@@ -76,19 +86,21 @@ def test_every_parameter_lies_as_its_declaration_says():
     assert whole == {'scale', 'bias', 'out_bias', 'down_bias'}
 
 
-def test_the_seed_alone_decides_the_values():
-    here, there, other = (
-        leaves(started(SHAPE, sizes, seed))
+def test_values_depend_only_on_the_seed():
+    sharded, replicated, other = (
+        flatten_parameters(initialize(SHAPE, sizes, seed))
         for sizes, seed in [((2, 2, 2), 0), ((8, 1, 1), 0), ((8, 1, 1), 1)]
     )
-    for name, array in here.items():
-        np.testing.assert_array_equal(array, there[name], err_msg=name)
+    for name, array in sharded.items():
+        np.testing.assert_array_equal(array, replicated[name], err_msg=name)
         constant = name.endswith(('bias', 'scale'))
         assert np.array_equal(array, other[name]) == constant, name
 
 
-def test_values_start_as_gpt2():
-    made = {name: np.asarray(array) for name, array in leaves(started(SHAPE)).items()}
+def test_initial_values_are_those_of_gpt2():
+    made = {
+        name: np.asarray(array) for name, array in flatten_parameters(initialize(SHAPE)).items()
+    }
     for name, array in made.items():
         if name.endswith(('bias', 'scale')):
             np.testing.assert_array_equal(array, float(name.endswith('scale')), err_msg=name)
@@ -103,8 +115,8 @@ def test_values_start_as_gpt2():
     assert abs(np.corrcoef(layers[0].ravel(), layers[1].ravel())[0, 1]) < 0.1
 
 
-def first_vectors(config: EncoderConfig, tokens_RxS: np.ndarray) -> np.ndarray:
-    """The vectors of texts, one a row, of an encoder that has not learned anything."""
+def encode_untrained(config: EncoderConfig, tokens_RxS: np.ndarray) -> np.ndarray:
+    """Returns the vectors of texts, one per row, of an untrained encoder."""
     r, s = tokens_RxS.shape
     rows = (
         tokens_RxS,
@@ -114,40 +126,40 @@ def first_vectors(config: EncoderConfig, tokens_RxS: np.ndarray) -> np.ndarray:
     )
     with jax.set_mesh(make_mesh(8, 1, 1)):
         placed = (
-            jax.device_put(np.asarray(array, np.int32), batch_sharding(make_mesh(8, 1, 1)))
+            jax.device_put(np.asarray(array, np.int32), get_batch_sharding(make_mesh(8, 1, 1)))
             for array in rows
         )
         encode = jax.jit(lambda encoder, *rows: encoder(*rows)[:, 0])
-        return np.asarray(encode(started(config), *placed))
+        return np.asarray(encode(initialize(config), *placed))
 
 
-def test_passthrough_starts_with_texts_close_that_share_words_and_gpt2_with_all_close():
+def test_passthrough_makes_texts_with_common_words_similar():
     random = np.random.default_rng(0)
     texts = np.array([random.choice(190, 11, replace=False) for _ in range(16)])
     shuffled = texts.copy()
     shuffled[:, :10] = random.permuted(shuffled[:, :10], axis=1)
     half = shuffled.copy()
     half[:, :5] = random.integers(0, 190, (16, 5))
-    # The closing delimiter.
+    # Append a closing delimiter.
     texts, shuffled, half = (
         np.concatenate([rows, np.full((16, 1), 199)], 1) for rows in (texts, shuffled, half)
     )
 
     def cosines(shape, others):
-        vectors = first_vectors(shape, np.concatenate([texts, others]))
+        vectors = encode_untrained(shape, np.concatenate([texts, others]))
         return vectors[:16] @ vectors[16:].T
 
     own = np.eye(16, dtype=bool)
     same, some = (cosines(PASSTHROUGH, others) for others in (shuffled, half))
     assert same[own].min() > same[~own].max()
     assert same[own].mean() > some[own].mean() + 0.2 and some[own].mean() > some[~own].mean() + 0.15
-    # Half of its words find a text; by chance 0.06.
+    # Half of its words are enough to find a text (chance level: 0.06).
     assert np.mean(some.argmax(1) == np.arange(16)) > 0.5
     assert cosines(SHAPE, half).min() > 0.9
 
 
-def test_passthrough_is_the_identity_between_values_and_output():
-    made = leaves(started(PASSTHROUGH))
+def test_passthrough_value_times_output_is_the_identity():
+    made = flatten_parameters(initialize(PASSTHROUGH))
     for block, formula, identity in [
         ('blocks', 'ndhk,nhke->nde', np.eye(64)[None]),
         ('last', 'dhk,hke->de', np.eye(64)),
@@ -157,30 +169,30 @@ def test_passthrough_is_the_identity_between_values_and_output():
 
 
 class Pair(nnx.Module):
-    """A matrix and a vector."""
+    """A module with a matrix and a vector."""
 
     def __init__(self, matrix, vector):
         self.matrix, self.vector = nnx.Param(matrix), nnx.Param(vector)
 
 
-def loop_of_products(module: Pair, x_CxRxSxD: jax.Array) -> jax.Array:
-    """Uses both parameters in each pass of a loop."""
+def run_loop_of_products(module: Pair, x_CxRxSxD: jax.Array) -> jax.Array:
+    """Uses both parameters in each iteration of a loop."""
 
     def use(total, x_RxSxD):
         h_RxSxF = jnp.einsum(
             'rsd,df->rsf',
             x_RxSxD,
-            gathered(module.matrix, jnp.float32, None, 'tensor'),
+            gather_weight(module.matrix, jnp.float32, None, 'tensor'),
             out_sharding=P(BATCH, None, 'tensor'),
         )
-        return total + jnp.sum((h_RxSxF + spread(module.vector, h_RxSxF)) ** 2), None
+        return total + jnp.sum((h_RxSxF + broadcast_vector(module.vector, h_RxSxF)) ** 2), None
 
     return jax.lax.scan(use, jnp.zeros(()), x_CxRxSxD)[0]
 
 
 @pytest.mark.parametrize('sizes', [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
 @pytest.mark.parametrize('once', [False, True])
-def test_a_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
+def test_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
     random = np.random.default_rng(0)
     matrix, vector, x = (
         random.normal(size=size).astype(np.float32) for size in [(16, 8), (8,), (3, 8, 5, 16)]
@@ -193,7 +205,7 @@ def test_a_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
 
         module = Pair(put(matrix, 'fsdp', 'tensor'), put(vector, 'tensor'))
         run = jax.grad(
-            lambda module, x: loop_of_products(gathered_once(module) if once else module, x)
+            lambda module, x: run_loop_of_products(gather_once(module) if once else module, x)
         )
         gradient = jax.jit(run)(module, put(x, None, BATCH))
     expected = jax.grad(
@@ -204,14 +216,16 @@ def test_a_gathered_weight_has_the_gradient_of_a_plain_one(sizes, once):
     assert gradient.matrix[...].sharding.spec == P('fsdp', 'tensor')  # split as the weight is
 
 
-def test_the_gradient_of_a_row_that_many_tokens_share_is_their_sum(meshes):
-    """A sum in bfloat16, one token after the other, would end at 256."""
+def test_gradient_of_a_common_table_row_is_summed_in_float32(meshes):
+    """A running sum in bfloat16 would stop at 256."""
     ids = np.zeros((64, 48), np.int32)  # 384 tokens a device, of one delimiter
     with jax.set_mesh(meshes[1, 8, 1]):
         table = nnx.Param(jax.device_put(jnp.ones((8, 8)), P(None, 'fsdp')))
         rows = jax.device_put(ids, P(BATCH))
         found = jax.jit(
-            jax.grad(lambda table: looked_up(table, rows, jnp.bfloat16).astype(jnp.float32).sum())
+            jax.grad(
+                lambda table: look_up_rows(table, rows, jnp.bfloat16).astype(jnp.float32).sum()
+            )
         )(table)
-        assert looked_up(table, rows, jnp.bfloat16).dtype == jnp.bfloat16
+        assert look_up_rows(table, rows, jnp.bfloat16).dtype == jnp.bfloat16
     np.testing.assert_array_equal(found[...], np.eye(8)[:, :1] * ids.size * np.ones(8))

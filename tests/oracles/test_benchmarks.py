@@ -1,4 +1,7 @@
-"""The benchmarks against peers, at toy size: both sides compute the same, and the programs run."""
+"""Tests of the benchmarks against other libraries, with tiny models.
+
+Both sides compute the same results, and the programs run.
+"""
 
 import json
 import math
@@ -18,7 +21,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.tokenizer import load_tokenizer
-from tests.conftest import HURRY, sentences
+from tests.conftest import FAST_COMPILE_FLAGS, sentences
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -34,7 +37,7 @@ MAX_TOKENS = 24
 
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
-    """A small encoder with nothing at its starting value, its tokenizer, and its twin."""
+    """A small encoder with perturbed parameters, its tokenizer, and its twin."""
     from gpt2_twin import load_twin, save_twin, train_bpe
 
     folder = tmp_path_factory.mktemp('twin')
@@ -42,42 +45,43 @@ def model(tmp_path_factory):
     tokenizer = load_tokenizer(folder / 'tokenizer.json')
     config = EncoderConfig(
         tokenizer.vocab_size, width=32, layers=3, heads=4, max_length=40, hidden=48
-    ).on('cpu')
+    ).resolve_for('cpu')
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         encoder = jax.jit(lambda: Encoder(config, nnx.Rngs(0)))()
     random = np.random.default_rng(0)
-    encoder = jax.tree.map(
-        lambda w: jax.device_put(w + random.normal(0, 0.2, w.shape).astype(np.float32), w.sharding),
-        encoder,
-    )
+
+    def perturb(weight):
+        noise = random.normal(0, 0.2, weight.shape).astype(np.float32)
+        return jax.device_put(weight + noise, weight.sharding)
+
+    encoder = jax.tree.map(perturb, encoder)
     save_twin(encoder, tokenizer, MAX_TOKENS, folder / 'twin')
-    return (
-        Embedder(encoder, tokenizer, mesh, {'x': MAX_TOKENS, 'y': MAX_TOKENS}),
-        tokenizer,
-        load_twin(folder / 'twin', 2),
-    )
+    embedder = Embedder(encoder, tokenizer, mesh, {'x': MAX_TOKENS, 'y': MAX_TOKENS})
+    return embedder, tokenizer, load_twin(folder / 'twin', 2)
 
 
-def test_the_twin_has_the_same_ids(model):
+def test_twin_has_the_same_ids(model):
     _, tokenizer, twin = model
     ours = tokenizer.encode(TEXTS, 'y', MAX_TOKENS)
     theirs = twin.tokenizer(TEXTS, truncation=True, max_length=MAX_TOKENS)['input_ids']
     assert [ids.tolist() for ids in ours] == theirs
-    assert max(map(len, ours)) == MAX_TOKENS and twin.max_seq_length == MAX_TOKENS
+    assert max(map(len, ours)) == MAX_TOKENS
+    assert twin.max_seq_length == MAX_TOKENS
 
 
-def test_the_twin_has_the_same_vectors(model):
+def test_twin_has_the_same_vectors(model):
     embed, _, twin = model
     ours = embed(TEXTS, 'y')
     np.testing.assert_allclose(ours, twin.encode(TEXTS, batch_size=8), atol=1e-5)
-    # Each text has its own.
-    assert np.abs(ours[:, None] - ours[None]).max(-1)[~np.eye(len(TEXTS), dtype=bool)].min() > 1e-3
+    # Different texts have different vectors.
+    differences = np.abs(ours[:, None] - ours[None]).max(-1)
+    assert differences[~np.eye(len(TEXTS), dtype=bool)].min() > 1e-3
 
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory) -> dict[str, str]:
-    """Pairs and a corpus of texts of very different lengths."""
+    """Paths of a file of pairs and a corpus, with texts of very different lengths."""
     folder = tmp_path_factory.mktemp('texts')
     texts = sentences(100, seed=1, words=6)
     rows = {
@@ -99,10 +103,10 @@ SMALL = (
 )
 
 
-def run(folder: Path, name: str, *given: str) -> dict:
-    """Starts a benchmark as a user would; returns what it writes."""
-    command = [sys.executable, str(ROOT / f'benchmarks/{name}.py'), *given, '--json', 'found.json']
-    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': HURRY}
+def run(folder: Path, name: str, *flags: str) -> dict:
+    """Runs a benchmark with the command line of a user; returns its JSON output."""
+    command = [sys.executable, str(ROOT / f'benchmarks/{name}.py'), *flags, '--json', 'found.json']
+    environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': FAST_COMPILE_FLAGS}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
@@ -111,82 +115,78 @@ def run(folder: Path, name: str, *given: str) -> dict:
     return json.loads((folder / 'found.json').read_text())
 
 
-def compares_vectors(folder: Path) -> bool:
-    printed = (folder / 'stdout').read_text()
-    return 'sentence-transformers' in printed and 'differ by' in printed
+def check_output(folder: Path) -> None:
+    """Asserts that a benchmark printed its table and the difference of the vectors."""
+    output = (folder / 'stdout').read_text()
+    assert 'sentence-transformers' in output
+    assert 'difference of the vectors' in output
 
 
-def test_train_throughput(files, tmp_path):
-    given = '--pairs', files['pairs'], '--batch=8', '--steps=2'
-    found = run(tmp_path, 'train_throughput', *given, *SMALL)
-    assert compares_vectors(tmp_path)
+def test_train_throughput_compares_the_same_batches_and_losses(files, tmp_path):
+    flags = '--pairs', files['pairs'], '--batch=8', '--steps=2'
+    found = run(tmp_path, 'train_throughput', *flags, *SMALL)
+    check_output(tmp_path)
     packed, padded, peer = found['sides'].values()
-    median = {name: side['pairs_per_second']['median'] for name, side in found['sides'].items()}
-    assert (
-        found['ratio'] == pytest.approx(median['ours, packed'] / median['sentence-transformers'])
-        and found['vectors_differ_by'] < 1e-5
-    )
-    # The same pairs.
-    assert (
-        packed['turns'][0]['tokens']
-        == padded['turns'][0]['tokens']
-        == peer['turns'][0]['tokens']
-        > 0
-    )
-    assert (
-        packed['turns'][0]['pairs'] == peer['turns'][0]['pairs'] == 16
-        and packed['dropped_pairs'] == 0
-    )
-    assert (
-        1
-        >= packed['useful_share']
-        > padded['useful_share']
-        == pytest.approx(padded['turns'][0]['tokens'] / (2 * 8 * 2 * 32))
-    )
-    assert peer['useful_share'] > padded['useful_share']  # it pads to the longest of a batch
+    rates = {name: side['pairs_per_second']['median'] for name, side in found['sides'].items()}
+    ratio = rates['ours, packed'] / rates['sentence-transformers']
+    assert found['ratio'] == pytest.approx(ratio)
+    assert found['vectors_differ_by'] < 1e-5
+    # All sides train on the same pairs.
+    tokens = [side['turns'][0]['tokens'] for side in (packed, padded, peer)]
+    assert min(tokens) == max(tokens) > 0
+    assert packed['turns'][0]['pairs'] == peer['turns'][0]['pairs'] == 16
+    assert packed['dropped_pairs'] == 0
+    padded_columns = 2 * 8 * 2 * 32
+    assert padded['useful_share'] == pytest.approx(tokens[0] / padded_columns)
+    assert 1 >= packed['useful_share'] > padded['useful_share']
+    # sentence-transformers pads to the longest text of a batch, not to max_tokens.
+    assert peer['useful_share'] > padded['useful_share']
     assert packed['loss'] == pytest.approx(padded['loss'], rel=1e-4)
-    # The same function of the same pairs; then x keeps delimiters of its own on our side, and their
-    # optimizer starts anew with each turn.
+    # The first losses agree. Later ones differ slightly: our x has its own delimiters, and their
+    # optimizer restarts in each turn.
     for side in (padded, peer):
         assert side['first_loss'] == pytest.approx(packed['first_loss'], rel=1e-4)
     assert packed['loss'] == pytest.approx(peer['loss'], rel=0.05)
 
 
-def test_encode_throughput(files, tmp_path):
-    given = '--corpus', files['corpus'], '--batches=8,16', '--texts=50'
-    found = run(tmp_path, 'encode_throughput', *given, *SMALL)
-    assert compares_vectors(tmp_path)
-    median = {name: side['texts_per_second']['median'] for name, side in found['sides'].items()}
-    assert found['ratio'] == pytest.approx(
-        median['ours'] / max(value for name, value in median.items() if name != 'ours')
-    )
-    assert found['settings']['texts'] == 50 and found['vectors_differ_by'] < 1e-5
+def test_encode_throughput_compares_with_the_faster_peer(files, tmp_path):
+    flags = '--corpus', files['corpus'], '--batches=8,16', '--texts=50'
+    found = run(tmp_path, 'encode_throughput', *flags, *SMALL)
+    check_output(tmp_path)
+    rates = {name: side['texts_per_second']['median'] for name, side in found['sides'].items()}
+    our_rate = rates.pop('ours')
+    assert found['ratio'] == pytest.approx(our_rate / max(rates.values()))
+    assert found['settings']['texts'] == 50
+    assert found['vectors_differ_by'] < 1e-5
     assert found['sides']['sentence-transformers']['batch'] == 32
     assert found['sides']['sentence-transformers, tuned']['batch'] in (8, 16)
 
 
-def test_texts_are_filled_to_one_length(model):
-    from benchmarks.train_throughput import lengthened
+def test_texts_are_repeated_to_one_length(model):
+    from benchmarks.train_throughput import repeat_to_length
 
     _, tokenizer, _ = model
-    texts = [lengthened(text, MAX_TOKENS, tokenizer) for text in TEXTS if text]
+    texts = [repeat_to_length(text, MAX_TOKENS, tokenizer) for text in TEXTS if text]
     assert {len(ids) for ids in tokenizer.encode(texts, 'y', MAX_TOKENS)} == {MAX_TOKENS}
-    assert max(map(len, texts)) <= max(map(len, TEXTS))  # and no further than to it
+    # No text is repeated more often than needed.
+    assert max(map(len, texts)) <= max(map(len, TEXTS))
 
 
-def test_exact_search(tmp_path):
-    given = '--documents=2000', '--width=8', '--queries=20', '--k=5', '--rounds=1'
-    found = run(tmp_path, 'exact_search', *given)
-    assert math.isfinite(found['ratio']) and found['ratio'] > 0
+def test_exact_search_prints_a_table_and_writes_its_ratio(tmp_path):
+    flags = '--documents=2000', '--width=8', '--queries=20', '--k=5', '--rounds=1'
+    found = run(tmp_path, 'exact_search', *flags)
+    assert math.isfinite(found['ratio'])
+    assert found['ratio'] > 0
     assert len((tmp_path / 'stdout').read_text().splitlines()) >= 4
 
 
-def test_probe_speed(tmp_path):
+def test_probe_speed_has_the_same_accuracy_on_both_sides(tmp_path):
     sizes = {'train': 300, 'dev': 60, 'test': 80}
-    samples = probe_speed.drawn_samples(sizes, width=64)
+    samples = probe_speed.draw_samples(sizes, width=64)
     fields = dict(zip(('x', 'labels', 'part'), samples, strict=True))
     np.savez(tmp_path / 'vectors.npz', **{f'SST2_{name}': a for name, a in fields.items()})
     found = run(tmp_path, 'probe_speed', '--tasks=SST2', '--vectors=vectors.npz')
     accuracy = found['tasks']['SST2']['accuracy']
-    assert found['ratio']['SST2'] > 0 and found['tasks']['SST2']['fits'] == 5
+    assert found['ratio']['SST2'] > 0
+    assert found['tasks']['SST2']['fits'] == 5
     assert accuracy['ours'] == pytest.approx(accuracy['torch'], abs=1 / 80 + 1e-6)

@@ -1,4 +1,4 @@
-"""Exports that transformers loads; most are compared by the writer of the golden `export`."""
+"""Tests that transformers loads exports; the writer of the golden `export` compares most."""
 
 import torch
 import transformers
@@ -9,7 +9,7 @@ from tests.conftest import make_tokenizer
 from tests.exporting.conftest import export_run
 
 
-def test_weights_in_shards_are_loaded(tmp_path):
+def test_transformers_loads_sharded_weights(tmp_path):
     run, out = export_run(tmp_path, make_tokenizer(), causal=True, layers=2)
     split = tmp_path / 'split'
     export(str(run), split, dtype='float32', shard_bytes=20_000, license_id='mit')

@@ -1,4 +1,4 @@
-"""The committed goldens are what the live libraries compute."""
+"""Tests that the committed goldens equal the results of the installed libraries."""
 
 import dataclasses
 import os
@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from tests.goldens.golden import FOLDER, Golden
-from tests.goldens.write import NAMES, differences
+from tests.goldens.write import NAMES, find_differences
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_golden_is_what_the_libraries_compute(name):
-    """By the program, as somebody who changes a writer runs it."""
+def test_golden_equals_the_results_of_the_libraries(name):
+    """Runs the program, with the command line for whoever changes a writer."""
     command = [sys.executable, str(FOLDER / 'write.py'), '--check', name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -34,12 +34,12 @@ def test_every_difference_is_found():
     kept = Golden(
         {'ids': [1, 2], 'config': {'a': 1}}, {'x': np.ones(3, np.float32), 'n': np.arange(3)}
     )
-    assert differences(kept, kept) == []
-    changes = {
+    assert find_differences(kept, kept) == []
+    expected_lines = {
         'facts': ['/ids', '/config/a', '/more'],
         'arrays': ['x: differs', 'n: 1 of 3', 'x: float64', 'y: is not in both'],
     }
-    found = {
+    changed = {
         'facts': [
             kept.facts | {'ids': [1, 3]},
             kept.facts | {'config': {}},
@@ -52,7 +52,7 @@ def test_every_difference_is_found():
             kept.arrays | {'y': np.ones(1)},
         ],
     }
-    for part, lines in changes.items():
-        for line, value in zip(lines, found[part], strict=True):
-            (told,) = differences(dataclasses.replace(kept, **{part: value}), kept)
-            assert told.startswith(line), told
+    for part, lines in expected_lines.items():
+        for line, value in zip(lines, changed[part], strict=True):
+            (found_line,) = find_differences(dataclasses.replace(kept, **{part: value}), kept)
+            assert found_line.startswith(line), found_line

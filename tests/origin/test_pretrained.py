@@ -1,6 +1,4 @@
-"""Directories of pretrained models: the vectors of sentence-transformers (kept in a golden), with
-their prompts, lengths and poolings.
-"""
+"""Directories of pretrained models, compared with golden vectors of sentence-transformers."""
 
 import json
 import shutil
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.origin.pretrained import directories_of, is_pretrained, open_pretrained
+from cpt_jax.origin.pretrained import is_pretrained, list_model_directories, open_pretrained
 from cpt_jax.runtime.errors import UserError
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
@@ -35,7 +33,7 @@ PROMPTS = {'query': 'find: ', 'document': 'file list '}
 
 @pytest.fixture(scope='module')
 def golden() -> Golden:
-    """Directories of sentence-transformers and transformers, and what they compute."""
+    """Returns directories of sentence-transformers and transformers, and their outputs."""
     return read_golden('pretrained')
 
 
@@ -50,7 +48,7 @@ def plain(golden, tmp_path_factory) -> Path:
 
 
 def write_legacy(folder: Path, flag: str) -> None:
-    """Rewrites two files as versions before 5.4 of sentence-transformers wrote them."""
+    """Rewrites two files in the format of sentence-transformers before version 5.4."""
     flags = [
         'cls_token',
         'mean_tokens',
@@ -72,7 +70,7 @@ def write_legacy(folder: Path, flag: str) -> None:
     ('name', 'max_tokens'), [('bert mean', 30), ('bert cls', 30), ('qwen3 lasttoken', 40)]
 )
 def test_vectors_are_those_of_sentence_transformers(golden, tmp_path, name, max_tokens):
-    """BERT's directories are those of versions before 5.4."""
+    """The BERT directories have the format of versions before 5.4."""
     folder = restore(golden.facts['whole'][name], tmp_path / 'whole')
     embed = load_embedder(str(folder))
     assert open_pretrained(str(folder)).max_tokens == max_tokens
@@ -81,25 +79,25 @@ def test_vectors_are_those_of_sentence_transformers(golden, tmp_path, name, max_
         ours = embed(TEXTS, side)
         np.testing.assert_allclose(ours, golden.arrays[f'{name}/{side}'], atol=1e-5)
         np.testing.assert_allclose(embed(TEXTS[-3:-2], side), ours[-3:-2], atol=1e-5)
-    # The prompts are seen.
+    # The prompts differ between the sides, and so must the vectors.
     assert np.abs(embed(TEXTS, 'x') - embed(TEXTS, 'y')).max(1).min() > 1e-3
     assert embed.settings['prompts'] == {'x': PROMPTS['query'], 'y': PROMPTS['document']}
     assert embed.model_name == 'whole'
 
 
 @pytest.mark.parametrize(
-    ('kind', 'default', 'told'),
+    ('kind', 'default', 'poolings'),
     [('bert', 'mean', ('last', 'cls')), ('qwen3', 'eos', ('eos', 'mean'))],
 )
-def test_a_plain_directory_is_pooled_as_its_family_is_or_as_it_is_told(
-    golden, tmp_path, kind, default, told
+def test_plain_directory_uses_the_given_pooling_or_that_of_its_family(
+    golden, tmp_path, kind, default, poolings
 ):
     folder = restore(golden.facts['plain'][kind], tmp_path)
     found = open_pretrained(str(folder))
     assert found.shape['pooling'] == default and found.tokenizer.prompts == {'x': '', 'y': ''}
     h_SxD = golden.arrays[f'states/{kind}']
     pooled = {'last': h_SxD[-1], 'eos': h_SxD[-1], 'mean': h_SxD.mean(0), 'cls': h_SxD[0]}
-    for pooling in (None, *told):
+    for pooling in (None, *poolings):
         embed = load_embedder(str(folder), **({'pooling': pooling} if pooling else {}))
         expected = pooled[pooling or default]
         expected = expected / np.linalg.norm(expected)
@@ -108,11 +106,11 @@ def test_a_plain_directory_is_pooled_as_its_family_is_or_as_it_is_told(
         assert ('first token' in embed.settings['pooling']) == (pooling == 'cls')
 
 
-def test_a_pooling_that_is_not_for_the_flag_to_say_is_refused(whole, plain, tmp_path, tokenizer):
+def test_pooling_flag_is_an_error_if_the_model_configures_it(whole, plain, tmp_path, tokenizer):
     with pytest.raises(
         UserError,
-        match=r'--pooling mean: .*whole/modules\.json says the pooling of this model; leave the '
-        r'flag out',
+        match=r'--pooling mean: .*whole/modules\.json configures the pooling of this model: '
+        r'omit the flag',
     ):
         load_embedder(str(whole), pooling='mean')
     with pytest.raises(UserError, match='--pooling max: choose one of eos, last, cls, mean'):
@@ -120,14 +118,13 @@ def test_a_pooling_that_is_not_for_the_flag_to_say_is_refused(whole, plain, tmp_
     run = write_run(tmp_path / 'mine', tokenizer)
     with pytest.raises(
         UserError,
-        match='--pooling mean: .*mine is a run, whose config says its pooling; leave the flag out',
+        match='--pooling mean: .*mine is a run, which has its own pooling; remove --pooling',
     ):
         load_embedder(str(run), pooling='mean')
 
 
 @pytest.mark.parametrize('program', ['evaluate', 'embed'])
-def test_the_programs_take_a_pooling(plain, tmp_path, program):
-    """And say it in what they write."""
+def test_programs_have_a_pooling_flag_and_store_it_in_the_settings(plain, tmp_path, program):
     (tmp_path / 'texts.txt').write_text('list file\nparser\n')
     how = {
         'embed': ['--input=texts.txt'],
@@ -150,7 +147,7 @@ def test_the_programs_take_a_pooling(plain, tmp_path, program):
     assert written['settings']['pooling'] == 'state at the first token, after the final norm'
 
 
-def test_what_is_no_such_directory(tmp_path, monkeypatch):
+def test_unknown_model_type_and_a_run_are_not_pretrained_models(tmp_path, monkeypatch):
     (tmp_path / 'config.json').write_text('{}')
     with pytest.raises(UserError, match='model_type=None is not supported'):
         open_pretrained(str(tmp_path))
@@ -160,17 +157,21 @@ def test_what_is_no_such_directory(tmp_path, monkeypatch):
     assert not is_pretrained('.')
 
 
-def test_the_base_of_an_adapter_is_one_of_its_directories(tmp_path):
+def test_directories_of_an_adapter_include_its_base(tmp_path):
     for folder in ('adapter', 'base'):
         (tmp_path / folder).mkdir()
     (tmp_path / 'base/config.json').write_text('{}')
     content = {'peft_type': 'LORA', 'base_model_name_or_path': str(tmp_path / 'base')}
     (tmp_path / 'adapter/adapter_config.json').write_text(json.dumps(content))
-    assert directories_of(str(tmp_path / 'base')) == [tmp_path / 'base']
-    assert directories_of(str(tmp_path / 'adapter')) == [tmp_path / 'adapter', tmp_path / 'base']
+    assert list_model_directories(str(tmp_path / 'base')) == [tmp_path / 'base']
+    assert list_model_directories(str(tmp_path / 'adapter')) == [
+        tmp_path / 'adapter',
+        tmp_path / 'base',
+    ]
 
 
 def edit(path: Path, change) -> None:
+    """Applies a function to the content of a JSON file."""
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
@@ -190,12 +191,12 @@ MISTAKES = {
             folder / 'modules.json',
             lambda modules: modules.append({'type': 'x.Dense', 'path': '3'}),
         ),
-        r'modules\.json: a transformer, a pooling and a normalisation are expected, not '
+        r'modules\.json: expected a transformer, a pooling and a normalisation, not '
         r'Transformer, Pooling, Normalize, Dense',
     ),
     'another pooling': (
         lambda folder: write_legacy(folder, 'max_tokens'),
-        r"pooling \['max'\] is not supported; known are one of lasttoken, cls, mean",
+        r"pooling \['max'\] is not supported; supported is one of lasttoken, cls, mean",
     ),
     'no JSON': (lambda folder: (folder / 'config.json').write_text('{'), r'config\.json: not JSON'),
     'too many ids': (
@@ -224,7 +225,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_a_directory_that_cannot_be_used_is_refused_by_file(whole, tmp_path, mistake):
+def test_error_names_the_unusable_file(whole, tmp_path, mistake):
     change, line = MISTAKES[mistake]
     shutil.copytree(whole, tmp_path / 'copy')
     change(tmp_path / 'copy')

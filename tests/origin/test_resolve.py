@@ -4,7 +4,7 @@ from cpt_jax.origin.resolve import Scratch, resolve_origin
 from cpt_jax.runtime.errors import UserError
 
 
-def test_a_plan_needs_no_run_to_start_from_but_reads_the_one_that_is_there(tmp_path):
+def test_plan_accepts_a_missing_origin_but_not_a_damaged_one(tmp_path):
     missing = f'{tmp_path}/none@3'
     assert resolve_origin(missing, must_exist=False) == Scratch()
     with pytest.raises(UserError, match='init_from'):

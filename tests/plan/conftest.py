@@ -1,4 +1,4 @@
-"""Programs for TPUs that are not there, compiled by libtpu; tiny, as each takes about a second."""
+"""Compiles tiny programs for TPUs with libtpu, which needs no TPU; each takes about a second."""
 
 import copy
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.program import Module, parse
-from cpt_jax.plan.topology import devices_of
+from cpt_jax.plan.topology import get_topology_devices
 from cpt_jax.runs.config_file import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -20,19 +20,19 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope='session', params=['tpu', 'cpu'])
 def devices(request):
-    """Eight of a v5e, and eight simulated on the CPU."""
+    """Eight devices of a v5e topology, or eight simulated CPU devices."""
     if request.param == 'cpu':
         return jax.devices('cpu')
     request.getfixturevalue('libtpu')
-    return devices_of('v5e:2x4', 1)
+    return get_topology_devices('v5e:2x4', 1)
 
 
 @pytest.fixture(scope='session')
 def tpus(libtpu):
-    return devices_of('v5e:2x4', 1)
+    return get_topology_devices('v5e:2x4', 1)
 
 
-def compiled_on(
+def compile_on(
     devices,
     function: Callable,
     *arrays: tuple[tuple[int, ...], P],
@@ -40,7 +40,9 @@ def compiled_on(
     mesh=(8,),
     axes=('x',),
 ) -> jax.stages.Compiled:
-    """A function of arrays with these shapes and shardings; bfloat16 on TPU, float32 on CPU."""
+    """Compiles a function of arrays with these shapes and shardings; bfloat16 on TPU, float32 on
+    CPU.
+    """
     dtype = dtype or (jnp.bfloat16 if devices[0].platform == 'tpu' else jnp.float32)
     grid = Mesh(np.array(devices[: int(np.prod(mesh))]).reshape(mesh), axes)
     types = [
@@ -53,23 +55,23 @@ def compiled_on(
 
 @pytest.fixture(scope='session')
 def compiled():
-    return compiled_on
+    return compile_on
 
 
 @pytest.fixture(scope='session')
 def program():
-    """As `compiled`, read."""
+    """A function with the arguments of `compiled` that returns the parsed program."""
 
-    def read(*args, **keywords) -> Module:
-        return parse(compiled_on(*args, **keywords).as_text())
+    def compile_and_parse(*args, **keywords) -> Module:
+        return parse(compile_on(*args, **keywords).as_text())
 
-    return read
+    return compile_and_parse
 
 
 @pytest.fixture(scope='session')
 def tiny():
-    """A config whose step compiles in seconds, as plain values; `tiny(**{'model.layers': 3})`
-    changes keys.
+    """A function that returns a config whose step compiles in seconds, as plain values;
+    `tiny(**{'model.layers': 3})` changes keys.
     """
     base = load_config(ROOT / 'configs/quickstart.py')
 

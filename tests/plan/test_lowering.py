@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cpt_jax.data.batch import place
+from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.plan.hlo.program import Module, parse
-from cpt_jax.plan.lowering import device_bytes, longest_layout, lower
+from cpt_jax.plan.lowering import count_device_bytes, lower, make_longest_layout
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training.contrastive import Contrastive
 from cpt_jax.training.sections import Data, Train
@@ -16,20 +16,21 @@ from cpt_jax.training.setup import set_up
 from cpt_jax.training.step import StepPrograms
 
 
-def lines(module: Module) -> list[tuple]:
-    """The whole program, but for where in the source it comes from."""
+def list_instructions(module: Module) -> list[tuple]:
+    """Returns the whole program, without metadata about its source code."""
     return [
-        (part.name, step.opcode, step.shape, step.operands, step.literal)
-        for part in module.computations.values() for step in part.instructions.values()
-    ]  # fmt: skip
+        (computation.name, line.opcode, line.shape, line.operands, line.literal)
+        for computation in module.computations.values()
+        for line in computation.instructions.values()
+    ]
 
 
-def types(state) -> list:
+def list_types(state) -> list:
     return [(leaf.shape, leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(state)]
 
 
-def test_it_is_the_step_that_training_runs(tiny, tmp_path):
-    """The same config through both doors, on the CPU: a run with its data, and the plan without."""
+def test_plan_lowers_the_step_that_training_runs(tiny, tmp_path):
+    """Compares, on the CPU, the program of a run with data with that of a plan without data."""
     rows = [
         {
             'x': f'the query number {i} of many',
@@ -40,9 +41,9 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path):
     ]
     (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     source = {'kind': 'jsonl', 'weight': 1.0, 'path': str(tmp_path / 'pairs.jsonl'), 'holdout': 0.1}
-    # 'auto' is for TPUs in a plan.
-    for_any = {'model.dtype': 'float32', 'model.layer_loop': 'scan', 'model.attention': 'masked'}
-    same = for_any | {
+    # No 'auto' values, which a plan resolves for TPUs.
+    fixed = {'model.dtype': 'float32', 'model.layer_loop': 'scan', 'model.attention': 'masked'}
+    same = fixed | {
         'model.layers': 2,
         'data.negatives': 1,
         'data.row_choices': 1,
@@ -54,29 +55,30 @@ def test_it_is_the_step_that_training_runs(tiny, tmp_path):
     config['tokenizer']['vocab_size'] = 320
     run = set_up(config, tmp_path / 'run')
     with jax.set_mesh(run.mesh):
-        batch = place(next(run.batches_after(0)), run.mesh, run.layout)
-        state = run.abstract_state()
+        batch = place_batch(next(run.iterate_batches_after(0)), run.mesh, run.layout)
+        state = run.make_abstract_state()
         trained = parse(StepPrograms(run)(state, batch).as_text())
     config['data']['rows'] = run.layout.rows
     step = lower(config, jax.devices())
     assert step.layout == run.layout and step.mesh == run.mesh
-    assert types(step.state) == types(state)
-    assert lines(parse(step.lowered.compile().as_text())) == lines(trained)
+    assert list_types(step.state) == list_types(state)
+    planned = parse(step.lowered.compile().as_text())
+    assert list_instructions(planned) == list_instructions(trained)
 
 
-def layout(data: dict, train: dict, parts: int = 4):
+def make_layout(data: dict, train: dict, parts: int = 4):
     sizes = {'max_tokens_x': 40, 'max_tokens_y': 60, 'row_length': 100} | data
-    made = Data(sources={}, **sizes)
-    return longest_layout(
-        made,
+    data_section = Data(sources={}, **sizes)
+    return make_longest_layout(
+        data_section,
         Train(**({'steps': 1, 'batch_pairs': 64} | train)),
         parts,
-        Contrastive(InfoNCE()).longest(made),
+        Contrastive(InfoNCE()).get_max_lengths(data_section),
     )
 
 
-def test_without_data_every_text_is_as_long_as_it_may_be():
-    plain = layout({}, {})
+def test_without_data_all_texts_have_their_maximum_length():
+    plain = make_layout({}, {})
     assert (plain.parts, plain.chunks, plain.pairs, plain.texts, plain.rows, plain.tokens) == (
         4,
         1,
@@ -85,21 +87,21 @@ def test_without_data_every_text_is_as_long_as_it_may_be():
         16,
         4 * 16 * 100,
     )
-    assert layout({'row_length': 64}, {}).rows == 32  # x and y do not fit in one row
-    # Y and x share a row, the others have their own.
-    assert layout({'negatives': 2}, {}).rows == 16 * 2 + 16
-    assert layout({'packed': False}, {}).rows == 32
-    assert layout({'rows': 5}, {}).rows == 5
-    assert layout({}, {'encode_chunks': 2}).rows == 8
+    assert make_layout({'row_length': 64}, {}).rows == 32  # x and y do not fit in one row
+    # y and x share a row; each negative has a row of its own.
+    assert make_layout({'negatives': 2}, {}).rows == 16 * 2 + 16
+    assert make_layout({'packed': False}, {}).rows == 32
+    assert make_layout({'rows': 5}, {}).rows == 5
+    assert make_layout({}, {'encode_chunks': 2}).rows == 8
 
 
-def test_batches_that_do_not_divide_are_filled_up():
-    assert layout({}, {'batch_pairs': 65}).pairs == 17
+def test_batch_that_the_parts_do_not_divide_is_padded():
+    assert make_layout({}, {'batch_pairs': 65}).pairs == 17
 
 
-def test_every_part_and_chunk_has_a_pair():
+def test_fewer_pairs_than_parts_and_chunks_are_refused():
     with pytest.raises(UserError, match='train.batch_pairs=7 .* = 8'):
-        layout({}, {'batch_pairs': 7, 'encode_chunks': 2})
+        make_layout({}, {'batch_pairs': 7, 'encode_chunks': 2})
 
 
 @pytest.mark.parametrize(
@@ -116,12 +118,12 @@ def test_every_part_and_chunk_has_a_pair():
         ({'data.max_tokens_y': 2}, 'data.max_tokens_y=2 must be over 2'),
     ],
 )
-def test_lengths_that_do_not_fit_together(tiny, changes, words):
+def test_inconsistent_lengths_are_refused(tiny, changes, words):
     with pytest.raises(UserError, match=words):
         lower(tiny(**changes), jax.devices(), trace=False)
 
 
-def test_without_tracing_there_is_all_but_the_program(tiny):
+def test_without_tracing_only_the_program_is_missing(tiny):
     step = lower(tiny(), jax.devices(), trace=False)
     assert step.lowered is None and step.parameters == sum(
         np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(step.state.params)
@@ -129,27 +131,29 @@ def test_without_tracing_there_is_all_but_the_program(tiny):
     assert step.state.step.dtype == jnp.int32
 
 
-def test_adapters_and_what_is_frozen_count_apart(tiny):
-    """As many numbers as before and the adapters; optimizer state of these alone; the matrices in
-    half a byte and a 64th.
+def test_trained_and_frozen_parameters_are_counted_separately(tiny):
+    """With LoRA there are the parameters of the plain model and the adapters. Only the adapters
+    have optimizer state. A frozen matrix takes 1/2 + 1/64 bytes per element.
     """
-    whole = lower(tiny(), jax.devices()[:1], trace=False)
+    plain = lower(tiny(), jax.devices()[:1], trace=False)
     step = lower(
         tiny(**{'lora.rank': 4, 'lora.base': 'nf4', 'model.remat': 'full'}),
         jax.devices()[:1],
         trace=False,
     )
     config = step.encoder_config
-    ends = (
+    per_rank_and_layer = (
         4 * (config.width + config.width)
         + 2 * (config.width + config.hidden)
-        + (config.width + config.hidden if config.gated else 0)
+        + (config.width + config.hidden if config.is_gated else 0)
     )
-    assert step.trained == 3 * 4 * ends + 1  # of three layers, and the temperature
-    assert step.parameters == whole.parameters + step.trained - 1
-    assert device_bytes(step.state.optimizer) == 2 * 4 * step.trained + 2 * 4
-    matrices = 3 * (4 * config.width**2 + (3 if config.gated else 2) * config.width * config.hidden)
-    rest = 4 * (whole.parameters - 1 - matrices)  # embeddings and norms
-    scales = device_bytes(step.state.frozen) - rest - matrices // 2 - matrices // 64
+    assert step.trained == 3 * 4 * per_rank_and_layer + 1  # three layers, and the temperature
+    assert step.parameters == plain.parameters + step.trained - 1
+    assert count_device_bytes(step.state.optimizer) == 2 * 4 * step.trained + 2 * 4
+    matrices = 3 * (
+        4 * config.width**2 + (3 if config.is_gated else 2) * config.width * config.hidden
+    )
+    rest = 4 * (plain.parameters - 1 - matrices)  # embeddings and norms
+    scales = count_device_bytes(step.state.frozen) - rest - matrices // 2 - matrices // 64
     assert 0 < scales < matrices / 1000
-    assert step.model_flops < whole.model_flops
+    assert step.model_flops < plain.model_flops

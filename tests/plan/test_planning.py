@@ -4,23 +4,23 @@ import pytest
 
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.flops import embedding_flops, step_flops
+from cpt_jax.model.flops import count_embedding_flops, count_step_flops
 from cpt_jax.plan import planning
 from cpt_jax.plan.planning import make_plan
-from cpt_jax.plan.table import show
+from cpt_jax.plan.table import format_plan
 from cpt_jax.runtime.errors import UserError
 
-pytestmark = pytest.mark.usefixtures('hurry')
+pytestmark = pytest.mark.usefixtures('fast_tpu_compilation')
 
 
 @pytest.fixture(scope='module')
-def scanned(tiny, libtpu, hurry):
+def scanned(tiny, libtpu, fast_tpu_compilation):
     return make_plan(tiny(**{'mesh.fsdp': 2}), 'v5e:2x2')
 
 
-def test_loops_do_not_change_the_count(tiny, scanned):
-    """Two scanned layers and the last one, against straight code: XLA's own count differs by a
-    layer forward and backward.
+def test_scanned_and_unrolled_layers_have_equal_flops(tiny, scanned):
+    """The loop has two of the three layers. XLA's own analysis counts its body once, and so misses
+    one layer, forward and backward.
     """
     unrolled = make_plan(tiny(**{'mesh.fsdp': 2, 'model.layer_loop': 'unroll'}), 'v5e:2x2')
     assert unrolled.compiled_flops_per_step == scanned.compiled_flops_per_step
@@ -29,11 +29,11 @@ def test_loops_do_not_change_the_count(tiny, scanned):
     )
 
 
-def test_without_recomputation_the_program_computes_what_the_model_needs(scanned):
+def test_without_recomputation_compiled_flops_are_model_flops(scanned):
     assert scanned.compiled_flops_per_step == pytest.approx(scanned.model_flops_per_step, rel=0.05)
 
 
-def test_a_plan_hangs_together(scanned):
+def test_fields_of_a_plan_are_consistent(scanned):
     assert (scanned.topology, scanned.slices, scanned.chips, scanned.mesh) == (
         'v5e:2x2',
         1,
@@ -57,7 +57,7 @@ def test_a_plan_hangs_together(scanned):
 
 
 def test_collectives_of_sharded_weights(scanned):
-    """Each of two scanned layers is gathered over fsdp; its gradient goes over all four chips."""
+    """Each of two scanned layers is gathered over fsdp; its gradient is reduced over all chips."""
     weights = 2 * (4 * 128 * 128 + 2 * 128 * 512)  # of a layer, in bfloat16
     gathered = [
         row for row in scanned.collectives if row['kind'] == 'all-gather' and row['in_loop']
@@ -65,21 +65,21 @@ def test_collectives_of_sharded_weights(scanned):
     assert {row['group'] for row in gathered} == {2} and not any(
         row['gradient'] for row in gathered
     )
-    # Forward, and again backward if they are not kept.
+    # Gathered in the forward pass, and again in the backward pass unless they are saved.
     assert sum(row['bytes'] for row in gathered) in (2 * weights, 2 * 2 * weights)
     gradients = [row for row in scanned.collectives if row['gradient'] and row['in_loop']]
     assert sum(row['bytes'] for row in gradients) >= 2 * weights
     assert all(row['count'] % 2 == 0 and row['loops'] == 1 for row in gradients)
 
 
-def test_two_devices_of_a_chip_are_added_up(tiny, libtpu):
+def test_results_per_chip_add_up_its_two_devices(tiny, libtpu):
     plan = make_plan(tiny(**{'model.layers': 1}), 'tpu7x:2x2x1')
     assert plan.chips == 4 and plan.mesh['data'] == 8
     assert plan.hbm_limit_bytes == pytest.approx(189.5 * 2**30, rel=0.001)
     assert plan.compute_seconds == pytest.approx(plan.compiled_flops_per_step / 4 / 2307e12)
 
 
-def test_between_slices_goes_the_gradient(tiny, libtpu):
+def test_slices_exchange_the_gradient(tiny, libtpu):
     plan = make_plan(tiny(**{'model.layers': 1}), 'v5e:1x1', 2)
     assert (plan.slices, plan.chips, plan.mesh['data']) == (2, 2, 2)
     assert {row['network'] for row in plan.collectives} == {'dcn'}
@@ -88,7 +88,7 @@ def test_between_slices_goes_the_gradient(tiny, libtpu):
     assert plan.network_seconds >= gradients / (6.4e12 / 256 / 8)
 
 
-def test_what_does_not_fit_is_a_result(tiny, libtpu):
+def test_plan_of_a_model_that_does_not_fit_says_so(tiny, libtpu):
     # 10 GB of embeddings, and 20 of moments.
     plan = make_plan(tiny(**{'model.layers': 1, 'tokenizer.vocab_size': 20_000_000}), 'v5e:2x2')
     assert not plan.fits and plan.hbm_bytes_per_chip > plan.hbm_limit_bytes == int(15.75 * 2**30)
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_a_result(tiny, libtpu):
         'network_seconds', 'lower_bound_seconds',
         'mfu_bound',
     }  # fmt: skip
-    text = show(plan)
+    text = format_plan(plan)
     assert 'does not fit' in text and all(
         word in text for word in ('more chips', 'mesh.fsdp', 'encode_chunks', 'remat', '--sweep')
     )
@@ -114,13 +114,13 @@ def test_what_does_not_fit_is_a_result(tiny, libtpu):
         ({'loss.dimensions': (64, 256)}, 1, 'loss.dimensions=.* model.width=128'),
     ],
 )
-def test_configs_that_do_not_go_there(tiny, libtpu, changes, slices, words):
+def test_configs_that_do_not_fit_the_topology_are_refused(tiny, libtpu, changes, slices, words):
     with pytest.raises(UserError, match=words):
         make_plan(tiny(**changes), 'v5e:2x2', slices)
 
 
-class Failing:
-    """Stands for a step that the compiler fails on."""
+class FailingProgram:
+    """A program on which the compiler fails."""
 
     def compile(self):
         from jax.errors import JaxRuntimeError
@@ -128,13 +128,13 @@ class Failing:
         raise JaxRuntimeError('INTERNAL: Mosaic failed')
 
 
-def test_other_failures_of_the_compiler_are_told(libtpu):
+def test_other_compiler_failures_are_user_errors(libtpu):
     with pytest.raises(UserError, match='does not compile this program: INTERNAL: Mosaic failed'):
-        planning._compile(Failing())
+        planning._compile(FailingProgram())
 
 
-def test_the_table_names_all_that_matters(scanned):
-    text = show(scanned)
+def test_table_contains_all_results(scanned):
+    text = format_plan(scanned)
     for words in (
         'v5e:2x2',
         'chips          4',
@@ -146,13 +146,15 @@ def test_the_table_names_all_that_matters(scanned):
         '--config.data.rows=N',
     ):
         assert words in text, words
-    exact = show(dataclasses.replace(scanned, rows_assumed=False, uncounted=('tpu_custom_call',)))
-    assert 'data.rows=N' not in exact and 'Not in the arithmetic: tpu_custom_call.' in exact
+    exact = format_plan(
+        dataclasses.replace(scanned, rows_assumed=False, uncounted=('tpu_custom_call',))
+    )
+    assert 'data.rows=N' not in exact and 'Not counted in the arithmetic: tpu_custom_call.' in exact
 
 
-def test_model_flops_by_hand():
-    """Everything of the first layer, of the second its ends alone, and the similarities; three
-    times two for each product.
+def test_model_flops_match_a_count_by_hand():
+    """The count has all of the first layer, the second layer only at the texts' ends, and the
+    similarities; six operations per product, two forward and four backward.
     """
     config = EncoderConfig(
         vocab_size=100,
@@ -170,38 +172,39 @@ def test_model_flops_by_hand():
     first = tokens * (inputs + output + feed_forward) + attention
     last = tokens * inputs + attention + pairs * texts * (output + feed_forward)
     loss = pairs * (pairs * 2) * 8
-    assert step_flops(config, tokens, row, pairs, texts) == 6 * (first + last + loss)
-    # Forward alone, and nothing is compared.
-    assert embedding_flops(config, tokens, row, pairs * texts) == 2 * (first + last)
+    assert count_step_flops(config, tokens, row, pairs, texts) == 6 * (first + last + loss)
+    # Only the forward pass, without similarities.
+    assert count_embedding_flops(config, tokens, row, pairs * texts) == 2 * (first + last)
     gated = dataclasses.replace(config, activation='swiglu')
     assert (
-        step_flops(gated, tokens, row, pairs, texts) - step_flops(config, tokens, row, pairs, texts)
+        count_step_flops(gated, tokens, row, pairs, texts)
+        - count_step_flops(config, tokens, row, pairs, texts)
         == 6 * (tokens + 30) * 8 * 24
     )
-    # In blocks, the last layer has queries of the ends alone: taken through the key matrix, to the
-    # states of all columns, and back through that of values.
+    # With 'blocks' attention, the last layer has queries only at the ends. They are multiplied with
+    # the key matrix, then with the states of all columns; the result with the value matrix.
     folded = tokens * 2 * 2 * 8 + pairs * texts * (3 * 8 * 2 * 4 + output + feed_forward)
-    assert step_flops(
+    assert count_step_flops(
         dataclasses.replace(config, attention='blocks'), tokens, row, pairs, texts
     ) == 6 * (first + folded + loss)
     rotated = tokens * (2 * 8 * 4 + 2 * 2 * 4) + pairs * texts * (8 * 2 * 4 + output + feed_forward)
     rotary = dataclasses.replace(config, attention='blocks', positions='rotary')
-    assert step_flops(rotary, tokens, row, pairs, texts) == 6 * (first + rotated + loss)
-    # LoRA of rank 2: matrices have no gradient, a third of their work; adapters have all of theirs,
-    # of the last layer's output at the ends.
+    assert count_step_flops(rotary, tokens, row, pairs, texts) == 6 * (first + rotated + loss)
+    # LoRA of rank 2: frozen matrices have no weight gradient, a third of their operations. Adapters
+    # have all three; those of the last layer's output are applied only at the ends.
     lora = LoRA(rank=2, targets=('key', 'down', 'gate'))
     adapters = 2 * (2 * tokens * (8 + 4) + (tokens + pairs * texts) * (24 + 8))
     matrices = first + last - 2 * attention
-    assert step_flops(config, tokens, row, pairs, texts, lora) == 4 * matrices + 6 * (
+    assert count_step_flops(config, tokens, row, pairs, texts, lora) == 4 * matrices + 6 * (
         2 * attention + loss + adapters
     )
-    assert embedding_flops(config, tokens, row, pairs * texts, lora) == 2 * (
+    assert count_embedding_flops(config, tokens, row, pairs * texts, lora) == 2 * (
         first + last + adapters
     )
 
 
-def test_a_language_model_is_planned_alike(tiny, libtpu):
-    """Its scores are made again in the backward pass, and no gradient is summed within the loop
+def test_plan_of_a_language_model(tiny, libtpu):
+    """The logits are recomputed in the backward pass, and no gradient is reduced within the loop
     over columns.
     """
     config = tiny(
@@ -210,7 +213,7 @@ def test_a_language_model_is_planned_alike(tiny, libtpu):
     plan = make_plan(config, 'v5e:2x2')
     tokens, width, rows = 64 * 64, 128, 512  # of the table
     assert (plan.tokens_per_step, plan.loss_form, plan.fits) == (tokens, 'next token', True)
-    # Projections, feed-forward part, scores and mixtures.
+    # Projections, feed-forward part, attention scores and weighted sums.
     layer = 4 * width * width + 8 * width * width + 2 * 64 * width
     assert plan.model_flops_per_step == 6 * tokens * (layer + 500 * width)
     needed = 6 * tokens * layer + 8 * tokens * rows * width
@@ -218,4 +221,4 @@ def test_a_language_model_is_planned_alike(tiny, libtpu):
     assert not any(row['in_loop'] for row in plan.collectives) and any(
         row['gradient'] for row in plan.collectives
     )
-    assert '64 texts, 4,096 columns' in show(plan)
+    assert '64 texts, 4,096 columns' in format_plan(plan)

@@ -1,5 +1,6 @@
-"""The commands for TPU pods, and what is made of their answers. tests/launch/test_tpu.py runs the
-programs.
+"""Tests of the commands for TPU pods and of resuming a run.
+
+tests/launch/test_tpu.py runs the programs.
 """
 
 import pytest
@@ -11,13 +12,20 @@ from cpt_jax.pod.resume import resume
 from cpt_jax.runtime.errors import UserError
 
 
-def test_several_slices_a_topology_and_further_flags():
-    further = {'create_flags': ['--network=n'], 'ssh_flags': ['--tunnel-through-iap']}
+def test_commands_contain_slices_topology_and_extra_flags():
     pod = Pod(
-        'pod', 'z', 'p', type='v4', topology='4x4x4', runtime_version='r', slices=2, **further
+        'pod',
+        'z',
+        'p',
+        type='v4',
+        topology='4x4x4',
+        runtime_version='r',
+        slices=2,
+        create_flags=['--network=n'],
+        ssh_flags=['--tunnel-through-iap'],
     )
-    words = commands.create(pod)
-    assert words[:8] == [
+    command = commands.create(pod)
+    assert command[:8] == [
         'gcloud',
         'compute',
         'tpus',
@@ -27,7 +35,7 @@ def test_several_slices_a_topology_and_further_flags():
         '--zone=z',
         '--project=p',
     ]
-    assert words[9:] == [
+    assert command[9:] == [
         '--node-count=2',
         '--node-prefix=pod',
         '--type=v4',
@@ -36,10 +44,8 @@ def test_several_slices_a_topology_and_further_flags():
         '--network=n',
     ]
     copy = commands.install(pod, 'checkout', 'jax')[2]
-    assert all(
-        '--tunnel-through-iap' in command
-        for command in (commands.state(pod), commands.log(pod, True), copy)
-    )
+    for command in (commands.query_states(pod), commands.show_log(pod, True), copy):
+        assert '--tunnel-through-iap' in command
 
 
 @pytest.mark.parametrize(
@@ -54,44 +60,52 @@ def test_several_slices_a_topology_and_further_flags():
         (['not installed', 'gone'], 'gone'),
     ],
 )
-def test_the_workers_together(states, expected):
-    assert workers.together(dict(enumerate(states))) == expected
+def test_most_serious_worker_state_is_the_state_of_the_run(states, expected):
+    assert workers.combine_states(dict(enumerate(states))) == expected
 
 
-class Scripted:
-    """A cloud that answers what it is told to, and keeps what is asked of it."""
+class FakeCloud:
+    """A Cloud that returns prepared states and records the actions taken.
 
-    dry_run, reason = False, 'no quota'
+    Attributes:
+      states: the states that are left, in order: of the queued resource (upper case, or None), of
+        a worker (lower case), or 'broken' for a failure of gcloud.
+      actions: names of the methods called.
+    """
 
-    def __init__(self, *answers: str | None):
+    dry_run = False
+    reason = 'no quota'
+
+    def __init__(self, *states: str | None):
         self.pod = Pod('pod', 'z', commit='c', train_flags=[])
-        self.answers, self.done = [*answers], []
+        self.states = [*states]
+        self.actions = []
 
-    def state(self) -> str | None:
-        """Of the resource; what a worker says means that it is there."""
-        if self.answers[0] == 'broken':
-            self.answers.pop(0)
+    def read_state(self) -> str | None:
+        """Returns the next state, or ACTIVE if the next one is a worker's."""
+        if self.states[0] == 'broken':
+            self.states.pop(0)
             raise GcloudError('broken')
-        there = self.answers[0] is None or self.answers[0].isupper()
-        return self.answers.pop(0) if there else 'ACTIVE'
+        is_resource_state = self.states[0] is None or self.states[0].isupper()
+        return self.states.pop(0) if is_resource_state else 'ACTIVE'
 
-    def workers(self) -> dict[str, str]:
-        return {'worker': self.answers.pop(0)}
+    def read_worker_states(self) -> dict[str, str]:
+        return {'worker': self.states.pop(0)}
 
     def __getattr__(self, name: str):
-        return lambda: self.done.append(name)
+        return lambda: self.actions.append(name)
 
 
-AGAIN = ['install', 'start']
+RESTART = ['install', 'start']
 
 
 @pytest.mark.parametrize(
-    ('answers', 'status', 'done'),
+    ('states', 'status', 'actions'),
     [
         (['exited 0'], 0, []),
         (['running', 'exited 0'], 0, []),
-        (['idle', 'running', 'gone', 'exited 0'], 0, AGAIN * 2),
-        (['exited 1', 'exited 42', 'not installed', 'exited 0'], 0, AGAIN * 3),
+        (['idle', 'running', 'gone', 'exited 0'], 0, RESTART * 2),
+        (['exited 1', 'exited 42', 'not installed', 'exited 0'], 0, RESTART * 3),
         (
             [
                 'running',
@@ -103,35 +117,37 @@ AGAIN = ['install', 'start']
                 'exited 0',
             ],
             0,
-            ['delete', 'create', *AGAIN],
+            ['delete', 'create', *RESTART],
         ),
-        # Other hosts fail with 1 when one is taken away, before gcloud says so; only an end that
-        # stays is believed.
+        # When a host is preempted, the others exit with 1 before gcloud reports the preemption. A
+        # failed exit is final only after three polls.
         (
             ['running', 'exited 1', 'exited 1', 'SUSPENDED', None, 'idle', 'exited 0'],
             0,
-            ['delete', 'create', *AGAIN],
+            ['delete', 'create', *RESTART],
         ),
         (['running', 'exited 1', 'exited 1', 'exited 1'], 1, []),
-        (['exited 139', *['exited 139'] * 12], 139, AGAIN * 4),
+        (['exited 139', *['exited 139'] * 12], 139, RESTART * 4),
         (['broken'] * 9 + ['running'] + ['broken'] * 9 + ['exited 0'], 0, []),
     ],
 )
-def test_a_run_is_brought_to_its_end(answers, status, done):
-    cloud = Scripted(*answers)
+def test_run_is_resumed_until_it_ends(states, status, actions):
+    cloud = FakeCloud(*states)
     assert resume(cloud, forever=True, poll_seconds=0) == status
-    assert cloud.done == done and not cloud.answers
+    assert cloud.actions == actions
+    assert not cloud.states
 
 
-def test_what_will_not_come_is_an_error():
+def test_failed_request_and_repeated_failures_are_errors():
     with pytest.raises(UserError, match='pod FAILED .no quota.'):
-        resume(Scripted('FAILED', None, 'FAILED'), forever=True, poll_seconds=0)
+        resume(FakeCloud('FAILED', None, 'FAILED'), forever=True, poll_seconds=0)
     with pytest.raises(GcloudError):
-        resume(Scripted(*['broken'] * 10), forever=True, poll_seconds=0)
+        resume(FakeCloud(*['broken'] * 10), forever=True, poll_seconds=0)
 
 
-def test_resume_once():
-    cloud = Scripted(None, 'WAITING_FOR_RESOURCES', 'idle')
-    assert resume(cloud, forever=False, poll_seconds=0) == 0 and cloud.done == ['create', *AGAIN]
+def test_resuming_once_ends_when_the_run_runs():
+    cloud = FakeCloud(None, 'WAITING_FOR_RESOURCES', 'idle')
+    assert resume(cloud, forever=False, poll_seconds=0) == 0
+    assert cloud.actions == ['create', *RESTART]
     with pytest.raises(GcloudError):
-        resume(Scripted('broken'), forever=False, poll_seconds=0)
+        resume(FakeCloud('broken'), forever=False, poll_seconds=0)

@@ -1,4 +1,4 @@
-"""Checkpoints: bit by bit what was there at the time of the save, whole or not there."""
+"""Checkpoints: restored bitwise, and never incomplete."""
 
 import shutil
 from pathlib import Path
@@ -14,19 +14,19 @@ from flax import nnx
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.checkpoint import (
     Checkpoints,
-    by_name,
-    find,
-    latest_about,
-    like,
+    find_checkpoint,
+    from_nested_dict,
+    list_steps,
     load_params,
-    read_about,
+    read_latest_metadata,
+    read_metadata,
     read_tokenizer_file,
-    steps_in,
+    to_nested_dict,
 )
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 
-ABOUT = {
+METADATA = {
     'config': {
         'model': {'width': 8},
         'tokenizer': {'closing': 'own'},
@@ -37,7 +37,7 @@ ABOUT = {
 
 
 class Layer(nnx.Module):
-    """With a parameter that is called `value`, as attention has one."""
+    """A module with a parameter called `value`, as in attention."""
 
     def __init__(self, random):
         self.value = nnx.Param(random.normal(size=(8, 4)).astype(np.float32))
@@ -51,8 +51,9 @@ class State(NamedTuple):
 
 
 def make_state(seed: int, mesh: jax.sharding.Mesh | None = None) -> State:
-    """Parameters and Adam's moments of them, matrices split over fsdp and tensor; numpy without a
-    mesh.
+    """Returns parameters and their Adam moments, with matrices sharded over fsdp and tensor.
+
+    Without a mesh, the arrays are numpy arrays.
     """
     params = {
         'a': Layer(np.random.default_rng(seed)),
@@ -64,13 +65,16 @@ def make_state(seed: int, mesh: jax.sharding.Mesh | None = None) -> State:
     state = State(np.int32(seed), params, (moments, optax.EmptyState()))
     if mesh is None:
         return state
-    spec = lambda w: jax.P('fsdp', 'tensor') if w.ndim == 2 else jax.P()  # noqa: E731
-    return jax.tree.map(
-        lambda w: jax.device_put(w, jax.NamedSharding(mesh, spec(np.asarray(w)))), state
-    )
+
+    def put(w: Any) -> jax.Array:
+        spec = jax.P('fsdp', 'tensor') if np.ndim(w) == 2 else jax.P()
+        return jax.device_put(w, jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(put, state)
 
 
-def abstract(state: State) -> State:
+def make_abstract(state: State) -> State:
+    """Returns the shapes, dtypes and shardings of a state."""
     return jax.tree.map(
         lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state
     )
@@ -87,36 +91,36 @@ MESH = (2, 2, 2)
 
 
 @pytest.fixture
-def opened(tokenizer):
-    """directory -> its Checkpoints; closed in the end."""
-    made = []
+def open_checkpoints(tokenizer):
+    """Returns a function that opens a directory as Checkpoints; all are closed at the end."""
+    opened = []
 
     def open_(
         directory: Path, every_steps: int = 2, keep_latest: int = 2, keep_every: int = 0
     ) -> Checkpoints:
-        made.append(
+        opened.append(
             Checkpoints(
                 directory,
                 tokenizer.file,
-                ABOUT,
+                METADATA,
                 every_steps=every_steps,
                 keep_latest=keep_latest,
                 keep_every=keep_every,
             )
         )
-        return made[-1]
+        return opened[-1]
 
     yield open_
-    for saved in made:
+    for saved in opened:
         saved.close()
 
 
 @pytest.fixture(scope='session')
 def three(tmp_path_factory, tokenizer) -> Path:
-    """A directory with checkpoints 2, 4 and 6; the state of step s is make_state(s)."""
+    """Returns a directory with checkpoints 2, 4 and 6; the state of step s is make_state(s)."""
     directory = tmp_path_factory.mktemp('run') / 'checkpoints'
     saved = Checkpoints(
-        directory, tokenizer.file, ABOUT, every_steps=2, keep_latest=3, keep_every=0
+        directory, tokenizer.file, METADATA, every_steps=2, keep_latest=3, keep_every=0
     )
     for step in (2, 4, 6):
         saved.save(step, make_state(step, make_mesh(*MESH)))
@@ -126,37 +130,35 @@ def three(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture
 def run(three, tmp_path) -> Path:
-    """A copy of those, in a run's directory."""
+    """Returns a copy of the checkpoints of `three`, in a run's directory."""
     return shutil.copytree(three, tmp_path / 'run' / 'checkpoints')
 
 
 def damage(directory: Path, step: int | str) -> None:
-    """Cuts the files with the arrays to half."""
+    """Truncates the files with the arrays to half their size."""
     files = [path for path in (directory / str(step) / 'state').rglob('d/*') if path.is_file()]
     assert files
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_names_are_plain_and_lead_back():
+def test_nested_dict_has_plain_names_and_is_invertible():
     state = make_state(3)
-    names = by_name(state)
-    assert names['params']['a'].keys() == {'value', 'bias'} and names['params']['b'].keys() == {
-        '0',
-        '1',
-    }
+    names = to_nested_dict(state)
+    assert names['params']['a'].keys() == {'value', 'bias'}
+    assert names['params']['b'].keys() == {'0', '1'}
     assert names['optimizer']['0'].keys() == {'count', 'mu', 'nu'}
     np.testing.assert_array_equal(
         names['optimizer']['0']['mu']['b']['0']['value'], state.optimizer[0].mu['b'][0].value[...]
     )
     assert len(jax.tree.leaves(names)) == len(jax.tree.leaves(state))
-    assert_same(like(make_state(9), names), state)
+    assert_same(from_nested_dict(make_state(9), names), state)
 
 
 @pytest.mark.parametrize('sizes', [(2, 2, 2), (8, 1, 1), (1, 4, 2)])
-def test_a_state_comes_back_bit_by_bit_on_any_mesh(run, opened, sizes):
-    wanted = abstract(make_state(0, make_mesh(*sizes)))
-    step, state = opened(run).restore(wanted)
+def test_state_is_restored_bitwise_on_any_mesh(run, open_checkpoints, sizes):
+    wanted = make_abstract(make_state(0, make_mesh(*sizes)))
+    step, state = open_checkpoints(run).restore(wanted)
     assert step == 6
     assert_same(state, make_state(6, make_mesh(*sizes)))
     assert [w.sharding for w in jax.tree.leaves(state)] == [
@@ -164,50 +166,53 @@ def test_a_state_comes_back_bit_by_bit_on_any_mesh(run, opened, sizes):
     ]
 
 
-def test_what_lies_beside_the_state(three, tokenizer):
-    assert steps_in(three) == [2, 4, 6]
-    assert read_about(three, 4) == ABOUT
+def test_metadata_and_tokenizer_are_stored_with_the_state(three, tokenizer):
+    assert list_steps(three) == [2, 4, 6]
+    assert read_metadata(three, 4) == METADATA
     assert read_tokenizer_file(three, 4) == tokenizer.file
 
 
-def test_a_new_directory_holds_nothing(tmp_path, opened):
-    saved = opened(tmp_path / 'a' / 'checkpoints')
-    assert saved.restore(abstract(make_state(0, make_mesh(*MESH)))) is None
-    assert steps_in(tmp_path / 'a' / 'checkpoints') == steps_in(tmp_path / 'nowhere') == []
+def test_new_directory_has_no_checkpoints(tmp_path, open_checkpoints):
+    saved = open_checkpoints(tmp_path / 'a' / 'checkpoints')
+    assert saved.restore(make_abstract(make_state(0, make_mesh(*MESH)))) is None
+    assert list_steps(tmp_path / 'a' / 'checkpoints') == list_steps(tmp_path / 'nowhere') == []
 
 
-def test_a_save_is_due_at_multiples_and_a_step_is_saved_once(tmp_path, opened):
-    saved = opened(tmp_path / 'checkpoints', every_steps=3, keep_latest=9)
+def test_save_is_due_at_multiples_and_saves_a_step_once(tmp_path, open_checkpoints):
+    saved = open_checkpoints(tmp_path / 'checkpoints', every_steps=3, keep_latest=9)
     assert [step for step in range(1, 8) if saved.due(step)] == [3, 6]
     for step, value in [(3, 1.0), (5, 2.0), (5, 3.0)]:
         saved.save(step, {'w': np.full(2, value)})
     saved.close()
-    assert steps_in(tmp_path / 'checkpoints') == [3, 5]
-    step, state = opened(tmp_path / 'checkpoints').restore({'w': np.zeros(2)})
+    assert list_steps(tmp_path / 'checkpoints') == [3, 5]
+    step, state = open_checkpoints(tmp_path / 'checkpoints').restore({'w': np.zeros(2)})
     assert step == 5 and state['w'].tolist() == [2.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ('key', 'value', 'least'), [('every_steps', 0, 1), ('keep_latest', 0, 1), ('keep_every', -1, 0)]
+    ('key', 'value', 'minimum'),
+    [('every_steps', 0, 1), ('keep_latest', 0, 1), ('keep_every', -1, 0)],
 )
-def test_numbers_that_make_no_sense_are_refused_by_key(tmp_path, opened, key, value, least):
-    with pytest.raises(UserError, match=f'checkpoint.{key}={value}: must be {least} or more'):
-        opened(tmp_path / 'checkpoints', **{key: value})
+def test_error_names_the_key_of_a_wrong_number(tmp_path, open_checkpoints, key, value, minimum):
+    with pytest.raises(UserError, match=f'checkpoint.{key}={value}: must be {minimum} or more'):
+        open_checkpoints(tmp_path / 'checkpoints', **{key: value})
 
 
 @pytest.mark.parametrize(
     ('keep_latest', 'keep_every', 'expected'),
     [(1, 0, [7]), (2, 0, [6, 7]), (2, 4, [4, 6, 7]), (1, 3, [3, 6, 7])],
 )
-def test_the_latest_few_and_the_multiples_stay(tmp_path, opened, keep_latest, keep_every, expected):
-    saved = opened(tmp_path / 'checkpoints', 1, keep_latest, keep_every)
+def test_latest_checkpoints_and_multiples_are_kept(
+    tmp_path, open_checkpoints, keep_latest, keep_every, expected
+):
+    saved = open_checkpoints(tmp_path / 'checkpoints', 1, keep_latest, keep_every)
     for step in range(1, 8):
         saved.save(step, {'w': jnp.zeros(2)})
     saved.close()
-    assert steps_in(tmp_path / 'checkpoints') == expected
+    assert list_steps(tmp_path / 'checkpoints') == expected
 
 
-def test_a_state_whose_memory_is_used_again_at_once_was_copied(tmp_path, opened):
+def test_state_can_be_donated_right_after_save(tmp_path, open_checkpoints):
     mesh = make_mesh(*MESH)
     split = jax.NamedSharding(mesh, jax.P('fsdp', 'tensor'))
     host = {
@@ -222,86 +227,85 @@ def test_a_state_whose_memory_is_used_again_at_once_was_copied(tmp_path, opened)
                 shard.data.unsafe_buffer_pointer()
                 for w in state.values()
                 for shard in w.addressable_shards
-            ]  # noqa: E731
+            ]
 
         overwrite = (
             jax.jit(lambda state: jax.tree.map(lambda w: -w - 1, state), donate_argnums=0)
             .lower(state)
             .compile()
         )
-        saved, before = opened(tmp_path / 'checkpoints'), set(addresses())
+        saved = open_checkpoints(tmp_path / 'checkpoints')
+        before = set(addresses())
         saved.save(2, state)
         for _ in range(10):
             state = overwrite(state)
         jax.block_until_ready(state)
-        assert before & set(addresses())  # it was overwritten in place
+        assert before & set(addresses())  # the buffers were overwritten in place
         saved.close()
-        step, restored = opened(tmp_path / 'checkpoints').restore(abstract(state))
+        step, restored = open_checkpoints(tmp_path / 'checkpoints').restore(make_abstract(state))
     assert_same(jax.device_get(restored), host)
 
 
-def test_a_save_that_was_cut_short_is_told_and_not_used(run, opened, capsys):
+def test_incomplete_checkpoint_is_reported_and_not_used(run, open_checkpoints, capsys):
     shutil.copytree(run / '6', run / '8.orbax-checkpoint-tmp-1234567')
     damage(run, '8.orbax-checkpoint-tmp-1234567')
-    saved = opened(run)
-    assert (
-        capsys.readouterr().out
-        == 'checkpoint 8 was cut short while it was written: it is not used\n'
-    )
-    assert saved.restore(abstract(make_state(0, make_mesh(*MESH))))[0] == 6
+    saved = open_checkpoints(run)
+    assert capsys.readouterr().out == 'checkpoint 8 is incomplete: it is not used\n'
+    assert saved.restore(make_abstract(make_state(0, make_mesh(*MESH))))[0] == 6
     saved.save(8, make_state(8, make_mesh(*MESH)))
     saved.close()
-    assert steps_in(run) == [6, 8] and sorted(path.name for path in run.iterdir()) == ['6', '8']
+    assert list_steps(run) == [6, 8] and sorted(path.name for path in run.iterdir()) == ['6', '8']
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(run, opened, capsys):
+def test_damaged_checkpoint_is_renamed_and_the_one_before_is_restored(
+    run, open_checkpoints, capsys
+):
     damage(run, 6)
-    saved = opened(run)
-    step, state = saved.restore(abstract(make_state(0, make_mesh(*MESH))))
+    saved = open_checkpoints(run)
+    step, state = saved.restore(make_abstract(make_state(0, make_mesh(*MESH))))
     assert step == 4
     assert_same(state, make_state(4, make_mesh(*MESH)))
     assert capsys.readouterr().out.startswith(
-        'checkpoint 6 cannot be read: the one before it is taken ('
+        'checkpoint 6 cannot be read: using the one before it ('
     )
-    assert steps_in(run) == [2, 4] and (run / '6.unreadable' / 'state').is_dir()
+    assert list_steps(run) == [2, 4] and (run / '6.unreadable' / 'state').is_dir()
     saved.save(6, make_state(60, make_mesh(*MESH)))  # the same step again
     saved.save(8, make_state(80, make_mesh(*MESH)))
     saved.close()
-    assert steps_in(run) == [6, 8]
+    assert list_steps(run) == [6, 8]
     damage(run, 8)
-    step, state = opened(run).restore(abstract(make_state(0, make_mesh(*MESH))))
+    step, state = open_checkpoints(run).restore(make_abstract(make_state(0, make_mesh(*MESH))))
     assert step == 6 and int(state.step) == 60
 
 
-def test_where_none_can_be_read_nothing_is_touched(run, opened):
+def test_nothing_is_renamed_if_all_checkpoints_are_damaged(run, open_checkpoints):
     for step in (2, 4, 6):
         damage(run, step)
     with pytest.raises(UserError, match=r'none of the checkpoints \[6, 4, 2\] can be read'):
-        opened(run).restore(abstract(make_state(0, make_mesh(*MESH))))
-    assert steps_in(run) == [2, 4, 6]
+        open_checkpoints(run).restore(make_abstract(make_state(0, make_mesh(*MESH))))
+    assert list_steps(run) == [2, 4, 6]
 
 
-def test_a_checkpoint_that_does_not_say_what_it_is_is_refused_and_passed_over(run):
+def test_checkpoint_without_metadata_is_an_error_and_is_skipped(run):
     (run / '6' / '_CHECKPOINT_METADATA').write_text('')
     with pytest.raises(
         UserError,
-        match='6 is damaged .*it does not say what it is.*other checkpoints of the run: @2, @4',
+        match='6 is damaged .*it has no metadata.*other checkpoints of the run: @2, @4',
     ):
-        read_about(run, 6)
-    assert latest_about(run)[0] == 4
+        read_metadata(run, 6)
+    assert read_latest_metadata(run)[0] == 4
 
 
-def test_parameters_are_read_alone(run):
-    """With what the optimizer saved gone from the disk."""
+def test_parameters_are_loaded_without_the_rest_of_the_state(run):
     mesh = make_mesh(8, 1, 1)
-    wanted = abstract(make_state(0, mesh)).params
+    wanted = make_abstract(make_state(0, mesh)).params
     assert_same(load_params(run, 6, wanted), make_state(6, mesh).params)
     assert_same(load_params(run, 2, {'a': wanted['a']}), {'a': make_state(2, mesh).params['a']})
 
 
-def test_parameters_that_are_not_there_are_an_error(run):
+def test_missing_or_wider_parameter_is_an_error(run):
     mesh = make_mesh(8, 1, 1)
-    wanted = abstract(make_state(0, mesh)).params
+    wanted = make_abstract(make_state(0, mesh)).params
     with pytest.raises(KeyError, match='c'):
         load_params(run, 6, wanted | {'c': wanted['a']})
     wider = jax.tree.map(
@@ -314,11 +318,11 @@ def test_parameters_that_are_not_there_are_an_error(run):
         load_params(run, 6, wider)
 
 
-def test_references(run, tmp_path, monkeypatch):
-    assert find(str(run.parent), '--model') == (run, 6)
-    assert find(f'{run.parent}@4', '--model') == (run, 4)
+def test_reference_names_a_run_or_a_step(run, tmp_path, monkeypatch):
+    assert find_checkpoint(str(run.parent), '--model') == (run, 6)
+    assert find_checkpoint(f'{run.parent}@4', '--model') == (run, 4)
     monkeypatch.chdir(tmp_path)
-    assert find('run/@2', '--model') == (run, 2)
+    assert find_checkpoint('run/@2', '--model') == (run, 2)
     Path('empty').mkdir()
     Path('begun').mkdir()
     Path('begun/config.json').write_text('{}')
@@ -339,12 +343,12 @@ def test_references(run, tmp_path, monkeypatch):
         ('', 'no run with a checkpoint'),
     ]:
         with pytest.raises(UserError, match=expected) as error:
-            find(reference, '--model')
+            find_checkpoint(reference, '--model')
         assert '\n' not in str(error.value)
 
 
-def test_what_was_set_aside_is_no_checkpoint(run):
+def test_unreadable_and_incomplete_folders_are_no_checkpoints(run):
     (run / '6').rename(run / '6.unreadable')
     (run / '8.orbax-checkpoint-tmp-1').mkdir()
-    assert steps_in(run) == [2, 4]
-    assert checkpoint.find(str(run.parent), '--model') == (run, 4)
+    assert list_steps(run) == [2, 4]
+    assert checkpoint.find_checkpoint(str(run.parent), '--model') == (run, 4)

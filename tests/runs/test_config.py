@@ -4,15 +4,15 @@ from pathlib import Path
 import pytest
 
 from cpt_jax.runs.config import (
-    CHANGEABLE,
-    MEANING_BEFORE,
-    as_json,
+    CHANGEABLE_KEYS,
+    LEGACY_DEFAULTS,
     build,
     check_resume,
     check_workdir,
-    defaults_of,
     fill_missing,
     flatten,
+    get_defaults,
+    to_json_values,
     write_config,
 )
 from cpt_jax.runs.config_file import load_config
@@ -23,7 +23,7 @@ def bake(flour, water, *, salt=1, oven):
     return flour, water, salt, oven
 
 
-def test_a_section_is_the_arguments_of_a_function():
+def test_section_is_passed_as_keyword_arguments():
     assert build(bake, 'bread', {'flour': 3, 'water': 2}, oven='hot') == (3, 2, 1, 'hot')
     assert build(bake, 'bread', {'flour': 3, 'water': 2, 'salt': 0, 'oven': 'cold'}) == (
         3,
@@ -44,18 +44,18 @@ def test_a_section_is_the_arguments_of_a_function():
         ({'flour': 3}, 'config key bread.water is missing'),
     ],
 )
-def test_a_wrong_section_is_told_by_key(section, expected):
+def test_error_names_the_wrong_key_of_a_section(section, expected):
     with pytest.raises(UserError, match=expected):
         build(bake, 'bread', section, oven='hot')
 
 
-def test_leaves_by_name():
+def test_flatten_yields_leaves_by_dotted_name():
     config = {'a': 1, 'b': {'c': [1, 2], 'd': {'e': None}, 'f': {}}}
     assert dict(flatten(config)) == {'a': 1, 'b.c': [1, 2], 'b.d.e': None, 'b.f': {}}
 
 
-def config(**changes) -> dict:
-    """A whole config by its leaves, with changes of some (a double underscore for a dot)."""
+def make_config(**changes) -> dict:
+    """Returns a config with some values changed; a double underscore in a name is a dot."""
     made = {
         'seed': 0,
         'init_from': '',
@@ -76,20 +76,21 @@ def config(**changes) -> dict:
         'checkpoint': {'every_steps': 5},
     }
     for name, value in changes.items():
-        *folders, key = name.split('__')
-        place = made
-        for folder in folders:
-            place = place[folder]
-        place[key] = value
+        *sections, key = name.split('__')
+        section = made
+        for parent in sections:
+            section = section[parent]
+        section[key] = value
     return made
 
 
-def resume(tmp_path, **changes) -> list[str]:
-    return check_resume(json.loads(json.dumps(config())), config(**changes), tmp_path)
+def check_resume_with(tmp_path, **changes) -> list[str]:
+    """Resumes a run of make_config() with changes."""
+    return check_resume(json.loads(json.dumps(make_config())), make_config(**changes), tmp_path)
 
 
-def test_the_same_config_goes_on(tmp_path):
-    assert resume(tmp_path) == []
+def test_run_resumes_with_the_same_config(tmp_path):
+    assert check_resume_with(tmp_path) == []
 
 
 ALLOWED = {
@@ -111,31 +112,31 @@ REFUSED = {
 
 
 @pytest.mark.parametrize('key', ALLOWED)
-def test_what_changes_nothing_that_was_learned_may_change(tmp_path, key):
-    (line,) = resume(tmp_path, **{key: ALLOWED[key]})
+def test_changeable_key_may_change(tmp_path, key):
+    (line,) = check_resume_with(tmp_path, **{key: ALLOWED[key]})
     assert line.startswith(key.replace('__', '.') + ': ') and line.endswith(f' -> {ALLOWED[key]!r}')
 
 
-def test_every_changeable_key_is_tried_above():
+def test_every_changeable_key_is_in_allowed():
     names = [key.replace('__', '.') for key in ALLOWED]
     assert all(
         any(name == free or (free.endswith('.') and name.startswith(free)) for name in names)
-        for free in CHANGEABLE
+        for free in CHANGEABLE_KEYS
     )
 
 
 @pytest.mark.parametrize('key', REFUSED)
-def test_what_decides_what_was_learned_may_not_change(tmp_path, key):
+def test_other_key_must_not_change(tmp_path, key):
     with pytest.raises(
         UserError,
         match=f'{tmp_path} holds a run of another config: '
         f'{key.replace("__", ".")}.* was .* and is ',
     ) as error:
-        resume(tmp_path, train__steps=20, **{key: REFUSED[key]})
+        check_resume_with(tmp_path, train__steps=20, **{key: REFUSED[key]})
     assert 'train.steps' not in str(error.value) and '\n' not in str(error.value)
 
 
-def test_a_run_from_before_there_was_a_choice_goes_on(tmp_path):
+def test_run_from_before_some_sections_resumes(tmp_path):
     now = load_config(Path(__file__).parents[2] / 'configs/quickstart.py')
     before = json.loads(
         json.dumps(
@@ -153,32 +154,32 @@ def test_a_run_from_before_there_was_a_choice_goes_on(tmp_path):
 
 
 def sharpen(width, remat='full', layer_loop='auto', dtype='auto', blur=0.0, taps=(1, 2), hook=len):
-    """A section's function with keys that `config` does not have."""
+    """The function of a section, with keys that `make_config` does not set."""
     return width, remat, layer_loop, dtype, blur, taps, hook
 
 
 class Jsonl:
-    """A source's class."""
+    """The class of a source."""
 
     def __init__(self, path, split, group=(), max_bad_share=0.001):
         self.settings = path, split, group, max_bad_share
 
 
-FUNCTIONS = {'model': sharpen, 'data.sources.a': Jsonl}
+SECTION_FUNCTIONS = {'model': sharpen, 'data.sources.a': Jsonl}
 
 
-def test_defaults_are_as_a_file_keeps_them():
-    assert defaults_of(sharpen) == {
+def test_defaults_are_as_read_from_json():
+    assert get_defaults(sharpen) == {
         'remat': 'full',
         'layer_loop': 'auto',
         'dtype': 'auto',
         'blur': 0.0,
         'taps': [1, 2],
     }
-    assert defaults_of(Jsonl) == {'group': [], 'max_bad_share': 0.001}
+    assert get_defaults(Jsonl) == {'group': [], 'max_bad_share': 0.001}
 
 
-def test_missing_keys_take_the_default_or_what_they_meant_before():
+def test_missing_key_takes_the_default_or_the_legacy_default():
     def mix(peak_lr, decay='constant'):
         return peak_lr, decay
 
@@ -186,10 +187,11 @@ def test_missing_keys_take_the_default_or_what_they_meant_before():
     filled = fill_missing({'optimizer.peak_lr': 1.0, 'lora.rank': 4}, functions)
     assert filled == {'optimizer.peak_lr': 1.0, 'optimizer.decay': 'constant', 'lora.rank': 4}
     assert fill_missing({'optimizer.decay': 'linear'}, functions)['optimizer.decay'] == 'linear'
-    # A run from before the key meant cosine; a config of today that leaves it out means the
-    # default of today.
-    assert MEANING_BEFORE['optimizer.decay'] == 'cosine' != defaults_of(mix)['decay']
-    before, now = {'optimizer': {'peak_lr': 1.0}}, {'optimizer': {'peak_lr': 1.0}}
+    # For a run from before the key, the decay is cosine. For a new config without the key, it is
+    # the default of the function.
+    assert LEGACY_DEFAULTS['optimizer.decay'] == 'cosine' != get_defaults(mix)['decay']
+    before = {'optimizer': {'peak_lr': 1.0}}
+    now = {'optimizer': {'peak_lr': 1.0}}
     with pytest.raises(UserError, match="optimizer.decay was 'cosine' and is 'constant'"):
         check_resume(before, now, Path('run'), functions)
     now['optimizer']['decay'] = 'cosine'
@@ -204,94 +206,105 @@ def test_missing_keys_take_the_default_or_what_they_meant_before():
         ('data.sources.a', 'max_bad_share', 0.001, 0.1),
     ],
 )
-def test_a_key_with_a_neutral_default_does_not_stop_an_older_run(
-    tmp_path, section, key, default, other
-):
-    """Whether or not the new config sets it; another value does stop the run."""
-    before = as_json(config())
-    place = f'{section}.{key}'.replace('.', '__')
-    assert check_resume(before, config(), tmp_path, FUNCTIONS) == []
-    assert check_resume(before, config(**{place: default}), tmp_path, FUNCTIONS) == []
+def test_older_run_resumes_with_a_new_key_at_its_default(tmp_path, section, key, default, other):
+    """The new config may set the key to its default or omit it; another value is an error."""
+    before = to_json_values(make_config())
+    name = f'{section}.{key}'.replace('.', '__')
+    assert check_resume(before, make_config(), tmp_path, SECTION_FUNCTIONS) == []
+    assert check_resume(before, make_config(**{name: default}), tmp_path, SECTION_FUNCTIONS) == []
     with pytest.raises(UserError, match=rf'{section}\.{key} was .* and is ') as error:
-        check_resume(before, config(**{place: other}), tmp_path, FUNCTIONS)
-    assert f'was {as_json({"": default})[""]!r} and is {as_json({"": other})[""]!r}' in str(
-        error.value
+        check_resume(before, make_config(**{name: other}), tmp_path, SECTION_FUNCTIONS)
+    assert (
+        f'was {to_json_values({"": default})[""]!r} and is {to_json_values({"": other})[""]!r}'
+        in str(error.value)
     )
 
 
-def test_a_changeable_key_with_a_new_value_is_reported_with_its_default(tmp_path):
-    before = as_json(config())
+def test_change_of_a_missing_key_is_reported_from_its_default(tmp_path):
+    before = to_json_values(make_config())
     del before['model']['remat']
-    now = config(model__remat='none')
-    (line,) = check_resume(before, now, tmp_path, FUNCTIONS)
+    now = make_config(model__remat='none')
+    (line,) = check_resume(before, now, tmp_path, SECTION_FUNCTIONS)
     assert line == "model.remat: 'full' -> 'none'"
 
 
-def test_a_key_that_the_new_config_leaves_out_counts_as_its_default(tmp_path):
-    now = config()
+def test_key_missing_in_the_new_config_counts_as_its_default(tmp_path):
+    now = make_config()
     del now['model']['dtype']
-    assert check_resume(as_json(config()), now, tmp_path, FUNCTIONS) == []
+    assert check_resume(to_json_values(make_config()), now, tmp_path, SECTION_FUNCTIONS) == []
     with pytest.raises(UserError, match=r"model\.dtype was 'bfloat16' and is 'auto'"):
-        check_resume(as_json(config(model__dtype='bfloat16')), now, tmp_path, FUNCTIONS)
+        check_resume(
+            to_json_values(make_config(model__dtype='bfloat16')), now, tmp_path, SECTION_FUNCTIONS
+        )
 
 
-def test_a_key_whose_default_is_not_what_it_meant_before(tmp_path):
-    """Its old meaning counts, so a new default changes no older run without a word."""
+def test_legacy_default_comes_before_the_default(tmp_path):
+    """A changed default of a function does not silently change an older run."""
 
     def mix(peak_lr, decay='constant'):
         return peak_lr, decay
 
     functions = {'optimizer': mix}
-    same = config(optimizer__decay='cosine')
-    assert check_resume(as_json(config()), same, tmp_path, functions) == []
+    same = make_config(optimizer__decay='cosine')
+    assert check_resume(to_json_values(make_config()), same, tmp_path, functions) == []
     with pytest.raises(UserError, match=r"optimizer\.decay was 'cosine' and is 'constant'"):
-        check_resume(as_json(config()), config(optimizer__decay='constant'), tmp_path, functions)
+        check_resume(
+            to_json_values(make_config()),
+            make_config(optimizer__decay='constant'),
+            tmp_path,
+            functions,
+        )
 
 
-def test_a_section_that_an_older_run_did_not_have(tmp_path):
+def test_older_run_resumes_with_a_new_section_at_its_defaults(tmp_path):
     def smooth(radius=0, shape='box'):
         return radius, shape
 
     functions = {'smoothing': smooth}
-    now = config() | {'smoothing': {'radius': 0, 'shape': 'box'}}
-    assert check_resume(as_json(config()), now, tmp_path, functions) == []
+    now = make_config() | {'smoothing': {'radius': 0, 'shape': 'box'}}
+    assert check_resume(to_json_values(make_config()), now, tmp_path, functions) == []
     with pytest.raises(UserError, match=r'smoothing\.radius was 0 and is 2\. '):
         check_resume(
-            as_json(config()), config() | {'smoothing': {'radius': 2}}, tmp_path, functions
+            to_json_values(make_config()),
+            make_config() | {'smoothing': {'radius': 2}},
+            tmp_path,
+            functions,
         )
 
 
-def test_a_key_that_the_code_no_longer_has_is_refused(tmp_path):
-    """No function has it, so nothing says what leaving it out would mean."""
-    before = as_json(config(model__depth=3))
+def test_removed_key_is_an_error(tmp_path):
+    """No function has the key, so its default is unknown."""
+    before = to_json_values(make_config(model__depth=3))
     with pytest.raises(UserError, match=r'model\.depth was 3 and is None\. '):
-        check_resume(before, config(), tmp_path, FUNCTIONS)
+        check_resume(before, make_config(), tmp_path, SECTION_FUNCTIONS)
 
 
-def test_a_new_source_and_another_kind_are_refused(tmp_path):
-    functions = FUNCTIONS | {'data.sources.b': Jsonl}
-    added = config(data__sources__b={'kind': 'jsonl', 'path': 'x'})
+def test_new_source_and_changed_kind_are_an_error(tmp_path):
+    functions = SECTION_FUNCTIONS | {'data.sources.b': Jsonl}
+    added = make_config(data__sources__b={'kind': 'jsonl', 'path': 'x'})
     with pytest.raises(UserError, match=r"data\.sources\.b\.kind was None and is 'jsonl'"):
-        check_resume(as_json(config()), added, tmp_path, functions)
-    changed = config(data__sources__a__kind='csv')
-    with pytest.raises(UserError, match=r": data\.sources\.a\.kind was 'jsonl' and is 'csv'\. Set"):
-        check_resume(as_json(config()), changed, tmp_path, FUNCTIONS)
+        check_resume(to_json_values(make_config()), added, tmp_path, functions)
+    changed = make_config(data__sources__a__kind='csv')
+    with pytest.raises(
+        UserError, match=r": data\.sources\.a\.kind was 'jsonl' and is 'csv'\. Restore"
+    ):
+        check_resume(to_json_values(make_config()), changed, tmp_path, SECTION_FUNCTIONS)
 
 
-def test_a_key_that_went_is_refused(tmp_path):
-    now = config()
+def test_key_without_default_must_not_be_omitted(tmp_path):
+    now = make_config()
     del now['optimizer']['peak_lr']
     with pytest.raises(UserError, match='optimizer.peak_lr was 0.001 and is None'):
-        check_resume(config(), now, tmp_path)
+        check_resume(make_config(), now, tmp_path)
 
 
-def test_a_config_comes_back_from_its_file(tmp_path):
-    write_config(tmp_path, config())
-    assert json.loads((tmp_path / 'config.json').read_text()) == as_json(config())
-    assert as_json(config())['data']['sources']['a']['group'] == ['x', 'y']
+def test_config_is_read_back_from_its_file(tmp_path):
+    write_config(tmp_path, make_config())
+    assert json.loads((tmp_path / 'config.json').read_text()) == to_json_values(make_config())
+    assert to_json_values(make_config())['data']['sources']['a']['group'] == ['x', 'y']
 
 
-def test_a_config_of_somebodys_model_is_not_overwritten(tmp_path):
+def test_config_of_a_pretrained_model_is_not_overwritten(tmp_path):
     check_workdir(tmp_path / 'not there')
     write_config(tmp_path, {'train': {}})
     check_workdir(tmp_path)
@@ -299,6 +312,7 @@ def test_a_config_of_somebodys_model_is_not_overwritten(tmp_path):
         (tmp_path / 'config.json').write_text(content)
         with pytest.raises(
             UserError,
-            match='config.json is none of a run, and would be overwritten: give another --workdir',
+            match='config.json is not the config of a run, and would be overwritten: give another '
+            '--workdir',
         ):
             check_workdir(tmp_path)

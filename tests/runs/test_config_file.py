@@ -1,16 +1,16 @@
-"""Config files by FILE.py and FILE.py:ARGUMENT."""
+"""Config files, given as FILE.py and FILE.py:ARGUMENT."""
 
 from pathlib import Path
 
 import pytest
 
 import configs
-from cpt_jax.runs.config_file import default_workdir, find_config, load_config
+from cpt_jax.runs.config_file import find_config, find_default_workdir, load_config
 from cpt_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
-# A file of a user's own, which takes an argument and starts from a config of this package.
+# A user's config file, which takes an argument and starts from a config of this package.
 OWN = """
 from configs import quickstart
 
@@ -26,30 +26,30 @@ def get_config(size='small'):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current directory, which is not the repository."""
+    """Makes a new folder with a user's config file the current directory, and returns it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'own.py').write_text(OWN)
     return tmp_path
 
 
-def test_a_config_is_plain_values(folder):
+def test_config_consists_of_plain_values(folder):
     config = load_config(ROOT / 'configs' / 'quickstart.py')
     assert type(config) is dict and type(config['train']) is dict and config['train']['steps'] > 0
     assert load_config('configs/quickstart.py') == config
 
 
-def test_a_file_that_is_here_comes_before_the_installed_one(folder):
+def test_file_in_the_current_directory_comes_before_the_installed_one(folder):
     (folder / 'configs').mkdir()
     (folder / 'configs/quickstart.py').write_text('def get_config():\n  return {"seed": 7}\n')
     assert load_config('configs/quickstart.py') == {'seed': 7}
 
 
-def test_only_configs_are_looked_for_in_the_installed_package(folder):
+def test_only_configs_are_looked_up_in_the_installed_package(folder):
     with pytest.raises(UserError, match='^cpt_jax/cli/train.py: no such file$'):
         find_config('cpt_jax/cli/train.py')
 
 
-def test_an_argument_goes_to_get_config(folder):
+def test_argument_is_passed_to_get_config(folder):
     width = {
         reference: load_config(reference)['model']['width']
         for reference in ('own.py', 'own.py:small', 'own.py:large', folder / 'own.py')
@@ -59,7 +59,7 @@ def test_an_argument_goes_to_get_config(folder):
     assert load_config(f'{ROOT}/configs/prompteol.py:llama-7b')['model']['positions'] == 'rotary'
 
 
-def test_a_folder_may_have_a_colon(folder):
+def test_folder_name_may_contain_a_colon(folder):
     (folder / 'a:b').mkdir()
     (folder / 'a:b/own.py').write_text(OWN)
     assert load_config('a:b/own.py:large')['model']['width'] == 512
@@ -91,7 +91,7 @@ FILES = {
 
 
 @pytest.mark.parametrize('reference', MISTAKES)
-def test_mistakes_are_one_line(folder, reference):
+def test_mistake_is_a_one_line_error(folder, reference):
     for name, text in FILES.items():
         (folder / name).write_text(text + '\n')
     with pytest.raises(UserError, match=MISTAKES[reference]) as error:
@@ -99,7 +99,7 @@ def test_mistakes_are_one_line(folder, reference):
     assert '\n' not in str(error.value)
 
 
-def test_an_argument_is_free_without_a_list_of_them(folder):
+def test_any_argument_is_valid_without_arguments_list(folder):
     (folder / 'free.py').write_text(FILES['free.py'])
     assert load_config('free.py:12') == {'steps': 12}
 
@@ -113,12 +113,12 @@ def test_an_argument_is_free_without_a_list_of_them(folder):
         ('own.py:../x y', 'own-..-x-y'),
     ],
 )
-def test_a_name_is_fit_for_a_directory(folder, reference, name):
-    assert find_config(reference).name == name == default_workdir(name).name
+def test_name_is_valid_for_a_directory(folder, reference, name):
+    assert find_config(reference).name == name == find_default_workdir(name).name
 
 
 @pytest.mark.parametrize('former', configs.RENAMED)
-def test_a_former_file_says_what_it_is_now(folder, former):
+def test_former_file_name_is_an_error_with_the_new_name(folder, former):
     now = configs.RENAMED[former]
     with pytest.raises(UserError) as error:
         find_config(f'configs/{former}.py')
@@ -131,15 +131,15 @@ def test_a_former_file_says_what_it_is_now(folder, former):
     )
 
 
-def test_a_run_under_a_former_name_goes_on(folder, capsys):
+def test_run_with_a_former_name_is_continued(folder, capsys):
     name = find_config('configs/prompteol.py:opt-6.7b').name
-    assert default_workdir(name) == Path('runs/prompteol-opt-6.7b')
+    assert find_default_workdir(name) == Path('runs/prompteol-opt-6.7b')
     former = folder / 'runs/prompteol_opt_6p7b'
     former.mkdir(parents=True)
     assert capsys.readouterr().out == ''
-    assert default_workdir(name) == Path('runs/prompteol_opt_6p7b')
+    assert find_default_workdir(name) == Path('runs/prompteol_opt_6p7b')
     assert capsys.readouterr().out.startswith('continuing in runs/prompteol_opt_6p7b, ')
-    assert default_workdir('prompteol-opt-13b') == Path('runs/prompteol-opt-13b')
+    assert find_default_workdir('prompteol-opt-13b') == Path('runs/prompteol-opt-13b')
     (folder / 'runs/prompteol-opt-6.7b').mkdir()
-    assert default_workdir(name) == Path('runs/prompteol-opt-6.7b')
+    assert find_default_workdir(name) == Path('runs/prompteol-opt-6.7b')
     assert capsys.readouterr().out == ''

@@ -1,4 +1,4 @@
-"""The metadata of a checkpoint, also of runs from before all of it was written."""
+"""The metadata of a checkpoint, also of older runs that stored less."""
 
 from cpt_jax.runs.provenance import Base, Provenance
 
@@ -22,7 +22,7 @@ STORED = {
 }
 
 
-def test_what_is_stored_comes_back():
+def test_provenance_is_read_back_from_json():
     provenance = Provenance.from_json(STORED)
     assert provenance.to_json() == STORED
     assert provenance.base == Base('llama', 'f3')
@@ -30,13 +30,13 @@ def test_what_is_stored_comes_back():
     assert provenance.closing == 'shared' and provenance.has_adapters
 
 
-def test_a_run_without_a_base_stores_none():
+def test_run_without_a_base_stores_no_base():
     stored = {key: value for key, value in STORED.items() if key != 'base'}
     assert Provenance.from_json(stored).to_json() == stored
 
 
-def test_what_an_older_run_did_not_write_is_what_it_meant():
-    """The first runs had neither objectives, templates and LoRA nor a choice of delimiters."""
+def test_missing_values_of_an_older_run_get_its_behaviour():
+    """The first runs had no choice of objective, template, LoRA or delimiters."""
     provenance = Provenance.from_json({'config': {'tokenizer': {}, 'prompt': None}})
     assert (provenance.objective, provenance.template) == ('contrastive', '')
     assert provenance.closing == 'own' and not provenance.has_adapters

@@ -1,11 +1,11 @@
-"""What the allocator saves, counted in pages that the kernel hands out."""
+"""Page faults with and without `keep_freed_memory`."""
 
 import subprocess
 import sys
 
 import pytest
 
-# Prints the pages handed out in forty calls of a program whose result takes 64 MiB, 16,384 pages.
+# Prints the page faults in 40 calls of a program whose result takes 64 MiB, 16,384 pages.
 PROGRAM = """
 import resource, sys
 from cpt_jax.runtime.allocator import keep_freed_memory
@@ -14,7 +14,8 @@ if sys.argv[1] == 'keep':
 import jax, jax.numpy as jnp
 call = jax.jit(lambda x: jnp.outer(x, x))
 x = jnp.ones(4096)
-# Under load, a result may be freed late and one more block be needed, now and then.
+# Under load, a result may be freed late, so that the next call needs another block. The first ten
+# calls are not counted.
 for i in range(50):
     if i == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -22,7 +23,7 @@ for i in range(50):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-# The same for a block of 3 GiB, of which it touches 2,000 pages.
+# Prints the page faults of the third allocation of a 3 GiB block, of which 2,000 pages are used.
 LARGE = """
 import ctypes, resource, sys
 from cpt_jax.runtime.allocator import keep_freed_memory
@@ -43,10 +44,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.parametrize(
-    ('program', 'pages'), [(PROGRAM, 100_000), (LARGE, 1_999)], ids=['of XLA', 'of 3 GiB']
+    ('program', 'pages'), [(PROGRAM, 100_000), (LARGE, 1_999)], ids=['XLA', '3 GiB']
 )
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='glibc is of Linux')
-def test_what_is_freed_is_used_again(program, pages):
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='mallopt needs glibc')
+def test_freed_memory_is_reused(program, pages):
     usual, kept = (
         int(
             subprocess.run(

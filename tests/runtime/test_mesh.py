@@ -10,10 +10,10 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import (
     AXES,
     BATCH,
-    batch_sharding,
-    batch_shards,
+    assign_mesh_shardings,
+    count_batch_shards,
+    get_batch_sharding,
     make_mesh,
-    on_mesh,
     shardings,
 )
 
@@ -30,13 +30,13 @@ from cpt_jax.runtime.mesh import (
     ],
     ids=str,
 )
-def test_sizes(given, shape, parts):
+def test_mesh_has_the_given_sizes(given, shape, parts):
     mesh = make_mesh(**given)
     assert mesh.axis_names == AXES and tuple(mesh.shape.values()) == shape
     assert set(mesh.axis_types) == {AxisType.Explicit}
     assert set(mesh.devices.flat) == set(jax.devices())
-    assert batch_shards(mesh) == parts
-    array = jax.device_put(np.zeros((16, 3)), batch_sharding(mesh))
+    assert count_batch_shards(mesh) == parts
+    array = jax.device_put(np.zeros((16, 3)), get_batch_sharding(mesh))
     assert {shard.data.shape for shard in array.addressable_shards} == {(16 // parts, 3)}
 
 
@@ -53,12 +53,12 @@ def test_sizes(given, shape, parts):
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused_by_key(given, expected):
+def test_error_names_the_key_of_a_wrong_size(given, expected):
     with pytest.raises(UserError, match=expected):
         make_mesh(**given)
 
 
-def test_what_eval_shape_gives_finds_its_place():
+def test_eval_shape_result_gets_the_shardings_of_the_arrays():
     mesh = make_mesh(2, 2, 2)
 
     def make():
@@ -69,7 +69,7 @@ def test_what_eval_shape_gives_finds_its_place():
         }
 
     with jax.set_mesh(mesh):
-        abstract = on_mesh(jax.eval_shape(make), mesh)
+        abstract = assign_mesh_shardings(jax.eval_shape(make), mesh)
         made = jax.jit(make, out_shardings=shardings(abstract))()
     parts = {'matrix': (2, 3), 'batch': (2, 2), 'scalar': ()}
     for name, leaf in abstract.items():
@@ -84,8 +84,8 @@ def test_what_eval_shape_gives_finds_its_place():
 
 
 @dataclasses.dataclass(frozen=True)
-class TpuOfSlices:
-    """What jax.experimental.mesh_utils asks of a device."""
+class FakeTpu:
+    """The attributes of a TPU device that jax.experimental.mesh_utils reads."""
 
     id: int
     slice_index: int
@@ -96,9 +96,10 @@ class TpuOfSlices:
     device_kind: str = 'TPU v5 lite'
 
 
-def two_slices() -> list[TpuOfSlices]:
+def make_two_slices() -> list[FakeTpu]:
+    """Returns two slices of 4 x 2 chips."""
     return [
-        TpuOfSlices(8 * s + 4 * y + x, s, (x, y, 0))
+        FakeTpu(8 * s + 4 * y + x, s, (x, y, 0))
         for s in range(2)
         for y in range(2)
         for x in range(4)
@@ -106,15 +107,15 @@ def two_slices() -> list[TpuOfSlices]:
 
 
 @pytest.mark.parametrize('given', [{}, {'data': 4, 'fsdp': 4}, {'data': 2, 'fsdp': 4, 'tensor': 2}])
-def test_slices_divide_the_data_axis_alone(given, monkeypatch):
+def test_only_the_data_axis_is_split_over_slices(given, monkeypatch):
     monkeypatch.setattr(jax.sharding, 'Mesh', lambda devices, *_, **__: devices)
-    devices = make_mesh(**given, devices=two_slices())
+    devices = make_mesh(**given, devices=make_two_slices())
     slices = np.vectorize(lambda device: device.slice_index)(devices)
     half = len(devices) // 2
     assert (slices[:half] == 0).all() and (slices[half:] == 1).all()
     assert sorted(device.id for device in devices.flat) == list(range(16))
 
 
-def test_a_data_axis_that_the_slices_do_not_divide_is_refused():
+def test_data_axis_must_be_a_multiple_of_the_slices():
     with pytest.raises(UserError, match='the 2 slices do not divide mesh.data=1'):
-        make_mesh(data=1, fsdp=-1, devices=two_slices())
+        make_mesh(data=1, fsdp=-1, devices=make_two_slices())

@@ -1,4 +1,4 @@
-"""Several real processes: when one ends, all do, and each says why."""
+"""Runs with several real processes: when one fails, all exit and print the reason."""
 
 import os
 import socket
@@ -15,17 +15,17 @@ SCRIPT = """
 import sys
 import time
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.multihost import join_processes, shared_fate
+from cpt_jax.runtime.multihost import join_processes, exit_together
 
 def main():
     me = int(sys.argv.pop())
     join_processes(sys.argv.pop(), COUNT, me)
-    with shared_fate():
+    with exit_together():
         import numpy as np
         from jax.experimental import multihost_utils
         multihost_utils.process_allgather(np.int32(me))
         if me in FAILING:
-            time.sleep(1)  # the others wait in the exchange by then
+            time.sleep(1)  # the others are in the collective operation by then
             raise ERROR
         multihost_utils.process_allgather(np.int32(me))
     return 0
@@ -34,20 +34,21 @@ sys.exit(main())
 """
 
 
-def free_address() -> str:
+def find_free_address() -> str:
+    """Returns localhost with a free port."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         return f'localhost:{free.getsockname()[1]}'
 
 
 def run_processes(count: int, failing: tuple[int, ...], error: str) -> list[tuple[int, str]]:
-    """(exit status, output) of each process."""
+    """Runs SCRIPT in `count` processes; returns (exit status, output) of each."""
     environment = dict(
         os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=1', PYTHONPATH=str(ROOT)
     )
     script = SCRIPT.replace('COUNT', str(count))
     script = script.replace('FAILING', repr(failing)).replace('ERROR', error)
-    command = [sys.executable, '-c', script, free_address()]
+    command = [sys.executable, '-c', script, find_free_address()]
     options = {
         'env': environment,
         'stdout': subprocess.PIPE,
@@ -62,27 +63,27 @@ def run_processes(count: int, failing: tuple[int, ...], error: str) -> list[tupl
 
 
 @pytest.mark.parametrize('failing', [0, 1])
-def test_a_users_mistake_on_one_process_ends_all_with_its_line(failing):
+def test_user_error_on_one_process_ends_all_with_its_message(failing):
     start = time.time()
     for number, (status, output) in enumerate(
         run_processes(2, (failing,), "UserError('data/x.jsonl:7: not JSON')")
     ):
-        said = '' if number == failing else f'process {failing} stopped: '
+        prefix = '' if number == failing else f'process {failing} stopped: '
         assert (
-            status == 1 and output.splitlines()[-1] == f'error: {said}data/x.jsonl:7: not JSON'
+            status == 1 and output.splitlines()[-1] == f'error: {prefix}data/x.jsonl:7: not JSON'
         ), output
         assert 'Traceback' not in output
-    assert time.time() - start < 60  # where nobody is told, it takes the heartbeat's 100 seconds
+    assert time.time() - start < 60  # without a message it takes the heartbeat's 100 seconds
 
 
-def test_any_other_error_shows_its_traceback_where_it_happened():
+def test_other_error_prints_its_traceback_on_its_process_only():
     error = "RuntimeError('the disk is full')"
     for number, (status, output) in enumerate(run_processes(3, (1,), error)):
         assert status == 70 and 'RuntimeError: the disk is full' in output.splitlines()[-1], output
         assert ('Traceback' in output) == (number == 1)
 
 
-def test_several_that_fail_at_once_end_alike():
+def test_processes_that_fail_together_print_the_message_without_traceback():
     for status, output in run_processes(2, (0, 1), "UserError('no such file')"):
         assert (
             status == 1 and 'no such file' in output.splitlines()[-1] and 'Traceback' not in output

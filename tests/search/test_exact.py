@@ -1,4 +1,4 @@
-"""Exact search against numpy's sort: ties, padding, any blocks, memory and devices."""
+"""Exact search equals numpy's sort: with ties, padding, and any blocks, memory and devices."""
 
 import subprocess
 import sys
@@ -22,9 +22,7 @@ def blocks(positions, documents, size):
 
 @pytest.fixture(scope='module')
 def vectors():
-    """Random ones, among them equal documents and vectors of zeros, and the documents' positions in
-    any order.
-    """
+    """Random queries and documents, some equal and some zero, and positions in random order."""
     rng = np.random.default_rng(0)
     queries, documents = (
         rng.standard_normal((count, WIDTH)).astype(np.float32) for count in (QUERIES, DOCUMENTS)
@@ -40,56 +38,57 @@ def on_all_devices(vectors):
     return search_exactly(queries, blocks(positions, documents, 300), K)
 
 
-def test_eight_devices_rank_as_numpy_sorts(vectors, on_all_devices):
+def test_ranking_on_eight_devices_equals_numpy_sort(vectors, on_all_devices):
     queries, documents, positions = vectors
     scores = queries @ documents[np.argsort(positions)].T
     scores[:, np.sort(positions[200:230])] = 0
-    found = np.take_along_axis(scores, on_all_devices.documents_QxK, axis=1)
+    found = np.take_along_axis(scores, on_all_devices.documents_Qxk, axis=1)
     np.testing.assert_allclose(
-        on_all_devices.scores_QxK, -np.sort(-scores, axis=1)[:, :K], rtol=1e-5, atol=1e-6
+        on_all_devices.scores_Qxk, -np.sort(-scores, axis=1)[:, :K], rtol=1e-5, atol=1e-6
     )
-    np.testing.assert_allclose(on_all_devices.scores_QxK, found, rtol=1e-5, atol=1e-6)
-    equal = np.diff(on_all_devices.scores_QxK, axis=1) == 0
-    assert equal.sum() > 100 and (np.diff(on_all_devices.documents_QxK, axis=1)[equal] > 0).all()
+    np.testing.assert_allclose(on_all_devices.scores_Qxk, found, rtol=1e-5, atol=1e-6)
+    equal = np.diff(on_all_devices.scores_Qxk, axis=1) == 0
+    assert equal.sum() > 100 and (np.diff(on_all_devices.documents_Qxk, axis=1)[equal] > 0).all()
 
 
 @pytest.mark.parametrize(
     ('devices', 'memory', 'size'), [(1, 2.0, 700), (1, 1e-6, 300), (3, 2.0, 250)]
 )
-def test_devices_memory_and_blocks_change_no_bit(vectors, on_all_devices, devices, memory, size):
+def test_devices_memory_and_blocks_do_not_change_results_bitwise(
+    vectors, on_all_devices, devices, memory, size
+):
     queries, documents, positions = vectors
     hits = search_exactly(
         queries, blocks(positions, documents, size), K, memory, jax.devices()[:devices]
     )
-    assert np.array_equal(hits.documents_QxK, on_all_devices.documents_QxK)
-    assert np.array_equal(hits.scores_QxK, on_all_devices.scores_QxK)
+    assert np.array_equal(hits.documents_Qxk, on_all_devices.documents_Qxk)
+    assert np.array_equal(hits.scores_Qxk, on_all_devices.scores_Qxk)
 
 
 @pytest.mark.parametrize('k', [1, 50])
-def test_one_query_few_documents(k):
-    """Ties at the cut: of equal whole numbers the smaller position is kept, +0 and -0 are equal,
-    and padding is never found.
-    """
+def test_ties_are_broken_by_position_and_padding_is_never_found(k):
+    """Of equal scores at the cut, the smaller position is kept; +0 and -0 are equal."""
     documents = np.array([[0, 1], [1, 0], [0, -1], [1, 1], [-1, 1], [1, 5], [-2, 3]], np.float32)
     hits = search_exactly(
         np.array([[1, 0]], np.float32), [(np.array([6, 5, 4, 3, 2, 1, 0]), documents)], k
     )
-    assert hits.documents_QxK.tolist() == [[1, 3, 5, 4, 6, 2, 0][:k]]
-    assert hits.scores_QxK.tolist() == [[1, 1, 1, 0, 0, -1, -2][:k]]
+    assert hits.documents_Qxk.tolist() == [[1, 3, 5, 4, 6, 2, 0][:k]]
+    assert hits.scores_Qxk.tolist() == [[1, 1, 1, 0, 0, -1, -2][:k]]
 
 
-def test_one_vector_for_all_goes_by_position():
+def test_equal_vectors_are_ranked_by_position():
     hits = search_exactly(
         np.ones((3, 7), np.float32),
         blocks(np.arange(999)[::-1], np.full((999, 7), 0.3, np.float32), 97),
         11,
     )
-    assert hits.documents_QxK.tolist() == [list(range(11))] * 3
+    assert hits.documents_Qxk.tolist() == [list(range(11))] * 3
 
 
 def test_memory_does_not_grow_with_the_documents():
-    """300,000 documents are 146 MiB; blocks may take 64, and a little stays for what a first larger
-    search compiles and allocates.
+    """300,000 documents have 146 MiB, and blocks may use 64 MiB.
+
+    The search before the measurement compiles the program and allocates the blocks.
     """
     code = """
 import resource, sys

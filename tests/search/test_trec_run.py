@@ -1,3 +1,5 @@
+"""Run files give trec_eval the rankings that a task was scored on."""
+
 import numpy as np
 import pytest
 import pytrec_eval
@@ -5,13 +7,13 @@ from etils import epath
 
 from cpt_jax.evals.tasks.retrieval import Retrieval, RetrievalOptions
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.search.bm25 import random_embed
+from cpt_jax.search.bm25 import make_random_embed
 from cpt_jax.search.trec_run import write_run
-from tests.evals.tasks.test_retrieval import small_vectors, table_embed, write_collection
+from tests.evals.tasks.test_retrieval import make_small_vectors, make_table_embed, write_collection
 
 
 def read_run(path):
-    """Query -> document -> score, from the definition of a run file."""
+    """Returns scores by query and document, parsed by the definition of a run file."""
     run = {}
     for line in path.read_text().splitlines():
         query, _, document, _, score, _ = line.split()
@@ -19,9 +21,9 @@ def read_run(path):
     return run
 
 
-def test_the_file_of_a_task_gives_its_metrics(tmp_path):
-    """Graded judgements, many ties, ids such as '007', k larger than the corpus, and a query
-    without an answer in the run.
+def test_run_file_gives_the_metrics_of_the_task(tmp_path):
+    """With graded judgements, many ties, ids such as '007', k larger than the corpus, and a query
+    whose relevant document is not in the corpus.
     """
     rng = np.random.default_rng(0)
     ids, queries = [f'{i:03d}' for i in range(40)], ['007', '7', 'q']
@@ -37,11 +39,13 @@ def test_the_file_of_a_task_gives_its_metrics(tmp_path):
         RetrievalOptions(k=100, baselines=()),
         epath.Path(tmp_path / 'runs'),
     )
-    result = task.run(table_embed(small_vectors(ids, 'd', 0) | small_vectors(queries, 'q', 1)))
+    result = task.run(
+        make_table_embed(make_small_vectors(ids, 'd', 0) | make_small_vectors(queries, 'q', 1))
+    )
     path = epath.Path(tmp_path / 'runs/retrieval/c.trec')
     with path.open() as file:
         run = pytrec_eval.parse_run(file)
-    # 007 is a document too.
+    # The query 007 is also a document, which is left out of its own results.
     assert run == read_run(path) and sorted(map(len, run.values())) == [39, 40, 40]
     found = pytrec_eval.RelevanceEvaluator(
         qrels, {'ndcg_cut.10', 'recall.100', 'recip_rank'}
@@ -56,8 +60,8 @@ def test_the_file_of_a_task_gives_its_metrics(tmp_path):
     assert not [*path.parent.glob('.*')]
 
 
-def test_scores_come_back_as_the_same_float32(tmp_path):
-    scores = random_embed(0)(['a'], 'x')[0]
+def test_scores_are_read_back_as_the_same_float32(tmp_path):
+    scores = make_random_embed(0)(['a'], 'x')[0]
     write_run(
         epath.Path(tmp_path / 'a.trec'),
         {'q': {str(i): float(score) for i, score in enumerate(scores)}},
@@ -67,8 +71,8 @@ def test_scores_come_back_as_the_same_float32(tmp_path):
     )
 
 
-def test_an_id_that_a_run_file_cannot_hold(tmp_path):
+def test_id_with_a_space_is_an_error(tmp_path):
     path = epath.Path(tmp_path / 'a.trec')
-    with pytest.raises(UserError, match="a.trec: the id 'a b' is empty or holds a space"):
+    with pytest.raises(UserError, match="a.trec: the id 'a b' is empty or contains a space"):
         write_run(path, {'q': {'a b': 1.0}})
     assert not [*tmp_path.iterdir()]

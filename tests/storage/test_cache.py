@@ -4,30 +4,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpt_jax.storage.cache import cache_folder, cached, from_array, to_array
+from cpt_jax.storage.cache import array_to_json, get_cache_folder, json_to_array, load_or_build
 
 
-def counted(calls):
+def make_counting_build(calls):
+    """Returns a build function that appends to `calls`."""
+
     def build():
         calls.append(1)
-        return {'a': np.arange(5), 'b': to_array({'text': 'é', 'list': [1, None]})}
+        return {'a': np.arange(5), 'b': json_to_array({'text': 'é', 'list': [1, None]})}
 
     return build
 
 
 def test_second_call_reads_the_file(cache):
     calls = []
-    first, second = cached('name', counted(calls)), cached('name', counted(calls))
+    first = load_or_build('name', make_counting_build(calls))
+    second = load_or_build('name', make_counting_build(calls))
     assert len(calls) == 1
     np.testing.assert_array_equal(first['a'], second['a'])
-    assert from_array(second['b']) == {'text': 'é', 'list': [1, None]}
+    assert array_to_json(second['b']) == {'text': 'é', 'list': [1, None]}
     assert [path.name for path in cache.iterdir()] == ['name.npz']
 
 
-def test_other_name_is_built():
+def test_another_name_is_built_separately():
     calls = []
-    cached('name', counted(calls))
-    cached('other', counted(calls))
+    load_or_build('name', make_counting_build(calls))
+    load_or_build('other', make_counting_build(calls))
     assert len(calls) == 2
 
 
@@ -42,33 +45,35 @@ NUMBERS = np.arange(5).tobytes()
         lambda b: b'x' * 100,
         lambda b: b.replace(NUMBERS, NUMBERS[::-1]),
     ],
-    ids=['empty', 'cut', 'rubbish', 'bits'],
+    ids=['empty', 'truncated', 'garbage', 'changed bytes'],
 )
-def test_broken_file_is_built_again(cache, damage):
+def test_damaged_file_is_built_again(cache, damage):
     calls = []
-    cached('name', counted(calls))
+    load_or_build('name', make_counting_build(calls))
     path = cache / 'name.npz'
     whole = path.read_bytes()
     assert NUMBERS in whole
     path.write_bytes(damage(whole))
-    np.testing.assert_array_equal(cached('name', counted(calls))['a'], np.arange(5))
+    np.testing.assert_array_equal(
+        load_or_build('name', make_counting_build(calls))['a'], np.arange(5)
+    )
     assert len(calls) == 2
     assert path.read_bytes() == whole
 
 
-def test_failed_build_leaves_nothing(cache):
+def test_failed_build_writes_no_file(cache):
     with pytest.raises(ZeroDivisionError):
-        cached('name', lambda: {'a': np.array(1 // 0)})
+        load_or_build('name', lambda: {'a': np.array(1 // 0)})
     assert not cache.exists() or not list(cache.iterdir())
 
 
-def test_folder_that_cannot_be_written_costs_a_warning(tmp_path, monkeypatch, caplog):
+def test_unwritable_folder_is_a_warning(tmp_path, monkeypatch, caplog):
     (tmp_path / 'file').write_text('')
     monkeypatch.setenv('CPT_JAX_CACHE', str(tmp_path / 'file' / 'below'))
-    np.testing.assert_array_equal(cached('name', counted([]))['a'], np.arange(5))
+    np.testing.assert_array_equal(load_or_build('name', make_counting_build([]))['a'], np.arange(5))
     assert 'cannot be written' in caplog.text
 
 
-def test_default_folder(monkeypatch):
+def test_default_folder_is_in_the_home_directory(monkeypatch):
     monkeypatch.delenv('CPT_JAX_CACHE')
-    assert cache_folder() == Path(os.path.expanduser('~/.cache/cpt_jax'))
+    assert get_cache_folder() == Path(os.path.expanduser('~/.cache/cpt_jax'))

@@ -1,20 +1,20 @@
-"""TensorBoard's event files."""
+"""TensorBoard event files."""
 
 import struct
 
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
-from cpt_jax.storage.event_files import Point, write_points
+from cpt_jax.storage.event_files import ScorePoint, write_points
 
 POINTS = [
-    Point(step, 1000.0 + step, {'sts/a/spearman': step / 10, 'retrieval/b/ndcg@10': 0.5})
+    ScorePoint(step, 1000.0 + step, {'sts/a/spearman': step / 10, 'retrieval/b/ndcg@10': 0.5})
     for step in (10, 20, 15)
 ]
 
 
 def events(data: bytes) -> list[Event]:
-    """Records of a length, its checksum, an event, its checksum."""
+    """Reads records of: length, checksum, event, checksum."""
     found = []
     while data:
         (length,) = struct.unpack('<Q', data[:8])
@@ -24,7 +24,7 @@ def events(data: bytes) -> list[Event]:
     return found
 
 
-def test_an_event_a_point_in_tensorboards_own_form(tmp_path):
+def test_file_has_one_event_per_point_as_written_by_tensorboardx(tmp_path):
     path = tmp_path / 'eval' / 'events.tfevents'
     write_points(path, POINTS)
     first, *rest = found = events(path.read_bytes())
@@ -34,22 +34,23 @@ def test_an_event_a_point_in_tensorboards_own_form(tmp_path):
         ('sts/a/spearman', 1),
         ('retrieval/b/ndcg_10', 0.5),
     ]
-    writer = RecordWriter(str(tmp_path / 'theirs'))
+    writer = RecordWriter(str(tmp_path / 'reference'))
     for event in found:
         writer.write(event.SerializeToString())
     writer.close()
-    assert (tmp_path / 'theirs').read_bytes() == path.read_bytes()
+    assert (tmp_path / 'reference').read_bytes() == path.read_bytes()
 
 
-def test_whatever_was_written_before_the_file_ends_as_if_written_at_once(tmp_path):
+def test_truncated_or_shorter_file_is_completed(tmp_path):
     path = tmp_path / 'tfevents'
     write_points(path, POINTS)
     whole = path.read_bytes()
-    for cut in range(0, len(whole) + 1, 7):  # killed there
+    for cut in range(0, len(whole) + 1, 7):  # as if the writer was killed after `cut` bytes
         path.write_bytes(whole[:cut])
         write_points(path, POINTS)
         assert path.read_bytes() == whole
-    for count in (1, 2, 3):  # and grown point by point; fewer than there are begin anew
+    # With fewer points than events, the file is written again; then it grows point by point.
+    for count in (1, 2, 3):
         write_points(path, POINTS[:count])
         assert len(events(path.read_bytes())) == 1 + count
     assert path.read_bytes() == whole

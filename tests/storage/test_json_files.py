@@ -3,7 +3,7 @@ import pytest
 from cpt_jax.storage.json_files import read_json_file, write_json
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / 'some.json'
     write_json(path, {'a': 'é'})
     assert path.read_bytes() == '{\n  "a": "é"\n}\n'.encode()

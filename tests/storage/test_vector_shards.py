@@ -1,4 +1,4 @@
-"""Directories of vectors: shards, going on, and refusing what does not belong."""
+"""Directories of vectors: shards, resuming, and errors for wrong content."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.vector_shards import Meta, VectorWriter, read_vectors
+from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, read_vectors
 
-META = Meta(
+META = VectorsMeta(
     model='run@20',
     settings={'dtype': 'float32', 'delimiters': {'x': ('[', ']')}, 'step': 20},
     side='y',
@@ -22,49 +22,50 @@ META = Meta(
 IDS = [f'document {i}' for i in range(8)] + ['', 'Ü\u2028\r 9']
 
 
-def unit_vectors(count: int = 10) -> np.ndarray:
+def make_unit_vectors(count: int = 10) -> np.ndarray:
     vectors_NxD = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)
     return vectors_NxD / np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
 
 
-def names(directory) -> list[str]:
+def list_names(directory) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def fill(directory, pieces: list[int], meta: Meta = META) -> None:
-    """Writes texts in pieces of those sizes."""
-    writer, start = VectorWriter(directory, meta), 0
-    for size in pieces:
-        writer.add(IDS[start : start + size], unit_vectors()[start : start + size])
+def write_vectors(directory, batch_sizes: list[int], meta: VectorsMeta = META) -> None:
+    """Writes the first texts in batches of these sizes."""
+    writer = VectorWriter(directory, meta)
+    start = 0
+    for size in batch_sizes:
+        writer.add(IDS[start : start + size], make_unit_vectors()[start : start + size])
         start += size
 
 
-@pytest.mark.parametrize('pieces', [[10], [1] * 10, [3, 6, 1], [0, 9, 0, 1]])
-def test_what_is_written_in_any_pieces_is_read(tmp_path, pieces):
+@pytest.mark.parametrize('batch_sizes', [[10], [1] * 10, [3, 6, 1], [0, 9, 0, 1]])
+def test_batch_sizes_do_not_change_what_is_read(tmp_path, batch_sizes):
     directory = tmp_path / 'new' / 'vectors'
-    fill(directory, pieces)
+    write_vectors(directory, batch_sizes)
     shards = [f'{i:05d}-of-00003' for i in range(3)]
-    assert names(directory) == sorted(
+    assert list_names(directory) == sorted(
         [f'vectors-{i}.npy' for i in shards] + [f'ids-{i}.txt' for i in shards] + ['meta.json']
     )
     found = read_vectors(directory)
     assert [len(shard) for shard in found.shards] == [4, 4, 2] and isinstance(
         found.shards[0], np.memmap
     )
-    np.testing.assert_array_equal(np.concatenate(found.shards), unit_vectors())
+    np.testing.assert_array_equal(np.concatenate(found.shards), make_unit_vectors())
     assert found.ids == IDS
     assert dataclasses.asdict(found.meta) == json.loads(json.dumps(dataclasses.asdict(META)))
     np.testing.assert_array_equal(
-        np.load(directory / 'vectors-00001-of-00003.npy'), unit_vectors()[4:8]
+        np.load(directory / 'vectors-00001-of-00003.npy'), make_unit_vectors()[4:8]
     )
 
 
-def test_it_goes_on_with_the_shards_that_are_missing(tmp_path):
-    fill(tmp_path, [7])
+def test_writer_resumes_with_the_missing_shards(tmp_path):
+    write_vectors(tmp_path, [7])
     assert (tmp_path / 'vectors-00000-of-00003.npy').exists() and not (
         tmp_path / 'vectors-00001-of-00003.npy'
     ).exists()
-    # As a killed program leaves it.
+    # A temporary file of a killed program.
     (tmp_path / 'vectors-00001-of-00003.npyq7.part').write_bytes(b'half')
     with pytest.raises(
         UserError,
@@ -72,18 +73,20 @@ def test_it_goes_on_with_the_shards_that_are_missing(tmp_path):
         'again',
     ):
         read_vectors(tmp_path)
-    # The same texts.
+    # A different path of the same texts is accepted.
     writer = VectorWriter(tmp_path, dataclasses.replace(META, input='elsewhere/corpus.jsonl'))
     assert writer.missing == [1, 2] and not list(tmp_path.glob('*.part'))
     before = (tmp_path / 'vectors-00000-of-00003.npy').stat().st_mtime_ns
-    writer.add(IDS[4:], unit_vectors()[4:])
+    writer.add(IDS[4:], make_unit_vectors()[4:])
     assert writer.missing == [] and VectorWriter(tmp_path, META).missing == []
     assert (tmp_path / 'vectors-00000-of-00003.npy').stat().st_mtime_ns == before
-    np.testing.assert_array_equal(np.concatenate(read_vectors(tmp_path).shards), unit_vectors())
+    np.testing.assert_array_equal(
+        np.concatenate(read_vectors(tmp_path).shards), make_unit_vectors()
+    )
 
 
 @pytest.mark.parametrize(
-    ('changes', 'told'),
+    ('changes', 'differences'),
     [
         ({'model': 'other@20'}, 'model=run@20'),
         ({'settings': META.settings | {'step': 30}}, 'other settings'),
@@ -94,48 +97,49 @@ def test_it_goes_on_with_the_shards_that_are_missing(tmp_path):
     ],
     ids=lambda value: None if isinstance(value, str) else '-'.join(value),
 )
-def test_a_directory_of_other_vectors_is_refused(tmp_path, changes, told):
-    fill(tmp_path, [10])
+def test_directory_of_other_vectors_is_an_error(tmp_path, changes, differences):
+    write_vectors(tmp_path, [10])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError) as error:
         VectorWriter(tmp_path, dataclasses.replace(META, **changes))
     assert (
         str(error.value)
-        == f'{tmp_path}: holds other vectors ({told}): choose another directory, or delete it'
+        == f'{tmp_path}: holds other vectors ({differences}): choose another directory, or delete '
+        f'it'
     )
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_vectors_of_nobody_are_refused(tmp_path):
-    fill(tmp_path, [10])
+def test_vectors_without_readable_metadata_are_an_error(tmp_path):
+    write_vectors(tmp_path, [10])
     (tmp_path / 'meta.json').unlink()
-    for open_it in (lambda: VectorWriter(tmp_path, META), lambda: read_vectors(tmp_path)):
+    for open_directory in (lambda: VectorWriter(tmp_path, META), lambda: read_vectors(tmp_path)):
         with pytest.raises(UserError, match='meta.json'):
-            open_it()
+            open_directory()
     (tmp_path / 'meta.json').write_text('{"model": "m"}')
     with pytest.raises(UserError, match=r'meta.json: cannot be read'):
         read_vectors(tmp_path)
 
 
-def test_a_file_in_place_of_the_directory_is_one_line(tmp_path):
+def test_file_at_the_path_of_the_directory_is_an_error(tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(UserError, match='file: cannot be made'):
         VectorWriter(tmp_path / 'file', META)
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, 0.0, 1.1])
-def test_what_is_not_a_unit_vector_is_not_written(tmp_path, value):
-    vectors_NxD = unit_vectors()
+def test_vector_that_is_not_of_unit_length_is_not_written(tmp_path, value):
+    vectors_NxD = make_unit_vectors()
     vectors_NxD[6] *= value
     with pytest.raises(
         UserError, match='--model run@20: 1 of 10 vectors are not finite or not of unit length'
     ):
         VectorWriter(tmp_path, META).add(IDS, vectors_NxD)
-    assert names(tmp_path) == ['meta.json']
+    assert list_names(tmp_path) == ['meta.json']
 
 
-def test_ids_that_do_not_belong_to_the_vectors_are_noticed(tmp_path):
-    fill(tmp_path, [10])
+def test_ids_that_do_not_match_the_vectors_are_an_error(tmp_path):
+    write_vectors(tmp_path, [10])
     (tmp_path / 'ids-00002-of-00003.txt').write_text('one\n')
     with pytest.raises(
         UserError, match=r'vectors-00002-of-00003.npy: holds float32\[2, 4\], not float32 \[1, 4\]'

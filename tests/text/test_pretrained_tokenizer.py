@@ -1,5 +1,5 @@
-"""Tokenizers of pretrained directories in all their forms: the ids of transformers (kept in a
-golden), and of llama2.c.
+"""Tokenizers of pretrained directories in every file format: ids equal those of transformers (kept
+in a golden) and llama2.c.
 """
 
 import io
@@ -13,8 +13,8 @@ import sentencepiece
 import tokenizers
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.pretrained_tokenizer import OwnTokenizer, open_tokenizer
-from cpt_jax.text.tokenizer import tokenizer_from_file
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
+from cpt_jax.text.tokenizer import parse_tokenizer_file
 from tests.conftest import sentences
 from tests.goldens.golden import read_golden
 
@@ -23,7 +23,7 @@ TEXTS = [
     '',
     'list   file',
     'token \n\n\tfile\r\n  value ',
-    'Ünïcödé \U0001f389\U0001f469\u200d\U0001f4bb e\u0301',  # with a letter that NFC joins
+    'Ünïcödé \U0001f389\U0001f469\u200d\U0001f4bb e\u0301',  # NFC composes the last two characters
     "I'll index 12345 rows, it's 'quoted' f(x)[0] == {y}",
     'a <|endoftext|> list </s> and<s>file <unk> <pad><mask> [x]  [y]  row[z]',
     '</s>list <s> file',
@@ -34,33 +34,33 @@ PROMPTS = {'x': '', 'y': 'row: '}
 LIMITS = 10_000, 5
 
 
-def dumped(folder: Path, **files) -> Path:
-    """A directory with these JSON files."""
+def write_json_files(folder: Path, **files) -> Path:
+    """Writes a JSON file for each keyword; returns the directory."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / f'{name}.json').write_text(json.dumps(content))
     return folder
 
 
-def byte_level(folder: Path, special: list[str], **files) -> Path:
-    """vocab.json and merges.txt, as GPT-2's tokenizer is kept."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+def write_byte_level(folder: Path, special: list[str], **files) -> Path:
+    """Writes vocab.json and merges.txt, the format of GPT-2's tokenizer; returns the directory."""
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     options = {
         'initial_alphabet': tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         'show_progress': False,
     }
-    made.train_from_iterator(
+    trained.train_from_iterator(
         sentences(200),
         tokenizers.trainers.BpeTrainer(vocab_size=330, special_tokens=special, **options),
     )
-    dumped(folder, **files)
-    made.model.save(str(folder))
+    write_json_files(folder, **files)
+    trained.model.save(str(folder))
     return folder
 
 
-def trained_pieces(**options) -> bytes:
-    """A sentencepiece model of LLaMA's kind."""
+def train_sentencepiece(**options) -> bytes:
+    """Trains a sentencepiece model like LLaMA's; returns the content of its file."""
     written = io.BytesIO()
     options = {
         'normalization_rule_name': 'identity',
@@ -74,13 +74,14 @@ def trained_pieces(**options) -> bytes:
     return written.getvalue()
 
 
-def pieces(folder: Path, data: bytes | None = None, **files) -> Path:
-    dumped(folder, **files)
-    (folder / 'tokenizer.model').write_bytes(data or trained_pieces())
+def write_sentencepiece(folder: Path, data: bytes | None = None, **files) -> Path:
+    """Writes tokenizer.model and JSON files; returns the directory."""
+    write_json_files(folder, **files)
+    (folder / 'tokenizer.model').write_bytes(data or train_sentencepiece())
     return folder
 
 
-def opened(folder: Path) -> OwnTokenizer:
+def open_directory(folder: Path) -> PretrainedTokenizer:
     return open_tokenizer(
         folder, json.loads((folder / 'config.json').read_text()), PROMPTS, lower=False
     )
@@ -181,13 +182,13 @@ PIECES = {
 }
 
 
-def directory_of(case: str, folder: Path) -> tuple[Path, list[str]]:
-    """Writes the directory of a case; returns it and the texts to compare."""
+def write_case_directory(case: str, folder: Path) -> tuple[Path, list[str]]:
+    """Writes the directory of a case; returns its path and the texts to compare."""
     if case in BYTE_LEVEL:
         special, files = BYTE_LEVEL[case]
-        return byte_level(folder, special, **files), TEXTS + BEGINS_WITH_SPACE
+        return write_byte_level(folder, special, **files), TEXTS + BEGINS_WITH_SPACE
     config = PIECES[case] | {'tokenizer_class': 'LlamaTokenizer'}
-    pieces(folder, config={'model_type': 'llama'}, tokenizer_config=config)
+    write_sentencepiece(folder, config={'model_type': 'llama'}, tokenizer_config=config)
     texts = [
         text
         for text in TEXTS
@@ -196,9 +197,10 @@ def directory_of(case: str, folder: Path) -> tuple[Path, list[str]]:
     return folder, [*texts, '<s>list</s>file']
 
 
-def compare(case: str, folder: Path, texts: list[str]) -> None:
-    """All ids, whole and cut, with and without a prompt."""
-    expected, ours = read_golden('pretrained_tokenizer').facts[case], opened(folder)
+def check_ids(case: str, folder: Path, texts: list[str]) -> None:
+    """Compares all ids with the golden, untruncated and truncated, with and without a prompt."""
+    expected = read_golden('pretrained_tokenizer').facts[case]
+    ours = open_directory(folder)
     assert ours.vocab_size == expected['ids']
     for limit in LIMITS:
         for side in PROMPTS:
@@ -209,57 +211,57 @@ def compare(case: str, folder: Path, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize('case', BYTE_LEVEL)
-def test_vocab_and_merges_have_the_ids_of_transformers(tmp_path, case):
-    folder, texts = directory_of(case, tmp_path)
-    compare(case, folder, texts)
-    first = opened(folder).encode([''], 'x', 10)[0].tolist()
+def test_vocab_and_merges_give_the_ids_of_transformers(tmp_path, case):
+    folder, texts = write_case_directory(case, tmp_path)
+    check_ids(case, folder, texts)
+    first = open_directory(folder).encode([''], 'x', 10)[0].tolist()
     assert first == {'gpt2, all around': [330, 0], 'opt': [2], 'opt, older': [2]}.get(case, [0])
 
 
-def test_a_text_without_tokens_is_its_end(tmp_path):
+def test_text_without_tokens_is_encoded_as_eos(tmp_path):
     for config, end in [
         ({'eos_token_id': 7}, 7),
         ({'eos_token_id': [5, 6]}, 5),
         ({'eos_token_id': 999, 'bos_token_id': 3}, 3),
         ({}, 0),
     ]:
-        folder = byte_level(tmp_path, ['<|endoftext|>'], config={'model_type': 'gpt2'} | config)
-        assert [ids.tolist() for ids in opened(folder).encode(['', 'l'], 'x', 10)][0] == [end]
-    around = byte_level(
+        folder = write_byte_level(
+            tmp_path, ['<|endoftext|>'], config={'model_type': 'gpt2'} | config
+        )
+        assert open_directory(folder).encode(['', 'l'], 'x', 10)[0].tolist() == [end]
+    with_bos = write_byte_level(
         tmp_path,
         ['<|endoftext|>'],
         config={'eos_token_id': 7},
         tokenizer_config={'add_bos_token': True},
     )
-    assert opened(around).encode([''], 'x', 10)[0].tolist() == [0]
+    assert open_directory(with_bos).encode([''], 'x', 10)[0].tolist() == [0]
 
 
 @pytest.mark.parametrize('case', PIECES)
-def test_sentencepiece_models_have_the_ids_of_transformers(tmp_path, case):
-    folder, texts = directory_of(case, tmp_path)
+def test_sentencepiece_models_give_the_ids_of_transformers(tmp_path, case):
+    folder, texts = write_case_directory(case, tmp_path)
     data = (folder / 'tokenizer.model').read_bytes()
     assert sentencepiece.SentencePieceProcessor(model_proto=data).get_piece_size() == 340
-    compare(case, folder, texts)
+    check_ids(case, folder, texts)
 
 
-def test_a_text_that_begins_with_spaces_has_the_ids_of_sentencepiece(tmp_path):
-    """transformers' own BPE of the pieces leaves out one."""
-    folder = pieces(tmp_path, config={'model_type': 'llama'})
-    model, ours = (
-        sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model')),
-        opened(folder),
-    )
+def test_text_with_leading_spaces_has_the_ids_of_sentencepiece(tmp_path):
+    """transformers' BPE omits one of the spaces."""
+    folder = write_sentencepiece(tmp_path, config={'model_type': 'llama'})
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / 'tokenizer.model'))
+    ours = open_directory(folder)
     texts = [*BEGINS_WITH_SPACE[:3], TEXTS[-1]]
     for text, ids in zip(texts, ours.encode(texts, 'x', 100), strict=True):
-        # No add_bos_token: LLaMA's texts begin with it.
+        # Without `add_bos_token`, BOS is prepended for LLaMA.
         assert ids.tolist() == [1, *model.encode(text)]
     assert ours.encode(['', ' a <s> list'], 'x', 100)[0].tolist() == [1]
 
 
 @pytest.mark.parametrize('prefix', [True, False])
-def test_other_sentencepiece_models_are_read_as_they_are(tmp_path, prefix):
-    """Unigram, normalised, with a space before a text or none (Gemma), and no <s>."""
-    data = trained_pieces(
+def test_other_sentencepiece_models_keep_their_ids(tmp_path, prefix):
+    """Unigram with normalization, with or without (Gemma) a space before texts, and no <s>."""
+    data = train_sentencepiece(
         model_type='unigram',
         normalization_rule_name='nmt_nfkc',
         remove_extra_whitespaces=True,
@@ -267,19 +269,20 @@ def test_other_sentencepiece_models_are_read_as_they_are(tmp_path, prefix):
         bos_id=-1,
         vocab_size=310,
     )
-    folder = dumped(
+    folder = write_json_files(
         tmp_path, config={'model_type': 'gemma'}, tokenizer_config={'add_eos_token': True}
     )
     (folder / 'spiece.model').write_bytes(data)
-    model, ours = sentencepiece.SentencePieceProcessor(model_proto=data), opened(folder)
+    model = sentencepiece.SentencePieceProcessor(model_proto=data)
+    ours = open_directory(folder)
     assert ours.source == 'spiece.model'
     texts = [*sentences(5), 'ﬁle  list ']
     for text, ids in zip(texts, ours.encode(texts, 'x', 100), strict=True):
         assert ids.tolist() == [*model.encode(text), model.eos_id()]
 
 
-def as_llama2c(data: bytes) -> bytes:
-    """tokenizer.bin as llama2.c's tokenizer.py writes it."""
+def convert_to_llama2c(data: bytes) -> bytes:
+    """Returns the tokenizer.bin that llama2.c's tokenizer.py writes for a sentencepiece model."""
     model = sentencepiece.SentencePieceProcessor(model_proto=data)
     texts = [model.id_to_piece(i).replace('\u2581', ' ') for i in range(model.get_piece_size())]
     texts[1:3] = ['\n<s>\n', '\n</s>\n']
@@ -290,14 +293,15 @@ def as_llama2c(data: bytes) -> bytes:
 
 
 def encode_as_llama2c(data: bytes, text: str) -> list[int]:
-    """`encode` of llama2.c's run.c, line by line, with the first of two <s> and </s> that it
-    adds.
+    """Returns ids as `encode` of llama2.c's run.c computes them, line by line, with <s> but without
+    </s>.
     """
-    pieces, place = [], 4
-    while place < len(data):
-        score, length = struct.unpack_from('<fi', data, place)
-        pieces.append((data[place + 8 : place + 8 + length], score))
-        place += 8 + length
+    pieces = []
+    offset = 4
+    while offset < len(data):
+        score, length = struct.unpack_from('<fi', data, offset)
+        pieces.append((data[offset + 8 : offset + 8 + length], score))
+        offset += 8 + length
     ids = {piece: i for i, (piece, _) in enumerate(pieces)}
     tokens = [1] + ([ids[b' ']] if text else [])
     for character in text:
@@ -317,12 +321,13 @@ def encode_as_llama2c(data: bytes, text: str) -> list[int]:
         tokens[best : best + 2] = [joined[best]]
 
 
-def test_a_vocabulary_with_scores_has_the_ids_of_llama2c(tmp_path):
-    data = trained_pieces()
-    folder = dumped(tmp_path, config={'model_type': 'llama'})
-    (folder / 'tok340.bin').write_bytes(as_llama2c(data))
-    pieces(tmp_path / 'same', data, config={'model_type': 'llama'})
-    ours, same = opened(folder), opened(tmp_path / 'same')
+def test_tokenizer_bin_gives_the_ids_of_llama2c(tmp_path):
+    data = train_sentencepiece()
+    folder = write_json_files(tmp_path, config={'model_type': 'llama'})
+    (folder / 'tok340.bin').write_bytes(convert_to_llama2c(data))
+    write_sentencepiece(tmp_path / 'same', data, config={'model_type': 'llama'})
+    ours = open_directory(folder)
+    same = open_directory(tmp_path / 'same')
     texts = [
         'a b  c\n\nUpper Case',
         *(text for text in TEXTS + BEGINS_WITH_SPACE if '<' not in text and '\u2581' not in text),
@@ -330,32 +335,38 @@ def test_a_vocabulary_with_scores_has_the_ids_of_llama2c(tmp_path):
     for text, mine, other in zip(
         texts, ours.encode(texts, 'x', 1000), same.encode(texts, 'x', 1000), strict=True
     ):
-        assert mine.tolist() == other.tolist() == encode_as_llama2c(as_llama2c(data), text), text
-    (folder / 'tok340.bin').write_bytes(as_llama2c(data)[:-1])
+        assert (
+            mine.tolist() == other.tolist() == encode_as_llama2c(convert_to_llama2c(data), text)
+        ), text
+    (folder / 'tok340.bin').write_bytes(convert_to_llama2c(data)[:-1])
     with pytest.raises(UserError, match=r'tok340\.bin: cannot be read: it is cut short'):
-        opened(folder)
+        open_directory(folder)
 
 
-@pytest.mark.parametrize('kind', ['byte level', 'pieces'])
-def test_a_run_has_the_same_pieces_between_its_delimiters(tmp_path, kind):
-    if kind == 'pieces':
-        folder = pieces(tmp_path, config={'model_type': 'llama'}, added_tokens={'[x]': 340})
+@pytest.mark.parametrize('kind', ['byte level', 'sentencepiece'])
+def test_run_encodes_a_text_with_the_same_ids_between_delimiters(tmp_path, kind):
+    if kind == 'sentencepiece':
+        folder = write_sentencepiece(
+            tmp_path, config={'model_type': 'llama'}, added_tokens={'[x]': 340}
+        )
     else:
-        folder = byte_level(
+        folder = write_byte_level(
             tmp_path, ['<s>', '<pad>', '</s>'], config={'model_type': 'opt'}, tokenizer_config=OPT
         )
-    ours = opened(folder)
-    plain = tokenizer_from_file(*ours.file)
+    ours = open_directory(folder)
+    plain = parse_tokenizer_file(*ours.file)
     for text in ['', *sentences(5), 'Ünï\U0001f389']:
-        (own,), (ids,) = ours.encode([text], 'x', 100), plain.encode([text], 'x', 102)
-        assert ids[1:-1].tolist() == own.tolist()[1:] and ids[0] == plain.vocab_size - 4
-    assert plain.encode(['</s>'], 'x', 100)[0].size > 3  # is text
-    assert plain.vocab_size == (344 if kind == 'pieces' else 334)
-    assert ours.vocab_size == (341 if kind == 'pieces' else 330)
+        (own,) = ours.encode([text], 'x', 100)
+        (ids,) = plain.encode([text], 'x', 102)
+        assert ids[1:-1].tolist() == own.tolist()[1:]
+        assert ids[0] == plain.vocab_size - 4
+    assert plain.encode(['</s>'], 'x', 100)[0].size > 3  # encoded as plain text
+    assert plain.vocab_size == (344 if kind == 'sentencepiece' else 334)
+    assert ours.vocab_size == (341 if kind == 'sentencepiece' else 330)
 
 
-def test_the_fingerprint_is_of_all_that_ids_depend_on(tmp_path):
-    data = trained_pieces()
+def test_fingerprint_depends_on_all_settings_that_change_ids(tmp_path):
+    data = train_sentencepiece()
     configs = [
         {},
         {'add_eos_token': True},
@@ -364,33 +375,35 @@ def test_the_fingerprint_is_of_all_that_ids_depend_on(tmp_path):
         {'add_bos_token': False},
     ]
     folders = [
-        pieces(tmp_path / str(i), data, config={}, tokenizer_config=config)
+        write_sentencepiece(tmp_path / str(i), data, config={}, tokenizer_config=config)
         for i, config in enumerate(configs)
     ]
-    assert len({opened(folder).fingerprint for folder in folders}) == len(configs)
-    assert opened(folders[0]).fingerprint == opened(folders[0]).fingerprint
-    levels = [
-        byte_level(
+    assert len({open_directory(folder).fingerprint for folder in folders}) == len(configs)
+    assert open_directory(folders[0]).fingerprint == open_directory(folders[0]).fingerprint
+    byte_level_folders = [
+        write_byte_level(
             tmp_path / f'b{i}', ['</s>'], config={}, tokenizer_config={'add_prefix_space': i == 2}
         )
         for i in range(3)
     ]
-    assert [opened(level).fingerprint == opened(levels[0]).fingerprint for level in levels] == [
-        True,
-        True,
-        False,
-    ]
+    first, second, with_prefix_space = (
+        open_directory(folder).fingerprint for folder in byte_level_folders
+    )
+    assert first == second
+    assert first != with_prefix_space
 
 
 MISTAKES = {
     'none': (
         lambda folder: (folder / 'vocab.json').unlink(),
-        'holds no tokenizer.json, no vocab.json with merges.txt, and no sentencepiece',
+        'holds no tokenizer.json, no vocab.json with merges.txt and no sentencepiece',
     ),
     'no merges': (lambda folder: (folder / 'merges.txt').unlink(), 'holds no tokenizer.json'),
     'another class': (
-        lambda folder: dumped(folder, tokenizer_config={'tokenizer_class': 'WhisperTokenizerFast'}),
-        'a WhisperTokenizer of vocab.json and merges.txt is not supported; known are '
+        lambda folder: write_json_files(
+            folder, tokenizer_config={'tokenizer_class': 'WhisperTokenizerFast'}
+        ),
+        r'a WhisperTokenizer from vocab\.json and merges\.txt is not supported \(supported: '
         'GPT2Tokenizer, ',
     ),
     'damaged': (
@@ -402,10 +415,10 @@ MISTAKES = {
         r'added_tokens\.json: not JSON',
     ),
     'two ids': (
-        lambda folder: dumped(
+        lambda folder: write_json_files(
             folder, tokenizer_config={'added_tokens_decoder': {'400': token('[x]')}}
         ),
-        r'\[x\] is id 400 by its added tokens, and 330 by vocab\.json',
+        r'\[x\] has id 400 among the added tokens and id 330 in vocab\.json',
     ),
     'no sentencepiece model': (
         lambda folder: [
@@ -418,10 +431,10 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize('mistake', MISTAKES)
-def test_mistakes_are_one_line(tmp_path, mistake):
-    folder = byte_level(tmp_path, ['<|endoftext|>'], config={'model_type': 'gpt2'})
+def test_invalid_directory_gives_a_one_line_error(tmp_path, mistake):
+    folder = write_byte_level(tmp_path, ['<|endoftext|>'], config={'model_type': 'gpt2'})
     change, line = MISTAKES[mistake]
     change(folder)
     with pytest.raises(UserError, match=line) as error:
-        opened(folder)
+        open_directory(folder)
     assert '\n' not in str(error.value)

@@ -1,5 +1,5 @@
-"""PromptEOL: the strings and ids of the paper's program, and vectors of transformers, padded on the
-left (both kept in a golden).
+"""PromptEOL: strings and ids equal those of the paper's program, and vectors equal those of
+transformers with left padding (ids and vectors are kept in a golden).
 """
 
 import json
@@ -17,18 +17,24 @@ from cpt_jax.text.prompt_template import (
     Prompt,
     Representation,
     clean_up,
-    configured,
-    demonstrations_of,
+    parse_demonstrations,
+    parse_prompt_section,
     parse_template,
 )
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from tests.goldens.golden import read_golden, restore
-from tests.text.test_pretrained_tokenizer import OPT, byte_level, dumped, opened, pieces
+from tests.text.test_pretrained_tokenizer import (
+    OPT,
+    open_directory,
+    write_byte_level,
+    write_json_files,
+    write_sentencepiece,
+)
 
 TEXTS = ['he said "hi"', 'why ?', 'token list ' * 3, 'a_b']
 VECTORS = ('opt', 'prompteol'), ('llama', 'prompteol'), ('opt', 'mean'), ('llama', 'last')
 SWISS = ('relating to switzerland or its people.', 'Swiss')
-# Text -> what evaluation reads of it.
+# Text -> string that the model reads in evaluation.
 GOLDEN = {
     'he said "hi"': 'This sentence : "he said \'hi\'" means in one word:"',
     'why ?': 'This sentence : "why ." means in one word:"',
@@ -41,9 +47,9 @@ GOLDEN = {
 }
 
 
-def papers(template: str, text: str, clean: bool = True) -> str:
-    """As kongds/scaling_sentemb, evaluation.py, has it, with the joining of words that SentEval's
-    batches go through before.
+def fill_as_in_paper(template: str, text: str, clean: bool = True) -> str:
+    """Returns the string that evaluation.py of kongds/scaling_sentemb makes, after SentEval has
+    joined the words of the text by single spaces.
     """
     template = template.replace('_', ' ').replace('*sep+*', '').replace('*cls*', '')
     s = ' '.join(text.split()) if clean else text
@@ -57,16 +63,16 @@ def papers(template: str, text: str, clean: bool = True) -> str:
 
 
 @pytest.mark.parametrize('text', GOLDEN)
-def test_strings_are_those_of_the_paper(text):
+def test_strings_equal_those_of_the_paper(text):
     template = 'This_sentence_:_"*sent_0*"_means_in_one_word:"'
-    assert Prompt(PROMPTEOL, clean=True).fill(text) == GOLDEN[text] == papers(template, text)
-    assert Prompt(template).fill(text) == papers(template, text, clean=False)
+    expected = GOLDEN[text]
+    assert Prompt(PROMPTEOL, clean=True).fill(text) == expected
+    assert fill_as_in_paper(template, text) == expected
+    assert Prompt(template).fill(text) == fill_as_in_paper(template, text, clean=False)
 
 
-def test_the_steps_come_in_their_order():
-    """The quotation mark counts as an end before it is replaced; a ? behind it goes all the
-    same.
-    """
+def test_clean_up_applies_its_steps_in_order():
+    """A final quotation mark counts as an end before it is replaced; a ? before it stays."""
     assert [clean_up(text) for text in ('a "?', '"', '?', 'a?"', 'no end', ' ')] == [
         "a '.",
         "'",
@@ -90,15 +96,15 @@ def test_demonstrations_are_joined_without_a_separator():
     assert parse_template(whole, '') == Prompt(
         PROMPTEOL, demonstrations=(('A man.', 'Smoking'),)
     ).fill('{text}')
-    labels = demonstrations_of(['a fine film=positive', '1 = 2, dull=negative'])
+    labels = parse_demonstrations(['a fine film=positive', '1 = 2, dull=negative'])
     two = (
         'This sentence: "a fine film" means positive.This sentence: "1 = 2, dull" means '
         'negative.This sentence: "x" means'
     )
-    assert Representation('prompt', demonstrations=labels).prompt().fill('x') == two
+    assert Representation('prompt', demonstrations=labels).make_prompt().fill('x') == two
 
 
-def test_a_template_in_either_form():
+def test_both_forms_of_a_template_are_parsed():
     papers = '*cls*_A_"b_c"_is:"D".A_"*sent_0*"_is:"*sep+*'
     assert parse_template(papers, '') == ' A "b c" is:"D".A "{text}" is:"'
     with pytest.raises(UserError, match=r"examples\.txt:2: 'no slot' must have one \{text\}"):
@@ -112,53 +118,59 @@ def test_a_template_in_either_form():
         (lambda: Prompt('{text} {text}'), 'must have one'),
         (lambda: Representation(template='none'), '--template: '),
         (
-            lambda: Representation('mean', demonstrations=(SWISS,)).prompt(),
-            '--demonstration: there is no word to show',
+            lambda: Representation('mean', demonstrations=(SWISS,)).make_prompt(),
+            r'--demonstration: the template \{text\} has no place for the word',
         ),
         (
-            lambda: demonstrations_of(['no word']),
-            "--demonstration 'no word': a sentence, = and a word",
+            lambda: parse_demonstrations(['no word']),
+            "--demonstration 'no word': expected a sentence, = and a word",
         ),
-        (lambda: demonstrations_of(['a= ']), 'a sentence, = and a word'),
+        (lambda: parse_demonstrations(['a= ']), 'a sentence, = and a word'),
         (
-            lambda: configured({'template': '', 'text_tokens': 32}),
+            lambda: parse_prompt_section({'template': '', 'text_tokens': 32}),
             r'prompt\.text_tokens=32: goes with prompt\.template',
         ),
         (
-            lambda: configured({'template': 'a {text}', 'text_tokens': -1}),
+            lambda: parse_prompt_section({'template': 'a {text}', 'text_tokens': -1}),
             r'prompt\.text_tokens=-1: must be 0 or more',
         ),
     ],
 )
-def test_mistakes_are_one_line(make, words):
+def test_invalid_prompt_is_refused(make, words):
     with pytest.raises(UserError, match=words):
         make()
 
 
-def opt_tokenizer(folder: Path, **config) -> Path:
-    """OPT's: bytes, with </s> (id 2) before each text."""
+def write_opt_tokenizer(folder: Path, **config) -> Path:
+    """Writes a tokenizer like OPT's: byte-level BPE with </s> (id 2) before each text."""
     files = {
         'tokenizer_config': OPT | {'tokenizer_class': 'GPT2Tokenizer'},
         'config': {'model_type': 'opt', 'bos_token_id': 2} | config,
     }
-    return byte_level(folder, ['<s>', '<pad>', '</s>', '<unk>'], **files)
+    return write_byte_level(folder, ['<s>', '<pad>', '</s>', '<unk>'], **files)
 
 
-def llama_tokenizer(folder: Path, **options) -> Path:
-    own = {
+def write_llama_tokenizer(folder: Path, **options) -> Path:
+    """Writes a tokenizer like LLaMA's: a sentencepiece model with <s> (id 1) before each text."""
+    tokenizer_config = {
         'add_bos_token': True,
         'add_eos_token': False,
         'legacy': False,
         'tokenizer_class': 'LlamaTokenizer',
     } | options
-    return pieces(folder, config={'model_type': 'llama', 'bos_token_id': 1}, tokenizer_config=own)
+    return write_sentencepiece(
+        folder,
+        config={'model_type': 'llama', 'bos_token_id': 1},
+        tokenizer_config=tokenizer_config,
+    )
 
 
 @pytest.mark.parametrize('kind', ['opt', 'llama'])
-def test_ids_begin_once_and_have_no_end(tmp_path, kind):
-    folder = opt_tokenizer(tmp_path) if kind == 'opt' else llama_tokenizer(tmp_path)
-    ours, expected = opened(folder), read_golden('prompt_template').facts['ids'][kind]
-    found = PromptTokenizer(ours, Prompt(PROMPTEOL, clean=True), ours.begin).encode(
+def test_ids_have_one_bos_and_no_eos(tmp_path, kind):
+    folder = write_opt_tokenizer(tmp_path) if kind == 'opt' else write_llama_tokenizer(tmp_path)
+    ours = open_directory(folder)
+    expected = read_golden('prompt_template').facts['ids'][kind]
+    found = PromptTokenizer(ours, Prompt(PROMPTEOL, clean=True), ours.bos_ids).encode(
         list(GOLDEN), 'x', 1000
     )
     for ids, string, theirs in zip(found, GOLDEN.values(), expected, strict=True):
@@ -175,15 +187,15 @@ def test_ids_begin_once_and_have_no_end(tmp_path, kind):
                 str(folder / 'vocab.json'), str(folder / 'merges.txt')
             )
             assert ids.tolist() == [2, *library.encode(string).ids]
-    (empty,) = PromptTokenizer(ours, Prompt('{text}'), ours.begin).encode([''], 'x', 9)
+    (empty,) = PromptTokenizer(ours, Prompt('{text}'), ours.bos_ids).encode([''], 'x', 9)
     assert empty.tolist() == [2 if kind == 'opt' else 1]
 
 
-def test_the_beginning_of_a_text_is_that_of_the_tokenizer_or_else_of_the_model(tmp_path):
-    around = {'add_bos_token': True, 'add_eos_token': True, 'bos_token': '<s>', 'eos_token': '</s>'}
-    for number, (own, model, expected) in enumerate(
+def test_bos_comes_from_the_tokenizer_or_else_from_the_model(tmp_path):
+    both = {'add_bos_token': True, 'add_eos_token': True, 'bos_token': '<s>', 'eos_token': '</s>'}
+    for number, (tokenizer_config, bos_token_id, expected) in enumerate(
         [
-            (around, 7, (0,)),  # an end that the tokenizer adds is left out
+            (both, 7, (0,)),  # the EOS that the tokenizer would add is left out
             ({}, 7, (7,)),
             ({'add_bos_token': False}, 7, ()),
             ({'bos_token': None}, 7, ()),  # Qwen
@@ -191,88 +203,88 @@ def test_the_beginning_of_a_text_is_that_of_the_tokenizer_or_else_of_the_model(t
             ({}, 999, ()),
         ]
     ):
-        folder = byte_level(
+        folder = write_byte_level(
             tmp_path / str(number),
             ['<s>', '<pad>', '</s>'],
-            config={'bos_token_id': model, 'eos_token_id': 2},
-            tokenizer_config=own,
+            config={'bos_token_id': bos_token_id, 'eos_token_id': 2},
+            tokenizer_config=tokenizer_config,
         )
-        ours = opened(folder)
-        assert ours.begin == expected
-        (ids,) = PromptTokenizer(ours, Prompt('{text}'), ours.begin).encode(['list'], 'x', 9)
-        assert ids.tolist() == [*expected, *ours.pieces(['list'])[0]]
+        ours = open_directory(folder)
+        assert ours.bos_ids == expected
+        (ids,) = PromptTokenizer(ours, Prompt('{text}'), ours.bos_ids).encode(['list'], 'x', 9)
+        assert ids.tolist() == [*expected, *ours.encode_plain(['list'])[0]]
 
 
 @pytest.mark.parametrize('kind', ['opt', 'llama'])
-def test_the_text_is_cut_and_never_the_template(tmp_path, kind):
-    ours = opened(opt_tokenizer(tmp_path) if kind == 'opt' else llama_tokenizer(tmp_path))
+def test_only_the_text_is_truncated_not_the_template(tmp_path, kind):
+    folder = write_opt_tokenizer(tmp_path) if kind == 'opt' else write_llama_tokenizer(tmp_path)
+    ours = open_directory(folder)
     text = 'list file 1234 Ünïcödé ' * 20
-    prompted = PromptTokenizer(ours, Prompt(PROMPTEOL), ours.begin)
-    around = prompted.around
-    assert around == len(prompted.encode([''], 'x', 1000)[0])
-    for limit in range(around, around + 25):
+    prompted = PromptTokenizer(ours, Prompt(PROMPTEOL), ours.bos_ids)
+    template_length = prompted.template_length
+    assert template_length == len(prompted.encode([''], 'x', 1000)[0])
+    for limit in range(template_length, template_length + 25):
         (ids,) = prompted.encode([text], 'y', limit)
         read = ours.decode(ids.tolist()[1:])
-        assert limit - 6 <= len(ids) <= limit  # a character cut in two is a sign of its own
+        assert limit - 6 <= len(ids) <= limit  # a split character has an id of its own
         inside = read.removeprefix('This sentence : "').removesuffix('" means in one word:"')
-        assert len(inside) == len(read) - len(PROMPTEOL) + 6 and text.startswith(
-            inside.rstrip('\ufffd')
-        )
+        assert len(inside) == len(read) - len(PROMPTEOL) + len('{text}')
+        assert text.startswith(inside.rstrip('\ufffd'))
     with pytest.raises(
-        UserError, match=rf'the template .* takes {around} tokens, and the model reads {around - 1}'
+        UserError,
+        match=rf'the template .* takes {template_length} tokens, and the model reads '
+        f'{template_length - 1}',
     ):
-        prompted.encode([text], 'x', around - 1)
-    # In training: the ids of the raw text, cut, decoded and put into the template.
-    (ids,) = PromptTokenizer(ours, Prompt(PROMPTEOL, text_tokens=7), ours.begin).encode(
-        [text], 'x', 1000
-    )
-    assert ids.tolist() == [
-        *ours.begin,
-        *ours.pieces([PROMPTEOL.replace('{text}', ours.decode(ours.pieces([text])[0][:7]))])[0],
-    ]
+        prompted.encode([text], 'x', template_length - 1)
+    # In training, the ids of the raw text are truncated, decoded and put into the template.
+    limited = PromptTokenizer(ours, Prompt(PROMPTEOL, text_tokens=7), ours.bos_ids)
+    (ids,) = limited.encode([text], 'x', 1000)
+    truncated = ours.decode(ours.encode_plain([text])[0][:7])
+    (expected,) = ours.encode_plain([PROMPTEOL.replace('{text}', truncated)])
+    assert ids.tolist() == [*ours.bos_ids, *expected]
 
 
-def test_names_of_special_tokens_come_back_from_their_ids(tmp_path):
+def test_decode_restores_the_names_of_special_tokens(tmp_path):
     added = {'341': {'content': '[x]', 'special': True}}
-    ours = opened(llama_tokenizer(tmp_path, added_tokens_decoder=added))
+    ours = open_directory(write_llama_tokenizer(tmp_path, added_tokens_decoder=added))
     for text in ['a [x] b</s> c', '<s>', '[x]', 'list file']:
-        assert ours.decode(ours.pieces([text])[0]) == text
+        assert ours.decode(ours.encode_plain([text])[0]) == text
 
 
 @pytest.fixture(scope='module')
 def directories(tmp_path_factory) -> dict[str, Path]:
-    """A random OPT (like the 350m one, with a projection at each end) and a random LLaMA."""
-    folders = {'opt': opt_tokenizer, 'llama': llama_tokenizer}
+    """Directories of a random OPT (with projections at both ends, like OPT-350m) and LLaMA."""
+    folders = {'opt': write_opt_tokenizer, 'llama': write_llama_tokenizer}
     for kind, write_tokenizer in folders.items():
         folder = write_tokenizer(tmp_path_factory.mktemp(kind))
         folders[kind] = restore(read_golden('prompt_template').facts['models'][kind], folder)
     return folders
 
 
-def strings_of(name: str) -> list[str]:
-    """What a representation makes of the texts."""
-    return [representation_of(name).prompt().fill(text) for text in TEXTS]
+def fill_templates(name: str) -> list[str]:
+    """Returns the strings that a representation makes from TEXTS."""
+    return [make_representation(name).make_prompt().fill(text) for text in TEXTS]
 
 
-def representation_of(name: str) -> Representation:
+def make_representation(name: str) -> Representation:
     shown = (SWISS,) if name == 'prompteol' else ()
     return Representation(name, demonstrations=shown, clean=True)
 
 
 @pytest.mark.parametrize(('kind', 'name'), VECTORS)
-def test_vectors_are_those_of_transformers_padded_on_the_left(directories, kind, name):
-    representation = representation_of(name)
+def test_vectors_equal_those_of_transformers_with_left_padding(directories, kind, name):
+    representation = make_representation(name)
     embed = load_embedder(str(directories[kind]), representation=representation)
     shown = representation.demonstrations
-    assert strings_of(name)[1] == (
+    assert fill_templates(name)[1] == (
         'why ?'
         if name in ('mean', 'last')
         else Prompt(PROMPTEOL, demonstrations=shown).fill('why .')
     )
     expected = read_golden('prompt_template').arrays[f'{kind}/{name}']
-    for side in 'xy':  # both sides are the same
+    for side in 'xy':  # both sides have the same template
         np.testing.assert_allclose(embed(TEXTS, side), expected, atol=1e-4)
-    assert embed.settings['template'] == representation.prompt().template
+    assert embed.settings['template'] == representation.make_prompt().template
     assert embed.settings['demonstrations'] == [list(pair) for pair in shown]
     assert bool(embed.settings['clean_up']) == (name == 'prompteol')
     assert ('mean' in embed.settings['pooling']) == (name == 'mean')
@@ -290,25 +302,27 @@ def test_vectors_are_those_of_transformers_padded_on_the_left(directories, kind,
         (
             {},
             {'representation': Representation(demonstrations=(SWISS,))},
-            '--demonstration: give --representation prompteol',
+            '--demonstration: needs a template; give --representation prompteol',
         ),
         (
             {'is_causal': False},
             {'representation': Representation('last')},
-            r'\(llama\) is no causal language model',
+            r'\(llama\) is not a causal language model',
         ),
-        ({}, {'representation': Representation('last'), 'fsdp': 3}, r'--fsdp 3: the 8 devices'),
+        (
+            {},
+            {'representation': Representation('last'), 'fsdp': 3},
+            r'--fsdp 3: the number of devices, 8, is not a multiple',
+        ),
     ],
 )
-def test_what_has_no_use_for_a_representation_is_refused(
-    directories, tmp_path, change, options, words
-):
+def test_unsuitable_representation_is_refused(directories, tmp_path, change, options, words):
     folder = tmp_path / 'model'
     folder.mkdir()
     for path in directories['llama'].iterdir():
         (folder / path.name).symlink_to(path)
     config = json.loads((folder / 'config.json').read_text())
     (folder / 'config.json').unlink()
-    dumped(folder, config=config | change)
+    write_json_files(folder, config=config | change)
     with pytest.raises(UserError, match=words):
         load_embedder(str(folder), **options)

@@ -1,4 +1,4 @@
-"""A run small enough for a test: the real program on a few hundred made-up pairs."""
+"""Runs that are small enough for tests: the real program on a few hundred made-up pairs."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def get_config():
 
 
 def write_config(folder: Path, layers: int = 2) -> Path:
-    """A config over 300 pairs in a file."""
+    """Writes a file of 300 pairs and a config that reads it; returns the config's path."""
     random = np.random.default_rng(0)
     words = [
         'list',
@@ -46,17 +46,17 @@ def write_config(folder: Path, layers: int = 2) -> Path:
         'vector',
         'query',
     ]
-    chosen = [random.choice(words, random.integers(3, 9)) for _ in range(300)]
+    texts = [random.choice(words, random.integers(3, 9)) for _ in range(300)]
 
-    def code(text):
+    def make_code(text):
         return 'def ' + '_'.join(text[::-1]) + '(): pass'
 
-    def hard(i):
-        return [code(chosen[i - 1 - k][:4]) for k in range(i % 4)]
+    def make_negatives(i):
+        return [make_code(texts[i - 1 - k][:4]) for k in range(i % 4)]
 
     rows = [
-        {'x': ' '.join(text), 'y': code(text), 'negatives': hard(i), 'id': i}
-        for i, text in enumerate(chosen)
+        {'x': ' '.join(text), 'y': make_code(text), 'negatives': make_negatives(i), 'id': i}
+        for i, text in enumerate(texts)
     ]
     data = folder / 'pairs.jsonl'
     data.write_text(''.join(json.dumps(row) + '\n' for row in rows))
@@ -78,7 +78,7 @@ def start(config: Path, cwd: Path, workdir: str, *flags: str, devices: int = 1) 
 
 @pytest.fixture
 def launch(config_file, tmp_path):
-    """The same with a config of the tests, in a directory of its own."""
+    """A function that starts launch/train.py with the tests' config in the test's own directory."""
 
     def launch(workdir: str, *flags: str, devices: int = 1, cwd: Path = tmp_path) -> Program:
         return start(config_file, cwd, workdir, *flags, devices=devices)

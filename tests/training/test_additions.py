@@ -1,5 +1,5 @@
-"""What is added is one file and the line that registers it. tests/evals/test_new_task.py adds an
-evaluation task in the same way.
+"""Extensions need one definition and one line that registers it. tests/evals/test_new_task.py adds
+an evaluation task in the same way.
 """
 
 from functools import partial
@@ -24,7 +24,7 @@ from tests.loss.test_infonce import example, place
 
 
 class Numbers:
-    """A source: each number and its digits."""
+    """A data source whose pairs are a number and its digits."""
 
     documents = None
 
@@ -42,7 +42,7 @@ class Numbers:
         return f'numbers/{self.split}: {len(self)} pairs'
 
 
-def test_a_source_is_one_class_and_its_line_in_kinds(monkeypatch, config_file, tmp_path):
+def test_source_is_one_class_and_one_line_in_kinds(monkeypatch, config_file, tmp_path):
     monkeypatch.setitem(mixture.KINDS, 'numbers', Numbers)
     config = load_config(config_file)
     config['data']['sources'] = {'numbers': {'kind': 'numbers', 'weight': 1.0, 'count': 48}}
@@ -56,11 +56,11 @@ def test_a_source_is_one_class_and_its_line_in_kinds(monkeypatch, config_file, t
 
 
 def mean_cosine(e_BxTxD, ids_BxT, axes):
-    """A term of the loss: the mean cosine of partners, negated."""
+    """A loss term: the negative mean cosine similarity of partners."""
     return -jnp.mean(jnp.sum(e_BxTxD[:, 0] * e_BxTxD[:, 1], -1))
 
 
-def test_a_term_of_the_loss_is_one_function_and_its_line_in_terms(monkeypatch, meshes):
+def test_loss_term_is_one_function_and_one_line_in_terms(monkeypatch, meshes):
     monkeypatch.setitem(TERMS, 'mean_cosine', mean_cosine)
     (e, ids), mesh = example(2), meshes[8, 1, 1]
     with jax.set_mesh(mesh):
@@ -74,19 +74,21 @@ def test_a_term_of_the_loss_is_one_function_and_its_line_in_terms(monkeypatch, m
 
 @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
 def max_of_texts(h_RxSxD, segments_RxS, eos_BxT):
-    """A pooling: the largest number of all states of a text, each device from its own rows."""
+    """A pooling: the elementwise maximum over the states of a text. Each device pools its own
+    rows.
+    """
     segments = segments_RxS.reshape(-1)
     h = h_RxSxD.reshape(len(segments), -1).astype(jnp.float32)
     return jax.ops.segment_max(h, segments, eos_BxT.size + 1)[segments[eos_BxT]]
 
 
-def test_a_pooling_is_one_function_and_its_line_in_poolings(monkeypatch, tokenizer):
-    new = Pooling('largest of each unit', ('max',), 'max', reduce=max_of_texts)
-    monkeypatch.setitem(POOLINGS, 'max', new)
+def test_pooling_is_one_function_and_one_line_in_poolings(monkeypatch, tokenizer):
+    max_pooling = Pooling('maximum over tokens', ('max',), 'max', reduce=max_of_texts)
+    monkeypatch.setitem(POOLINGS, 'max', max_pooling)
     mesh = jax.make_mesh((1, 1, 1), AXES, (AxisType.Explicit,) * 3, devices=jax.devices()[:1])
     encoder = make_encoder(tokenizer.vocab_size, mesh, pooling='max')
     embed = Embedder(encoder, tokenizer, mesh, {'x': 32, 'y': 32})
-    assert embed.settings['pooling'] == 'largest of each unit'
+    assert embed.settings['pooling'] == 'maximum over tokens'
     (ids,) = tokenizer.encode(['list of values'], 'x', 32)
     ones = np.ones((1, len(ids)), np.int32)
     with jax.set_mesh(mesh):

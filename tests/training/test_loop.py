@@ -1,4 +1,4 @@
-"""What happens between two steps, in this process."""
+"""What the training loop does between two steps, tested in this process."""
 
 import json
 
@@ -11,21 +11,21 @@ from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import EXIT_PREEMPTED
 from cpt_jax.runtime.preemption import Preempted, Preemption
 from cpt_jax.training import loop
-from cpt_jax.training.contrastive import heldout_scores
+from cpt_jax.training.contrastive import compute_heldout_scores
 
 
 class SignalWithinEvaluation(Preemption):
-    """As if SIGTERM came after the first batch of texts of the first evaluation."""
+    """Simulates a SIGTERM after the first batch of texts of the first evaluation."""
 
-    def reached(self, step: int) -> bool:
-        return self.asked
+    def should_stop_after(self, step: int) -> bool:
+        return self.requested
 
     def check(self) -> None:
-        self.asked = True
+        self.requested = True
         super().check()
 
 
-def test_sigterm_within_an_evaluation_ends_it_and_saves_its_step(
+def test_sigterm_during_an_evaluation_stops_it_and_saves_its_step(
     config_file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(loop, 'Preemption', SignalWithinEvaluation)
@@ -34,7 +34,7 @@ def test_sigterm_within_an_evaluation_ends_it_and_saves_its_step(
     config['evaluation']['every_steps'] = 3
     config['checkpoint']['every_steps'] = 100
     assert loop.train(config, tmp_path / 'run') == EXIT_PREEMPTED
-    assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [3]
+    assert checkpoint.list_steps(tmp_path / 'run' / 'checkpoints') == [3]
     rows = [
         json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     ]
@@ -43,7 +43,7 @@ def test_sigterm_within_an_evaluation_ends_it_and_saves_its_step(
     )
 
 
-def test_rows_sum_what_steps_without_a_row_dropped(config_file, tmp_path):
+def test_rows_include_pairs_dropped_in_steps_without_a_row(config_file, tmp_path):
     config = load_config(config_file)
     config['model']['layers'] = 1
     config['evaluation']['every_steps'] = 0
@@ -59,7 +59,7 @@ def test_rows_sum_what_steps_without_a_row_dropped(config_file, tmp_path):
     assert dropped[100] == [sum(dropped[1])]
 
 
-def test_what_is_called_between_the_texts_of_an_evaluation_may_end_it():
+def test_callback_between_batches_can_stop_an_evaluation():
     calls = []
 
     def embed(texts, side, between):
@@ -67,23 +67,23 @@ def test_what_is_called_between_the_texts_of_an_evaluation_may_end_it():
         return np.eye(len(texts))
 
     pairs = [Pair(f'x{i}', f'y{i}') for i in range(4)]
-    assert heldout_scores(embed, pairs, lambda: calls.append(1))['heldout_mrr'] == 1
+    assert compute_heldout_scores(embed, pairs, lambda: calls.append(1))['heldout_mrr'] == 1
     assert len(calls) == 2  # the x's and the y's
 
     def stop():
         raise Preempted
 
     with pytest.raises(Preempted):
-        heldout_scores(embed, pairs, stop)
+        compute_heldout_scores(embed, pairs, stop)
 
 
-def test_batches_that_need_fewer_rows_train_as_with_the_most(config_file, tmp_path):
-    """Each with its own program, and the padding that is told is what was computed."""
+def test_smaller_row_counts_do_not_change_the_losses(config_file, tmp_path):
+    """Each row count has its own program; the recorded padding is that of the row count used."""
     config = load_config(config_file)
     config['evaluation']['every_steps'] = 0
     config['optimizer']['epsilon'] = 1e-4  # see test_step.py
     config['mesh']['tensor'], config['data']['row_length'] = 4, 64
-    config['model']['layers'] = 1  # as there are several programs
+    config['model']['layers'] = 1  # several programs are compiled, so keep them small
     found = {}
     for choices in (1, 3):
         config['data']['row_choices'] = choices

@@ -1,5 +1,5 @@
-"""Runs with LoRA: what moves, what is kept, and the same on any mesh and in any number of
-chunks.
+"""Runs with LoRA: what is trained, what is saved, and equal results on any mesh and in any number
+of chunks.
 """
 
 import dataclasses
@@ -13,17 +13,17 @@ import pytest
 import tokenizers
 from safetensors.numpy import load_file, save_file
 
-from cpt_jax.data.batch import local_batches, place
+from cpt_jax.data.batch import make_local_batches, place_batch
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting import adapter
 from cpt_jax.exporting.adapter import export_adapter
 from cpt_jax.exporting.directory import export
 from cpt_jax.model.formats.llama2c import LLAMA2C
-from cpt_jax.origin.earlier_run import find_latest
+from cpt_jax.origin.earlier_run import find_latest_checkpoint
 from cpt_jax.origin.frozen_base import check_base
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runs import checkpoint
-from cpt_jax.runs.checkpoint import by_name
+from cpt_jax.runs.checkpoint import to_nested_dict
 from cpt_jax.runs.config import flatten
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runs.run_dir import RunDir
@@ -31,11 +31,11 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import AXES
 from cpt_jax.training import loop
 from cpt_jax.training.setup import set_up
-from cpt_jax.training.start import starting_state
+from cpt_jax.training.start import make_starting_state
 from cpt_jax.training.step import StepPrograms
 from tests.conftest import sentences
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
+pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
 
 SIZES = {
     'hidden_size': 128,
@@ -47,20 +47,20 @@ TEXTS = ['list file', 'a longer text about a parser of tables']
 
 
 def write_llama(folder: Path, layers: int) -> Path:
-    """A LLaMA of random weights with a byte-level BPE."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """Writes a LLaMA with random weights and a byte-level BPE tokenizer."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
+    tokenizer.train_from_iterator(
         sentences(200),
         tokenizers.trainers.BpeTrainer(
             vocab_size=290, initial_alphabet=alphabet, show_progress=False
         ),
     )
-    made.save(str(folder / 'tokenizer.json'))
+    tokenizer.save(str(folder / 'tokenizer.json'))
     config = {
         'model_type': 'llama',
-        'vocab_size': made.get_vocab_size(),
+        'vocab_size': tokenizer.get_vocab_size(),
         'num_hidden_layers': layers,
         **SIZES,
     }
@@ -87,7 +87,7 @@ def write_llama(folder: Path, layers: int) -> Path:
     return folder
 
 
-def lora_config(config_file: Path, folder: Path, **lora) -> dict:
+def load_lora_config(config_file: Path, folder: Path, **lora) -> dict:
     config = load_config(config_file)
     config['init_from'] = str(folder)
     config['lora'] |= {'rank': 4, 'dropout': 0.0, 'base': 'nf4'} | lora
@@ -98,43 +98,45 @@ def lora_config(config_file: Path, folder: Path, **lora) -> dict:
     return config
 
 
-class Nothing:
-    """A directory of checkpoints in which there is none."""
+class NoCheckpoints:
+    """A checkpoint directory without checkpoints."""
 
     def restore(self, abstract: object) -> None:
         del abstract
 
 
-def two_steps(config: dict, workdir: Path, devices: int) -> tuple[list[float], dict, dict, object]:
-    """Losses, what was trained before and after, and the last state."""
+def train_two_steps(
+    config: dict, workdir: Path, devices: int
+) -> tuple[list[float], dict, dict, object]:
+    """Returns the losses, the trained parameters before and after, and the final state."""
     if devices == 1:
         config['mesh'] = {'data': 1, 'fsdp': 1, 'tensor': 1}
-    found = jax.devices()[:devices]
+    chosen_devices = jax.devices()[:devices]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda: found)
+        patch.setattr(jax, 'devices', lambda: chosen_devices)
         run = set_up(config, workdir)
     assert run.mesh.axis_names == AXES and run.mesh.size == devices
     losses, programs = [], StepPrograms(run)
     with jax.set_mesh(run.mesh):
-        _, state = starting_state(run, Nothing())
-        before = dict(flatten(jax.device_get(by_name(state.params))))
-        held = jax.device_get(by_name(state.frozen))
-        batches = local_batches(run.indices, run.reader, run.layout, run.mesh)
+        _, state = make_starting_state(run, NoCheckpoints())
+        before = dict(flatten(jax.device_get(to_nested_dict(state.params))))
+        frozen = jax.device_get(to_nested_dict(state.frozen))
+        batches = make_local_batches(run.indices, run.reader, run.layout, run.mesh)
         for number in range(2):
-            batch = place(batches[number], run.mesh, run.layout)
+            batch = place_batch(batches[number], run.mesh, run.layout)
             state, metrics = programs(state, batch)(state, batch)
             losses.append(float(metrics['loss']))
-    jax.tree.map(np.testing.assert_array_equal, held, jax.device_get(by_name(state.frozen)))
-    return losses, before, dict(flatten(jax.device_get(by_name(state.params)))), state
+    jax.tree.map(
+        np.testing.assert_array_equal, frozen, jax.device_get(to_nested_dict(state.frozen))
+    )
+    return losses, before, dict(flatten(jax.device_get(to_nested_dict(state.params)))), state
 
 
-def test_one_device_and_a_mesh_in_chunks_train_the_same_adapters_and_nothing_else(
-    config_file, tmp_path
-):
+def test_one_device_and_a_chunked_mesh_train_the_same_adapters_only(config_file, tmp_path):
     base = write_llama(tmp_path, layers=2)
     chosen = {'targets': ('out', 'up'), 'dropout': 0.2, 'base': 'int8'}
-    losses, before, after, state = two_steps(
-        lora_config(config_file, base, **chosen), tmp_path / 'one', 1
+    losses, before, after, state = train_two_steps(
+        load_lora_config(config_file, base, **chosen), tmp_path / 'one', 1
     )
     adapters = 'attention.out_adapter', 'feed_forward.up_adapter'
     names = {
@@ -145,14 +147,14 @@ def test_one_device_and_a_mesh_in_chunks_train_the_same_adapters_and_nothing_els
     }
     assert before.keys() == {*names, 'log_scale'}
     assert all(not np.array_equal(before[name], after[name]) for name in before)
-    # The optimizer holds two moments of each of these, and the step counts of Adam and of the
-    # schedule.
+    # The optimizer state has two moments per trained parameter, and the step counts of Adam and of
+    # the schedule.
     moments = sum(np.size(leaf) for leaf in jax.tree.leaves(state.optimizer)) - 2
     assert moments == 2 * sum(np.size(value) for value in before.values())
-    config = lora_config(config_file, base, **chosen)
+    config = load_lora_config(config_file, base, **chosen)
     config['mesh'] = {'data': 2, 'fsdp': 2, 'tensor': 2}
     config['train']['encode_chunks'], config['model']['layer_loop'] = 2, 'scan'
-    other_losses, _, other, split = two_steps(config, tmp_path / 'eight', 8)
+    other_losses, _, other, split = train_two_steps(config, tmp_path / 'eight', 8)
     np.testing.assert_allclose(other_losses, losses, rtol=2e-5)
     for name, value in after.items():
         np.testing.assert_allclose(other[name], value, atol=2e-5, err_msg=name)
@@ -167,15 +169,15 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def trained(config_file, base, tmp_path_factory) -> Path:
-    """A run of two steps, of the program's own loop."""
+    """The directory of a run of two steps, trained by the program's own loop."""
     workdir = tmp_path_factory.mktemp('lora') / 'run'
-    config = lora_config(config_file, base)
-    config['optimizer']['peak_lr'] = 0.05  # so that adapters count
+    config = load_lora_config(config_file, base)
+    config['optimizer']['peak_lr'] = 0.05  # high enough that adapters change the embeddings
     assert loop.train(config, workdir) == 0
     return workdir
 
 
-def test_a_checkpoint_holds_no_base_and_the_run_goes_on(
+def test_checkpoint_does_not_contain_the_base_and_the_run_resumes(
     trained, config_file, base, tmp_path, capsys
 ):
     stored = checkpoint.ocp.metadata(trained / 'checkpoints' / '2').metadata
@@ -183,7 +185,7 @@ def test_a_checkpoint_holds_no_base_and_the_run_goes_on(
         [name for name, _ in flatten(stored['params'])]
     )
     shutil.copytree(trained, tmp_path / 'run')
-    config = lora_config(config_file, base)
+    config = load_lora_config(config_file, base)
     config['optimizer']['peak_lr'], config['train']['steps'] = 0.05, 3
     assert loop.train(config, tmp_path / 'run') == 0
     assert 'adapters of rank 4' in capsys.readouterr().out
@@ -193,7 +195,7 @@ def test_a_checkpoint_holds_no_base_and_the_run_goes_on(
     }
     shutil.copytree(base, tmp_path / 'base')
     save_file(changed, tmp_path / 'base' / 'model.safetensors')
-    described = find_latest(RunDir(trained)).provenance.base
+    described = find_latest_checkpoint(RunDir(trained)).provenance.base
     with pytest.raises(UserError, match=r'trained on other weights than .* holds now'):
         check_base(dataclasses.replace(described, path=str(tmp_path / 'base')), 'run')
     with pytest.raises(
@@ -202,10 +204,8 @@ def test_a_checkpoint_holds_no_base_and_the_run_goes_on(
         check_base(dataclasses.replace(described, path=str(tmp_path / 'gone')), 'run')
 
 
-def test_an_export_is_the_run_and_so_is_its_adapter_on_the_base(trained, base, tmp_path):
-    """The weights of the first are those that the codes stand for, so that a reload has the run's
-    vectors.
-    """
+def test_exported_model_and_exported_adapter_give_the_runs_embeddings(trained, base, tmp_path):
+    """The merged export has the dequantized base weights, so its embeddings equal the run's."""
     parts = export(
         str(trained), tmp_path / 'merged', dtype='float32', shard_bytes=1 << 30, license_id='mit'
     )
@@ -216,11 +216,11 @@ def test_an_export_is_the_run_and_so_is_its_adapter_on_the_base(trained, base, t
     tensors = load_file(tmp_path / 'adapter' / 'adapter_model.safetensors')
     assert len(tensors) == 2 * 7 + 1
     embed = load_embedder(str(tmp_path / 'adapter'))
-    alone = load_embedder(str(base))(TEXTS, 'x')
-    assert np.abs(embed(TEXTS, 'x') - alone).max() > 0.01
+    without_adapter = load_embedder(str(base))(TEXTS, 'x')
+    assert np.abs(embed(TEXTS, 'x') - without_adapter).max() > 0.01
 
 
-def test_an_adapter_that_nobody_could_load_is_refused(trained, tmp_path, monkeypatch):
+def test_adapter_for_a_base_that_peft_cannot_load_is_refused(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(
         adapter,
         'check_base',
@@ -233,16 +233,18 @@ def test_an_adapter_that_nobody_could_load_is_refused(trained, tmp_path, monkeyp
     assert not (tmp_path / 'adapter').exists()
 
 
-def test_what_cannot_be_is_one_line(trained, config_file, base, tmp_path):
-    config = lora_config(config_file, base)
+def test_lora_without_a_base_is_refused(trained, config_file, base, tmp_path):
+    config = load_lora_config(config_file, base)
     with pytest.raises(UserError, match=r'lora\.rank=4 needs init_from'):
         set_up(config | {'init_from': ''}, tmp_path)
-    with pytest.raises(UserError, match=r'its checkpoints hold adapters alone'):
+    with pytest.raises(UserError, match=r'its checkpoints contain only adapters'):
         set_up(
             config
             | {
                 'init_from': str(trained),
-                'model': checkpoint.latest_about(trained / 'checkpoints')[1]['config']['model'],
+                'model': checkpoint.read_latest_metadata(trained / 'checkpoints')[1]['config'][
+                    'model'
+                ],
             },
             tmp_path,
         )

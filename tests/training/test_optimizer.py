@@ -1,4 +1,4 @@
-"""What decays, the learning rate, and the cap on the scale."""
+"""Weight decay, the AdamW update, the learning-rate schedule and the bound of the scale."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from flax import nnx
 from cpt_jax.data.batch import Batch
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.runs.checkpoint import by_name, like
+from cpt_jax.runs.checkpoint import from_nested_dict, to_nested_dict
 from cpt_jax.runs.config import flatten
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import AXES, on_mesh
+from cpt_jax.runtime.mesh import AXES, assign_mesh_shardings
 from cpt_jax.training.contrastive import Contrastive, ContrastiveParams
-from cpt_jax.training.optimizer import decay_mask, make_optimizer
+from cpt_jax.training.optimizer import make_decay_mask, make_optimizer
 from cpt_jax.training.step import TrainState, make_step
 
 SHAPE = EncoderConfig(
@@ -37,18 +37,18 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def one_device() -> jax.sharding.Mesh:
+def make_one_device_mesh() -> jax.sharding.Mesh:
     return jax.make_mesh(
         (1, 1, 1), AXES, (jax.sharding.AxisType.Explicit,) * 3, devices=jax.devices()[:1]
     )
 
 
-def some_params(config: EncoderConfig) -> ContrastiveParams:
-    """Parameters without a compiled program: small positive numbers."""
-    with jax.set_mesh(one_device()):
-        abstract = on_mesh(
-            jax.eval_shape(lambda: ContrastiveParams(config, InfoNCE(), 1, nnx.Rngs(0))),
-            one_device(),
+def make_params(config: EncoderConfig) -> ContrastiveParams:
+    """Returns parameters that are small positive numbers, without compiling an initializer."""
+    mesh = make_one_device_mesh()
+    with jax.set_mesh(mesh):
+        abstract = assign_mesh_shardings(
+            jax.eval_shape(lambda: ContrastiveParams(config, InfoNCE(), 1, nnx.Rngs(0))), mesh
         )
     random = np.random.default_rng(0)
     return jax.tree.map(
@@ -57,27 +57,27 @@ def some_params(config: EncoderConfig) -> ContrastiveParams:
     )
 
 
-def test_matrices_decay_and_nothing_else():
-    decayed, whole = set(), set()
+def test_weight_decay_applies_only_to_matrices():
+    with_decay, without_decay = set(), set()
     for changes in (
         {},
         {'activation': 'swiglu'},
         {'norm': 'rmsnorm', 'positions': 'rotary', 'bias': False},
     ):
-        params = some_params(dataclasses.replace(SHAPE, **changes))
-        mask = dict(flatten(by_name(decay_mask(params))))
-        assert mask.keys() == dict(flatten(by_name(params))).keys()
-        decayed |= {name.rpartition('.')[2] for name, decays in mask.items() if decays}
-        whole |= {name.rpartition('.')[2] for name, decays in mask.items() if not decays}
-    assert decayed == {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down'}
-    assert whole == {
+        params = make_params(dataclasses.replace(SHAPE, **changes))
+        mask = dict(flatten(to_nested_dict(make_decay_mask(params))))
+        assert mask.keys() == dict(flatten(to_nested_dict(params))).keys()
+        with_decay |= {name.rpartition('.')[2] for name, decays in mask.items() if decays}
+        without_decay |= {name.rpartition('.')[2] for name, decays in mask.items() if not decays}
+    assert with_decay == {'token_embedding', 'query', 'key', 'value', 'out', 'up', 'gate', 'down'}
+    assert without_decay == {
         'log_scale', 'position_embedding', 'scale', 'bias',
         'query_bias', 'key_bias', 'value_bias', 'out_bias', 'up_bias', 'down_bias',
     }  # fmt: skip
 
 
-class Few(nnx.Module):
-    """A parameter that decays, and two that do not."""
+class FewParams(nnx.Module):
+    """A module with one [3, 2] parameter for each name."""
 
     def __init__(self, *names: str):
         random = np.random.default_rng(1)
@@ -85,20 +85,20 @@ class Few(nnx.Module):
             setattr(self, name, nnx.Param(jnp.asarray(random.normal(size=(3, 2)), jnp.float32)))
 
 
-def test_a_parameter_that_nobody_decided_on_is_an_error():
+def test_parameter_with_an_unknown_name_is_an_error():
     with pytest.raises(KeyError, match='wobble'):
-        decay_mask(Few('query', 'wobble'))
+        make_decay_mask(FewParams('query', 'wobble'))
 
 
 @pytest.mark.parametrize('size', [0.0, 0.01, 30.0])
 def test_updates_are_adamw_after_clipping(size):
-    """Against numpy, over three steps; gradients of norm `size` x 1, 2, 3 are clipped to 1
-    together, and moments follow.
+    """Compares three steps with numpy. The gradients have global norms of `size` x 1, 2, 3, and are
+    clipped to 1.
     """
     optimizer, _ = make_optimizer(**SETTINGS | {'warmup_steps': 2})
-    params = Few('query', 'scale', 'log_scale')
+    params = FewParams('query', 'scale', 'log_scale')  # only the first has weight decay
     state, update = optimizer.init(params), jax.jit(optimizer.update)
-    expected = {name: np.array(value, np.float64) for name, value in by_name(params).items()}
+    expected = {name: np.array(value, np.float64) for name, value in to_nested_dict(params).items()}
     first, second = ({name: np.zeros((3, 2)) for name in expected} for _ in range(2))
     for number, rate in [(1, 0.0), (2, 0.005), (3, 0.01)]:
         direction = np.random.default_rng(number).normal(size=(3, 3, 2))
@@ -118,16 +118,18 @@ def test_updates_are_adamw_after_clipping(size):
                 adam + 0.5 * expected[name] * (name == 'query')
             )
         updates, state = update(
-            like(params, {name: jnp.asarray(g, jnp.float32) for name, g in gradients.items()}),
+            from_nested_dict(
+                params, {name: jnp.asarray(g, jnp.float32) for name, g in gradients.items()}
+            ),
             state,
             params,
         )
         params = optax.apply_updates(params, updates)
-    for name, value in by_name(params).items():
+    for name, value in to_nested_dict(params).items():
         np.testing.assert_allclose(value, expected[name], atol=2e-6, err_msg=name)
 
 
-def test_the_rate_rises_and_falls_along_a_cosine():
+def test_learning_rate_rises_linearly_and_decays_along_a_cosine():
     _, schedule = make_optimizer(**SETTINGS)
     expected = {0: 0, 1: 0.001, 5: 0.005, 10: 0.01, 55: (0.01 + 0.001) / 2, 100: 0.001, 500: 0.001}
     np.testing.assert_allclose(
@@ -139,8 +141,8 @@ def test_the_rate_rises_and_falls_along_a_cosine():
     )
 
 
-def test_the_rate_falls_along_a_line():
-    """transformers' get_linear_schedule_with_warmup, where it ends at 0."""
+def test_learning_rate_decays_linearly():
+    """With a final rate of 0 it equals get_linear_schedule_with_warmup of transformers."""
     _, schedule = make_optimizer(**SETTINGS | {'decay': 'linear', 'final_share': 0.0})
     expected = [0.01 * (step / 10 if step < 10 else (100 - step) / 90) for step in range(101)]
     np.testing.assert_allclose([schedule(step) for step in range(101)], expected, atol=1e-8)
@@ -155,7 +157,7 @@ def test_the_rate_falls_along_a_line():
 
 
 @pytest.mark.parametrize('warmup_steps', [-1, 100, 1000])
-def test_a_warm_up_that_does_not_end_is_refused_by_key(warmup_steps):
+def test_warmup_longer_than_training_is_refused(warmup_steps):
     with pytest.raises(
         UserError, match=f'optimizer.warmup_steps={warmup_steps} must be less than train.steps=100'
     ):
@@ -163,13 +165,13 @@ def test_a_warm_up_that_does_not_end_is_refused_by_key(warmup_steps):
 
 
 @pytest.mark.parametrize('clip_norm', [0, -1.0, float('nan')])
-def test_a_norm_to_which_everything_is_clipped_is_refused_by_key(clip_norm):
+def test_clip_norm_that_is_not_positive_is_refused(clip_norm):
     with pytest.raises(UserError, match=f'optimizer.clip_norm={clip_norm}: must be above 0'):
         make_optimizer(**SETTINGS | {'clip_norm': clip_norm})
 
 
-def batch_of_texts() -> Batch:
-    """Four pairs, of four different texts that are each other's partner: the closer, the better."""
+def make_batch() -> Batch:
+    """Returns four pairs of equal texts, for which a larger scale always lowers the loss."""
     tokens = np.repeat(np.random.default_rng(0).integers(0, 20, (4, 4)), 2, axis=0)
     rows = np.stack([tokens, np.ones_like(tokens), np.arange(4) * np.ones((8, 1), int)])
     eos = (np.arange(8) * 4 + 3).reshape(4, 2)
@@ -177,16 +179,16 @@ def batch_of_texts() -> Batch:
     return Batch(*(np.asarray(array, np.int32)[None] for array in (*rows, eos, ids)))
 
 
-def test_the_scale_stays_at_100_where_the_gradient_pushes_it_up():
+def test_scale_is_clipped_to_100():
     optimizer, schedule = make_optimizer(
         **SETTINGS | {'warmup_steps': 0, 'peak_lr': 0.05, 'epsilon': 1e-8}
     )
-    mesh = one_device()
+    mesh = make_one_device_mesh()
     with jax.set_mesh(mesh):
         place = jax.NamedSharding(mesh, jax.P(None, ('data', 'fsdp')))
-        batch = Batch(*(jax.device_put(array, place) for array in batch_of_texts()[:5]))
+        batch = Batch(*(jax.device_put(array, place) for array in make_batch()[:5]))
         step = jax.jit(make_step(Contrastive(InfoNCE()), optimizer, schedule, 0))
-        params = some_params(SHAPE)
+        params = make_params(SHAPE)
         for start, end in [
             (3.0, 3.05),
             (4.58, MAX_LOG_SCALE),
@@ -211,7 +213,7 @@ def test_the_scale_stays_at_100_where_the_gradient_pushes_it_up():
                 0,
             )
         )
-        # Of a run in init_from.
+        # Another value, as from a run in init_from, is ignored if the temperature is fixed.
         params.log_scale[...] = jax.device_put(np.float32(1.0), params.log_scale[...].sharding)
         state, metrics = fixed(
             TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), batch

@@ -1,4 +1,4 @@
-"""Runs that start from a pretrained directory."""
+"""Runs that start from a pretrained model directory."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from cpt_jax.embed.load import load_embedder
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.gpt2 import GPT2
-from cpt_jax.model.families.load import written
+from cpt_jax.model.families.load import iterate_tensors
 from cpt_jax.plan.lowering import lower
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
@@ -25,31 +25,31 @@ from cpt_jax.text.tokenizer import load_tokenizer
 from cpt_jax.training import loop
 from cpt_jax.training.setup import set_up
 from tests.conftest import sentences
-from tests.text.test_pretrained_tokenizer import as_llama2c, trained_pieces
+from tests.text.test_pretrained_tokenizer import convert_to_llama2c, train_sentencepiece
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
+pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
 
 SIZES = {'n_embd': 32, 'n_layer': 2, 'n_head': 4, 'n_positions': 48}
 
 
 @pytest.fixture(scope='module')
 def pretrained(tmp_path_factory) -> Path:
-    """A GPT-2 of 2 layers with a byte-level BPE, as save_pretrained would leave it."""
+    """A directory like that of save_pretrained, with a GPT-2 of 2 layers and a byte-level BPE."""
     folder = tmp_path_factory.mktemp('gpt2')
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator(
+    tokenizer.train_from_iterator(
         sentences(200),
         tokenizers.trainers.BpeTrainer(
             vocab_size=300, initial_alphabet=alphabet, show_progress=False
         ),
     )
-    made.add_special_tokens(['<|endoftext|>'])
-    made.save(str(folder / 'tokenizer.json'))
+    tokenizer.add_special_tokens(['<|endoftext|>'])
+    tokenizer.save(str(folder / 'tokenizer.json'))
     config = {
         'model_type': 'gpt2',
-        'vocab_size': made.get_vocab_size() + 5,
+        'vocab_size': tokenizer.get_vocab_size() + 5,
         'bos_token_id': 0,
         **SIZES,
     }
@@ -59,13 +59,13 @@ def pretrained(tmp_path_factory) -> Path:
         encoder = jax.jit(lambda: Encoder(encoder_config, nnx.Rngs(0)))()
     tensors = {
         name: np.ascontiguousarray(array)
-        for name, array in written(GPT2, encoder, config['vocab_size'])
+        for name, array in iterate_tensors(GPT2, encoder, config['vocab_size'])
     }
     save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
     return folder
 
 
-def config_from(config_file: Path, folder: Path) -> dict:
+def load_config_from(config_file: Path, folder: Path) -> dict:
     config = load_config(config_file)
     config['init_from'] = str(folder)
     config['optimizer'] |= {'peak_lr': 0.0, 'warmup_steps': 0}
@@ -74,14 +74,14 @@ def config_from(config_file: Path, folder: Path) -> dict:
     return config
 
 
-def test_a_run_starts_with_the_weights_the_ids_and_the_architecture(
+def test_run_starts_with_the_models_weights_tokenizer_and_architecture(
     config_file, pretrained, tmp_path
 ):
-    """At a learning rate of 0 they are what it ends with; the delimiters are rows of their own
-    behind the tokenizer's ids.
+    """The learning rate is 0, so the final weights are the initial ones. The delimiters have new
+    rows of the embedding table, after those of the tokenizer's ids.
     """
-    config = config_from(config_file, pretrained)
-    config['model']['width'], config['model']['layers'] = 64, 5  # which do not count
+    config = load_config_from(config_file, pretrained)
+    config['model'] |= {'width': 64, 'layers': 5}  # ignored
     assert loop.train(config, tmp_path / 'run') == 0
     embed = load_embedder(str(tmp_path / 'run'))
     encoder_config = embed.encoder.config
@@ -98,24 +98,26 @@ def test_a_run_starts_with_the_weights_the_ids_and_the_architecture(
         True,
         'eos',
     )
-    there = load_file(pretrained / 'model.safetensors')
+    expected = load_file(pretrained / 'model.safetensors')
     ids = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).get_vocab_size()
-    found = dict(written(GPT2, embed.encoder, ids + 4))
-    assert found.keys() == there.keys()
+    found = dict(iterate_tensors(GPT2, embed.encoder, ids + 4))
+    assert found.keys() == expected.keys()
     for name, array in found.items():
         rows = ids if name == 'wte.weight' else len(array)
-        np.testing.assert_array_equal(array[:rows], there[name][:rows])
+        np.testing.assert_array_equal(array[:rows], expected[name][:rows])
     delimiters = found['wte.weight'][ids:]
-    np.testing.assert_allclose(delimiters, np.tile(there['wte.weight'].mean(0), (4, 1)), atol=0.02)
+    mean = expected['wte.weight'].mean(0)
+    np.testing.assert_allclose(delimiters, np.tile(mean, (4, 1)), atol=0.02)
     assert len(np.unique(delimiters, axis=0)) == 4
     assert np.isfinite(embed(['list file', ''], 'x')).all()
     config['train']['steps'] = 3
-    assert loop.train(config, tmp_path / 'run') == 0  # and goes on
+    assert loop.train(config, tmp_path / 'run') == 0  # resumes
 
 
-def test_a_run_starts_from_a_file_of_llama2c(config_file, tmp_path):
-    """With the pieces of its tokenizer.bin; every number of the file is a weight or a table of
-    rotary positions. The causal model may train to see the whole text.
+def test_run_starts_from_a_llama2c_file(config_file, tmp_path):
+    """The run uses the pieces of tokenizer.bin. All numbers in the model file are weights or tables
+    of rotary positions. With model.causal=False, the causal model is trained with bidirectional
+    attention.
     """
     folder, random = tmp_path / 'stories', np.random.default_rng(0)
     folder.mkdir()
@@ -133,8 +135,8 @@ def test_a_run_starts_from_a_file_of_llama2c(config_file, tmp_path):
     (folder / 'stories.bin').write_bytes(
         np.array(list(header.values()), np.int32).tobytes() + weights.tobytes()
     )
-    (folder / 'tok340.bin').write_bytes(as_llama2c(trained_pieces()))
-    config = config_from(config_file, folder)
+    (folder / 'tok340.bin').write_bytes(convert_to_llama2c(train_sentencepiece()))
+    config = load_config_from(config_file, folder)
     config['model']['init'] = 'gpt2'
     assert set_up(config, tmp_path / 'run').encoder_config.causal
     config['model']['causal'] = False
@@ -162,29 +164,30 @@ def test_a_run_starts_from_a_file_of_llama2c(config_file, tmp_path):
     assert np.isfinite(embed(['list file', ''], 'x')).all()
 
 
-def test_a_language_model_goes_on_from_the_weights(config_file, pretrained, tmp_path):
-    """With the id that ends its texts; at a learning rate of 0 they are what it ends with."""
-    config = config_from(config_file, pretrained) | {'objective': 'lm'}
+def test_language_model_run_starts_from_the_weights(config_file, pretrained, tmp_path):
+    """The run uses the model's end-of-text id. The learning rate is 0, so the final weights are the
+    initial ones.
+    """
+    config = load_config_from(config_file, pretrained) | {'objective': 'lm'}
     config['train']['steps'] = 1
     assert loop.train(config, tmp_path / 'run') == 0
     tokenizer = load_tokenizer(tmp_path / 'run' / 'tokenizer')
     end = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).token_to_id(
         '<|endoftext|>'
     )
-    assert tokenizer.boundaries == (end, end)
+    assert tokenizer.bos_and_eos == (end, end)
     params = ocp.load_checkpointables(
         (tmp_path / 'run' / 'checkpoints' / '1').absolute(), {'state': None}
     )['state']['params']
-    there = load_file(pretrained / 'model.safetensors')
-    np.testing.assert_array_equal(
-        np.asarray(params['encoder']['token_embedding'])[: end + 1], there['wte.weight'][: end + 1]
-    )
-    np.testing.assert_array_equal(params['encoder']['position_embedding'], there['wpe.weight'])
+    expected = load_file(pretrained / 'model.safetensors')
+    table = np.asarray(params['encoder']['token_embedding'])
+    np.testing.assert_array_equal(table[: end + 1], expected['wte.weight'][: end + 1])
+    np.testing.assert_array_equal(params['encoder']['position_embedding'], expected['wpe.weight'])
 
 
-def test_a_plan_is_of_the_same_model(config_file, pretrained):
-    config = config_from(config_file, pretrained)
-    config['model']['width'] = 64  # which does not count
+def test_plan_has_the_architecture_of_the_pretrained_model(config_file, pretrained):
+    config = load_config_from(config_file, pretrained)
+    config['model']['width'] = 64  # ignored
     step = lower(config, jax.devices(), trace=False)
     ids = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).get_vocab_size()
     assert (
@@ -194,14 +197,14 @@ def test_a_plan_is_of_the_same_model(config_file, pretrained):
     ) == (32, 2, ids + 4)
 
 
-def test_a_run_in_a_template_begins_as_the_pretrained_model_in_it(
+def test_run_with_a_template_starts_as_the_pretrained_model_with_it(
     config_file, pretrained, tmp_path
 ):
-    """At a learning rate of 0. Texts of training are cut before they stand in it, those of
-    evaluation are not; no delimiter is added.
+    """The learning rate is 0. In training, texts are truncated before they are put into the
+    template; in evaluation they are not. No delimiter is added.
     """
     template = '"{text}" is:"'
-    config = config_from(config_file, pretrained)
+    config = load_config_from(config_file, pretrained)
     config['prompt'] |= {'template': template, 'text_tokens': 6}
     config['loss'] |= {'train_temperature': False, 'initial_temperature': 0.05, 'symmetric': False}
     config['data']['negatives'] = 1
@@ -232,7 +235,7 @@ def test_a_run_in_a_template_begins_as_the_pretrained_model_in_it(
         0,
         *cut.encode('"' + cut.decode(cut.encode(texts[1]).ids[:6]) + '" is:"').ids,
     ]
-    # Whose last rows no id reaches.
+    # The table of the pretrained model has padding rows that no id uses.
     table = load_file(pretrained / 'model.safetensors')['wte.weight']
     np.testing.assert_array_equal(
         np.asarray(ours.encoder.token_embedding[...])[: cut.get_vocab_size() + 4], table[:-1]
@@ -241,10 +244,10 @@ def test_a_run_in_a_template_begins_as_the_pretrained_model_in_it(
     assert plain.settings['template'] == '{text}' and plain.encoder.config.pooling == 'mean'
 
 
-def test_a_template_needs_a_language_model_and_room(config_file, pretrained, tmp_path):
-    config = config_from(config_file, pretrained)
+def test_template_needs_a_language_model_and_long_enough_texts(config_file, pretrained, tmp_path):
+    config = load_config_from(config_file, pretrained)
     config['prompt']['template'] = 'a {text} b'
-    with pytest.raises(UserError, match=r'prompt\.template goes with init_from'):
+    with pytest.raises(UserError, match=r'prompt\.template needs init_from'):
         set_up(config | {'init_from': ''}, tmp_path / 'run')
     with pytest.raises(
         UserError, match=r'unknown config key prompt\.clean: prompt has template, text_tokens'
@@ -255,12 +258,12 @@ def test_a_template_needs_a_language_model_and_room(config_file, pretrained, tmp
         set_up(config, tmp_path / 'run')
 
 
-def test_another_tokenizer_is_refused(config_file, pretrained, tmp_path):
-    config = config_from(config_file, pretrained)
+def test_tokenizer_other_than_the_models_is_refused(config_file, pretrained, tmp_path):
+    config = load_config_from(config_file, pretrained)
     config['tokenizer']['path'] = 'other.json'
     with pytest.raises(
         UserError,
-        match=r'tokenizer\.path=other\.json: a run from init_from=.* has the tokenizer of that '
+        match=r'tokenizer\.path=other\.json: a run from init_from=.* uses the tokenizer of that '
         r'model',
     ):
         loop.train(config, tmp_path / 'run')

@@ -1,8 +1,7 @@
-"""launch/train.py as a user runs it: killed, stopped, started again, on two processes, with wrong
-input.
+"""launch/train.py as a user runs it: killed, stopped, resumed, on two processes, with bad input.
 
-A run of the program costs seconds of a core, so that what it does after it has read its
-flags is tested in this process where no signal and no exit status is at stake (`train_here`).
+Starting the program takes seconds of CPU time. Tests that need no signal, no exit status and no
+second process therefore train in this process (`train_here`).
 """
 
 import contextlib
@@ -31,23 +30,24 @@ from cpt_jax.training.setup import set_up
 from tests.programs import Program, finish
 from tests.training.conftest import start, write_config
 
-pytestmark = pytest.mark.usefixtures('compiled_once')
+pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
 
 TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
-def rows(workdir: Path, without: str = 'nothing') -> list[dict]:
-    """The rows of metrics.jsonl without what a clock says, and without keys that begin so."""
+def read_rows(workdir: Path, without: str = 'none') -> list[dict]:
+    """Returns the rows of metrics.jsonl, without times and keys that start with `without`."""
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
 
-    def kept(key):
+    def is_kept(key):
         return key not in TIMES and not key.startswith(without)
 
-    return [{key: value for key, value in json.loads(line).items() if kept(key)} for line in lines]
+    rows = [json.loads(line) for line in lines]
+    return [{key: value for key, value in row.items() if is_kept(key)} for row in rows]
 
 
-def parameters(workdir: Path, step: int) -> dict:
-    """All arrays of a checkpoint's state, by name."""
+def load_parameters(workdir: Path, step: int) -> dict:
+    """Returns all arrays of a checkpoint's state, by name."""
     path = workdir / 'checkpoints' / str(step)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(
@@ -61,16 +61,16 @@ def parameters(workdir: Path, step: int) -> dict:
     )
 
 
-def assert_same(a: Path, b: Path, step: int, without: str = 'nothing') -> None:
-    assert rows(a, without) == rows(b, without)
-    first, second = parameters(a, step), parameters(b, step)
+def assert_same(a: Path, b: Path, step: int, without: str = 'none') -> None:
+    assert read_rows(a, without) == read_rows(b, without)
+    first, second = load_parameters(a, step), load_parameters(b, step)
     assert first.keys() == second.keys() and len(first) > 60
     for name in first:
         assert np.array_equal(first[name], second[name]), name
 
 
 def wait_for_rows(workdir: Path, count: int, process: Program) -> None:
-    """Until metrics.jsonl has so many rows."""
+    """Waits until metrics.jsonl has `count` rows."""
     deadline = time.time() + 200
     while (
         not (workdir / 'metrics.jsonl').exists()
@@ -83,14 +83,16 @@ def wait_for_rows(workdir: Path, count: int, process: Program) -> None:
 
 @pytest.fixture(scope='module')
 def config_file(tmp_path_factory) -> Path:
-    """A model of one layer, as each start traces it anew; test_step.py has both kinds of layers."""
+    """A config with one layer, because every start traces the model again. test_step.py tests the
+    layer loop and the last layer.
+    """
     return write_config(tmp_path_factory.mktemp('config'), layers=1)
 
 
 @pytest.fixture(scope='module')
 def finished(config_file, tmp_path_factory) -> Path:
-    """The directory of a run of twelve steps that nothing stopped, with checkpoints of steps 8 and
-    12; tests copy it.
+    """The directory of an uninterrupted run of twelve steps, with checkpoints of steps 8 and 12;
+    tests copy it.
     """
     folder = tmp_path_factory.mktemp('finished')
     output = finish(start(config_file, folder, 'run'))
@@ -100,8 +102,8 @@ def finished(config_file, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def train_here(config_file):
-    """Trains in this process, on its eight devices, with keys of the config changed; returns the
-    exit status.
+    """A function that trains in this process, on its eight devices, with changed config keys, and
+    returns the exit status.
     """
 
     def train_here(workdir: Path, changes: dict[str, Any]) -> int:
@@ -120,36 +122,34 @@ def set_key(config: dict, key: str, value: object) -> None:
     section[name] = value
 
 
-def test_killed_runs_end_as_one_that_was_not(launch, tmp_path, finished):
+def test_killed_run_ends_like_an_uninterrupted_one(launch, tmp_path, finished):
     for kill_after in (2, 9):
         process = launch('killed')
         wait_for_rows(tmp_path / 'killed', kill_after, process)
         process.kill()
         process.wait()
     output = finish(launch('killed'))
-    assert 'step 0 of 12' not in output  # it went on from a checkpoint
+    assert 'step 0 of 12' not in output  # it resumed from a checkpoint
     assert (
         output.splitlines()[-1].startswith('done: step 12 is in ')
         and 'launch/evaluate.py --tasks TASKS --model=' in output
     )
     assert_same(finished, tmp_path / 'killed', 12)
-    assert [row['step'] for row in rows(tmp_path / 'killed')] == list(range(1, 13))
+    assert [row['step'] for row in read_rows(tmp_path / 'killed')] == list(range(1, 13))
 
 
-def test_sigterm_saves_and_exits_with_42_and_the_same_command_goes_on(
-    launch, train_here, tmp_path, capsys
-):
-    more = (
+def test_sigterm_saves_and_exits_with_42_and_the_run_resumes(launch, train_here, tmp_path, capsys):
+    flags = (
         '--config.train.steps=3000',
         '--config.optimizer.warmup_steps=2',
         '--config.evaluation.every_steps=0',
     )
-    process = launch('run', *more, '--config.checkpoint.every_steps=100000')
+    process = launch('run', *flags, '--config.checkpoint.every_steps=100000')
     wait_for_rows(tmp_path / 'run', 3, process)
     process.send_signal(signal.SIGTERM)
     output = finish(process, status=42)
-    (step,) = checkpoint.steps_in(tmp_path / 'run' / 'checkpoints')
-    assert step == rows(tmp_path / 'run')[-1]['step'] and f'saved step {step}' in output
+    (step,) = checkpoint.list_steps(tmp_path / 'run' / 'checkpoints')
+    assert step == read_rows(tmp_path / 'run')[-1]['step'] and f'saved step {step}' in output
     changes = {'train.steps': step + 2, 'evaluation.every_steps': 0}
     assert train_here(tmp_path / 'run', changes) == 0
     output = capsys.readouterr().out
@@ -161,16 +161,16 @@ def test_init_from_starts_with_the_parameters_and_the_tokenizer_of_another_run(
 ):
     changes = {'train.steps': 3, 'optimizer.peak_lr': 0.0, 'seed': 1}
     assert train_here(tmp_path / 'second', {'init_from': f'{finished}@8'} | changes) == 0
-    first, second = parameters(finished, 8), parameters(tmp_path / 'second', 3)
+    first, second = load_parameters(finished, 8), load_parameters(tmp_path / 'second', 3)
     for name in first:
-        if name.startswith('params'):  # at a learning rate of 0 nothing moves
+        if name.startswith('params'):  # unchanged at a learning rate of 0
             assert np.array_equal(first[name], second[name]), name
     tokenizers = [
         (run / 'tokenizer' / 'tokenizer.model').read_bytes()
         for run in (finished, tmp_path / 'second')
     ]
     assert tokenizers[0] == tokenizers[1]
-    line = f'init_from={finished}: its model is not of the shape of this config'
+    line = f'init_from={finished}: its model does not have the shapes of this config'
     with pytest.raises(UserError, match=re.escape(line)):
         train_here(tmp_path / 'third', {'init_from': str(finished), 'model.width': 64})
 
@@ -181,13 +181,13 @@ def free_address() -> str:
         return f'localhost:{free.getsockname()[1]}'
 
 
-def two_processes(launch, workdir: str, *flags: str, devices: int) -> list[Program]:
-    """Two processes of one run, of so many devices each."""
+def launch_two_processes(launch, workdir: str, *flags: str, devices: int) -> list[Program]:
+    """Starts two processes of one run, with `devices` devices each."""
     flags = *flags, f'--coordinator={free_address()}', '--processes=2'
     return [launch(workdir, *flags, f'--process={i}', devices=devices) for i in range(2)]
 
 
-# Evaluations compile programs of their own; epsilon: see test_step.py.
+# No evaluations, which would compile more programs. For epsilon, see test_step.py.
 NINE_STEPS = {
     'evaluation.every_steps': 0,
     'evaluation.pairs': 16,
@@ -197,64 +197,66 @@ NINE_STEPS = {
     'optimizer.epsilon': 1e-4,
 }
 COPIES = [f'--config.{key}={value}' for key, value in NINE_STEPS.items()]
-# The parameters are split over all devices of both processes.
+# The parameters are sharded over all devices of both processes.
 SPLIT = [*COPIES, '--config.mesh.fsdp=4']
-# An evaluation and a save at each step, so that a step takes long enough for a signal to come
-# before the last, most likely within an evaluation.
+# An evaluation and a save at each step, so that steps take long enough for a signal to arrive
+# before the last one, most likely during an evaluation.
 STOPPABLE = '--config.evaluation.every_steps=1', '--config.checkpoint.every_steps=1'
 
 
 @pytest.fixture(scope='module')
-def of_two(config_file, tmp_path_factory) -> Path:
-    """The directory of a run of two processes of two devices each that nothing stopped."""
-    folder = tmp_path_factory.mktemp('of_two')
+def finished_by_two(config_file, tmp_path_factory) -> Path:
+    """The directory of an uninterrupted run of two processes with two devices each."""
+    folder = tmp_path_factory.mktemp('finished_by_two')
     launch = functools.partial(start, config_file, folder)
-    finish_all(two_processes(launch, 'run', *SPLIT, devices=2))
+    finish_all(launch_two_processes(launch, 'run', *SPLIT, devices=2))
     return folder / 'run'
 
 
-def test_two_processes_train_as_one(launch, of_two, tmp_path):
-    """With the model copied to both processes, and with its parameters split over them."""
+def test_two_processes_train_as_one(launch, finished_by_two, tmp_path):
+    """Tested with the model replicated on both processes, and with its parameters sharded."""
     three_steps = *COPIES, '--config.train.steps=3'
     finish_all(
         [
             launch('one', *three_steps, devices=2),
-            *two_processes(launch, 'copies', *three_steps, devices=1),
+            *launch_two_processes(launch, 'copies', *three_steps, devices=1),
         ]
     )
     one = tmp_path / 'one'
-    for two in (tmp_path / 'copies', of_two):
-        # Gloo and one process add two numbers alike; the programs are compiled apart, and may fuse
-        # products and sums in another way.
+    for two in (tmp_path / 'copies', finished_by_two):
+        # Adding two numbers gives the same result over Gloo as in one process, but the programs are
+        # compiled separately and may fuse products and sums differently.
         np.testing.assert_allclose(
-            [row['loss'] for row in rows(two)[:3]], [row['loss'] for row in rows(one)], rtol=1e-6
+            [row['loss'] for row in read_rows(two)[:3]],
+            [row['loss'] for row in read_rows(one)],
+            rtol=1e-6,
         )
-        first, second = parameters(one, 3), parameters(two, 3)
+        first, second = load_parameters(one, 3), load_parameters(two, 3)
         for name in first:
             if name.startswith('params'):
                 np.testing.assert_allclose(second[name], first[name], atol=2e-5, err_msg=name)
 
 
-def test_sigterm_to_one_process_stops_all_and_the_run_goes_on_with_any_number(
-    launch, train_here, of_two, tmp_path
+def test_sigterm_to_one_process_stops_all_and_the_run_resumes_on_any_number(
+    launch, train_here, finished_by_two, tmp_path
 ):
-    """Stopped on 2 processes, all saving the same step; gone on with by 2, to the bit, and by 1 on
-    another mesh: as if never stopped.
+    """Both processes save the same step. Resumed on two processes, the run ends with exactly the
+    parameters of an uninterrupted run; resumed on one process and another mesh, with close ones.
     """
-    two, alone = tmp_path / 'two', tmp_path / 'alone'
-    processes = two_processes(launch, 'two', *SPLIT, *STOPPABLE, devices=2)
+    two, one = tmp_path / 'two', tmp_path / 'one'
+    processes = launch_two_processes(launch, 'two', *SPLIT, *STOPPABLE, devices=2)
     wait_for_rows(two, 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         finish(process, status=42)
-    step = checkpoint.steps_in(two / 'checkpoints')[-1]
-    assert 2 <= step < 9 and rows(two)[-1]['step'] == step
-    shutil.copytree(two, alone)
-    finish_all(two_processes(launch, 'two', *SPLIT, devices=2))
-    # To the bit: the same processes add in the same order.
-    assert_same(of_two, two, 9, without='heldout')
-    assert train_here(alone, NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}) == 0
-    assert_close(of_two, alone, 9)
+    step = checkpoint.list_steps(two / 'checkpoints')[-1]
+    assert 2 <= step < 9 and read_rows(two)[-1]['step'] == step
+    shutil.copytree(two, one)
+    finish_all(launch_two_processes(launch, 'two', *SPLIT, devices=2))
+    # Bitwise equal, because the same processes add in the same order.
+    assert_same(finished_by_two, two, 9, without='heldout')
+    assert train_here(one, NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}) == 0
+    assert_close(finished_by_two, one, 9)
 
 
 def finish_all(processes: list[Program]) -> None:
@@ -263,10 +265,12 @@ def finish_all(processes: list[Program]) -> None:
 
 
 def assert_close(a: Path, b: Path, step: int) -> None:
-    """Other processes, meshes and chunks add in another order: float32 rounds by 1e-7 of a sum, and
-    Adam carries it on.
+    """Asserts that two runs are equal up to rounding.
+
+    Other processes, meshes and chunks add in another order: float32 sums differ by a relative 1e-7,
+    which Adam amplifies over the steps.
     """
-    first, second = rows(a), rows(b)
+    first, second = read_rows(a), read_rows(b)
     assert (
         [row['step'] for row in first]
         == [row['step'] for row in second]
@@ -275,14 +279,14 @@ def assert_close(a: Path, b: Path, step: int) -> None:
     np.testing.assert_allclose(
         [row['loss'] for row in second], [row['loss'] for row in first], rtol=1e-4
     )
-    first, second = parameters(a, step), parameters(b, step)
+    first, second = load_parameters(a, step), load_parameters(b, step)
     for name in first:
         if name.startswith('params'):
             np.testing.assert_allclose(second[name], first[name], atol=1e-4, err_msg=name)
 
 
-def test_a_process_that_cannot_start_ends_all_with_its_line(launch, config_file, tmp_path):
-    """The second one has no data where it looks for them."""
+def test_process_that_cannot_start_stops_all_with_its_error(launch, config_file, tmp_path):
+    """The second process does not find its data."""
     (tmp_path / 'elsewhere').mkdir()
     shutil.copy(config_file.with_name('pairs.jsonl'), tmp_path)
     flags = (
@@ -294,25 +298,25 @@ def test_a_process_that_cannot_start_ends_all_with_its_line(launch, config_file,
         launch('run', *flags),
         launch('run', *flags, '--process=1', cwd=tmp_path / 'elsewhere'),
     )
-    for process, said in [
+    for process, message in [
         (one, 'process 1 stopped: data.sources.pairs: path: '),
         (two, 'data.sources.pairs: path: '),
     ]:
         output = finish(process, status=1)
         assert 'Traceback' not in output
-        assert output.splitlines()[-1].startswith(f'error: {said}')
+        assert output.splitlines()[-1].startswith(f'error: {message}')
 
 
-def error_of(process: Program) -> str:
-    """The one line of a user's mistake."""
+def read_error(process: Program) -> str:
+    """Returns the one-line error message of a process that fails with a user error."""
     output = finish(process, status=1)
     lines = [line for line in output.splitlines() if not line.startswith('indexing')]
     assert lines[-1].startswith('error: ') and 'Traceback' not in output, output
     return lines[-1]
 
 
-# What only the program sees, and one mistake in a file: the other values go straight to what reads
-# the config.
+# Errors in flags, which only the program can detect, and one in a data file. Other config values
+# are tested below, without starting the program.
 @pytest.mark.parametrize(
     ('flag', 'expected'),
     [
@@ -325,9 +329,9 @@ def error_of(process: Program) -> str:
         ('--workdir=gs://bucket/run', 'only paths of the file system'),
     ],
 )
-def test_wrong_input_is_one_line(launch, tmp_path, flag, expected):
+def test_invalid_input_is_a_one_line_error(launch, tmp_path, flag, expected):
     (tmp_path / 'broken.jsonl').write_text('{"x": "a b c", "y": "d e f"}\n{"x": "a b\n' * 40)
-    assert re.search(expected, error_of(launch('run', flag, devices=8)))
+    assert re.search(expected, read_error(launch('run', flag, devices=8)))
 
 
 @pytest.mark.parametrize(
@@ -342,19 +346,19 @@ def test_wrong_input_is_one_line(launch, tmp_path, flag, expected):
         ('model.norm', 'batch', "model.norm='batch'"),
         ('data.max_tokens_x', 64, 'data.max_tokens_x=64'),
         ('data.rows', -1, 'data.rows=-1: must be 0 or more'),
-        ('data.sources.pairs.holdout', 2.0, 'holdout=2: must be a share'),
+        ('data.sources.pairs.holdout', 2.0, 'holdout=2: must be a fraction'),
         ('mesh.tensor', 8, 'mesh.tensor=8 does not divide model.heads=4'),
         ('optimizer.warmup_steps', 50, 'optimizer.warmup_steps=50'),
         ('tokenizer.path', '/nowhere/tokenizer.json', '/nowhere/tokenizer.json'),
         ('init_from', '/nowhere/run', 'init_from /nowhere/run'),
     ],
 )
-def test_a_config_that_cannot_be_used_is_told_by_its_key(
+def test_invalid_config_value_is_refused_with_its_key(
     config_file, tmp_path, tokenizer, key, value, expected
 ):
     config = load_config(config_file)
     tokenizer.save(tmp_path / 'own')
-    # Made once, and not for each of these.
+    # A given tokenizer, so that none is trained for each of these cases.
     config['tokenizer']['path'] = str(tmp_path / 'own') if key != 'init_from' else ''
     (tmp_path / 'empty.jsonl').write_text('')
     set_key(config, key, value)
@@ -362,16 +366,16 @@ def test_a_config_that_cannot_be_used_is_told_by_its_key(
         set_up(config, Path('run'))
 
 
-def test_a_workdir_of_another_config_is_refused_by_key(train_here, tmp_path, finished):
+def test_workdir_of_another_config_is_refused_with_the_key(train_here, tmp_path, finished):
     shutil.copytree(finished, tmp_path / 'run')
     with pytest.raises(UserError, match=r'optimizer\.peak_lr was 0\.003 and is 0\.5'):
         train_here(tmp_path / 'run', {'optimizer.peak_lr': 0.5})
 
 
-def test_what_a_kill_left_half_written_is_passed_over_or_written_again(
+def test_files_that_a_kill_left_incomplete_are_skipped_or_rewritten(
     train_here, tmp_path, finished, capsys
 ):
-    """The newest checkpoint without its metadata and arrays, and an empty tokenizer."""
+    """The latest checkpoint has no complete metadata and arrays, and the tokenizer is empty."""
     run = shutil.copytree(finished, tmp_path / 'run')
     (run / 'tokenizer' / 'tokenizer.model').write_bytes(b'')
     (run / 'checkpoints' / '12' / '_CHECKPOINT_METADATA').write_text('{"item_')
@@ -381,14 +385,14 @@ def test_what_a_kill_left_half_written_is_passed_over_or_written_again(
     assert train_here(run, {'evaluation.every_steps': 0}) == 0
     output = capsys.readouterr().out
     assert (
-        'checkpoint 12 cannot be read: the one before it is taken' in output
+        'checkpoint 12 cannot be read: using the one before it' in output
         and 'step 8 of 12' in output
     )
-    assert checkpoint.steps_in(run / 'checkpoints') == [8, 12]
+    assert checkpoint.list_steps(run / 'checkpoints') == [8, 12]
     assert (run / 'tokenizer' / 'tokenizer.model').stat().st_size > 1000
 
 
-def test_another_tokenizer_than_the_runs_is_refused(config_file, tmp_path, tokenizer):
+def test_tokenizer_other_than_the_runs_is_refused(config_file, tmp_path, tokenizer):
     tokenizer.save(tmp_path / 'own')
     config = load_config(config_file)
     own = config | {'tokenizer': config['tokenizer'] | {'path': 'own'}}
@@ -403,7 +407,7 @@ def test_another_tokenizer_than_the_runs_is_refused(config_file, tmp_path, token
     )
     with contextlib.chdir(tmp_path):
         run = set_up(own, Path('run'))
-        # All of a run that its tokenizer is read from.
+        # A checkpoint with all that is needed to read the run's tokenizer.
         saved = checkpoint.Checkpoints(
             tmp_path / 'run' / 'checkpoints',
             run.tokenizer.file,
@@ -420,20 +424,20 @@ def test_another_tokenizer_than_the_runs_is_refused(config_file, tmp_path, token
                 set_up(own | {'init_from': init_from}, Path(workdir))
 
 
-def test_parameters_that_are_no_numbers_stop_the_run_and_are_not_saved(train_here, tmp_path):
-    # The rate of the first step is 0, of the second 5e29: its loss is that of good parameters, what
-    # it leaves is not.
-    with pytest.raises(UserError, match=r'at step 2 .*the checkpoint of step 1 stays'):
+def test_run_stops_and_does_not_save_parameters_that_are_not_finite(train_here, tmp_path):
+    # The learning rate is 0 in the first step and 5e29 in the second. The loss of the second step
+    # is still finite, but the parameters after it are not.
+    with pytest.raises(UserError, match=r'at step 2, .*the latest checkpoint is that of step 1'):
         train_here(tmp_path / 'run', {'optimizer.peak_lr': 1e30, 'checkpoint.every_steps': 1})
-    assert checkpoint.steps_in(tmp_path / 'run' / 'checkpoints') == [1]
+    assert checkpoint.list_steps(tmp_path / 'run' / 'checkpoints') == [1]
     changes = {'init_from': f'{tmp_path}/run@1', 'train.steps': 3, 'evaluation.every_steps': 0}
     assert train_here(tmp_path / 'again', changes) == 0
-    assert all(np.isfinite(row['loss']) for row in rows(tmp_path / 'again'))
+    assert all(np.isfinite(row['loss']) for row in read_rows(tmp_path / 'again'))
 
 
-def test_processes_with_other_data_do_not_train_together(launch, config_file, tmp_path):
-    rows_of_the_other = config_file.with_name('pairs.jsonl').read_text().splitlines()[:280]
-    (tmp_path / 'other.jsonl').write_text('\n'.join(rows_of_the_other))
+def test_processes_with_different_data_are_refused(launch, config_file, tmp_path):
+    lines = config_file.with_name('pairs.jsonl').read_text().splitlines()[:280]
+    (tmp_path / 'other.jsonl').write_text('\n'.join(lines))
     flags = f'--coordinator={free_address()}', '--processes=2'
     one = launch('run', *flags, '--process=0')
     two = launch(
@@ -446,6 +450,6 @@ def test_processes_with_other_data_do_not_train_together(launch, config_file, tm
 
 
 def test_several_processes_need_a_coordinator(launch):
-    assert '--processes=2 --process=1 need --coordinator' in error_of(
+    assert '--processes=2 --process=1 need --coordinator' in read_error(
         launch('run', '--processes=2', '--process=1')
     )

@@ -1,4 +1,4 @@
-"""What is read and compared before the first step."""
+"""Setting up a run: what is checked and loaded before the first step."""
 
 from types import SimpleNamespace
 
@@ -13,10 +13,10 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training import setup
 from cpt_jax.training.contrastive import Contrastive
-from cpt_jax.training.sections import FUNCTIONS, Evaluation, check_sections, with_defaults
+from cpt_jax.training.sections import SECTION_FUNCTIONS, Evaluation, add_defaults, check_sections
 
 
-@pytest.mark.parametrize('section', FUNCTIONS)
+@pytest.mark.parametrize('section', SECTION_FUNCTIONS)
 def test_every_section_is_checked_before_anything_is_read(config_file, tmp_path, section):
     config = load_config(config_file)
     config['data']['sources'] = {'none': {'kind': 'jsonl', 'path': f'{tmp_path}/none.jsonl'}}
@@ -25,17 +25,17 @@ def test_every_section_is_checked_before_anything_is_read(config_file, tmp_path,
         setup.set_up(config, tmp_path / 'run')
 
 
-def test_keys_that_a_config_lacks_take_their_defaults(config_file):
+def test_missing_config_keys_take_their_defaults(config_file):
     config = load_config(config_file)
     del config['loss']['form'], config['train']['encode_chunks'], config['tokenizer']['path']
     check_sections(config)
-    whole = with_defaults(config)
-    assert whole['loss']['form'] == InfoNCE().form
-    assert whole['train']['encode_chunks'] == 1 and whole['tokenizer']['path'] == ''
-    assert whole['train']['steps'] == config['train']['steps']
+    complete = add_defaults(config)
+    assert complete['loss']['form'] == InfoNCE().form
+    assert complete['train']['encode_chunks'] == 1 and complete['tokenizer']['path'] == ''
+    assert complete['train']['steps'] == config['train']['steps']
 
 
-def test_held_out_pairs_are_as_many_as_asked_for_of_all_sources(config_file):
+def test_number_of_held_out_pairs_is_the_total_over_sources(config_file):
     config = load_config(config_file)
     (section,) = config['data']['sources'].values()
     config['data']['sources'] = {name: section for name in 'abc'}
@@ -49,8 +49,8 @@ def test_held_out_pairs_are_as_many_as_asked_for_of_all_sources(config_file):
     assert load(Evaluation(1, 0)) == []
 
 
-def test_processes_that_differ_in_lora_exchange_as_much(monkeypatch, tmp_path):
-    """Arrays of two sizes would end them without a word."""
+def test_processes_with_and_without_lora_exchange_arrays_of_equal_size(monkeypatch, tmp_path):
+    """With arrays of different sizes, the processes would fail without a message."""
     sizes = []
     monkeypatch.setattr(
         setup.multihost_utils,
@@ -60,7 +60,9 @@ def test_processes_that_differ_in_lora_exchange_as_much(monkeypatch, tmp_path):
     for base in (None, Base('model', 'f')):
         provenance = Provenance({}, '', {}, '', base=base)
         directory = RunDir(tmp_path)
-        run = SimpleNamespace(provenance=provenance, directory=directory, layout=None, heldout=[])
+        run = SimpleNamespace(
+            provenance=provenance, directory=directory, layout=None, heldout_pairs=[]
+        )
         monkeypatch.setattr(setup, 'set_up', lambda config, workdir, run=run: run)
-        assert setup.set_up_together({}, tmp_path) is run
+        assert setup.set_up_on_all_processes({}, tmp_path) is run
     assert len(set(sizes)) == 1

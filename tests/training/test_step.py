@@ -1,4 +1,4 @@
-"""The same training on any number of devices, in any mesh, in any number of chunks."""
+"""Training gives equal results on any number of devices, any mesh and any number of chunks."""
 
 import dataclasses
 import functools
@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from cpt_jax.data.batch import local_batches, place, plan_layout
-from cpt_jax.runs.checkpoint import by_name
+from cpt_jax.data.batch import make_local_batches, place_batch, plan_layout
+from cpt_jax.runs.checkpoint import to_nested_dict
 from cpt_jax.runs.config import flatten
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.mesh import AXES
@@ -17,15 +17,15 @@ from cpt_jax.training.setup import set_up
 from cpt_jax.training.step import StepPrograms, make_step
 
 
-def three_steps(config_file, tmp_path, devices: int, **changes):
-    """Losses and final parameters of three steps."""
+def train_three_steps(config_file, tmp_path, devices: int, **changes):
+    """Returns the losses and final parameters of three steps."""
     config = load_config(config_file)
     for key, value in changes.items():
         *sections, name = key.split('__')
         (config[sections[0]] if sections else config)[name] = value
-    # Adam divides by the root of the second moment: with a usual epsilon a gradient that is zero
-    # but for rounding (a key's bias shifts all scores of a softmax alike) would move its parameter
-    # by the whole learning rate, in a direction that rounding decides.
+    # Some gradients are zero up to rounding: the bias of keys shifts all logits of a softmax
+    # equally. Adam divides by the root of the second moment, so with the usual epsilon it would
+    # move such a parameter by the full learning rate, in a direction determined by rounding.
     config['optimizer']['epsilon'] = 1e-4
     run = set_up(config, tmp_path / 'run')
     if devices == 1:
@@ -39,35 +39,36 @@ def three_steps(config_file, tmp_path, devices: int, **changes):
     losses, programs = [], StepPrograms(run)
     with jax.set_mesh(run.mesh):
         state = jax.jit(
-            run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state())
+            run.init,
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.make_abstract_state()),
         )()
-        batches = local_batches(run.indices, run.reader, run.layout, run.mesh)
+        batches = make_local_batches(run.indices, run.reader, run.layout, run.mesh)
         for number in range(3):
-            batch = place(batches[number], run.mesh, run.layout)
+            batch = place_batch(batches[number], run.mesh, run.layout)
             state, metrics = programs(state, batch)(state, batch)
             losses.append(float(metrics['loss']))
         assert float(metrics['pairs']) == run.train.batch_pairs
-    return losses, dict(flatten(jax.device_get(by_name(state.params))))
+    return losses, dict(flatten(jax.device_get(to_nested_dict(state.params))))
 
 
 @pytest.fixture(scope='module')
 def one_device(config_file, tmp_path_factory):
-    """What one device computes, in one chunk, with what is left undecided here."""
+    """A cached function that trains on one device in one chunk, with changes to the config."""
     return functools.cache(
-        lambda **changes: three_steps(
+        lambda **changes: train_three_steps(
             config_file, tmp_path_factory.mktemp('one'), devices=1, **changes
         )
     )
 
 
-# What a run computes, and ways to compute it, which must not matter.
+# Settings that change the results, and (below) ways to compute them, which must not.
 PLAIN, DROPOUT = {}, {'model__dropout': 0.3}
 NEGATIVES = {
     'data__negatives': 2,
     'loss__symmetric': False,
     'loss__dimensions': (8, 32),
     'loss__temperature_per_source': True,
-    'train__batch_pairs': 37,  # which no number of devices and chunks divides
+    'train__batch_pairs': 37,  # not divisible by any number of devices and chunks
 }
 LANGUAGE = {'objective': 'lm', 'train__batch_pairs': 37, 'model__dropout': 0.3}
 WAYS = [
@@ -120,29 +121,29 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize(('what', 'way'), WAYS, ids=str)
+@pytest.mark.parametrize(('settings', 'way'), WAYS, ids=str)
 def test_every_mesh_and_chunking_trains_like_one_device(
-    one_device, config_file, tmp_path, what, way
+    one_device, config_file, tmp_path, settings, way
 ):
-    losses, params = three_steps(config_file, tmp_path, devices=8, **what, **way)
-    expected_losses, expected = one_device(**what)
-    # Float32 sums in another order: 1e-6 of each sum, a few times over.
+    losses, params = train_three_steps(config_file, tmp_path, devices=8, **settings, **way)
+    expected_losses, expected = one_device(**settings)
+    # Float32 sums in another order differ by a relative 1e-6, which accumulates over the steps.
     np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
     assert params.keys() == expected.keys() and len(expected) > 20
     for name, value in params.items():
         np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=name)
 
 
-def test_each_choice_of_what_to_compute_changes_the_losses(one_device):
-    losses = [one_device(**what)[0] for what in (PLAIN, DROPOUT, NEGATIVES, LANGUAGE)]
+def test_different_settings_have_different_losses(one_device):
+    losses = [one_device(**settings)[0] for settings in (PLAIN, DROPOUT, NEGATIVES, LANGUAGE)]
     assert len({round(loss[0], 3) for loss in losses}) == 4
 
 
-def test_weights_gathered_once_or_for_each_layer_train_alike(
+def test_gathering_weights_once_or_per_layer_gives_equal_results(
     one_device, config_file, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(chunks, 'MAX_PARAMETERS_REDUCED_ONCE', 0)
-    losses, params = three_steps(
+    losses, params = train_three_steps(
         config_file, tmp_path, devices=8, train__encode_chunks=4, mesh__fsdp=4
     )
     expected_losses, expected = one_device()
@@ -161,20 +162,21 @@ def test_each_source_has_a_temperature_of_its_own(config_file, tmp_path):
     assert sorted(sources) == [0, 1]
     with jax.set_mesh(run.mesh):
         state = jax.jit(
-            run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state())
+            run.init,
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, run.make_abstract_state()),
         )()
         log_scale = state.params.log_scale
         log_scale[...] = jax.device_put(np.array([0.5, 2.5], np.float32), log_scale[...].sharding)
         step = jax.jit(make_step(run.objective, run.optimizer, run.schedule, 0))
         for number, source in enumerate(sources):
-            batch = place(
-                local_batches(run.indices, run.reader, run.layout, run.mesh)[number],
+            batch = place_batch(
+                make_local_batches(run.indices, run.reader, run.layout, run.mesh)[number],
                 run.mesh,
                 run.layout,
             )
             e_BxTxD, ids_BxT = (
                 jax.jit(chunks.encode)(state.params.encoder, batch),
-                chunks.merge_chunks(batch.ids_CxBxT),
+                chunks.merge_chunks(batch.ids_JxBxT),
             )
             expected, _ = jax.jit(run.objective.loss)(
                 e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source])
@@ -187,6 +189,6 @@ def test_each_source_has_a_temperature_of_its_own(config_file, tmp_path):
                 for part in jax.tree.leaves(after.optimizer, is_leaf=lambda p: hasattr(p, 'mu'))
                 if hasattr(part, 'mu')
             )
-            # The first moment is a share of the gradient.
+            # The first moment is proportional to the gradient.
             moved = np.asarray(moments.log_scale[...]) != 0
             assert moved.tolist() == [source == 0, source == 1]

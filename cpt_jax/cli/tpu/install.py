@@ -3,11 +3,11 @@
 Example:
   python launch/tpu/install.py --name cpt-l --bucket my-bucket
 
-The code goes to ~/cpt_jax/code on every worker, a virtual environment with requirements.txt and
-jax[tpu] beside it. With --bucket, a Cloud Storage bucket is mounted by gcsfuse, the same on every
-worker: give launch/train.py a --workdir there. Make it with a hierarchical namespace, where
-renaming a folder is atomic, as checkpoints want it. Without a bucket, --workdir has to lie on
-another shared disk.
+On every worker, the code goes to ~/cpt_jax/code, next to a virtual environment with
+requirements.txt and jax[tpu]. With --bucket, gcsfuse mounts a Cloud Storage bucket at the same path
+on every worker; use a --workdir of launch/train.py on it. Create the bucket with a hierarchical
+namespace, where renaming a folder is atomic, which checkpoints need. Without a bucket, --workdir
+must be on another shared disk.
 """
 
 from absl import flags
@@ -16,33 +16,36 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
 from cpt_jax.runtime.errors import UserError
 
-_CLOUD = gcloud.define_flags()
+_read_cloud = gcloud.define_flags()
 _BUCKET = flags.DEFINE_string(
-    'bucket', None, 'A Cloud Storage bucket to mount; by default as recorded.'
+    'bucket', None, 'Cloud Storage bucket to mount. Default: the recorded bucket.'
 )
-_MOUNT = flags.DEFINE_string('mount', '/mnt/bucket', 'Where it is mounted.')
+_MOUNT = flags.DEFINE_string('mount', '/mnt/bucket', 'Path at which the bucket is mounted.')
 _ALLOW_DIRTY = flags.DEFINE_bool(
-    'allow_dirty', False, 'Install HEAD even where the checkout has changes, which do not go along.'
+    'allow_dirty',
+    False,
+    'Install HEAD even if the checkout has uncommitted changes, which are not installed.',
 )
 flags.adopt_module_key_flags(gcloud)
 
 
 def main() -> None:
-    cloud = _CLOUD()
+    cloud = _read_cloud()
     pod = cloud.pod
     if _BUCKET.value is not None:
-        pod.bucket, pod.mount = _BUCKET.value.removeprefix('gs://').rstrip('/'), _MOUNT.value
+        pod.bucket = _BUCKET.value.removeprefix('gs://').rstrip('/')
+        pod.mount = _MOUNT.value
     if '/' in pod.bucket or (pod.bucket and not pod.mount.startswith('/')):
         raise UserError(
-            f'--bucket {pod.bucket} --mount {pod.mount}: the name of a bucket alone, and a whole '
-            f'path'
+            f'--bucket {pod.bucket} --mount {pod.mount}: --bucket must be the name of a bucket '
+            f'without a folder, and --mount an absolute path'
         )
-    pod.commit = gcloud.head_commit(_ALLOW_DIRTY.value)
+    pod.commit = gcloud.get_head_commit(_ALLOW_DIRTY.value)
     cloud.install()
     cloud.save()
     cloud.report(f'{pod.commit[:12]} is installed on all workers of {pod.name}')
 
 
 def run() -> None:
-    """The program launch/tpu/install.py."""
+    """Runs the program launch/tpu/install.py."""
     run_program(main)

@@ -1,13 +1,13 @@
-"""Goes on with a pod's run after a preemption: asks for the machines again, installs the same
-commit, starts with the same flags.
+"""Resumes a pod's run after a preemption: requests the machines again, installs the same commit and
+starts training with the same flags.
 
 Example:
   python launch/tpu/resume.py --name cpt-l --forever
 
-With --forever it stays, and does so again until the run ends with exit status 0 (done) or 1
-(something given is wrong); an end by a crash is tried three more times. It may be stopped and begun
-again at any time. launch/train.py goes on from its latest checkpoint, so its --workdir has to
-outlive the machines: a bucket (install.py --bucket) or another shared disk.
+With --forever, the program keeps running and repeats this until the run exits with status 0 (done)
+or 1 (invalid input); after a crash, it retries three times. The program may be stopped and started
+again at any time. launch/train.py resumes from its latest checkpoint, so its --workdir must survive
+the machines: use a bucket (install.py --bucket) or another shared disk.
 """
 
 from absl import flags
@@ -16,22 +16,24 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
 from cpt_jax.pod.resume import resume
 
-_CLOUD = gcloud.define_flags()
+_read_cloud = gcloud.define_flags()
 _FOREVER = flags.DEFINE_bool(
-    'forever', False, 'Until the run ends, over any number of preemptions.'
+    'forever', False, 'Keep resuming the run after every preemption, until it ends.'
 )
-_POLL_SECONDS = flags.DEFINE_float('poll_seconds', 30.0, 'How often to look.', lower_bound=0.0)
+_POLL_SECONDS = flags.DEFINE_float(
+    'poll_seconds', 30.0, 'Seconds between queries of the state.', lower_bound=0.0
+)
 flags.adopt_module_key_flags(gcloud)
 
 
 def main() -> int:
     try:
-        return resume(_CLOUD(), _FOREVER.value, _POLL_SECONDS.value)
+        return resume(_read_cloud(), _FOREVER.value, _POLL_SECONDS.value)
     except KeyboardInterrupt:
-        print('\nthe run itself goes on, and nobody looks after it')
+        print('\nthe run itself continues, but will not be resumed after a preemption')
         return 130
 
 
 def run() -> None:
-    """The program launch/tpu/resume.py."""
+    """Runs the program launch/tpu/resume.py."""
     run_program(main)

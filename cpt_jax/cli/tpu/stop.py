@@ -1,10 +1,10 @@
-"""Asks the run on a pod to save and end: SIGTERM on every worker. It ends with exit status 42,
-which watch.py shows.
+"""Makes the run on a pod save a checkpoint and exit, with SIGTERM on every worker.
 
 Example:
   python launch/tpu/stop.py --name cpt-l
 
-A resume.py --forever that is looking after the run would start it again: end that one first.
+The run exits with status 42, which watch.py shows. A resume.py --forever for this run would start
+it again: stop that program first.
 """
 
 from absl import flags
@@ -12,14 +12,14 @@ from absl import flags
 from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
 
-_CLOUD = gcloud.define_flags()
+_read_cloud = gcloud.define_flags()
 flags.adopt_module_key_flags(gcloud)
 
 
 def main() -> None:
-    _CLOUD().stop()
+    _read_cloud().stop()
 
 
 def run() -> None:
-    """The program launch/tpu/stop.py."""
+    """Runs the program launch/tpu/stop.py."""
     run_program(main)

@@ -1,5 +1,5 @@
-"""Pairs and triples from CSV files with a header, such as SimCSE's `sent0,sent1,hard_neg` of NLI;
-quoted as in RFC 4180.
+"""Pairs, with optional hard negatives, from CSV files with a header, such as SimCSE's NLI file with
+`sent0,sent1,hard_neg`. Quotes follow RFC 4180.
 """
 
 import csv
@@ -11,15 +11,22 @@ from typing import BinaryIO, NamedTuple
 from tqdm import tqdm
 
 from cpt_jax.data.problems import BadRow, check_text
-from cpt_jax.data.rows import BOM, RowSource, group_names
+from cpt_jax.data.rows import BOM, RowSource, to_field_names
 from cpt_jax.runtime.errors import UserError
 
-csv.field_size_limit(1 << 30)  # a text that is too long is told with its line, by max_chars
+csv.field_size_limit(1 << 30)  # `max_chars` reports long texts, with their line
 
 
 class Columns(NamedTuple):
-    """Which columns are read, and what separates them. A cell without a negative may be empty; ''
-    is never read.
+    """The columns to read.
+
+    Attributes:
+      x, y: names of the columns with the texts.
+      negatives: names of the columns with hard negatives; cells may be empty.
+      id: name of the column with the pair's id; the column is optional.
+      group: see RowFormat.
+      max_chars: maximum number of characters of a text.
+      separator: character between cells.
     """
 
     x: str
@@ -30,49 +37,55 @@ class Columns(NamedTuple):
     max_chars: int
     separator: str
 
-    def rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
-        """(line, offset, bytes) of each row behind the header; a row goes over several lines where
-        a quoted cell does.
+    def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
+        """Yields (first line, offset, bytes) of each row after the header.
+
+        A row spans several lines if a quoted cell does.
         """
         with path.open('rb') as file:
-            rows = _raw_rows(file, self.separator)
+            rows = _read_raw_rows(file, self.separator)
             next(rows, None)
             for row in rows:
                 bar.update(len(row[2]))
                 yield row
 
-    def head(self, path: Path) -> str:
-        """The header."""
-        return _first_row(path, self.separator).decode('utf-8', 'surrogateescape')
+    def read_header(self, path: Path) -> str:
+        """Returns the header of a file."""
+        return _read_first_row(path, self.separator).decode('utf-8', 'surrogateescape')
 
     def parse(self, row: bytes, path: Path) -> dict:
-        """The row's cells by the names in the header, with x, y and negatives found good. Raises
-        BadRow.
+        """Returns the row's cells by column name, after checking x, y and negatives.
+
+        Raises:
+          BadRow: the row is invalid.
         """
-        names = _header(path, path.stat().st_mtime_ns, self.separator)
+        names = _read_column_names(path, path.stat().st_mtime_ns, self.separator)
         for name in (self.x, self.y, *self.negatives):
             if name not in names:
                 raise BadRow(
                     f'no column {name!r}', f'the header has {", ".join(map(repr, names)) or "none"}'
                 )
-        cells = _cells(row, self.separator)
+        cells = _split_cells(row, self.separator)
         if len(cells) != len(names):
             raise BadRow(
-                'not as many cells as the header has', f'{len(cells)} instead of {len(names)}'
+                'the number of cells differs from the header', f'{len(cells)}, not {len(names)}'
             )
         found = dict(zip(names, cells, strict=True))
-        for name in (self.x, self.y, *(name for name in self.negatives if found[name].strip())):
+        negatives = [name for name in self.negatives if found[name].strip()]
+        for name in (self.x, self.y, *negatives):
             check_text(name, found[name], self.max_chars)
         return found
 
-    def negatives_of(self, row: dict) -> tuple[str, ...]:
+    def get_negatives(self, row: dict) -> tuple[str, ...]:
+        """Returns the hard negatives of a parsed row."""
         return tuple(row[name] for name in self.negatives if row[name].strip())
 
 
 class CsvSource(RowSource):
-    """The good rows of CSV files."""
+    """The valid rows of CSV files."""
 
-    kind, suffixes = 'csv', ('.csv', '.tsv', '.csv.gz', '.tsv.gz')
+    kind = 'csv'
+    suffixes = ('.csv', '.tsv', '.csv.gz', '.tsv.gz')
 
     def __init__(
         self,
@@ -88,65 +101,81 @@ class CsvSource(RowSource):
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
     ):
-        """Indexes the files, or reads the index that an earlier call left.
+        """Indexes the files, or reads the index from the cache.
 
         Args:
-          path: a file, a folder (*.csv and *.tsv in it and below, also with .gz) or a pattern.
+          path: a file, a folder (searched recursively for *.csv and *.tsv, also with .gz) or a
+            pattern.
           split: 'train', 'heldout' or 'all'.
-          x, y, id: names of columns; a column `id` need not be there.
-          negatives: a column with a hard negative, several, or ''; an empty cell holds none.
-          group, holdout, max_bad_share, max_chars: as of JsonlSource.
-          separator: of cells: a comma, or a tab or another single character.
+          x, y: names of the columns with the texts.
+          negatives: name or names of columns with hard negatives; '' for none. Cells may be empty.
+          id: name of the column with ids; the column is optional.
+          group, holdout, max_bad_share, max_chars: see JsonlSource.
+          separator: character between cells, such as a comma or a tab.
+
+        Raises:
+          UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
         columns = Columns(
-            x, y, group_names(negatives), id, group_names(group), max_chars, separator
+            x, y, to_field_names(negatives), id, to_field_names(group), max_chars, separator
         )
         if len(separator) != 1:
             raise UserError(
-                f'separator={separator!r}: a single character is expected, such as a comma or a tab'
+                f'separator={separator!r}: must be a single character, such as a comma or a tab'
             )
         super().__init__(path, split, columns, holdout, max_bad_share)
 
 
-def _raw_rows(file: BinaryIO, separator: str) -> Iterator[tuple[int, int, bytes]]:
-    """(first line, offset, bytes) of each row that is not blank, the header among them, whether or
-    not it can be read.
-    """
-    taken: list[bytes] = []
+def _read_raw_rows(file: BinaryIO, separator: str) -> Iterator[tuple[int, int, bytes]]:
+    """Yields (first line, offset, bytes) of each row that is not blank, including the header.
 
-    def lines() -> Iterator[str]:
+    Rows that cannot be parsed are included too.
+    """
+    consumed: list[bytes] = []  # lines that the reader has read for the current row
+
+    def iterate_lines() -> Iterator[str]:
         for line in file:
-            taken.append(line)
+            consumed.append(line)
             yield line.decode('utf-8', 'surrogateescape')
 
-    number, offset, reader = 1, 0, csv.reader(lines(), delimiter=separator)
+    reader = csv.reader(iterate_lines(), delimiter=separator)
+    line_number = 1
+    offset = 0
     while True:
         try:
             next(reader)
         except StopIteration:
             return
-        except csv.Error:  # `parse` tells
+        except csv.Error:  # `parse` reports it
             pass
-        row = b''.join(taken)
+        row = b''.join(consumed)
         if row.strip():
-            yield number, offset, row
-        number, offset = number + len(taken), offset + len(row)
-        taken.clear()
+            yield line_number, offset, row
+        line_number += len(consumed)
+        offset += len(row)
+        consumed.clear()
 
 
 @functools.lru_cache(64)
-def _header(path: Path, changed: int, separator: str) -> tuple[str, ...]:
-    """The names of a file's columns; `changed` is when it did."""
-    del changed
-    return tuple(_cells(_first_row(path, separator), separator))
+def _read_column_names(path: Path, modified: int, separator: str) -> tuple[str, ...]:
+    """Returns the column names of a file.
+
+    Args:
+      path: path of the file.
+      modified: modification time of the file, part of the cache key.
+      separator: character between cells.
+    """
+    del modified
+    return tuple(_split_cells(_read_first_row(path, separator), separator))
 
 
-def _first_row(path: Path, separator: str) -> bytes:
+def _read_first_row(path: Path, separator: str) -> bytes:
     with path.open('rb') as file:
-        return next(_raw_rows(file, separator), (1, 0, b''))[2].removeprefix(BOM)
+        _, _, row = next(_read_raw_rows(file, separator), (1, 0, b''))
+    return row.removeprefix(BOM)
 
 
-def _cells(row: bytes, separator: str) -> list[str]:
+def _split_cells(row: bytes, separator: str) -> list[str]:
     try:
         return next(csv.reader([row.decode('utf-8')], delimiter=separator, strict=True), [])
     except UnicodeDecodeError as error:

@@ -1,30 +1,32 @@
-"""The texts of a source of pairs, each once: what a language model reads."""
+"""The texts of a source of pairs, each once, for language models."""
 
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TextSource
 
-# Between x and y of a pair, as between paragraphs.
+# Separates x and y of a pair, like paragraphs.
 JOINT = '\n\n'
 
 
 class DocumentSource:
-    """A source whose x are texts of a source of pairs, and whose y are empty.
+    """A source of texts: each pair has a text as its x and an empty y.
 
-    Of plain text its pieces, of which each stands in two pairs. Of any other source each pair, x
-    before y, as one longer text. So every token is read once in an epoch.
+    For plain text, the texts are its pieces, each of which is in two pairs of the original source.
+    For any other source, x and y of a pair are joined into one text. Every token is therefore read
+    once per epoch.
 
     Attributes:
-      split, fingerprint: of the source of pairs.
-      documents: None: pieces of one document may share a batch, as they are no negatives of each
-        other.
+      split, fingerprint: those of the source of pairs.
+      documents: None. Pieces of one document may share a batch, because a language model has no
+        negatives.
     """
 
     documents = None
 
     def __init__(self, pairs: Source):
         self._pairs = pairs
-        self._pieces = pairs.pieces() if isinstance(pairs, TextSource) else None
-        self.split, self.fingerprint = pairs.split, pairs.fingerprint
+        self._pieces = pairs.get_pieces() if isinstance(pairs, TextSource) else None
+        self.split = pairs.split
+        self.fingerprint = pairs.fingerprint
 
     def __len__(self) -> int:
         return len(self._pairs if self._pieces is None else self._pieces)
@@ -36,8 +38,6 @@ class DocumentSource:
         return Pair(x=pair.x + JOINT + pair.y, y='', id=pair.id)
 
     def summary(self) -> str:
-        return (
-            f'{len(self):,} texts, '
-            f'{"the pieces" if self._pieces is not None else "each x and y in one"}, of '
-            f'{self._pairs.summary()}'
-        )
+        """Returns one line: the number of texts and the summary of the source of pairs."""
+        what = 'pieces' if self._pieces is not None else 'x and y joined'
+        return f'{len(self):,} texts ({what}) of {self._pairs.summary()}'

@@ -1,5 +1,5 @@
-"""Pairs from JSON lines: one object a line, `{"x": ..., "y": ..., "negatives": [...], "id": ...}`,
-under any field names.
+"""Pairs from JSON lines: one object per line, `{"x": ..., "y": ..., "negatives": [...], "id":
+...}`, with configurable field names.
 """
 
 import json
@@ -9,15 +9,21 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from cpt_jax.data.filters import first_paragraph
+from cpt_jax.data.filters import extract_first_paragraph
 from cpt_jax.data.problems import BadRow, check_text
-from cpt_jax.data.python_functions import without_docstring
-from cpt_jax.data.rows import BOM, RowSource, group_names
+from cpt_jax.data.python_functions import remove_docstring
+from cpt_jax.data.rows import BOM, RowSource, to_field_names
 
 
 class Fields(NamedTuple):
-    """Which fields of a row are read. `negatives` and `id` may be missing in a row; '' is never
-    read.
+    """The fields to read.
+
+    Attributes:
+      x, y: names of the fields with the texts.
+      negatives: name of the field with a list of hard negatives; the field is optional.
+      id: name of the field with the pair's id; the field is optional.
+      group: see RowFormat.
+      max_chars: maximum number of characters of a text.
     """
 
     x: str
@@ -27,13 +33,17 @@ class Fields(NamedTuple):
     group: tuple[str, ...]
     max_chars: int
 
-    def head(self, path: Path) -> str:
-        """None: a row names its own fields."""
+    def read_header(self, path: Path) -> str:
+        """Returns '': JSON lines have no header."""
         del path
         return ''
 
     def parse(self, line: bytes, path: Path) -> dict:
-        """The row's object, with x, y and negatives found good. Raises BadRow."""
+        """Returns the object of a row, after checking x, y and negatives.
+
+        Raises:
+          BadRow: the row is invalid.
+        """
         del path
         try:
             row = json.loads(line.decode('utf-8'))
@@ -58,29 +68,31 @@ class Fields(NamedTuple):
         for negative in negatives:
             check_text(self.negatives, negative, self.max_chars)
 
-    def negatives_of(self, row: dict) -> tuple[str, ...]:
+    def get_negatives(self, row: dict) -> tuple[str, ...]:
+        """Returns the hard negatives of a parsed row."""
         return tuple(row.get(self.negatives) or ())
 
-    def rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
-        """(line counted from 1, offset, text without the white space around it) of the lines that
-        are not blank.
-        """
+    def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
+        """Yields (line counted from 1, offset, stripped line) of each line that is not blank."""
         offset = 0
         with path.open('rb') as file:
-            for number, line in enumerate(file, start=1):
-                start = offset + len(BOM) * (offset == 0 and line.startswith(BOM))
+            for line_number, line in enumerate(file, start=1):
+                start = offset
+                if offset == 0 and line.startswith(BOM):
+                    start += len(BOM)
                 text = line[start - offset :]
                 start += len(text) - len(text.lstrip())
                 if text := text.strip():
-                    yield number, start, text
+                    yield line_number, start, text
                 offset += len(line)
                 bar.update(len(line))
 
 
 class JsonlSource(RowSource):
-    """The good rows of JSON-lines files."""
+    """The valid rows of JSON-lines files."""
 
-    kind, suffixes = 'jsonl', ('.jsonl', '.jsonl.gz')
+    kind = 'jsonl'
+    suffixes = ('.jsonl', '.jsonl.gz')
 
     def __init__(
         self,
@@ -96,31 +108,36 @@ class JsonlSource(RowSource):
         max_chars: int = 100_000,
         codesearchnet: bool = False,
     ):
-        """Indexes the files, or reads the index that an earlier call left.
+        """Indexes the files, or reads the index from the cache.
 
         Args:
-          path: a file, a folder (*.jsonl and *.jsonl.gz in it and below) or a pattern. What is
-            packed is unpacked into the cache first.
+          path: a file, a folder (searched recursively for *.jsonl and *.jsonl.gz) or a pattern.
+            Gzipped files are decompressed into the cache.
           split: 'train', 'heldout' or 'all'.
-          x, y, negatives, id: names of the fields; x and y must hold text, negatives a list of
-            texts.
-          group: rows that agree in this field are held out together; of several names the first
-            that the row has counts.
-          holdout: share of the groups (without group, of the different x) that 'heldout' gets and
-            'train' does not.
-          max_bad_share: share of rows that may be bad before they stop the program.
-          max_chars: a longer text is a bad row.
-          codesearchnet: x is cut to its first paragraph and Python in y (rows whose `language` is
-            that, or missing) loses its docstring, which CodeSearchNet's files leave in the code: it
-            would give the answer away.
+          x, y: names of the fields with the texts.
+          negatives: name of the field with a list of hard negatives; the field is optional.
+          id: name of the field with ids; the field is optional.
+          group: name of a field; rows with equal values are held out together. If there are several
+            names, the first field that the row has is used.
+          holdout: fraction of the groups (without `group`, of the distinct x), in [0, 1], that is
+            in 'heldout' and not in 'train'.
+          max_bad_share: maximum fraction of bad rows, in [0, 1]; more of them are an error.
+          max_chars: maximum number of characters of a text; a row with a longer text is bad.
+          codesearchnet: whether to cut x to its first paragraph and to remove the docstring from
+            Python code in y (rows without `language` are Python). CodeSearchNet's files keep the
+            docstring in the code, which makes retrieval trivial.
+
+        Raises:
+          UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
-        fields = Fields(x, y, negatives, id, group_names(group), max_chars)
+        fields = Fields(x, y, negatives, id, to_field_names(group), max_chars)
         self._codesearchnet = codesearchnet
         super().__init__(path, split, fields, holdout, max_bad_share, repr(codesearchnet))
 
-    def _texts(self, row: dict) -> tuple[str, str]:
-        x, y = super()._texts(row)
+    def _get_texts(self, row: dict) -> tuple[str, str]:
+        x, y = super()._get_texts(row)
         if not self._codesearchnet:
             return x, y
-        python = str(row.get('language', 'python')).lower() == 'python'
-        return first_paragraph(x) or x, without_docstring(y) if python else y
+        x = extract_first_paragraph(x) or x
+        is_python = str(row.get('language', 'python')).lower() == 'python'
+        return x, remove_docstring(y) if is_python else y

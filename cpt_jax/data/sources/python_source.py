@@ -1,13 +1,13 @@
 """(documentation, function) pairs from the Python installation itself: real data on every machine,
-with no download.
+without a download.
 
-The pairs come from the standard library of the running interpreter and from the installed
-distributions that are named, so what else is installed does not change them. A pair is the first
-paragraph of a docstring and the source of its function without the docstring, which would give the
-answer away. Decorators are left out, as in CodeSearchNet, whose functions begin at their `def`:
-some of them hold the documentation (`@doc('...')`, `@deprecated('...')`). Methods count, nested
-functions do not. Exact and near duplicate functions are removed first and pairs held out
-afterwards, so none is on both sides; a docstring such as 'Returns the name.' may be.
+The pairs come from the standard library of the running interpreter and from the named installed
+distributions; other installed packages do not change them. A pair is the first paragraph of a
+docstring and the source of its function. The docstring is removed from the source, because it would
+make retrieval trivial. Decorators are removed too, as in CodeSearchNet, because some contain the
+documentation (`@doc('...')`, `@deprecated('...')`). Methods are included, nested functions are not.
+Exact and near duplicates of functions are removed before pairs are held out, so no function is in
+both splits; a docstring such as 'Returns the name.' may be in both.
 """
 
 import contextlib
@@ -24,19 +24,24 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.data.filters import FILTERS_VERSION, exact_duplicates, near_duplicates, path_rejection
-from cpt_jax.data.pairs import Pair, text_digest, unit_hash
+from cpt_jax.data.filters import (
+    FILTERS_VERSION,
+    find_exact_duplicates,
+    find_near_duplicates,
+    reject_path,
+)
+from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
-from cpt_jax.data.python_functions import Function, decode, functions
-from cpt_jax.data.split import rows_of
+from cpt_jax.data.python_functions import Function, decode_source, extract_functions
+from cpt_jax.data.split import select_rows
 from cpt_jax.data.strings import Strings
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import Arrays, cached, from_array, to_array
+from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-# Raise it when this file or python_functions.py makes other pairs of the same files.
+# Increment when this file or python_functions.py makes other pairs from the same files.
 EXTRACTION_VERSION = 1
 
-# The distributions of requirements.txt, by the names that stand there.
+# The distributions of requirements.txt, by their names there.
 DEFAULT_PACKAGES = (
     'absl-py', 'array_record', 'bm25s', 'etils', 'flax', 'grain', 'jax', 'Jinja2', 'matplotlib',
     'ml_collections', 'numpy', 'optax', 'orbax-checkpoint', 'pytrec-eval-terrier', 'safetensors',
@@ -44,16 +49,20 @@ DEFAULT_PACKAGES = (
     'tensorboardX', 'tensorflow-datasets', 'tokenizers', 'tqdm',
 )  # fmt: skip
 
-# Chosen once: of 0, 1, 2, ... the first with which a tenth of the packages holds 1,250 pairs or
-# more, at most 15 % of all, and no package makes up more than a third of them (a candidate pool
-# from one package would be a test of that package). Held out with it, largest first: idlelib,
-# optax, absl-py, asyncio, importlib, ml_collections, xml, wsgiref, smtplib, ...
+# Chosen once: the first of '0/', '1/', '2/', ... with which the held-out tenth of the packages has
+# at least 1,250 pairs and at most 15 % of all pairs, and no package has more than a third of them
+# (candidates from mainly one package would test only that package). Held out with it, largest
+# first: idlelib, optax, absl-py, asyncio, importlib, ml_collections, xml, wsgiref, smtplib, ...
 HOLDOUT_SALT = '53/'
 
 
 class SourceFile(NamedTuple):
-    """One file: the package that it belongs to, its name for people ('json/decoder.py') and where
-    it lies.
+    """A Python source file.
+
+    Attributes:
+      package: package or top-level module that the file belongs to.
+      name: readable name, such as 'json/decoder.py'.
+      path: path to read.
     """
 
     package: str
@@ -62,15 +71,17 @@ class SourceFile(NamedTuple):
 
 
 class PythonSource:
-    """Pairs of documentation (x) and function (y); see the module for what they are and
-    `cpt_jax/data/filters.py` for which.
+    """Pairs of documentation (x) and function (y).
 
-    Whole packages are held out: a top-level module or package of the standard library is one, a
-    distribution is another.
+    The module docstring defines the pairs, `cpt_jax/data/filters.py` the filters. Whole packages
+    are held out: each distribution and each top-level module or package of the standard library is
+    one.
 
     Attributes:
-      split, fingerprint, documents, problems: as every source.
-      packages: str[n], the package of each pair.
+      split, fingerprint, documents: see Source.
+      problems: counts of the files that cannot be decoded or parsed.
+      counts: number of functions seen, and of dropped ones by reason.
+      packages: str[n], package of each pair.
     """
 
     documents = None
@@ -83,31 +94,37 @@ class PythonSource:
         holdout: float = 0.1,
         max_bad_share: float = 0.01,
     ):
-        """Reads the sources, or the cache that an earlier call left.
+        """Reads the source files, or loads the pairs from the cache.
 
         Args:
           split: 'train', 'heldout' or 'all'.
-          packages: names of installed distributions, as pip prints them.
-          standard_library: whether to read the standard library too.
-          holdout: share of the packages, in [0, 1], that 'heldout' gets and 'train' does not.
-          max_bad_share: share of the files that may fail to decode or to parse.
+          packages: names of installed distributions, as printed by pip.
+          standard_library: whether to include the standard library.
+          holdout: fraction of the packages, in [0, 1], that is in 'heldout' and not in 'train'.
+          max_bad_share: maximum fraction of files that cannot be decoded or parsed.
+
+        Raises:
+          UserError: a package is not installed, the split is empty, or too many files are bad.
         """
         files = find_files(packages, standard_library)
         corpus = _fingerprint(files)
-        saved = cached(f'python_source_{corpus}', lambda: _build(files))
+        saved = load_or_build(f'python_source_{corpus}', lambda: _build(files))
         self.split = split
-        self.fingerprint = text_digest('python_source', corpus, split, repr(float(holdout)))
-        self.counts = from_array(saved['counts'])
+        self.fingerprint = digest_texts('python_source', corpus, split, repr(float(holdout)))
+        self.counts = array_to_json(saved['counts'])
         self.problems = Problems.from_json(self.counts['problems'], max_bad_share)
         self.problems.check()
         self._heldout = [
             name for name in np.unique(saved['packages']).tolist() if is_held_out(name, holdout)
         ]
-        rows = rows_of(split, np.isin(saved['packages'], self._heldout), 'python_source', holdout)
-        self._rows, self.packages = rows, saved['packages'][rows]
-        self._ids, self._docs, self._codes = (
-            Strings(saved[key], saved[f'{key}_starts']) for key in ('ids', 'docs', 'codes')
+        rows = select_rows(
+            split, np.isin(saved['packages'], self._heldout), 'python_source', holdout
         )
+        self._rows = rows
+        self.packages = saved['packages'][rows]
+        self._ids = Strings(saved['ids'], saved['ids_starts'])
+        self._docs = Strings(saved['docs'], saved['docs_starts'])
+        self._codes = Strings(saved['codes'], saved['codes_starts'])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -117,7 +134,9 @@ class PythonSource:
         return Pair(x=self._docs[row], y=self._codes[row], id=self._ids[row])
 
     def summary(self) -> str:
-        """One line: what was read, what each filter dropped, what is left."""
+        """Returns one line: the numbers of pairs, functions and files, and the dropped functions by
+        reason.
+        """
         dropped = ', '.join(
             f'{count:,} {reason}' for reason, count in self.counts['dropped'].items()
         )
@@ -129,22 +148,31 @@ class PythonSource:
 
 
 def is_held_out(package: str, holdout: float) -> bool:
-    return unit_hash(HOLDOUT_SALT + package) < holdout
+    """Returns whether the package is held out at this fraction."""
+    return hash_to_unit_interval(HOLDOUT_SALT + package) < holdout
 
 
 def find_files(packages: Sequence[str], standard_library: bool) -> list[SourceFile]:
-    """The files to read, in the order that decides which of two duplicates stays; files of tests
-    are left out.
+    """Returns the files to read, without test files.
+
+    Their order is fixed: of two duplicate functions, the first is kept.
+
+    Args:
+      packages: names of installed distributions.
+      standard_library: whether to include the standard library.
+
+    Raises:
+      UserError: a package is not installed or has no list of its files.
     """
-    files = list(_standard_library_files()) if standard_library else []
+    files = list(_find_standard_library_files()) if standard_library else []
     for package in sorted(packages):
-        files += _distribution_files(package)
-    return [file for file in files if not path_rejection(file.name)]
+        files += _find_distribution_files(package)
+    return [file for file in files if not reject_path(file.name)]
 
 
-def _standard_library_files() -> Iterator[SourceFile]:
-    """Top-level modules that are part of Python everywhere: not what a distributor or a build put
-    beside them.
+def _find_standard_library_files() -> Iterator[SourceFile]:
+    """Yields the files of Python's own top-level modules, without files that a distributor or a
+    build added to their folder.
     """
     root = Path(sysconfig.get_path('stdlib'))
     for module in sorted(sys.stdlib_module_names):
@@ -154,15 +182,15 @@ def _standard_library_files() -> Iterator[SourceFile]:
                 yield SourceFile(module, path.relative_to(root).as_posix(), path)
 
 
-def _distribution_files(name: str) -> Iterator[SourceFile]:
-    """The .py files that pip recorded for a distribution; a folder may hold files of others (orbax,
-    google).
+def _find_distribution_files(name: str) -> Iterator[SourceFile]:
+    """Yields the .py files that pip recorded for a distribution; its folder may also contain files
+    of other distributions (orbax, google).
     """
     try:
         distribution = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(
-            f'data: the package {name!r} is not installed: install it or take it out of packages'
+            f'data: the package {name!r} is not installed: install it or remove it from packages'
         ) from None
     if distribution.files is None:
         raise UserError(
@@ -170,7 +198,7 @@ def _distribution_files(name: str) -> Iterator[SourceFile]:
             f'install it with pip'
         )
     for path in sorted(distribution.files):
-        # '..' leads to scripts outside of the packages.
+        # Paths with '..' are scripts outside of the packages.
         if path.suffix == '.py' and path.parts[0] != '..':
             yield SourceFile(name, path.as_posix(), Path(path.locate()))
 
@@ -180,47 +208,45 @@ def _fingerprint(files: Sequence[SourceFile]) -> str:
         f'{file.package} {file.name} {blake2b(file.path.read_bytes()).hexdigest()}'
         for file in files
     )
-    return text_digest(str(EXTRACTION_VERSION), str(FILTERS_VERSION), *contents)
+    return digest_texts(str(EXTRACTION_VERSION), str(FILTERS_VERSION), *contents)
 
 
 def _build(files: Sequence[SourceFile]) -> Arrays:
-    """Reads every file; the result is what the cache keeps, for all splits."""
+    """Reads every file and returns the pairs of all splits, as arrays for the cache."""
     problems = Problems()
     dropped: Counter[str] = Counter()
-    with _no_garbage_collection():
-        found = list(_all_functions(files, dropped, problems))
+    with _disable_garbage_collection():
+        found = list(_extract_all_functions(files, dropped, problems))
     seen = dropped.pop('seen', 0)
-    for reason, duplicates in (
-        ('exact duplicate', exact_duplicates),
-        ('near duplicate', near_duplicates),
+    for reason, find_duplicates in (
+        ('exact duplicate', find_exact_duplicates),
+        ('near duplicate', find_near_duplicates),
     ):
-        repeated = duplicates([function.code for _, function in found])
-        dropped[reason] = int(repeated.sum())
-        found = [row for row, again in zip(found, repeated, strict=True) if not again]
+        is_duplicate = find_duplicates([function.code for _, function in found])
+        dropped[reason] = int(is_duplicate.sum())
+        found = [row for row, drop in zip(found, is_duplicate, strict=True) if not drop]
     counts = {'seen': seen, 'dropped': dropped, 'problems': problems.to_json()}
-    return {'counts': to_array(counts), **_columns(found)}
+    return {'counts': json_to_array(counts), **_to_arrays(found)}
 
 
-def _all_functions(
+def _extract_all_functions(
     files: Sequence[SourceFile], dropped: Counter[str], problems: Problems
 ) -> Iterator[tuple[SourceFile, Function]]:
     for file in tqdm(files, desc='reading Python sources', unit='file', disable=None):
         problems.rows += 1
         try:
-            found = functions(decode(file.path.read_bytes()), dropped)
+            found = extract_functions(decode_source(file.path.read_bytes()), dropped)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            problems.add(
-                BadRow('not Python that parses', str(error)),
-                f'{file.path}:{getattr(error, "lineno", None) or 1}',
-            )
+            line = getattr(error, 'lineno', None) or 1
+            problems.add(BadRow('not valid Python', str(error)), f'{file.path}:{line}')
         else:
             yield from ((file, function) for function in found)
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A third faster: syntax trees are many small objects, and without cycles, so there is nothing
-    to collect.
+def _disable_garbage_collection() -> Iterator[None]:
+    """Disables the cyclic garbage collector, which makes parsing a third faster: syntax trees are
+    many small objects without cycles.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -231,7 +257,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _columns(found: Sequence[tuple[SourceFile, Function]]) -> Arrays:
+def _to_arrays(found: Sequence[tuple[SourceFile, Function]]) -> Arrays:
     texts = {
         'ids': Strings.of(
             f'{file.name}:{function.line} {function.name}' for file, function in found

@@ -1,8 +1,9 @@
-"""Pairs of neighbouring pieces of plain text, as cpt-text was trained on (Neelakantan et al. 2022,
-section 2.1).
+"""Pairs of neighboring pieces of plain text, as in the training of cpt-text (Neelakantan et al.
+2022, section 2.1).
 
-A document is cut into consecutive pieces of bounded length, and piece i is paired with piece i + 1.
-How the paper cut its documents is not published; here a piece is as many whole sentences as fit.
+A document is split into consecutive pieces of bounded length, and piece i is paired with piece
+i + 1. The paper does not publish how documents were split; here a piece is as many whole sentences
+as fit.
 """
 
 import re
@@ -14,106 +15,130 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.data.files import InputFile, files_state, input_files
-from cpt_jax.data.pairs import Pair, text_digest, unit_hash
+from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
+from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import Problems
-from cpt_jax.data.split import rows_of
-from cpt_jax.data.strings import Chosen, Strings
+from cpt_jax.data.split import select_rows
+from cpt_jax.data.strings import Strings, StringSelection
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import Arrays, cached, from_array, to_array
+from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-CUTTING_VERSION = 1  # raise it when the code below cuts other pieces of the same files
+CUTTING_VERSION = 1  # increment when the code below makes other pieces from the same files
 
 _PARAGRAPH_END = re.compile(r'\n\s*\n')
 _SENTENCE_END = re.compile(r'(?:(?<=[.!?…])|(?<=[.!?…]["\')\]’”]))\s+')
 
 
 class TokenCounter(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer's interface that counts tokens."""
 
     @property
     def fingerprint(self) -> str: ...
 
-    def count(self, texts: Sequence[str]) -> list[int]: ...
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns the number of tokens of each text, without delimiters."""
 
 
 class Cut(NamedTuple):
-    """How a document is cut: the most tokens of a piece, and the fewest of its last one."""
+    """How to split a document into pieces.
+
+    Attributes:
+      piece_tokens: maximum number of tokens of a piece.
+      min_tokens: minimum number of tokens of a piece.
+    """
 
     piece_tokens: int
     min_tokens: int
 
     def check(self) -> None:
+        """Raises UserError if the limits do not fit together."""
         if not 0 < 2 * self.min_tokens <= self.piece_tokens:
             raise UserError(
                 f'piece_tokens is {self.piece_tokens} and must be at least twice min_tokens, '
                 f'{self.min_tokens}'
             )
 
-    def pieces(self, document: str, tokenizer: TokenCounter) -> list[str]:
-        """The document's pieces, in order; all but the last hold at least `min_tokens`, and a
-        shorter last one is dropped.
+    def split(self, document: str, tokenizer: TokenCounter) -> list[str]:
+        """Returns the document's pieces in order; a last piece below `min_tokens` is dropped.
 
-        A piece's length is the sum over its sentences and one for each joint. Where a tokenizer
-        joins across sentences, the count of the whole may differ by a token or two.
+        A piece's length is the sum of its sentences' lengths plus one for each joint. It may differ
+        from the token count of the whole piece by a token or two, if a tokenizer merges across
+        sentences.
         """
-        pieces, piece, tokens = [], '', 0
-        for joint, text, count in self._units(document, tokenizer):
+        pieces: list[str] = []
+        piece = ''
+        tokens = 0
+        for joint, text, count in self._split_into_segments(document, tokenizer):
             if piece and tokens + 1 + count > self.piece_tokens:
                 pieces.append(piece)
-                piece, tokens = '', 0
-            piece, tokens = (piece + joint + text, tokens + 1 + count) if piece else (text, count)
-        return pieces + [piece] if tokens >= self.min_tokens else pieces
+                piece = ''
+            if piece:
+                piece += joint + text
+                tokens += 1 + count
+            else:
+                piece = text
+                tokens = count
+        if tokens >= self.min_tokens:
+            pieces.append(piece)
+        return pieces
 
-    def _units(self, document: str, tokenizer: TokenCounter) -> Iterator[tuple[str, str, int]]:
-        """(what joins it to the one before, text, tokens) of what is not cut further: sentences,
-        and parts of long ones.
+    def _split_into_segments(
+        self, document: str, tokenizer: TokenCounter
+    ) -> Iterator[tuple[str, str, int]]:
+        """Yields (joint to the previous segment, text, tokens) of each sentence, or part of a long
+        sentence.
 
-        No unit is longer than `most`, so a piece that has no room for the next unit holds
-        `min_tokens` already.
+        A segment has at most piece_tokens - min_tokens tokens. A piece without room for the next
+        segment therefore has at least `min_tokens`.
         """
         most = self.piece_tokens - self.min_tokens
-        joints, texts = zip(*_sentences(document), strict=True)
+        joints, texts = zip(*_split_into_sentences(document), strict=True)
         for joint, text, count in zip(joints, texts, tokenizer.count(texts), strict=True):
-            parts = [(text, count)] if count <= most else _halved(text, tokenizer, most)
+            parts = [(text, count)] if count <= most else _halve(text, tokenizer, most)
             for i, (part, part_count) in enumerate(parts):
                 yield (' ' if i else joint), part, part_count
 
 
-def _sentences(document: str) -> Iterator[tuple[str, str]]:
-    """(what joins it to the one before, sentence); the lines of a paragraph are joined, for they
-    are wrapped at some width.
+def _split_into_sentences(document: str) -> Iterator[tuple[str, str]]:
+    """Yields (joint to the previous sentence, sentence).
+
+    The lines of a paragraph are joined, because they are only wrapped.
     """
     for paragraph in _PARAGRAPH_END.split(document.strip()):
         for i, sentence in enumerate(_SENTENCE_END.split(' '.join(paragraph.split()))):
             yield (' ' if i else '\n'), sentence
 
 
-def _halved(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int]]:
-    """(part, tokens) of a text cut in two, at white space if it has any, until no part is longer
-    than `most` tokens.
+def _halve(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int]]:
+    """Returns (part, tokens) of a text that is halved until no part has more than `most` tokens.
+
+    Texts are split at white space if possible.
     """
     count = tokenizer.count([text])[0]
     if count <= most or len(text) == 1:
         return [(text, count)]
-    space = text.rfind(' ', 0, len(text) // 2)
-    middle = space if space > 0 else text.find(' ', 1)
-    left, right = (
-        (text[:middle], text[middle + 1 :])
-        if middle > 0
-        else (text[: len(text) // 2], text[len(text) // 2 :])
-    )
-    return _halved(left, tokenizer, most) + _halved(right, tokenizer, most)
+    middle = len(text) // 2
+    space = text.rfind(' ', 0, middle)
+    if space <= 0:
+        space = text.find(' ', 1)
+    if space > 0:
+        left = text[:space]
+        right = text[space + 1 :]
+    else:
+        left = text[:middle]
+        right = text[middle:]
+    return _halve(left, tokenizer, most) + _halve(right, tokenizer, most)
 
 
 class TextSource:
-    """Pairs (piece i, piece i + 1) of the documents in some text files.
+    """Pairs (piece i, piece i + 1) of the documents in text files.
 
     Attributes:
-      split, fingerprint, documents, problems: as every source; documents are the ones of this
-        split.
-      counts: documents read, how many of them were repeated and how many were too short for a pair,
-        and latin-1 files.
+      split, fingerprint: see Source.
+      documents: see Source; only the documents of this split.
+      problems: number of documents; no document is bad.
+      counts: numbers of documents, of repeated ones and of those that are too short for a pair, and
+        names of the files read as Latin-1.
     """
 
     def __init__(
@@ -127,46 +152,53 @@ class TextSource:
         holdout: float = 0.0,
         min_pieces: int = 2,
     ):
-        """Cuts the documents, or reads the pieces that an earlier call left.
+        """Splits the documents, or reads the pieces from the cache.
 
         Args:
-          path: a file, a folder (*.txt and *.md in it and below) or a pattern. UTF-8, or else taken
-            for Latin-1.
+          path: a file, a folder (searched recursively for *.txt and *.md) or a pattern. Files that
+            are not UTF-8 are read as Latin-1.
           split: 'train', 'heldout' or 'all'.
-          tokenizer: counts tokens, without delimiters.
-          piece_tokens: the most tokens of a piece.
-          min_tokens: a document's last piece is dropped if it is shorter.
-          separator: a regular expression; a line in which it is found begins a new document
-            ('^CHAPTER ', '^ = [^=]'). Without one a file is a document. A batch holds one pair of a
-            document, so long files want one.
-          holdout: share of the documents, in [0, 1], that 'heldout' gets and 'train' does not.
-          min_pieces: documents of fewer are left out. One piece makes no pair, but a text for a
-            language model.
+          tokenizer: counts the tokens of texts, without delimiters.
+          piece_tokens: maximum number of tokens of a piece.
+          min_tokens: minimum number of tokens of a document's last piece; a shorter one is dropped.
+          separator: regular expression. A line that contains a match begins a new document
+            ('^CHAPTER ', '^ = [^=]'). Default '': each file is one document. A batch has at most
+            one pair of a document, so long files need a separator.
+          holdout: fraction of the documents, in [0, 1], that is in 'heldout' and not in 'train'.
+          min_pieces: minimum number of pieces of a document; documents with fewer are dropped. A
+            pair needs 2; a text for a language model needs only 1.
+
+        Raises:
+          UserError: no file or pair is found, an argument is invalid, or a file is not text.
         """
         cut = Cut(piece_tokens, min_tokens)
         cut.check()
-        pattern = _compiled(separator)
-        self._files = input_files(path, ('.txt', '.md'))
-        key = text_digest(
+        pattern = _compile_separator(separator)
+        self._files = find_input_files(path, ('.txt', '.md'))
+        key = digest_texts(
             str(CUTTING_VERSION),
-            files_state(self._files),
+            digest_file_stats(self._files),
             tokenizer.fingerprint,
             repr(cut),
             separator,
             str(min_pieces),
         )
-        saved = cached(
+        saved = load_or_build(
             f'text_{key}', lambda: _cut_files(self._files, tokenizer, cut, pattern, min_pieces)
         )
-        contents, self.counts = from_array(saved['notes'])
-        self.split, self.problems = split, Problems()
+        contents, self.counts = array_to_json(saved['notes'])
+        self.split = split
+        self.problems = Problems()
         self.problems.rows = self.counts['documents']
-        self.fingerprint = text_digest('text', contents, split, repr(float(holdout)))
-        chosen = rows_of(split, saved['unit'] < holdout, path, holdout)
+        self.fingerprint = digest_texts('text', contents, split, repr(float(holdout)))
+        chosen = select_rows(split, saved['unit'] < holdout, path, holdout)
         self._pieces = Strings(saved['pieces'], saved['pieces_starts'])
-        self._first = saved['first'][:-1][chosen]
-        self.documents = np.cumsum([0, *(np.diff(saved['first'])[chosen] - 1)], dtype=np.int64)
-        self._file_number, self._ordinal = saved['file_number'][chosen], saved['ordinal'][chosen]
+        # Index of each document's first piece. A document with n pieces has n - 1 pairs.
+        self._first_piece = saved['first'][:-1][chosen]
+        piece_counts = np.diff(saved['first'])[chosen]
+        self.documents = np.cumsum([0, *(piece_counts - 1)], dtype=np.int64)
+        self._file_indices = saved['file_number'][chosen]
+        self._ordinals = saved['ordinal'][chosen]
 
     def __len__(self) -> int:
         return int(self.documents[-1])
@@ -175,21 +207,22 @@ class TextSource:
         if not 0 <= index < len(self):
             raise IndexError(f'pair {index} of {len(self)}')
         document = int(np.searchsorted(self.documents, index, 'right')) - 1
-        number = int(index - self.documents[document])
-        piece = int(self._first[document]) + number
-        name = f'{self._files[self._file_number[document]].name}#{self._ordinal[document]}:{number}'
+        in_document = int(index - self.documents[document])
+        piece = int(self._first_piece[document]) + in_document
+        file = self._files[self._file_indices[document]]
+        name = f'{file.name}#{self._ordinals[document]}:{in_document}'
         return Pair(x=self._pieces[piece], y=self._pieces[piece + 1], id=name)
 
-    def pieces(self) -> Sequence[str]:
-        """The pieces of this split's documents, each once and in order."""
+    def get_pieces(self) -> Sequence[str]:
+        """Returns the pieces of this split's documents, each once and in order."""
         counts = np.diff(self.documents) + 1
-        before = np.repeat(np.cumsum(counts) - counts, counts)
-        return Chosen(
-            self._pieces, np.repeat(self._first, counts) + np.arange(counts.sum()) - before
-        )
+        # Index of each piece within its document: 0 1 2 | 0 1 | 0 1 2 3 for counts 3, 2, 4.
+        document_starts = np.repeat(np.cumsum(counts) - counts, counts)
+        in_document = np.arange(counts.sum()) - document_starts
+        return StringSelection(self._pieces, np.repeat(self._first_piece, counts) + in_document)
 
     def summary(self) -> str:
-        """One line: how many pairs of how many documents, and what was left out."""
+        """Returns one line: the numbers of pairs, documents and files, and what was left out."""
         left_out = ', '.join(f'{self.counts[name]:,} {name}' for name in ('repeated', 'too short'))
         latin = self.counts['latin-1 files']
         return (
@@ -199,16 +232,23 @@ class TextSource:
         )
 
 
-def _compiled(separator: str) -> re.Pattern | None:
+def _compile_separator(separator: str) -> re.Pattern | None:
     try:
         return re.compile(separator) if separator else None
     except re.error as error:
-        raise UserError(f'separator: {separator!r} is no regular expression: {error}') from None
+        raise UserError(
+            f'separator: {separator!r} is not a valid regular expression: {error}'
+        ) from None
 
 
 class Document(NamedTuple):
-    """A document: its place (number of the file, ordinal in it), the name that decides its side,
-    its text.
+    """A document.
+
+    Attributes:
+      file_number: index of its file.
+      ordinal: index in its file.
+      name: 'FILE#ORDINAL'; its hash decides whether the document is held out.
+      text: content.
     """
 
     file_number: int
@@ -217,32 +257,32 @@ class Document(NamedTuple):
     text: str
 
 
-def _documents(
+def _read_documents(
     files: Sequence[InputFile], separator: re.Pattern | None, latin: list[str]
 ) -> Iterator[Document]:
-    """All documents; names of files that are not UTF-8 go to `latin`."""
+    """Yields all documents, and appends the names of files that are not UTF-8 to `latin`."""
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(
         total=total, desc='cutting documents', unit='B', unit_scale=True, disable=None
     ) as bar:
-        for number, file in enumerate(files):
+        for file_index, file in enumerate(files):
             source = file.path.read_bytes()
             if b'\0' in source:
                 raise UserError(
-                    f'{file.path}: holds zero bytes, so it is no text: take it out of the path'
+                    f'{file.path}: contains zero bytes, so it is not text: remove it from the path'
                 )
             try:
                 text = source.decode('utf-8-sig')
             except UnicodeDecodeError:
                 latin.append(file.name)
                 text = source.decode('latin-1')
-            for ordinal, document in enumerate(_separated(text, separator)):
-                yield Document(number, ordinal, f'{file.name}#{ordinal}', document)
+            for ordinal, document in enumerate(_split_into_documents(text, separator)):
+                yield Document(file_index, ordinal, f'{file.name}#{ordinal}', document)
             bar.update(len(source))
 
 
-def _separated(text: str, separator: re.Pattern | None) -> Iterator[str]:
-    """The documents of a file that are not blank; a separating line is the first of its
+def _split_into_documents(text: str, separator: re.Pattern | None) -> Iterator[str]:
+    """Yields the documents of a file that are not blank; a separator line is the first line of its
     document.
     """
     lines: list[str] = []
@@ -262,35 +302,36 @@ def _cut_files(
     separator: re.Pattern | None,
     min_pieces: int,
 ) -> Arrays:
-    """Cuts every document.
+    """Splits every document into pieces.
 
-    Returns: `pieces` and `pieces_starts`, the texts of all pieces; for the D documents with
-    `min_pieces` or more `first` int64[D + 1], the number of their first piece, file_number and
-    ordinal (in the file) int64[D], and unit float64[D], the number in [0, 1) that decides the side;
-    `notes` holds a digest of the pieces and the counts.
+    Returns:
+      Arrays for a cache file. `pieces` and `pieces_starts`: the texts of all pieces, see Strings.
+      For the D documents with at least `min_pieces` pieces: `first` int64[D + 1], index of the
+      first piece; `file_number` int64[D], index of the file; `ordinal` int64[D], index of the
+      document in its file; `unit` float64[D], the number in [0, 1) that decides the split. `notes`
+      has a digest of the pieces, and the counts.
     """
     counts = Counter({'documents': 0, 'repeated': 0, 'too short': 0})
     latin: list[str] = []
     seen: set[str] = set()
     pieces: list[str] = []
     found: list[tuple[int, int, int, float]] = []
-    for document in _documents(files, separator, latin):
+    for document in _read_documents(files, separator, latin):
         counts['documents'] += 1
-        content = text_digest(' '.join(document.text.split()))
+        content = digest_texts(' '.join(document.text.split()))
         if content in seen:
             counts['repeated'] += 1
             continue
         seen.add(content)
-        cuts = cut.pieces(document.text, tokenizer)
-        if len(cuts) < min_pieces:
+        new_pieces = cut.split(document.text, tokenizer)
+        if len(new_pieces) < min_pieces:
             counts['too short'] += 1
             continue
-        found.append(
-            (len(pieces), document.file_number, document.ordinal, unit_hash(document.name))
-        )
-        pieces += cuts
+        unit = hash_to_unit_interval(document.name)
+        found.append((len(pieces), document.file_number, document.ordinal, unit))
+        pieces += new_pieces
     texts = Strings.of(pieces)
-    first, number, ordinal, unit = zip(*found, strict=True) if found else ((),) * 4
+    first, file_numbers, ordinals, units = zip(*found, strict=True) if found else ((),) * 4
     contents = blake2b(
         texts.bytes.tobytes() + texts.starts.tobytes() + repr(first).encode()
     ).hexdigest()
@@ -298,8 +339,8 @@ def _cut_files(
         'pieces': texts.bytes,
         'pieces_starts': texts.starts,
         'first': np.array([*first, len(pieces)], np.int64),
-        'file_number': np.array(number, np.int64),
-        'ordinal': np.array(ordinal, np.int64),
-        'unit': np.array(unit, np.float64),
-        'notes': to_array([contents, {**counts, 'latin-1 files': latin}]),
+        'file_number': np.array(file_numbers, np.int64),
+        'ordinal': np.array(ordinals, np.int64),
+        'unit': np.array(units, np.float64),
+        'notes': json_to_array([contents, {**counts, 'latin-1 files': latin}]),
     }

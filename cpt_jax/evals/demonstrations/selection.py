@@ -1,5 +1,5 @@
-"""The search for demonstrations: each candidate alone before all texts of a task, in the order of
-its scores.
+"""The search for demonstrations: scores a task with each candidate in front of all texts, and ranks
+the candidates.
 """
 
 import dataclasses
@@ -14,24 +14,26 @@ from cpt_jax.embed.function import Embed
 from cpt_jax.evals.demonstrations.candidates import Candidate
 from cpt_jax.evals.task import Task
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_rows import append_row, read_whole_rows
-from cpt_jax.storage.locks import CLAIMS, claimed
+from cpt_jax.storage.json_rows import append_row, read_complete_rows
+from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock
 from cpt_jax.text.prompt_template import Prompt
 
-ROWS, TABLE, BEST = 'demonstrations.jsonl', 'demonstrations.md', 'best.json'
+ROWS = 'demonstrations.jsonl'
+TABLE = 'demonstrations.md'
+BEST = 'best.json'
 NOTE = (
-    'Chosen by the labels of a dev set: scores with it do not compare with those of methods that '
-    'see no labels.'
+    'Chosen with the labels of a dev set: its scores are not comparable with those of methods '
+    'that use no labels.'
 )
-NONE = Candidate((), where='none')  # without a demonstration: what the others are compared with
-SECONDS_BETWEEN_LINES = 30  # where the output is no terminal
+NONE = Candidate((), where='none')  # no demonstration: the baseline of all candidates
+SECONDS_BETWEEN_LINES = 30  # between progress lines, if the output is not a terminal
 _KEYS = {'number', 'demonstrations', 'template', 'main_score', 'main_metric', 'seconds'}
 
 Row = dict
 
 
-def prompt_of(candidate: Candidate, base: Prompt) -> Prompt:
-    """What texts stand in behind a candidate."""
+def make_candidate_prompt(candidate: Candidate, base: Prompt) -> Prompt:
+    """Returns the prompt with a candidate's demonstrations, and its template if it has one."""
     return dataclasses.replace(
         base, template=candidate.template or base.template, demonstrations=candidate.demonstrations
     )
@@ -45,41 +47,42 @@ def search_demonstrations(
     about: Mapping[str, object],
     output: Path,
 ) -> list[Row]:
-    """Scores all candidates, and first the texts without one; rows that `output` has are not
-    measured again.
+    """Scores the texts without a demonstration, and then with each candidate.
+
+    Candidates that have a row in `output` already are not measured again.
 
     Args:
-      read: gives the model as it reads texts in a prompt.
+      read: returns the embedding function of the model with a prompt.
       base: the model's prompt without demonstrations.
-      task: whose main score counts.
-      about: all else that a score depends on. Rows of a search with another one are not mixed with
-        these.
-      output: a directory, made where it is missing; a row is added to its demonstrations.jsonl
-        after each candidate.
+      task: task whose main score ranks the candidates.
+      about: everything else that a score depends on. Rows of a search with another `about` are
+        refused.
+      output: directory, created if missing. A row is appended to its demonstrations.jsonl after
+        each candidate.
 
     Returns:
-      The row without one first, then those of the candidates in the order given, then those that
-        `output` had of others: the best is the
-      best of all. `number` is the place.
+      The row without a demonstration, then the rows of `candidates` in the given order, then rows
+      of other candidates that `output` already has. `number` is the index in this list.
 
     Raises:
-      UserError: the rows there are of another search, or another program is at it; or a candidate
-        is too long for the model.
+      UserError: `output` has the rows of another search, another program is using it, or a
+        candidate is too long for the model.
     """
-    about = json.loads(json.dumps(about))  # as it comes back from the file
+    about = json.loads(json.dumps(about))  # comparable with the content of the file
     output.mkdir(parents=True, exist_ok=True)
-    with claimed(output / CLAIMS / 'demonstrations') as mine:
+    with try_lock(output / LOCKS_FOLDER / 'demonstrations') as mine:
         if not mine:
             raise UserError(
-                f'--output {output}: another program searches there; wait for it or give another '
-                f'directory'
+                f'--output {output}: another program is searching there; wait for it or give '
+                f'another directory'
             )
-        path, wanted = output / ROWS, [NONE, *candidates]
-        found = _earlier(path, about)
+        path = output / ROWS
+        wanted = [NONE, *candidates]
+        found = _read_earlier_rows(path, about)
         for candidate in wanted:
             _check_length(read, candidate, base)
         missing = [
-            number for number, candidate in enumerate(wanted) if _name(candidate) not in found
+            number for number, candidate in enumerate(wanted) if _make_key(candidate) not in found
         ]
         bar = tqdm(
             total=len(wanted),
@@ -90,30 +93,31 @@ def search_demonstrations(
         )
         next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         for done, number in enumerate(missing, len(wanted) - len(missing) + 1):
-            row = {'number': number, **_measured(read, wanted[number], base, task)}
+            row = {'number': number, **_measure(read, wanted[number], base, task)}
             append_row(path, row)
-            found[_name(wanted[number])] = row
-            bar.set_postfix_str(_best(found))
+            found[_make_key(wanted[number])] = row
+            bar.set_postfix_str(_format_best(found))
             bar.update()
-            if bar.disable and time.monotonic() >= next_line:  # no terminal
+            if bar.disable and time.monotonic() >= next_line:  # not a terminal
                 next_line = time.monotonic() + SECONDS_BETWEEN_LINES
-                tqdm.write(f'{done:,} of {len(wanted):,}: {_best(found)}')
+                tqdm.write(f'{done:,} of {len(wanted):,}: {_format_best(found)}')
         bar.close()
-    names = [*map(_name, wanted)]
-    # Of earlier searches: the best is that of all.
-    names += [name for name in found if name not in set(names)]
-    return [found[name] | {'number': number} for number, name in enumerate(names)]
+    keys = [*map(_make_key, wanted)]
+    # Rows of earlier searches in this directory take part in the ranking.
+    keys += [key for key in found if key not in set(keys)]
+    return [found[key] | {'number': number} for number, key in enumerate(keys)]
 
 
-def _best(found: Mapping[str, Row]) -> str:
-    return f'best {100 * max(row["main_score"] for row in found.values()):.2f}'
+def _format_best(found: Mapping[str, Row]) -> str:
+    best = max(row['main_score'] for row in found.values())
+    return f'best {100 * best:.2f}'
 
 
-def _measured(
+def _measure(
     read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt, task: Task
 ) -> Row:
     start = time.perf_counter()
-    result = task.run(read(prompt_of(candidate, base)))
+    result = task.run(read(make_candidate_prompt(candidate, base)))
     return {
         'demonstrations': [list(pair) for pair in candidate.demonstrations],
         'template': candidate.template,
@@ -125,72 +129,80 @@ def _measured(
 
 
 def _check_length(read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt) -> None:
-    """Before the first is measured: the search need not stop at the last one."""
+    """Raises UserError if a candidate is too long for the model.
+
+    Called for all candidates before the first one is measured, so that a long search does not fail
+    at its end.
+    """
     try:
-        read(prompt_of(candidate, base))
+        read(make_candidate_prompt(candidate, base))
     except UserError as error:
         raise UserError(f'{candidate.where}: {error}') from None
 
 
-def _name(candidate: Candidate) -> str:
+def _make_key(candidate: Candidate) -> str:
     return repr((candidate.demonstrations, candidate.template))
 
 
-def _earlier(path: Path, about: Mapping[str, object]) -> dict[str, Row]:
-    """The rows of an earlier start, by candidate; a file without a whole line is begun anew."""
-    rows = list(read_whole_rows(path))
+def _read_earlier_rows(path: Path, about: Mapping[str, object]) -> dict[str, Row]:
+    """Reads the rows of an earlier search, by candidate key.
+
+    Starts the file anew if it has no complete line.
+    """
+    rows = list(read_complete_rows(path))
     if not rows:
         append_row(path, {'search': about})
         return {}
     (where, first), *rest = rows
     if not isinstance(first, dict) or not isinstance(first.get('search'), dict):
         raise UserError(
-            f'{where}: not the first line of a search for demonstrations: remove the file or give '
-            f'another --output'
+            f'{where}: this is not the first line of a search for demonstrations: remove the file '
+            f'or give another --output'
         )
     differing = [key for key in about if first['search'].get(key) != about[key]]
     if differing:
         raise UserError(
-            f'{path}: is of another search, with other {", ".join(differing)}: give another '
-            f'--output, or remove the file'
+            f'{path}: belongs to another search, with different {", ".join(differing)}: give '
+            f'another --output, or remove the file'
         )
     found: dict[str, Row] = {}
     for where, row in rest:
         if not isinstance(row, dict) or _KEYS - row.keys():
             raise UserError(
-                f'{where}: not a row of a search for demonstrations: mend or remove the line'
+                f'{where}: not a row of a search for demonstrations: fix or remove the line'
             )
-        found[repr((tuple(map(tuple, row['demonstrations'])), row['template']))] = row
+        demonstrations = tuple(map(tuple, row['demonstrations']))
+        found[_make_key(Candidate(demonstrations, row['template']))] = row
     return found
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
-    """The candidates, best first; of equal scores the one given first."""
+def rank_rows(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows of the candidates, best first. Ties are broken by `number`."""
     return sorted(rows[1:], key=lambda row: (-row['main_score'], row['number']))
 
 
-def helping(rows: Sequence[Row]) -> int:
-    """How many candidates score more than none does."""
+def count_helpful(rows: Sequence[Row]) -> int:
+    """Returns the number of candidates that score higher than no demonstration."""
     return sum(row['main_score'] > rows[0]['main_score'] for row in rows[1:])
 
 
 def format_ranking(rows: Sequence[Row], most: int = 20) -> str:
-    """For the terminal: the best, and the texts without a demonstration."""
+    """Returns the table for the terminal: no demonstration, and the `most` best candidates."""
     lines = [
         f'{"":>4}  {"score":>6}  {"change":>7}  {"word":<20}  sentence',
-        f'{"-":>4}  {_score(rows[0])}  {"":>7}  {"(none)":<20}',
+        f'{"-":>4}  {_format_score(rows[0])}  {"":>7}  {"(none)":<20}',
     ]
-    for place, row in enumerate(ranked(rows)[:most], 1):
-        words, sentences = _shown(row)
+    for rank, row in enumerate(rank_rows(rows)[:most], 1):
+        words, sentences = _format_candidate(row)
         lines.append(
-            f'{place:>4}  {_score(row)}  {_change(row, rows):>7}  {words:<20}  '
+            f'{rank:>4}  {_format_score(row)}  {_format_change(row, rows):>7}  {words:<20}  '
             f'{sentences[:90]}'.rstrip()
         )
     return '\n'.join(lines)
 
 
 def format_page(rows: Sequence[Row], about: Mapping[str, object]) -> str:
-    """All of them, as Markdown."""
+    """Returns a Markdown page with all candidates."""
 
     def cell(text):
         return text.replace('|', '\\|')
@@ -198,31 +210,31 @@ def format_page(rows: Sequence[Row], about: Mapping[str, object]) -> str:
     lines = [
         f'# Demonstrations for {about["model"]}',
         f'{about["task"]}, {about["split"]}, {rows[0]["main_metric"]} x100, {rows[0]["n"]:,} pairs.'
-        f' {helping(rows):,} of {len(rows) - 1:,} candidates help. {NOTE}',
+        f' {count_helpful(rows):,} of {len(rows) - 1:,} candidates help. {NOTE}',
         '| | score | change | word | sentence |\n|--:|--:|--:|---|---|\n'
-        + f'| | {_score(rows[0]).strip()} | | (none) | |',
+        + f'| | {_format_score(rows[0]).strip()} | | (none) | |',
     ]
-    table = '\n'.join(
-        f'| {place} | {_score(row).strip()} | {_change(row, rows)} | {cell(words)} | '
-        f'{cell(sentences)} |'
-        for place, row in enumerate(ranked(rows), 1)
-        for words, sentences in [_shown(row)]
-    )
-    return '\n\n'.join(lines) + '\n' + table + '\n'
+    table = []
+    for rank, row in enumerate(rank_rows(rows), 1):
+        words, sentences = _format_candidate(row)
+        score = _format_score(row).strip()
+        change = _format_change(row, rows)
+        table.append(f'| {rank} | {score} | {change} | {cell(words)} | {cell(sentences)} |')
+    return '\n\n'.join(lines) + '\n' + '\n'.join(table) + '\n'
 
 
-def _score(row: Row) -> str:
+def _format_score(row: Row) -> str:
     return f'{100 * row["main_score"]:6.2f}'
 
 
-def _change(row: Row, rows: Sequence[Row]) -> str:
+def _format_change(row: Row, rows: Sequence[Row]) -> str:
     return f'{100 * (row["main_score"] - rows[0]["main_score"]):+.2f}'
 
 
-def _shown(row: Row) -> tuple[str, str]:
-    """Words and sentences of a candidate; a whole template stands for itself."""
+def _format_candidate(row: Row) -> tuple[str, str]:
+    """Returns the words and the sentences of a candidate, or '' and its whole template."""
     if row['template']:
         return '', row['template']
-    pairs = row['demonstrations']
-    words, sentences = ([pair[i] for pair in pairs] for i in (1, 0))
+    words = [word for _, word in row['demonstrations']]
+    sentences = [sentence for sentence, _ in row['demonstrations']]
     return ' / '.join(words), ' / '.join(sentences)

@@ -1,16 +1,17 @@
 """SentEval's own classifier (its tools/classifier.py without a hidden layer): Adam with early
 stopping, many fits as one program.
 
-What it draws at random can be had without torch: every fit starts from seed 1111, torch's first
-numbers are those of the same Mersenne twister that numpy has, and its permutations are numpy's. So
-all fits of one size see the same permutations and all start from the same weights, and the fits of
-one fold, which differ in the weight decay alone, share every batch. What is left is rounding: sums
-of float32 in another order.
+All of its random numbers can be reproduced without torch. Every fit starts from seed 1111, torch
+and numpy have the same Mersenne Twister, and SentEval's permutations are numpy's. Therefore all
+fits start from the same weights, all fits of one size see the same permutations, and the fits of a
+fold, which differ only in weight decay, share every batch. The remaining difference is rounding:
+float32 sums in another order.
 
-Two things of the published code are kept that look like mistakes: the count of checks without
-improvement never begins anew, and training stops at such a check when the count before it has
-reached `TENACITY`, one later than the word says. One is left out, as it has no effect in current
-torch: size_average = False, set after the loss was made (the loss is the mean over the batch).
+Two properties of the published code look like mistakes and are kept. The count of checks without
+improvement is never reset. Training stops at such a check if the count before it has reached
+`TENACITY`, which is one check later than the name suggests. One property is left out, because it
+has no effect in current torch: size_average = False, which is set after the loss was created (the
+loss is the mean over the batch).
 """
 
 from collections.abc import Sequence
@@ -24,40 +25,44 @@ import numpy as np
 DECAYS = 1e-5, 1e-4, 1e-3, 1e-2
 SEED = 1111
 BATCH = 64
-PASSES = 4  # over the training samples, from one check to the next (epoch_size)
-CHECKS = 51  # at most: while passes so far <= 200 (max_epoch)
+PASSES = 4  # epochs between two checks (SentEval's epoch_size)
+CHECKS = 51  # maximum number of checks: SentEval trains while epochs <= 200 (max_epoch)
 TENACITY = 5
-RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # of Adam in torch
-VALIDATION = 0.05  # of the training samples, where no validation set is given
-FOLDS_AT_ONCE = 10  # so that folds that stop early do not wait for all others
+RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # torch's defaults for Adam
+VALIDATION = 0.05  # fraction of the training samples, if no validation set is given
+FOLDS_AT_ONCE = 10  # small, because a batch of folds runs until its last fold has stopped
 
 _Array = np.ndarray | jax.Array
 
 
 class Split(NamedTuple):
-    """Positions of the training and the validation samples of a fit, and the permutations of its
-    passes.
+    """The samples of a fit.
+
+    Attributes:
+      train: indices of the training samples.
+      validation: indices of the validation samples.
+      orders_PxO: int32, permutation of the training samples for each of P passes.
     """
 
     train: np.ndarray
     validation: np.ndarray
-    orders_PxL: np.ndarray
+    orders_PxO: np.ndarray
 
 
 class ProbeFits(NamedTuple):
-    """Fits of F splits, each with G weight decays.
+    """Fits of U splits, each with A weight decays.
 
     Attributes:
-      right_FxG: int32, how many samples of validation the best check had right.
-      w_FxGxKxE: float32, the weights of that check; the last of each class is its bias.
+      right_UxA: int32, number of correct validation samples at the best check.
+      w_UxAxYxE: float32, weights at that check. The last entry of each class is its bias.
     """
 
-    right_FxG: np.ndarray
-    w_FxGxKxE: np.ndarray
+    right_UxA: np.ndarray
+    w_UxAxYxE: np.ndarray
 
 
-class Splits:
-    """Makes the splits of one probe; those with as many training samples share their
+class SplitMaker:
+    """Makes the splits of a probe. Splits with the same number of training samples share their
     permutations.
     """
 
@@ -65,23 +70,26 @@ class Splits:
         self._seed = seed
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
-    def given(self, train: np.ndarray, validation: np.ndarray) -> Split:
-        """A fit with a validation set of its own."""
-        return Split(train, validation, self._passes(len(train), 0))
+    def make(self, train: np.ndarray, validation: np.ndarray) -> Split:
+        """Returns a split with a given validation set."""
+        return Split(train, validation, self._draw_orders(len(train), 0))
 
-    def drawn(self, train: np.ndarray) -> Split:
-        """A fit that takes its validation set out of the training samples at random."""
+    def draw(self, train: np.ndarray) -> Split:
+        """Returns a split whose validation set is drawn from the training samples."""
         order = np.random.RandomState(self._seed).permutation(len(train))
-        kept_out = int(VALIDATION * len(train))
+        held_out = int(VALIDATION * len(train))
         return Split(
-            train[order[kept_out:]],
-            train[order[:kept_out]],
-            self._passes(len(train) - kept_out, len(train)),
+            train[order[held_out:]],
+            train[order[:held_out]],
+            self._draw_orders(len(train) - held_out, len(train)),
         )
 
-    def _passes(self, size: int, drawn_before: int) -> np.ndarray:
-        """int32[P, size], the permutation of each pass; `drawn_before`: the size of a permutation
-        that was drawn before them, or 0.
+    def _draw_orders(self, size: int, drawn_before: int) -> np.ndarray:
+        """Returns int32[P, size]: the permutation of each pass.
+
+        Args:
+          size: number of training samples.
+          drawn_before: size of the permutation that SentEval draws before these; 0 if none.
         """
         if (size, drawn_before) not in self._orders:
             generator = np.random.RandomState(self._seed)
@@ -91,12 +99,12 @@ class Splits:
         return self._orders[size, drawn_before]
 
 
-def first_weights(width: int, classes: int, seed: int = SEED) -> np.ndarray:
-    """float32[K, D + 1]: what torch.manual_seed(seed) and torch.nn.Linear(D, K) give, the bias
-    last.
+def draw_first_weights(width: int, classes: int, seed: int = SEED) -> np.ndarray:
+    """Returns float32[Y, D + 1]: the initial weights of torch.nn.Linear(D, Y) after
+    torch.manual_seed(seed), with the bias as the last column.
 
-    torch makes a uniform number of 24 bits of each output of the twister, first the weights [K, D],
-    then the bias.
+    torch uses 24 bits of each output of the twister for one uniform number, first for the weights
+    [Y, D], then for the bias.
     """
     bits = (
         np.random.RandomState(seed).randint(0, 1 << 32, classes * (width + 1), np.uint32) & 0xFFFFFF
@@ -113,187 +121,192 @@ def fit_probes(
     x_NxD: np.ndarray,
     labels_N: np.ndarray,
     splits: Sequence[Split],
-    decays_FxG: np.ndarray,
+    decays_UxA: np.ndarray,
     classes: int,
     seed: int = SEED,
 ) -> ProbeFits:
     """Fits a classifier for each split and weight decay.
 
     Args:
-      x_NxD: float32 samples, as they are: SentEval does not scale them.
-      labels_N: classes from 0.
-      splits: F of them.
-      decays_FxG: float32, weight decays.
-      classes: how many there are.
-      seed: SentEval's is 1111; that of the splits.
+      x_NxD: float32 samples, not normalized: SentEval does not scale them.
+      labels_N: class indices, starting at 0.
+      splits: U splits.
+      decays_UxA: float32, weight decays.
+      classes: number of classes.
+      seed: seed of the initial weights, the same as that of the splits; 1111 in SentEval.
     """
     samples = _Samples(
         np.concatenate([x_NxD, np.ones((len(x_NxD), 1))], axis=1).astype(np.float32),
         labels_N.astype(np.int32),
     )
-    different = {id(split.orders_PxL): split.orders_PxL for split in splits}
+    distinct = {id(split.orders_PxO): split.orders_PxO for split in splits}
     longest = -(-max(len(split.train) for split in splits) // BATCH) * BATCH
     widest = max(len(split.validation) for split in splits)
     folds = _Fold(
-        train_L=np.stack([_padded(split.train, longest) for split in splits]),
+        train_O=np.stack([_pad(split.train, longest) for split in splits]),
         size=np.array([len(split.train) for split in splits], np.int32),
-        orders=np.array(
-            [list(different).index(id(split.orders_PxL)) for split in splits], np.int32
-        ),
-        validation_V=np.stack([_padded(split.validation, widest) for split in splits]),
+        orders=np.array([list(distinct).index(id(split.orders_PxO)) for split in splits], np.int32),
+        validation_W=np.stack([_pad(split.validation, widest) for split in splits]),
         validation_size=np.array([len(split.validation) for split in splits], np.int32),
-        decays_G=np.asarray(decays_FxG, np.float32),
+        decays_A=np.asarray(decays_UxA, np.float32),
     )
-    orders_SxPxL = np.stack([_padded(orders_PxL, longest) for orders_PxL in different.values()])
-    first_KxE = first_weights(x_NxD.shape[1], classes, seed)
-    found = _fit_all(samples, first_KxE, orders_SxPxL, folds)
+    orders_IxPxO = np.stack([_pad(orders_PxO, longest) for orders_PxO in distinct.values()])
+    first_YxE = draw_first_weights(x_NxD.shape[1], classes, seed)
+    found = _fit_all(samples, first_YxE, orders_IxPxO, folds)
     return ProbeFits(*map(np.asarray, found))
 
 
-def _padded(positions: np.ndarray, size: int) -> np.ndarray:
-    return np.pad(
-        positions.astype(np.int32),
-        [(0, 0)] * (positions.ndim - 1) + [(0, size - positions.shape[-1])],
-    )
+def _pad(indices: np.ndarray, size: int) -> np.ndarray:
+    """Returns int32[..., size]: indices with zeros appended."""
+    widths = [(0, 0)] * (indices.ndim - 1) + [(0, size - indices.shape[-1])]
+    return np.pad(indices.astype(np.int32), widths)
 
 
 class _Samples(NamedTuple):
-    """All samples of a task, each with a 1 for the bias, and their classes."""
+    """All samples of a task, with a column of ones for the bias, and their classes."""
 
     x_NxE: _Array
     labels_N: _Array
 
 
 class _Fold(NamedTuple):
-    """One fit for each of G weight decays; of F of them, each array has a leading axis F.
+    """One fold with A weight decays. For U folds, each array has a leading axis U.
 
     Attributes:
-      train_L: positions of the training samples, filled up to that of the largest fold.
-      size: how many of them there are.
-      orders: which of the S tables of permutations its passes take.
-      validation_V: positions of the validation samples, filled up as well.
-      validation_size: how many of them there are.
-      decays_G: weight decays.
+      train_O: int32, indices of the training samples, padded to the size of the largest fold.
+      size: int32, number of training samples.
+      orders: int32, index of the fold's table among the S tables of permutations.
+      validation_W: int32, indices of the validation samples, padded as well.
+      validation_size: int32, number of validation samples.
+      decays_A: float32, weight decays.
     """
 
-    train_L: _Array
+    train_O: _Array
     size: _Array
     orders: _Array
-    validation_V: _Array
+    validation_W: _Array
     validation_size: _Array
-    decays_G: _Array
+    decays_A: _Array
 
 
 class _Adam(NamedTuple):
-    """The weights, both moments and the steps so far."""
+    """State of Adam: the weights, both moments and the number of steps."""
 
-    w_GxKxE: jax.Array
-    m_GxKxE: jax.Array
-    v_GxKxE: jax.Array
+    w_AxYxE: jax.Array
+    m_AxYxE: jax.Array
+    v_AxYxE: jax.Array
     step: jax.Array
 
 
 class _Search(NamedTuple):
-    """Early stopping: for each weight decay the best check, its weights, the checks that were no
-    better, and whether it has stopped.
+    """State of early stopping.
+
+    Attributes:
+      adam: state of the optimizer.
+      right_A: int32, number of correct validation samples at the best check.
+      best_AxYxE: float32, weights at the best check.
+      misses_A: int32, number of checks without an improvement.
+      stopped_A: bool, whether training with this weight decay has stopped.
+      check: int32, number of checks so far.
     """
 
     adam: _Adam
-    right_G: jax.Array
-    best_GxKxE: jax.Array
-    misses_G: jax.Array
-    stopped_G: jax.Array
+    right_A: jax.Array
+    best_AxYxE: jax.Array
+    misses_A: jax.Array
+    stopped_A: jax.Array
     check: jax.Array
 
 
 @jax.jit
-def _fit_all(samples: _Samples, first_KxE, orders_SxPxL, folds: _Fold):
-    fit_one = partial(_fit_one, samples, first_KxE, orders_SxPxL)
+def _fit_all(samples: _Samples, first_YxE, orders_IxPxO, folds: _Fold):
+    fit_one = partial(_fit_one, samples, first_YxE, orders_IxPxO)
     return jax.lax.map(fit_one, folds, batch_size=FOLDS_AT_ONCE)
 
 
-def _fit_one(samples: _Samples, first_KxE, orders_SxPxL, fold: _Fold):
-    """One fold with all its weight decays: right_G and w_GxKxE of the best check of each."""
+def _fit_one(samples: _Samples, first_YxE, orders_IxPxO, fold: _Fold):
+    """Fits one fold with all weight decays. Returns right_A and w_AxYxE of the best checks."""
 
     def train_and_check(search: _Search) -> _Search:
-        adam = _train(search.adam, search.check * PASSES, samples, orders_SxPxL, fold)
-        return _keep_best(search, adam, _count_right(adam.w_GxKxE, samples, fold))
+        adam = _train(search.adam, search.check * PASSES, samples, orders_IxPxO, fold)
+        return _keep_best(search, adam, _count_right(adam.w_AxYxE, samples, fold))
 
     last = jax.lax.while_loop(
-        lambda search: ~search.stopped_G.all() & (search.check < CHECKS),
+        lambda search: ~search.stopped_A.all() & (search.check < CHECKS),
         train_and_check,
-        _start(first_KxE, len(fold.decays_G)),
+        _start(first_YxE, len(fold.decays_A)),
     )
-    return last.right_G, last.best_GxKxE
+    return last.right_A, last.best_AxYxE
 
 
-def _start(first_KxE, decays: int) -> _Search:
-    w_GxKxE = jnp.repeat(first_KxE[None], decays, axis=0)
-    moment_GxKxE, none_G = jnp.zeros_like(w_GxKxE), jnp.zeros(decays, jnp.int32)
+def _start(first_YxE, decays: int) -> _Search:
+    w_AxYxE = jnp.repeat(first_YxE[None], decays, axis=0)
+    moment_AxYxE = jnp.zeros_like(w_AxYxE)
+    zeros_A = jnp.zeros(decays, jnp.int32)
     return _Search(
-        adam=_Adam(w_GxKxE, moment_GxKxE, moment_GxKxE, jnp.int32(0)),
-        right_G=none_G - 1,
-        best_GxKxE=w_GxKxE,
-        misses_G=none_G,
-        stopped_G=none_G > 0,
+        adam=_Adam(w_AxYxE, moment_AxYxE, moment_AxYxE, jnp.int32(0)),
+        right_A=zeros_A - 1,
+        best_AxYxE=w_AxYxE,
+        misses_A=zeros_A,
+        stopped_A=zeros_A > 0,
         check=jnp.int32(0),
     )
 
 
-def _train(adam: _Adam, first_pass, samples: _Samples, orders_SxPxL, fold: _Fold) -> _Adam:
-    """The passes from one check to the next."""
-    targets_NxK = jax.nn.one_hot(samples.labels_N, adam.w_GxKxE.shape[1])
+def _train(adam: _Adam, first_pass, samples: _Samples, orders_IxPxO, fold: _Fold) -> _Adam:
+    """Trains for the passes between two checks."""
+    targets_NxY = jax.nn.one_hot(samples.labels_N, adam.w_AxYxE.shape[1])
 
     def train_pass(i, adam: _Adam) -> _Adam:
-        rows_L = fold.train_L[orders_SxPxL[fold.orders, first_pass + i]]
+        rows_O = fold.train_O[orders_IxPxO[fold.orders, first_pass + i]]
 
         def train_batch(batch, adam: _Adam) -> _Adam:
-            rows_B = jax.lax.dynamic_slice(rows_L, [batch * BATCH], [BATCH])
-            valid_B = batch * BATCH + jnp.arange(BATCH) < fold.size
-            share_B = valid_B / valid_B.sum()
-            x_BxE, targets_BxK = samples.x_NxE[rows_B], targets_NxK[rows_B]
-            updated = _update(adam, x_BxE, targets_BxK, share_B, fold.decays_G)
-            # A smaller fold than the largest may lack the last batch.
-            return jax.tree.map(partial(jnp.where, valid_B[0]), updated, adam)
+            rows_Z = jax.lax.dynamic_slice(rows_O, [batch * BATCH], [BATCH])
+            valid_Z = batch * BATCH + jnp.arange(BATCH) < fold.size
+            weights_Z = valid_Z / valid_Z.sum()
+            x_ZxE, targets_ZxY = samples.x_NxE[rows_Z], targets_NxY[rows_Z]
+            updated = _update(adam, x_ZxE, targets_ZxY, weights_Z, fold.decays_A)
+            # All samples of the last batches are padding if the fold is smaller than the largest.
+            return jax.tree.map(partial(jnp.where, valid_Z[0]), updated, adam)
 
-        return jax.lax.fori_loop(0, len(rows_L) // BATCH, train_batch, adam)
+        return jax.lax.fori_loop(0, len(rows_O) // BATCH, train_batch, adam)
 
     return jax.lax.fori_loop(0, PASSES, train_pass, adam)
 
 
-def _update(adam: _Adam, x_BxE, targets_BxK, share_B, decays_G) -> _Adam:
-    """One step on the mean loss of a batch; share_B: the weight of each sample in the mean."""
-    p_BxGxK = jax.nn.softmax(_product('be,gke->bgk', x_BxE, adam.w_GxKxE))
-    wrong_BxGxK = (p_BxGxK - targets_BxK[:, None]) * share_B[:, None, None]
-    loss_GxKxE = _product('bgk,be->gke', wrong_BxGxK, x_BxE)
-    gradient_GxKxE = loss_GxKxE + decays_G[:, None, None] * adam.w_GxKxE
-    m_GxKxE = BETA_1 * adam.m_GxKxE + (1 - BETA_1) * gradient_GxKxE
-    v_GxKxE = BETA_2 * adam.v_GxKxE + (1 - BETA_2) * gradient_GxKxE**2
+def _update(adam: _Adam, x_ZxE, targets_ZxY, weights_Z, decays_A) -> _Adam:
+    """Takes one step on the mean loss of a batch, in which sample b has weight weights_Z[b]."""
+    p_ZxAxY = jax.nn.softmax(_product('ze,aye->zay', x_ZxE, adam.w_AxYxE))
+    error_ZxAxY = (p_ZxAxY - targets_ZxY[:, None]) * weights_Z[:, None, None]
+    loss_AxYxE = _product('zay,ze->aye', error_ZxAxY, x_ZxE)
+    gradient_AxYxE = loss_AxYxE + decays_A[:, None, None] * adam.w_AxYxE
+    m_AxYxE = BETA_1 * adam.m_AxYxE + (1 - BETA_1) * gradient_AxYxE
+    v_AxYxE = BETA_2 * adam.v_AxYxE + (1 - BETA_2) * gradient_AxYxE**2
     step = adam.step + 1
-    # torch corrects both for their start at zero in float64.
+    # Bias correction. torch computes it in float64; expm1 avoids the cancellation in float32.
     rate = RATE / -jnp.expm1(step * np.log(BETA_1))
     scale = jnp.sqrt(-jnp.expm1(step * np.log(BETA_2)))
-    w_GxKxE = adam.w_GxKxE - rate * m_GxKxE / (jnp.sqrt(v_GxKxE) / scale + EPSILON)
-    return _Adam(w_GxKxE, m_GxKxE, v_GxKxE, step)
+    w_AxYxE = adam.w_AxYxE - rate * m_AxYxE / (jnp.sqrt(v_AxYxE) / scale + EPSILON)
+    return _Adam(w_AxYxE, m_AxYxE, v_AxYxE, step)
 
 
-def _count_right(w_GxKxE, samples: _Samples, fold: _Fold):
-    """right_G: how many validation samples each classifier has right."""
-    x_VxE, labels_V = samples.x_NxE[fold.validation_V], samples.labels_N[fold.validation_V]
-    predicted_VxG = _product('ve,gke->vgk', x_VxE, w_GxKxE).argmax(-1)
-    valid_V = jnp.arange(len(labels_V)) < fold.validation_size
-    return ((predicted_VxG == labels_V[:, None]) & valid_V[:, None]).sum(0)
+def _count_right(w_AxYxE, samples: _Samples, fold: _Fold):
+    """Returns right_A: the number of validation samples that each classifier predicts correctly."""
+    x_WxE, labels_W = samples.x_NxE[fold.validation_W], samples.labels_N[fold.validation_W]
+    predicted_WxA = _product('we,aye->way', x_WxE, w_AxYxE).argmax(-1)
+    valid_W = jnp.arange(len(labels_W)) < fold.validation_size
+    return ((predicted_WxA == labels_W[:, None]) & valid_W[:, None]).sum(0)
 
 
-def _keep_best(search: _Search, adam: _Adam, right_G) -> _Search:
-    """The search after one more check."""
-    better_G = (right_G > search.right_G) & ~search.stopped_G
+def _keep_best(search: _Search, adam: _Adam, right_A) -> _Search:
+    """Returns the search state after one more check."""
+    better_A = (right_A > search.right_A) & ~search.stopped_A
     return _Search(
         adam=adam,
-        right_G=jnp.where(better_G, right_G, search.right_G),
-        best_GxKxE=jnp.where(better_G[:, None, None], adam.w_GxKxE, search.best_GxKxE),
-        misses_G=search.misses_G + ~better_G,
-        stopped_G=search.stopped_G | ~better_G & (search.misses_G >= TENACITY),
+        right_A=jnp.where(better_A, right_A, search.right_A),
+        best_AxYxE=jnp.where(better_A[:, None, None], adam.w_AxYxE, search.best_AxYxE),
+        misses_A=search.misses_A + ~better_A,
+        stopped_A=search.stopped_A | ~better_A & (search.misses_A >= TENACITY),
         check=search.check + 1,
     )
 

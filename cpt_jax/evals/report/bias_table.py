@@ -1,14 +1,14 @@
-"""Association tests in one table: the size of each effect, and whether it may be chance."""
+"""The table of all association tests, with effect sizes and significance."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from cpt_jax.evals.store.results import format_score
 
-ALPHA = 0.01  # of the sent-bias analysis, after Holm's correction
-WIDEST = 2.0  # effect size at which a bar is full: d of two halves cannot pass it by much
+ALPHA = 0.01  # significance level of the sent-bias analysis, after Holm's correction
+MAX_EFFECT = 2.0  # effect size of a full bar; d cannot exceed it by much
 KIND = 'bias/'
-# How the names of tests begin -> the group they belong to; of two that fit the first counts.
+# Prefix of a test's name -> its group. The first matching prefix counts.
 GROUPS = {
     'weat': 'Words (WEAT)',
     'sent-weat': 'Sentences (SEAT)',
@@ -21,8 +21,17 @@ GROUPS = {
 
 
 class Test(NamedTuple):
-    """One test as it is shown; `low` and `high` are the ends of its bar, in percent of the track
-    from -`WIDEST` to `WIDEST`.
+    """One row of the table.
+
+    Attributes:
+      name: name of the test, without the kind.
+      positive: meaning of a positive effect, such as 'A nearer to B'.
+      effect: effect size, formatted.
+      p: p-value, formatted.
+      p_holm: p-value after Holm's correction, formatted.
+      significant: whether `p_holm` is below `ALPHA`.
+      low: left end of the bar, in percent of the track from -`MAX_EFFECT` to `MAX_EFFECT`.
+      high: right end of the bar, in percent of the track.
     """
 
     name: str
@@ -36,8 +45,13 @@ class Test(NamedTuple):
 
 
 class BiasTable(NamedTuple):
-    """The tests by group, in a group the largest effect first; and the settings that all have
-    alike.
+    """All association tests.
+
+    Attributes:
+      groups: (name of the group, its tests), each sorted by descending effect.
+      settings: settings that are equal for all tests.
+      tests: number of tests.
+      significant: number of significant tests.
     """
 
     groups: list[tuple[str, list[Test]]]
@@ -46,41 +60,43 @@ class BiasTable(NamedTuple):
     significant: int
 
 
-def bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
-    """Of the bias tests among `tasks`, rows of results.json; None where there is none."""
-    rows = {name: row for name, row in tasks.items() if is_test(name)}
+def make_bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
+    """Returns the table of the bias tests in `tasks`, None if there are none.
+
+    Args:
+      tasks: task -> row of results.json.
+    """
+    rows = {name: row for name, row in tasks.items() if is_bias_test(name)}
     if not rows:
         return None
     ordered = sorted(rows, key=lambda name: (-rows[name]['metrics']['effect_size'], name))
     groups: dict[str, list[Test]] = {group: [] for group in GROUPS.values()}
     for name in ordered:
-        groups[_group(name)].append(_test(name, rows[name]))
+        groups[_find_group(name)].append(_make_test(name, rows[name]))
     first, *others = (row['settings'] for row in rows.values())
-    alike = {
+    common = {
         key: value
         for key, value in first.items()
         if key != 'main_metric' and all(other.get(key) == value for other in others)
     }
     significant = sum(test.significant for tests in groups.values() for test in tests)
-    return BiasTable(
-        [(group, tests) for group, tests in groups.items() if tests], alike, len(rows), significant
-    )
+    nonempty = [(group, tests) for group, tests in groups.items() if tests]
+    return BiasTable(nonempty, common, len(rows), significant)
 
 
-def is_test(task: str) -> bool:
+def is_bias_test(task: str) -> bool:
     return task.startswith(KIND)
 
 
-def _group(name: str) -> str:
-    return next(
-        group for begin, group in GROUPS.items() if name.removeprefix(KIND).startswith(begin)
-    )
+def _find_group(name: str) -> str:
+    test = name.removeprefix(KIND)
+    return next(group for prefix, group in GROUPS.items() if test.startswith(prefix))
 
 
-def _test(name: str, row: Mapping) -> Test:
+def _make_test(name: str, row: Mapping) -> Test:
     metrics = row['metrics']
-    corrected = metrics.get('p_holm', metrics['p_value'])  # of one test alone they are the same
-    ends = sorted((0.0, max(-WIDEST, min(WIDEST, metrics['effect_size']))))
+    corrected = metrics.get('p_holm', metrics['p_value'])  # equal if there is only one test
+    ends = sorted((0.0, max(-MAX_EFFECT, min(MAX_EFFECT, metrics['effect_size']))))
     return Test(
         name.removeprefix(KIND),
         row['settings'].get('positive', ''),
@@ -88,5 +104,5 @@ def _test(name: str, row: Mapping) -> Test:
         format_score('p_value', metrics['p_value']),
         format_score('p_holm', corrected),
         corrected < ALPHA,
-        *(50 + 50 * end / WIDEST for end in ends),
+        *(50 + 50 * end / MAX_EFFECT for end in ends),
     )

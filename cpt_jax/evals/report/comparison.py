@@ -1,44 +1,52 @@
-"""Scores beside what is printed of other models, in tables of one family of tasks each; never of
-what is not measured alike.
+"""Tables that compare the scores with published results of other models, one for each family of
+tasks. Scores that were measured differently are never compared.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
-from cpt_jax.evals.report.published import Figure, OneOf, Roughly, Score, Table
-from cpt_jax.evals.store.results import BASELINES, format_score, metric_label
+from cpt_jax.evals.report.published import Cell, OneOf, Roughly, Score, Table
+from cpt_jax.evals.store.results import BASELINES, format_score, label_metric
 from cpt_jax.evals.suites import SUITES
 
-SAID = 40  # characters of a setting in a line that tells of another one
+MAX_SETTING_CHARACTERS = 40  # longer settings are cut in the reason for excluding a task
 
 
 class Line(NamedTuple):
-    """One score: how it is called, of how many it is, and what was measured here and is printed
-    elsewhere, a cell for each column.
+    """One row of a comparison.
+
+    Attributes:
+      task: name of the task or suite.
+      metric: label of the metric.
+      counted: number of scored items, with their unit.
+      here: our scores, one for each column of `Comparison.here`; '' for none.
+      printed: published numbers, one for each column of `Comparison.names`.
     """
 
     task: str
     metric: str
     counted: str
     here: list[str]
-    printed: list[Figure | None]
+    printed: list[Cell | None]
 
     @property
-    def mean(self) -> bool:
+    def is_mean(self) -> bool:
+        """Whether the row is the mean of a suite."""
         return self.task in SUITES
 
 
 class Comparison(NamedTuple):
-    """A table of the page.
+    """A table of the report.
 
     Attributes:
-      title, notes: as of the published table.
-      here: columns of what was measured here: the model and its baselines.
-      groups: (group, how many columns it has) of the others.
-      names: of those columns.
-      lines: the rows.
-      sources: (group, where its figures are printed) of those columns.
+      title: title of the published table.
+      notes: notes of the published table.
+      here: headings of our columns: the model and its baselines.
+      groups: (group, number of its columns) of the published columns.
+      names: headings of the published columns.
+      lines: rows.
+      sources: (group, source of its numbers) of the published columns.
     """
 
     title: str
@@ -51,28 +59,34 @@ class Comparison(NamedTuple):
 
     @property
     def starts(self) -> set[int]:
-        """The first column of each group."""
+        """Indices of the first column of each group."""
         return set(accumulate((columns for _, columns in self.groups[:-1]), initial=0))
 
     @property
     def marks(self) -> set[str]:
-        return {figure.mark for line in self.lines for figure in line.printed if figure}
+        """Marks of all cells."""
+        return {cell.mark for line in self.lines for cell in line.printed if cell}
 
 
 def compare(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[Comparison]:
-    """The tables that have both a score of `tasks` and a figure for it, without columns and
-    families of which nothing would be seen.
+    """Returns the comparisons that have at least one comparable score.
+
+    Columns without a number are left out.
 
     Args:
-      tasks: name -> row of results.json.
-      tables: those that are printed.
+      tasks: task -> row of results.json.
+      tables: published tables.
     """
-    return [found for table in tables if (found := _compare(table, tasks))]
+    return [found for table in tables if (found := _compare_table(table, tasks))]
 
 
-def left_out(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[str]:
-    """A line for each task that figures are printed for and that stands in no table, since it is
-    not measured alike: why.
+def explain_excluded_tasks(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[str]:
+    """Returns the reason for each task that has published numbers but is not comparable with any of
+    them, as a line.
+
+    Args:
+      tasks: task -> row of results.json.
+      tables: published tables.
     """
     lines = []
     for name, row in tasks.items():
@@ -82,31 +96,29 @@ def left_out(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[str]
             for score in table.scores
             if score.task == name and _is_printed(table, score)
         ]
-        # The reason of a table that has its metric says more.
+        # First the tables with the same metric, whose reasons are more informative.
         printed.sort(key=lambda pair: pair[1].metric not in row['metrics'])
-        reasons = [_unlike(table, score, tasks) for table, score in printed]
-        lines += [f'{name}: {reasons[0]}'] if reasons and all(reasons) else []
+        reasons = [_explain_difference(table, score, tasks) for table, score in printed]
+        if reasons and all(reasons):
+            lines.append(f'{name}: {reasons[0]}')
     return lines
 
 
-def _compare(table: Table, tasks: Mapping[str, Mapping]) -> Comparison | None:
+def _compare_table(table: Table, tasks: Mapping[str, Mapping]) -> Comparison | None:
     scores = [
-        score for score in table.scores if score.task in tasks and not _unlike(table, score, tasks)
+        score
+        for score in table.scores
+        if score.task in tasks and not _explain_difference(table, score, tasks)
     ]
-    models = [model for model in table.models if any(score in model.figures for score in scores)]
+    models = [model for model in table.models if any(score in model.cells for score in scores)]
     if not models:
         return None
-    kinds = [
-        'model',
-        *(
-            kind
-            for kind in BASELINES
-            if any(kind in tasks[score.task]['baselines'] for score in scores)
-        ),
-    ]
+    rows = [tasks[score.task] for score in scores]
+    baselines = [kind for kind in BASELINES if any(kind in row['baselines'] for row in rows)]
+    kinds = ['model', *baselines]
     lines = [
-        _line(score, tasks[score.task], kinds, [model.figures.get(score) for model in models])
-        for score in scores
+        _make_line(score, row, kinds, [model.cells.get(score) for model in models])
+        for score, row in zip(scores, rows, strict=True)
     ]
     groups = [
         (group, len(list(members))) for group, members in groupby(model.group for model in models)
@@ -122,15 +134,15 @@ def _compare(table: Table, tasks: Mapping[str, Mapping]) -> Comparison | None:
     )
 
 
-def _line(score: Score, row: Mapping, kinds: Sequence[str], printed: list[Figure | None]) -> Line:
-    values = [
-        (row['metrics'] if kind == 'model' else row['baselines'].get(kind, {})).get(score.metric)
-        for kind in kinds
-    ]
+def _make_line(
+    score: Score, row: Mapping, kinds: Sequence[str], printed: list[Cell | None]
+) -> Line:
+    by_kind = {'model': row['metrics'], **row['baselines']}
+    values = [by_kind.get(kind, {}).get(score.metric) for kind in kinds]
     here = ['' if value is None else format_score(score.metric, value) for value in values]
     return Line(
         score.task,
-        metric_label(score.metric),
+        label_metric(score.metric),
         f'{row["n"]:,} {row.get("counted", "queries")}',
         here,
         printed,
@@ -138,45 +150,48 @@ def _line(score: Score, row: Mapping, kinds: Sequence[str], printed: list[Figure
 
 
 def _is_printed(table: Table, score: Score) -> bool:
-    return any(score in model.figures for model in table.models)
+    return any(score in model.cells for model in table.models)
 
 
-def _unlike(table: Table, score: Score, tasks: Mapping[str, Mapping]) -> str:
-    """Why a task's score cannot stand in the table, '' where it can. A mean can where all its tasks
-    can.
+def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]) -> str:
+    """Returns the reason why a score is not comparable with a table; '' if it is comparable.
+
+    The mean of a suite is comparable if the scores of all of its tasks are.
     """
     row = tasks[score.task]
     if score.metric not in row['metrics']:
-        return (
-            f'{metric_label(row["settings"]["main_metric"])} here, {metric_label(score.metric)} '
-            f'there'
-        )
+        ours = label_metric(row['settings']['main_metric'])
+        return f'{ours} here, {label_metric(score.metric)} published'
     if score.task in SUITES:
-        members = [Score(task, score.metric) for task in SUITES[score.task].tasks if task in tasks]
-        return next(
-            (
-                f'{member.task}: {why}'
-                for member in members
-                if (why := _unlike(table, member, tasks))
-            ),
-            '',
-        )
-    there = {**row['settings'], 'n': row['n']}
-    wanted = {**table.measured, **table.sizes.get(score.task, {})}
+        for task in SUITES[score.task].tasks:
+            if task in tasks:
+                reason = _explain_difference(table, Score(task, score.metric), tasks)
+                if reason:
+                    return f'{task}: {reason}'
+        return ''
+    here = {**row['settings'], 'n': row['n']}
+    required = {**table.measured, **table.sizes.get(score.task, {})}
     names = {'n': row.get('counted', 'queries')}
     return '; '.join(
-        f'{names.get(key, key)}: {_said(there.get(key))} here, {_said(value)} there'
-        for key, value in wanted.items()
-        if not _agree(there.get(key), value)
+        f'{names.get(key, key)}: {_format_setting(here.get(key))} here, {_format_setting(value)} '
+        f'published'
+        for key, value in required.items()
+        if not _agrees(here.get(key), value)
     )
 
 
-def _agree(found: object, wanted: object) -> bool:
-    if isinstance(wanted, Roughly):  # 5K stands for 5,183
-        return isinstance(found, int) and abs(found - wanted.about) <= 0.05 * wanted.about
-    return found in wanted.counts if isinstance(wanted, OneOf) else found == wanted
+def _agrees(found: object, required: object) -> bool:
+    if isinstance(required, Roughly):  # 5K is the rounded form of 5,183
+        return isinstance(found, int) and abs(found - required.about) <= 0.05 * required.about
+    if isinstance(required, OneOf):
+        return found in required.counts
+    return found == required
 
 
-def _said(value: object) -> str:
-    text = 'not said' if value is None else f'{value:,}' if isinstance(value, int) else str(value)
-    return text if len(text) <= SAID else text[:SAID].rsplit(' ', 1)[0] + ' …'
+def _format_setting(value: object) -> str:
+    if value is None:
+        return 'unknown'
+    text = f'{value:,}' if isinstance(value, int) else str(value)
+    if len(text) <= MAX_SETTING_CHARACTERS:
+        return text
+    return text[:MAX_SETTING_CHARACTERS].rsplit(' ', 1)[0] + ' …'

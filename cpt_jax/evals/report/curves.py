@@ -1,4 +1,4 @@
-"""The curves of a training run, drawn from its metrics.jsonl."""
+"""Plots of training curves (metrics.jsonl) and of checkpoint scores, as images for the report."""
 
 import base64
 import io
@@ -14,15 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cpt_jax.evals.store.history import Row
-from cpt_jax.evals.store.results import PLAIN, metric_label
+from cpt_jax.evals.store.results import PLAIN, label_metric
 
 COLORS = '#1d4ed8', '#d97706'
-MAX_POINTS = 300  # of a curve; more are drawn as means of bins with a band from least to most
+# Longer curves are binned: the line is the mean of each bin, the band its minimum and maximum.
+MAX_POINTS = 300
 
 
 class Panel(NamedTuple):
-    """One plot: its title and its curves, column of metrics.jsonl -> label; dashed ones are for
-    comparison.
+    """One plot.
+
+    Attributes:
+      title: title of the plot.
+      curves: column of metrics.jsonl -> label of its curve.
+      dashed: column -> label of reference curves.
     """
 
     title: str
@@ -34,45 +39,44 @@ PANELS = (
     Panel(
         'Loss',
         {'loss': 'loss', 'heldout_loss': 'held-out'},
-        {'log_batch': 'log B, all pairs alike'},
+        {'log_batch': 'log B, chance'},
     ),
     Panel(
-        'Held-out bits a byte',
+        'Held-out bits per byte',
         {'heldout_bits_per_byte': 'model'},
         {'unigram_bits_per_byte': 'unigram bytes'},
     ),
     Panel('Held-out retrieval, MRR', {'heldout_mrr': 'MRR'}),
     Panel('In-batch accuracy', {'accuracy_xy': 'x to y', 'accuracy_yx': 'y to x'}),
-    Panel('Accuracy of the next token', {'accuracy': 'training', 'heldout_accuracy': 'held-out'}),
-    Panel('Cosine', {'positive_cosine': 'pairs', 'negative_cosine': 'others'}),
+    Panel('Next-token accuracy', {'accuracy': 'training', 'heldout_accuracy': 'held-out'}),
+    Panel('Cosine', {'positive_cosine': 'positives', 'negative_cosine': 'negatives'}),
     Panel('Scale (1 / temperature)', {'scale': 'scale'}),
     Panel('Learning rate', {'learning_rate': 'learning rate'}),
     Panel('Gradient norm, before clipping', {'grad_norm': 'norm'}),
-    Panel('Pairs a second', {'pairs_per_second': 'pairs/s'}),
-    Panel('Tokens a second', {'tokens_per_second': 'tokens/s'}),
-    Panel('Padding, share of tokens', {'padding_share': 'padding'}),
+    Panel('Pairs per second', {'pairs_per_second': 'pairs/s'}),
+    Panel('Tokens per second', {'tokens_per_second': 'tokens/s'}),
+    Panel('Padding, fraction of tokens', {'padding_share': 'padding'}),
 )
 
 
 def read_metrics(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Column -> (steps, values), float64 each, in the order of the steps; {} where there is no
-    file.
+    """Returns column -> (steps, values), float64, sorted by step; {} if there is no file.
 
-    A step that stands twice, as after a restart, counts as last written; a last line that is still
-    being written is left out.
+    If a step has several rows, as after a restart, the last values count. An incomplete last line
+    is skipped.
     """
     rows: dict[int, dict] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
-            continue  # the trainer's own file: only a line cut short by a crash is not JSON
+            continue  # a line that a crash of the trainer left incomplete
         rows[row['step']] = rows.get(row['step'], {}) | row
     columns = sorted(
         {name for row in rows.values() for name, value in row.items() if _is_number(value)}
     )
     return {
-        name: _column(
+        name: _make_column(
             [(step, row[name]) for step, row in sorted(rows.items()) if _is_number(row.get(name))]
         )
         for name in columns
@@ -83,13 +87,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _column(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+def _make_column(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
     steps, values = np.array(points, np.float64).T
     return steps, values
 
 
 def draw_panels(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple[str, str]]:
-    """(title, SVG as a data URI) for each panel that has a column in `metrics`."""
+    """Returns (title, SVG as a data URI) of each panel that has a column in `metrics`."""
     return [
         (panel.title, _draw(panel, metrics))
         for panel in PANELS
@@ -98,40 +102,38 @@ def draw_panels(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple
 
 
 def draw_history(curves: dict[str, list[Row]]) -> list[tuple[str, str]]:
-    """(title, SVG as a data URI) for each task that was followed: its main score at each
-    checkpoint, as the tables show it.
+    """Returns (title, SVG as a data URI) of each task: its main score at each checkpoint, scaled as
+    in the tables.
+
+    Args:
+      curves: task -> rows of results.jsonl, as `history.select_curves` returns them.
     """
     drawn = []
     for task, rows in curves.items():
         metric = rows[-1]['main_metric']
         scale = 1 if metric in PLAIN else 100
-        panel = Panel(f'{task}: {metric_label(metric)}', {task: 'model'})
-        drawn.append(
-            (
-                panel.title,
-                _draw(
-                    panel,
-                    {task: _column([(row['step'], scale * row['main_score']) for row in rows])},
-                ),
-            )
-        )
+        panel = Panel(f'{task}: {label_metric(metric)}', {task: 'model'})
+        column = _make_column([(row['step'], scale * row['main_score']) for row in rows])
+        drawn.append((panel.title, _draw(panel, {task: column})))
     return drawn
 
 
 def save_curves(metrics: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> bool:
-    """Writes the loss and what is held out beside each other as a PNG; False where `metrics` has no
-    column of either.
+    """Writes the loss and the held-out metrics to a PNG file, next to each other.
+
+    Returns:
+      False if `metrics` has none of these columns; then no file is written.
     """
     panels = [panel for panel in PANELS[:3] if panel.curves.keys() & metrics.keys()]
-    if panels:
-        figure = Figure(figsize=(4.2 * len(panels), 2.6), layout='constrained')
-        for axes, panel in zip(
-            figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-        ):
-            _draw_on(axes, panel, metrics)
-            axes.set_title(panel.title, fontsize=10)
-        figure.savefig(path, dpi=150, metadata={'Software': None})
-    return bool(panels)
+    if not panels:
+        return False
+    figure = Figure(figsize=(4.2 * len(panels), 2.6), layout='constrained')
+    subplots = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(subplots, panels, strict=True):
+        _draw_on(axes, panel, metrics)
+        axes.set_title(panel.title, fontsize=10)
+    figure.savefig(path, dpi=150, metadata={'Software': None})
+    return True
 
 
 def _draw(panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
@@ -151,7 +153,7 @@ def _draw_on(axes: Axes, panel: Panel, metrics: dict[str, tuple[np.ndarray, np.n
     axes.grid(color='#e5e7eb', linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    if panel.title.endswith('a second'):
+    if panel.title.endswith('per second'):
         axes.yaxis.set_major_formatter(EngFormatter(sep=''))
     if len(axes.get_lines()) > 1:
         axes.legend(frameon=False, fontsize=8)
@@ -182,8 +184,10 @@ def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, c
 
 
 def _to_uri(figure: Figure) -> str:
-    """A figure inside an <img>, where its ids cannot meet those of another."""
+    """Returns a figure as a data URI. In an <img>, its element ids cannot clash with those of other
+    figures.
+    """
     buffer = io.BytesIO()
-    with matplotlib.rc_context({'svg.hashsalt': 'cpt_jax'}):  # the same ids in every run
+    with matplotlib.rc_context({'svg.hashsalt': 'cpt_jax'}):  # deterministic ids
         figure.savefig(buffer, format='svg', metadata={'Date': None}, transparent=True)
     return 'data:image/svg+xml;base64,' + base64.b64encode(buffer.getvalue()).decode()

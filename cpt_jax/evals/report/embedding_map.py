@@ -1,5 +1,5 @@
-"""Labelled texts as points of a plane: what can be seen of their classes in the vectors, before
-anything is trained.
+"""Two-dimensional maps of embeddings of labeled texts, which show how well the embeddings separate
+the classes without training a classifier.
 """
 
 import importlib.util
@@ -14,20 +14,20 @@ from cpt_jax.benchmark_data.senteval import SentEvalSet
 from cpt_jax.embed.function import Embed
 
 POINTS = 1_000
-# Length of the longer side of a map; coordinates are whole numbers, which keeps the page small.
-SPAN = 1_000
-CHARACTERS = 120  # of a text
+SPAN = 1_000  # length of the longer side of a map; integer coordinates keep the page small
+CHARACTERS = 120  # longer texts are cut
 SEED = 0
-ROUNDING = 1e-12
+ROUNDING = 1e-12  # variances below this fraction of the total are rounding errors
 
 
 class Plane(NamedTuple):
-    """The positions of points in a plane.
+    """Coordinates of points in a plane.
 
     Attributes:
       method: 'PCA' or 'UMAP'.
-      x, y: whole numbers from 0, y downwards.
-      explained: for PCA, the shares of the points' variance along x and along y.
+      x: integers from 0, to the right.
+      y: integers from 0, downwards as in SVG.
+      explained: fractions of the variance along x and y; [] for UMAP.
     """
 
     method: str
@@ -37,15 +37,15 @@ class Plane(NamedTuple):
 
 
 class EmbeddingMap(NamedTuple):
-    """A sample of a set of labelled texts as points, in one plane or more.
+    """Maps of a sample of labeled texts.
 
     Attributes:
-      name: set and part: 'SST2, test'.
-      of: number of texts in the set.
+      name: data set and part, such as 'SST2, test'.
+      of: number of texts that the sample was drawn from.
       classes: names of the classes.
-      labels: class of each point.
-      texts: text of each point, cut where it is long.
-      planes: positions of the points.
+      labels: class index of each point.
+      texts: text of each point, cut if it is long.
+      planes: coordinates of the points, for each method.
     """
 
     name: str
@@ -56,19 +56,22 @@ class EmbeddingMap(NamedTuple):
     planes: list[Plane]
 
 
-def map_json(drawn: EmbeddingMap | None) -> dict[str, dict]:
-    """Returns a map as a JSON object by its name, {} for None. Several tasks may have one map."""
+def map_to_json(drawn: EmbeddingMap | None) -> dict[str, dict]:
+    """Returns {name: JSON object} of a map, {} for None. Tasks on the same data share a map."""
     if drawn is None:
         return {}
     return {drawn.name: {**drawn._asdict(), 'planes': [plane._asdict() for plane in drawn.planes]}}
 
 
-def map_of(data: SentEvalSet, embed: Embed) -> EmbeddingMap | None:
-    """Of the test part of a task's data, or of all where there is no split; None of pairs of texts.
-    Takes the vectors that `data` keeps.
+def draw_task_map(data: SentEvalSet, embed: Embed) -> EmbeddingMap | None:
+    """Returns the map of a data set's test part, or of all texts if there is no split; None for
+    pairs of texts.
+
+    The embeddings are those that `data` has cached.
     """
     part = 'test' if 'test' in data.layout.parts else 'all'
-    samples, vectors = data.part(part), data.vectors(embed, part)
+    samples = data.part(part)
+    vectors = data.vectors(embed, part)
     if len(vectors) > 1:
         return None
     return draw_map(
@@ -84,30 +87,45 @@ def draw_map(
     texts: Sequence[str],
     points: int = POINTS,
 ) -> EmbeddingMap:
-    """A map of at most so many of the vectors, float32[N, D]; the same ones of equal texts, in an
-    order that mixes the classes.
+    """Returns the map of a random sample of texts.
+
+    The sample depends only on the number of texts. Its order is random, so that no class is drawn
+    on top of the others.
+
+    Args:
+      name: name of the map.
+      vectors_NxD: float32, embeddings.
+      labels_N: class indices.
+      classes: names of the classes.
+      texts: the N texts.
+      points: maximum size of the sample.
     """
     chosen_P = np.random.default_rng(SEED).permutation(len(vectors_NxD))[:points]
     sample_PxD = vectors_NxD[chosen_P].astype(np.float64)
-    xy_Px2, explained_2 = principal_components(sample_PxD)
-    planes = [_plane('PCA', xy_Px2, np.round(explained_2, 4).tolist())]
-    if importlib.util.find_spec('umap') and len(sample_PxD) > 15:  # its number of neighbours
-        planes += umap(sample_PxD)
-    cut = [
-        text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + '…'
-        for text in (texts[i] for i in chosen_P)
-    ]
-    return EmbeddingMap(name, len(texts), list(classes), labels_N[chosen_P].tolist(), cut, planes)
+    xy_Px2, explained_2 = compute_principal_components(sample_PxD)
+    planes = [_make_plane('PCA', xy_Px2, np.round(explained_2, 4).tolist())]
+    if importlib.util.find_spec('umap') and len(sample_PxD) > 15:  # UMAP's number of neighbors
+        planes += run_umap(sample_PxD)
+    shown = [_shorten(texts[i]) for i in chosen_P]
+    return EmbeddingMap(name, len(texts), list(classes), labels_N[chosen_P].tolist(), shown, planes)
 
 
-def principal_components(x_PxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float64[P, 2] coordinates along the two directions of most variance, and their shares of it;
-    the farthest point lies on the positive side of each, so that a map is the same everywhere."""
+def _shorten(text: str) -> str:
+    return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + '…'
+
+
+def compute_principal_components(x_PxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first two principal components, float64[P, 2], and their fractions of the
+    variance, float64[2].
+
+    The sign of a component is chosen so that its largest absolute value is positive, so maps are
+    reproducible.
+    """
     centered_PxD = x_PxD - x_PxD.mean(axis=0)
-    # Of P points, however wide they are.
+    # The Gram matrix has a size of P x P for any dimension D.
     variance_P, directions_PxP = np.linalg.eigh(centered_PxD @ centered_PxD.T)
     variance_2 = np.append(variance_P[::-1], 0)[:2]
-    # Where all vectors are one, what is left would be spread over the map.
+    # If all vectors are equal, rounding errors would be spread over the whole map.
     variance_2[variance_2 < ROUNDING * np.square(x_PxD).sum()] = 0
     xy_Px2 = np.zeros((len(x_PxD), 2))
     xy_Px2[:, : len(variance_P)] = directions_PxP[:, ::-1][:, :2] * np.sqrt(
@@ -120,30 +138,28 @@ def principal_components(x_PxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def umap(x_PxD: np.ndarray) -> list[Plane]:
-    """What umap-learn makes of unit vectors, with a seed, which makes it the same every time; none
-    where it is there and does not work.
+def run_umap(x_PxD: np.ndarray) -> list[Plane]:
+    """Returns the UMAP plane of unit vectors as a list; [] if umap-learn fails.
+
+    The seed makes the result reproducible.
     """
     try:
-        from umap.umap_ import UMAP  # no requirement; the first time it compiles for a minute
+        from umap.umap_ import UMAP  # an optional dependency; compiles for a minute on first use
 
         tqdm.write(f'UMAP of {len(x_PxD):,} texts for the report')
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # that a seed leaves one thread
-            return [
-                _plane(
-                    'UMAP', np.asarray(UMAP(random_state=SEED).fit_transform(x_PxD), np.float64), []
-                )
-            ]
-    except Exception as error:  # a picture is no reason to lose the scores of its task
+            warnings.simplefilter('ignore')  # UMAP warns that a seed disables multithreading
+            xy_Px2 = np.asarray(UMAP(random_state=SEED).fit_transform(x_PxD), np.float64)
+        return [_make_plane('UMAP', xy_Px2, [])]
+    except Exception as error:  # the scores of a task must not be lost because of a plot
         tqdm.write(
-            f'no UMAP in the report: umap-learn is installed and does not work '
+            f'no UMAP in the report: umap-learn is installed but failed '
             f'({type(error).__name__}: {error})'
         )
         return []
 
 
-def _plane(method: str, xy_Px2: np.ndarray, explained: list[float]) -> Plane:
+def _make_plane(method: str, xy_Px2: np.ndarray, explained: list[float]) -> Plane:
     low_2 = xy_Px2.min(axis=0)
     scale = SPAN / ((xy_Px2.max(axis=0) - low_2).max() or 1)
     x_P, y_P = np.rint((xy_Px2 - low_2) * scale).astype(int).T

@@ -1,15 +1,15 @@
-"""Examples for the report: a query, a right answer, and what the model and BM25 find."""
+"""Examples for the report: a query, a right answer, and the best answers of the model and BM25."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 EXAMPLE_QUERIES = 10  # queries that the report shows for each task
 EXAMPLE_ANSWERS = 3  # answers that it shows for each query
-EXAMPLE_CHARACTERS = 1_500  # of a text; keeps the report small where documents are long
+EXAMPLE_CHARACTERS = 1_500  # longer texts are cut, to keep the report small
 
 
 class Found(NamedTuple):
-    """One answer to a query: its text, its score and whether it is right."""
+    """A retrieved answer: its text, its score and whether it is right."""
 
     text: str
     score: float
@@ -17,8 +17,11 @@ class Found(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """The best answers to a query in one ranking, and the rank of the first right one (None: not
-    among those kept).
+    """The best answers to a query in one ranking.
+
+    Attributes:
+      found: the first answers.
+      rank: rank of the first right answer, from 1; None if the ranking has none.
     """
 
     found: list[Found]
@@ -26,7 +29,14 @@ class Answers(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query for people to look at, a right answer to it, and what the model and BM25 find."""
+    """A query of the report.
+
+    Attributes:
+      query: text of the query.
+      right: text of a right answer.
+      model: answers of the model.
+      bm25: answers of BM25.
+    """
 
     query: str
     right: str
@@ -35,11 +45,11 @@ class Example(NamedTuple):
 
 
 def cut_text(text: str) -> str:
-    """Returns a text as the report keeps it: cut where it is long."""
+    """Returns a text, cut to `EXAMPLE_CHARACTERS`."""
     return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + ' …'
 
 
-def examples_json(examples: Iterable[Example]) -> list[dict]:
+def examples_to_json(examples: Iterable[Example]) -> list[dict]:
     """Returns examples as JSON objects."""
     return [
         {

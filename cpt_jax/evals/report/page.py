@@ -1,6 +1,4 @@
-"""report/index.html: one page with the curves, the scores and what is found, readable without a
-network.
-"""
+"""report/index.html: a self-contained page with scores, comparisons, curves, maps and examples."""
 
 import json
 import textwrap
@@ -11,23 +9,28 @@ from typing import NamedTuple
 import jinja2
 from etils import epath
 
-from cpt_jax.evals.report.bias_table import ALPHA, bias_table, is_test
-from cpt_jax.evals.report.comparison import compare, left_out
+from cpt_jax.evals.report.bias_table import ALPHA, is_bias_test, make_bias_table
+from cpt_jax.evals.report.comparison import compare, explain_excluded_tasks
 from cpt_jax.evals.report.curves import draw_history, draw_panels, read_metrics
 from cpt_jax.evals.report.published import MARKS, read_tables
-from cpt_jax.evals.store.history import Row, curves
-from cpt_jax.evals.store.results import BASELINES, PLAIN, format_score, metric_label
+from cpt_jax.evals.store.history import Row, select_curves
+from cpt_jax.evals.store.results import BASELINES, PLAIN, format_score, label_metric
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
-# A text of several lines is shown as code unless a line is longer than this: then it is prose.
+# A text of several lines is shown as code, unless one of its lines is longer than this.
 LONGEST_CODE_LINE = 160
 ROWS = {'model': 'model', **BASELINES}
 
 
 class Bar(NamedTuple):
-    """A score, as it is shown and as a bar; `percent` is None of one that is no fraction, which has
-    no bar.
+    """A score with its bar.
+
+    Attributes:
+      kind: 'model' or the name of a baseline.
+      label: label of the kind.
+      shown: formatted score.
+      percent: length of the bar; None for metrics that are not fractions, which have no bar.
     """
 
     kind: str
@@ -37,7 +40,7 @@ class Bar(NamedTuple):
 
 
 class Snippet(NamedTuple):
-    """A text cut to what the page shows."""
+    """The part of a text that the page shows, and whether to show it as code."""
 
     text: str
     code: bool
@@ -50,15 +53,14 @@ def render(
     rows: Sequence[Row] = (),
     maps: Sequence[dict] = (),
 ) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
-      results: as in results.json.
-      examples: task -> examples, as `example.examples_json` returns them.
-      metrics_path: metrics.jsonl of the training run; without it, or without such a file, there are
-        no curves.
-      rows: of results.jsonl: the scores of the run's checkpoints, for their curves.
-      maps: as the values that `embedding_map.map_json` returns.
+      results: content of results.json.
+      examples: task -> examples, as `example.examples_to_json` returns them.
+      metrics_path: metrics.jsonl of the training run; without it, there are no training curves.
+      rows: rows of results.jsonl, for the curves of checkpoint scores.
+      maps: maps, as JSON objects of `embedding_map.map_to_json`.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -67,68 +69,66 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {'snippet': snippet, 'plain': plain, 'score_bars': score_bars}
+    environment.filters |= {
+        'cut_snippet': cut_snippet,
+        'format_setting': format_setting,
+        'score_bars': make_score_bars,
+    }
     published = list(read_tables().values())
     comparisons = compare(results['tasks'], published)
     return environment.get_template('report.html.j2').render(
         model=results['model'],
         settings=results['settings'],
-        scored={name: row for name, row in results['tasks'].items() if not is_test(name)},
+        scored={name: row for name, row in results['tasks'].items() if not is_bias_test(name)},
         comparisons=comparisons,
-        left_out=left_out(results['tasks'], published),
+        excluded=explain_excluded_tasks(results['tasks'], published),
         marks={
             mark: meaning
             for mark, meaning in MARKS.items()
             if any(mark in table.marks for table in comparisons)
         },
-        bias=bias_table(results['tasks']),
+        bias=make_bias_table(results['tasks']),
         alpha=ALPHA,
         maps=maps,
         examples={name: examples[name] for name in results['tasks'] if examples.get(name)},
         panels=draw_panels(read_metrics(metrics_path)) if metrics_path else [],
-        followed=draw_history(curves(rows)),
+        followed=draw_history(select_curves(rows)),
     )
 
 
-def score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
-    """(metric, its bars) of a task, the main metric first."""
+def make_score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
+    """Returns (metric, bars of the model and the baselines) of a task, the main metric first."""
     scores = {'model': row['metrics'], **row['baselines']}
     names = sorted(row['metrics'], key=lambda name: name != row['settings']['main_metric'])
-    return [
-        (
-            metric_label(name),
-            [
-                _bar(kind, label, name, scores[kind][name])
-                for kind, label in ROWS.items()
-                if name in scores.get(kind, {})
-            ],
-        )
-        for name in names
-    ]
+    metrics = []
+    for name in names:
+        bars = [
+            _make_bar(kind, label, name, scores[kind][name])
+            for kind, label in ROWS.items()
+            if name in scores.get(kind, {})
+        ]
+        metrics.append((label_metric(name), bars))
+    return metrics
 
 
-def _bar(kind: str, label: str, name: str, value: float) -> Bar:
-    return Bar(
-        kind, label, format_score(name, value), None if name in PLAIN else 100 * max(value, 0)
-    )
+def _make_bar(kind: str, label: str, name: str, value: float) -> Bar:
+    percent = None if name in PLAIN else 100 * max(value, 0)
+    return Bar(kind, label, format_score(name, value), percent)
 
 
-def snippet(text: str) -> Snippet:
-    """The start of a text: lines of code as they are, prose as one paragraph."""
+def cut_snippet(text: str) -> Snippet:
+    """Returns the start of a text: code with its line breaks, prose as one paragraph."""
     lines = textwrap.dedent(text).strip('\n').split('\n')
     if len(lines) > 1 and max(map(len, lines)) <= LONGEST_CODE_LINE:
-        return Snippet(
-            '\n'.join(lines[:SHOWN_LINES] + ['…'] * (len(lines) > SHOWN_LINES)), code=True
-        )
+        if len(lines) > SHOWN_LINES:
+            lines = [*lines[:SHOWN_LINES], '…']
+        return Snippet('\n'.join(lines), code=True)
     words = ' '.join(text.split())
-    return Snippet(
-        words
-        if len(words) <= PROSE_CHARACTERS
-        else words[:PROSE_CHARACTERS].rsplit(' ', 1)[0] + ' …',
-        code=False,
-    )
+    if len(words) > PROSE_CHARACTERS:
+        words = words[:PROSE_CHARACTERS].rsplit(' ', 1)[0] + ' …'
+    return Snippet(words, code=False)
 
 
-def plain(value: object) -> str:
-    """A setting for people: text as it is, the rest as JSON."""
+def format_setting(value: object) -> str:
+    """Returns a setting as text: a string unchanged, other values as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,15 +1,21 @@
-"""Published results for the tasks that are scored here, from published.json next to this file, with
-the provenance of every number.
+"""Published results for the tasks of this package, with the source of every number. They are stored
+in published.json, next to this file.
 
 Numbers are as printed: fractions x100. The tables of the cpt paper (arXiv 2201.10005) are images in
-the copies that could be read, so most of its numbers come from others that copy them; those that
-were found nowhere are left out rather than quoted from memory.
+the copies that we could read, so most of its numbers come from papers and pages that copy them.
+Numbers that we could not verify are left out rather than quoted from memory.
 
-In published.json a table has a title, notes, its rows (`scores`: a metric of all tasks of a suite
-and of their mean, or pairs of task and metric), what must be `measured` alike for a comparison, the
-`sizes` of tasks and where these are from, and its columns (`models`). A column is a string with a
-cell for each row: '-' for none, and a letter of `MARKS` after a number that was seen elsewhere than
-the `mark` of its group says.
+In published.json, a table has these keys:
+
+  title, notes: texts for the report.
+  scores: rows of the table: a suite and a metric (its tasks and their mean), or a list of (task,
+    metric).
+  measured: settings that must be equal for a comparison.
+  sizes: further such settings for each task. `sizes_source` is their source.
+  models: groups of columns.
+
+A column is a string with one cell per row: '-' for no number, or a number. The source of a number
+is the `mark` of its group, unless a letter of `MARKS` follows the number.
 """
 
 import json
@@ -22,24 +28,29 @@ from cpt_jax.evals.suites import SUITES
 
 PATH = Path(__file__).with_suffix('.json')
 
-# Where a number was seen.
+# Sources of a number.
 MARKS = {
-    'P': 'in the text of the paper itself',
-    'C': 'in the code, README or data of its official repository',
-    'T': 'in a table or page of others that copies or cites it',
-    'D': 'nowhere: computed from figures that were seen',
+    'P': 'the text of the paper itself',
+    'C': 'code, README or data of the official repository',
+    'T': 'a table or page by others that copies or cites the paper',
+    'D': 'computed from other published numbers',
 }
 
 
 class Score(NamedTuple):
-    """A metric of a task, as results.json names them."""
+    """A metric of a task, with the names of results.json."""
 
     task: str
     metric: str
 
 
-class Figure(NamedTuple):
-    """A number as printed, x100, and one of `MARKS`."""
+class Cell(NamedTuple):
+    """A published number.
+
+    Attributes:
+      printed: number as printed, x100.
+      mark: its source, a key of `MARKS`.
+    """
 
     printed: str
     mark: str
@@ -49,20 +60,20 @@ class Model(NamedTuple):
     """The published results of one model.
 
     Attributes:
-      group: heading above several models: 'cpt-text, unsupervised'.
-      name: name within the group: 'XL'.
-      source: the table, and where it was read.
-      figures: the results that were found.
+      group: heading of several models, such as 'cpt-text, unsupervised'.
+      name: name within the group, such as 'XL'.
+      source: published table, and where we read it.
+      cells: the numbers that are known.
     """
 
     group: str
     name: str
     source: str
-    figures: Mapping[Score, Figure]
+    cells: Mapping[Score, Cell]
 
 
 class Roughly(NamedTuple):
-    """A count that a source rounds: 5K."""
+    """A count that its source rounds, such as 5K."""
 
     about: int
 
@@ -71,7 +82,7 @@ class Roughly(NamedTuple):
 
 
 class OneOf(NamedTuple):
-    """Counts of releases of the same data, where a source does not say which one it has."""
+    """Counts of several releases of the same data, if the source does not specify the release."""
 
     counts: tuple[int, ...]
 
@@ -83,12 +94,12 @@ class Table(NamedTuple):
     """Published results for one family of tasks.
 
     Attributes:
-      title: title, with the metric where all have the same.
-      scores: rows; for a suite the mean of its tasks.
+      title: title, including the metric if all rows have the same.
+      scores: rows. The score of a suite is the mean of its tasks.
       models: columns.
-      measured: setting ('n': number of scored items) -> its value in comparable scores.
-      sizes: task -> the same for that task alone.
-      notes: what differs, or is unknown, however a task is measured here.
+      measured: setting ('n' is the number of scored items) -> required value for a comparison.
+      sizes: task -> further required values for this task.
+      notes: known differences to the scores of this package, and unknown details.
     """
 
     title: str
@@ -107,8 +118,10 @@ def read_tables() -> dict[str, Table]:
 
 
 def parse_table(table: Mapping[str, Any]) -> Table:
-    """Returns a table from its form in published.json. Raises ValueError where a column has more or
-    fewer cells than there are rows.
+    """Returns a table from its JSON object in published.json.
+
+    Raises:
+      ValueError: the number of cells of a column is not the number of rows.
     """
     scores = _parse_scores(table['scores'])
     sizes = {
@@ -122,20 +135,21 @@ def parse_table(table: Mapping[str, Any]) -> Table:
 
 def parse_group(scores: Sequence[Score], group: Mapping[str, Any]) -> list[Model]:
     """Returns the columns of a group."""
-    return [
-        Model(group['group'], name, group['source'], _figures(scores, group['mark'], cells.split()))
-        for name, cells in group['rows'].items()
-    ]
+    models = []
+    for name, column in group['rows'].items():
+        cells = _parse_cells(scores, group['mark'], column.split())
+        models.append(Model(group['group'], name, group['source'], cells))
+    return models
 
 
-def scores_of(metric: str, suite: str) -> tuple[Score, ...]:
-    """Returns a score for each task of a suite, and one for their mean."""
+def make_suite_scores(metric: str, suite: str) -> tuple[Score, ...]:
+    """Returns the scores of the tasks of a suite, and the score of their mean."""
     return tuple(Score(task, metric) for task in (*SUITES[suite].tasks, suite))
 
 
 def _parse_scores(scores: Mapping[str, str] | Sequence[Sequence[str]]) -> tuple[Score, ...]:
     if isinstance(scores, Mapping):
-        return scores_of(scores['metric'], scores['suite'])
+        return make_suite_scores(scores['metric'], scores['suite'])
     return tuple(Score(task, metric) for task, metric in scores)
 
 
@@ -147,9 +161,11 @@ def _parse_size(value: Any) -> object:
     return value
 
 
-def _figures(scores: Sequence[Score], mark: str, cells: list[str]) -> dict[Score, Figure]:
-    pairs = [(score, cell) for score, cell in zip(scores, cells, strict=True) if cell != '-']
-    return {
-        score: Figure(cell.rstrip(''.join(MARKS)), cell[-1] if cell[-1] in MARKS else mark)
-        for score, cell in pairs
-    }
+def _parse_cells(scores: Sequence[Score], mark: str, texts: list[str]) -> dict[Score, Cell]:
+    """Returns the cells of a column; `mark` is the source of numbers without a letter."""
+    cells = {}
+    for score, text in zip(scores, texts, strict=True):
+        if text != '-':
+            own_mark = text[-1] if text[-1] in MARKS else mark
+            cells[score] = Cell(text.rstrip(''.join(MARKS)), own_mark)
+    return cells

@@ -1,5 +1,5 @@
-"""Vectors that wait on the disk for the end of their task, so that an evaluation that is killed
-goes on where it was.
+"""Embeddings that are kept on disk until their task is done, so that a killed evaluation resumes
+where it stopped.
 """
 
 import json
@@ -15,61 +15,65 @@ import numpy as np
 from tqdm import tqdm
 
 from cpt_jax.embed.function import Embed
-from cpt_jax.storage.atomic_write import replacing
+from cpt_jax.storage.atomic_write import open_atomically
 
-SHARD = 4096  # texts of a file
+SHARD = 4096  # texts per file
 
 
 def digest_json(value: object) -> str:
-    """32 hex digits of what JSON can say."""
+    """Returns 32 hex digits, a hash of a JSON-serializable value."""
     return blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Where vectors are kept.
+    """Settings of the cache.
 
     Attributes:
-      folder: None keeps none.
-      shard: texts of a file; of as many the embedder should be at its fastest (`Embedder.window`).
-      keep: do not remove the vectors of a task at its end.
+      folder: folder of the cached embeddings; None disables the cache.
+      shard: number of texts per file. `Embedder.window` is the number for which the embedder is
+        fastest.
+      keep: whether to keep the embeddings of a task when it is done.
     """
 
     folder: Path | None = None
     shard: int = SHARD
     keep: bool = False
 
-    def of_model(self, embed: Embed, model: str, settings: Mapping) -> 'KeptVectors':
-        """`embed` with a memory; the vectors of another model, or of this one with other settings,
-        are not found.
+    def wrap(self, embed: Embed, model: str, settings: Mapping) -> 'CachingEmbed':
+        """Returns `embed` with a cache.
+
+        The folder depends on the model and its settings, so embeddings of another model or of other
+        settings are not found.
         """
-        return KeptVectors(
-            embed,
-            self,
-            self.folder and self.folder / f'{model.replace("/", "-")}-{digest_json(settings)}',
-        )
+        name = f'{model.replace("/", "-")}-{digest_json(settings)}'
+        return CachingEmbed(embed, self, self.folder and self.folder / name)
 
 
-class KeptVectors:
-    """An embedding function that keeps, while a task runs, what it gave. One object for all tasks
-    of a model: they may share vectors.
+class CachingEmbed:
+    """An embedding function that caches its results on disk while a task runs.
 
-    A file is named by the side and the texts of its vectors, so that texts may be asked for in any
-    pieces and order. What a shard's vectors are depends on nothing but its texts, so an evaluation
-    that was killed ends with the very bits of one that was not.
+    All tasks of a model use the same object, because they may share embeddings.
+
+    A file is named by a hash of its side and texts, so a task may embed its texts in any order. The
+    embeddings of a shard depend only on its texts, so a resumed evaluation has bitwise the same
+    results as one that was not interrupted.
     """
 
-    def __init__(self, embed: Embed, cache: EmbeddingCache, of_model: Path | None):
-        self._embed, self._cache, self._of_model = embed, cache, of_model
-        self._folder: Path | None = None
-        self._made: set[Path] = set()  # files of this program
+    def __init__(self, embed: Embed, cache: EmbeddingCache, model_folder: Path | None):
+        self._embed = embed
+        self._cache = cache
+        self._model_folder = model_folder
+        self._folder: Path | None = None  # of the current task
+        self._written: set[Path] = set()  # files written by this program
 
     @contextmanager
-    def during(self, task: str) -> Iterator[None]:
-        """Keeps vectors until the end of the block, and after it where an exception ends it. One
-        program at a time for a model and task.
+    def keep_during(self, task: str) -> Iterator[None]:
+        """Caches embeddings during the block. Removes them at its end, unless it raises.
+
+        Only one program at a time may run a task of a model.
         """
-        folder = self._folder = self._of_model and self._of_model / task.replace('/', '-')
+        folder = self._folder = self._model_folder and self._model_folder / task.replace('/', '-')
         yield
         if folder and not self._cache.keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -78,42 +82,42 @@ class KeptVectors:
         self._folder = None
 
     def __call__(self, texts: Sequence[str], side: str) -> np.ndarray:
-        return (
-            np.concatenate([*self.blocks(texts, side)])
-            if len(texts) and self._folder
-            else self._embed(texts, side)
-        )
+        if len(texts) and self._folder:
+            return np.concatenate([*self.embed_shards(texts, side)])
+        return self._embed(texts, side)
 
-    def blocks(self, texts: Sequence[str], side: str) -> Iterator[np.ndarray]:
-        """The vectors of all texts in their order, float32[n, D] of one shard at a time."""
-        there = 0
+    def embed_shards(self, texts: Sequence[str], side: str) -> Iterator[np.ndarray]:
+        """Yields the embeddings of the texts in order, float32[n, D] for one shard at a time."""
+        reused = 0
         for start in range(0, len(texts), self._cache.shard):
-            piece = texts[start : start + self._cache.shard]
-            path = self._folder and self._folder / f'{digest_json([side, *piece])}.npy'
-            vectors_NxD = _read(path, len(piece)) if path else None
-            if vectors_NxD is not None and path not in self._made:
-                there += len(piece)
+            shard = texts[start : start + self._cache.shard]
+            path = self._folder and self._folder / f'{digest_json([side, *shard])}.npy'
+            vectors_NxD = _read(path, len(shard)) if path else None
+            if vectors_NxD is not None and path not in self._written:
+                reused += len(shard)
             if vectors_NxD is None:
-                vectors_NxD = np.asarray(self._embed(piece, side), np.float32)
+                vectors_NxD = np.asarray(self._embed(shard, side), np.float32)
                 self._write(path, vectors_NxD)
             yield vectors_NxD
-        if there:
-            tqdm.write(f'{there:,} of {len(texts):,} texts had their vectors from an earlier start')
+        if reused:
+            tqdm.write(f'{reused:,} of {len(texts):,} embeddings were read from the cache')
 
     def _write(self, path: Path | None, vectors_NxD: np.ndarray) -> None:
-        """A disk that is full costs the vectors, and not the evaluation; what is not finite is no
-        vector, and its task will say so.
+        """Writes a shard. If the disk is full, the cache is disabled and the evaluation continues.
+
+        Embeddings that are not finite are not cached: the task will report them.
         """
         if not path or not np.isfinite(vectors_NxD).all():
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
+            with open_atomically(path) as file:
                 np.save(file, vectors_NxD)
-            self._made.add(path)
+            self._written.add(path)
         except OSError as error:
             logging.warning(
-                '%s: vectors cannot be kept (%s): a killed evaluation would begin the task anew',
+                '%s: embeddings cannot be cached (%s): if this evaluation is killed, the task '
+                'starts from the beginning',
                 self._folder,
                 error,
             )
@@ -123,20 +127,16 @@ class KeptVectors:
 def _remove_empty(folder: Path) -> None:
     try:
         folder.rmdir()
-    except OSError:  # another task is at work there
+    except OSError:  # another task is using it
         pass
 
 
 def _read(path: Path, texts: int) -> np.ndarray | None:
-    """The vectors of so many texts; None where there is no such file, or one that a crash of the
-    machine cut short.
-    """
+    """Returns float32[texts, D], or None if the file is missing or was truncated by a crash."""
     try:
         vectors_NxD = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    return (
-        vectors_NxD
-        if vectors_NxD.ndim == 2 and len(vectors_NxD) == texts and vectors_NxD.dtype == np.float32
-        else None
-    )
+    if vectors_NxD.ndim != 2 or len(vectors_NxD) != texts or vectors_NxD.dtype != np.float32:
+        return None
+    return vectors_NxD

@@ -4,9 +4,9 @@
     "main_metric": "spearman",
      "metrics": {...}, "n": 1379, "seconds": 4.2, "time": ...}
 
-A row counts when its line is whole, with the line's end. It is named by its step, when that
-checkpoint was saved, its task, and the fingerprint of all else that the score depends on; of one
-name there is one row.
+A row counts when its line is complete, including the newline. Its key consists of the step, the
+time at which the checkpoint was saved, the task, and the fingerprint of everything else that the
+score depends on. Each key has at most one row.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,56 +15,58 @@ from pathlib import Path
 
 from cpt_jax.evals.store.results import PLAIN, format_score
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_rows import append_row, read_whole_rows
+from cpt_jax.storage.json_rows import append_row, read_complete_rows
 
 HISTORY = 'results.jsonl'
-NAME = 'step', 'saved', 'task', 'fingerprint'
-_KEYS = {*NAME, 'main_score', 'main_metric', 'metrics', 'time'}
+KEY_FIELDS = 'step', 'saved', 'task', 'fingerprint'
+_REQUIRED_FIELDS = {*KEY_FIELDS, 'main_score', 'main_metric', 'metrics', 'time'}
 
 Row = dict
-Name = tuple[int, str, str, str]
+RowKey = tuple[int, str, str, str]
 
 
-def name_of(row: Row) -> Name:
-    return tuple(row[key] for key in NAME)
+def get_row_key(row: Row) -> RowKey:
+    return tuple(row[field] for field in KEY_FIELDS)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows, in the order in which they were written; [] where there is no file. A line that a
-    killed program left torn is no row.
+    """Reads the rows in the order in which they were written; [] if there is no file.
+
+    An incomplete last line, left by a killed program, is skipped.
 
     Raises:
-      UserError: with file and line, where a whole line is no row.
+      UserError: a complete line is not a row (with file and line).
     """
     rows = []
-    for where, row in read_whole_rows(path):
-        if not isinstance(row, dict) or _KEYS - row.keys():
+    for where, row in read_complete_rows(path):
+        if not isinstance(row, dict) or _REQUIRED_FIELDS - row.keys():
             raise UserError(
-                f'{where}: not a row of launch/evaluate.py --follow: mend or remove the line'
+                f'{where}: not a row of launch/evaluate.py --follow: fix or remove the line'
             )
         rows.append(row)
     return rows
 
 
 def add_row(path: Path, row: Row) -> bool:
-    """Appends a row, on the disk when this returns; False where one of its name is there. The
-    caller keeps others from doing it too.
+    """Appends a row and flushes it to disk. Returns False if there is a row with its key already.
+
+    The caller holds the lock of the results.
     """
-    if name_of(row) in map(name_of, read_rows(path)):
+    if get_row_key(row) in map(get_row_key, read_rows(path)):
         return False
     append_row(path, row)
     return True
 
 
-def curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Task -> one row a step, by steps, all measured alike: with the fingerprint of the task's last
-    row.
+def select_curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Returns the comparable rows of each task, one per step, sorted by step.
 
-    Of one step the last row counts. A checkpoint that was saved before one of an earlier step is of
-    a part of the training that was given up (the run went back, or began anew): its rows do not
-    count.
+    Only rows with the fingerprint of the task's last row are comparable. If a step has several, the
+    last one is returned. Rows of a training that was abandoned are dropped: a checkpoint that was
+    saved before a checkpoint of an earlier step belongs to it, because the run resumed from the
+    earlier step or started anew.
     """
-    rows = _of_this_training(rows)
+    rows = _drop_abandoned(rows)
     current = {row['task']: row['fingerprint'] for row in rows}
     found: dict[str, dict[int, Row]] = {task: {} for task in current}
     for row in rows:
@@ -73,38 +75,44 @@ def curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return {task: [by_step[step] for step in sorted(by_step)] for task, by_step in found.items()}
 
 
-def measured_otherwise(rows: Iterable[Row], asked: Mapping[str, str]) -> list[str]:
-    """Tasks whose curve has another fingerprint than the one asked for: it was measured later, and
-    differently.
+def find_remeasured_tasks(rows: Iterable[Row], row_fingerprints: Mapping[str, str]) -> list[str]:
+    """Returns the tasks whose last row has another fingerprint than expected, because the task was
+    measured differently later.
+
+    Args:
+      rows: rows of results.jsonl.
+      row_fingerprints: task -> expected fingerprint.
     """
     return [
         task
-        for task, series in curves(rows).items()
-        if asked.get(task, series[-1]['fingerprint']) != series[-1]['fingerprint']
+        for task, series in select_curves(rows).items()
+        if row_fingerprints.get(task, series[-1]['fingerprint']) != series[-1]['fingerprint']
     ]
 
 
-def _of_this_training(rows: Iterable[Row]) -> list[Row]:
+def _drop_abandoned(rows: Iterable[Row]) -> list[Row]:
+    """Returns the rows of the current training, in the given order."""
     rows = list(rows)
-    saved = sorted({(row['step'], row['saved']) for row in rows})
-    newest = dict(
-        zip((step for step, _ in saved), accumulate((when for _, when in saved), max), strict=True)
-    )
-    return [row for row in rows if row['saved'] >= newest[row['step']]]
+    checkpoints = sorted({(row['step'], row['saved']) for row in rows})
+    steps = [step for step, _ in checkpoints]
+    # The latest save time of any checkpoint up to each step.
+    latest = accumulate((saved for _, saved in checkpoints), max)
+    latest_by_step = dict(zip(steps, latest, strict=True))
+    return [row for row in rows if row['saved'] >= latest_by_step[row['step']]]
 
 
 def format_history(rows: Iterable[Row]) -> str:
-    """The table for the terminal: main scores, a line a checkpoint and a column a task; the best
-    one of a task with a star.
+    """Returns the table for the terminal: the main score of each checkpoint (line) on each task
+    (column). A star marks the best checkpoint of a task.
     """
     rows = list(rows)
-    tasks, best = curves(rows), best_of(rows)
-    score = {(row['step'], task): row for task, series in tasks.items() for row in series}
+    tasks = select_curves(rows)
+    best = find_best_checkpoints(rows)
+    by_cell = {(row['step'], task): row for task, series in tasks.items() for row in series}
     cells = [['step', *tasks]]
-    for step in sorted({step for step, _ in score}):
-        cells.append(
-            [f'{step:,}', *(_cell(score.get((step, task)), best.get(task)) for task in tasks)]
-        )
+    for step in sorted({step for step, _ in by_cell}):
+        scores = [_format_cell(by_cell.get((step, task)), best.get(task)) for task in tasks]
+        cells.append([f'{step:,}', *scores])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return '\n'.join(
         '  '.join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -112,28 +120,23 @@ def format_history(rows: Iterable[Row]) -> str:
     )
 
 
-def _cell(row: Row | None, best: Mapping[str, float] | None) -> str:
+def _format_cell(row: Row | None, best: Mapping[str, float] | None) -> str:
     if row is None:
         return '-'
-    return format_score(row['main_metric'], row['main_score']) + (
-        '*' if best and best['step'] == row['step'] else ' '
-    )
+    is_best = best and best['step'] == row['step']
+    return format_score(row['main_metric'], row['main_score']) + ('*' if is_best else ' ')
 
 
-def best_of(rows: Iterable[Row]) -> dict[str, Mapping[str, float]]:
-    """Task -> {step, score} of its best checkpoint: the highest main score, of equal ones the
-    latest (PromptEOL's `>=`).
+def find_best_checkpoints(rows: Iterable[Row]) -> dict[str, Mapping[str, float]]:
+    """Returns the step and the score of each task's best checkpoint, the one with the highest main
+    score. Ties go to the latest step, as in PromptEOL (`>=`).
 
-    Tasks whose main metric is no share of anything, such as a bias test's effect size, have none:
-    more is not better.
+    Tasks whose main metric is not a fraction, such as the effect size of a bias test, are left out:
+    higher is not better there.
     """
-    tasks = {
-        task: series
-        for task, series in curves(rows).items()
-        if series[-1]['main_metric'] not in PLAIN
-    }
-    best = {
-        task: max(series, key=lambda row: (row['main_score'], row['step']))
-        for task, series in tasks.items()
-    }
-    return {task: {'step': row['step'], 'score': row['main_score']} for task, row in best.items()}
+    best: dict[str, Mapping[str, float]] = {}
+    for task, series in select_curves(rows).items():
+        if series[-1]['main_metric'] not in PLAIN:
+            row = max(series, key=lambda row: (row['main_score'], row['step']))
+            best[task] = {'step': row['step'], 'score': row['main_score']}
+    return best

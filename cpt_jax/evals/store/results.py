@@ -1,6 +1,4 @@
-"""results.json: what was measured, kept from one evaluation to the next; and the same as a
-table.
-"""
+"""results.json, which collects the scores of several evaluations, and the table of its scores."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,7 +12,7 @@ from cpt_jax.storage.json_files import read_json_file, write_json
 
 RESULTS = 'results.json'
 
-# Metrics whose names do not say what they are.
+# Labels of metrics whose names are not clear by themselves.
 LABELS = {
     'spearman': 'Spearman',
     'spearman_mean': 'Spearman, mean of subsets',
@@ -24,17 +22,17 @@ LABELS = {
     'p_value': 'p-value',
     'p_holm': 'p-value, Holm',
 }
-# What a model is compared with -> how people call it.
+# Baseline -> its label.
 BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
-# Metrics that are no fractions, and how they are shown.
+# Metrics that are not fractions -> their format.
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}
 
 
 def read_earlier(path: epath.Path) -> dict:
-    """Returns the object that an earlier evaluation wrote to a JSON file, {} where there is none.
+    """Returns the JSON object that an earlier evaluation wrote to `path`; {} if there is no file.
 
     Raises:
-      UserError: the file is not JSON, or holds something else than an object.
+      UserError: the file is not JSON, or does not contain an object.
     """
     try:
         return read_json_file(Path(path), optional=True)
@@ -42,55 +40,57 @@ def read_earlier(path: epath.Path) -> dict:
         raise UserError(f'{error}: remove the file or write to another --output') from None
 
 
-def new_results(model: str, settings: dict[str, object]) -> dict:
-    """Results without a task. `settings` are the model's: lengths, dtype, pooling, tokenizer,
-    step.
+def make_empty_results(model: str, settings: dict[str, object]) -> dict:
+    """Returns results without a task.
+
+    Args:
+      model: name of the model.
+      settings: settings of the model: lengths, dtype, pooling, tokenizer, step.
     """
     return {'model': model, 'settings': json.loads(json.dumps(settings)), 'tasks': {}}
 
 
 class ResultsFile:
-    """results.json of one model, next to which rows of another model cannot stand.
+    """results.json of one model. It never mixes rows of different models or settings.
 
     Attributes:
-      path: the file.
+      path: path of the file.
       model: name of the model.
-      settings: all that the model's vectors depend on, as plain JSON values.
+      settings: everything that the model's embeddings depend on, as plain JSON values.
     """
 
     def __init__(self, path: epath.Path, model: str, settings: dict[str, object]):
-        self.path, self.model = path, model
+        self.path = path
+        self.model = model
         self.settings = json.loads(json.dumps(settings))
 
     def load(self) -> dict:
-        """Returns what the file holds of this model: results without a task where it holds another
-        model's, or is not there.
+        """Returns this model's results. They have no task if the file is missing or has the results
+        of another model.
         """
         earlier = read_earlier(self.path)
-        if not earlier or self._other(earlier):
-            return new_results(self.model, self.settings)
+        if not earlier or self._describe_difference(earlier):
+            return make_empty_results(self.model, self.settings)
         tasks = earlier.get('tasks', {})
         return {'model': self.model, 'settings': self.settings, 'tasks': tasks}
 
-    def row_of(self, task: str) -> dict:
-        """Returns the row of a task, {} without one."""
+    def get_row(self, task: str) -> dict:
+        """Returns the row of a task; {} if there is none."""
         return self.load()['tasks'].get(task, {})
 
-    def replaced_by(self) -> str:
-        """Returns a line for the user where the file holds results that the next `add` replaces,
-        and '' where it keeps them.
-        """
+    def describe_replaced_results(self) -> str:
+        """Returns a message if the next `add` replaces the results in the file, '' otherwise."""
         earlier = read_earlier(self.path)
-        other = self._other(earlier) if earlier else ''
+        other = self._describe_difference(earlier) if earlier else ''
         if not other:
             return ''
         return (
-            f'the earlier {self.path.name} is replaced: it is of {other}; another --output keeps '
-            f'both'
+            f'the earlier {self.path.name} is replaced: it has the results of {other}; give '
+            f'another --output to keep both'
         )
 
-    def is_of_later_checkpoint(self) -> bool:
-        """Whether the file holds results of a checkpoint that was saved later than this model."""
+    def holds_later_checkpoint(self) -> bool:
+        """Returns whether the file has results of a checkpoint that was saved after this model."""
         saved = read_earlier(self.path).get('settings', {}).get('saved', '')
         return saved > self.settings.get('saved', '')
 
@@ -101,16 +101,20 @@ class ResultsFile:
         fingerprint: str,
         derive: Callable[[dict], dict] = lambda results: results,
     ) -> None:
-        """Writes the row of a task; other programs must be kept from writing meanwhile.
+        """Writes the row of a task. The caller holds the lock of the results.
 
         Args:
-          name, result, fingerprint: name, result and fingerprint of the task.
-          derive: adds what follows from several rows, such as means of suites.
+          name: task name.
+          result: result of the task.
+          fingerprint: fingerprint of the task.
+          derive: function from results to results that adds values computed from several rows, such
+            as means of suites.
         """
-        write_json(Path(self.path), derive(add_result(self.load(), name, result, fingerprint)))
+        results = add_result(self.load(), name, result, fingerprint)
+        write_json(Path(self.path), derive(results))
 
-    def _other(self, earlier: dict) -> str:
-        """What `earlier` is of, where that is not this model with these settings."""
+    def _describe_difference(self, earlier: dict) -> str:
+        """Returns the model of `earlier` and how it differs from this one; '' if it does not."""
         model, settings = earlier.get('model'), earlier.get('settings', {})
         if model != self.model:
             return f'another model ({model})'
@@ -123,8 +127,13 @@ class ResultsFile:
 
 
 def add_result(results: dict, name: str, result: Result, fingerprint: str = '') -> dict:
-    """`results` with one more task; a task that was there already has its row replaced.
-    `fingerprint`: that of the task.
+    """Returns `results` with the row of a task, which replaces the task's earlier row.
+
+    Args:
+      results: content of results.json.
+      name: task name.
+      result: result of the task.
+      fingerprint: fingerprint of the task; '' stores none.
     """
     row: dict[str, object] = {
         'main_score': result.main_score,
@@ -139,8 +148,8 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
     return {**results, 'tasks': {**results['tasks'], name: row}}
 
 
-def metric_label(name: str) -> str:
-    """'mrr_of_1000' -> 'MRR of 1,000'; 'ndcg@10' -> 'nDCG@10'; those of `LABELS` as there."""
+def label_metric(name: str) -> str:
+    """Returns the label of a metric: 'MRR of 1,000' for 'mrr_of_1000', 'nDCG@10' for 'ndcg@10'."""
     if name in LABELS:
         return LABELS[name]
     kind, _, pool = name.partition('_of_')
@@ -157,13 +166,13 @@ def metric_label(name: str) -> str:
 
 
 def format_score(name: str, value: float) -> str:
-    """The value of metric `name` for people: a fraction x100, a plain number as it is."""
+    """Returns the value of metric `name` as text: fractions x100, other numbers unscaled."""
     return f'{value:{PLAIN[name]}}' if name in PLAIN else f'{100 * value:.2f}'
 
 
 def format_table(results: dict) -> str:
-    """The table for the terminal: every metric of every task, fractions x100, and what a task is
-    compared with.
+    """Returns the table for the terminal: every metric of every task (fractions x100), next to the
+    baselines.
     """
     kinds = [
         kind
@@ -173,31 +182,25 @@ def format_table(results: dict) -> str:
     cells = [('task', 'metric', 'model', *(BASELINES[kind] for kind in kinds), 'n')]
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
-            scores = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in kinds)]
-            first, last = ('', '') if i else (_with_split(name, row), f'{row["n"]:,}')
-            cells.append(
-                (
-                    first,
-                    metric_label(metric),
-                    *('' if score is None else format_score(metric, score) for score in scores),
-                    last,
-                )
-            )
+            values = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in kinds)]
+            scores = ['' if value is None else format_score(metric, value) for value in values]
+            first, last = ('', '') if i else (_label_task(name, row), f'{row["n"]:,}')
+            cells.append((first, label_metric(metric), *scores, last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple('-' * width for width in widths))
-    return '\n'.join(_line(row, widths) for row in cells)
+    return '\n'.join(_format_line(row, widths) for row in cells)
 
 
-def _with_split(name: str, row: dict) -> str:
-    """The task, and what of its data was scored where that is not its test set: such scores are
-    easily taken for those of papers.
+def _label_task(name: str, row: dict) -> str:
+    """Returns the task name, followed by the split unless it is test. Papers report test scores, so
+    other scores must not be mistaken for them.
     """
     split = row['settings'].get('split', 'test')
     return name if split == 'test' else f'{name} ({split})'
 
 
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    """Names stand left, numbers right."""
+def _format_line(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Returns a line of the table: the first two cells left-aligned, the others right-aligned."""
     return '  '.join(
         cell.ljust(w) if i < 2 else cell.rjust(w)
         for i, (cell, w) in enumerate(zip(row, widths, strict=True))

@@ -1,9 +1,9 @@
-"""Word and sentence association tests (WEAT and SEAT): whether two groups of targets lie nearer to
-one attribute than to the other.
+"""Word and sentence association tests (WEAT and SEAT): whether two groups of target texts differ in
+how near they are to two groups of attribute texts.
 
-The protocol is that of May et al. 2019, "On Measuring Social Biases in Sentence Encoders"
-(`sentbias/weat.py` of W4ngatang/sent-bias), which is that of Caliskan et al. 2017 with a standard
-deviation of a sample. A large effect shows a bias; a small one does not show that there is none.
+The protocol is from May et al. 2019, "On Measuring Social Biases in Sentence Encoders"
+(`sentbias/weat.py` of W4ngatang/sent-bias). It is the protocol of Caliskan et al. 2017, but with
+the sample standard deviation. A large effect shows a bias; a small one does not show its absence.
 """
 
 import json
@@ -19,14 +19,14 @@ from etils import epath
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import SideOptions
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.text_lines import file_fingerprint
+from cpt_jax.storage.text_lines import compute_file_fingerprint
 
 SEED = 0
-SAMPLES = 100_000  # partitions; where there are no more, all are gone through
-AT_ONCE = 1_000  # of the drawn ones
-TIE = 1e-12  # sums of the same numbers in another order differ by less
+SAMPLES = 100_000  # maximum number of partitions; if there are fewer, all of them are used
+AT_ONCE = 1_000  # random partitions that are computed together
+TIE = 1e-12  # tolerance per number for sums of the same numbers in another order
 KEYS = 'targ1', 'targ2', 'attr1', 'attr2'
 LAYOUT = (
     'sent_bias_seat/tests/<name>.jsonl, each one object with targ1, targ2, attr1 and attr2 '
@@ -41,14 +41,20 @@ PROTOCOL = (
 
 
 class Concept(NamedTuple):
-    """A category, such as 'Flowers', and the distinct texts that stand for it."""
+    """A category, such as 'Flowers', and distinct texts that represent it."""
 
     category: str
     texts: list[str]
 
 
 class Significance(NamedTuple):
-    """A p-value, and of how many partitions; `exact` says that they are all there are."""
+    """The result of a permutation test.
+
+    Attributes:
+      p: p-value.
+      partitions: number of partitions that were counted.
+      exact: whether these are all partitions.
+    """
 
     p: float
     partitions: int
@@ -57,10 +63,10 @@ class Significance(NamedTuple):
 
 @dataclass(frozen=True)
 class Bias(Task):
-    """One test.
+    """One association test.
 
     Attributes:
-      name: name of the task, such as 'bias/sent-weat6'.
+      name: task name, such as 'bias/sent-weat6'.
       path: file of the test.
       options: side of all texts.
     """
@@ -73,19 +79,23 @@ class Bias(Task):
         return fingerprint_task(self.name, self.options, fingerprint_files([self.path]))
 
     def run(self, embed: Embed) -> Result:
-        """Embeds and scores; raises UserError with the file for data that cannot be used."""
+        """Returns the effect size and its p-value.
+
+        Raises:
+          UserError: the file cannot be used.
+        """
         concepts = read_test(self.path)
         texts = [text for concept in concepts.values() for text in concept.texts]
         ends = np.cumsum([len(concept.texts) for concept in concepts.values()])
-        targets_TxD, first_AxD, second_BxD = np.split(
+        targets_UxD, first_NxD, second_OxD = np.split(
             embed_distinct(embed, texts, self.options.symmetric_side).astype(np.float64), ends[1:3]
         )
-        s_T = associations(targets_TxD, first_AxD, second_BxD)
-        found = permutation_test(s_T)
+        s_U = compute_associations(targets_UxD, first_NxD, second_OxD)
+        found = run_permutation_test(s_U)
         return Result(
             metric='effect_size',
-            metrics={'effect_size': effect_size(s_T), 'p_value': found.p},
-            n=len(s_T),
+            metrics={'effect_size': compute_effect_size(s_U), 'p_value': found.p},
+            n=len(s_U),
             settings=self._settings(concepts, found),
             counted='target texts',
         )
@@ -101,8 +111,8 @@ class Bias(Task):
             'texts': {key: len(concept.texts) for key, concept in concepts.items()},
             'partitions': f'all {found.partitions:,}' if found.exact else drawn,
             'seed': SEED,
-            'libraries': library_versions(),
-            'data': file_fingerprint(self.path),
+            'libraries': read_library_versions(),
+            'data': compute_file_fingerprint(self.path),
         }
 
 
@@ -116,55 +126,59 @@ def find_bias(
     return {name: Bias(name, path, options) for name, path in zip(names, paths, strict=True)}
 
 
-def associations(
-    targets_TxD: np.ndarray, first_AxD: np.ndarray, second_BxD: np.ndarray
+def compute_associations(
+    targets_UxD: np.ndarray, first_NxD: np.ndarray, second_OxD: np.ndarray
 ) -> np.ndarray:
-    """float64[T]: s(w) of each target w, from float64 unit vectors of targets and of the two
-    attributes.
+    """Returns float64[T]: s(w) of each target w, the difference of its mean cosines with the two
+    attributes. The vectors are float64 unit vectors.
     """
-    return (targets_TxD @ first_AxD.T).mean(axis=1) - (targets_TxD @ second_BxD.T).mean(axis=1)
+    return (targets_UxD @ first_NxD.T).mean(axis=1) - (targets_UxD @ second_OxD.T).mean(axis=1)
 
 
-def effect_size(s_T: np.ndarray) -> float:
-    """d of associations s, of which the first half is of targ1."""
-    first, second = np.split(s_T, 2)
-    spread = np.std(s_T, ddof=1)
-    return float((first.mean() - second.mean()) / spread) if spread > TIE else 0.0
+def compute_effect_size(s_U: np.ndarray) -> float:
+    """Returns the effect size d of associations s; the first half of s belongs to targ1."""
+    first, second = np.split(s_U, 2)
+    deviation = np.std(s_U, ddof=1)
+    if deviation <= TIE:
+        return 0.0
+    return float((first.mean() - second.mean()) / deviation)
 
 
-def permutation_test(s_T: np.ndarray, samples: int = SAMPLES) -> Significance:
-    """The share of even partitions whose first half has a sum of s as large as the observed one or
-    larger.
+def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significance:
+    """Returns the fraction of partitions into halves whose first half has a sum of s at least as
+    large as the observed one.
 
     Args:
-      s_T: float64[2n]: associations, of which the first n are of targ1.
-      samples: the most partitions to look at. Where there are more, samples - 1 are drawn, and the
-        observed one is counted with them, so that p is never 0.
+      s_U: float64[2n], associations. The first n belong to targ1.
+      samples: maximum number of partitions. If there are more, `samples` - 1 random partitions and
+        the observed one are counted, so p is never 0.
     """
-    half, total = len(s_T) // 2, math.comb(len(s_T), len(s_T) // 2)
-    observed = s_T[:half].sum() - TIE * len(s_T)
+    half = len(s_U) // 2
+    total = math.comb(len(s_U), half)
+    observed = s_U[:half].sum() - TIE * len(s_U)
     if total <= samples:
-        choices_PxH = np.array(list(combinations(range(len(s_T)), half)))
-        return Significance(
-            float(np.mean(s_T[choices_PxH].sum(axis=1) >= observed)), total, exact=True
-        )
-    hits = 1 + sum(
-        int(np.sum(sums_P >= observed)) for sums_P in _random_sums(s_T, half, samples - 1)
-    )
+        choices_PxW = np.array(list(combinations(range(len(s_U)), half)))
+        sums_P = s_U[choices_PxW].sum(axis=1)
+        return Significance(float(np.mean(sums_P >= observed)), total, exact=True)
+    hits = 1  # the observed partition
+    for sums_P in _draw_sums(s_U, half, samples - 1):
+        hits += int(np.sum(sums_P >= observed))
     return Significance(hits / samples, samples, exact=False)
 
 
-def _random_sums(s_T: np.ndarray, half: int, count: int) -> Iterator[np.ndarray]:
-    """float64[P] at a time: the sums of the first halves of `count` shuffles."""
+def _draw_sums(s_U: np.ndarray, half: int, count: int) -> Iterator[np.ndarray]:
+    """Yields the sums of the first halves of `count` shuffles of s, as float64 arrays."""
     generator = np.random.default_rng(SEED)
     for start in range(0, count, AT_ONCE):
-        rows_PxT = np.broadcast_to(s_T, (min(AT_ONCE, count - start), len(s_T)))
-        yield generator.permuted(rows_PxT, axis=1)[:, :half].sum(axis=1)
+        rows_PxU = np.broadcast_to(s_U, (min(AT_ONCE, count - start), len(s_U)))
+        yield generator.permuted(rows_PxU, axis=1)[:, :half].sum(axis=1)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Each p-value corrected for how many there are (Holm 1979): the smallest one times m, the next
-    times m - 1, never below one before.
+def correct_with_holm(p_values: Sequence[float]) -> list[float]:
+    """Returns p-values corrected for multiple tests (Holm 1979).
+
+    The smallest of m p-values is multiplied by m, the next one by m - 1, and so on. A corrected
+    value is at least as large as the one before it.
     """
     p_M = np.array(p_values)
     order = np.argsort(p_M, kind='stable')
@@ -175,12 +189,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected_M.tolist()
 
 
-def with_holm(results: dict) -> dict:
-    """results.json's content with `p_holm` in every bias task: corrected for all those that stand
-    there, of earlier evaluations too.
+def add_holm(results: dict) -> dict:
+    """Returns results with `p_holm` for every bias task.
+
+    The correction is over all bias tasks in results.json, including those of earlier evaluations.
     """
     rows = {name: row for name, row in results['tasks'].items() if 'p_value' in row['metrics']}
-    corrected = holm([row['metrics']['p_value'] for row in rows.values()])
+    corrected = correct_with_holm([row['metrics']['p_value'] for row in rows.values()])
     changed = {
         name: {
             **row,
@@ -193,8 +208,12 @@ def with_holm(results: dict) -> dict:
 
 
 def read_test(path: epath.Path) -> dict[str, Concept]:
-    """The four concepts under `KEYS`; a text that stands twice in one counts once, as published.
-    Raises UserError with the file.
+    """Reads the concepts of a test, by the names in `KEYS`.
+
+    Duplicate texts of a concept are dropped, as in the published code.
+
+    Raises:
+      UserError: the file cannot be used.
     """
     try:
         content = json.loads(path.read_bytes().decode('utf-8-sig'))
@@ -210,28 +229,28 @@ def read_test(path: epath.Path) -> dict[str, Concept]:
         raise UserError(
             f'{path}: no {", ".join(missing)}; the whole file is one object with {", ".join(KEYS)}'
         )
-    concepts = {key: _concept(content[key], f'{path}: {key}') for key in KEYS}
+    concepts = {key: _parse_concept(content[key], f'{path}: {key}') for key in KEYS}
     sizes = [len(concepts[key].texts) for key in ('targ1', 'targ2')]
     if sizes[0] != sizes[1]:
         raise UserError(
-            f'{path}: targ1 has {sizes[0]} texts and targ2 {sizes[1]}: there must be as many, for '
-            f'halves to be exchanged'
+            f'{path}: targ1 has {sizes[0]} texts and targ2 has {sizes[1]}; the permutation test '
+            f'needs the same number'
         )
     return concepts
 
 
-def _concept(value: object, where: str) -> Concept:
-    category, texts = (
-        (value.get('category'), value.get('examples')) if isinstance(value, dict) else (None, None)
-    )
+def _parse_concept(value: object, where: str) -> Concept:
+    fields = value if isinstance(value, dict) else {}
+    category = fields.get('category')
+    texts = fields.get('examples')
     if not isinstance(category, str) or not isinstance(texts, list) or not texts:
         raise UserError(
             f'{where}: {{"category": "...", "examples": ["...", ...]}} is expected, with one text '
             f'or more'
         )
-    bad = [text for text in texts if not isinstance(text, str) or not text.strip()]
-    if bad:
-        raise UserError(f'{where}: the example {bad[0]!r} is no text: mend or remove it')
+    invalid = [text for text in texts if not isinstance(text, str) or not text.strip()]
+    if invalid:
+        raise UserError(f'{where}: the example {invalid[0]!r} is not a text: fix or remove it')
     return Concept(category, list(dict.fromkeys(texts)))
 
 

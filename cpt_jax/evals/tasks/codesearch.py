@@ -1,14 +1,16 @@
-"""Code search: find the function that a docstring was written for, among 1,000, 10,000 or all
-candidates; and the other way round.
+"""Code search: finds the function of a docstring, or the docstring of a function, among 1,000,
+10,000 or all candidates.
 
-The protocol of pools is that of CodeBERT's `codesearch/{process_data,mrr}.py`, which cpt-code's
-figures follow: the pairs are shuffled with numpy's seed 0 and cut into chunks of 1,000, the last
-incomplete chunk is dropped, every docstring is a query to the code of its own chunk, ties count
-against, and the mean of 1/rank is taken over all queries. CodeSearchNet's own `model_test.py` takes
-the same chunks the other way round, from code to docstring.
+For a fixed number of candidates, the protocol is that of CodeBERT's
+`codesearch/{process_data,mrr}.py`, as in the cpt paper. The pairs are shuffled with numpy's seed 0
+and divided into chunks of 1,000; an incomplete last chunk is dropped. Each docstring is a query for
+the functions of its chunk. Ties count against the right answer. The score is the mean of 1/rank
+over all queries. CodeSearchNet's own `model_test.py` uses the same chunks in the other direction,
+from function to docstring.
 
-That of all candidates is GraphCodeBERT's `codesearch/run.py`: one pool for a language, with the
-codes of its other files where a codebase is there, and ranks beyond 1,000 count 0.
+For all candidates, the protocol is that of GraphCodeBERT's `codesearch/run.py`. All functions of a
+language are candidates, including those of a codebase file if there is one. Ranks beyond 1,000
+count 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +23,9 @@ from etils import epath
 
 from cpt_jax.benchmark_data.code_pairs import (
     CodePairs,
-    file_pairs,
-    heldout_fingerprint,
-    python_source_pairs,
+    compute_heldout_fingerprint,
+    load_file_pairs,
+    load_python_source_pairs,
 )
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
@@ -36,29 +38,29 @@ from cpt_jax.evals.report.example import (
     Found,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, random_embed
-from cpt_jax.search.ranking import ranks_of_right
+from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
+from cpt_jax.search.ranking import rank_right_candidates
 
 SEED = 0
 CUTOFFS = 1, 5, 10
-DEEPEST = 1000  # rank that counts where all codes are candidates
+MAX_RANK = 1000  # if all functions are candidates: larger ranks count 0
 QUERIES_AT_ONCE = 256
-# The first is that of a language's test set as CodeSearchNet gives it out.
+# The first is the suffix of test sets in CodeSearchNet's release.
 SUFFIXES = '_test_0.jsonl.gz', '.jsonl', '.jsonl.gz'
-CODEBASE = '.codebase'  # before the suffix of a file with more candidates
-# Directions -> how the names of their metrics begin.
+CODEBASE = '.codebase'  # before the suffix of a file with additional candidates
+# Direction -> prefix of its metrics.
 DIRECTIONS = {'text_to_code': '', 'code_to_text': 'code_to_text_'}
 BOTH = 'both'
 
-# Some queries -> float32 scores [rows, N] of each with each candidate.
+# Slice of the queries -> float32 scores [rows, N] with all N candidates.
 Scorer = Callable[[slice], np.ndarray]
 
 
 class _Texts(NamedTuple):
-    """What is searched in one pool: `candidates[i]` is the answer to `queries[i]`, and those after
-    the last query are nobody's.
+    """The texts of one pool: `candidates[i]` is the answer to `queries[i]`. Candidates after the
+    last query are distractors.
     """
 
     queries: list[str]
@@ -66,7 +68,7 @@ class _Texts(NamedTuple):
 
 
 class _Vectors(NamedTuple):
-    """Of all queries, of their codes, and of the codes of nobody."""
+    """Embeddings of all queries, of their functions, and of the distractors."""
 
     queries_QxD: np.ndarray
     codes_QxD: np.ndarray
@@ -79,41 +81,43 @@ class CodeSearchOptions(Options):
 
     candidates: int = option(
         1000,
-        'Functions searched for each query of a code search task; the papers have 1000, 10000 and '
-        '0: all.',
+        'Candidates for each query of a code search task, 0 for all. Papers use 1000, 10000 and '
+        'all.',
         lower_bound=0,
     )
     code_direction: str = option(
         'text_to_code',
-        'What is looked for in code search tasks.',
+        'Direction of code search tasks.',
         choices=[*DIRECTIONS, BOTH],
     )
     code_text: str = option(
         'raw',
-        'Fields of CodeSearchNet files: docstring and code, or the token lists as CodeBERT has '
-        'them.',
+        'Text fields of CodeSearchNet files: docstring and code, or the token lists as in '
+        'CodeBERT.',
         choices=['raw', 'tokens'],
     )
 
     def __post_init__(self) -> None:
         if self.candidates == 1:
             raise UserError(
-                '--candidates 1: the right one would be the only one; give 2 or more, or 0 for all'
+                '--candidates 1: the right answer would be the only candidate; give 2 or more, or '
+                '0 for all'
             )
 
     @property
     def directions(self) -> list[str]:
+        """Keys of `DIRECTIONS` to score."""
         return list(DIRECTIONS) if self.code_direction == BOTH else [self.code_direction]
 
 
 @dataclass(frozen=True)
 class CodeSearch(Task):
-    """One set of pairs.
+    """Code search on one set of (docstring, function) pairs.
 
     Attributes:
-      name: name of the task, such as 'codesearch/python_source'.
-      load: reads the pairs.
-      fingerprint_data: returns a fingerprint of what `load` reads.
+      name: task name, such as 'codesearch/python_source'.
+      load: function that reads the pairs.
+      fingerprint_data: function that returns a fingerprint of the data that `load` reads.
       options: options of the kind.
     """
 
@@ -126,55 +130,61 @@ class CodeSearch(Task):
         return fingerprint_task(self.name, self.options, self.fingerprint_data())
 
     def run(self, embed: Embed) -> Result:
-        pairs, candidates = self.load(), self.options.candidates
-        pieces = chunks(len(pairs.queries), candidates)
-        order = np.concatenate(pieces)
-        queries, codes = [pairs.queries[i] for i in order], [pairs.codes[i] for i in order]
+        pairs = self.load()
+        candidates = self.options.candidates
+        chunks = make_chunks(len(pairs.queries), candidates)
+        chunk_size = len(chunks[0])
+        order = np.concatenate(chunks)
+        queries = [pairs.queries[i] for i in order]
+        codes = [pairs.codes[i] for i in order]
         others = [] if candidates else pairs.other_codes
         vectors = {
-            name: _vectors(model, queries, codes, others)
-            for name, model in (('model', embed), ('random', random_embed(SEED)))
+            'model': _embed_pairs(embed, queries, codes, others),
+            'random': _embed_pairs(make_random_embed(SEED), queries, codes, others),
         }
         directions = self.options.directions
         metrics: dict[str, dict[str, float]] = {name: {} for name in ('model', 'bm25', 'random')}
         examples: list[Example] = []
         for direction in directions:
             ranks: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
-            for start in range(0, len(order), len(pieces[0])):
-                rows = slice(start, start + len(pieces[0]))
-                texts = _texts(direction, queries[rows], codes[rows], others)
+            for start in range(0, len(order), chunk_size):
+                rows = slice(start, start + chunk_size)
+                texts = _make_pool(direction, queries[rows], codes[rows], others)
                 scorers = {
-                    name: _vector_scorer(direction, rows, found) for name, found in vectors.items()
-                } | {'bm25': _bm25_scorer(texts)}
+                    name: _make_vector_scorer(direction, rows, found)
+                    for name, found in vectors.items()
+                }
+                scorers['bm25'] = _make_bm25_scorer(texts)
                 for name in metrics:
-                    ranks[name].append(_ranks(scorers[name], len(texts.queries)))
-                examples = examples or _examples(texts, scorers)
+                    ranks[name].append(_compute_ranks(scorers[name], len(texts.queries)))
+                examples = examples or _make_examples(texts, scorers)
             for name, parts in ranks.items():
-                metrics[name] |= rank_metrics(
+                metrics[name] |= compute_rank_metrics(
                     np.concatenate(parts),
-                    len(pieces[0]) if candidates else None,
+                    chunk_size if candidates else None,
                     DIRECTIONS[direction],
                 )
         return Result(
-            metric=f'{DIRECTIONS[directions[0]]}mrr_of_{len(pieces[0]) if candidates else "all"}',
+            metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
             n=len(order),
-            settings=self._settings(pairs, len(pieces[0]) + len(others), len(pieces), directions),
+            settings=self._settings(pairs, chunk_size + len(others), len(chunks), directions),
             baselines=metrics,
             examples=examples,
         )
 
     def _settings(
-        self, pairs: CodePairs, pool: int, pieces: int, directions: Sequence[str]
+        self, pairs: CodePairs, pool: int, chunks: int, directions: Sequence[str]
     ) -> dict[str, object]:
         candidates = self.options.candidates
+        # These texts are compared with those of other results, so they must not change.
         whole = f'; the whole set is one chunk, as it has fewer than {candidates}'
         chunked = (
             f'CodeBERT: shuffled, chunks of {pool}, last incomplete one dropped, ties count '
             f'against{whole if pool < candidates else ""}'
         )
         undivided = (
-            f'GraphCodeBERT: all codes are candidates, a rank beyond {DEEPEST} counts 0, ties '
+            f'GraphCodeBERT: all codes are candidates, a rank beyond {MAX_RANK} counts 0, ties '
             f'count against'
         )
         words = {'text_to_code': 'query to code', 'code_to_text': 'code to query'}
@@ -183,11 +193,11 @@ class CodeSearch(Task):
             'direction': ' and '.join(words[direction] for direction in directions),
             'similarity': 'dot product of unit vectors, float32',
             'candidates': pool,
-            'chunks': pieces,
+            'chunks': chunks,
             'seed': SEED,
             'random_width': RANDOM_WIDTH,
             'bm25': BM25_SETTINGS,
-            'libraries': library_versions('bm25s'),
+            'libraries': read_library_versions('bm25s'),
             **pairs.settings,
         }
 
@@ -195,7 +205,7 @@ class CodeSearch(Task):
 def find_code_search(
     data_dir: epath.Path | None, options: CodeSearchOptions, context: Context
 ) -> dict[str, Task]:
-    """Returns a task for each file of `data_dir`/codesearch, and the built-in one."""
+    """Returns a task for each file in `data_dir`/codesearch, and codesearch/python_source."""
     home = data_dir / 'codesearch' if data_dir else None
     paths = sorted(home.glob('*')) if home else []
     tasks: dict[str, Task] = {}
@@ -205,26 +215,26 @@ def find_code_search(
             stem = path.name.removesuffix(suffix)
             name = f'{KIND.name}/{stem}'
             if name in tasks:
-                raise UserError(f'{path}: the task {name} would have two files: remove one of them')
-            codebase = None if options.candidates else _codebase_of(path.parent, stem)
+                raise UserError(f'{path}: the task {name} has another file too: remove one of them')
+            codebase = None if options.candidates else _find_codebase(path.parent, stem)
             tasks[name] = CodeSearch(
                 name,
-                partial(file_pairs, path, options.code_text, codebase),
+                partial(load_file_pairs, path, options.code_text, codebase),
                 partial(fingerprint_glob, path.parent, f'{stem}*'),
                 options,
             )
-    load = partial(python_source_pairs, _python_sources(context.settings))
+    load = partial(load_python_source_pairs, _find_python_sources(context.settings))
     name = f'{KIND.name}/python_source'
-    return tasks | {name: CodeSearch(name, load, heldout_fingerprint, options)}
+    return tasks | {name: CodeSearch(name, load, compute_heldout_fingerprint, options)}
 
 
-def _codebase_of(folder: epath.Path, stem: str) -> epath.Path | None:
+def _find_codebase(folder: epath.Path, stem: str) -> epath.Path | None:
     files = [folder / f'{stem}{CODEBASE}{suffix}' for suffix in SUFFIXES[1:]]
     return next((file for file in files if file.exists()), None)
 
 
-def _python_sources(settings: Mapping[str, Any]) -> list[dict[str, object]]:
-    """The arguments of each PythonSource that a model with these settings was trained on."""
+def _find_python_sources(settings: Mapping[str, Any]) -> list[dict[str, object]]:
+    """Returns the arguments of each PythonSource that the model was trained on."""
     return [
         {key: value for key, value in section.items() if key not in ('kind', 'weight')}
         for section in settings.get('trained_on', {}).values()
@@ -232,76 +242,83 @@ def _python_sources(settings: Mapping[str, Any]) -> list[dict[str, object]]:
     ]
 
 
-def chunks(total: int, size: int) -> list[np.ndarray]:
-    """Shuffled positions in chunks of `size`, the incomplete rest dropped; all in one chunk where
-    there are fewer, or size is 0.
+def make_chunks(total: int, size: int) -> list[np.ndarray]:
+    """Returns shuffled indices in chunks of `size`, without an incomplete last chunk.
+
+    All indices are in one chunk if there are fewer than `size`, or if `size` is 0.
     """
     order = np.arange(total)
-    # The same stream as np.random.seed(0); np.random.shuffle(order).
+    # CodeBERT's order: np.random.seed(0); np.random.shuffle(order).
     np.random.RandomState(SEED).shuffle(order)
-    return (
-        [order]
-        if total < size or not size
-        else [order[start : start + size] for start in range(0, total - size + 1, size)]
-    )
+    if total < size or not size:
+        return [order]
+    return [order[start : start + size] for start in range(0, total - size + 1, size)]
 
 
-def rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') -> dict[str, float]:
-    """Means over the queries of int64 ranks from 1; the number of candidates stands in each name,
-    or 'all' (None).
+def compute_rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') -> dict[str, float]:
+    """Returns MRR and recall, averaged over the queries.
+
+    Args:
+      ranks: int64[Q], rank of the right answer of each query, from 1.
+      pool: number of candidates, which is part of the names; None for all.
+      prefix: prefix of the names.
     """
-    among = f'of_{pool or "all"}'
-    reciprocal = np.where((ranks <= DEEPEST) | bool(pool), 1 / ranks, 0)
-    metrics = {f'{prefix}mrr_{among}': float(np.mean(reciprocal))}
-    return metrics | {f'{prefix}recall@{k}_{among}': float(np.mean(ranks <= k)) for k in CUTOFFS}
+    suffix = f'of_{pool or "all"}'
+    reciprocal = np.where((ranks <= MAX_RANK) | bool(pool), 1 / ranks, 0)
+    metrics = {f'{prefix}mrr_{suffix}': float(np.mean(reciprocal))}
+    return metrics | {f'{prefix}recall@{k}_{suffix}': float(np.mean(ranks <= k)) for k in CUTOFFS}
 
 
-def _vectors(
+def _embed_pairs(
     embed: Embed, queries: Sequence[str], codes: Sequence[str], others: Sequence[str]
 ) -> _Vectors:
-    queries_QxD, codes_QxD = embed_texts(embed, queries, 'x'), embed_texts(embed, codes, 'y')
-    return _Vectors(
-        queries_QxD, codes_QxD, embed_texts(embed, others, 'y') if others else codes_QxD[:0]
-    )
+    queries_QxD = embed_texts(embed, queries, 'x')
+    codes_QxD = embed_texts(embed, codes, 'y')
+    others_NxD = embed_texts(embed, others, 'y') if others else codes_QxD[:0]
+    return _Vectors(queries_QxD, codes_QxD, others_NxD)
 
 
-def _texts(direction: str, queries: list[str], codes: list[str], others: list[str]) -> _Texts:
-    return (
-        _Texts(queries, codes + others) if direction == 'text_to_code' else _Texts(codes, queries)
-    )
+def _make_pool(direction: str, queries: list[str], codes: list[str], others: list[str]) -> _Texts:
+    if direction == 'text_to_code':
+        return _Texts(queries, codes + others)
+    return _Texts(codes, queries)
 
 
-def _vector_scorer(direction: str, pool: slice, vectors: _Vectors) -> Scorer:
-    """The same vectors in both directions: a docstring is side x, a function side y."""
-    queries_QxD = vectors.queries_QxD[pool]
-    candidates_NxD = np.concatenate([vectors.codes_QxD[pool], vectors.others_NxD])
+def _make_vector_scorer(direction: str, pool: slice, vectors: _Vectors) -> Scorer:
+    """Returns the scorer of one chunk.
+
+    Both directions use the same embeddings: docstrings are side x, functions side y.
+    """
     if direction == 'code_to_text':
-        queries_QxD, candidates_NxD = vectors.codes_QxD[pool], vectors.queries_QxD[pool]
+        queries_QxD = vectors.codes_QxD[pool]
+        candidates_NxD = vectors.queries_QxD[pool]
+    else:
+        queries_QxD = vectors.queries_QxD[pool]
+        candidates_NxD = np.concatenate([vectors.codes_QxD[pool], vectors.others_NxD])
     return lambda rows: queries_QxD[rows] @ candidates_NxD.T
 
 
-def _bm25_scorer(texts: _Texts) -> Scorer:
+def _make_bm25_scorer(texts: _Texts) -> Scorer:
     index = Bm25(texts.candidates)
     return lambda rows: np.stack([index.scores(query) for query in texts.queries[rows]])
 
 
-def _ranks(scorer: Scorer, queries: int) -> np.ndarray:
-    starts = range(0, queries, QUERIES_AT_ONCE)
-    return np.concatenate(
-        [
-            ranks_of_right(scorer(slice(start, min(start + QUERIES_AT_ONCE, queries))), start)
-            for start in starts
-        ]
-    )
+def _compute_ranks(scorer: Scorer, queries: int) -> np.ndarray:
+    """Returns int64[Q]: the rank of each query's answer. Works in blocks to save memory."""
+    ranks = []
+    for start in range(0, queries, QUERIES_AT_ONCE):
+        rows = slice(start, min(start + QUERIES_AT_ONCE, queries))
+        ranks.append(rank_right_candidates(scorer(rows), start))
+    return np.concatenate(ranks)
 
 
-def _examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
-    """The first queries of a chunk, which is shuffled."""
+def _make_examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
+    """Returns the first queries of a chunk, which are a random sample."""
     rows = slice(0, min(EXAMPLE_QUERIES, len(texts.queries)))
     scores = {name: scorers[name](rows) for name in ('model', 'bm25')}
-    ranks = {name: ranks_of_right(scores_QxN) for name, scores_QxN in scores.items()}
+    ranks = {name: rank_right_candidates(scores_QxN) for name, scores_QxN in scores.items()}
 
-    def answers(name: str, query: int) -> Answers:
+    def make_answers(name: str, query: int) -> Answers:
         best = np.argsort(-scores[name][query], kind='stable')[:EXAMPLE_ANSWERS]
         found = [
             Found(cut_text(texts.candidates[i]), float(scores[name][query, i]), bool(i == query))
@@ -313,8 +330,8 @@ def _examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
         Example(
             cut_text(texts.queries[q]),
             cut_text(texts.candidates[q]),
-            answers('model', q),
-            answers('bm25', q),
+            make_answers('model', q),
+            make_answers('bm25', q),
         )
         for q in range(rows.stop)
     ]

@@ -1,4 +1,4 @@
-"""Classification by the nearest sentences whose label is known, without training."""
+"""Classification by the labels of the nearest training sentences, without training."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,14 +6,14 @@ from functools import partial
 import numpy as np
 from etils import epath
 
-from cpt_jax.benchmark_data.senteval import SentEvalSet, find_sets
+from cpt_jax.benchmark_data.senteval import SentEvalSet, find_senteval_sets
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import Options
-from cpt_jax.evals.report.embedding_map import map_of
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.report.embedding_map import draw_task_map
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 
-NEIGHBOURS = 256  # of the cpt paper
+NEIGHBOURS = 256  # as in the cpt paper
 SET = 'SST2'
 
 KNN_PROTOCOL = (
@@ -25,12 +25,12 @@ KNN_PROTOCOL = (
 
 @dataclass(frozen=True)
 class NearestNeighbours(Task):
-    """Test sentences get the label of most of their k nearest training sentences.
+    """Classifies test sentences by a majority vote of their k nearest training sentences.
 
     Attributes:
-      name: name of the task, 'knn/SST2'.
-      data: labelled sentences with the parts train and test, and two classes.
-      k: number of neighbours that vote.
+      name: task name, 'knn/SST2'.
+      data: labeled sentences with the parts train and test, and two classes.
+      k: number of neighbors.
     """
 
     name: str
@@ -42,9 +42,8 @@ class NearestNeighbours(Task):
 
     def run(self, embed: Embed) -> Result:
         train, test = self.data.part('train'), self.data.part('test')
-        train_NxD, test_QxD = (
-            normalize_rows(*self.data.vectors(embed, part)) for part in ('train', 'test')
-        )
+        train_NxD = normalize_rows(*self.data.vectors(embed, 'train'))
+        test_QxD = normalize_rows(*self.data.vectors(embed, 'test'))
         predicted_Q = vote(test_QxD, train_NxD, train.labels, self.k)
         known = set(train.texts[0])
         return Result(
@@ -56,50 +55,61 @@ class NearestNeighbours(Task):
                 'k': min(self.k, len(train.labels)),
                 'similarity': 'cosine, float32',
                 'test_sentences_in_train': sum(text in known for text in test.texts[0]),
-                'libraries': library_versions(),
+                'libraries': read_library_versions(),
                 **self.data.facts(),
             },
-            baselines={'majority': {'accuracy': majority(train.labels, test.labels)}},
+            baselines={
+                'majority': {'accuracy': compute_majority_accuracy(train.labels, test.labels)}
+            },
             counted='sentences',
-            map=map_of(self.data, embed),
+            map=draw_task_map(self.data, embed),
         )
 
 
 def find_nearest_neighbours(
     data_dir: epath.Path | None, options: Options, context: Context
 ) -> dict[str, Task]:
-    """Returns the task on SST-2, where its data are in `data_dir`."""
-    sets, name = context.share('senteval', partial(find_sets, data_dir)), f'{KIND.name}/{SET}'
+    """Returns the task on SST-2, if its data are in `data_dir`."""
+    sets = context.share('senteval', partial(find_senteval_sets, data_dir))
+    name = f'{KIND.name}/{SET}'
     return {name: NearestNeighbours(name, sets[SET])} if SET in sets else {}
 
 
 def normalize_rows(vectors_NxD: np.ndarray) -> np.ndarray:
-    """Of length 1; zero stays zero."""
-    return vectors_NxD / np.maximum(
-        np.linalg.norm(vectors_NxD, axis=1, keepdims=True), np.finfo(np.float32).tiny
-    )
+    """Returns the vectors scaled to length 1. Zero vectors stay zero."""
+    norms_Nx1 = np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
+    return vectors_NxD / np.maximum(norms_Nx1, np.finfo(np.float32).tiny)
 
 
 def vote(
     queries_QxD: np.ndarray, samples_NxD: np.ndarray, labels_N: np.ndarray, k: int
 ) -> np.ndarray:
-    """int64[Q]: the label of most of the k nearest of the unit vectors `samples_NxD`; ties are
-    settled as `KNN_PROTOCOL` says.
+    """Returns int64[Q]: the most frequent label among the k nearest samples of each query. Ties are
+    broken as described in `KNN_PROTOCOL`.
+
+    Args:
+      queries_QxD: float32, unit vectors.
+      samples_NxD: float32, unit vectors of the training samples.
+      labels_N: int, class indices of the training samples.
+      k: number of neighbors.
     """
-    # Imports JAX: not before the program has chosen a platform for it.
+    # Imports JAX, so only after the program has chosen JAX's platform.
     from cpt_jax.search.across_hosts import search_everywhere
 
     hits = search_everywhere(queries_QxD, [(np.arange(len(samples_NxD)), samples_NxD)], k)
-    own_KxQ = labels_N[hits.documents_QxK].T
-    votes_CxQ, sums_CxQ = np.zeros((2, labels_N.max() + 1, len(queries_QxD)))
-    for scores_Q, own_Q in zip(hits.scores_QxK.T.astype(np.float64), own_KxQ, strict=True):
-        votes_CxQ[own_Q, np.arange(len(own_Q))] += 1
-        sums_CxQ[own_Q, np.arange(len(own_Q))] += scores_Q
-    return np.where(votes_CxQ == votes_CxQ.max(axis=0), sums_CxQ, -np.inf).argmax(axis=0)
+    labels_kxQ = labels_N[hits.documents_Qxk].T
+    scores_kxQ = hits.scores_Qxk.T.astype(np.float64)
+    votes_YxQ, sums_YxQ = np.zeros((2, labels_N.max() + 1, len(queries_QxD)))
+    queries_Q = np.arange(len(queries_QxD))
+    for scores_Q, labels_Q in zip(scores_kxQ, labels_kxQ, strict=True):
+        votes_YxQ[labels_Q, queries_Q] += 1
+        sums_YxQ[labels_Q, queries_Q] += scores_Q
+    # The sum of cosines decides between the classes with the most votes.
+    return np.where(votes_YxQ == votes_YxQ.max(axis=0), sums_YxQ, -np.inf).argmax(axis=0)
 
 
-def majority(train_N: np.ndarray, test_Q: np.ndarray) -> float:
-    """Accuracy of giving every test sample the label that most training samples have."""
+def compute_majority_accuracy(train_N: np.ndarray, test_Q: np.ndarray) -> float:
+    """Returns the accuracy of predicting the most frequent training label for all test samples."""
     return float(np.mean(test_Q == np.bincount(train_N).argmax()))
 
 

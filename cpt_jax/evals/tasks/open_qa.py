@@ -1,5 +1,5 @@
-"""Open-domain questions: in how many of them one of the first k passages holds an answer (NQ and
-TriviaQA, as DPR measures).
+"""Open-domain question answering: the fraction of questions for which one of the first k passages
+contains an answer (NQ and TriviaQA, with DPR's protocol).
 """
 
 import ast
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from etils import epath
 
-from cpt_jax.benchmark_data.answers import occurs, searchable
+from cpt_jax.benchmark_data.answers import contains_answer, make_searchable
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import SearchOptions
@@ -24,13 +24,18 @@ from cpt_jax.evals.report.example import (
     Found,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row
 from cpt_jax.search.ranking import Hits
-from cpt_jax.search.searcher import SEED, recall_against
+from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
-from cpt_jax.storage.text_lines import file_fingerprint, read_json_lines, read_lines, text_field
+from cpt_jax.storage.text_lines import (
+    compute_file_fingerprint,
+    get_text_field,
+    read_json_lines,
+    read_lines,
+)
 
 CUTOFFS = 20, 100
 PASSAGES = 'psgs_w100.tsv'
@@ -47,13 +52,14 @@ PROTOCOL = (
 
 @dataclass(frozen=True)
 class OpenQa(Task):
-    """One set of questions.
+    """Open-domain question answering on one set of questions.
 
     Attributes:
-      name: name of the task, such as 'openqa/nq'.
-      questions, passages: the files.
-      options: options of the kind; 100 passages or more are kept for each question.
-      runs: directory for the model's ranking, as `<name>.trec`; None: write none.
+      name: task name, such as 'openqa/nq'.
+      questions: file of the questions.
+      passages: file of the passages.
+      options: options of the kind. At least 100 passages are kept for each question.
+      runs: directory for the model's ranking, `<name>.trec`; None writes no ranking.
     """
 
     name: str
@@ -64,26 +70,26 @@ class OpenQa(Task):
 
     def fingerprint(self) -> str:
         own = self.questions.parent
-        # The passages may be next to the questions or one folder above, shared by several sets.
+        # The passages are next to the questions, or in the parent folder, shared by several sets.
         files = [*own.glob('*'), *own.parent.glob('*')]
         return fingerprint_task(self.name, self.options, fingerprint_files(files))
 
     def run(self, embed: Embed) -> Result:
         questions, answers = read_questions(self.questions)
-        passages = IndexedDocuments(self.passages, partial(passage_rows, self.passages))
+        passages = IndexedDocuments(self.passages, partial(read_passages, self.passages))
         if not passages.names:
-            raise UserError(f'{self.passages}: holds no passage')
+            raise UserError(f'{self.passages}: has no passages')
         k = max(self.options.k, *CUTOFFS)
         searched = self.options.searcher.search(embed, passages, questions, k)
         if self.runs:
-            write_run(self.runs / f'{self.name}.trec', _to_run(searched.hits['model'], passages))
-        right = right_answers(
-            searched.hits, passages.positions_N, passage_rows(self.passages, titles=False), answers
+            write_run(self.runs / f'{self.name}.trec', _make_run(searched.hits['model'], passages))
+        right = mark_right_passages(
+            searched.hits, passages.positions_N, read_passages(self.passages, titles=False), answers
         )
-        metrics = {name: answer_recall(right_QxK) for name, right_QxK in right.items()}
+        metrics = {name: compute_answer_recall(right_Qxk) for name, right_Qxk in right.items()}
         if searched.exact:
-            metrics['model'][f'recall_vs_exact@{searched.exact.documents_QxK.shape[1]}'] = (
-                recall_against(searched.exact, searched.hits['model'])
+            metrics['model'][f'recall_vs_exact@{searched.exact.documents_Qxk.shape[1]}'] = (
+                compute_search_recall(searched.exact, searched.hits['model'])
             )
         return Result(
             metric=f'answer_recall@{CUTOFFS[0]}',
@@ -91,7 +97,7 @@ class OpenQa(Task):
             n=len(questions),
             settings=self._settings(passages) | searched.settings,
             baselines=metrics,
-            examples=_examples(questions, answers, passages, searched.hits, right),
+            examples=_make_examples(questions, answers, passages, searched.hits, right),
             counted='questions',
         )
 
@@ -103,8 +109,8 @@ class OpenQa(Task):
             'text': "title + ' ' + text, stripped",
             'k': self.options.k,
             'documents': len(passages),
-            'data': file_fingerprint(self.questions, self.passages),
-            'libraries': library_versions('bm25s'),
+            'data': compute_file_fingerprint(self.questions, self.passages),
+            'libraries': read_library_versions('bm25s'),
         }
 
 
@@ -120,42 +126,46 @@ def find_open_qa(
             name = f'{KIND.name}/{path.parent.name}'
             if name in tasks:
                 raise UserError(
-                    f'{path}: the task {name} would have two files of questions: remove one of them'
+                    f'{path}: the task {name} has another file of questions too: remove one of them'
                 )
             tasks[name] = OpenQa(
                 name,
                 path,
-                _passages_of(path.parent),
+                _find_passages(path.parent),
                 options,
                 context.runs if options.trec_runs else None,
             )
     return tasks
 
 
-def _passages_of(folder: epath.Path) -> epath.Path:
-    """The passages in the folder itself, or else those that all sets of questions share."""
+def _find_passages(folder: epath.Path) -> epath.Path:
+    """Returns the file of passages in `folder`, or else the one in its parent, which is shared by
+    all sets of questions.
+    """
     own = folder / PASSAGES
     return own if own.exists() else folder.parent / PASSAGES
 
 
 def read_questions(path: epath.Path) -> tuple[list[str], list[list[str]]]:
-    """Questions, and the answers that count for each.
+    """Reads questions and the accepted answers of each.
 
     Args:
-      path: .jsonl with "question" and "answer" or "answers" (NQ-open), or DPR's .csv: question,
-        tab, a list of strings as Python writes it.
+      path: .jsonl file with "question" and "answer" or "answers" (NQ-open), or DPR's .csv file:
+        question, tab, and answers as a Python list of strings.
 
-    Raises UserError with file and line for what cannot be used.
+    Raises:
+      UserError: a line cannot be used (with file and line), or there are no questions.
     """
-    rows = list(_json_questions(path) if path.suffix == '.jsonl' else _csv_questions(path))
+    read = _read_json_questions if path.suffix == '.jsonl' else _read_csv_questions
+    rows = list(read(path))
     if not rows:
-        raise UserError(f'{path}: holds no question')
+        raise UserError(f'{path}: has no questions')
     checked = [_check_answers(where, answers) for where, _, answers in rows]
     return [question for _, question, _ in rows], checked
 
 
 def _check_answers(where: str, answers: object) -> list[str]:
-    """The answers, if they are a list of texts with one or more."""
+    """Returns the answers. Raises UserError unless they are a nonempty list of strings."""
     if (
         not isinstance(answers, list)
         or not answers
@@ -165,14 +175,16 @@ def _check_answers(where: str, answers: object) -> list[str]:
     return answers
 
 
-def _json_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
+def _read_json_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
+    """Yields ('file:line', question, answers)."""
     for where, row in read_json_lines(path):
-        yield where, text_field(row, where, 'question'), row.get('answer', row.get('answers'))
+        yield where, get_text_field(row, where, 'question'), row.get('answer', row.get('answers'))
 
 
-def _csv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
+def _read_csv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
+    """Yields ('file:line', question, answers)."""
     for where, line in read_lines(path):
-        question, answers = (_unquoted(field) for field in line.partition('\t')[::2])
+        question, answers = (_unquote(field) for field in line.partition('\t')[::2])
         try:
             yield where, question, ast.literal_eval(answers)
         except (ValueError, SyntaxError):
@@ -181,12 +193,18 @@ def _csv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
             ) from None
 
 
-def passage_rows(path: epath.Path, titles: bool = True) -> Iterator[Row]:
-    """The rows of DPR's passages: id, text, title, with tabs between them and quotes as a CSV file
-    has them; the first line names them.
+def read_passages(path: epath.Path, titles: bool = True) -> Iterator[Row]:
+    """Yields DPR's passages from a tab-separated file with the columns id, text and title.
+
+    Args:
+      path: file of passages. Fields may be quoted as in CSV; a header is optional.
+      titles: whether to put the title in front of the text.
+
+    Raises:
+      UserError: a line does not have three fields (with file and line).
     """
     for number, (where, line) in enumerate(read_lines(path)):
-        fields = [_unquoted(field) for field in line.split('\t')]
+        fields = [_unquote(field) for field in line.split('\t')]
         if len(fields) != 3:
             raise UserError(
                 f'{where}: id, text and title are expected, separated by tabs, not {line[:60]!r}'
@@ -196,54 +214,57 @@ def passage_rows(path: epath.Path, titles: bool = True) -> Iterator[Row]:
             yield Row(where, name, f'{title} {text}'.strip() if titles else text)
 
 
-def _unquoted(field: str) -> str:
-    return (
-        field[1:-1].replace('""', '"') if len(field) > 1 and field[0] == field[-1] == '"' else field
-    )
+def _unquote(field: str) -> str:
+    """Returns a CSV field without its quotes."""
+    if len(field) > 1 and field[0] == field[-1] == '"':
+        return field[1:-1].replace('""', '"')
+    return field
 
 
-def right_answers(
+def mark_right_passages(
     hits: dict[str, Hits],
     positions_N: np.ndarray,
     passages: Iterable[Row],
     answers: list[list[str]],
 ) -> dict[str, np.ndarray]:
-    """bool[Q, K] of each ranking: whether the passage in that place holds an answer. The passages
-    are read once, and no text is kept.
+    """Returns bool[Q, k] of each ranking: whether the passage at that rank contains an answer.
+
+    The passages are read in one pass, without keeping their texts in memory.
 
     Args:
-      hits: of each ranking.
-      positions_N, passages: their positions and themselves, without titles.
-      answers: of each question.
+      hits: hits of each ranking.
+      positions_N: int, index of each passage in the hits.
+      passages: the passages, without titles.
+      answers: accepted answers of each question.
     """
     wanted: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
-    right = {name: np.zeros(found.documents_QxK.shape, bool) for name, found in hits.items()}
+    right = {name: np.zeros(found.documents_Qxk.shape, bool) for name, found in hits.items()}
     for name, found in hits.items():
-        for q, k in zip(*np.nonzero(found.scores_QxK > -np.inf), strict=True):
-            wanted[int(found.documents_QxK[q, k])].append((name, q, k))
-    looked_for = [[searchable(answer) for answer in those] for those in answers]
+        for q, k in zip(*np.nonzero(found.scores_Qxk > -np.inf), strict=True):
+            wanted[int(found.documents_Qxk[q, k])].append((name, q, k))
+    normalized = [[make_searchable(answer) for answer in accepted] for accepted in answers]
     for position, row in zip(positions_N.tolist(), passages, strict=True):
-        passage = searchable(row.text) if position in wanted else ''
+        passage = make_searchable(row.text) if position in wanted else ''
         for name, q, k in wanted.get(position, ()):
-            right[name][q, k] = occurs(looked_for[q], passage)
+            right[name][q, k] = contains_answer(normalized[q], passage)
     return right
 
 
-def answer_recall(right_QxK: np.ndarray) -> dict[str, float]:
-    """Means over the questions."""
-    return {f'answer_recall@{k}': float(right_QxK[:, :k].any(axis=1).mean()) for k in CUTOFFS}
+def compute_answer_recall(right_Qxk: np.ndarray) -> dict[str, float]:
+    """Returns the fraction of questions with an answer in the first k passages, for each cutoff."""
+    return {f'answer_recall@{k}': float(right_Qxk[:, :k].any(axis=1).mean()) for k in CUTOFFS}
 
 
-def _to_run(hits: Hits, passages: IndexedDocuments) -> Run:
-    """Questions are numbered, from 0."""
-    rows = zip(hits.documents_QxK.tolist(), hits.scores_QxK.tolist(), strict=True)
+def _make_run(hits: Hits, passages: IndexedDocuments) -> Run:
+    """Returns the ranking. The id of a question is its index."""
+    rows = zip(hits.documents_Qxk.tolist(), hits.scores_Qxk.tolist(), strict=True)
     return {
         str(q): {passages.names[i]: score for i, score in zip(*row, strict=True) if score > -np.inf}
         for q, row in enumerate(rows)
     }
 
 
-def _examples(
+def _make_examples(
     questions: list[str],
     answers: list[list[str]],
     passages: IndexedDocuments,
@@ -254,23 +275,23 @@ def _examples(
     chosen = np.sort(
         np.random.default_rng(SEED).choice(len(questions), count, replace=False)
     ).tolist()
-    kept = {name: hits[name] for name in ('model', 'bm25') if name in hits}
-    texts = passages.texts_at(
+    shown = {name: hits[name] for name in ('model', 'bm25') if name in hits}
+    texts = passages.load_texts_at(
         {
             int(i)
-            for found in kept.values()
-            for i in found.documents_QxK[chosen, :EXAMPLE_ANSWERS].ravel()
+            for found in shown.values()
+            for i in found.documents_Qxk[chosen, :EXAMPLE_ANSWERS].ravel()
             if i >= 0
         }
     )
 
-    def of(name: str, q: int) -> Answers:
-        if name not in kept:
+    def make_answers(name: str, q: int) -> Answers:
+        if name not in shown:
             return Answers([], None)
-        places = np.flatnonzero(right[name][q])
+        right_ranks = np.flatnonzero(right[name][q])
         best = zip(
-            kept[name].documents_QxK[q, :EXAMPLE_ANSWERS].tolist(),
-            kept[name].scores_QxK[q, :EXAMPLE_ANSWERS].tolist(),
+            shown[name].documents_Qxk[q, :EXAMPLE_ANSWERS].tolist(),
+            shown[name].scores_Qxk[q, :EXAMPLE_ANSWERS].tolist(),
             strict=True,
         )
         found = [
@@ -278,11 +299,14 @@ def _examples(
             for k, (i, score) in enumerate(best)
             if score > -np.inf
         ]
-        return Answers(found, int(places[0]) + 1 if len(places) else None)
+        return Answers(found, int(right_ranks[0]) + 1 if len(right_ranks) else None)
 
     return [
         Example(
-            questions[q], json.dumps(answers[q], ensure_ascii=False), of('model', q), of('bm25', q)
+            questions[q],
+            json.dumps(answers[q], ensure_ascii=False),
+            make_answers('model', q),
+            make_answers('bm25', q),
         )
         for q in chosen
     ]

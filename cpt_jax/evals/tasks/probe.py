@@ -1,6 +1,4 @@
-"""Linear probes on SentEval's classification tasks: a linear classifier on vectors that stay as
-they are.
-"""
+"""Linear probes on SentEval's classification tasks: linear classifiers on fixed embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,18 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from cpt_jax.benchmark_data.senteval import SentEvalSet, find_sets, stratified_folds
+from cpt_jax.benchmark_data.senteval import SentEvalSet, assign_stratified_folds, find_senteval_sets
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import Options, option
-from cpt_jax.evals.report.embedding_map import map_of
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.report.embedding_map import draw_task_map
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 from cpt_jax.runtime.errors import UserError
 
-SEED = 1111  # SentEval's, of folds and of what its classifier draws
+SEED = 1111  # SentEval's seed, for folds and for its classifier
 FOLDS = 10
-INNER_FOLDS = 5  # of the protocol lbfgs; SentEval has ten
-# C; unit vectors need larger ones than the samples that SentEval's 1/4 to 32 are for.
+INNER_FOLDS = 5  # of the protocol lbfgs; SentEval uses ten
+# Values of C. Unit vectors need larger values than SentEval's 1/4 to 32.
 STRENGTHS = 0.0625, 0.25, 1.0, 4.0, 16.0, 64.0, 256.0
 
 PROTOCOLS = {
@@ -38,12 +36,12 @@ SPLITS = {
 
 
 class Samples(NamedTuple):
-    """All samples of a task, those of its parts one after the other, as a classifier gets them.
+    """All samples of a task, with its parts concatenated.
 
     Attributes:
-      x_NxD: float32 features.
-      labels_N: int64 classes.
-      part_N: the part that each comes from.
+      x_NxD: float32, features.
+      labels_N: int64, class indices.
+      part_N: str, part of each sample: 'train', 'dev', 'test' or 'all'.
     """
 
     x_NxD: np.ndarray
@@ -51,12 +49,14 @@ class Samples(NamedTuple):
     part_N: np.ndarray
 
 
-class Turn(NamedTuple):
-    """One outer fold: positions of its samples for training and testing, and how the setting of its
-    classifier is chosen.
+class OuterFold(NamedTuple):
+    """One outer fold.
 
     Attributes:
-      inner: (training, validation) pairs of positions, over which accuracies are averaged.
+      train: indices of the training samples.
+      test: indices of the test samples.
+      inner: (training indices, validation indices) of the inner folds. The classifier's
+        hyperparameter is chosen by the mean accuracy over them.
     """
 
     train: np.ndarray
@@ -64,8 +64,13 @@ class Turn(NamedTuple):
     inner: list[tuple[np.ndarray, np.ndarray]]
 
 
-class Probed(NamedTuple):
-    """Classes predicted for the tested samples of each turn, and the settings that were chosen."""
+class ProbeResult(NamedTuple):
+    """Predictions of a probe.
+
+    Attributes:
+      predicted: predicted classes of the test samples of each outer fold.
+      facts: chosen hyperparameters, for the settings of the result.
+    """
 
     predicted: list[np.ndarray]
     facts: dict[str, object]
@@ -77,18 +82,18 @@ class ProbeOptions(Options):
 
     probe_protocol: str = option(
         'lbfgs',
-        'Of probe/*: ' + '; '.join(map(': '.join, PROTOCOLS.items())),
+        'Protocol of probe/*. ' + '; '.join(map(': '.join, PROTOCOLS.items())),
         choices=[*PROTOCOLS],
     )
 
 
 @dataclass(frozen=True)
 class Probe(Task):
-    """One data set.
+    """A linear probe on one data set.
 
     Attributes:
-      name: name of the task, such as 'probe/MR'.
-      data: labelled sentences.
+      name: task name, such as 'probe/MR'.
+      data: labeled sentences.
       options: options of the kind.
     """
 
@@ -106,35 +111,37 @@ class Probe(Task):
     def run(self, embed: Embed) -> Result:
         samples = read_samples(self.data, embed)
         try:
-            turns = make_turns(samples, FOLDS if self.protocol == 'senteval' else INNER_FOLDS)
+            outer_folds = make_outer_folds(
+                samples, FOLDS if self.protocol == 'senteval' else INNER_FOLDS
+            )
         except UserError as error:
             raise UserError(f'{self.name}: {error}') from None
-        probed = PROBES[self.protocol](samples, turns, len(self.data.layout.classes))
+        probed = PROBES[self.protocol](samples, outer_folds, len(self.data.layout.classes))
         majority = [
-            np.full(len(turn.test), np.bincount(samples.labels_N[turn.train]).argmax())
-            for turn in turns
+            np.full(len(outer.test), np.bincount(samples.labels_N[outer.train]).argmax())
+            for outer in outer_folds
         ]
-        right = [samples.labels_N[turn.test] for turn in turns]
-        pairs = self.data.name == 'MRPC'
+        right = [samples.labels_N[outer.test] for outer in outer_folds]
+        are_pairs = self.data.name == 'MRPC'
         return Result(
             metric='accuracy',
-            metrics=_metrics(probed.predicted, right, pairs),
+            metrics=_compute_metrics(probed.predicted, right, are_pairs),
             n=sum(map(len, right)),
             settings=self._settings(samples) | probed.facts,
-            baselines={'majority': _metrics(majority, right, pairs)},
-            counted='pairs' if pairs else 'sentences',
-            map=map_of(self.data, embed),
+            baselines={'majority': _compute_metrics(majority, right, are_pairs)},
+            counted='pairs' if are_pairs else 'sentences',
+            map=draw_task_map(self.data, embed),
         )
 
     def _settings(self, samples: Samples) -> dict[str, object]:
         return {
             'protocol': PROTOCOLS[self.protocol],
-            'scored_on': SPLITS[_kind(samples)],
+            'scored_on': SPLITS[_find_split_kind(samples)],
             'features': '[|u - v|, u * v]'
             if self.data.name == 'MRPC'
             else 'the vector, not scaled',
             'seed': SEED,
-            'libraries': library_versions('jax'),
+            'libraries': read_library_versions('jax'),
             **self.data.facts(),
         }
 
@@ -142,17 +149,21 @@ class Probe(Task):
 def find_probes(
     data_dir: epath.Path | None, options: ProbeOptions, context: Context
 ) -> dict[str, Task]:
-    """Returns a task for each set of SentEval that is in `data_dir`."""
-    sets = context.share('senteval', partial(find_sets, data_dir))
+    """Returns a task for each SentEval data set in `data_dir`."""
+    sets = context.share('senteval', partial(find_senteval_sets, data_dir))
     tasks = [Probe(f'{KIND.name}/{name}', data, options) for name, data in sets.items()]
     return {task.name: task for task in tasks}
 
 
 def read_samples(data: SentEvalSet, embed: Embed) -> Samples:
-    """The samples of all parts. Raises UserError for data that cannot be used."""
-    # All files are read before the first sentence is embedded.
+    """Returns the samples of all parts.
+
+    Raises:
+      UserError: the data cannot be used.
+    """
+    # Read all files before embedding, so that errors in the data are reported early.
     parts = {part: data.part(part) for part in data.layout.parts}
-    features = [pair_features(*data.vectors(embed, part)) for part in parts]
+    features = [make_pair_features(*data.vectors(embed, part)) for part in parts]
     labels = [part.labels for part in parts.values()]
     return Samples(
         np.concatenate(features),
@@ -161,132 +172,155 @@ def read_samples(data: SentEvalSet, embed: Embed) -> Samples:
     )
 
 
-def pair_features(u_NxD: np.ndarray, v_NxD: np.ndarray | None = None) -> np.ndarray:
-    """Of pairs [|u - v|, u * v], of single vectors themselves."""
-    return (
-        u_NxD if v_NxD is None else np.concatenate([np.abs(u_NxD - v_NxD), u_NxD * v_NxD], axis=1)
-    )
+def make_pair_features(u_NxD: np.ndarray, v_NxD: np.ndarray | None = None) -> np.ndarray:
+    """Returns the features of pairs, [|u - v|, u * v], or `u_NxD` if there is no second vector."""
+    if v_NxD is None:
+        return u_NxD
+    return np.concatenate([np.abs(u_NxD - v_NxD), u_NxD * v_NxD], axis=1)
 
 
-def _kind(samples: Samples) -> str:
+def _find_split_kind(samples: Samples) -> str:
+    """Returns the key of `SPLITS` for the parts of a task."""
     parts = set(samples.part_N)
-    return 'nested' if parts == {'all'} else 'dev' if 'dev' in parts else 'test'
+    if parts == {'all'}:
+        return 'nested'
+    return 'dev' if 'dev' in parts else 'test'
 
 
-def make_turns(samples: Samples, inner_folds: int) -> list[Turn]:
-    """Ten of tasks without a split, else one. Raises UserError where a class has too few
-    samples.
+def make_outer_folds(samples: Samples, inner_folds: int) -> list[OuterFold]:
+    """Returns the outer folds: `FOLDS` for a task without a split, otherwise one.
+
+    Raises:
+      UserError: a class has too few samples.
     """
-    labels_N, kind = samples.labels_N, _kind(samples)
+    labels_N = samples.labels_N
+    kind = _find_split_kind(samples)
     if kind == 'nested':
-        fold_N = stratified_folds(labels_N, FOLDS, SEED)
+        fold_N = assign_stratified_folds(labels_N, FOLDS, SEED)
         trains = [np.flatnonzero(fold_N != fold) for fold in range(FOLDS)]
         tests = [np.flatnonzero(fold_N == fold) for fold in range(FOLDS)]
     else:
         trains = [np.flatnonzero(samples.part_N == 'train')]
         tests = [np.flatnonzero(samples.part_N == 'test')]
     if kind == 'dev':
-        return [Turn(trains[0], tests[0], [(trains[0], np.flatnonzero(samples.part_N == 'dev'))])]
+        return [
+            OuterFold(trains[0], tests[0], [(trains[0], np.flatnonzero(samples.part_N == 'dev'))])
+        ]
     return [
-        Turn(train, test, _inner(train, labels_N, inner_folds))
+        OuterFold(train, test, _make_inner_folds(train, labels_N, inner_folds))
         for train, test in zip(trains, tests, strict=True)
     ]
 
 
-def _inner(
+def _make_inner_folds(
     train: np.ndarray, labels_N: np.ndarray, folds: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    fold_T = stratified_folds(labels_N[train], folds, SEED)
-    return [(train[fold_T != fold], train[fold_T == fold]) for fold in range(folds)]
+    fold_M = assign_stratified_folds(labels_N[train], folds, SEED)
+    return [(train[fold_M != fold], train[fold_M == fold]) for fold in range(folds)]
 
 
-def _choose(accuracies_IxG: np.ndarray) -> int:
-    """The first best of the means over inner folds, in hundredths of a point, as SentEval compares
-    them.
+def _choose_hyperparameter(accuracies_IxA: np.ndarray) -> int:
+    """Returns the index of the hyperparameter with the best mean accuracy, the first one of ties.
+
+    Accuracies are rounded to hundredths of a percent, as in SentEval.
     """
-    return int(np.argmax(np.round(100 * accuracies_IxG.mean(axis=0), 2)))
+    return int(np.argmax(np.round(100 * accuracies_IxA.mean(axis=0), 2)))
 
 
-def probe_to_convergence(samples: Samples, turns: Sequence[Turn], classes: int) -> Probed:
-    """The protocol lbfgs: the fits on inner folds and those on whole training sets, with every C,
+def probe_to_convergence(
+    samples: Samples, outer_folds: Sequence[OuterFold], classes: int
+) -> ProbeResult:
+    """Runs the protocol lbfgs. All fits, on inner folds and on whole training sets, with every C,
     are one program.
     """
     from cpt_jax.evals.fit import logistic  # imports JAX
 
-    inner = [pair for turn in turns for pair in turn.inner]
-    # The one inner fold of a task with a dev set is trained on all training samples: the same fit.
-    trains = [train for train, _ in inner] + [turn.train for turn in turns if len(turn.inner) > 1]
-    train_FxN = np.zeros((len(trains), len(samples.labels_N)), bool)
-    for row_N, train in zip(train_FxN, trains, strict=True):
-        row_N[train] = True
-    fits = logistic.fit_logistic(samples.x_NxD, samples.labels_N, train_FxN, STRENGTHS, classes)
-    right_FxGxN = fits.predicted_FxGxN == samples.labels_N
-    accuracies = np.stack(
-        [right_FxGxN[i][:, validation].mean(axis=1) for i, (_, validation) in enumerate(inner)]
-    )
-    chosen = [_choose(accuracies_IxG) for accuracies_IxG in np.split(accuracies, len(turns))]
-    whole = fits.predicted_FxGxN[-len(turns) :]
-    predicted = [
-        whole[i, g, turn.test] for i, (g, turn) in enumerate(zip(chosen, turns, strict=True))
+    inner = [pair for outer in outer_folds for pair in outer.inner]
+    # With a dev set, the only inner fold is trained on the whole training set already.
+    trains = [train for train, _ in inner] + [
+        outer.train for outer in outer_folds if len(outer.inner) > 1
     ]
-    return Probed(
+    train_UxN = np.zeros((len(trains), len(samples.labels_N)), bool)
+    for row_N, train in zip(train_UxN, trains, strict=True):
+        row_N[train] = True
+    fits = logistic.fit_logistic(samples.x_NxD, samples.labels_N, train_UxN, STRENGTHS, classes)
+    right_UxAxN = fits.predicted_UxAxN == samples.labels_N
+    accuracies = np.stack(
+        [right_UxAxN[i][:, validation].mean(axis=1) for i, (_, validation) in enumerate(inner)]
+    )
+    chosen = [
+        _choose_hyperparameter(accuracies_IxA)
+        for accuracies_IxA in np.split(accuracies, len(outer_folds))
+    ]
+    whole = fits.predicted_UxAxN[-len(outer_folds) :]
+    predicted = [
+        whole[i, g, outer.test]
+        for i, (g, outer) in enumerate(zip(chosen, outer_folds, strict=True))
+    ]
+    return ProbeResult(
         predicted, {'chosen_C': [STRENGTHS[g] for g in chosen], 'converged': fits.converged}
     )
 
 
 def probe_as_senteval(
-    samples: Samples, turns: Sequence[Turn], classes: int, seed: int = SEED
-) -> Probed:
-    """The protocol senteval: one program for all inner folds and weight decays, and one that fits
+    samples: Samples, outer_folds: Sequence[OuterFold], classes: int, seed: int = SEED
+) -> ProbeResult:
+    """Runs the protocol senteval: one program for all inner folds and weight decays, and one for
     the classifiers that are tested.
     """
     from cpt_jax.evals.fit import senteval_probe  # imports JAX
 
     def fit(
-        chosen: Sequence[senteval_probe.Split], decays_FxG: np.ndarray
+        chosen: Sequence[senteval_probe.Split], decays_UxA: np.ndarray
     ) -> senteval_probe.ProbeFits:
         return senteval_probe.fit_probes(
-            samples.x_NxD, samples.labels_N, chosen, decays_FxG, classes, seed
+            samples.x_NxD, samples.labels_N, chosen, decays_UxA, classes, seed
         )
 
-    splits, decays_G = senteval_probe.Splits(seed), np.array(senteval_probe.DECAYS, np.float32)
-    inner = [pair for turn in turns for pair in turn.inner]
-    fits = fit([splits.given(*pair) for pair in inner], np.tile(decays_G, (len(inner), 1)))
-    accuracies = fits.right_FxG / np.array([[len(validation)] for _, validation in inner])
-    chosen = [_choose(accuracies_IxG) for accuracies_IxG in np.split(accuracies, len(turns))]
-    if all(len(turn.inner) > 1 for turn in turns):
-        weights = fit(
-            [splits.drawn(turn.train) for turn in turns], decays_G[chosen][:, None]
-        ).w_FxGxKxE[:, 0]
-    else:  # SentEval fits a second time what a dev set has chosen, which gives the same weights
-        weights = fits.w_FxGxKxE[np.arange(len(turns)), chosen]
-    predicted = [
-        (samples.x_NxD[turn.test] @ w_KxE[:, :-1].T + w_KxE[:, -1]).argmax(axis=1)
-        for turn, w_KxE in zip(turns, weights, strict=True)
+    splits = senteval_probe.SplitMaker(seed)
+    decays_A = np.array(senteval_probe.DECAYS, np.float32)
+    inner = [pair for outer in outer_folds for pair in outer.inner]
+    fits = fit([splits.make(*pair) for pair in inner], np.tile(decays_A, (len(inner), 1)))
+    accuracies = fits.right_UxA / np.array([[len(validation)] for _, validation in inner])
+    chosen = [
+        _choose_hyperparameter(accuracies_IxA)
+        for accuracies_IxA in np.split(accuracies, len(outer_folds))
     ]
-    return Probed(predicted, {'chosen_weight_decay': [senteval_probe.DECAYS[g] for g in chosen]})
+    if all(len(outer.inner) > 1 for outer in outer_folds):
+        drawn = [splits.draw(outer.train) for outer in outer_folds]
+        weights = fit(drawn, decays_A[chosen][:, None]).w_UxAxYxE[:, 0]
+    else:  # with a dev set, SentEval repeats the chosen fit, which gives the same weights
+        weights = fits.w_UxAxYxE[np.arange(len(outer_folds)), chosen]
+    predicted = [
+        (samples.x_NxD[outer.test] @ w_YxE[:, :-1].T + w_YxE[:, -1]).argmax(axis=1)
+        for outer, w_YxE in zip(outer_folds, weights, strict=True)
+    ]
+    return ProbeResult(
+        predicted, {'chosen_weight_decay': [senteval_probe.DECAYS[g] for g in chosen]}
+    )
 
 
-PROBES: dict[str, Callable[[Samples, Sequence[Turn], int], Probed]] = {
+PROBES: dict[str, Callable[[Samples, Sequence[OuterFold], int], ProbeResult]] = {
     'lbfgs': probe_to_convergence,
     'senteval': probe_as_senteval,
 }
 
 
-def _metrics(
-    predicted: Sequence[np.ndarray], right: Sequence[np.ndarray], f1: bool
+def _compute_metrics(
+    predicted: Sequence[np.ndarray], right: Sequence[np.ndarray], with_f1: bool
 ) -> dict[str, float]:
-    """Means over the turns; F1 is that of class 1."""
-    turns = list(zip(predicted, right, strict=True))
-    accuracy = {'accuracy': float(np.mean([np.mean(found == label) for found, label in turns]))}
-    return accuracy | (
-        {'f1': float(np.mean([_f1(found, label) for found, label in turns]))} if f1 else {}
-    )
+    """Returns the accuracy, and optionally F1 of class 1, averaged over the outer folds."""
+    folds = list(zip(predicted, right, strict=True))
+    metrics = {'accuracy': float(np.mean([np.mean(found == label) for found, label in folds]))}
+    if with_f1:
+        metrics['f1'] = float(np.mean([_compute_f1(found, label) for found, label in folds]))
+    return metrics
 
 
-def _f1(predicted_N: np.ndarray, right_N: np.ndarray) -> float:
-    both, either = (predicted_N * right_N).sum(), (predicted_N + right_N).sum()
-    return 2 * both / either if either else 0.0
+def _compute_f1(predicted_N: np.ndarray, right_N: np.ndarray) -> float:
+    both = (predicted_N * right_N).sum()
+    total = (predicted_N + right_N).sum()
+    return 2 * both / total if total else 0.0
 
 
 KIND = Kind(

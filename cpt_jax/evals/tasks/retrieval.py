@@ -27,13 +27,13 @@ from cpt_jax.evals.report.example import (
     Found,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 from cpt_jax.search.ranking import Hits
-from cpt_jax.search.searcher import SEED, recall_against
+from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
 
-CUTOFF = 10  # of nDCG and MRR
-MARCO = 'msmarco'  # the folder whose tables are of the dev queries and of MRR@10
+CUTOFF = 10  # for nDCG and MRR
+MARCO = 'msmarco'  # this folder's published scores are MRR@10 on the dev queries
 
 PROTOCOL = (
     'BEIR and trec_eval: a document with the id of its query is removed; linear gain; of equal '
@@ -48,22 +48,22 @@ class RetrievalOptions(SplitOptions, SearchOptions):
 
     unjudged: str = option(
         'refuse',
-        'Queries of a retrieval task without a judgement in any file of qrels/: an error, or left '
-        'out.',
+        'How to treat queries of a retrieval task without a judgement in any file of qrels/: as an '
+        'error, or skip them.',
         choices=['refuse', 'skip'],
-        in_fingerprint=False,  # such queries score nothing in either case
+        in_fingerprint=False,  # these queries have no score in either case
     )
 
 
 @dataclass(frozen=True)
 class Retrieval(Task):
-    """One collection.
+    """Retrieval on one collection.
 
     Attributes:
-      name: name of the task, such as 'retrieval/scifact'.
+      name: task name, such as 'retrieval/scifact'.
       folder: directory in BEIR's layout, or with MS MARCO's own files.
       options: options of the kind.
-      runs: directory for the model's ranking, as `<name>.trec`; None: write none.
+      runs: directory for the model's ranking, `<name>.trec`; None writes no ranking.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Retrieval(Task):
 
     @property
     def split(self) -> str:
-        """The qrels to score: without the option those of the published tables."""
+        """Split of the qrels. The default is the split of the published scores."""
         return self.options.split or ('dev' if self.folder.name == MARCO else 'test')
 
     def fingerprint(self) -> str:
@@ -85,21 +85,23 @@ class Retrieval(Task):
             check_judged(self.folder)
 
     def run(self, embed: Embed) -> Result:
-        collection, k = load_collection(self.folder, self.split), self.options.k
+        collection = load_collection(self.folder, self.split)
+        k = self.options.k
+        # One more than k, since the document with the query's id is removed.
         searched = self.options.searcher.search(
             embed, collection.documents, collection.queries, k + 1
         )
-        same = _same_ids(collection)
-        kept = {name: without_same(found, same, k) for name, found in searched.hits.items()}
-        rankings = {name: to_run(found, collection) for name, found in kept.items()}
+        same = _find_same_ids(collection)
+        kept = {name: remove_same_ids(found, same, k) for name, found in searched.hits.items()}
+        rankings = {name: make_run(found, collection) for name, found in kept.items()}
         if self.runs:
             write_run(self.runs / f'{self.name}.trec', rankings['model'])
         metrics = {
             name: score_run(ranking, collection.qrels, k) for name, ranking in rankings.items()
         }
         if searched.exact:
-            metrics['model'][f'recall_vs_exact@{k}'] = recall_against(
-                without_same(searched.exact, same, k), kept['model']
+            metrics['model'][f'recall_vs_exact@{k}'] = compute_search_recall(
+                remove_same_ids(searched.exact, same, k), kept['model']
             )
         return Result(
             metric=f'mrr@{CUTOFF}' if self.folder.name == MARCO else f'ndcg@{CUTOFF}',
@@ -107,7 +109,7 @@ class Retrieval(Task):
             n=len(collection.queries),
             settings=self._settings(collection) | searched.settings,
             baselines=metrics,
-            examples=_examples(collection, rankings),
+            examples=_make_examples(collection, rankings),
         )
 
     def _settings(self, collection: Collection) -> dict[str, object]:
@@ -118,7 +120,7 @@ class Retrieval(Task):
             'text': "title + ' ' + text, stripped",
             'split': self.split,
             'k': self.options.k,
-            'libraries': library_versions('bm25s', 'pytrec-eval-terrier'),
+            'libraries': read_library_versions('bm25s', 'pytrec-eval-terrier'),
             **collection.facts,
         }
 
@@ -126,9 +128,7 @@ class Retrieval(Task):
 def find_retrieval(
     data_dir: epath.Path | None, options: RetrievalOptions, context: Context
 ) -> dict[str, Task]:
-    """Returns a task for each folder of `data_dir`/retrieval, or of one of its folders, that has a
-    corpus.
-    """
+    """Returns a task for each folder one or two levels below `data_dir`/retrieval with a corpus."""
     if not data_dir:
         return {}
     home = data_dir / 'retrieval'
@@ -140,17 +140,17 @@ def find_retrieval(
 
 
 def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
-    """Means over all queries of `qrels`; one that is missing from `run` counts 0.
+    """Returns the metrics, averaged over all queries of `qrels`. Queries missing in `run` count 0.
 
     Args:
-      run: query id -> document id -> score; trec_eval sorts it by score and then by descending id.
-      qrels: judgements; every query has a relevant document.
-      k: where recall is measured.
+      run: query id -> document id -> score. trec_eval sorts by score, then by descending id.
+      qrels: judgements. Every query has a relevant document.
+      k: cutoff of recall.
     """
     evaluator = pytrec_eval.RelevanceEvaluator(
         qrels, {f'ndcg_cut.{CUTOFF}', f'recall.{k}', 'recip_rank'}
     )
-    found = evaluator.evaluate(run)  # queries that are missing from `run` are missing here
+    found = evaluator.evaluate(run)  # without the queries that are missing in `run`
 
     def mean(measure: str, least: float = 0.0) -> float:
         values = [found[query][measure] for query in qrels if query in found]
@@ -158,82 +158,88 @@ def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
 
     return {
         f'ndcg@{CUTOFF}': mean(f'ndcg_cut_{CUTOFF}'),
-        f'mrr@{CUTOFF}': mean('recip_rank', least=1 / CUTOFF),  # a rank beyond the cut-off counts 0
+        f'mrr@{CUTOFF}': mean('recip_rank', least=1 / CUTOFF),  # larger ranks count 0
         f'recall@{k}': mean(f'recall_{k}'),
     }
 
 
-def _same_ids(collection: Collection) -> np.ndarray:
-    """int64[Q]: the position of the document that has the query's id, -1 where there is none."""
+def _find_same_ids(collection: Collection) -> np.ndarray:
+    """Returns int64[Q]: the index of the document with the query's id, -1 if there is none."""
     return np.array([collection.positions.get(query, -1) for query in collection.query_ids])
 
 
-def without_same(hits: Hits, same: np.ndarray, k: int) -> Hits:
-    """The best k of k + 1 hits after document `same[q]` is taken out of those of query q (ArguAna's
-    and Quora's queries are documents).
+def remove_same_ids(hits: Hits, same: np.ndarray, k: int) -> Hits:
+    """Returns the best k of k + 1 hits without the documents that have the query's id.
+
+    In ArguAna and Quora, the queries are documents of the collection too.
+
+    Args:
+      hits: k + 1 hits of each query.
+      same: int64[Q], index of the document to remove from the hits of each query.
+      k: number of hits to keep.
     """
-    taken_QxK = hits.documents_QxK == same[:, None]
-    order_QxK = np.argsort(taken_QxK, axis=1, kind='stable')[:, :k]
-    scores_QxK = np.where(taken_QxK, -np.inf, hits.scores_QxK).astype(np.float32)
+    removed_Qxk = hits.documents_Qxk == same[:, None]
+    # A stable sort by `removed` moves a removed hit to the end and keeps the order of the others.
+    order_Qxk = np.argsort(removed_Qxk, axis=1, kind='stable')[:, :k]
+    scores_Qxk = np.where(removed_Qxk, -np.inf, hits.scores_Qxk).astype(np.float32)
     return Hits(
-        *(
-            np.take_along_axis(array, order_QxK, axis=1)
-            for array in (scores_QxK, hits.documents_QxK)
-        )
+        np.take_along_axis(scores_Qxk, order_Qxk, axis=1),
+        np.take_along_axis(hits.documents_Qxk, order_Qxk, axis=1),
     )
 
 
-def to_run(hits: Hits, collection: Collection) -> Run:
-    """What trec_eval reads; scores stay float32, in which it compares them."""
+def make_run(hits: Hits, collection: Collection) -> Run:
+    """Returns the ranking as input of trec_eval. Scores have float32 precision, in which trec_eval
+    compares them.
+    """
     names = collection.documents.names
-    return {query: _to_row(hits, q, names) for q, query in enumerate(collection.query_ids)}
+    return {query: _make_run_row(hits, q, names) for q, query in enumerate(collection.query_ids)}
 
 
-def _to_row(hits: Hits, q: int, names: Sequence[str]) -> dict[str, float]:
-    pairs = zip(hits.documents_QxK[q].tolist(), hits.scores_QxK[q].tolist(), strict=True)
+def _make_run_row(hits: Hits, q: int, names: Sequence[str]) -> dict[str, float]:
+    pairs = zip(hits.documents_Qxk[q].tolist(), hits.scores_Qxk[q].tolist(), strict=True)
     return {names[i]: score for i, score in pairs if score > -np.inf}
 
 
-def _examples(collection: Collection, rankings: dict[str, Run]) -> list[Example]:
+def _make_examples(collection: Collection, rankings: dict[str, Run]) -> list[Example]:
     count = min(EXAMPLE_QUERIES, len(collection.queries))
     chosen = np.sort(
         np.random.default_rng(SEED).choice(len(collection.queries), count, replace=False)
     ).tolist()
-    rights = {q: _relevant(collection, q) for q in chosen}
+    relevant = {q: _find_relevant(collection, q) for q in chosen}
     rows = {
         q: [rankings.get(name, {}).get(collection.query_ids[q], {}) for name in ('model', 'bm25')]
         for q in chosen
     }
-    first = {
-        q: next((name for name in sorted(rights[q]) if name in collection.positions), None)
+    # A relevant document of each query; some judged documents are not in the corpus.
+    right = {
+        q: next((name for name in sorted(relevant[q]) if name in collection.positions), None)
         for q in chosen
     }
-    named = {name for q in chosen for row in rows[q] for name in list(row)[:EXAMPLE_ANSWERS]} | {
-        name for name in first.values() if name
-    }
-    positions = collection.documents.positions_of(named)
-    texts = collection.documents.texts_at(positions.values())
-    text_of = {name: texts[position] for name, position in positions.items()}
+    shown = {name for q in chosen for row in rows[q] for name in list(row)[:EXAMPLE_ANSWERS]}
+    shown |= {name for name in right.values() if name}
+    positions = collection.documents.find_positions(shown)
+    texts = collection.documents.load_texts_at(positions.values())
+    texts_by_name = {name: texts[position] for name, position in positions.items()}
     return [
         Example(
             collection.queries[q],
-            cut_text(text_of.get(first[q] or '', '')),
-            *(_answers(row, rights[q], text_of) for row in rows[q]),
+            cut_text(texts_by_name.get(right[q] or '', '')),
+            *(_make_answers(row, relevant[q], texts_by_name) for row in rows[q]),
         )
         for q in chosen
     ]
 
 
-def _relevant(collection: Collection, q: int) -> set[str]:
+def _find_relevant(collection: Collection, q: int) -> set[str]:
     return {name for name, grade in collection.qrels[collection.query_ids[q]].items() if grade > 0}
 
 
-def _answers(row: dict[str, float], relevant: set[str], text_of: dict[str, str]) -> Answers:
+def _make_answers(row: dict[str, float], relevant: set[str], texts: dict[str, str]) -> Answers:
     rank = next((rank for rank, name in enumerate(row, 1) if name in relevant), None)
     best = list(row.items())[:EXAMPLE_ANSWERS]
-    return Answers(
-        [Found(cut_text(text_of[name]), score, name in relevant) for name, score in best], rank
-    )
+    found = [Found(cut_text(texts[name]), score, name in relevant) for name, score in best]
+    return Answers(found, rank)
 
 
 KIND = Kind(

@@ -1,6 +1,4 @@
-"""Sentence similarity on SentEval's STS sets: how far the order of the cosines is that of people's
-scores.
-"""
+"""Sentence similarity on SentEval's STS sets: the rank correlation of cosines with human scores."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,11 +11,12 @@ from etils import epath
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
 from cpt_jax.evals.options import SideOptions, SplitOptions
-from cpt_jax.evals.task import Context, Kind, Result, Task, library_versions
+from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.text_lines import file_fingerprint, read_lines
+from cpt_jax.storage.text_lines import compute_file_fingerprint, read_lines
 
-# The SMT set of 2013 has a licence that keeps its texts out of SentEval.
+# Subsets of each year. The SMT subset of 2013 is missing: its license does not allow SentEval to
+# distribute it.
 YEARS = {
     'STS12': ('MSRpar', 'MSRvid', 'SMTeuroparl', 'surprise.OnWN', 'surprise.SMTnews'),
     'STS13': ('FNWN', 'headlines', 'OnWN'),
@@ -28,14 +27,14 @@ YEARS = {
 LAYOUT = (
     'senteval/STS/STS12-en-test/ to STS16-en-test/ with STS.input.*.txt and STS.gs.*.txt, '
     'senteval/STS/STSBenchmark/sts-test.csv and senteval/SICK/SICK_test_annotated.txt (SentEval, '
-    'data/downstream); with --split dev sts-dev.csv and SICK_trial.txt alone, with --split train '
+    'data/downstream); for --split dev only sts-dev.csv and SICK_trial.txt, for --split train only '
     'sts-train.csv and SICK_train.txt'
 )
 _SICK = {'test': 'SICK_test_annotated.txt', 'dev': 'SICK_trial.txt', 'train': 'SICK_train.txt'}
-# What a fingerprint covers, below senteval/.
+# Files of each task's fingerprint, below senteval/.
 _FILES = {name: f'STS/{name}*/*' for name in (*YEARS, 'STSBenchmark')} | {'SICK-R': 'SICK/*'}
-# SentEval itself trains a regression on STS-B and SICK-R, and has no "all"; the tables of SimCSE,
-# sentence-transformers and mteb are these.
+# As in SimCSE, sentence-transformers and mteb. SentEval itself trains a regression on STS-B and
+# SICK-R, and does not compute "all".
 PROTOCOL = (
     'Spearman of the cosine, nothing trained; of several subsets: spearman and pearson over all '
     'their pairs together ("all"), spearman_mean and spearman_wmean over their Spearmans, the '
@@ -48,10 +47,10 @@ class ScoredPairs(NamedTuple):
     """The scored pairs of one subset.
 
     Attributes:
-      name: of the subset.
-      paths: the files that they stand in.
-      texts: (first, second) of each.
-      gold_N: float64[N], people's scores; not all equal.
+      name: name of the subset.
+      paths: files of the subset.
+      texts: (first text, second text) of each pair.
+      gold_N: float64, human scores, which are not all equal.
     """
 
     name: str
@@ -62,17 +61,17 @@ class ScoredPairs(NamedTuple):
 
 @dataclass(frozen=True)
 class SimilarityOptions(SideOptions, SplitOptions):
-    """Options of sts/*: the side of both texts of every pair, and the split of the pairs."""
+    """Options of sts/*: the side of both texts of a pair, and the split."""
 
 
 @dataclass(frozen=True)
 class Similarity(Task):
-    """One set of pairs.
+    """Sentence similarity on one set of pairs.
 
     Attributes:
-      name: name of the task, such as 'sts/STS12'.
-      load: reads its subsets.
-      fingerprint_data: returns a fingerprint of what `load` reads.
+      name: task name, such as 'sts/STS12'.
+      load: function that reads the subsets.
+      fingerprint_data: function that returns a fingerprint of the data that `load` reads.
       options: options of the kind.
     """
 
@@ -83,21 +82,26 @@ class Similarity(Task):
 
     @property
     def side(self) -> str:
+        """Side of all texts."""
         return self.options.symmetric_side
 
     @property
     def split(self) -> str:
-        return _split_of(self.options)
+        """Split of the pairs."""
+        return _get_split(self.options)
 
     def fingerprint(self) -> str:
         return fingerprint_task(self.name, self.options, self.fingerprint_data())
 
     def run(self, embed: Embed) -> Result:
-        """Embeds and scores; raises UserError with file and line for data that cannot be used."""
+        """Returns the correlations.
+
+        Raises:
+          UserError: a line cannot be used (with file and line).
+        """
         subsets = self.load()
-        cosines = _split(
-            _cosines(embed, [pair for pairs in subsets for pair in pairs.texts], self.side), subsets
-        )
+        all_texts = [texts for pairs in subsets for texts in pairs.texts]
+        cosines = _split_by_subset(_compute_cosines(embed, all_texts, self.side), subsets)
         return Result(
             metric='spearman',
             metrics=score_pairs(cosines, [pairs.gold_N for pairs in subsets]),
@@ -110,8 +114,10 @@ class Similarity(Task):
                 'text': 'as in the files, with single spaces (those of SentEval are tokenised, '
                 'and lower-cased but for SICK)',
                 'pairs': {pairs.name: len(pairs.texts) for pairs in subsets},
-                'libraries': library_versions('scipy'),
-                'data': file_fingerprint(*(path for pairs in subsets for path in pairs.paths)),
+                'libraries': read_library_versions('scipy'),
+                'data': compute_file_fingerprint(
+                    *(path for pairs in subsets for path in pairs.paths)
+                ),
             },
             counted='pairs',
         )
@@ -120,12 +126,14 @@ class Similarity(Task):
 def find_similarity(
     data_dir: epath.Path | None, options: SimilarityOptions, context: Context
 ) -> dict[str, Task]:
-    """Returns the tasks whose data are in `data_dir`/senteval; STS12 to STS16 have a test split
-    only.
+    """Returns the tasks whose data are in `data_dir`/senteval.
+
+    STS12 to STS16 are left out for other splits than test, because they have no other split.
     """
     if not data_dir:
         return {}
-    senteval, split = data_dir / 'senteval', _split_of(options)
+    senteval = data_dir / 'senteval'
+    split = _get_split(options)
     benchmark = senteval / 'STS' / 'STSBenchmark' / f'sts-{split}.csv'
     relatedness = senteval / 'SICK' / _SICK[split]
     loads: dict[str, Callable[[], list[ScoredPairs]]] = {}
@@ -149,45 +157,48 @@ def find_similarity(
     return {task.name: task for task in tasks}
 
 
-def _split_of(options: SimilarityOptions) -> str:
+def _get_split(options: SimilarityOptions) -> str:
     return options.split or 'test'
 
 
 def score_pairs(cosines: Sequence[np.ndarray], golds: Sequence[np.ndarray]) -> dict[str, float]:
-    """The metrics, from -1 to 1, of float[N] cosines and of gold scores of each subset; the two
-    means only of several subsets.
+    """Returns the correlations, from -1 to 1.
+
+    The means over subsets are included only if there are several subsets.
+
+    Args:
+      cosines: float[N], cosines of each subset.
+      golds: float[N], human scores of each subset.
     """
-    # Takes a second, which programs that do other tasks need not wait.
+    # The import takes a second, so it is delayed until a task needs it.
     from scipy.stats import pearsonr, spearmanr
 
     every = np.concatenate(cosines), np.concatenate(golds)
-    metrics = {'spearman': _correlation(spearmanr, *every)}
+    metrics = {'spearman': _correlate(spearmanr, *every)}
     if len(golds) > 1:
-        each = [_correlation(spearmanr, *pair) for pair in zip(cosines, golds, strict=True)]
+        each = [_correlate(spearmanr, *pair) for pair in zip(cosines, golds, strict=True)]
+        sizes = [len(gold_N) for gold_N in golds]
         metrics['spearman_mean'] = float(np.mean(each))
-        metrics['spearman_wmean'] = float(
-            np.average(each, weights=[len(gold_N) for gold_N in golds])
-        )
-    return metrics | {'pearson': _correlation(pearsonr, *every)}
+        metrics['spearman_wmean'] = float(np.average(each, weights=sizes))
+    return metrics | {'pearson': _correlate(pearsonr, *every)}
 
 
-def _correlation(measure: Callable, cosines_N: np.ndarray, gold_N: np.ndarray) -> float:
-    """0 where all cosines are equal, of which scipy makes nan: such a model knows nothing of the
-    order.
-    """
-    return (
-        float(measure(cosines_N.astype(np.float64), gold_N).statistic) if np.ptp(cosines_N) else 0.0
-    )
+def _correlate(measure: Callable, cosines_N: np.ndarray, gold_N: np.ndarray) -> float:
+    """Returns the correlation; 0 if all cosines are equal, for which scipy returns nan."""
+    if not np.ptp(cosines_N):
+        return 0.0
+    return float(measure(cosines_N.astype(np.float64), gold_N).statistic)
 
 
-def _cosines(embed: Embed, pairs: Sequence[tuple[str, str]], side: str) -> np.ndarray:
-    """float32[N] of N pairs."""
+def _compute_cosines(embed: Embed, pairs: Sequence[tuple[str, str]], side: str) -> np.ndarray:
+    """Returns float32[N]: the cosine of each pair."""
     vectors_MxD = embed_distinct(embed, [text for pair in pairs for text in pair], side)
     return np.einsum('nd,nd->n', vectors_MxD[::2], vectors_MxD[1::2])
 
 
-def _split(cosines_N: np.ndarray, subsets: Sequence[ScoredPairs]) -> list[np.ndarray]:
-    return np.split(cosines_N, np.cumsum([len(pairs.texts) for pairs in subsets])[:-1])
+def _split_by_subset(cosines_N: np.ndarray, subsets: Sequence[ScoredPairs]) -> list[np.ndarray]:
+    ends = np.cumsum([len(pairs.texts) for pairs in subsets])
+    return np.split(cosines_N, ends[:-1])
 
 
 def read_year(folder: epath.Path, names: Sequence[str]) -> list[ScoredPairs]:
@@ -196,8 +207,13 @@ def read_year(folder: epath.Path, names: Sequence[str]) -> list[ScoredPairs]:
 
 
 def read_subset(folder: epath.Path, name: str) -> ScoredPairs:
-    """A subset of STS12 to STS16: two texts a line in one file, and the score, or nothing, on the
-    same line of another.
+    """Reads a subset of STS12 to STS16.
+
+    One file has two texts per line. Another file has their score on the same line, or an empty line
+    for pairs without a score, which are skipped.
+
+    Raises:
+      UserError: a file is missing, or a line cannot be used (with file and line).
     """
     paths = [folder / f'STS.{kind}.{name}.txt' for kind in ('input', 'gs')]
     missing = [path.name for path in paths if not path.exists()]
@@ -206,73 +222,76 @@ def read_subset(folder: epath.Path, name: str) -> ScoredPairs:
     lines, scores = (list(read_lines(path, blank=True)) for path in paths)
     if len(lines) != len(scores):
         raise UserError(
-            f'{paths[1]}: has {len(scores)} lines and {paths[0].name} {len(lines)}: they must be '
-            f'of the same pairs'
+            f'{paths[1]}: has {len(scores)} lines, but {paths[0].name} has {len(lines)}; line i of '
+            f'both must belong to the same pair'
         )
-    scored = [(*line, *gold) for line, gold in zip(lines, scores, strict=True) if gold[1].strip()]
-    rows = [
-        (_texts(where, line.split('\t')), _gold(where_gold, [gold]))
-        for where, line, where_gold, gold in scored
-    ]
-    return _pairs(name, paths, rows)
+    rows = []
+    for (where, line), (where_gold, gold) in zip(lines, scores, strict=True):
+        if gold.strip():
+            texts = _parse_texts(where, line.split('\t'))
+            rows.append((texts, _parse_gold(where_gold, [gold])))
+    return _make_scored_pairs(name, paths, rows)
 
 
 def read_benchmark(path: epath.Path, split: str) -> ScoredPairs:
-    """A split of STS-B: score and texts stand in columns 5 to 7, sources may follow."""
-    rows = [(where, line.split('\t')) for where, line in read_lines(path)]
-    return _pairs(
-        split,
-        [path],
-        [(_texts(where, fields[5:7]), _gold(where, fields[4:5])) for where, fields in rows],
-    )
+    """Reads a split of STS-B: columns 5 to 7 are the score and the two texts; more may follow."""
+    rows = []
+    for where, line in read_lines(path):
+        fields = line.split('\t')
+        rows.append((_parse_texts(where, fields[5:7]), _parse_gold(where, fields[4:5])))
+    return _make_scored_pairs(split, [path], rows)
 
 
 def read_sick(path: epath.Path, split: str) -> ScoredPairs:
-    """A split of SICK, whose relatedness is the score; a header stands first."""
+    """Reads a split of SICK, whose relatedness is the score. The first line is a header."""
     (where, header), *lines = [*read_lines(path)] or [(f'{path}:1', '')]
     if header.split('\t')[1:4] != ['sentence_A', 'sentence_B', 'relatedness_score']:
         raise UserError(
             f'{where}: a header with pair_ID, sentence_A, sentence_B and relatedness_score, '
             f'separated by tabs, is expected'
         )
-    rows = [(where, line.split('\t')) for where, line in lines]
-    return _pairs(
-        split,
-        [path],
-        [(_texts(where, fields[1:3]), _gold(where, fields[3:4])) for where, fields in rows],
-    )
+    rows = []
+    for where, line in lines:
+        fields = line.split('\t')
+        rows.append((_parse_texts(where, fields[1:3]), _parse_gold(where, fields[3:4])))
+    return _make_scored_pairs(split, [path], rows)
 
 
-def _texts(where: str, fields: Sequence[str]) -> tuple[str, str]:
-    """The two texts, words separated by single spaces, as SentEval hands them on."""
+def _parse_texts(where: str, fields: Sequence[str]) -> tuple[str, str]:
+    """Returns the two texts, with words separated by single spaces as in SentEval."""
     texts = [' '.join(field.split()) for field in fields]
     if len(texts) != 2 or not all(texts):
         raise UserError(f'{where}: two texts are expected, separated by a tab')
     return texts[0], texts[1]
 
 
-def _gold(where: str, fields: Sequence[str]) -> float:
-    """The score in the one field; none where the line was too short."""
+def _parse_gold(where: str, fields: Sequence[str]) -> float:
+    """Returns the score.
+
+    Args:
+      where: 'file:line', for the message.
+      fields: list of the field with the score; empty if the line is too short.
+    """
     try:
         gold = float(fields[0])
     except (IndexError, ValueError):
         gold = np.nan
     if not np.isfinite(gold):
-        there = repr(fields[0][:40]) if fields else 'the end of the line'
+        found = repr(fields[0][:40]) if fields else 'the end of the line'
         raise UserError(
-            f'{where}: a score is expected, a number, not {there}: take the release with its labels'
+            f'{where}: the score must be a number, not {found}: use the release with labels'
         )
     return gold
 
 
-def _pairs(
+def _make_scored_pairs(
     name: str, paths: list[epath.Path], rows: Sequence[tuple[tuple[str, str], float]]
 ) -> ScoredPairs:
     golds = [gold for _, gold in rows]
     if len(set(golds)) < 2:
         raise UserError(
-            f'{paths[-1]}: {len(golds)} scored pairs with {len(set(golds))} different scores: no '
-            f'correlation can be measured'
+            f'{paths[-1]}: {len(golds)} scored pairs with {len(set(golds))} different scores: the '
+            f'correlation is not defined'
         )
     return ScoredPairs(name, paths, [texts for texts, _ in rows], np.array(golds))
 

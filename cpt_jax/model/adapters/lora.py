@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) and QLoRA (2305.14314): small matrices are trained beside frozen ones."""
+"""LoRA (arXiv 2106.09685) and QLoRA (arXiv 2305.14314): low-rank adapters on frozen weights."""
 
 import dataclasses
 import math
@@ -10,15 +10,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Codes, Int8, stack_of
+from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Codes, Int8, encode_stack
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import Initializer, constant
-from cpt_jax.model.parameter import Frozen, gathered, is_variable, parameter
+from cpt_jax.model.parameter import Frozen, gather_weight, is_variable, make_parameter
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import BATCH, AnyMesh, mesh_of
+from cpt_jax.runtime.mesh import BATCH, AnyMesh, get_mesh
 
-# A layer's matrices: the part that each is in, and how many of its axes are inputs.
+# Matrices of a layer: the submodule that holds each, and how many of its axes are inputs.
 MATRICES = {
     'query': ('attention', 1),
     'key': ('attention', 1),
@@ -28,17 +28,16 @@ MATRICES = {
     'gate': ('feed_forward', 1),
     'down': ('feed_forward', 1),
 }
-# Size, and the mesh axis that it lies over.
+# Size of an array axis, and the mesh axis that splits it.
 Axis = tuple[int, str | None]
-_CODES = {'nf4': NF4, 'int8': Int8}
-BASES = ('float32', 'bfloat16', *_CODES)
-# Adapters' dropout draws at sites of its own, behind all of the layers themselves
-# (model/block.py).
-_SITES = 1 << 20
+_CODE_CLASSES = {'nf4': NF4, 'int8': Int8}
+BASES = ('float32', 'bfloat16', *_CODE_CLASSES)
+# Dropout sites of adapters start here, above all sites of the layers (model/block.py).
+_FIRST_ADAPTER_SITE = 1 << 20
 
 
 class Adaptable(Protocol):
-    """What adapters are put into: an Encoder, which this file cannot import (it imports this)."""
+    """An Encoder; encoder.py imports this file, so the class itself cannot be imported here."""
 
     config: EncoderConfig
     adapter_dropout: float
@@ -49,7 +48,7 @@ E = TypeVar('E', bound=Adaptable)
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """The `lora` section; configs/base.py comments each key."""
+    """The `lora` section of a config; configs/base.py describes each key."""
 
     rank: int = 0
     alpha: float = 16.0
@@ -58,15 +57,15 @@ class LoRA:
     base: str = 'float32'
 
     def __post_init__(self):
-        object.__setattr__(self, 'targets', tuple(self.targets))  # a list where it comes from JSON
+        object.__setattr__(self, 'targets', tuple(self.targets))  # JSON gives a list
         if self.rank < 0:
             raise UserError(
-                f'lora.rank={self.rank}: must be 0 (all parameters are trained) or more'
+                f'lora.rank={self.rank}: must be 0 (no LoRA: all parameters are trained) or more'
             )
         if self.alpha <= 0:
-            raise UserError(f'lora.alpha={self.alpha}: must be over 0')
+            raise UserError(f'lora.alpha={self.alpha}: must be greater than 0')
         if not 0 <= self.dropout < 1:
-            raise UserError(f'lora.dropout={self.dropout}: a share, 0 or more and less than 1')
+            raise UserError(f'lora.dropout={self.dropout}: must be from 0 to less than 1')
         unknown = [name for name in self.targets if name not in MATRICES]
         if unknown or not self.targets:
             raise UserError(
@@ -76,45 +75,42 @@ class LoRA:
             raise UserError(f'lora.base={self.base!r}: choose one of {", ".join(BASES)}')
         if not self.rank and self.base != 'float32':
             raise UserError(
-                f'lora.base={self.base} with lora.rank=0: parameters that are trained are '
-                f'float32; set lora.rank'
+                f'lora.base={self.base} with lora.rank=0: without LoRA all parameters are trained '
+                f'in float32; set lora.rank to 1 or more, or lora.base=float32'
             )
 
     @property
     def keeps_codes(self) -> bool:
-        """Whether the layers' matrices are kept as codes, and floats are made of them again and
-        again.
-        """
-        return self.base in _CODES
+        """Whether the matrices of the layers are stored as codes, which each use decodes."""
+        return self.base in _CODE_CLASSES
 
     def check(self, config: EncoderConfig, mesh: AnyMesh) -> None:
-        """Raises UserError if a model cannot be adapted so, or its codes cannot be split over a
-        mesh.
+        """Raises UserError if the model cannot be adapted like this, or if its codes cannot be
+        split over the mesh.
         """
         if not self.rank:
             return
-        if not any(_has(config, name) for name in self.targets):
+        if not any(_has_matrix(config, name) for name in self.targets):
             raise UserError(
-                f'lora.targets={list(self.targets)}: model.activation={config.activation} has none '
-                f'of them'
+                f'lora.targets={list(self.targets)}: a model with '
+                f'model.activation={config.activation} has none of these matrices'
             )
         if self.keeps_codes and config.remat == 'none':
             raise UserError(
-                f'lora.base={self.base} with model.remat=none would keep the floats of every '
-                f'layer: set dots or full'
+                f'lora.base={self.base} with model.remat=none would keep the decoded weights of '
+                f'every layer: set model.remat to dots or full'
             )
         if self.base == 'nf4':
-            heads = 'model.heads x model.head_width', config.heads * config.head_width, 'tensor'
             for key, inputs, axis in [
                 ('model.width', config.width, 'fsdp'),
                 ('model.hidden', config.hidden, 'tensor'),
-                heads,
+                ('model.heads x model.head_width', config.heads * config.head_width, 'tensor'),
             ]:
                 parts = mesh.shape[axis]
                 if inputs % BLOCK:
                     raise UserError(
-                        f'lora.base=nf4 has blocks of {BLOCK} inputs: {key}={inputs} is no '
-                        f'multiple; use bfloat16 or int8'
+                        f'lora.base=nf4 has blocks of {BLOCK} inputs, but {key}={inputs} is not a '
+                        f'multiple of {BLOCK}: set lora.base to bfloat16 or int8'
                     )
                 if inputs // BLOCK % parts:
                     raise UserError(
@@ -123,69 +119,79 @@ class LoRA:
                         f'mesh.{axis}={math.gcd(inputs // BLOCK, parts)} and mesh.data=-1'
                     )
 
-    def adapted(self, encoder: E, rngs: nnx.Rngs) -> E:
-        """An Encoder with everything frozen as `base` says and with fresh adapters, which add
-        nothing yet.
-        """
-        adapted = self.frozen(encoder)
+    def add_adapters(self, encoder: E, rngs: nnx.Rngs) -> E:
+        """Returns an Encoder frozen as in `freeze`, with new adapters, whose output is still 0."""
+        adapted = self.freeze(encoder)
         adapted.adapter_dropout = self.dropout
-        for stack in ('blocks', 'last') if encoder.config.layers > 1 else ('last',):
+        stacks = ('blocks', 'last') if encoder.config.layers > 1 else ('last',)
+        for stack in stacks:
             for name in self.targets:
-                if _has(encoder.config, name):
+                if _has_matrix(encoder.config, name):
                     part, inputs = MATRICES[name]
                     weight = jax.typeof(getattr(getattr(getattr(encoder, stack), part), name)[...])
                     axes = list(zip(weight.shape, weight.sharding.spec, strict=True))
+                    # [layers of the stack, *inputs, *outputs]
                     layers = axes[:-3] if part == 'attention' else axes[:-2]
                     axes = axes[len(layers) :]
                     adapter = LowRankAdapter(self, axes[:inputs], axes[inputs:], rngs, *layers)
                     setattr(getattr(getattr(adapted, stack), part), f'{name}_adapter', adapter)
         return adapted
 
-    def frozen(self, encoder: E) -> E:
-        """An Encoder with all of its variables as `frozen_weight` has them."""
+    def freeze(self, encoder: E) -> E:
+        """Returns an Encoder with all variables frozen by `freeze_weight`."""
 
-        def freeze(path: tuple, weight: nnx.Variable) -> nnx.Variable | Codes:
-            return self.frozen_weight(
+        def freeze_variable(path: tuple, weight: nnx.Variable) -> nnx.Variable | Codes:
+            return self.freeze_weight(
                 jax.tree_util.keystr(path, simple=True, separator='.'), weight[...]
             )
 
-        return jax.tree_util.tree_map_with_path(freeze, encoder, is_leaf=is_variable)
+        return jax.tree_util.tree_map_with_path(freeze_variable, encoder, is_leaf=is_variable)
 
-    def frozen_weight(self, path: str, weight: jax.Array) -> Frozen | Codes:
-        """What stands in the place of a weight, by its name ('blocks.attention.query'; 'last.' is
-        of one layer, and 'blocks.' a stack).
+    def freeze_weight(self, path: str, weight: jax.Array) -> Frozen | Codes:
+        """Returns the frozen form of a weight.
 
-        Codes are made of the layers' matrices alone; embeddings, norms and biases stay float32, as
-        the authors of PromptEOL have them. In bfloat16 are these matrices and the embeddings.
+        With `base` 'nf4' or 'int8', only the matrices of the layers become codes; embeddings, norms
+        and biases stay float32, as in the PromptEOL code. With 'bfloat16', the matrices of the
+        layers and the embeddings are bfloat16.
+
+        Args:
+          path: name of the weight, such as 'blocks.attention.query'; 'blocks.' is a stack of
+            layers, 'last.' a single layer.
+          weight: its value.
         """
-        stack, name = path.partition('.')[0], path.rpartition('.')[2]
-        inner = name in MATRICES and stack in ('blocks', 'last')
-        if inner and self.base in _CODES:
-            kind, inputs = _CODES[self.base], MATRICES[name][1]
-            return stack_of(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
-        small = self.base == 'bfloat16' and (
-            inner or 'embedding' in name or name.startswith('project_')
+        stack = path.partition('.')[0]
+        name = path.rpartition('.')[2]
+        is_layer_matrix = name in MATRICES and stack in ('blocks', 'last')
+        if is_layer_matrix and self.base in _CODE_CLASSES:
+            kind, inputs = _CODE_CLASSES[self.base], MATRICES[name][1]
+            return encode_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
+        is_bfloat16 = self.base == 'bfloat16' and (
+            is_layer_matrix or 'embedding' in name or name.startswith('project_')
         )
-        return Frozen(weight.astype(jnp.bfloat16 if small else jnp.float32))
+        return Frozen(weight.astype(jnp.bfloat16 if is_bfloat16 else jnp.float32))
 
 
 class LowRankAdapter(nnx.Module):
-    """What is added to a linear layer: scale * B(A(dropout(h))), with A as PEFT begins and B zero.
+    """The low-rank term of a linear layer: scale * B(A(dropout(h))), initialized as in PEFT.
 
     Attributes:
-      lora_a: float32[*inputs, r], uniform within 1 / sqrt(inputs) (torch's kaiming_uniform_ of a =
-        sqrt(5)).
-      lora_b: float32[r, *outputs].
+      lora_a: float32[*inputs, r], initialized uniformly within 1 / sqrt(number of inputs) (torch's
+        kaiming_uniform_ with a = sqrt(5)).
+      lora_b: float32[r, *outputs], initialized to 0.
       scale: alpha / r.
+      dropout: dropout rate of the inputs in training.
     """
 
     def __init__(
         self, lora: LoRA, inputs: list[Axis], outputs: list[Axis], rngs: nnx.Rngs, *stack: Axis
     ):
-        self.scale, self.dropout = lora.alpha / lora.rank, lora.dropout
+        self.scale = lora.alpha / lora.rank
+        self.dropout = lora.dropout
         bound = math.prod(size for size, _ in inputs) ** -0.5
-        self.lora_a = parameter(rngs, uniform(bound), *stack, *inputs, _low(lora.rank, inputs))
-        self.lora_b = parameter(rngs, constant(0.0), *stack, _low(lora.rank, outputs), *outputs)
+        a_axes = *stack, *inputs, _make_rank_axis(lora.rank, inputs)
+        b_axes = *stack, _make_rank_axis(lora.rank, outputs), *outputs
+        self.lora_a = make_parameter(rngs, uniform(bound), *a_axes)
+        self.lora_b = make_parameter(rngs, constant(0.0), *b_axes)
 
     def __call__(
         self,
@@ -193,23 +199,28 @@ class LowRankAdapter(nnx.Module):
         h: jax.Array,
         spec: tuple[str | None, ...],
         out_sharding: P,
-        site: int,
+        site: int | jax.Array,
         noise: Noise | None,
     ) -> jax.Array:
-        """What is added to einsum(form, h, weight). Arguments as those of `adapted_product`."""
+        """Returns the term to add to einsum(form, h, weight).
+
+        Arguments are those of `multiply_with_adapter`, and `site`: index of the matrix in MATRICES.
+        """
+        # For 'rsd,dhk->rshk': inputs 'd', outputs 'hk', batch 'rs', and the rank is 'z'. Then
+        # rsd,dz->rsz and rsz,zhk->rshk.
         left, weight, out = form.replace('->', ',').split(',')
-        shared, kept = (
-            [letter for letter in weight if (letter in left) == inside] for inside in (True, False)
-        )
-        before = left.removesuffix(''.join(shared))
+        inputs = [letter for letter in weight if letter in left]
+        outputs = [letter for letter in weight if letter not in left]
+        batch = left.removesuffix(''.join(inputs))
         axes = dict(zip(weight, spec, strict=True))
-        a = gathered(self.lora_a, h.dtype, *(axes[letter] for letter in shared), None)
-        b = gathered(self.lora_b, h.dtype, None, *(axes[letter] for letter in kept))
+        a = gather_weight(self.lora_a, h.dtype, *(axes[letter] for letter in inputs), None)
+        b = gather_weight(self.lora_b, h.dtype, None, *(axes[letter] for letter in outputs))
         if noise is not None:
-            h = dropout(h, noise.keys, self.dropout, _SITES + len(MATRICES) * noise.layer + site)
-        low = jnp.einsum(f'{left},{"".join(shared)}z->{before}z', h, a, out_sharding=P(BATCH))
+            site = _FIRST_ADAPTER_SITE + len(MATRICES) * noise.layer + site
+            h = dropout(h, noise.keys, self.dropout, site)
+        low = jnp.einsum(f'{left},{"".join(inputs)}z->{batch}z', h, a, out_sharding=P(BATCH))
         return self.scale * jnp.einsum(
-            f'{before}z,z{"".join(kept)}->{out}', low, b, out_sharding=out_sharding
+            f'{batch}z,z{"".join(outputs)}->{out}', low, b, out_sharding=out_sharding
         )
 
 
@@ -218,7 +229,7 @@ def has_adapter(module: nnx.Module, name: str) -> bool:
     return hasattr(module, f'{name}_adapter')
 
 
-def adapted_product(
+def multiply_with_adapter(
     module: nnx.Module,
     name: str,
     form: str,
@@ -227,27 +238,25 @@ def adapted_product(
     out_sharding: P,
     noise: Noise | None = None,
 ) -> jax.Array:
-    """einsum(form, h, weight) of a module's matrix, and what its adapter adds, where it has one.
+    """Returns einsum(form, h, weight), plus the term of the weight's adapter if it has one.
 
     Args:
-      module: with a weight `name` [*inputs, *outputs], and perhaps `<name>_adapter`.
-      form: of einsum; the inputs are the last axes of h and the first of the weight.
-      spec: how the weight lies where it is used, axis by axis.
-      noise: for the adapter's dropout; None: there is none.
+      module: module with a weight `name` [*inputs, *outputs], and optionally `<name>_adapter`.
+      form: einsum formula; the inputs are the last axes of h and the first of the weight.
+      spec: mesh axis of each axis of the gathered weight.
+      noise: source of the adapter's dropout; None: no dropout.
     """
     out = jnp.einsum(
-        form, h, gathered(getattr(module, name), h.dtype, *spec), out_sharding=out_sharding
+        form, h, gather_weight(getattr(module, name), h.dtype, *spec), out_sharding=out_sharding
     )
     adapter = getattr(module, f'{name}_adapter', None)
-    return (
-        out
-        if adapter is None
-        else out + adapter(form, h, spec, out_sharding, list(MATRICES).index(name), noise)
-    )
+    if adapter is None:
+        return out
+    return out + adapter(form, h, spec, out_sharding, list(MATRICES).index(name), noise)
 
 
 def uniform(bound: float) -> Initializer:
-    """Independent values, evenly from -bound to bound."""
+    """Returns an initializer of independent values, uniform from -bound to bound."""
 
     def init(
         key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P
@@ -257,14 +266,18 @@ def uniform(bound: float) -> Initializer:
     return init
 
 
-def merged(module: nnx.Module, name: str) -> np.ndarray:
-    """A weight of a module on the host, with what its adapter adds: float32 where it has one or is
-    kept as codes, else as it is.
+def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
+    """Returns a weight of a module on the host, with its adapter merged into it.
+
+    The result is float32 if the weight has an adapter or is stored as codes; otherwise it keeps the
+    dtype of the weight.
     """
-    weight, adapter = getattr(module, name), getattr(module, f'{name}_adapter', None)
-    array = (
-        _floats(weight) if isinstance(weight, Codes) else np.asarray(jax.device_get(weight[...]))
-    )
+    weight = getattr(module, name)
+    adapter = getattr(module, f'{name}_adapter', None)
+    if isinstance(weight, Codes):
+        array = _decode_to_host(weight)
+    else:
+        array = np.asarray(jax.device_get(weight[...]))
     if adapter is None:
         return array
     inputs = MATRICES[name][1]
@@ -274,18 +287,21 @@ def merged(module: nnx.Module, name: str) -> np.ndarray:
     return array.astype(np.float32) + np.float32(adapter.scale) * delta.reshape(array.shape)
 
 
-def _floats(codes: Codes) -> np.ndarray:
-    with jax.set_mesh(mesh_of(codes.codes[...])):
-        return np.asarray(jax.jit(lambda codes: codes.whole())(codes))
+def _decode_to_host(codes: Codes) -> np.ndarray:
+    with jax.set_mesh(get_mesh(codes.codes[...])):
+        return np.asarray(jax.jit(lambda codes: codes.decode())(codes))
 
 
-def _low(rank: int, others: list[Axis]) -> Axis:
-    """The axis between A and B: split over fsdp where no other axis of the matrix is, and it can
-    be.
+def _make_rank_axis(rank: int, others: list[Axis]) -> Axis:
+    """Returns the axis between A and B.
+
+    It is split over fsdp if that divides the rank and no other axis of the matrix is split over
+    fsdp.
     """
     parts = jax.sharding.get_abstract_mesh().shape.get('fsdp', 1)
-    return rank, 'fsdp' if rank % parts == 0 and all(axis != 'fsdp' for _, axis in others) else None
+    can_split = rank % parts == 0 and all(axis != 'fsdp' for _, axis in others)
+    return rank, 'fsdp' if can_split else None
 
 
-def _has(config: EncoderConfig, name: str) -> bool:
-    return name != 'gate' or config.gated
+def _has_matrix(config: EncoderConfig, name: str) -> bool:
+    return name != 'gate' or config.is_gated

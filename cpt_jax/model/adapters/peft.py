@@ -1,5 +1,5 @@
-"""LoRA adapters as PEFT keeps them: adapter_config.json and adapter_model.safetensors beside a base
-that others have too.
+"""LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors, without the
+base model.
 """
 
 import json
@@ -15,15 +15,15 @@ from safetensors.numpy import save_file
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.tensors import Tensor
-from cpt_jax.model.formats.safetensors_files import Files, opened
+from cpt_jax.model.formats.safetensors_files import Files, open_safetensors
 from cpt_jax.runtime.errors import UserError
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
-_OUTER = 'base_model.model.'  # PEFT's names of the module that it wraps
-_TOKENS = '.token_adapter.trainable_tokens_delta'
-# Keys of adapter_config.json that are read here, or that say how it was trained and not what it
-# computes; others must be empty.
-_KNOWN = {
+_WRAPPER_PREFIX = 'base_model.model.'  # PEFT's prefix for the modules of the base model
+_TOKEN_DELTA_SUFFIX = '.token_adapter.trainable_tokens_delta'
+# Keys of adapter_config.json that are read here, or that affect only training. Any other key must
+# be empty.
+_KNOWN_KEYS = {
     'alpha_pattern', 'auto_mapping', 'base_model_name_or_path', 'bias', 'corda_config',
     'ensure_weight_tying', 'eva_config',
     'exclude_modules', 'fan_in_fan_out', 'inference_mode', 'init_lora_weights', 'layers_pattern',
@@ -33,129 +33,140 @@ _KNOWN = {
     'revision', 'runtime_config', 'target_modules', 'task_type', 'trainable_token_indices',
     'use_rslora',
 }  # fmt: skip
-# Ways to begin that leave the base as it was; PiSSA, OLoRA, CorDA and LoftQ take what they begin
-# with out of it.
-_BEGINNINGS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
+# Initializations that do not change the base. PiSSA, OLoRA, CorDA and LoftQ subtract the initial
+# adapter from the base.
+_KNOWN_INITS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
 
 
 class _Delta(NamedTuple):
-    """Of one linear layer: scale * b @ a is added to torch's [out, in]."""
+    """Adapter of one linear layer: scale * b @ a is added to torch's weight [out, in]."""
 
-    a_RxI: np.ndarray
+    a_ExI: np.ndarray
     b_OxR: np.ndarray
     scale: float
 
 
 class AdaptedFiles(Files):
-    """The tensors of a base with an adapter merged into them, each in the dtype of its file."""
+    """The tensors of a base with a merged adapter, each in the dtype of its file."""
 
     def __init__(self, base: Files, family: Family, directory: Path):
         """Reads the adapter.
 
+        Args:
+          base: tensors of the base.
+          family: family of the base.
+          directory: directory of the adapter.
+
         Raises:
-          UserError: it has parts that are no LoRA of linear layers, or is for another base.
+          UserError: the adapter has other parts than LoRA of linear layers, or belongs to another
+            base.
         """
-        config = read_config(directory)
-        self._base, self._transposed, self._adapter = base, family.transposed, directory / WEIGHTS
+        config = read_adapter_config(directory)
+        self._base = base
+        self._transposed = family.transposed
+        self._adapter = directory / WEIGHTS
         self.names = base.names
-        bare = {_without(family, name): name for name in base.names}
+        bare = {_strip_prefix(family, name): name for name in base.names}
         self._deltas: dict[str, _Delta] = {}
         self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
-        with opened(self._adapter) as file:
+        with open_safetensors(self._adapter) as file:
             tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
         for name in sorted(tensors):
-            module = _without(family, name.removeprefix(_OUTER))
+            module = _strip_prefix(family, name.removeprefix(_WRAPPER_PREFIX))
             if module.endswith('.lora_A.weight'):
                 module = module.removesuffix('.lora_A.weight')
                 b = name.replace('.lora_A.', '.lora_B.')
                 where = bare.get(f'{module}.weight')
                 if where and b in tensors:
                     self._deltas[where] = _Delta(
-                        tensors[name], tensors[b], _scale(config, module, len(tensors[name]))
+                        tensors[name], tensors[b], _find_scale(config, module, len(tensors[name]))
                     )
                     continue
-                ignored = f'{module}.weight' in family.passed_over  # the head that foretells tokens
-            elif module.endswith(_TOKENS):
-                where, ignored = bare.get(module.removesuffix(_TOKENS) + '.weight'), False
+                # The output head, which is not loaded.
+                can_ignore = f'{module}.weight' in family.ignored_names
+            elif module.endswith(_TOKEN_DELTA_SUFFIX):
+                where = bare.get(module.removesuffix(_TOKEN_DELTA_SUFFIX) + '.weight')
                 if where:
-                    self._rows[where] = _indices(config), tensors[name]
+                    self._rows[where] = _read_trainable_ids(config), tensors[name]
                     continue
+                can_ignore = False
             else:
-                ignored = (
-                    module.endswith('.lora_B.weight')
-                    and name.replace('.lora_B.', '.lora_A.') in tensors
-                )
-            if not ignored:
+                # B was read together with its A.
+                a = name.replace('.lora_B.', '.lora_A.')
+                can_ignore = module.endswith('.lora_B.weight') and a in tensors
+            if not can_ignore:
                 raise UserError(
-                    f'{self._adapter}: {name} is no LoRA of a linear layer of '
-                    f'{base.paths[0].parent}: it is of another base'
+                    f'{self._adapter}: {name} is not a LoRA matrix of a linear layer of '
+                    f'{base.paths[0].parent}: the adapter belongs to another base'
                 )
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, merged."""
+        """Reads one tensor, with the adapter merged into it."""
         array = self._base.read(name)
         if name in self._rows:
             ids, rows = self._rows[name]
-            # Of the others the base's own tokenizer makes none.
-            here = [place for place, i in enumerate(ids) if i < len(array)]
+            # The base's own tokenizer does not produce ids beyond the table, so they are left out.
+            kept = [index for index, i in enumerate(ids) if i < len(array)]
             array = array.copy()
-            array[[ids[place] for place in here]] = rows[here]
+            array[[ids[index] for index in kept]] = rows[kept]
         if name not in self._deltas:
             return array
         a, b, scale = self._deltas[name]
         delta = (b @ a).T if self._transposed else b @ a
         if delta.shape != array.shape:
             raise UserError(
-                f'{self._adapter}: adds {list(delta.shape)} to {self._base.place(name)}, which '
-                f'has {list(array.shape)}'
+                f'{self._adapter}: its matrix for {self._base.describe_location(name)} has shape '
+                f'{list(delta.shape)}, but the base has {list(array.shape)}'
             )
         return (array.astype(np.float32) + np.float32(scale) * delta).astype(array.dtype)
 
-    def place(self, name: str) -> str:
-        """'file: name', for people."""
-        return self._base.place(name)
+    def describe_location(self, name: str) -> str:
+        """Returns 'file: name', for messages."""
+        return self._base.describe_location(name)
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold them."""
+        """The files that contain the tensors and the adapter."""
         return [*self._base.paths, self._adapter]
 
 
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter."""
+def is_adapter_directory(directory: Path) -> bool:
+    """Returns whether a directory contains an adapter."""
     return (directory / CONFIG).is_file()
 
 
-def base_of(directory: Path) -> Path:
-    """The directory of an adapter's base. Raises UserError where it is not here."""
-    name = read_config(directory).get('base_model_name_or_path') or ''
+def find_base_directory(directory: Path) -> Path:
+    """Returns the directory of an adapter's base. Raises UserError if it is not on this machine."""
+    name = read_adapter_config(directory).get('base_model_name_or_path') or ''
     for path in (Path(name), directory / name):
         if name and (path / 'config.json').is_file():
             return path
     raise UserError(
-        f'{directory / CONFIG}: base_model_name_or_path={name!r} is no directory with a model '
-        f'here: set it to where that is'
+        f'{directory / CONFIG}: base_model_name_or_path={name!r} is not a directory with a model '
+        f'on this machine: set it to the path of the base model'
     )
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """adapter_config.json. Raises UserError where it is damaged, or asks for more than LoRA of
-    linear layers.
+def read_adapter_config(directory: Path) -> dict[str, Any]:
+    """Reads adapter_config.json.
+
+    Raises:
+      UserError: it is damaged, or needs more than LoRA of linear layers.
     """
     path = directory / CONFIG
     try:
         config = json.loads(path.read_text('utf-8'))
     except ValueError as error:
         raise UserError(f'{path}: damaged ({error}): copy it again') from None
-    wrong = {key: config[key] for key in sorted(config.keys() - _KNOWN) if config[key]}
-    expected = {'peft_type': ('LORA',), 'bias': (None, 'none'), 'init_lora_weights': _BEGINNINGS}
-    wrong |= {
+    unsupported = {key: config[key] for key in sorted(config.keys() - _KNOWN_KEYS) if config[key]}
+    expected = {'peft_type': ('LORA',), 'bias': (None, 'none'), 'init_lora_weights': _KNOWN_INITS}
+    unsupported |= {
         key: config.get(key) for key, values in expected.items() if config.get(key) not in values
     }
-    if wrong:
+    if unsupported:
         raise UserError(
             f'{path}: not supported: '
-            f'{", ".join(f"{key}={value!r}" for key, value in wrong.items())}'
+            f'{", ".join(f"{key}={value!r}" for key, value in unsupported.items())}'
         )
     return config
 
@@ -171,27 +182,31 @@ def write_adapter(
     """Writes an adapter into a directory.
 
     Args:
+      directory: directory to write into.
+      family: family of the base.
       encoder_config: architecture of the model.
       config: keys of adapter_config.json: base_model_name_or_path, r, lora_alpha, lora_dropout.
-      weights: 'attention.query' -> for each layer A [*inputs, r] and B [r, *outputs] of the
-        Encoder.
-      tokens: ids, and the rows of the token table that PEFT is to have in their place.
+      weights: name of a matrix, such as 'attention.query' -> for each layer, the Encoder's
+        A [*inputs, r] and B [r, *outputs].
+      tokens: ids, and the rows that replace theirs in the base's token table; optional.
 
     Raises:
-      UserError: the family's files hold one of these matrices together with others.
+      UserError: the family's files store one of these matrices together with others.
     """
-    tensors, modules = {}, []
+    tensors = {}
+    modules = []
     for tensor in family.layer(encoder_config):
         for parameter in tensor.parameters:
             if parameter in weights:
-                check_apart(tensor, parameter)
+                check_is_separate(tensor, parameter)
                 for i, (a, b) in enumerate(weights[parameter]):
                     module = tensor.name.format(i=i).removesuffix('.weight')
                     modules.append(module)
-                    tensors[f'{_OUTER}{module}.lora_A.weight'] = a.reshape(-1, a.shape[-1]).T
-                    tensors[f'{_OUTER}{module}.lora_B.weight'] = b.reshape(len(b), -1).T
+                    prefix = f'{_WRAPPER_PREFIX}{module}'
+                    tensors[f'{prefix}.lora_A.weight'] = a.reshape(-1, a.shape[-1]).T
+                    tensors[f'{prefix}.lora_B.weight'] = b.reshape(len(b), -1).T
     more: dict[str, Any] = {
-        'target_modules': _targets(family, encoder_config, modules),
+        'target_modules': _choose_target_modules(family, encoder_config, modules),
         'fan_in_fan_out': family.transposed,
     }
     if tokens:
@@ -200,7 +215,7 @@ def write_adapter(
             for tensor in family.outer(encoder_config)
             if 'token_embedding' in tensor.parameters
         )
-        tensors[f'{_OUTER}{table}{_TOKENS}'] = tokens[1]
+        tensors[f'{_WRAPPER_PREFIX}{table}{_TOKEN_DELTA_SUFFIX}'] = tokens[1]
         more['trainable_token_indices'] = {table.rpartition('.')[2]: list(tokens[0])}
     fixed = {
         'peft_type': 'LORA',
@@ -217,47 +232,53 @@ def write_adapter(
         directory / WEIGHTS,
         metadata={'format': 'pt'},
     )
-    (directory / WEIGHTS).chmod(0o644)  # the library lets nobody else read it
+    (directory / WEIGHTS).chmod(0o644)  # safetensors makes it readable by its owner only
 
 
-def _targets(family: Family, config: EncoderConfig, modules: Sequence[str]) -> list[str]:
-    """The ends of modules' names, such as self_attn.q_proj; all whole where another module has such
-    an end (BERT's output.dense).
+def _choose_target_modules(
+    family: Family, config: EncoderConfig, modules: Sequence[str]
+) -> list[str]:
+    """Returns PEFT's target_modules: suffixes of module names, such as self_attn.q_proj.
+
+    If a suffix also matches a module without an adapter (BERT's output.dense), returns the full
+    names instead.
     """
-    everything = {
+    all_modules = {
         tensor.name.format(i=i).removesuffix('.weight')
         for tensor in family.layer(config)
         for i in range(config.layers)
     }
-    ends = sorted({re.sub(r'^.*?\.\d+\.', '', module) for module in modules})
-    others = everything - set(modules)
-    return (
-        sorted(modules)
-        if any(other.endswith(f'.{end}') for other in others for end in ends)
-        else ends
-    )
+    suffixes = sorted({re.sub(r'^.*?\.\d+\.', '', module) for module in modules})
+    others = all_modules - set(modules)
+    is_ambiguous = any(other.endswith(f'.{suffix}') for other in others for suffix in suffixes)
+    return sorted(modules) if is_ambiguous else suffixes
 
 
-def check_apart(tensor: Tensor, parameter: str) -> None:
-    """Raises UserError for a matrix that files hold with others: PEFT has one A for all of them."""
+def check_is_separate(tensor: Tensor, parameter: str) -> None:
+    """Raises UserError if files store a matrix together with others.
+
+    PEFT has a single A for all of them.
+    """
     if len(tensor.parameters) > 1:
         name = parameter.rpartition('.')[2]
         raise UserError(
-            f'lora.targets: {name} is a part of {tensor.name.format(i=0)}, for which PEFT has one '
-            'adapter: export the merged model, without --adapter'
+            f'lora.targets: {name} is a part of {tensor.name.format(i=0)}, for which PEFT has a '
+            'single adapter: export the merged model, without --adapter'
         )
 
 
-def _without(family: Family, name: str) -> str:
-    """A name without the prefix that files of some classes have."""
+def _strip_prefix(family: Family, name: str) -> str:
+    """Removes the prefix of a tensor name, if any."""
     return name.removeprefix(
         max((prefix for prefix in family.prefixes if name.startswith(prefix)), key=len)
     )
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """As PEFT finds it: the first pattern that matches the end of the module's name, or what is
-    said for all.
+def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """Returns the scale of a module's adapter.
+
+    As in PEFT, alpha is that of the first `alpha_pattern` that matches the end of the module's
+    name, or `lora_alpha` if none does.
     """
     patterns = config.get('alpha_pattern') or {}
     alpha = next(
@@ -267,6 +288,6 @@ def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
 
 
-def _indices(config: Mapping[str, Any]) -> list[int]:
+def _read_trainable_ids(config: Mapping[str, Any]) -> list[int]:
     given = config.get('trainable_token_indices') or []
     return next(iter(given.values())) if isinstance(given, Mapping) else given

@@ -1,23 +1,30 @@
-"""BERT, MiniLM, E5, BGE: every token sees its whole text; norms stand after each half."""
+"""BERT, MiniLM, E5, BGE: bidirectional; a norm after attention and after the feed-forward part."""
 
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless, usual_sizes
+from cpt_jax.model.families.family import (
+    GELUS,
+    Config,
+    Family,
+    choose,
+    read_usual_sizes,
+    refuse_unless,
+)
 from cpt_jax.model.families.tensors import (
     Tensor,
-    affine,
-    linear_with_bias,
-    out_of_heads,
-    projections,
-    same,
+    map_linear_with_bias,
+    map_norm,
+    map_out_of_heads,
+    map_projections,
+    map_unchanged,
 )
 
 
-def _shape(config: Config) -> dict[str, Any]:
+def _read_config(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'position_embedding_type', 'absolute')
     refuse_unless(config, 'is_decoder', False)
-    return usual_sizes(config) | {
+    return read_usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-12),
         'norm_place': 'after',
         'activation': choose(config, 'hidden_act', GELUS, 'gelu'),
@@ -29,30 +36,32 @@ def _shape(config: Config) -> dict[str, Any]:
     }
 
 
-def _outer(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     del config
     return [
-        same('embeddings.word_embeddings.weight', 'token_embedding'),
-        same('embeddings.position_embeddings.weight', 'position_embedding'),
-        same('embeddings.token_type_embeddings.weight', 'type_embedding'),
-        *affine('embeddings.LayerNorm', 'embedding_norm'),
+        map_unchanged('embeddings.word_embeddings.weight', 'token_embedding'),
+        map_unchanged('embeddings.position_embeddings.weight', 'position_embedding'),
+        map_unchanged('embeddings.token_type_embeddings.weight', 'type_embedding'),
+        *map_norm('embeddings.LayerNorm', 'embedding_norm'),
     ]
 
 
-def _layer(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     layer = 'encoder.layer.{i}'
     return [
-        *projections(
+        *map_projections(
             [f'{layer}.attention.self.{name}' for name in ('query', 'key', 'value')],
             config.head_width,
             bias=True,
         ),
-        out_of_heads(f'{layer}.attention.output.dense.weight', 'attention.out', config.head_width),
-        same(f'{layer}.attention.output.dense.bias', 'attention.out_bias'),
-        *affine(f'{layer}.attention.output.LayerNorm', 'attention_norm'),
-        *linear_with_bias(f'{layer}.intermediate.dense', 'feed_forward.up'),
-        *linear_with_bias(f'{layer}.output.dense', 'feed_forward.down'),
-        *affine(f'{layer}.output.LayerNorm', 'feed_forward_norm'),
+        map_out_of_heads(
+            f'{layer}.attention.output.dense.weight', 'attention.out', config.head_width
+        ),
+        map_unchanged(f'{layer}.attention.output.dense.bias', 'attention.out_bias'),
+        *map_norm(f'{layer}.attention.output.LayerNorm', 'attention_norm'),
+        *map_linear_with_bias(f'{layer}.intermediate.dense', 'feed_forward.up'),
+        *map_linear_with_bias(f'{layer}.output.dense', 'feed_forward.down'),
+        *map_norm(f'{layer}.output.LayerNorm', 'feed_forward_norm'),
     ]
 
 
@@ -64,12 +73,12 @@ _PREDICTIONS = (
     'transform.LayerNorm.bias',
 )
 BERT = Family(
-    {'bert': 'BertModel'},
-    ('', 'bert.'),
-    _shape,
-    _outer,
-    _layer,
-    (
+    model_types={'bert': 'BertModel'},
+    prefixes=('', 'bert.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=(
         'embeddings.position_ids',
         'pooler.dense.weight',
         'pooler.dense.bias',

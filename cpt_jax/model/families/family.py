@@ -1,4 +1,4 @@
-"""What the loader and the writer need to know of a family of models."""
+"""Description of a family of pretrained models, for loading and writing them."""
 
 import dataclasses
 import math
@@ -14,18 +14,19 @@ Config = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One way of naming and storing a transformer.
+    """Names and layouts of a transformer's tensors in files, and its config.json.
 
     Attributes:
-      model_types: of config.json, and transformers' class of each without a head.
-      prefixes: that stand before all names, in files of some classes.
-      shape: config.json -> arguments of EncoderConfig, without the vocabulary's.
-      outer, layer: all tensors of the encoder, and of each layer.
-      passed_over: names that a file may have and that no vector depends on: heads, buffers of old
-        versions.
-      tied: whether the output head is the token table where config.json has no
+      model_types: model_type in config.json -> transformers' class without a head.
+      prefixes: prefixes that all tensor names may have, depending on the class that was saved.
+      shape: function from config.json to arguments of EncoderConfig, without the vocabulary size.
+      outer: function from EncoderConfig to the tensors outside of the layers.
+      layer: function from EncoderConfig to the tensors of each layer.
+      ignored_names: tensors that a file may contain but that no vector depends on: output heads and
+        buffers of old versions.
+      tied: whether the output head is the token table if config.json has no
         `tie_word_embeddings`.
-      transposed: whether files hold matrices as [in, out].
+      transposed: whether files store matrices as [in, out].
     """
 
     model_types: Mapping[str, str]
@@ -33,24 +34,31 @@ class Family:
     shape: Callable[[Config], dict[str, Any]]
     outer: Callable[[EncoderConfig], list[Tensor]]
     layer: Callable[[EncoderConfig], list[Tensor]]
-    passed_over: tuple[str, ...] = ()
+    ignored_names: tuple[str, ...] = ()
     tied: bool = False
     transposed: bool = False
 
 
 def choose(config: Config, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:
-    """What a value of config.json means. Raises UserError where we do not know it."""
+    """Returns our name for a value of config.json. Raises UserError if the value is not known.
+
+    Args:
+      config: content of config.json.
+      key: key to read.
+      known: value in config.json -> our name.
+      default: value if the key is absent.
+    """
     value = config.get(key, default)
     if value not in known:
         raise UserError(
-            f'config.json: {key}={value!r} is not supported; known are '
+            f'config.json: {key}={value!r} is not supported; supported are '
             f'{", ".join(map(repr, known))}'
         )
     return known[value]
 
 
 def refuse_unless(config: Config, key: str, *values: Any) -> None:
-    """Raises UserError unless a key is absent or has one of some values."""
+    """Raises UserError if a key of config.json is present with a value other than `values`."""
     if key in config and config[key] not in values:
         raise UserError(
             f'config.json: {key}={config[key]!r} is not supported; it must be '
@@ -67,8 +75,8 @@ GELUS = {
 }
 
 
-def gpt_sizes(config: Config) -> dict[str, Any]:
-    """Under the names of GPT-2's config.json."""
+def read_gpt_sizes(config: Config) -> dict[str, Any]:
+    """Reads the sizes of a model from config.json with GPT-2's keys."""
     return {
         'width': config['n_embd'],
         'layers': config['n_layer'],
@@ -80,8 +88,8 @@ def gpt_sizes(config: Config) -> dict[str, Any]:
     }
 
 
-def usual_sizes(config: Config) -> dict[str, Any]:
-    """Under the names of most other config.json."""
+def read_usual_sizes(config: Config) -> dict[str, Any]:
+    """Reads the sizes of a model from config.json with the keys of most other families."""
     return {
         'width': config['hidden_size'],
         'layers': config['num_hidden_layers'],
@@ -91,7 +99,7 @@ def usual_sizes(config: Config) -> dict[str, Any]:
     }
 
 
-# Activations of gates, of a feed-forward part with three matrices.
+# Activations of a gated feed-forward part.
 GATES = {
     'silu': 'swiglu',
     'gelu_new': 'geglu',
@@ -101,41 +109,48 @@ GATES = {
 }
 
 
-def rope(config: Config) -> dict[str, Any]:
-    """Base and scaling of rotary positions: `rope_parameters` (transformers 5), or `rope_theta` and
-    `rope_scaling` before.
+def read_rope(config: Config) -> dict[str, Any]:
+    """Reads base and scaling of rotary positions: from `rope_parameters` (transformers 5), or from
+    `rope_theta` and `rope_scaling` (older versions).
     """
     given = config.get('rope_parameters') or (config.get('rope_scaling') or {}) | {
         'rope_theta': config.get('rope_theta', 10_000.0)
     }
     return {
         'rotary_base': float(given.get('rope_theta', 10_000.0)),
-        'rotary_scaling': _scaling(given, config),
+        'rotary_scaling': _read_scaling(given, config),
     }
 
 
-def ropes(config: Config, full_theta: float, local_theta: float) -> dict[str, Any]:
-    """The same of full and of local layers: `rope_parameters` has one part for each (transformers
-    5).
+def read_ropes(config: Config, full_theta: float, local_theta: float) -> dict[str, Any]:
+    """Reads base and scaling of rotary positions, for full and for local layers.
+
+    In transformers 5, `rope_parameters` has one section for each kind of layer.
 
     Args:
-      full_theta, local_theta: the bases where `rope_parameters` does not tell.
+      config: content of config.json.
+      full_theta: base of full layers if `rope_parameters` has none.
+      local_theta: base of local layers if `rope_parameters` has none.
     """
     by_kind = config.get('rope_parameters') or {}
     full, local = (by_kind.get(kind) or {} for kind in ('full_attention', 'sliding_attention'))
-    # Before transformers 5, which has it of full layers too.
+    # Older versions of transformers: `rope_scaling` applies to full layers.
     full = full | (config.get('rope_scaling') or {})
     return {
         'rotary_base': float(full.get('rope_theta', full_theta)),
-        'rotary_scaling': _scaling(full, config),
+        'rotary_scaling': _read_scaling(full, config),
         'local_rotary_base': float(local.get('rope_theta', local_theta)),
-        'local_rotary_scaling': _scaling(local, config),
+        'local_rotary_scaling': _read_scaling(local, config),
     }
 
 
-def layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
-    """Which layers are local: `layer_types`, or where there are none, the rule for a layer's
-    number.
+def read_layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
+    """Reads which layers are local.
+
+    Args:
+      config: content of config.json.
+      by_pattern: function from the index of a layer to whether it is local, used if config.json has
+        no `layer_types`.
     """
     layers = range(config['num_hidden_layers'])
     kinds = {'full_attention': False, 'sliding_attention': True}
@@ -144,14 +159,14 @@ def layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, 
     ]
     if len(types) != len(layers) or set(types) - kinds.keys():
         raise UserError(
-            f'config.json: layer_types must be {" or ".join(kinds)} for each of {len(layers)} '
-            f'layers'
+            f'config.json: layer_types must be {" or ".join(kinds)} for each of the '
+            f'{len(layers)} layers'
         )
     return {'local_layers': tuple(kinds[kind] for kind in types)}
 
 
-def _scaling(given: Config, config: Config) -> tuple[str | float, ...]:
-    """`rotary_scaling` of rotary.rotary_frequencies."""
+def _read_scaling(given: Config, config: Config) -> tuple[str | float, ...]:
+    """Returns the scaling in the form of `rotary.compute_rotary_frequencies`."""
     kind = given.get('rope_type', given.get('type', 'default'))
     if kind == 'default':
         return ()
@@ -161,15 +176,15 @@ def _scaling(given: Config, config: Config) -> tuple[str | float, ...]:
         keys = ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings')
         return 'llama3', *(float(given[key]) for key in keys)
     if kind == 'yarn':
-        return _yarn(given, config)
+        return _read_yarn(given, config)
     raise UserError(
-        f"config.json: rope type {kind!r} is not supported; known are 'default', 'linear', "
+        f"config.json: rope type {kind!r} is not supported; supported are 'default', 'linear', "
         f"'llama3', 'yarn'"
     )
 
 
-def _yarn(given: Config, config: Config) -> tuple[str | float, ...]:
-    """As transformers' modeling_rope_utils reads it, its defaults included."""
+def _read_yarn(given: Config, config: Config) -> tuple[str | float, ...]:
+    """Reads YaRN's scaling with the defaults of transformers' modeling_rope_utils."""
     longest = config['max_position_embeddings']
     length = (
         config.get('original_max_position_embeddings')
@@ -177,19 +192,22 @@ def _yarn(given: Config, config: Config) -> tuple[str | float, ...]:
         or longest
     )
     factor = given['factor'] or longest / length
-    whole, parts = given.get('mscale'), given.get('mscale_all_dim')
+    mscale = given.get('mscale')
+    mscale_all_dim = given.get('mscale_all_dim')
 
-    def lengthened(scale: float) -> float:
+    def compute_mscale(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
     attention = given.get('attention_factor')
-    if attention is None:
-        attention = lengthened(whole) / lengthened(parts) if whole and parts else lengthened(1)
-    # `truncate` is read beside the kinds of layers, where there are any, not in them.
-    truncated = (config.get('rope_parameters') or config.get('rope_scaling') or {}).get(
-        'truncate', True
-    )
-    slow, fast = given.get('beta_slow') or 1, given.get('beta_fast') or 32
+    if attention is None and mscale and mscale_all_dim:
+        attention = compute_mscale(mscale) / compute_mscale(mscale_all_dim)
+    elif attention is None:
+        attention = compute_mscale(1)
+    # `truncate` is read at the top level, even if there is one section for each kind of layer.
+    top_level = config.get('rope_parameters') or config.get('rope_scaling') or {}
+    truncated = top_level.get('truncate', True)
+    slow = given.get('beta_slow') or 1
+    fast = given.get('beta_fast') or 32
     return (
         'yarn',
         float(factor),

@@ -1,36 +1,38 @@
-"""GPT-2."""
+"""GPT-2: learned positions; matrices are stored as [in, out]."""
 
 from typing import Any
 
 import numpy as np
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import Config, Family, gpt_sizes, refuse_unless
-from cpt_jax.model.families.tensors import Tensor, affine, same
+from cpt_jax.model.families.family import Config, Family, read_gpt_sizes, refuse_unless
+from cpt_jax.model.families.tensors import Tensor, map_norm, map_unchanged
 
 
-def _shape(config: Config) -> dict[str, Any]:
+def _read_config(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'scale_attn_by_inverse_layer_idx', False)
     refuse_unless(config, 'scale_attn_weights', True)
-    return gpt_sizes(config)
+    return read_gpt_sizes(config)
 
 
-def _outer(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     del config
     return [
-        same('wte.weight', 'token_embedding'),
-        same('wpe.weight', 'position_embedding'),
-        *affine('ln_f', 'final_norm'),
+        map_unchanged('wte.weight', 'token_embedding'),
+        map_unchanged('wpe.weight', 'position_embedding'),
+        *map_norm('ln_f', 'final_norm'),
     ]
 
 
-def _layer(config: EncoderConfig) -> list[Tensor]:
-    """Its Conv1D holds [in, out]; query, key and value stand side by side."""
+def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+    """Lists the tensors of a layer. Conv1D stores [in, out]; query, key and value are concatenated
+    along out.
+    """
     k = config.head_width
     parameters = ('attention.query', 'attention.key', 'attention.value')
     return [
-        *affine('h.{i}.ln_1', 'attention_norm'),
-        *affine('h.{i}.ln_2', 'feed_forward_norm'),
+        *map_norm('h.{i}.ln_1', 'attention_norm'),
+        *map_norm('h.{i}.ln_2', 'feed_forward_norm'),
         Tensor(
             'h.{i}.attn.c_attn.weight',
             parameters,
@@ -49,22 +51,22 @@ def _layer(config: EncoderConfig) -> list[Tensor]:
             lambda array: (array.reshape(-1, k, array.shape[1]),),
             lambda array: array.reshape(-1, array.shape[-1]),
         ),
-        same('h.{i}.attn.c_proj.bias', 'attention.out_bias'),
-        same('h.{i}.mlp.c_fc.weight', 'feed_forward.up'),
-        same('h.{i}.mlp.c_fc.bias', 'feed_forward.up_bias'),
-        same('h.{i}.mlp.c_proj.weight', 'feed_forward.down'),
-        same('h.{i}.mlp.c_proj.bias', 'feed_forward.down_bias'),
+        map_unchanged('h.{i}.attn.c_proj.bias', 'attention.out_bias'),
+        map_unchanged('h.{i}.mlp.c_fc.weight', 'feed_forward.up'),
+        map_unchanged('h.{i}.mlp.c_fc.bias', 'feed_forward.up_bias'),
+        map_unchanged('h.{i}.mlp.c_proj.weight', 'feed_forward.down'),
+        map_unchanged('h.{i}.mlp.c_proj.bias', 'feed_forward.down_bias'),
     ]
 
 
-_PASSED_OVER = ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
+_IGNORED_NAMES = ('lm_head.weight', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias')
 GPT2 = Family(
-    {'gpt2': 'GPT2Model'},
-    ('', 'transformer.'),
-    _shape,
-    _outer,
-    _layer,
-    _PASSED_OVER,
+    model_types={'gpt2': 'GPT2Model'},
+    prefixes=('', 'transformer.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=_IGNORED_NAMES,
     tied=True,
     transposed=True,
 )

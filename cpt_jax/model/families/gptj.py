@@ -1,5 +1,5 @@
-"""GPT-J and CodeGen: one norm a layer, both halves read it; neighbouring units turn together; no
-biases in attention.
+"""GPT-J and CodeGen: attention and feed-forward part read the same norm; rotary positions rotate
+neighbouring dimensions; attention has no biases.
 """
 
 from typing import Any
@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import Config, Family, gpt_sizes
+from cpt_jax.model.families.family import Config, Family, read_gpt_sizes
 from cpt_jax.model.families.tensors import (
     Tensor,
-    affine,
-    linear_with_bias,
-    out_of_heads,
-    projections,
-    same,
+    map_linear_with_bias,
+    map_norm,
+    map_out_of_heads,
+    map_projections,
+    map_unchanged,
 )
 
-# CodeGen was trained on four TPU cores, and each core's query, value and key stand together in the
-# file.
+# CodeGen was trained on four TPU cores. The file has query, value and key of the first core, then
+# those of the second core, and so on.
 CODEGEN_PARTS = 4
 
 
-def _shape(config: Config) -> dict[str, Any]:
-    return gpt_sizes(config) | {
+def _read_config(config: Config) -> dict[str, Any]:
+    return read_gpt_sizes(config) | {
         'positions': 'rotary',
         'rotary_width': config.get('rotary_dim') or config['n_embd'] // config['n_head'],
         'rotary_pairs': 'neighbours',
@@ -33,21 +33,21 @@ def _shape(config: Config) -> dict[str, Any]:
     }
 
 
-def _outer(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     del config
-    return [same('wte.weight', 'token_embedding'), *affine('ln_f', 'final_norm')]
+    return [map_unchanged('wte.weight', 'token_embedding'), *map_norm('ln_f', 'final_norm')]
 
 
-def _layer(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     return [
-        *projections(
+        *map_projections(
             [f'h.{{i}}.attn.{name}_proj' for name in 'qkv'], config.head_width, bias=False
         ),
-        *_rest(config),
+        *_list_shared_tensors(config),
     ]
 
 
-def _codegen_layer(config: EncoderConfig) -> list[Tensor]:
+def _list_codegen_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     k = config.head_width
 
     def read(array: np.ndarray) -> list[np.ndarray]:
@@ -69,23 +69,35 @@ def _codegen_layer(config: EncoderConfig) -> list[Tensor]:
         read,
         write,
     )
-    return [joined, *_rest(config)]
+    return [joined, *_list_shared_tensors(config)]
 
 
-def _rest(config: EncoderConfig) -> list[Tensor]:
+def _list_shared_tensors(config: EncoderConfig) -> list[Tensor]:
     return [
-        *affine('h.{i}.ln_1', 'attention_norm'),
-        out_of_heads('h.{i}.attn.out_proj.weight', 'attention.out', config.head_width),
-        *linear_with_bias('h.{i}.mlp.fc_in', 'feed_forward.up'),
-        *linear_with_bias('h.{i}.mlp.fc_out', 'feed_forward.down'),
+        *map_norm('h.{i}.ln_1', 'attention_norm'),
+        map_out_of_heads('h.{i}.attn.out_proj.weight', 'attention.out', config.head_width),
+        *map_linear_with_bias('h.{i}.mlp.fc_in', 'feed_forward.up'),
+        *map_linear_with_bias('h.{i}.mlp.fc_out', 'feed_forward.down'),
     ]
 
 
-_PASSED_OVER = (
+_IGNORED_NAMES = (
     'lm_head.weight', 'lm_head.bias', 'h.{i}.attn.bias', 'h.{i}.attn.masked_bias',
     'h.{i}.attn.causal_mask', 'h.{i}.attn.embed_positions',
 )  # fmt: skip
-GPTJ = Family({'gptj': 'GPTJModel'}, ('', 'transformer.'), _shape, _outer, _layer, _PASSED_OVER)
+GPTJ = Family(
+    model_types={'gptj': 'GPTJModel'},
+    prefixes=('', 'transformer.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=_IGNORED_NAMES,
+)
 CODEGEN = Family(
-    {'codegen': 'CodeGenModel'}, ('', 'transformer.'), _shape, _outer, _codegen_layer, _PASSED_OVER
+    model_types={'codegen': 'CodeGenModel'},
+    prefixes=('', 'transformer.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_codegen_layer_tensors,
+    ignored_names=_IGNORED_NAMES,
 )

@@ -1,4 +1,4 @@
-"""The families that can be loaded and written."""
+"""Families of pretrained models that can be loaded and written."""
 
 from cpt_jax.model.families.bert import BERT
 from cpt_jax.model.families.family import Config, Family
@@ -18,11 +18,12 @@ FAMILIES = {
 }
 
 
-def family_of(config: Config) -> Family:
-    """Raises UserError where config.json names none that is known."""
+def find_family(config: Config) -> Family:
+    """Returns the family of a config.json. Raises UserError if its model_type is not supported."""
     kind = config.get('model_type')
     if kind not in FAMILIES:
         raise UserError(
-            f'config.json: model_type={kind!r} is not supported; known are {", ".join(FAMILIES)}'
+            f'config.json: model_type={kind!r} is not supported; supported are '
+            f'{", ".join(FAMILIES)}'
         )
     return FAMILIES[kind]

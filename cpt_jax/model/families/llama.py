@@ -3,80 +3,96 @@
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import Config, Family, refuse_unless, rope, usual_sizes
-from cpt_jax.model.families.tensors import Tensor, linear, out_of_heads, projections, same
+from cpt_jax.model.families.family import Config, Family, read_rope, read_usual_sizes, refuse_unless
+from cpt_jax.model.families.tensors import (
+    Tensor,
+    map_linear,
+    map_out_of_heads,
+    map_projections,
+    map_unchanged,
+)
 
 
-def _shape(config: Config) -> dict[str, Any]:
+def _read_config(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'hidden_act', 'silu')
     refuse_unless(config, 'mlp_bias', False)
-    kind, width, heads = config['model_type'], config['hidden_size'], config['num_attention_heads']
-    # LLaMA and Qwen3: of all four; Qwen2 always has the first three.
-    biased = bool(config.get('attention_bias', False))
-    return usual_sizes(config) | {
+    kind = config['model_type']
+    width = config['hidden_size']
+    heads = config['num_attention_heads']
+    # In LLaMA and Qwen3, attention_bias applies to query, key, value and output projections. Qwen2
+    # always has biases of the first three.
+    has_bias = bool(config.get('attention_bias', False))
+    return read_usual_sizes(config) | {
         'kv_heads': config.get('num_key_value_heads') or heads,
         'head_width': config.get('head_dim') or width // heads,
-        'max_length': _max_length(config),
+        'max_length': _read_max_length(config),
         'positions': 'rotary',
         'norm': 'rmsnorm',
         'norm_epsilon': config.get('rms_norm_eps', 1e-6),
         'activation': 'swiglu',
         'bias': False,
-        'qkv_bias': kind == 'qwen2' or biased,
-        'out_bias': kind != 'qwen2' and biased,
+        'qkv_bias': kind == 'qwen2' or has_bias,
+        'out_bias': kind != 'qwen2' and has_bias,
         'query_key_norm': kind == 'qwen3',
-        **rope(config),
+        **read_rope(config),
     }
 
 
-def _max_length(config: Config) -> int:
-    """Within its sliding window a token sees all before it, so texts up to the window need none."""
+def _read_max_length(config: Config) -> int:
+    """Returns the maximum length, limited to the sliding window if there is one.
+
+    In a text that is no longer than the window, the window hides nothing, so it is not implemented.
+    """
     longest = config['max_position_embeddings']
-    windowed = config.get('use_sliding_window', config['model_type'] == 'mistral') and config.get(
-        'sliding_window'
-    )
-    return min(longest, config['sliding_window']) if windowed else longest
+    uses_window = config.get('use_sliding_window', config['model_type'] == 'mistral')
+    window = config.get('sliding_window') if uses_window else None
+    return min(longest, window) if window else longest
 
 
-def _outer(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     del config
-    return [same('embed_tokens.weight', 'token_embedding'), same('norm.weight', 'final_norm.scale')]
+    return [
+        map_unchanged('embed_tokens.weight', 'token_embedding'),
+        map_unchanged('norm.weight', 'final_norm.scale'),
+    ]
 
 
-def _layer(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     k = config.head_width
     attention = 'layers.{i}.self_attn'
-    out_bias = [same(f'{attention}.o_proj.bias', 'attention.out_bias')] if config.out_bias else []
+    out_bias = (
+        [map_unchanged(f'{attention}.o_proj.bias', 'attention.out_bias')] if config.out_bias else []
+    )
     norms = ['q_norm', 'k_norm'] if config.query_key_norm else []
     return [
-        same('layers.{i}.input_layernorm.weight', 'attention_norm.scale'),
-        same('layers.{i}.post_attention_layernorm.weight', 'feed_forward_norm.scale'),
-        *projections([f'{attention}.{name}_proj' for name in 'qkv'], k, bool(config.qkv_bias)),
-        out_of_heads(f'{attention}.o_proj.weight', 'attention.out', k),
+        map_unchanged('layers.{i}.input_layernorm.weight', 'attention_norm.scale'),
+        map_unchanged('layers.{i}.post_attention_layernorm.weight', 'feed_forward_norm.scale'),
+        *map_projections([f'{attention}.{name}_proj' for name in 'qkv'], k, bool(config.qkv_bias)),
+        map_out_of_heads(f'{attention}.o_proj.weight', 'attention.out', k),
         *out_bias,
         *(
-            same(
+            map_unchanged(
                 f'{attention}.{name}.weight',
                 f'attention.{"query" if name[0] == "q" else "key"}_norm.scale',
             )
             for name in norms
         ),
-        linear('layers.{i}.mlp.gate_proj.weight', 'feed_forward.gate'),
-        linear('layers.{i}.mlp.up_proj.weight', 'feed_forward.up'),
-        linear('layers.{i}.mlp.down_proj.weight', 'feed_forward.down'),
+        map_linear('layers.{i}.mlp.gate_proj.weight', 'feed_forward.gate'),
+        map_linear('layers.{i}.mlp.up_proj.weight', 'feed_forward.up'),
+        map_linear('layers.{i}.mlp.down_proj.weight', 'feed_forward.down'),
     ]
 
 
 LLAMA = Family(
-    {
+    model_types={
         'llama': 'LlamaModel',
         'mistral': 'MistralModel',
         'qwen2': 'Qwen2Model',
         'qwen3': 'Qwen3Model',
     },
-    ('', 'model.'),
-    _shape,
-    _outer,
-    _layer,
-    ('lm_head.weight', 'layers.{i}.self_attn.rotary_emb.inv_freq'),
+    prefixes=('', 'model.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=('lm_head.weight', 'layers.{i}.self_attn.rotary_emb.inv_freq'),
 )

@@ -1,4 +1,4 @@
-"""Weights from files, tensor by tensor, onto the devices."""
+"""Loading pretrained weights onto devices, tensor by tensor, and writing them back."""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.model.adapters.lora import LoRA, merged
+from cpt_jax.model.adapters.lora import LoRA, merge_adapter
 from cpt_jax.model.adapters.nf4 import Codes
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
@@ -19,7 +19,7 @@ from cpt_jax.model.families.tensors import Tensor
 from cpt_jax.model.formats.safetensors_files import Files
 from cpt_jax.model.parameter import Frozen
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import mesh_of, on_mesh
+from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
 
 
 def load_encoder(
@@ -31,59 +31,63 @@ def load_encoder(
     fresh: Iterable[int] = (),
     lora: LoRA | None = None,
 ) -> Encoder:
-    """An Encoder with the weights of some files.
+    """Loads an Encoder from files.
 
-    One tensor of the files is on the host at a time; each process reads all, and keeps what its
-    devices hold.
+    The host holds one tensor at a time. Each process reads all tensors, and keeps only the shards
+    of its devices.
 
     Args:
-      config: architecture of the family, with any number of rows in its vocabulary.
-      dtype: of the parameters; None: each as in its file, which is for embedding.
-      fresh: ids whose rows of the table are new; see `grown`.
-      lora: freeze the weights as its `base` says, layer after layer; `dtype` is then not used.
+      family: family of the files.
+      files: files with the weights.
+      config: architecture; the vocabulary may have more or fewer rows than the files.
+      mesh: devices to load onto.
+      dtype: dtype of the parameters; None: as in the file (for embedding only).
+      fresh: ids that are new, whose rows of the token table are made by `resize_token_table`.
+      lora: LoRA section, optional. The weights are then frozen as in `LoRA.freeze`, layer by layer,
+        and `dtype` is ignored.
 
     Raises:
-      UserError: a tensor is missing, is unknown, or has another shape.
+      UserError: a tensor is missing, unknown, or has another shape.
     """
     lora = lora if lora and lora.rank else None
     with jax.set_mesh(mesh):
-        abstract = on_mesh(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), mesh)
-        held = (
-            on_mesh(jax.eval_shape(lambda: lora.frozen(Encoder(config, nnx.Rngs(0)))), mesh)
-            if lora
-            else abstract
-        )
-    wanted, (kept, tree) = _by_name(abstract)[0], _by_name(held)
+        abstract = assign_mesh_shardings(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), mesh)
+        stored = abstract
+        if lora:
+            frozen = jax.eval_shape(lambda: lora.freeze(Encoder(config, nnx.Rngs(0))))
+            stored = assign_mesh_shardings(frozen, mesh)
+    # `wanted` has the parameters as files hold them, `kept` as devices hold them (codes, with NF4).
+    wanted, _ = _flatten_by_name(abstract)
+    kept, tree = _flatten_by_name(stored)
     found: dict[str, jax.Array] = {}
-    names = Names(family, files, config)
+    names = TensorNames(family, files, config)
     for tensor in family.outer(config):
-        for parameter, array in _parts(tensor, files, names.of(tensor)):
-            array = (
-                grown(array, config.table_rows, fresh) if parameter == 'token_embedding' else array
-            )
-            one = _placed(array, wanted[parameter], parameter, files.place(names.of(tensor)), dtype)
-            found |= _held(lora, parameter, one)
+        location = files.describe_location(names.of(tensor))
+        for parameter, array in _read_parameters(tensor, files, names.of(tensor)):
+            if parameter == 'token_embedding':
+                array = resize_token_table(array, config.table_rows, fresh)
+            weight = _put_on_devices(array, wanted[parameter], parameter, location, dtype)
+            found |= _freeze_parts(lora, parameter, weight)
     for tensor in family.layer(config):
         for number in range(config.layers):
             stack = 'blocks' if number < config.layers - 1 else 'last'
-            if number < tensor.first:  # no file has it, and nothing reads it
-                where = ''
+            if number < tensor.first:  # the file has no such tensor, and the model does not use it
+                location = ''
                 parts = [
                     (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
                     for name in tensor.parameters
                 ]
             else:
-                where = files.place(names.of(tensor, number))
-                parts = _parts(tensor, files, names.of(tensor, number))
+                location = files.describe_location(names.of(tensor, number))
+                parts = _read_parameters(tensor, files, names.of(tensor, number))
             for parameter, array in parts:
-                one = _placed(array, wanted[f'last.{parameter}'], parameter, where, dtype)
-                for path, part in _held(lora, f'last.{parameter}', one).items():
+                last_name = f'last.{parameter}'
+                weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
+                for path, part in _freeze_parts(lora, last_name, weight).items():
                     name = path.replace('last', stack, 1)
-                    found[name] = (
-                        part
-                        if stack == 'last'
-                        else _with_layer(found.get(name), kept[name], part, number)
-                    )
+                    if stack == 'blocks':
+                        part = _set_stack_layer(found.get(name), kept[name], part, number)
+                    found[name] = part
     if found.keys() != kept.keys():
         raise AssertionError(
             f'the tensors of {list(family.model_types)} leave out {kept.keys() ^ found.keys()}'
@@ -91,50 +95,57 @@ def load_encoder(
     return jax.tree.unflatten(tree, [found[path] for path in kept])
 
 
-def written(family: Family, encoder: Encoder, rows: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of all tensors as the family's files hold them, without a prefix; of the
-    vocabulary's table, the first rows.
+def iterate_tensors(
+    family: Family, encoder: Encoder, rows: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, array) of all tensors as in the family's files, without a prefix.
 
-    Adapters are merged into the weights that they stand beside.
+    Adapters are merged into their weights.
+
+    Args:
+      family: family to write.
+      encoder: model to write.
+      rows: number of rows of the token table to write.
     """
 
-    def of(path: str) -> np.ndarray:
+    def fetch(path: str) -> np.ndarray:
         module, _, name = path.rpartition('.')
-        return merged(attrgetter(module)(encoder) if module else encoder, name)
+        return merge_adapter(attrgetter(module)(encoder) if module else encoder, name)
 
     config = encoder.config
     for tensor in family.outer(config):
         arrays = [
-            of(parameter)[:rows] if parameter == 'token_embedding' else of(parameter)
+            fetch(parameter)[:rows] if parameter == 'token_embedding' else fetch(parameter)
             for parameter in tensor.parameters
         ]
         yield tensor.name, tensor.write(*arrays)
     for tensor in family.layer(config):
-        stacked = (
-            [of(f'blocks.{parameter}') for parameter in tensor.parameters]
-            if config.layers > 1
-            else []
-        )
+        stacked = []
+        if config.layers > 1:
+            stacked = [fetch(f'blocks.{parameter}') for parameter in tensor.parameters]
         for i in range(tensor.first, config.layers - 1):
             yield tensor.name.format(i=i), tensor.write(*(array[i] for array in stacked))
         if tensor.first < config.layers:
-            yield (
-                tensor.name.format(i=config.layers - 1),
-                tensor.write(*(of(f'last.{parameter}') for parameter in tensor.parameters)),
-            )
+            arrays = [fetch(f'last.{parameter}') for parameter in tensor.parameters]
+            yield tensor.name.format(i=config.layers - 1), tensor.write(*arrays)
 
 
-class Names:
-    """The names of a family's tensors as these files have them: all with one prefix."""
+class TensorNames:
+    """Names of a family's tensors in some files, which all have the same prefix."""
 
     def __init__(self, family: Family, files: Files, config: EncoderConfig):
+        """Finds the prefix and checks the names.
+
+        Raises:
+          UserError: a tensor is missing or unknown.
+        """
         inner = (
             tensor.name.format(i=i)
             for tensor in family.layer(config)
             for i in range(tensor.first, config.layers)
         )
         self._needed = [*(tensor.name for tensor in family.outer(config)), *inner]
-        known = {name.format(i=i) for name in family.passed_over for i in range(config.layers)}
+        known = {name.format(i=i) for name in family.ignored_names for i in range(config.layers)}
         self._prefix = max(
             family.prefixes,
             key=lambda prefix: sum(prefix + name in files.names for name in self._needed),
@@ -147,23 +158,24 @@ class Names:
             if bare_name not in known and bare_name not in set(self._needed)
         ]
         if missing or unknown:
-            told = [
-                f'{what} {len(some)}: {", ".join(some[:3])}'
-                for what, some in (('missing', missing), ('unknown', unknown))
+            problems = [
+                f'{problem} {len(some)}: {", ".join(some[:3])}'
+                for problem, some in (('missing', missing), ('unknown', unknown))
                 if some
             ]
             raise UserError(
-                f'the tensors are not those that config.json tells of '
-                f'({next(iter(family.model_types))}): {"; ".join(told)}'
+                f'the tensors do not match config.json '
+                f'({next(iter(family.model_types))}): {"; ".join(problems)}'
             )
 
     def of(self, tensor: Tensor, layer: int = 0) -> str:
+        """Returns the name of a tensor, of the layer with this index if it belongs to a layer."""
         return self._prefix + tensor.name.format(i=layer)
 
 
-def _by_name(parameters: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
-    """Arrays, or their types, by the parameters' names ('blocks.attention.query'), and the
-    structure.
+def _flatten_by_name(parameters: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
+    """Returns arrays (or abstract arrays) by parameter name, such as 'blocks.attention.query', and
+    the tree structure.
     """
     with_paths, tree = jax.tree_util.tree_flatten_with_path(parameters)
     return {
@@ -172,42 +184,55 @@ def _by_name(parameters: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:
     }, tree
 
 
-def _parts(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarray]]:
-    """What one tensor of the files holds, by parameter."""
+def _read_parameters(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarray]]:
+    """Returns (name, array) of each parameter in one tensor of the files."""
     array = files.read(name)
     try:
         return list(zip(tensor.parameters, tensor.read(array), strict=True))
-    except ValueError as error:  # of a reshape
+    except ValueError as error:  # raised by reshape
         raise UserError(
-            f'{files.place(name)} has shape {list(array.shape)}, which config.json does not tell '
-            f'of ({error})'
+            f'{files.describe_location(name)} has shape {list(array.shape)}, which does not match '
+            f'config.json ({error})'
         ) from None
 
 
-def grown(table_VxD: np.ndarray, rows: int, fresh: Iterable[int]) -> np.ndarray:
-    """A table with so many rows: without those at its end that no id reaches, or with more.
+def resize_token_table(table_VxD: np.ndarray, rows: int, fresh: Iterable[int]) -> np.ndarray:
+    """Returns a token table with `rows` rows: truncated, or extended.
 
-    Fresh ones start as the mean of its rows, which no other token stands out from (Hewitt 2021,
-    "Initializing New Word Embeddings"), with a tenth of their standard deviation as noise, so that
-    they are told apart. Rows beyond them are zero.
+    Fresh rows are initialized to the mean of the table (Hewitt 2021, "Initializing New Word
+    Embeddings"), plus noise of a tenth of its standard deviation, so that they differ from each
+    other. All other new rows are zero.
+
+    Args:
+      table_VxD: table of the file.
+      rows: number of rows of the result.
+      fresh: ids of new tokens.
     """
-    found_VxD = np.zeros((rows, table_VxD.shape[1]), table_VxD.dtype)
-    found_VxD[: len(table_VxD)] = table_VxD[:rows]
+    resized_VxD = np.zeros((rows, table_VxD.shape[1]), table_VxD.dtype)
+    resized_VxD[: len(table_VxD)] = table_VxD[:rows]
     if fresh := list(fresh):
-        mean_D, std_D = table_VxD.mean(0, dtype=np.float32), table_VxD.astype(np.float32).std(0)
-        found_VxD[fresh] = mean_D + 0.1 * std_D * np.random.default_rng(0).normal(
-            size=(len(fresh), len(mean_D))
-        )
-    return found_VxD
+        mean_D = table_VxD.mean(0, dtype=np.float32)
+        std_D = table_VxD.astype(np.float32).std(0)
+        noise_FxD = np.random.default_rng(0).normal(size=(len(fresh), len(mean_D)))
+        resized_VxD[fresh] = mean_D + 0.1 * std_D * noise_FxD
+    return resized_VxD
 
 
-def _placed(
-    array: np.ndarray, wanted: jax.ShapeDtypeStruct, name: str, where: str, dtype: jnp.dtype | None
+def _put_on_devices(
+    array: np.ndarray,
+    wanted: jax.ShapeDtypeStruct,
+    name: str,
+    location: str,
+    dtype: jnp.dtype | None,
 ) -> jax.Array:
-    """On the devices, each its own part."""
+    """Puts an array onto the devices, each its own shard, cast to `dtype` (None: unchanged).
+
+    Raises:
+      UserError: the shape is not the wanted one.
+    """
     if array.shape != wanted.shape:
         raise UserError(
-            f'{where} makes {name} {list(array.shape)}, and config.json tells of '
+            f'{location} gives {name} the shape {list(array.shape)}, but config.json describes '
             f'{list(wanted.shape)}'
         )
     return jax.make_array_from_callback(
@@ -217,33 +242,38 @@ def _placed(
     )
 
 
-def _held(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, jax.Array]:
-    """The arrays that a weight is kept as, by name: itself, but for what LoRA freezes as codes."""
+def _freeze_parts(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, jax.Array]:
+    """Returns the arrays as which a weight is stored, by name: the weight itself, or several arrays
+    if LoRA freezes it as codes.
+    """
     if lora is None:
         return {path: weight}
-    with jax.set_mesh(mesh_of(weight)):
-        parts: dict[str, jax.Array] = _by_name(_frozen(lora, path, weight))[0]
+    with jax.set_mesh(get_mesh(weight)):
+        parts: dict[str, jax.Array] = _flatten_by_name(_freeze_weight(lora, path, weight))[0]
     return {f'{path}.{part}' if part != 'value' else path: array for part, array in parts.items()}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _frozen(lora: LoRA, path: str, weight: jax.Array) -> Frozen | Codes:
-    return lora.frozen_weight(path, weight)
+def _freeze_weight(lora: LoRA, path: str, weight: jax.Array) -> Frozen | Codes:
+    return lora.freeze_weight(path, weight)
 
 
-def _with_layer(
+def _set_stack_layer(
     stack: jax.Array | None, wanted: jax.ShapeDtypeStruct, layer: jax.Array, number: int
 ) -> jax.Array:
-    """The stack of all layers, in its place, with one more: beside it there is one layer on the
-    devices and on the host.
+    """Writes a layer into the stack of all layers, in place (None: a new stack).
+
+    It waits for the result, so that at most one layer exists outside of the stack, on the devices
+    and on the host.
     """
     with jax.set_mesh(wanted.sharding.mesh):
-        stack = _zeros(wanted.shape, layer.dtype, wanted.sharding) if stack is None else stack
+        if stack is None:
+            stack = _make_zeros(wanted.shape, layer.dtype, wanted.sharding)
         return _set_layer(stack, layer, number).block_until_ready()
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _zeros(
+def _make_zeros(
     shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.NamedSharding
 ) -> jax.Array:
     return jnp.zeros(shape, dtype, out_sharding=sharding.spec)

@@ -1,5 +1,5 @@
-"""ModernBERT: every token sees its whole text in some layers, its neighbours in the others; GeGLU;
-no norm before the first layer.
+"""ModernBERT: bidirectional attention, to the whole text in some layers and within a window in the
+others; GeGLU; no norm before the first layer.
 """
 
 from typing import Any
@@ -12,19 +12,25 @@ from cpt_jax.model.families.family import (
     Config,
     Family,
     choose,
-    layer_kinds,
+    read_layer_kinds,
+    read_ropes,
+    read_usual_sizes,
     refuse_unless,
-    ropes,
-    usual_sizes,
 )
-from cpt_jax.model.families.tensors import Tensor, affine, linear, out_of_heads, same
+from cpt_jax.model.families.tensors import (
+    Tensor,
+    map_linear,
+    map_norm,
+    map_out_of_heads,
+    map_unchanged,
+)
 
 
-def _shape(config: Config) -> dict[str, Any]:
+def _read_config(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'mlp_bias', False)
     refuse_unless(config, 'rope_scaling', None)
     period = config.get('global_attn_every_n_layers', 3)
-    return usual_sizes(config) | {
+    return read_usual_sizes(config) | {
         'positions': 'rotary',
         'norm_epsilon': config.get('norm_eps', 1e-5),
         'norm_bias': bool(config.get('norm_bias', False)),
@@ -35,10 +41,10 @@ def _shape(config: Config) -> dict[str, Any]:
         'qkv_bias': bool(config.get('attention_bias', False)),
         'out_bias': bool(config.get('attention_bias', False)),
         'causal': False,
-        'window': config.get('local_attention', 128) // 2,  # of both sides together
+        'window': config.get('local_attention', 128) // 2,  # config.json counts both sides together
         'pooling': 'mean',
-        **layer_kinds(config, lambda layer: layer % period > 0),
-        **ropes(
+        **read_layer_kinds(config, lambda layer: layer % period > 0),
+        **read_ropes(
             config,
             config.get('global_rope_theta', 160_000.0),
             config.get('local_rope_theta', 10_000.0),
@@ -46,16 +52,18 @@ def _shape(config: Config) -> dict[str, Any]:
     }
 
 
-def _outer(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     return [
-        same('embeddings.tok_embeddings.weight', 'token_embedding'),
-        *affine('embeddings.norm', 'embedding_norm', config.norm_bias),
-        *affine('final_norm', 'final_norm', config.norm_bias),
+        map_unchanged('embeddings.tok_embeddings.weight', 'token_embedding'),
+        *map_norm('embeddings.norm', 'embedding_norm', config.norm_bias),
+        *map_norm('final_norm', 'final_norm', config.norm_bias),
     ]
 
 
-def _layer(config: EncoderConfig) -> list[Tensor]:
-    """Query, key and value stand one below the other; so do the gate and what it is a gate of."""
+def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+    """Lists the tensors of a layer. Query, key and value are concatenated along out; so are gate
+    and up projection.
+    """
     layer, k = 'layers.{i}', config.head_width
     parameters = ('attention.query', 'attention.key', 'attention.value')
     biases = [
@@ -65,12 +73,12 @@ def _layer(config: EncoderConfig) -> list[Tensor]:
             lambda array: list(array.reshape(3, -1, k)),
             lambda *parts: np.stack(parts).reshape(-1),
         ),
-        same(f'{layer}.attn.Wo.bias', 'attention.out_bias'),
+        map_unchanged(f'{layer}.attn.Wo.bias', 'attention.out_bias'),
     ]
     return [
         *(
             tensor._replace(first=1)
-            for tensor in affine(f'{layer}.attn_norm', 'attention_norm', config.norm_bias)
+            for tensor in map_norm(f'{layer}.attn_norm', 'attention_norm', config.norm_bias)
         ),
         Tensor(
             f'{layer}.attn.Wqkv.weight',
@@ -78,26 +86,26 @@ def _layer(config: EncoderConfig) -> list[Tensor]:
             lambda array: list(array.reshape(3, -1, k, array.shape[1]).transpose(0, 3, 1, 2)),
             lambda *parts: np.stack(parts).transpose(0, 2, 3, 1).reshape(-1, len(parts[0])),
         ),
-        out_of_heads(f'{layer}.attn.Wo.weight', 'attention.out', k),
+        map_out_of_heads(f'{layer}.attn.Wo.weight', 'attention.out', k),
         *(biases if config.qkv_bias else []),
-        *affine(f'{layer}.mlp_norm', 'feed_forward_norm', config.norm_bias),
+        *map_norm(f'{layer}.mlp_norm', 'feed_forward_norm', config.norm_bias),
         Tensor(
             f'{layer}.mlp.Wi.weight',
             ('feed_forward.gate', 'feed_forward.up'),
             lambda array: [part.T for part in np.split(array, 2)],
             lambda gate, up: np.concatenate([gate.T, up.T]),
         ),
-        linear(f'{layer}.mlp.Wo.weight', 'feed_forward.down'),
+        map_linear(f'{layer}.mlp.Wo.weight', 'feed_forward.down'),
     ]
 
 
 MODERNBERT = Family(
-    {'modernbert': 'ModernBertModel'},
-    ('', 'model.'),
-    _shape,
-    _outer,
-    _layer,
-    (
+    model_types={'modernbert': 'ModernBertModel'},
+    prefixes=('', 'model.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=(
         'head.dense.weight',
         'head.dense.bias',
         'head.norm.weight',

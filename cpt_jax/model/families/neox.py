@@ -1,4 +1,6 @@
-"""GPT-NeoX and Pythia: both halves of a layer read its input; a part of each head turns."""
+"""GPT-NeoX and Pythia: attention and feed-forward part both read the input of the layer; only some
+dimensions of each head are rotated.
+"""
 
 from typing import Any
 
@@ -10,44 +12,54 @@ from cpt_jax.model.families.family import (
     Config,
     Family,
     choose,
+    read_rope,
+    read_usual_sizes,
     refuse_unless,
-    rope,
-    usual_sizes,
 )
-from cpt_jax.model.families.tensors import Tensor, affine, linear_with_bias, out_of_heads, same
+from cpt_jax.model.families.tensors import (
+    Tensor,
+    map_linear_with_bias,
+    map_norm,
+    map_out_of_heads,
+    map_unchanged,
+)
 
 
-def _shape(config: Config) -> dict[str, Any]:
+def _read_config(config: Config) -> dict[str, Any]:
     refuse_unless(config, 'attention_bias', True)
     given = dict(config)
-    # Its name before transformers 5.
+    # Key of older versions of transformers.
     given.setdefault('rope_theta', config.get('rotary_emb_base', 10_000))
     head_width = config['hidden_size'] // config['num_attention_heads']
-    share = (config.get('rope_parameters') or {}).get(
+    rotary_fraction = (config.get('rope_parameters') or {}).get(
         'partial_rotary_factor', config.get('rotary_pct', 0.25)
     )
-    return usual_sizes(config) | {
+    return read_usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-5),
         'activation': choose(config, 'hidden_act', GELUS, 'gelu'),
         'positions': 'rotary',
-        'rotary_width': int(head_width * share),
+        'rotary_width': int(head_width * rotary_fraction),
         'parallel': 'two norms' if config.get('use_parallel_residual', True) else 'no',
-        **rope(given),
+        **read_rope(given),
     }
 
 
-def _outer(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     del config
-    return [same('embed_in.weight', 'token_embedding'), *affine('final_layer_norm', 'final_norm')]
-
-
-def _layer(config: EncoderConfig) -> list[Tensor]:
-    """Query, key and value of one head stand side by side, head after head."""
-    k = config.head_width
-    layer, parameters = 'layers.{i}', ('attention.query', 'attention.key', 'attention.value')
     return [
-        *affine(f'{layer}.input_layernorm', 'attention_norm'),
-        *affine(f'{layer}.post_attention_layernorm', 'feed_forward_norm'),
+        map_unchanged('embed_in.weight', 'token_embedding'),
+        *map_norm('final_layer_norm', 'final_norm'),
+    ]
+
+
+def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+    """Lists the tensors of a layer. Query, key and value are concatenated head by head."""
+    k = config.head_width
+    layer = 'layers.{i}'
+    parameters = ('attention.query', 'attention.key', 'attention.value')
+    return [
+        *map_norm(f'{layer}.input_layernorm', 'attention_norm'),
+        *map_norm(f'{layer}.post_attention_layernorm', 'feed_forward_norm'),
         Tensor(
             f'{layer}.attention.query_key_value.weight',
             parameters,
@@ -60,21 +72,21 @@ def _layer(config: EncoderConfig) -> list[Tensor]:
             lambda array: list(array.reshape(-1, 3, k).swapaxes(0, 1)),
             lambda *parts: np.stack(parts).swapaxes(0, 1).reshape(-1),
         ),
-        out_of_heads(f'{layer}.attention.dense.weight', 'attention.out', k),
-        same(f'{layer}.attention.dense.bias', 'attention.out_bias'),
-        *linear_with_bias(f'{layer}.mlp.dense_h_to_4h', 'feed_forward.up'),
-        *linear_with_bias(f'{layer}.mlp.dense_4h_to_h', 'feed_forward.down'),
+        map_out_of_heads(f'{layer}.attention.dense.weight', 'attention.out', k),
+        map_unchanged(f'{layer}.attention.dense.bias', 'attention.out_bias'),
+        *map_linear_with_bias(f'{layer}.mlp.dense_h_to_4h', 'feed_forward.up'),
+        *map_linear_with_bias(f'{layer}.mlp.dense_4h_to_h', 'feed_forward.down'),
     ]
 
 
 _BUFFERS = ('rotary_emb.inv_freq', 'bias', 'masked_bias')
 NEOX = Family(
-    {'gpt_neox': 'GPTNeoXModel'},
-    ('', 'gpt_neox.'),
-    _shape,
-    _outer,
-    _layer,
-    (
+    model_types={'gpt_neox': 'GPTNeoXModel'},
+    prefixes=('', 'gpt_neox.'),
+    shape=_read_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=(
         'embed_out.weight',
         'lm_head.weight',
         *(f'layers.{{i}}.attention.{name}' for name in _BUFFERS),

@@ -1,6 +1,4 @@
-"""How one tensor of a checkpoint in Hugging Face's names corresponds to parameters of an
-Encoder.
-"""
+"""Mappings between the tensors of Hugging Face checkpoints and the parameters of an Encoder."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,16 +7,16 @@ import numpy as np
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file.
+    """Mapping between one tensor of a file and parameters of an Encoder.
 
     Attributes:
-      name: its name there; `{i}` stands for the number of a layer.
-      parameters: those that it holds, by their names here: of the Encoder, or of a Block where the
-        name has an `{i}`.
-      read: the tensor as in the file -> the parameters.
-      write: the parameters -> the tensor as in the file; the inverse, to the bit.
-      first: number of the first layer whose tensor there is one; a parameter of those before is not
-        used, and is 1.
+      name: name in the file, with `{i}` for the index of a layer.
+      parameters: names of the parameters that it contains: of the Encoder, or if the name has an
+        `{i}`, of a Block.
+      read: function from the tensor in the file to the parameters.
+      write: function from the parameters to the tensor in the file; the exact inverse of `read`.
+      first: index of the first layer that has the tensor in the file. In earlier layers the
+        parameters are not used and are set to 1.
     """
 
     name: str
@@ -28,27 +26,28 @@ class Tensor(NamedTuple):
     first: int = 0
 
 
-def same(name: str, parameter: str) -> Tensor:
-    """As it is: tables, norms, biases, and matrices that a file holds as [in, out]."""
+def map_unchanged(name: str, parameter: str) -> Tensor:
+    """Maps a tensor unchanged: a table, norm or bias, or a matrix that is [in, out] in the file."""
     return Tensor(name, (parameter,), lambda array: (array,), lambda array: array)
 
 
-def linear(name: str, parameter: str) -> Tensor:
-    """torch's Linear holds [out, in]."""
+def map_linear(name: str, parameter: str) -> Tensor:
+    """Maps the weight of a torch Linear, [out, in] <-> [in, out]."""
     return Tensor(name, (parameter,), lambda array: (array.T,), lambda array: array.T)
 
 
-def heads(name: str, parameter: str, width: int) -> Tensor:
-    """A Linear whose outputs are heads of `width` units: [heads x width, in] <-> [in, heads,
-    width].
-    """
+def map_heads(name: str, parameter: str, width: int) -> Tensor:
+    """Maps a Linear whose outputs are heads: [heads x width, in] <-> [in, heads, width]."""
     return Tensor(
-        name, (parameter,), lambda array: (_split(array.T, width),), lambda array: _joined(array).T
+        name,
+        (parameter,),
+        lambda array: (_split_heads(array.T, width),),
+        lambda array: _join_heads(array).T,
     )
 
 
-def out_of_heads(name: str, parameter: str, width: int) -> Tensor:
-    """A Linear whose inputs are heads: [out, heads x width] <-> [heads, width, out]."""
+def map_out_of_heads(name: str, parameter: str, width: int) -> Tensor:
+    """Maps a Linear whose inputs are heads: [out, heads x width] <-> [heads, width, out]."""
     return Tensor(
         name,
         (parameter,),
@@ -57,8 +56,8 @@ def out_of_heads(name: str, parameter: str, width: int) -> Tensor:
     )
 
 
-def heads_bias(name: str, parameter: str, width: int) -> Tensor:
-    """[heads x width] <-> [heads, width]."""
+def map_heads_bias(name: str, parameter: str, width: int) -> Tensor:
+    """Maps a bias of heads: [heads x width] <-> [heads, width]."""
     return Tensor(
         name,
         (parameter,),
@@ -67,38 +66,41 @@ def heads_bias(name: str, parameter: str, width: int) -> Tensor:
     )
 
 
-def affine(name: str, parameter: str, bias: bool = True) -> list[Tensor]:
-    """A norm's weight, and its bias where it has one."""
+def map_norm(name: str, parameter: str, bias: bool = True) -> list[Tensor]:
+    """Maps the weight of a norm, and its bias if `bias`."""
     return [
-        same(f'{name}.weight', f'{parameter}.scale'),
-        *([same(f'{name}.bias', f'{parameter}.bias')] if bias else []),
+        map_unchanged(f'{name}.weight', f'{parameter}.scale'),
+        *([map_unchanged(f'{name}.bias', f'{parameter}.bias')] if bias else []),
     ]
 
 
-def linear_with_bias(name: str, parameter: str) -> list[Tensor]:
-    """A Linear and its bias, which here is called `<parameter>_bias`."""
-    return [linear(f'{name}.weight', parameter), same(f'{name}.bias', f'{parameter}_bias')]
+def map_linear_with_bias(name: str, parameter: str) -> list[Tensor]:
+    """Maps a Linear and its bias, which an Encoder calls `<parameter>_bias`."""
+    return [
+        map_linear(f'{name}.weight', parameter),
+        map_unchanged(f'{name}.bias', f'{parameter}_bias'),
+    ]
 
 
-def projections(names: Sequence[str], width: int, bias: bool) -> list[Tensor]:
-    """The Linear layers of query, key and value, in this order, with or without biases."""
+def map_projections(names: Sequence[str], width: int, bias: bool) -> list[Tensor]:
+    """Maps the Linear layers of query, key and value (`names`, in this order), and their biases."""
     parameters = [f'attention.{name}' for name in ('query', 'key', 'value')]
     tensors = [
-        heads(f'{name}.weight', parameter, width)
+        map_heads(f'{name}.weight', parameter, width)
         for name, parameter in zip(names, parameters, strict=True)
     ]
     biases = [
-        heads_bias(f'{name}.bias', f'{parameter}_bias', width)
+        map_heads_bias(f'{name}.bias', f'{parameter}_bias', width)
         for name, parameter in zip(names, parameters, strict=True)
     ]
     return tensors + (biases if bias else [])
 
 
-def _split(array: np.ndarray, width: int) -> np.ndarray:
-    """[.., heads x width] -> [.., heads, width]."""
+def _split_heads(array: np.ndarray, width: int) -> np.ndarray:
+    """Reshapes [.., heads x width] to [.., heads, width]."""
     return array.reshape(*array.shape[:-1], -1, width)
 
 
-def _joined(array: np.ndarray) -> np.ndarray:
-    """[.., heads, width] -> [.., heads x width]."""
+def _join_heads(array: np.ndarray) -> np.ndarray:
+    """Reshapes [.., heads, width] to [.., heads x width]."""
     return array.reshape(*array.shape[:-2], -1)

@@ -1,4 +1,4 @@
-"""llama2.c's first file format (`legacy_export` of its export.py): a small LLaMA in one file,
+"""llama2.c's first file format (`legacy_export` in its export.py): a small LLaMA in a single file
 without a config.json.
 """
 
@@ -17,35 +17,36 @@ _SIZES = ('width', 'hidden', 'layers', 'heads', 'kv_heads', 'vocabulary', 'lengt
 _HEADER = np.dtype([(name, '<i4') for name in _SIZES])
 
 
-class _Place(NamedTuple):
-    """Where a tensor stands in the file: its first byte and its shape."""
+class _TensorLocation(NamedTuple):
+    """Location of a tensor in the file: offset of its first byte, and shape."""
 
     offset: int
     shape: tuple[int, ...]
 
 
-def llama2c_file(directory: Path) -> Path | None:
-    """The first *.bin of a directory that is as long as its header says; None where there is
-    none.
+def find_llama2c_file(directory: Path) -> Path | None:
+    """Returns the first *.bin file of a directory that has the size that its header implies, or
+    None.
     """
-    return next(
-        (path for path in sorted(directory.glob('*.bin')) if path.is_file() and _is_whole(path)),
-        None,
-    )
+    for path in sorted(directory.glob('*.bin')):
+        if path.is_file() and _has_declared_size(path):
+            return path
+    return None
 
 
 class Llama2cFile(Files):
-    """The tensors of such a file, under the names that LLaMA has them by; its rotary positions turn
-    neighbouring units.
+    """The tensors of a llama2.c file, under Hugging Face's names for LLaMA.
+
+    Unlike there, rotary positions rotate neighbouring dimensions.
 
     Attributes:
-      config: what config.json would say.
-      names: of all tensors.
+      config: equivalent of config.json.
+      names: names of all tensors.
     """
 
     def __init__(self, path: Path):
-        """Opens a file that `llama2c_file` found."""
-        header = _header(path)
+        """Opens a file that `find_llama2c_file` returned."""
+        header = _read_header(path)
         self.config: dict[str, Any] = {
             'model_type': 'llama',
             'hidden_size': header['width'],
@@ -58,49 +59,52 @@ class Llama2cFile(Files):
             'rms_norm_eps': 1e-5,
             'tie_word_embeddings': header['vocabulary'] > 0,
         }
-        self._path, self._places = path, _places(header)[0]
-        self.names = self._places.keys()
+        self._path = path
+        self._locations, _ = _locate_tensors(header)
+        self.names = self._locations.keys()
 
     @property
     def paths(self) -> list[Path]:
-        """The file alone."""
+        """The file, as a list."""
         return [self._path]
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, float32."""
-        place = self._places[name]
-        return np.fromfile(self._path, '<f4', math.prod(place.shape), offset=place.offset).reshape(
-            place.shape
-        )
+        """Reads one tensor, float32."""
+        offset, shape = self._locations[name]
+        return np.fromfile(self._path, '<f4', math.prod(shape), offset=offset).reshape(shape)
 
-    def place(self, name: str) -> str:
-        """'file: name', for people."""
+    def describe_location(self, name: str) -> str:
+        """Returns 'file: name', for messages."""
         return f'{self._path}: {name}'
 
 
-def _is_whole(path: Path) -> bool:
+def _has_declared_size(path: Path) -> bool:
     size = path.stat().st_size
-    header = _header(path) if size > _HEADER.itemsize else {'width': 0}
+    header = _read_header(path) if size > _HEADER.itemsize else {'width': 0}
     return (
         all(value > 0 for name, value in header.items() if name != 'vocabulary')
-        and _places(header)[1] == size
+        and _locate_tensors(header)[1] == size
     )
 
 
-def _header(path: Path) -> dict[str, int]:
-    """Seven int32; the number of ids is negative where the output head is a matrix of its own."""
+def _read_header(path: Path) -> dict[str, int]:
+    """Reads the header: seven int32.
+
+    The vocabulary size is negative if the output head is a separate matrix.
+    """
     return dict(zip(_SIZES, np.fromfile(path, _HEADER, 1)[0].item(), strict=True))
 
 
-def _places(header: dict[str, int]) -> tuple[dict[str, _Place], int]:
-    """All tensors in the order of the file, each for all layers before the next, and the length of
-    the file in bytes.
+def _locate_tensors(header: dict[str, int]) -> tuple[dict[str, _TensorLocation], int]:
+    """Returns the location of each tensor, and the size of the file in bytes.
+
+    The file has each tensor for all layers before the next tensor.
     """
     d = header['width']
     f = header['hidden']
     k = header['width'] // header['heads']
     v = abs(header['vocabulary'])
-    own_head = header['vocabulary'] < 0
+    has_head = header['vocabulary'] < 0
     shapes = [
         ('embed_tokens', (v, d)),
         ('layers.{i}.input_layernorm', (d,)),
@@ -113,21 +117,22 @@ def _places(header: dict[str, int]) -> tuple[dict[str, _Place], int]:
         ('layers.{i}.mlp.down_proj', (d, f)),
         ('layers.{i}.mlp.up_proj', (f, d)),
         ('norm', (d,)),
-        # Of the rotary positions; we compute our own.
+        # Tables of the rotary positions, which we compute instead.
         ('cosines and sines', (2, header['length'], k // 2)),
-        *([('lm_head', (v, d))] if own_head else []),
+        *([('lm_head', (v, d))] if has_head else []),
     ]
-    places, offset = {}, _HEADER.itemsize
+    locations = {}
+    offset = _HEADER.itemsize
     for name, shape in shapes:
         for i in range(header['layers'] if '{i}' in name else 1):
-            places[f'{name}.weight'.format(i=i)] = _Place(offset, shape)
+            locations[f'{name}.weight'.format(i=i)] = _TensorLocation(offset, shape)
             offset += 4 * math.prod(shape)
-    del places['cosines and sines.weight']
-    return places, offset
+    del locations['cosines and sines.weight']
+    return locations, offset
 
 
-def _shape(config: Config) -> dict[str, Any]:
+def _read_config(config: Config) -> dict[str, Any]:
     return LLAMA.shape(config) | {'rotary_pairs': 'neighbours'}
 
 
-LLAMA2C = dataclasses.replace(LLAMA, model_types={'llama2.c': 'LlamaModel'}, shape=_shape)
+LLAMA2C = dataclasses.replace(LLAMA, model_types={'llama2.c': 'LlamaModel'}, shape=_read_config)

@@ -1,4 +1,4 @@
-"""The safetensors files of a directory, opened but not read."""
+"""The safetensors files of a directory; tensors are read on demand."""
 
 import json
 from collections.abc import Set
@@ -13,41 +13,41 @@ INDEX = 'model.safetensors.index.json'
 
 
 class Files:
-    """All tensors of a directory by name; each is read from the disk when it is asked for.
+    """All tensors of a directory by name; each is read from disk on demand.
 
     Attributes:
-      names: of all tensors.
+      names: names of all tensors.
     """
 
     def __init__(self, directory: Path):
         """Opens model.safetensors, or the shards of its index.
 
         Raises:
-          UserError: there is neither, a shard is missing, or a file is cut short.
+          UserError: both are missing, a shard is missing, or a file is damaged.
         """
         self._directory = directory
-        self._where: dict[str, Path] = {
-            name: path for path in _paths(directory) for name in opened(path).keys()
+        self._path_by_name: dict[str, Path] = {
+            name: path for path in _find_paths(directory) for name in open_safetensors(path).keys()
         }
-        self.names: Set[str] = self._where.keys()
+        self.names: Set[str] = self._path_by_name.keys()
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, in the dtype of the file."""
-        # Left open, all that was read of it would stay in memory.
-        with opened(self._where[name]) as file:
+        """Reads one tensor, in the dtype of the file."""
+        # The file is opened anew for each tensor: an open file keeps all that was read in memory.
+        with open_safetensors(self._path_by_name[name]) as file:
             return file.get_tensor(name)
 
     @property
     def paths(self) -> list[Path]:
-        """The files that hold them."""
-        return sorted(set(self._where.values()))
+        """The files that contain the tensors."""
+        return sorted(set(self._path_by_name.values()))
 
-    def place(self, name: str) -> str:
-        """'file: name', for people."""
-        return f'{self._where[name]}: {name}'
+    def describe_location(self, name: str) -> str:
+        """Returns 'file: name', for messages."""
+        return f'{self._path_by_name[name]}: {name}'
 
 
-def _paths(directory: Path) -> list[Path]:
+def _find_paths(directory: Path) -> list[Path]:
     index = directory / INDEX
     if index.is_file():
         try:
@@ -59,13 +59,13 @@ def _paths(directory: Path) -> list[Path]:
             )
         except (ValueError, KeyError, AttributeError) as error:
             raise UserError(
-                f'{index}: not an index of shards ({type(error).__name__}: {error})'
+                f'{index}: is not an index of shards ({type(error).__name__}: {error})'
             ) from None
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise UserError(
-                f'{directory}: {len(missing)} of {len(paths)} shards that {INDEX} names are '
-                f'missing, {missing[0]} first'
+                f'{directory}: {len(missing)} of {len(paths)} shards that {INDEX} lists are '
+                f'missing, {missing[0]} first: copy them'
             )
         return paths
     if (directory / 'model.safetensors').is_file():
@@ -78,15 +78,15 @@ def _paths(directory: Path) -> list[Path]:
         )
     )
     hint = (
-        f'; {other} cannot be read: convert it, with `save_pretrained` of transformers'
+        f'; {other} cannot be read: convert it with `save_pretrained` of transformers'
         if other
         else ''
     )
-    raise UserError(f'{directory}: holds neither model.safetensors nor {INDEX}{hint}')
+    raise UserError(f'{directory}: has neither model.safetensors nor {INDEX}{hint}')
 
 
-def opened(path: Path):
-    """A safetensors file. Raises UserError where it is damaged."""
+def open_safetensors(path: Path):
+    """Opens a safetensors file. Raises UserError if it is damaged."""
     try:
         return safe_open(path, 'np')
     except (SafetensorError, OSError) as error:

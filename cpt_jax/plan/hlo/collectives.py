@@ -1,14 +1,14 @@
-"""What the devices of a program send each other: which collectives, how often, in which loops."""
+"""Finds the collectives of a program: their kind, payload, number of executions and groups."""
 
 import dataclasses
 import math
 import re
 from collections.abc import Sequence
 
-from cpt_jax.plan.hlo.groups import replica_groups
+from cpt_jax.plan.hlo.groups import parse_replica_groups
 from cpt_jax.plan.hlo.loops import Frame
 from cpt_jax.plan.hlo.program import HloError, Instruction, Module
-from cpt_jax.plan.hlo.walk import Executed, executed
+from cpt_jax.plan.hlo.walk import ExecutedInstruction, iterate_executed
 
 KINDS = (
     'all-gather',
@@ -22,22 +22,23 @@ KINDS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
-    """A collective in one place of the program.
+class CollectiveSite:
+    """A collective instruction of a program.
 
     Attributes:
-      kind: one of KINDS: what it is for.
-      summed: an all-gather that the compiler writes as the sum of arrays that are zero but for each
-        device's own part. It moves twice as much.
-      dcn: between slices, sent by the hosts; `groups` is empty and `members` the number of slices.
-      bytes: payload of a device and execution: of the result of an all-gather, of the operand of
-        others.
-      times: executions a step.
-      loops: loops around it.
-      groups: the devices that exchange data; of a permutation, pairs (from, to).
-      members: devices of a group.
-      backward: in the backward pass, and neither a forward pass that is computed again there nor
-        the loss, which exchanges gradients of embeddings once a step (in a shard_map of its own).
+      kind: one of KINDS, by its effect.
+      summed: whether it is an all-gather that the compiler writes as an all-reduce of arrays that
+        are zero outside each device's own part, which moves twice the bytes.
+      dcn: whether it is a transfer between slices, sent by the hosts. If so, `groups` is empty and
+        `members` is the number of slices.
+      bytes: payload per device and execution: bytes of the result for an all-gather, of the
+        operands for other kinds.
+      times: executions per step.
+      loops: number of enclosing loops.
+      groups: groups of devices that exchange data; for a collective-permute, pairs (from, to).
+      members: number of devices of a group.
+      backward: whether it belongs to the backward pass. Excluded are the recomputed forward pass,
+        and the loss, which exchanges gradients of embeddings once per step (in a shard_map).
     """
 
     kind: str
@@ -51,112 +52,133 @@ class Site:
     backward: bool
 
     def is_gradient(self, mesh_shape: Sequence[int], tensor_axis: int) -> bool:
-        """Does it reduce the gradient of parameters: a reduction of the backward pass over devices
-        that hold different pairs?
+        """Returns whether it reduces the gradient of parameters: a reduction in the backward pass
+        over devices that hold different pairs.
 
         Args:
-          mesh_shape: sizes of the mesh's axes; devices are numbered in its order.
-          tensor_axis: which axis holds the same pairs.
+          mesh_shape: sizes of the mesh axes; devices are numbered in row-major order.
+          tensor_axis: index of the axis along which devices hold the same pairs.
         """
         if not self.backward or self.kind not in ('all-reduce', 'reduce-scatter'):
             return False
         if self.dcn:
             return True
-        after = math.prod(mesh_shape[tensor_axis + 1 :])
-        return (
-            len(
-                {
-                    device - device // after % mesh_shape[tensor_axis] * after
-                    for device in self.groups[0]
-                }
-            )
-            > 1
-        )
+        # Devices hold the same pairs if their numbers are equal after the coordinate of the tensor
+        # axis is set to 0.
+        stride = math.prod(mesh_shape[tensor_axis + 1 :])
+        at_tensor_0 = {
+            device - device // stride % mesh_shape[tensor_axis] * stride
+            for device in self.groups[0]
+        }
+        return len(at_tensor_0) > 1
 
 
-def collectives(module: Module, devices: int, slices: int = 1) -> list[Site]:
-    """All collectives of a program.
+def find_collectives(module: Module, devices: int, slices: int = 1) -> list[CollectiveSite]:
+    """Returns all collectives of a program.
 
-    Libtpu spreads some over several fusions, to compute meanwhile: those count where they start.
+    libtpu spreads some collectives over several fusions to overlap them with computation; such a
+    collective is counted once, where it starts.
 
     Args:
       module: the program of one device.
-      devices: how many run it.
-      slices: how many slices they are in.
+      devices: number of devices that run it.
+      slices: number of slices that these devices form.
 
     Raises:
-      HloError: see `executed`; or a collective in a form that is not known.
+      HloError: see `iterate_executed`; or a collective has an unknown form.
     """
-    found: list[Site] = []
-    begun: set[str] = set()
-    later: set[str] = set()
-    for step in executed(module):
-        kind = step.instruction.opcode.removesuffix('-start')
-        if kind in KINDS and _goes_on(step):
-            later.add(step.instruction.attribute('channel_id') or '')
+    found: list[CollectiveSite] = []
+    started_channels: set[str] = set()
+    continued_channels: set[str] = set()
+    for executed in iterate_executed(module):
+        kind = executed.instruction.opcode.removesuffix('-start')
+        if kind in KINDS and _is_continuation(executed):
+            continued_channels.add(executed.instruction.attribute('channel_id') or '')
         elif kind in KINDS:
-            begun.add(step.instruction.attribute('channel_id') or '')
-            found.append(_site(step, kind, devices))
+            started_channels.add(executed.instruction.attribute('channel_id') or '')
+            found.append(_read_site(executed, kind, devices))
         elif (
-            step.instruction.opcode == 'send'
-            and '_xla_megascale_transfer_type' in step.instruction.attributes
+            executed.instruction.opcode == 'send'
+            and '_xla_megascale_transfer_type' in executed.instruction.attributes
         ):
-            found.append(_between_slices(step, slices))
-    if later - begun:
-        raise HloError(f'collectives go on that never start: channels {sorted(later - begun)}')
+            found.append(_read_transfer_between_slices(executed, slices))
+    without_start = continued_channels - started_channels
+    if without_start:
+        raise HloError(f'parts of collectives that never start: channels {sorted(without_start)}')
     return found
 
 
-def _site(step: Executed, kind: str, devices: int) -> Site:
-    groups = replica_groups(step.instruction.attributes, devices)
+def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> CollectiveSite:
+    groups = parse_replica_groups(executed.instruction.attributes, devices)
     members = 2 if kind == 'collective-permute' else len(groups[0])
     payload = sum(
         array.bytes
-        for index in range(len(step.instruction.operands))
-        for array in step.operand_arrays(index)
+        for index in range(len(executed.instruction.operands))
+        for array in executed.operand_arrays(index)
     )
-    summed = kind == 'all-reduce' and _sums_parts_of_zeros(step)
+    summed = kind == 'all-reduce' and _sums_parts_of_zeros(executed)
     if kind == 'all-gather':
         payload *= members
-    if kind == 'all-reduce' and step.frame.computation.name.startswith('all-reduce-scatter'):
-        kind = 'reduce-scatter'  # libtpu's form of it: a fusion of the sum and the slice
-    kind = 'all-gather' if summed else kind
-    return Site(
-        kind, summed, False, payload, step.times, step.loops, groups, members, _is_backward(step)
+    if kind == 'all-reduce' and executed.frame.computation.name.startswith('all-reduce-scatter'):
+        kind = 'reduce-scatter'  # libtpu writes it as a fusion of an all-reduce and a slice
+    if summed:
+        kind = 'all-gather'
+    return CollectiveSite(
+        kind,
+        summed,
+        False,
+        payload,
+        executed.times,
+        executed.loops,
+        groups,
+        members,
+        _is_backward(executed),
     )
 
 
-def _between_slices(step: Executed, slices: int) -> Site:
-    said = re.search(r'_xla_megascale_transfer_type="(\w+)"', step.instruction.attributes)
-    kind = said[1].lower().replace('_', '-') if said else ''
+def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) -> CollectiveSite:
+    match = re.search(r'_xla_megascale_transfer_type="(\w+)"', executed.instruction.attributes)
+    kind = match[1].lower().replace('_', '-') if match else ''
     if kind not in KINDS:
-        raise HloError(f'unknown transfer between slices: {step.instruction.attributes}')
-    payload = sum(array.bytes for array in step.operand_arrays(0)) * (
+        raise HloError(f'unknown transfer between slices: {executed.instruction.attributes}')
+    payload = sum(array.bytes for array in executed.operand_arrays(0)) * (
         slices if kind == 'all-gather' else 1
     )
-    return Site(kind, False, True, payload, step.times, step.loops, (), slices, _is_backward(step))
+    return CollectiveSite(
+        kind,
+        False,
+        True,
+        payload,
+        executed.times,
+        executed.loops,
+        (),
+        slices,
+        _is_backward(executed),
+    )
 
 
-def _goes_on(step: Executed) -> bool:
-    """Is it a later part of a collective that another fusion starts?"""
-    if '"async_collective_fusion_config"' not in step.instruction.attributes:
+def _is_continuation(executed: ExecutedInstruction) -> bool:
+    """Returns whether it is a later part of a collective that another fusion starts."""
+    if '"async_collective_fusion_config"' not in executed.instruction.attributes:
         return False
-    readers = step.frame.computation.users[step.instruction.name]
+    readers = executed.frame.computation.users[executed.instruction.name]
     return not any(
         'custom_call_target="AsyncCollectiveStart"' in reader.attributes for reader in readers
     )
 
 
-def _sums_parts_of_zeros(step: Executed) -> bool:
-    """Is every operand a part that is written into zeros?"""
-    return all(_part_of_zeros(step.frame, operand) for operand in step.instruction.operands)
+def _sums_parts_of_zeros(executed: ExecutedInstruction) -> bool:
+    """Returns whether every operand is an array of zeros into which a part was written."""
+    return all(
+        _is_part_of_zeros(executed.frame, operand) for operand in executed.instruction.operands
+    )
 
 
-def _part_of_zeros(frame: Frame, name: str) -> bool:
+def _is_part_of_zeros(frame: Frame, name: str) -> bool:
     instruction = frame.computation.instructions[name]
     while instruction.opcode in ('bitcast', 'copy', 'convert', 'fusion', 'copy-done', 'copy-start'):
         if instruction.opcode == 'fusion':
-            frame = frame.into(instruction, instruction.called('calls')[0])
+            frame = frame.enter(instruction, instruction.called('calls')[0])
             instruction = frame.computation.root
         else:
             instruction = frame.computation.operand(instruction, 0)
@@ -172,55 +194,62 @@ def _is_zero(frame: Frame, name: str) -> bool:
     if instruction.opcode in ('broadcast', 'bitcast', 'copy', 'convert', 'copy-done', 'copy-start'):
         return _is_zero(frame, instruction.operands[0])
     if instruction.opcode == 'fusion':
-        inner = frame.into(instruction, instruction.called('calls')[0])
+        inner = frame.enter(instruction, instruction.called('calls')[0])
         return _is_zero(inner, inner.computation.root.name)
-    in_fusion = frame.by is not None and frame.by.opcode == 'fusion'
-    if instruction.opcode == 'parameter' and frame.caller and frame.by and in_fusion:
-        return _is_zero(frame.caller, frame.by.operands[int(instruction.literal)])
+    in_fusion = frame.call is not None and frame.call.opcode == 'fusion'
+    if instruction.opcode == 'parameter' and frame.caller and frame.call and in_fusion:
+        return _is_zero(frame.caller, frame.call.operands[int(instruction.literal)])
     return False
 
 
-def _is_backward(step: Executed) -> bool:
-    """Is it in the backward pass, and no forward pass that is computed again there? The compiler
-    drops the names of some.
+def _is_backward(executed: ExecutedInstruction) -> bool:
+    """Returns whether it belongs to the backward pass, the recomputed forward pass excluded.
+
+    The compiler drops the names of some instructions, so the names of enclosing loops count too.
     """
-    name = _op_name(step.frame, step.instruction)
+    name = _find_op_name(executed.frame, executed.instruction)
     if 'rematted_computation' in name or 'shard_map' in name:
         return False
     return 'transpose(' in name or any(
-        'transpose(' in around for around in _loops_around(step.frame)
+        'transpose(' in loop_name for loop_name in _find_enclosing_loop_names(executed.frame)
     )
 
 
-def _op_name(frame: Frame, instruction: Instruction, deep: int = 10) -> str:
-    """Its own, or where it has none that of what it sends."""
-    if instruction.op_name or not deep:
+def _find_op_name(frame: Frame, instruction: Instruction, depth: int = 10) -> str:
+    """Returns the op_name of an instruction; if it has none, that of an operand, up to `depth`
+    instructions back.
+    """
+    if instruction.op_name or not depth:
         return instruction.op_name
     if instruction.opcode == 'while':
-        return _loop_name(frame, instruction)
+        return _find_loop_name(frame, instruction)
     if instruction.opcode == 'fusion':
         inside = frame.module.computations[instruction.called('calls')[0]].root.op_name
         if inside:
             return inside
-    named = (
-        _op_name(frame, frame.computation.instructions[operand], deep - 1)
+    names = (
+        _find_op_name(frame, frame.computation.instructions[operand], depth - 1)
         for operand in instruction.operands
     )
-    return next(filter(None, named), '')
+    return next(filter(None, names), '')
 
 
-def _loop_name(frame: Frame, loop: Instruction) -> str:
-    """A loop that the compiler peels loses its name; then it is in the backward pass where
-    something within it is.
+def _find_loop_name(frame: Frame, loop: Instruction) -> str:
+    """Returns the op_name of a loop.
+
+    A loop that the compiler peels loses its name. The name of an instruction of the backward pass
+    in its body is used instead, if there is one.
     """
-    within = frame.module.computations[loop.called('body')[0]].instructions.values()
-    return loop.op_name or next(
-        (inner.op_name for inner in within if 'transpose(' in inner.op_name), ''
-    )
+    if loop.op_name:
+        return loop.op_name
+    inside = frame.module.computations[loop.called('body')[0]].instructions.values()
+    return next((inner.op_name for inner in inside if 'transpose(' in inner.op_name), '')
 
 
-def _loops_around(frame: Frame | None) -> list[str]:
-    if frame is None or frame.caller is None or frame.by is None:
+def _find_enclosing_loop_names(frame: Frame | None) -> list[str]:
+    if frame is None or frame.caller is None or frame.call is None:
         return []
-    here = [_loop_name(frame.caller, frame.by)] if frame.by.opcode == 'while' else []
-    return here + _loops_around(frame.caller)
+    names = _find_enclosing_loop_names(frame.caller)
+    if frame.call.opcode == 'while':
+        return [_find_loop_name(frame.caller, frame.call), *names]
+    return names

@@ -1,5 +1,5 @@
-"""The arithmetic of a compiled program: the multiplications and additions of its matrix products
-and convolutions, loops multiplied out.
+"""Counts the arithmetic of a compiled program: the multiplications and additions of its matrix
+products and convolutions, times the trip counts of enclosing loops.
 """
 
 import dataclasses
@@ -10,21 +10,21 @@ import re
 import numpy as np
 
 from cpt_jax.plan.hlo.program import Array, HloError, Module
-from cpt_jax.plan.hlo.walk import Executed, executed
+from cpt_jax.plan.hlo.walk import ExecutedInstruction, iterate_executed
 
-# JAX's splash attention: matrix products of queries with keys, or of their like, in each of its
-# kernels. The second and third compute the scores again. Blocks that a causal mask hides are
-# skipped by the kernel and counted here.
+# Kernels of JAX's splash attention -> number of matrix products, each with the cost of queries
+# times keys. The second and third kernel recompute the scores. Blocks that are fully masked by a
+# causal mask are skipped by the kernels, but counted here.
 _ATTENTION_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-    """Of one device and step.
+    """The arithmetic of one device in one step.
 
     Attributes:
       total: floating-point operations.
-      uncounted: custom calls that do not say what they compute, by target; not in the total.
+      uncounted: targets of custom calls without a cost estimate, which are not in the total.
     """
 
     total: int
@@ -32,62 +32,63 @@ class Flops:
 
 
 def count_flops(module: Module) -> Flops:
-    """Counts a whole step.
+    """Counts the floating-point operations of one device in a step.
 
     Raises:
-      HloError: see `executed`.
+      HloError: see `iterate_executed`.
     """
     total, uncounted = 0, {}
-    for step in executed(module):
-        opcode = step.instruction.opcode
+    for executed in iterate_executed(module):
+        opcode = executed.instruction.opcode
         if opcode == 'convolution':
-            total += step.times * convolution_flops(step)
+            total += executed.times * count_convolution_flops(executed)
         elif opcode == 'dot':
-            total += step.times * dot_flops(step)
-        elif step.kernel:
-            known = _said_by_kernel(step)
-            total += step.times * (known or 0)
-            if known is None:
-                uncounted[step.kernel] = True
+            total += executed.times * count_dot_flops(executed)
+        elif executed.kernel:
+            kernel_flops = _read_kernel_flops(executed)
+            total += executed.times * (kernel_flops or 0)
+            if kernel_flops is None:
+                uncounted[executed.kernel] = True
     return Flops(total, tuple(uncounted))
 
 
-def dot_flops(step: Executed) -> int:
-    """Two for each element of the result and each place that is summed over."""
-    lhs, result = step.operand_arrays(0)[0], step.results[0]
-    summed = _numbers(step.instruction.attribute('lhs_contracting_dims') or '')
-    return 2 * result.size * math.prod(lhs.dims[axis] for axis in summed)
+def count_dot_flops(executed: ExecutedInstruction) -> int:
+    """Counts two operations per element of the result and element of the contracted dimensions."""
+    lhs, result = executed.operand_arrays(0)[0], executed.results[0]
+    contracted = _parse_numbers(executed.instruction.attribute('lhs_contracting_dims') or '')
+    return 2 * result.size * math.prod(lhs.dims[axis] for axis in contracted)
 
 
-def convolution_flops(step: Executed) -> int:
-    """Counts as XLA's HloCostAnalysis does: a product with padding, or with a hole of a dilated
-    input, is none.
+def count_convolution_flops(executed: ExecutedInstruction) -> int:
+    """Counts the operations of a convolution, as XLA's HloCostAnalysis does: products with padding,
+    or with the holes of a dilated input, are not counted.
 
-    Matrix products are convolutions on TPUs, with batch and contracted axes dressed up as windows.
+    On TPUs, matrix products are compiled to convolutions, whose spatial dimensions are batch or
+    contracted dimensions.
     """
-    lhs, rhs = step.operand_arrays(0)[0], step.operand_arrays(1)[0]
-    labels = step.instruction.attribute('dim_labels') or ''
-    found = re.fullmatch(r'(\w+)_(\w+)->(\w+)', labels)
-    if not found:
-        raise HloError(f'{step.instruction.name} has unknown dim_labels: {labels!r}')
-    inputs, kernel, output = found.groups()
-    window = _window(step.instruction.attribute('window') or '')
-    groups = int(step.instruction.attribute('feature_group_count') or 1)
-    batch_groups = int(step.instruction.attribute('batch_group_count') or 1)
+    lhs, rhs = executed.operand_arrays(0)[0], executed.operand_arrays(1)[0]
+    labels = executed.instruction.attribute('dim_labels') or ''
+    match = re.fullmatch(r'(\w+)_(\w+)->(\w+)', labels)
+    if not match:
+        raise HloError(f'{executed.instruction.name} has unknown dim_labels: {labels!r}')
+    inputs, kernel, output = match.groups()
+    window = _parse_window(executed.instruction.attribute('window') or '')
+    groups = int(executed.instruction.attribute('feature_group_count') or 1)
+    batch_groups = int(executed.instruction.attribute('batch_group_count') or 1)
     valid = 1
-    for axis, place in enumerate(sorted(label for label in kernel if label.isdigit())):
+    for axis, label in enumerate(sorted(label for label in kernel if label.isdigit())):
         sizes = (
-            _size(lhs, inputs, place),
-            _size(rhs, kernel, place),
-            _size(step.results[0], output, place),
+            _size(lhs, inputs, label),
+            _size(rhs, kernel, label),
+            _size(executed.results[0], output, label),
         )
-        valid *= valid_positions(*sizes, *(numbers[axis] for numbers in window.values()))
-    features = _size(lhs, inputs, 'f') // groups * _size(step.results[0], output, 'f')
+        valid *= count_valid_positions(*sizes, *(numbers[axis] for numbers in window.values()))
+    features = _size(lhs, inputs, 'f') // groups * _size(executed.results[0], output, 'f')
     return 2 * features * (_size(lhs, inputs, 'b') // batch_groups) * valid
 
 
 @functools.lru_cache(maxsize=4096)
-def valid_positions(
+def count_valid_positions(
     inputs: int,
     kernel: int,
     outputs: int,
@@ -96,32 +97,43 @@ def valid_positions(
     input_dilation: int,
     kernel_dilation: int,
 ) -> int:
-    """Pairs of a kernel's and an output's place, along one axis, that meet an element of the
-    input.
+    """Counts the pairs (kernel index, output index) along one axis that read an input element, and
+    not padding or a hole of the dilated input.
+
+    Args:
+      inputs: size of the input.
+      kernel: size of the kernel.
+      outputs: size of the output.
+      stride: step between windows.
+      low: padding before the first element.
+      input_dilation: distance of neighboring input elements; above 1 there are holes.
+      kernel_dilation: distance of neighboring kernel elements.
     """
-    steps = np.arange(outputs, dtype=np.int64) * stride - low
+    window_starts = np.arange(outputs, dtype=np.int64) * stride - low
     total = 0
-    for place in range(kernel):
-        at = steps + place * kernel_dilation
-        total += int(
-            np.count_nonzero(
-                (at >= 0) & (at <= (inputs - 1) * input_dilation) & (at % input_dilation == 0)
-            )
-        )
+    for kernel_index in range(kernel):
+        positions = window_starts + kernel_index * kernel_dilation
+        is_inside = (positions >= 0) & (positions <= (inputs - 1) * input_dilation)
+        total += int(np.count_nonzero(is_inside & (positions % input_dilation == 0)))
     return total
 
 
-def _window(text: str) -> dict[str, list[int]]:
-    """Of each spatial axis: stride, padding before, dilation of the input and of the kernel."""
-    found = dict(part.split('=') for part in text.split()) if text else {}
-    axes = len(found.get('size', '').split('x')) if 'size' in found else 0
-    default = 'x'.join(['1'] * axes)
-    padding = found.get('pad', 'x'.join(['0_0'] * axes)).split('x')
+def _parse_window(text: str) -> dict[str, list[int]]:
+    """Returns lists over spatial axes of stride, padding before, input and kernel dilation."""
+    fields = dict(part.split('=') for part in text.split()) if text else {}
+    axes = len(fields['size'].split('x')) if 'size' in fields else 0
+    ones = 'x'.join(['1'] * axes)
+    no_padding = 'x'.join(['0_0'] * axes)
+
+    def parse_field(key: str) -> list[int]:
+        return [int(number) for number in fields.get(key, ones).split('x') if number]
+
+    padding = fields.get('pad', no_padding).split('x')
     return {
-        'stride': [int(n) for n in found.get('stride', default).split('x') if n],
+        'stride': parse_field('stride'),
         'low': [int(pad.split('_')[0]) for pad in padding if pad],
-        'input_dilation': [int(n) for n in found.get('lhs_dilate', default).split('x') if n],
-        'kernel_dilation': [int(n) for n in found.get('rhs_dilate', default).split('x') if n],
+        'input_dilation': parse_field('lhs_dilate'),
+        'kernel_dilation': parse_field('rhs_dilate'),
     }
 
 
@@ -129,30 +141,34 @@ def _size(array: Array, labels: str, label: str) -> int:
     return array.dims[labels.index(label)]
 
 
-def _said_by_kernel(step: Executed) -> int | None:
-    """Pallas' cost estimate; None where there is none."""
+def _read_kernel_flops(executed: ExecutedInstruction) -> int | None:
+    """Returns the operations of a kernel, from its name or its Pallas cost estimate; None if
+    neither is known.
+    """
     for name, products in _ATTENTION_PRODUCTS.items():
-        if step.instruction.name.startswith(name):
-            return products * _attention_flops(step)
-    said = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', step.instruction.attributes)
-    return int(said[1]) if said else None
+        if executed.instruction.name.startswith(name):
+            return products * _count_attention_product_flops(executed)
+    match = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', executed.instruction.attributes)
+    return int(match[1]) if match else None
 
 
-def _attention_flops(step: Executed) -> int:
-    """Of one product of all queries with all keys, [.., H, S, K] each: the kernel's first large
-    operands.
+def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
+    """Counts one product of all queries with all keys.
+
+    Queries and keys, [..., H, S, K] each, are the first two floating-point operands of the kernel
+    with more than two dimensions.
     """
     large = (
         array
-        for index in range(len(step.instruction.operands))
-        for array in step.operand_arrays(index)
+        for index in range(len(executed.instruction.operands))
+        for array in executed.operand_arrays(index)
         if len(array.dims) > 2
     )
     queries, keys = [array for array in large if array.dtype in ('bf16', 'f32')][:2]
     return 2 * queries.size * keys.dims[-2]
 
 
-def _numbers(text: str) -> list[int]:
+def _parse_numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(',') if number]
     except ValueError as error:

@@ -1,26 +1,25 @@
-"""The memory of a compiled program: how much of it must be there, and how much of it must be read
-and written.
+"""The memory that a compiled program needs, and its traffic to main memory.
 
-Traffic is a lower bound: what each instruction must read and write once, without padding, at the
-full rate of the memory.
+The traffic is a lower bound: the bytes that each instruction must read and write at least once,
+without padding.
 """
 
 import re
 
 import jax
 
-from cpt_jax.plan.hlo.program import Computation, HloError, Instruction, Module, arrays
-from cpt_jax.plan.hlo.walk import Executed, executed, in_hbm
+from cpt_jax.plan.hlo.program import Computation, HloError, Instruction, Module, flatten_shape
+from cpt_jax.plan.hlo.walk import ExecutedInstruction, count_hbm_bytes, iterate_executed
 
-_G = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-# What libtpu says now, and what it said in reports of 2022 to 2025.
-_TOO_MUCH = (
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+# Messages of the current libtpu, and of libtpu in issue reports from 2022 to 2025.
+_OUT_OF_MEMORY = (
     r'memory required for HLO temporaries \(([\d.]+)([KMGT]?)',
     r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm',
 )
 
-# Nothing is moved by these themselves.
-_FREE = {
+# Opcodes that move no data themselves.
+_NO_TRAFFIC = {
     'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional',
     'call', 'after-all', 'partition-id',
     'replica-id', 'iota', 'async-start', 'async-update', 'async-done', 'call-start', 'call-done',
@@ -33,12 +32,12 @@ _FREE = {
 _SLICES = {'slice', 'dynamic-slice', 'gather'}
 
 
-def bytes_needed(compiled: jax.stages.Compiled) -> int:
-    """Memory of a device that a program takes when it runs.
+def count_needed_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes of memory per device that a program needs to run.
 
-    The peak of arguments, results and temporaries is what the compiler itself compares with the
-    limit: the sizes of the parts that `memory_analysis` also gives add up to more, as temporaries
-    share places. The program's code lies beside it.
+    The sum of its code and of the peak of arguments, results and temporaries, which the compiler
+    compares with the limit. The separate sizes that `memory_analysis` also reports add up to more
+    than this peak, because temporaries share memory.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -46,88 +45,101 @@ def bytes_needed(compiled: jax.stages.Compiled) -> int:
     return analysis.peak_memory_in_bytes + analysis.generated_code_size_in_bytes
 
 
-def bytes_refused(error: Exception) -> int | None:
-    """Memory of a device that the compiler asked for in vain; None where something else went
-    wrong.
+def parse_refused_bytes(error: Exception) -> int | None:
+    """Returns the bytes per device that the compiler asked for, from its error message; None if the
+    error has another reason.
     """
     text = str(error)
-    found = 'RESOURCE_EXHAUSTED' in text and next(
-        filter(None, (re.search(pattern, text) for pattern in _TOO_MUCH)), None
-    )
-    return int(float(found[1]) * _G[found[2]]) if found else None
+    if 'RESOURCE_EXHAUSTED' not in text:
+        return None
+    for pattern in _OUT_OF_MEMORY:
+        match = re.search(pattern, text)
+        if match:
+            return int(float(match[1]) * _UNITS[match[2]])
+    return None
 
 
-def traffic(module: Module) -> int:
-    """Bytes that one device reads from and writes to its main memory in a step.
+def count_traffic(module: Module) -> int:
+    """Returns the bytes that one device reads from and writes to its main memory in a step.
 
     Raises:
-      HloError: see `executed`.
+      HloError: see `iterate_executed`.
     """
-    return sum(step.times * _moved(step) for step in executed(module) if not step.fused)
+    return sum(
+        executed.times * _count_moved_bytes(executed)
+        for executed in iterate_executed(module)
+        if not executed.fused
+    )
 
 
-def _moved(step: Executed) -> int:
-    instruction = step.instruction
+def _count_moved_bytes(executed: ExecutedInstruction) -> int:
+    instruction = executed.instruction
     opcode = instruction.opcode.removesuffix('-start')
-    if instruction.opcode in _FREE or step.is_bookkeeping:
+    if instruction.opcode in _NO_TRAFFIC or executed.is_bookkeeping:
         return 0
     if opcode == 'fusion':
-        inner = step.frame.module.computations[instruction.called('calls')[0]]
-        return _read_by_fusion(step, inner) + _written(inner, inner.root, instruction)
+        inner = executed.frame.module.computations[instruction.called('calls')[0]]
+        return _count_fusion_reads(executed, inner) + _count_writes(inner, inner.root, instruction)
     if opcode in _SLICES:
-        looked_at = step.results[0].bytes if in_hbm(step.operand_arrays(0)) else 0
-        return looked_at + in_hbm(step.results)
+        # Only the selected part of the operand is read.
+        read = executed.results[0].bytes if count_hbm_bytes(executed.operand_arrays(0)) else 0
+        return read + count_hbm_bytes(executed.results)
     if opcode == 'dynamic-update-slice':
-        return in_hbm(step.operand_arrays(1)) + (
-            step.operand_arrays(1)[0].bytes if in_hbm(step.results) else 0
+        return count_hbm_bytes(executed.operand_arrays(1)) + (
+            executed.operand_arrays(1)[0].bytes if count_hbm_bytes(executed.results) else 0
         )
     if opcode == 'scatter':
-        # The old values are read, and written.
-        return in_hbm(step.operand_arrays(1)) + 3 * in_hbm(step.operand_arrays(2))
+        # Reads the indices, the updates and the old values; writes the new values.
+        return count_hbm_bytes(executed.operand_arrays(1)) + 3 * count_hbm_bytes(
+            executed.operand_arrays(2)
+        )
     return sum(
-        in_hbm(step.operand_arrays(index)) for index in range(len(instruction.operands))
-    ) + in_hbm(step.results)
+        count_hbm_bytes(executed.operand_arrays(index))
+        for index in range(len(instruction.operands))
+    ) + count_hbm_bytes(executed.results)
 
 
-def _read_by_fusion(step: Executed, inner: Computation) -> int:
+def _count_fusion_reads(executed: ExecutedInstruction, inner: Computation) -> int:
     total = 0
     for index, parameter in enumerate(inner.parameters):
-        whole = in_hbm(step.operand_arrays(index))
+        whole = count_hbm_bytes(executed.operand_arrays(index))
         if whole:
-            total += min(whole, _read(inner, parameter, step))
+            total += min(whole, _count_reads(inner, parameter, executed))
     return total
 
 
-def _read(computation: Computation, source: Instruction, step: Executed) -> int:
-    """Bytes of an array within a fusion that its readers look at; where one of them looks at
-    everything, all of it.
+def _count_reads(
+    computation: Computation, source: Instruction, executed: ExecutedInstruction
+) -> int:
+    """Returns the bytes of an array in a fusion that its readers read: parts if all readers select
+    parts, else the whole array.
     """
-    whole = sum(array.bytes for array in arrays(source.shape))
+    whole = sum(array.bytes for array in flatten_shape(source.shape))
     total = 0
     for reader in computation.users[source.name]:
         if reader.opcode in _SLICES and reader.operands[0] == source.name:
-            total += sum(array.bytes for array in arrays(reader.shape))
+            total += sum(array.bytes for array in flatten_shape(reader.shape))
         elif reader.opcode == 'bitcast':
-            total += _read(computation, reader, step)
+            total += _count_reads(computation, reader, executed)
         elif reader.opcode == 'fusion':
-            inner = step.frame.module.computations[reader.called('calls')[0]]
+            inner = executed.frame.module.computations[reader.called('calls')[0]]
             parameters = [
-                inner.parameters[place]
-                for place, operand in enumerate(reader.operands)
+                inner.parameters[index]
+                for index, operand in enumerate(reader.operands)
                 if operand == source.name
             ]
-            total += sum(_read(inner, parameter, step) for parameter in parameters)
-            # The compiler wraps operands of products in fusions that do nothing.
-            if _behind_bitcasts(inner, inner.root) in parameters:
-                total += _read(computation, reader, step)
+            total += sum(_count_reads(inner, parameter, executed) for parameter in parameters)
+            # The compiler wraps operands of matrix products in fusions that return them unchanged.
+            if _skip_bitcasts(inner, inner.root) in parameters:
+                total += _count_reads(computation, reader, executed)
         elif not _passes_on(reader, source):
             return whole
     return min(total, whole)
 
 
 def _passes_on(reader: Instruction, source: Instruction) -> bool:
-    """Does it only hand the array on: as the target of an update in place, or as part of a
-    collective that runs meanwhile?
+    """Returns whether a reader only passes the array on: as the target of an update in place, in a
+    tuple, or in a later part of an asynchronous collective.
     """
     if reader.opcode == 'dynamic-update-slice':
         return reader.operands[0] == source.name and source.name not in reader.operands[1:]
@@ -135,8 +147,8 @@ def _passes_on(reader: Instruction, source: Instruction) -> bool:
 
 
 def _is_async_part(instruction: Instruction) -> bool:
-    """A collective that libtpu spreads over fusions appears in each: it reads and writes where it
-    starts.
+    """Returns whether it is a later part of a collective that libtpu spreads over fusions, whose
+    traffic is counted where it starts.
     """
     if 'custom_call_target="AsyncCollectiveDone"' in instruction.attributes:
         return True
@@ -146,32 +158,32 @@ def _is_async_part(instruction: Instruction) -> bool:
     )
 
 
-def _written(inner: Computation, root: Instruction, fusion: Instruction) -> int:
-    """What a fusion writes, element by element of its result."""
+def _count_writes(inner: Computation, root: Instruction, fusion: Instruction) -> int:
+    """Returns the bytes that a fusion writes, summed over the elements of its result."""
     if root.opcode == 'custom-call' and 'AsyncCollectiveStart' in root.attributes:
-        return in_hbm(arrays(fusion.shape)[1:2])  # (the operand, the result, flags)
-    made = (
-        [inner.instructions[name] for name in root.operands] if root.opcode == 'tuple' else [root]
-    )
+        return count_hbm_bytes(flatten_shape(fusion.shape)[1:2])  # (the operand, the result, flags)
+    outputs = [root]
+    if root.opcode == 'tuple':
+        outputs = [inner.instructions[name] for name in root.operands]
     results = fusion.shape if isinstance(fusion.shape, tuple) else (fusion.shape,)
-    if len(results) != len(made):
-        raise HloError(f'{fusion.name} has {len(results)} results, its computation {len(made)}')
+    if len(results) != len(outputs):
+        raise HloError(f'{fusion.name} has {len(results)} results, its computation {len(outputs)}')
     return sum(
-        _written_array(inner, instruction, in_hbm(arrays(result)))
-        for instruction, result in zip(made, results, strict=True)
+        _count_array_writes(inner, instruction, count_hbm_bytes(flatten_shape(result)))
+        for instruction, result in zip(outputs, results, strict=True)
     )
 
 
-def _written_array(inner: Computation, instruction: Instruction, whole: int) -> int:
-    instruction = _behind_bitcasts(inner, instruction)
+def _count_array_writes(inner: Computation, instruction: Instruction, whole: int) -> int:
+    instruction = _skip_bitcasts(inner, instruction)
     if not whole or instruction.opcode == 'parameter' or _is_async_part(instruction):
         return 0
     if instruction.opcode == 'dynamic-update-slice':
-        return sum(array.bytes for array in arrays(inner.operand(instruction, 1).shape))
+        return sum(array.bytes for array in flatten_shape(inner.operand(instruction, 1).shape))
     return whole
 
 
-def _behind_bitcasts(computation: Computation, instruction: Instruction) -> Instruction:
+def _skip_bitcasts(computation: Computation, instruction: Instruction) -> Instruction:
     while instruction.opcode == 'bitcast':
         instruction = computation.operand(instruction, 0)
     return instruction

@@ -1,7 +1,7 @@
-"""The text of a compiled program (HLO), read into computations, instructions and shapes.
+"""Parses the text of a compiled program (HLO) into computations, instructions and shapes.
 
-The format is that of `jax.stages.Compiled.as_text()`: a computation is a block in braces, an
-instruction a line `%name = shape opcode(%operand, ...), key=value, ...`.
+The text is that of `jax.stages.Compiled.as_text()`. A computation is a block in braces; an
+instruction is a line `%name = shape opcode(%operand, ...), key=value, ...`.
 """
 
 import dataclasses
@@ -10,16 +10,24 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-HBM, VMEM = 0, 1  # the memory space of a layout; others are small or on the host
+# Memory spaces of a layout. Other numbers are smaller memories, or the host's.
+HBM = 0
+VMEM = 1
 
 
 class HloError(Exception):
-    """The program has something that is not understood here: our mistake, not the user's."""
+    """The program has an unknown form: a bug in this package, not an error of the user."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Array:
-    """The type of one array; `space` is where it lies."""
+    """The type of an array.
+
+    Attributes:
+      dtype: HLO name of the element type, such as bf16.
+      dims: sizes of its dimensions.
+      space: memory space, such as HBM.
+    """
 
     dtype: str
     dims: tuple[int, ...]
@@ -27,35 +35,48 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.dims)
 
     @property
     def bytes(self) -> int:
-        """Without the padding of a tiled layout."""
-        return -(-self.size * _bits(self.dtype) // 8)
+        """Number of bytes, without the padding of a tiled layout."""
+        return -(-self.size * _count_bits(self.dtype) // 8)
 
 
 Shape = Array | tuple['Shape', ...]
 
 
-def arrays(shape: Shape) -> list[Array]:
-    """The arrays of a tuple, however deep."""
-    return (
-        [shape] if isinstance(shape, Array) else [array for part in shape for array in arrays(part)]
-    )
-
-
-def elements(shape: Shape) -> tuple[Shape, ...]:
-    """The parts of a tuple. Raises HloError where it is one array."""
+def flatten_shape(shape: Shape) -> list[Array]:
+    """Returns the arrays of a nested tuple as a flat list."""
     if isinstance(shape, Array):
-        raise HloError(f'a tuple is expected, not {shape}')
+        return [shape]
+    return [array for part in shape for array in flatten_shape(part)]
+
+
+def get_tuple_elements(shape: Shape) -> tuple[Shape, ...]:
+    """Returns the elements of a tuple.
+
+    Raises:
+      HloError: the shape is an array.
+    """
+    if isinstance(shape, Array):
+        raise HloError(f'expected a tuple, not {shape}')
     return shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. `literal` is the text in its parentheses, `attributes` what follows."""
+    """An instruction, one line of the text.
+
+    Attributes:
+      name: its name, without %.
+      opcode: its operation, such as all-reduce.
+      shape: type of its result.
+      operands: names of its operands.
+      literal: text in the parentheses; the value of a constant, the number of a parameter.
+      attributes: text after the parentheses.
+    """
 
     name: str
     opcode: str
@@ -65,38 +86,46 @@ class Instruction:
     attributes: str
 
     def attribute(self, key: str) -> str | None:
-        """The value of `key=`, up to the next comma outside of brackets; without the brackets
-        around it.
-        """
+        """Returns the value of an attribute, without enclosing braces; None if there is none."""
         found = re.search(rf'(?:^|, ){key}=', self.attributes)
         if not found:
             return None
-        value = self.attributes[found.end() : _end(self.attributes, found.end())]
+        value = self.attributes[found.end() : _find_end(self.attributes, found.end())]
         return value[1:-1] if value.startswith('{') else value
 
     def number(self, key: str) -> int:
-        """The value of `key=`, a whole number. Raises HloError where there is none."""
+        """Returns the value of an integer attribute.
+
+        Raises:
+          HloError: there is no such attribute.
+        """
         value = self.attribute(key)
         if value is None:
             raise HloError(f'{self.name} has no {key}')
         return int(value)
 
     def called(self, *keys: str) -> list[str]:
-        """Names of the computations that these attributes name."""
+        """Returns the names of the computations that the attributes `keys` name."""
         return [
             name for key in keys for name in re.findall(r'%([\w.-]+)', self.attribute(key) or '')
         ]
 
     @property
     def op_name(self) -> str:
-        """Where in the Python program it comes from; empty where the compiler does not say."""
+        """Path of the operation in the traced Python program; '' if the compiler dropped it."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in the order of the text."""
+    """A computation: a function of the program.
+
+    Attributes:
+      name: its name, without %.
+      instructions: its instructions by name, in the order of the text.
+      root: the instruction whose result it returns.
+    """
 
     name: str
     instructions: Mapping[str, Instruction]
@@ -104,7 +133,7 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
-        """In the order of their numbers."""
+        """Its parameters, in the order of their numbers."""
         return sorted(
             (i for i in self.instructions.values() if i.opcode == 'parameter'),
             key=lambda i: int(i.literal),
@@ -112,7 +141,7 @@ class Computation:
 
     @functools.cached_property
     def users(self) -> Mapping[str, Sequence[Instruction]]:
-        """Who reads an instruction."""
+        """Name of an instruction -> the instructions that read its result."""
         found: dict[str, list[Instruction]] = {name: [] for name in self.instructions}
         for instruction in self.instructions.values():
             for operand in dict.fromkeys(instruction.operands):
@@ -120,60 +149,69 @@ class Computation:
         return found
 
     def operand(self, instruction: Instruction, index: int) -> Instruction:
-        """An operand of one of its instructions."""
+        """Returns operand `index` of one of its instructions."""
         return self.instructions[instruction.operands[index]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A compiled program for one device."""
+    """A compiled program for one device.
+
+    Attributes:
+      entry: the computation that runs first.
+      computations: all computations by name.
+    """
 
     entry: Computation
     computations: Mapping[str, Computation]
 
 
 def parse(text: str) -> Module:
-    """Reads a module.
+    """Parses the text of a program.
 
     Raises:
-      HloError: the text has no entry computation, or a line that is no instruction.
+      HloError: the text has no entry computation, or a line that is not an instruction.
     """
-    computations, entry = {}, None
-    text = re.sub(r'\n(?="|}})', '', text)  # the metadata of a kernel goes over several lines
+    computations = {}
+    entry = None
+    text = re.sub(r'\n(?="|}})', '', text)  # the metadata of a kernel spans several lines
     lines = iter(re.sub(r'/\*index=\d+\*/', '', text).splitlines())
     for line in lines:
         header = re.match(r'(ENTRY )?%?([\w.-]+) \(.*\{$', line)
         if header:
-            computation = _computation(header[2], lines)
+            computation = _parse_computation(header[2], lines)
             computations[computation.name] = computation
-            entry = computation if header[1] else entry
+            if header[1]:
+                entry = computation
     if entry is None:
         raise HloError('the text of the program has no ENTRY computation')
     return Module(entry, computations)
 
 
-def _computation(name: str, lines: Iterator[str]) -> Computation:
-    instructions, root = {}, None
+def _parse_computation(name: str, lines: Iterator[str]) -> Computation:
+    instructions = {}
+    root = None
     for line in lines:
         if line.startswith('}'):
             break
-        instruction = _instruction(line)
+        instruction = _parse_instruction(line)
         instructions[instruction.name] = instruction
-        root = instruction if line.lstrip().startswith('ROOT ') else root
+        if line.lstrip().startswith('ROOT '):
+            root = instruction
     if root is None:
         raise HloError(f'computation {name} has no ROOT')
     return Computation(name, instructions, root)
 
 
-def _instruction(line: str) -> Instruction:
+def _parse_instruction(line: str) -> Instruction:
     head = re.match(r'\s+(?:ROOT )?%?([\w.-]+) = ', line)
     if not head:
         raise HloError(f'not an instruction: {line[:200]}')
-    shape, position = _shape(line, head.end())
+    shape, position = _parse_shape(line, head.end())
     opcode = re.compile(r' ([\w-]+)\(').match(line, position)
     if not opcode:
         raise HloError(f'no opcode: {line[:200]}')
-    end = _end(line, opcode.end())
+    end = _find_end(line, opcode.end())
     literal = line[opcode.end() : end]
     return Instruction(
         head[1],
@@ -188,8 +226,8 @@ def _instruction(line: str) -> Instruction:
 _ARRAY = re.compile(r'([a-z]\w*)\[([^\]]*)\](\{[^}]*\})?')
 
 
-def _shape(text: str, position: int) -> tuple[Shape, int]:
-    """The shape that starts at a position, and where it ends."""
+def _parse_shape(text: str, position: int) -> tuple[Shape, int]:
+    """Parses the shape that starts at a position; returns it and the position after it."""
     if text[position] != '(':
         found = _ARRAY.match(text, position)
         if not found:
@@ -200,14 +238,16 @@ def _shape(text: str, position: int) -> tuple[Shape, int]:
     parts = []
     position += 1
     while text[position] != ')':
-        part, position = _shape(text, position + (2 if text[position] == ',' else 0))
+        part, position = _parse_shape(text, position + (2 if text[position] == ',' else 0))
         parts.append(part)
     return tuple(parts), position + 1
 
 
-def _end(text: str, position: int) -> int:
-    """Where a list of operands or an attribute ends that starts here: at a comma or closing bracket
-    that is not its own.
+def _find_end(text: str, position: int) -> int:
+    """Returns where a list of operands or an attribute that starts at `position` ends.
+
+    A list of operands ends at its closing parenthesis; an attribute ends at the next comma outside
+    of brackets and quotes.
     """
     depth = 0
     for found in re.compile(r'"(?:[^"\\]|\\.)*"|[(){}\[\],]').finditer(text, position):
@@ -221,7 +261,7 @@ def _end(text: str, position: int) -> int:
     return len(text)
 
 
-def _bits(dtype: str) -> int:
+def _count_bits(dtype: str) -> int:
     if dtype in ('token', 'opaque'):
         return 0
     if dtype == 'pred':

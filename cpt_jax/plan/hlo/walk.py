@@ -1,20 +1,26 @@
-"""What a program executes, and how often."""
+"""Walks over the instructions that a program executes, with their numbers of executions."""
 
 import dataclasses
 from collections.abc import Iterator
 
-from cpt_jax.plan.hlo.loops import Frame, trip_count
-from cpt_jax.plan.hlo.program import HBM, Array, Instruction, Module, arrays, elements
+from cpt_jax.plan.hlo.loops import Frame, compute_trip_count
+from cpt_jax.plan.hlo.program import (
+    HBM,
+    Array,
+    Instruction,
+    Module,
+    flatten_shape,
+    get_tuple_elements,
+)
 
 _BRANCHES = ('branch_computations', 'true_computation', 'false_computation')
-# The computations that these name combine two elements; they are no step of the program.
+# Opcodes whose called computations only combine two elements, and do not count as executed.
 _ELEMENTWISE = {
     'all-reduce', 'all-reduce-start', 'reduce', 'reduce-scatter', 'reduce-scatter-start',
     'reduce-window', 'scatter', 'select-and-scatter',
     'sort', 'map',
 }  # fmt: skip
-# Custom calls of libtpu that name, pack or hand on something: neither arithmetic nor traffic to
-# speak of.
+# Custom calls of libtpu without significant arithmetic or traffic.
 _BOOKKEEPING = {
     'AllocateBuffer', 'AssumeGatherIndicesInBound', 'AsyncCollectiveDone', 'AsyncCollectiveStart',
     'ConcatBitcast',
@@ -24,14 +30,15 @@ _BOOKKEEPING = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Executed:
-    """An instruction of a step.
+class ExecutedInstruction:
+    """An instruction that the program executes.
 
     Attributes:
-      frame: the computation that it stands in.
-      times: executions a step.
-      loops: loops around it.
-      fused: within a fusion: it reads and writes registers, not memory.
+      instruction: the instruction.
+      frame: frame of the computation that contains it.
+      times: executions per step.
+      loops: number of enclosing loops.
+      fused: whether it is inside a fusion, where it reads and writes registers, not memory.
     """
 
     instruction: Instruction
@@ -42,58 +49,60 @@ class Executed:
 
     @property
     def results(self) -> list[Array]:
-        """The arrays that it makes. The start of something asynchronous has operands and flags in
-        its type too.
+        """The arrays that it computes.
+
+        The type of the start of an asynchronous operation also includes its operands and flags,
+        which are left out here.
         """
-        shape, opcode = self.instruction.shape, self.instruction.opcode
+        shape = self.instruction.shape
+        opcode = self.instruction.opcode
         if opcode == 'copy-start':  # (result, source, flag)
-            return arrays(elements(shape)[0])
+            return flatten_shape(get_tuple_elements(shape)[0])
         if opcode.endswith('-start') and opcode != 'all-reduce-start':  # (sources, results, flags)
-            return arrays(elements(shape)[1])
-        return arrays(shape)
+            return flatten_shape(get_tuple_elements(shape)[1])
+        return flatten_shape(shape)
 
     def operand_arrays(self, index: int) -> list[Array]:
-        """The arrays of an operand."""
-        return arrays(self.frame.computation.operand(self.instruction, index).shape)
+        """Returns the arrays of an operand."""
+        return flatten_shape(self.frame.computation.operand(self.instruction, index).shape)
 
     @property
     def kernel(self) -> str | None:
-        """The target of a custom call that does real work."""
+        """Target of a custom call that does real work; None for other instructions."""
         target = (self.instruction.attribute('custom_call_target') or '').strip('"')
-        return (
-            target
-            if self.instruction.opcode == 'custom-call' and target not in _BOOKKEEPING
-            else None
-        )
+        if self.instruction.opcode != 'custom-call' or target in _BOOKKEEPING:
+            return None
+        return target
 
     @property
     def is_bookkeeping(self) -> bool:
-        """Is it another custom call?"""
+        """Whether it is a custom call without real work."""
         return self.instruction.opcode == 'custom-call' and self.kernel is None
 
 
-def executed(module: Module) -> Iterator[Executed]:
-    """Every instruction that runs. Of a conditional every branch counts, for want of knowing which
-    one is taken.
+def iterate_executed(module: Module) -> Iterator[ExecutedInstruction]:
+    """Yields every instruction that runs, with its number of executions.
+
+    All branches of a conditional are yielded, because the taken branch is unknown.
 
     Raises:
-      HloError: a loop whose number of passes is not clear.
+      HloError: the trip count of a loop cannot be derived.
     """
-    yield from _within(Frame(module, module.entry), 1, 0, False)
+    yield from _walk(Frame(module, module.entry), times=1, loops=0, fused=False)
 
 
-def _within(frame: Frame, times: int, loops: int, fused: bool) -> Iterator[Executed]:
+def _walk(frame: Frame, times: int, loops: int, fused: bool) -> Iterator[ExecutedInstruction]:
     for instruction in frame.computation.instructions.values():
-        yield Executed(instruction, frame, times, loops, fused)
+        yield ExecutedInstruction(instruction, frame, times, loops, fused)
         if instruction.opcode == 'while':
-            body = frame.into(instruction, instruction.called('body')[0])
-            yield from _within(body, times * trip_count(frame, instruction), loops + 1, fused)
+            body = frame.enter(instruction, instruction.called('body')[0])
+            yield from _walk(body, times * compute_trip_count(frame, instruction), loops + 1, fused)
         elif instruction.opcode not in _ELEMENTWISE:
             inside = fused or instruction.opcode == 'fusion'
             for name in instruction.called('calls', 'to_apply', 'called_computations', *_BRANCHES):
-                yield from _within(frame.into(instruction, name), times, loops, inside)
+                yield from _walk(frame.enter(instruction, name), times, loops, inside)
 
 
-def in_hbm(found: list[Array]) -> int:
-    """Bytes of those arrays that lie in the chip's main memory."""
-    return sum(array.bytes for array in found if array.space == HBM)
+def count_hbm_bytes(arrays: list[Array]) -> int:
+    """Returns the bytes of those arrays that are in the chip's main memory."""
+    return sum(array.bytes for array in arrays if array.space == HBM)

@@ -11,7 +11,9 @@ HEADER = b'sent0,sent1,hard_neg\n'
 
 
 @pytest.fixture
-def written(tmp_path):
+def write_csv(tmp_path):
+    """Returns a function that writes a file and returns its path."""
+
     def write(content: bytes, name='nli.csv') -> str:
         (tmp_path / name).write_bytes(content)
         return str(tmp_path / name)
@@ -19,9 +21,9 @@ def written(tmp_path):
     return write
 
 
-def test_rows_are_those_of_the_csv_module(written):
-    """With everything that RFC 4180 quotes, among it line breaks, and what it does not but writers
-    do.
+def test_rows_equal_those_of_the_csv_module(write_csv):
+    """Cells contain everything that RFC 4180 quotes, line breaks included, and bare quotes, which
+    some programs write.
     """
     rows = [
         ('a man, riding', 'he said "hi"', 'no'),
@@ -31,9 +33,9 @@ def test_rows_are_those_of_the_csv_module(written):
     ]
     out = io.StringIO()
     csv.writer(out, lineterminator='\r\n').writerows([('sent0', 'sent1', 'hard_neg'), *rows[:2]])
-    # Blank line; a bare quotation mark.
+    # A blank line, and a cell with a bare quotation mark.
     content = out.getvalue().encode() + b'\r\n' + b' spaces ,a 5" nail,""""\n' + b'last,one,'
-    source = CsvSource(written(b'\xef\xbb\xbf' + content), 'all', max_bad_share=0)
+    source = CsvSource(write_csv(b'\xef\xbb\xbf' + content), 'all', max_bad_share=0)
     expected = [(x, y, (hard,) if hard else ()) for x, y, hard in rows]
     assert [source[i][:3] for i in range(len(source))] == expected
     assert [source[i].id for i in range(len(source))] == [
@@ -45,66 +47,65 @@ def test_rows_are_those_of_the_csv_module(written):
     assert source.summary() == 'csv/all: 4 pairs of 4 rows in 1 files; all rows can be used'
 
 
-def test_other_columns_and_separators(written):
-    path = written(
+def test_columns_and_separator_are_configurable(write_csv):
+    path = write_csv(
         b'name\tq\tneg\tgood\tother\n7\tquery\tn\tgood\tm\n8\tquery\t\tgood\tm\n', 'rows.tsv'
     )
     source = CsvSource(
         path, 'all', x='q', y='good', negatives=('neg', 'other'), id='name', separator='\t'
     )
-    assert [source[0], source[1]] == [
-        Pair('query', 'good', ('n', 'm'), '7'),
-        Pair('query', 'good', ('m',), '8'),
-    ]
+    assert source[0] == Pair('query', 'good', ('n', 'm'), '7')
+    assert source[1] == Pair('query', 'good', ('m',), '8')
     assert CsvSource(path, 'all', x='q', y='good', negatives='', separator='\t')[0].negatives == ()
 
 
 BAD = {
     'not UTF-8': b'caf\xe9,b,c\n',
     'not CSV': b'"a"b,b,c\n',
-    'not as many cells as the header has': b'a,b\n',
+    'the number of cells differs from the header': b'a,b\n',
     "'sent0' is empty": b' ,b,c\n',
     "'hard_neg' is longer than 50 characters": b'a,b,' + b'c' * 51 + b'\n',
 }
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_a_bad_row_is_counted_and_told_with_its_line(written, kind):
-    path = written(HEADER + b'a,b,c\n' * 3 + BAD[kind] + b'd,e,f\n')
+def test_bad_row_is_counted_and_reported_with_its_line(write_csv, kind):
+    path = write_csv(HEADER + b'a,b,c\n' * 3 + BAD[kind] + b'd,e,f\n')
     with pytest.raises(UserError, match=rf'nli\.csv:5: {kind}.*1 of 5 rows cannot be used'):
         CsvSource(path, 'all', max_chars=50)
     source = CsvSource(path, 'all', max_chars=50, max_bad_share=0.5)
-    assert (
-        len(source) == 4
-        and source[3] == Pair('d', 'e', ('f',), 'nli.csv:6')
-        and source.problems.counts == {kind: 1}
-    )
+    assert len(source) == 4
+    assert source[3] == Pair('d', 'e', ('f',), 'nli.csv:6')
+    assert source.problems.counts == {kind: 1}
 
 
-def test_a_quotation_that_does_not_end_takes_the_rest(written):
+def test_unclosed_quote_extends_to_the_end_of_the_file(write_csv):
     with pytest.raises(UserError, match=r'nli\.csv:3: not CSV: unexpected end of data'):
-        CsvSource(written(HEADER + b'a,b,c\n"d,e,f\ng,h,i\n'), 'all')
+        CsvSource(write_csv(HEADER + b'a,b,c\n"d,e,f\ng,h,i\n'), 'all')
 
 
-def test_the_fingerprint_follows_the_header(written):
-    swapped = CsvSource(written(b'sent1,sent0,hard_neg\na,b,c\n', 'swapped.csv'), 'all')
-    source = CsvSource(written(HEADER + b'a,b,c\n'), 'all')
-    assert source[0][:2] == swapped[0][1::-1] and source.fingerprint != swapped.fingerprint
+def test_fingerprint_depends_on_the_header(write_csv):
+    swapped = CsvSource(write_csv(b'sent1,sent0,hard_neg\na,b,c\n', 'swapped.csv'), 'all')
+    source = CsvSource(write_csv(HEADER + b'a,b,c\n'), 'all')
+    assert source[0][:2] == swapped[0][1::-1]
+    assert source.fingerprint != swapped.fingerprint
 
 
-def test_a_column_that_is_not_there(written):
+def test_missing_column_is_refused(write_csv):
     with pytest.raises(
         UserError,
         match=r"nli\.csv:2: no column 'premise': the header has 'sent0', 'sent1', 'hard_neg'",
     ):
-        CsvSource(written(HEADER + b'a,b,c\n'), 'all', x='premise')
+        CsvSource(write_csv(HEADER + b'a,b,c\n'), 'all', x='premise')
     with pytest.raises(UserError, match="separator='--'"):
-        CsvSource(written(HEADER), 'all', separator='--')
+        CsvSource(write_csv(HEADER), 'all', separator='--')
 
 
-def test_rows_of_one_text_are_held_out_together(written):
-    path = written(HEADER + b''.join(b'x %d,y,z\n' % (i // 3) for i in range(300)))
+def test_rows_with_equal_x_are_held_out_together(write_csv):
+    path = write_csv(HEADER + b''.join(b'x %d,y,z\n' % (i // 3) for i in range(300)))
     train, heldout = (CsvSource(path, split, holdout=0.3) for split in ('train', 'heldout'))
-    there, held = ({source[i].x for i in range(len(source))} for source in (train, heldout))
-    assert len(train) + len(heldout) == 300 and not there & held and 15 < len(held) < 45
+    train_x, heldout_x = ({source[i].x for i in range(len(source))} for source in (train, heldout))
+    assert len(train) + len(heldout) == 300
+    assert not train_x & heldout_x
+    assert 15 < len(heldout_x) < 45
     assert train.fingerprint != heldout.fingerprint

@@ -16,7 +16,7 @@ GOOD = b'{"x": "a", "y": "b"}'
 
 @pytest.fixture
 def rows(tmp_path):
-    """rows(b'...') or rows([dict, ...]) writes a file and returns its path."""
+    """Returns a function: rows(b'...') or rows([dict, ...]) writes a file and returns its path."""
 
     def write(content, name='rows.jsonl'):
         path = tmp_path / 'data' / name
@@ -33,7 +33,7 @@ def numbered(n, **more):
     return [{'x': f'x {i}', 'y': f'y {i}', **more} for i in range(n)]
 
 
-def test_rows_come_back(rows):
+def test_rows_are_read_as_pairs(rows):
     path = rows(
         [
             {'x': 'é', 'y': 'b\nc', 'negatives': ['n', 'm'], 'id': 7},
@@ -49,39 +49,42 @@ def test_rows_come_back(rows):
         source[2]
 
 
-def test_packed_files_have_the_same_rows(rows, cache):
+def test_gzipped_files_have_the_same_rows(rows, cache):
     content = [{'x': f'x {i}', 'y': f'y {i}'} for i in range(3)]
     plain = JsonlSource(rows(content, 'a.jsonl'), 'all')
-    pairs, unpacked = [plain[i] for i in range(3)], Path(rows(content, 'a.jsonl'))
+    pairs = [plain[i] for i in range(3)]
+    unpacked = Path(rows(content, 'a.jsonl'))
     path = rows(gzip.compress(unpacked.read_bytes()), 'a.jsonl.gz')
-    with pytest.raises(UserError, match=r'a\.jsonl is there packed and unpacked'):
+    with pytest.raises(UserError, match=r'a\.jsonl exists with and without \.gz'):
         JsonlSource(str(unpacked.parent), 'all')
     unpacked.unlink()
     packed = JsonlSource(str(unpacked.parent), 'all')
-    assert [packed[i] for i in range(3)] == pairs and packed.fingerprint == plain.fingerprint
+    assert [packed[i] for i in range(3)] == pairs
+    assert packed.fingerprint == plain.fingerprint
     Path(path).write_bytes(gzip.compress(b'{"x": "new", "y": "b"}\n{"x": 1}\n'))
     assert JsonlSource(path, 'all', max_bad_share=1)[0].x == 'new'
     with pytest.raises(UserError, match=r'a\.jsonl\.gz:2'):
         JsonlSource(path, 'all')
     copies = {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/a.jsonl')}
     JsonlSource(path, 'all', max_bad_share=1)
-    assert len(copies) == 2 and copies == {
-        file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/*')
-    }
+    assert len(copies) == 2
+    assert copies == {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/*')}
 
 
-def test_a_broken_packed_file_leaves_no_copy(rows, cache):
+def test_broken_gzip_file_leaves_no_copy(rows, cache):
     path = rows(gzip.compress(GOOD * 1000)[:-9], 'a.jsonl.gz')
     with pytest.raises(UserError, match=r'a\.jsonl\.gz: a broken gzip file'):
         JsonlSource(path, 'all')
     assert not [*cache.glob('unpacked/*/*')]
     (cache / 'unpacked').rename(cache / 'elsewhere')
     (cache / 'unpacked').write_text('in the way')
-    with pytest.raises(UserError, match=r'a\.jsonl\.gz: cannot be unpacked into .*CPT_JAX_CACHE'):
+    with pytest.raises(
+        UserError, match=r'a\.jsonl\.gz: cannot be decompressed into .*CPT_JAX_CACHE'
+    ):
         JsonlSource(path, 'all')
 
 
-def test_other_names_of_fields(rows):
+def test_field_names_are_configurable(rows):
     path = rows([{'doc': 'a', 'code': 'b', 'hard': ['c'], 'name': 'n', 'x': 1, 'negatives': 2}])
     assert JsonlSource(path, 'all', x='doc', y='code', negatives='hard', id='name')[0] == Pair(
         'a', 'b', ('c',), 'n'
@@ -101,7 +104,7 @@ def test_other_names_of_fields(rows):
     ],
     ids=['blank', 'crlf', 'bom', 'spaces'],
 )
-def test_harmless_differences(rows, content):
+def test_blank_lines_line_ends_bom_and_spaces_are_ignored(rows, content):
     source = JsonlSource(rows(content), 'all', max_bad_share=0)
     assert [source[i][:2] for i in range(len(source))] == [('a', 'b')] * 2
     assert source.problems.rows == 2
@@ -117,7 +120,7 @@ BAD = {
     "'y' is not text": b'{"x": "a", "y": null}',
     "'y' is empty": b'{"x": "a", "y": " \\n"}',
     "'x' is longer than 50 characters": b'{"x": "' + b'a' * 51 + b'", "y": "b"}',
-    "'y' holds half a character": b'{"x": "a", "y": "\\ud83d"}',
+    "'y' contains a lone surrogate": b'{"x": "a", "y": "\\ud83d"}',
     "'negatives' is not a list of texts": b'{"x": "a", "y": "b", "negatives": "c"}',
     "'negatives' is not text": b'{"x": "a", "y": "b", "negatives": ["c", 1]}',
     "'negatives' is empty": b'{"x": "a", "y": "b", "negatives": ["c", ""]}',
@@ -125,7 +128,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('kind', BAD)
-def test_bad_row_is_left_out_counted_and_named(rows, kind):
+def test_bad_row_is_skipped_counted_and_reported_with_its_line(rows, kind):
     path = rows(b'\n'.join([GOOD, b'', BAD[kind], GOOD]))
     source = JsonlSource(path, 'all', max_chars=50, max_bad_share=0.5)
     assert [source[i].id for i in range(len(source))] == ['rows.jsonl:1', 'rows.jsonl:4']
@@ -143,13 +146,13 @@ def test_bad_row_is_left_out_counted_and_named(rows, kind):
     [b'[' * 100_000, b'{"x": ' + b'9' * 5000 + b'}', b'\xff\xfe{\x00'],
     ids=['deep', 'digits', 'utf-16'],
 )
-def test_hostile_lines(rows, line):
+def test_malformed_lines_are_bad_rows(rows, line):
     source = JsonlSource(rows(line + b'\n' + GOOD), 'all', max_bad_share=0.5)
     assert len(source) == 1
     assert source.problems.bad == 1
 
 
-def test_message_says_what_json_said(rows):
+def test_message_includes_the_error_of_the_json_parser(rows):
     path = rows(GOOD + b'\n{"x": a}\n')
     with pytest.raises(
         UserError,
@@ -158,14 +161,14 @@ def test_message_says_what_json_said(rows):
         JsonlSource(path, 'train')
 
 
-def test_share_of_bad_rows(rows):
+def test_max_bad_share_limits_the_fraction_of_bad_rows(rows):
     path = rows(b'\n'.join([GOOD] * 999 + [b'x']))
     assert len(JsonlSource(path, 'all', max_bad_share=0.001)) == 999
     with pytest.raises(UserError, match='1 of 1,000 rows'):
         JsonlSource(path, 'all', max_bad_share=0.0009)
 
 
-def test_many_files_in_order_of_names(rows, tmp_path):
+def test_files_are_read_in_order_of_their_names(rows, tmp_path):
     rows(numbered(3), 'b.jsonl')
     rows([{'x': 'first', 'y': 'y'}], 'a.jsonl')
     rows(b'no rows at all', 'c.txt')
@@ -179,24 +182,24 @@ def test_many_files_in_order_of_names(rows, tmp_path):
     assert len(JsonlSource(str(tmp_path / 'data' / 'b*'), 'all')) == 3
 
 
-def test_group_decides_the_side(rows):
+def test_rows_of_a_group_are_in_one_split(rows):
     mixed = [
         {'x': f'x {i}', 'y': 'y', **({'file': f'f{i % 40}'} if i % 3 else {'path': f'p{i % 40}'})}
         for i in range(2000)
     ]
     path = rows(mixed)
-    sides = {}
+    splits = {}
     for split in ('train', 'heldout'):
         source = JsonlSource(path, split, group=('file', 'path'), id='file', holdout=0.3)
         for i in range(len(source)):
             row = mixed[int(source[i].x.split()[1])]
-            sides.setdefault(row.get('file') or row['path'], set()).add(split)
-    assert all(len(side) == 1 for side in sides.values())
-    assert 10 < sum(side == {'heldout'} for side in sides.values()) < 40  # of 80 groups
+            splits.setdefault(row.get('file') or row['path'], set()).add(split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert 10 < sum(found == {'heldout'} for found in splits.values()) < 40  # of 80 groups
     assert len(JsonlSource(path, 'train', group='file', holdout=0.3)) < 2000
 
 
-def test_without_group_rows_of_one_x_stay_together(rows):
+def test_without_group_rows_with_equal_x_are_in_one_split(rows):
     path = rows([{'x': f'x {i % 100}', 'y': f'y {i}'} for i in range(1000)])
     train, heldout = (JsonlSource(path, split, holdout=0.2) for split in ('train', 'heldout'))
     assert len(train) + len(heldout) == 1000
@@ -204,7 +207,7 @@ def test_without_group_rows_of_one_x_stay_together(rows):
     assert not {train[i].x for i in range(len(train))} & {heldout[i].x for i in range(len(heldout))}
 
 
-def test_fingerprint_follows_content_and_arguments(rows):
+def test_fingerprint_depends_on_content_and_arguments(rows):
     path = rows(numbered(5))
     first = JsonlSource(path, 'all').fingerprint
     os.utime(path, ns=(1, 1))
@@ -219,19 +222,17 @@ def test_fingerprint_follows_content_and_arguments(rows):
     assert len(others | {first}) == 5
 
 
-def test_second_time_reads_the_index(rows, monkeypatch):
+def test_second_use_reads_the_cached_index(rows, monkeypatch):
     path = rows(b'\n'.join([GOOD, b'x', GOOD]))
     first = JsonlSource(path, 'all', max_bad_share=1)
     with monkeypatch.context() as patch:
-        patch.setattr(rows_module, '_index', None)  # cannot be called
+        patch.setattr(rows_module, '_index_rows', None)  # a call would fail
         second = JsonlSource(path, 'all', max_bad_share=1)
         with pytest.raises(UserError, match='rows.jsonl:2: not JSON'):
             JsonlSource(path, 'all')
-    assert (second[1], second.summary(), second.fingerprint) == (
-        first[1],
-        first.summary(),
-        first.fingerprint,
-    )
+    assert second[1] == first[1]
+    assert second.summary() == first.summary()
+    assert second.fingerprint == first.fingerprint
 
 
 def test_changed_file_is_indexed_again(rows):
@@ -241,7 +242,7 @@ def test_changed_file_is_indexed_again(rows):
     assert len(JsonlSource(path, 'all')) == 6
 
 
-def test_file_that_changes_under_a_running_program(rows):
+def test_file_that_changes_while_the_program_runs_is_an_error(rows):
     path = rows(numbered(5))
     source = JsonlSource(path, 'all')
     rows(b'{"x": "another", "y": "file"}\n')
@@ -249,7 +250,7 @@ def test_file_that_changes_under_a_running_program(rows):
         source[4]
 
 
-def test_threads_read_what_one_reads(rows):
+def test_rows_can_be_read_from_several_threads(rows):
     source = JsonlSource(rows(numbered(500)), 'all')
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(source.__getitem__, [i % 500 for i in range(4000)]))
@@ -257,17 +258,17 @@ def test_threads_read_what_one_reads(rows):
 
 
 @pytest.mark.parametrize('content, split', [(b'', 'all'), (b'\n\n', 'train'), (GOOD, 'heldout')])
-def test_no_pairs(rows, content, split):
+def test_source_without_pairs_is_refused(rows, content, split):
     with pytest.raises(UserError, match='^no pairs in .*rows.jsonl for split'):
         JsonlSource(rows(content), split, holdout=1e-9)
 
 
-def test_missing_path(tmp_path):
-    with pytest.raises(UserError, match=f"^path: '{tmp_path}/none' is no file, no folder"):
+def test_missing_path_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"^path: '{tmp_path}/none' is not a file, not a folder"):
         JsonlSource(f'{tmp_path}/none', 'all')
 
 
-def test_codesearchnet_rows_lose_what_gives_the_answer_away(rows):
+def test_codesearchnet_rows_lose_their_docstrings(rows):
     python = {
         'x': 'Adds one.\n\nThat is all.',
         'y': 'def f(x):\n    """Adds one."""\n    return x + 1',
@@ -278,15 +279,16 @@ def test_codesearchnet_rows_lose_what_gives_the_answer_away(rows):
     assert source[0].y == source[1].y == 'def f(x):\n    return x + 1'
     assert source[2].y == python['y']
     plain = JsonlSource(path, 'all')
-    assert plain[0].y == python['y'] and plain.fingerprint != source.fingerprint
+    assert plain[0].y == python['y']
+    assert plain.fingerprint != source.fingerprint
 
 
-def test_a_group_that_is_null_or_empty_counts_as_none(rows):
+def test_null_or_empty_group_is_ignored(rows):
     path = rows([row | {'file': None if i % 2 else ''} for i, row in enumerate(numbered(400))])
     assert 80 < len(JsonlSource(path, 'heldout', group='file', holdout=0.3)) < 160
 
 
 @pytest.mark.parametrize('holdout', [-0.1, 1.5])
-def test_a_holdout_is_a_share(rows, holdout):
-    with pytest.raises(UserError, match='must be a share from 0 to 1'):
+def test_holdout_must_be_a_fraction(rows, holdout):
+    with pytest.raises(UserError, match='must be a fraction from 0 to 1'):
         JsonlSource(rows(numbered(9)), 'train', holdout=holdout)

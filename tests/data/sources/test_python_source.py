@@ -3,7 +3,7 @@ import collections
 import numpy as np
 import pytest
 
-from cpt_jax.data.filters import near_duplicates, words
+from cpt_jax.data.filters import find_near_duplicates, split_words
 from cpt_jax.data.sources import python_source
 from cpt_jax.data.sources.python_source import (
     DEFAULT_PACKAGES,
@@ -25,7 +25,9 @@ def distinct(name):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """install(name, {path: source}) makes a distribution that importlib.metadata finds."""
+    """Returns a function: install(name, {path: source}) creates a distribution that
+    importlib.metadata finds.
+    """
     site = tmp_path / 'site'
     site.mkdir()
     monkeypatch.syspath_prepend(site)
@@ -44,19 +46,19 @@ def install(tmp_path, monkeypatch):
     return add
 
 
-def names_on_sides(holdout):
-    """Two names of packages, one that is held out and one that is not."""
+def find_names(holdout):
+    """Returns the names of a held-out package and of one that is not held out."""
     names = [f'pack{i}' for i in range(1000)]
-    return next(n for n in names if is_held_out(n, holdout)), next(
-        n for n in names if not is_held_out(n, holdout)
-    )
+    held_out = next(name for name in names if is_held_out(name, holdout))
+    kept = next(name for name in names if not is_held_out(name, holdout))
+    return held_out, kept
 
 
 def read(split, packages, **more):
     return PythonSource(split, packages=packages, standard_library=False, **more)
 
 
-def test_pairs_of_a_package(install):
+def test_package_gives_documentation_and_functions(install):
     install(
         'alpha',
         {
@@ -67,10 +69,8 @@ def test_pairs_of_a_package(install):
     source = read('all', ('alpha',))
     assert [pair.id for pair in (source[0], source[1])] == ['alpha/a.py:3 one', 'alpha/a.py:12 two']
     assert source[0].x == 'Does one with both of them.'
-    assert (
-        source[0].y
-        == distinct('one').replace('    """Does one with both of them."""\n', '').strip()
-    )
+    docstring = '    """Does one with both of them."""\n'
+    assert source[0].y == distinct('one').replace(docstring, '').strip()
     assert len(source) == 2
     assert source.documents is None
     assert source.packages.tolist() == ['alpha', 'alpha']
@@ -85,7 +85,7 @@ def test_only_recorded_files_are_read(install):
 
 
 def test_whole_packages_are_held_out(install):
-    held, kept = names_on_sides(0.3)
+    held, kept = find_names(0.3)
     install(held, {f'{held}/a.py': distinct('one') + distinct('two')})
     install(kept, {f'{kept}/a.py': distinct('three')})
     train, heldout, whole = (
@@ -98,8 +98,8 @@ def test_whole_packages_are_held_out(install):
     assert f'held out: {held}' in train.summary()
 
 
-def test_no_duplicate_is_on_both_sides(install):
-    held, kept = names_on_sides(0.3)
+def test_no_duplicate_is_in_both_splits(install):
+    held, kept = find_names(0.3)
     same = distinct('same')
     install(held, {f'{held}/a.py': same + distinct('one') + function('short', 'pass')})
     install(
@@ -120,16 +120,17 @@ def test_no_duplicate_is_on_both_sides(install):
     assert '1 exact duplicate, 1 near duplicate' in whole.summary()
 
 
-def test_order_of_packages_does_not_matter(install):
+def test_order_of_packages_changes_nothing(install):
     install('alpha', {'alpha/a.py': distinct('one')})
     install('beta', {'beta/a.py': distinct('one').replace('a + b', 'b + a')})
-    forth, back = read('all', ('alpha', 'beta')), read('all', ('beta', 'alpha'))
-    assert forth[0] == back[0]
-    assert len(forth) == len(back) == 1
-    assert forth.fingerprint == back.fingerprint
+    forward = read('all', ('alpha', 'beta'))
+    backward = read('all', ('beta', 'alpha'))
+    assert forward[0] == backward[0]
+    assert len(forward) == len(backward) == 1
+    assert forward.fingerprint == backward.fingerprint
 
 
-def test_other_installed_packages_change_nothing_and_a_changed_file_does(install):
+def test_fingerprint_depends_on_the_files_of_the_named_packages_only(install):
     install('alpha', {'alpha/a.py': distinct('one')})
     before = read('all', ('alpha',)).fingerprint
     install('beta', {'beta/a.py': distinct('two')})
@@ -139,11 +140,11 @@ def test_other_installed_packages_change_nothing_and_a_changed_file_does(install
     assert read('all', ('alpha',)).fingerprint != read('all', ('alpha',), holdout=0.2).fingerprint
 
 
-def test_second_time_reads_the_cache(install, cache, monkeypatch):
+def test_second_use_reads_the_cache(install, cache, monkeypatch):
     install('alpha', {'alpha/a.py': distinct('one')})
     first = read('all', ('alpha',))
     with monkeypatch.context() as patch:
-        patch.setattr(python_source, '_build', None)  # cannot be called
+        patch.setattr(python_source, '_build', None)  # a call would fail
         second = read('all', ('alpha',))
     assert second[0] == first[0]
     assert second.summary() == first.summary()
@@ -152,18 +153,18 @@ def test_second_time_reads_the_cache(install, cache, monkeypatch):
     assert read('all', ('alpha',))[0] == first[0]
 
 
-def test_missing_package():
+def test_missing_package_is_refused():
     with pytest.raises(UserError, match="'no-such-thing' is not installed"):
         read('all', ('no-such-thing',))
 
 
-def test_package_without_record(install):
+def test_package_without_record_is_refused(install):
     install('alpha', {'alpha/a.py': distinct('one')}, record=False)
     with pytest.raises(UserError, match="'alpha' was installed without a list of its files"):
         read('all', ('alpha',))
 
 
-def test_nothing_to_read(install):
+def test_package_without_pairs_is_refused(install):
     install('alpha', {'alpha/a.py': 'x = 1\n'})
     with pytest.raises(UserError, match='no pairs in python_source'):
         read('train', ('alpha',))
@@ -179,14 +180,13 @@ def test_files_that_do_not_parse_are_counted(install):
     assert len(source) == 1
     assert source.problems.rows == 3
     assert source.problems.bad == 2
-    with pytest.raises(UserError, match=r'alpha/bad.py:2: not Python that parses: .*2 of 3 rows'):
+    with pytest.raises(UserError, match=r'alpha/bad.py:2: not valid Python: .*2 of 3 rows'):
         read('all', ('alpha',), max_bad_share=0.6)
 
 
-def test_default_corpus(session_cache, monkeypatch):
-    """The embedded default data: enough to train on, enough held out, and nothing on both sides."""
+def test_default_corpus_is_large_enough_and_split_without_overlap(session_cache, monkeypatch):
     monkeypatch.setenv('CPT_JAX_CACHE', str(session_cache))
-    train, heldout, whole = PythonSource('train'), PythonSource('heldout'), PythonSource('all')
+    train, heldout, whole = (PythonSource(split) for split in ('train', 'heldout', 'all'))
     assert 1_000 <= len(heldout) <= 3_000
     assert len(train) >= 0.85 * len(whole)
     assert len(train) + len(heldout) == len(whole) > 12_000
@@ -195,16 +195,16 @@ def test_default_corpus(session_cache, monkeypatch):
     assert not set(train.packages) & set(heldout.packages)
     pairs = [whole[i] for i in range(len(whole))]
     assert len({pair.id for pair in pairs}) == len(whole)
-    assert not near_duplicates([pair.y for pair in pairs]).any()
+    assert not find_near_duplicates([pair.y for pair in pairs]).any()
     assert all(
-        len(words(pair.x)) > 2 and pair.y.startswith(('def ', 'async def ')) for pair in pairs
+        len(split_words(pair.x)) > 2 and pair.y.startswith(('def ', 'async def ')) for pair in pairs
     )
     assert train.problems.bad == 0
     assert np.isin(['json', 'jax'], train.packages).all()
 
 
 def test_default_packages_are_pinned(request):
-    """So that everybody's corpus is the same."""
+    """Pinned versions give everyone the same corpus."""
     lines = (request.config.rootpath / 'requirements.txt').read_text().splitlines()
     required = {line.split('==')[0].split('[')[0] for line in lines if '==' in line}
     assert set(DEFAULT_PACKAGES) <= required

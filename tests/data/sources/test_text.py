@@ -9,7 +9,7 @@ from cpt_jax.runtime.errors import UserError
 
 
 class WordTokenizer:
-    """A token is a word, or 8 characters of a long one."""
+    """Counts a word as one token, and a long word as one token per 8 characters."""
 
     fingerprint = 'words'
 
@@ -21,8 +21,8 @@ WORDS = WordTokenizer()
 
 
 def prose(name, sentences, length=7):
-    """Sentences of `length` words, a few a line, in paragraphs of five: the first word names the
-    sentence.
+    """Returns sentences of `length` words, one per line, in paragraphs of five; the first word of
+    sentence i is the name followed by i.
     """
     lines = [' '.join([f'{name}{i}', *['word'] * (length - 2), 'end.']) for i in range(sentences)]
     return '\n\n'.join('\n'.join(lines[i : i + 5]) for i in range(0, sentences, 5))
@@ -53,40 +53,41 @@ def pairs(source):
 @pytest.mark.parametrize('sentences, length', [(40, 7), (40, 2), (3, 90), (1, 500), (200, 13)])
 def test_pieces_keep_every_word_in_order_and_are_bounded(sentences, length):
     document = prose('s', sentences, length)
-    pieces = Cut(20, 5).pieces(document, WORDS)
+    pieces = Cut(20, 5).split(document, WORDS)
     lengths = WORDS.count(pieces)
     assert max(lengths) <= 20
     assert min(lengths) >= 5
-    words, kept = document.split(), ' '.join(pieces).split()
+    words = document.split()
+    kept = ' '.join(pieces).split()
     assert kept == words[: len(kept)]
-    assert len(words) - len(kept) < 5  # a last piece of fewer than min_tokens is dropped
+    assert len(words) - len(kept) < 5  # a last piece with fewer than min_tokens is dropped
 
 
 def test_pieces_end_with_sentences_and_keep_paragraphs():
     document = (
         'One two three\nfour five. Six "seven?" Eight nine\nten.\n\n\nEleven twelve!\n \nThirteen.'
     )
-    assert Cut(12, 2).pieces(document, WORDS) == [
+    assert Cut(12, 2).split(document, WORDS) == [
         'One two three four five. Six "seven?" Eight nine ten.',
         'Eleven twelve!\nThirteen.',
     ]
-    assert Cut(100, 1).pieces(document, WORDS) == [
+    assert Cut(100, 1).split(document, WORDS) == [
         'One two three four five. Six "seven?" Eight nine ten.\nEleven twelve!\nThirteen.'
     ]
 
 
-def test_text_without_white_space_is_cut_all_the_same():
-    pieces = Cut(20, 5).pieces('a' * 1000 + ' ' + 'b' * 1000, WORDS)
+def test_text_without_white_space_is_split_too():
+    pieces = Cut(20, 5).split('a' * 1000 + ' ' + 'b' * 1000, WORDS)
     assert ''.join(pieces).replace(' ', '').replace('\n', '') == 'a' * 1000 + 'b' * 1000
     assert max(WORDS.count(pieces)) <= 20
 
 
 @pytest.mark.parametrize('document', ['', ' \n\n ', 'Too short.'])
 def test_short_documents_give_no_piece(document):
-    assert Cut(20, 5).pieces(document, WORDS) == []
+    assert Cut(20, 5).split(document, WORDS) == []
 
 
-def test_neighbours_are_paired(folder):
+def test_neighboring_pieces_are_paired(folder):
     path = folder(a=prose('a', 9), b=prose('b', 30))
     whole = source(path)
     for name, start, end in (
@@ -105,12 +106,12 @@ def test_neighbours_are_paired(folder):
 
 
 @pytest.mark.parametrize('index', [-1, 10_000])
-def test_index_outside(folder, index):
+def test_invalid_index_raises_index_error(folder, index):
     with pytest.raises(IndexError):
         source(folder(a=prose('a', 30)))[index]
 
 
-def test_separator_begins_documents(folder):
+def test_separator_line_begins_a_document(folder):
     book = (
         'Preface\n'
         + prose('p', 12)
@@ -135,7 +136,7 @@ def test_separator_begins_documents(folder):
     )
 
 
-def test_documents_are_held_out(folder):
+def test_whole_documents_are_held_out(folder):
     path = folder(**{f'd{i}': prose(f'd{i}x', 12) for i in range(60)})
     splits = [source(path, split, holdout=0.3) for split in ('train', 'heldout', 'all')]
     files = [{pair.id.split('#')[0] for pair in pairs(split)} for split in splits]
@@ -147,7 +148,7 @@ def test_documents_are_held_out(folder):
     assert {pair[:2] for pair in pairs(splits[0])} < {pair[:2] for pair in pairs(splits[2])}
 
 
-def test_side_does_not_depend_on_where_the_folder_lies(folder, tmp_path):
+def test_split_does_not_depend_on_the_path_of_the_folder(folder, tmp_path):
     path = folder(**{f'd{i}': prose(f'd{i}x', 12) for i in range(20)})
     before = source(path, 'heldout', holdout=0.3)
     (tmp_path / 'docs').rename(tmp_path / 'moved')
@@ -176,32 +177,30 @@ def test_repeated_short_and_latin_documents_are_counted(folder):
     assert whole[int(whole.documents[2])].x.startswith('B B')
 
 
-def test_a_document_of_one_piece_is_a_text_where_one_is_enough(folder):
+def test_min_pieces_of_1_keeps_documents_of_one_piece(folder):
     path = folder(long=prose('a', 12), short='One piece of some words.', empty='.')
-    pieces = [list(source(path, min_pieces=least, min_tokens=2).pieces()) for least in (1, 2)]
-    assert (
-        set(pieces[0]) - set(pieces[1]) == {'One piece of some words.'}
-        and len(pieces[0]) == len(pieces[1]) + 1
+    with_short, without_short = (
+        list(source(path, min_pieces=least, min_tokens=2).get_pieces()) for least in (1, 2)
     )
+    assert set(with_short) - set(without_short) == {'One piece of some words.'}
+    assert len(with_short) == len(without_short) + 1
 
 
-def test_second_time_reads_the_cache(folder, monkeypatch):
+def test_second_use_reads_the_cache(folder, monkeypatch):
     path = folder(a=prose('a', 30))
     first = source(path)
     with monkeypatch.context() as patch:
-        patch.setattr(text_module, '_cut_files', None)  # cannot be called
+        patch.setattr(text_module, '_cut_files', None)  # a call would fail
         second = source(path)
-    assert (pairs(second), second.fingerprint, second.summary()) == (
-        pairs(first),
-        first.fingerprint,
-        first.summary(),
-    )
+    assert pairs(second) == pairs(first)
+    assert second.fingerprint == first.fingerprint
+    assert second.summary() == first.summary()
 
 
-def test_other_settings_and_tokenizers_cut_anew(folder):
+def test_other_settings_and_tokenizers_give_other_pieces(folder):
     path = folder(a=prose('a', 30))
 
-    class Halves(WordTokenizer):
+    class HalfWordTokenizer(WordTokenizer):
         fingerprint = 'halves'
 
         def count(self, texts):
@@ -211,7 +210,7 @@ def test_other_settings_and_tokenizers_cut_anew(folder):
         source(path),
         source(path, piece_tokens=30),
         source(path, separator='a5 '),
-        TextSource(path, 'all', Halves(), 20, 5),
+        TextSource(path, 'all', HalfWordTokenizer(), 20, 5),
     ]
     assert len({other.fingerprint for other in others}) == 4
     assert len(others[3]) > len(others[0]) > len(others[1])
@@ -220,19 +219,19 @@ def test_other_settings_and_tokenizers_cut_anew(folder):
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'path': '/nowhere'}, "^path: '/nowhere' is no file, no folder with "),
-        ({'separator': '('}, r"^separator: '\(' is no regular expression"),
+        ({'path': '/nowhere'}, "^path: '/nowhere' is not a file, not a folder with "),
+        ({'separator': '('}, r"^separator: '\(' is not a valid regular expression"),
         ({'piece_tokens': 9}, '^piece_tokens is 9 and must be at least twice min_tokens, 5'),
         ({'min_tokens': 0}, '^piece_tokens is 20 and must'),
         ({'piece_tokens': 5000, 'min_tokens': 2000}, "^no pairs in .*docs for split 'all'"),
     ],
 )
-def test_mistakes(folder, change, message):
+def test_invalid_argument_is_refused(folder, change, message):
     with pytest.raises(UserError, match=message):
         source(**{'path': folder(a=prose('a', 30)), **change})
 
 
-def test_a_file_with_zero_bytes_is_no_text(folder):
+def test_file_with_zero_bytes_is_refused(folder):
     path = folder(a=b'some\0thing')
-    with pytest.raises(UserError, match=r'a\.txt: holds zero bytes'):
+    with pytest.raises(UserError, match=r'a\.txt: contains zero bytes'):
         TextSource(path, 'train', WORDS)

@@ -17,10 +17,10 @@ DIRTY = {2: b'caf\xe9', 5: ' ', 7: 'a' * 60}
 
 
 class TinyPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Questions and answers, written as any tfds builder writes; the split dirty has bad rows."""
+    """Questions and answers from an ordinary tfds builder; the split 'dirty' has bad rows."""
 
-    # As in a file of its own: tfds looks for one, and asks for importlib_resources in a folder
-    # `tests`.
+    # Pretends that the class has its own file. tfds looks for it, and requires importlib_resources
+    # if it is in a folder `tests`.
     __module__ = 'tiny_pairs'
     VERSION = tfds.core.Version('1.0.0')
 
@@ -75,7 +75,7 @@ def pairs(source):
     return [source[i] for i in range(len(source))]
 
 
-def test_splits_and_fields(data_dir):
+def test_splits_and_fields_are_read(data_dir):
     train, heldout, whole = (
         open_tiny(data_dir, split, negatives='hard') for split in ('train', 'heldout', 'all')
     )
@@ -91,31 +91,21 @@ def test_splits_and_fields(data_dir):
     assert isinstance(train[0], Pair)
     assert train[0].id == 'tiny_pairs train:0'
     assert train.documents is None
-    assert (
-        len(
-            {
-                train.fingerprint,
-                heldout.fingerprint,
-                whole.fingerprint,
-                open_tiny(data_dir, 'train').fingerprint,
-            }
-        )
-        == 4
-    )
+    without_negatives = open_tiny(data_dir, 'train')
+    sources = (train, heldout, whole, without_negatives)
+    assert len({source.fingerprint for source in sources}) == 4
 
 
-def test_tfds_slices_and_no_heldout(data_dir):
-    first, rest = (
-        open_tiny(data_dir, 'train', train_split='train[:80%]'),
-        open_tiny(data_dir, 'heldout', heldout_split='train[80%:]'),
-    )
+def test_slices_and_an_empty_heldout_split_are_supported(data_dir):
+    first = open_tiny(data_dir, 'train', train_split='train[:80%]')
+    rest = open_tiny(data_dir, 'heldout', heldout_split='train[80%:]')
     assert (len(first), len(rest)) == (24, 6)
     assert not {pair.x for pair in pairs(first)} & {pair.x for pair in pairs(rest)}
     assert len(open_tiny(data_dir, 'heldout', heldout_split='')) == 0
     assert len(open_tiny(data_dir, 'all', heldout_split='')) == 30
 
 
-def test_bad_rows_are_left_out_counted_and_named(data_dir):
+def test_bad_rows_are_skipped_counted_and_reported(data_dir):
     source = open_tiny(data_dir, 'train', train_split='dirty', max_chars=50, max_bad_share=0.3)
     assert {pair.y for pair in pairs(source)} == {'bad'}
     assert len(source) == 7
@@ -130,16 +120,14 @@ def test_bad_rows_are_left_out_counted_and_named(data_dir):
         open_tiny(data_dir, 'train', train_split='dirty', max_chars=50)
 
 
-def test_second_time_reads_the_index(data_dir, monkeypatch):
+def test_second_use_reads_the_cached_index(data_dir, monkeypatch):
     first = open_tiny(data_dir, 'train')
     with monkeypatch.context() as patch:
-        patch.setattr(tfds_pairs.TfdsSource, '_index', None)  # cannot be called
+        patch.setattr(tfds_pairs.TfdsSource, '_index_rows', None)  # a call would fail
         second = open_tiny(data_dir, 'train')
-    assert (pairs(second), second.fingerprint, second.summary()) == (
-        pairs(first),
-        first.fingerprint,
-        first.summary(),
-    )
+    assert pairs(second) == pairs(first)
+    assert second.fingerprint == first.fingerprint
+    assert second.summary() == first.summary()
 
 
 @pytest.mark.parametrize(
@@ -147,11 +135,11 @@ def test_second_time_reads_the_index(data_dir, monkeypatch):
     [
         (
             {'name': 'no_such_pairs'},
-            "there is no tfds dataset 'no_such_pairs', neither in data_dir",
+            "tfds dataset 'no_such_pairs' not found, neither in data_dir",
         ),
         (
             {'data_dir': '/nowhere'},
-            r"there is no tfds dataset 'tiny_pairs', neither in data_dir \(/nowhere\)",
+            r"tfds dataset 'tiny_pairs' not found, neither in data_dir \(/nowhere\)",
         ),
         (
             {'name': 'mnist'},
@@ -168,14 +156,14 @@ def test_second_time_reads_the_index(data_dir, monkeypatch):
         ({'x': 'question'}, "^tiny_pairs train:0: 'question' is not text; 30 of 30 rows"),
     ],
 )
-def test_mistakes_are_one_line(data_dir, change, message):
+def test_invalid_argument_gives_a_one_line_error(data_dir, change, message):
     with pytest.raises(UserError, match=message) as error:
         open_tiny(**{'data_dir': data_dir, 'split': 'train', **change})
     assert '\n' not in str(error.value)
 
 
-def test_other_file_format_is_one_line(data_dir, tmp_path):
-    """A dataset that is prepared as TFRecord cannot be read by index."""
+def test_tfrecord_dataset_gives_a_one_line_error(data_dir, tmp_path):
+    """TFRecord files cannot be read by index."""
     folder = tmp_path / 'tiny_pairs' / '1.0.0'
     folder.mkdir(parents=True)
     for name in ('dataset_info.json', 'features.json'):
@@ -188,7 +176,7 @@ def test_other_file_format_is_one_line(data_dir, tmp_path):
     assert '\n' not in str(error.value)
 
 
-def test_no_tensorflow(data_dir):
+def test_tensorflow_is_not_imported(data_dir):
     program = (
         'import sys; from cpt_jax.data.sources.tfds_pairs import TfdsSource;'
         f'source = TfdsSource("tiny_pairs", "train", "question/text", "answer", '

@@ -1,4 +1,4 @@
-from cpt_jax.evals.report.bias_table import bias_table
+from cpt_jax.evals.report.bias_table import make_bias_table
 
 
 def row(effect, p, p_holm, **settings):
@@ -15,7 +15,7 @@ def row(effect, p, p_holm, **settings):
     }
 
 
-def test_tests_by_group_the_largest_effect_first():
+def test_tests_are_grouped_and_sorted_by_effect():
     tasks = {
         'bias/weat1': row(0.5, 0.2, 0.4, data='a'),
         'bias/sent-weat1': row(-0.2, 0.7, 0.7, data='b'),
@@ -24,23 +24,21 @@ def test_tests_by_group_the_largest_effect_first():
         'bias/own': row(-3.0, 0.5, 1, data='e'),
         'sts/STS12': {'metrics': {}},
     }
-    table = bias_table(tasks)
+    table = make_bias_table(tasks)
     assert [(group, [test.name for test in tests]) for group, tests in table.groups] == [
         ('Words (WEAT)', ['weat10', 'weat1']),
         ('Sentences (SEAT)', ['sent-weat1']),
         ('Double bind', ['sent-heilman_double_bind_likable_one_word']),
         ('Others', ['own']),
     ]
-    assert table.tests == 5 and table.significant == 1  # p of 0.01 itself is not
+    assert table.tests == 5 and table.significant == 1  # p = 0.01 is not significant
     assert table.settings == {'seed': 0, 'positive': 'A nearer to B'}
     (_, (weat10, weat1)), *_, (_, (own,)) = table.groups
-    assert (
-        weat10[:6] == ('weat10', 'A nearer to B', '1.50', '0.001', '0.0099', True)
-        and not weat1.significant
-    )
-    # A bar ends where its track does.
+    assert weat10[:6] == ('weat10', 'A nearer to B', '1.50', '0.001', '0.0099', True)
+    assert not weat1.significant
+    # Effects beyond the track are clipped.
     assert (weat1.low, weat1.high) == (50, 62.5) and (own.low, own.high) == (0, 50)
 
 
-def test_without_tests_there_is_no_table():
-    assert bias_table({'sts/STS12': {'metrics': {}}}) is None
+def test_results_without_bias_tests_have_no_table():
+    assert make_bias_table({'sts/STS12': {'metrics': {}}}) is None

@@ -7,10 +7,10 @@ from etils import epath
 
 from cpt_jax.benchmark_data.senteval import SentEvalSet
 from cpt_jax.evals.report.embedding_map import (
+    compute_principal_components,
     draw_map,
-    map_json,
-    map_of,
-    principal_components,
+    draw_task_map,
+    map_to_json,
 )
 from tests.evals.senteval_files import write_all
 
@@ -18,9 +18,9 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize('shape', [(40, 5), (7, 30), (2, 3), (1, 4), (9, 1)])
-def test_principal_components(shape):
+def test_principal_components_match_svd(shape):
     x = RNG.normal(size=shape) @ np.diag(np.arange(1, shape[1] + 1))
-    xy, explained = principal_components(x)
+    xy, explained = compute_principal_components(x)
     u, s, _ = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
     expected = np.zeros((shape[0], 2))
     expected[:, : min(2, len(s))] = (u * s)[:, :2]
@@ -29,8 +29,8 @@ def test_principal_components(shape):
     assert all(column[np.abs(column).argmax()] >= 0 for column in xy.T)
 
 
-def test_equal_vectors_are_one_point():
-    xy, explained = principal_components(np.full((30, 8), 0.1) / 3)
+def test_equal_vectors_map_to_one_point():
+    xy, explained = compute_principal_components(np.full((30, 8), 0.1) / 3)
     assert not xy.any() and not explained.any()
     drawn = draw_map(
         'x', np.full((3, 8), 0.1, np.float32), np.array([0, 1, 0]), 'ab', ['s', 't', 'u']
@@ -38,7 +38,7 @@ def test_equal_vectors_are_one_point():
     assert drawn.planes[0].x == drawn.planes[0].y == [0, 0, 0]
 
 
-def test_a_map_is_a_sample_and_the_same_every_time():
+def test_map_is_a_reproducible_random_sample():
     vectors, labels = RNG.normal(size=(50, 6)).astype(np.float32), np.arange(50) % 3
     texts = [f'{i} ' + 'long ' * i for i in range(50)]
     drawn = draw_map('set', vectors, labels, ('a', 'b', 'c'), texts, points=20)
@@ -46,24 +46,20 @@ def test_a_map_is_a_sample_and_the_same_every_time():
     chosen = [int(text.split()[0]) for text in drawn.texts]
     assert len(set(chosen)) == 20 and drawn.of == 50 and chosen != sorted(chosen)
     assert drawn.labels == [i % 3 for i in chosen] and drawn.classes == ['a', 'b', 'c']
-    assert max(map(len, drawn.texts)) == 120 and all(
+    assert max(map(len, drawn.texts)) == 120
+    assert all(
         texts[i].startswith(text.rstrip('…')) for i, text in zip(chosen, drawn.texts, strict=True)
     )
     (plane,) = drawn.planes
-    xy, explained = principal_components(vectors[chosen].astype(np.float64))
-    assert (
-        plane.explained == np.round(explained, 4).tolist()
-        and 0 < plane.explained[1] < plane.explained[0] < 1
-    )
+    xy, explained = compute_principal_components(vectors[chosen].astype(np.float64))
+    assert plane.explained == np.round(explained, 4).tolist()
+    assert 0 < plane.explained[1] < plane.explained[0] < 1
     assert max(plane.x + plane.y) == 1000 and min(plane.x + plane.y) == 0
-    # Y of a page goes down.
-    assert (
-        np.corrcoef(plane.x, xy[:, 0])[0, 1] > 0.9999
-        and np.corrcoef(plane.y, xy[:, 1])[0, 1] < -0.9999
-    )
+    assert np.corrcoef(plane.x, xy[:, 0])[0, 1] > 0.9999
+    assert np.corrcoef(plane.y, xy[:, 1])[0, 1] < -0.9999  # y points downwards in SVG
 
 
-def test_umap_where_it_is_installed(monkeypatch, capsys):
+def test_umap_is_drawn_if_installed(monkeypatch, capsys):
     class UMAP:
         def __init__(self, random_state):
             assert random_state == 0
@@ -81,7 +77,7 @@ def test_umap_where_it_is_installed(monkeypatch, capsys):
     order = np.random.default_rng(0).permutation(20)
     assert (pca.method, umap.method, umap.explained) == ('PCA', 'UMAP', [])
     assert np.corrcoef(umap.x, vectors[order, 2])[0, 1] > 0.9999
-    monkeypatch.setitem(sys.modules, 'umap.umap_', None)  # it is there and cannot be imported
+    monkeypatch.setitem(sys.modules, 'umap.umap_', None)  # installed, but the import fails
     assert [
         plane.method
         for plane in draw_map('set', vectors, np.zeros(20, int), ['a'], ['t'] * 20).planes
@@ -89,7 +85,7 @@ def test_umap_where_it_is_installed(monkeypatch, capsys):
     assert 'no UMAP in the report' in capsys.readouterr().out
 
 
-def test_maps_of_the_tasks(tmp_path):
+def test_task_maps_have_the_test_set_or_all_texts(tmp_path):
     write_all(tmp_path)
     calls = []
 
@@ -100,7 +96,7 @@ def test_maps_of_the_tasks(tmp_path):
         )
 
     def drawn(name):
-        return map_of(SentEvalSet(name, epath.Path(tmp_path) / 'senteval'), embed)
+        return draw_task_map(SentEvalSet(name, epath.Path(tmp_path) / 'senteval'), embed)
 
     assert drawn('MRPC') is None
     sst, trec, subj = drawn('SST2'), drawn('TREC'), drawn('SUBJ')
@@ -108,7 +104,7 @@ def test_maps_of_the_tasks(tmp_path):
     assert (trec.name, trec.of, len(trec.classes)) == ('TREC, test', 60, 6)
     assert (subj.name, subj.of, subj.classes) == ('SUBJ, all', 120, ['subjective', 'objective'])
     good = [text.split()[0] in ('good', 'fine', 'rich', 'warm') for text in subj.texts]
-    # The file of label 1 is that of the objective ones.
+    # Label 1 is 'objective', whose file has the words of class 1.
     assert np.mean(np.array(good) == np.array(subj.labels)) > 0.5
-    json = map_json(sst)
-    assert json['SST2, test']['planes'][0]['method'] == 'PCA' and map_json(None) == {}
+    json = map_to_json(sst)
+    assert json['SST2, test']['planes'][0]['method'] == 'PCA' and map_to_json(None) == {}

@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 
 from cpt_jax.evals.report.curves import draw_panels, read_metrics
-from cpt_jax.evals.report.page import render, snippet
+from cpt_jax.evals.report.page import cut_snippet, render
 
 CODE = 'def f(a, b):\n    return a < b & "x" </pre><script>alert(1)</script>'
 
 
 class Page(HTMLParser):
-    """The texts by tag, and what the page refers to."""
+    """A parsed page: texts by tag, all tags, and links."""
 
     def __init__(self, html):
         super().__init__()
@@ -28,7 +28,7 @@ class Page(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag  # every element is closed in its place
+        assert self.open.pop() == tag  # elements are nested correctly
 
     def handle_data(self, data):
         self.texts.setdefault(self.open[-1] if self.open else '', []).append(data)
@@ -73,7 +73,7 @@ def make_examples():
     }
 
 
-def test_texts_are_shown_as_they_are():
+def test_texts_are_escaped():
     html = render(make_results(), make_examples())
     page = Page(html)
     assert page.open == [] and 'script' not in page.tags
@@ -97,17 +97,15 @@ def make_map():
     }
 
 
-def test_maps_show_their_texts():
+def test_maps_show_texts_and_explained_variance():
     html = render(make_results(), {}, maps=[make_map()])
     page = Page(html)
     assert page.open == [] and 'script' not in page.tags
     assert page.texts['title'][1:] == 2 * [f'a & b: {CODE}', 'c: "quoted"']
-    assert (
-        html.count('<circle class="k0" cx="0" cy="7" r="7">') == 1
-        and 'viewBox="-12 -12 1024 31"' in html
-    )
-    assert '2 of 1,821 texts' in html and '25.0 % of it (across) and 12.5 % (upwards)' in html
-    assert 'Maps of the vectors' not in render(make_results(), {})
+    assert html.count('<circle class="k0" cx="0" cy="7" r="7">') == 1
+    assert 'viewBox="-12 -12 1024 31"' in html
+    assert '2 of 1,821 texts' in html and '25.0 % (horizontal) and 12.5 % (vertical)' in html
+    assert 'Embedding maps' not in render(make_results(), {})
 
 
 def bias_row(effect, p):
@@ -123,7 +121,7 @@ def bias_row(effect, p):
     }
 
 
-def test_scores_beside_the_papers_and_bias_tests_have_tables():
+def test_page_has_tables_of_published_results_and_bias_tests():
     sts = {
         'metrics': {'spearman': 0.8203},
         'n': 1379,
@@ -139,66 +137,58 @@ def test_scores_beside_the_papers_and_bias_tests_have_tables():
     }
     html = render({**make_results(), 'tasks': tasks}, {})
     page = Page(html)
+    assert page.open == [] and page.texts['td'][:3] == ['82.03', '82.2', '73.2']
+    assert page.texts['sup'][:3] == ['T', 'T', 'T']
+    # Only the marks that occur are explained.
+    assert html.count('<sup>') == html.count('<sup>T</sup>') + html.count('<sup>C</sup>')
+    assert 'the text of the paper itself' not in html
     assert (
-        page.open == []
-        and page.texts['td'][:3] == ['82.03', '82.2', '73.2']
-        and page.texts['sup'][:3] == ['T', 'T', 'T']
-    )
-    assert (
-        html.count('<sup>') == html.count('<sup>T</sup>') + html.count('<sup>C</sup>')
-        and 'in the text of the paper itself' not in html
-    )
-    assert (
-        'sts/STS12: split: <dev> here, test there; pairs: 1,379 here, 3,108 there'
+        'sts/STS12: split: <dev> here, test published; pairs: 1,379 here, 3,108 published'
         in page.texts['div']
     )
-    # No card for a bias test.
+    # Bias tests have no card of their own.
     assert page.texts['h3'][:3] == [
         'sts/STSBenchmark',
         'sts/STS12',
         'Sentence similarity, Spearman',
     ]
-    assert (
-        '● 1.25' in page.texts['td']
-        and '-0.50' in page.texts['td']
-        and 'A <b> nearer to C' in page.texts['td']
-    )
-    assert '1 of 2 with p &lt; 0.01' in html and 'weat&lt;1&gt;' in html
+    assert {'● 1.25', '-0.50', 'A <b> nearer to C'} <= {*page.texts['td']}
+    assert '1 of 2 tests with p &lt; 0.01' in html and 'weat&lt;1&gt;' in html
     plain = render(make_results(), {})
     assert '<table' not in plain and 'Not compared' not in plain
 
 
-def test_the_page_needs_no_other_file(tmp_path):
+def test_page_is_self_contained(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n')
     page = Page(render(make_results(), make_examples(), epath.Path(tmp_path / 'metrics.jsonl')))
     assert page.links and all(link.startswith('data:') for link in page.links)
     assert 'link' not in page.tags
 
 
-def test_scores_stand_beside_their_baselines_main_metric_first():
+def test_main_metric_comes_first_with_its_baselines():
     page = Page(render(make_results(), {}))
     assert page.texts['b'][:2] == ['MRR of 1,000', 'Recall@1 of 1,000']
     spans = [text for text in page.texts['span'] if text.strip()]
     assert spans[:6] == ['model', '50.00', 'BM25', '40.00', 'random', '0.75']
 
 
-def test_hits_are_marked():
+def test_right_answers_are_marked():
     html = render(make_results(), make_examples())
     assert html.count('<div class="found right">') == 1 and html.count('<div class="found">') == 1
-    assert 'right answer at rank 1' in html and 'no right answer among those kept' in html
+    assert 'right answer at rank 1' in html and 'no right answer in the ranking' in html
 
 
-def test_snippets():
+def test_snippets_keep_code_lines_and_join_prose():
     long = '\n'.join(f'    line {i}' for i in range(20))
-    assert snippet(long) == ('\n'.join([*(f'line {i}' for i in range(12)), '…']), True)
-    assert snippet('\n'.join(['a', 'b'])) == ('a\nb', True)
-    assert snippet('one  line') == ('one line', False)
-    text, code = snippet('word ' * 500 + '\n' + 'word ' * 500)
+    assert cut_snippet(long) == ('\n'.join([*(f'line {i}' for i in range(12)), '…']), True)
+    assert cut_snippet('\n'.join(['a', 'b'])) == ('a\nb', True)
+    assert cut_snippet('one  line') == ('one line', False)
+    text, code = cut_snippet('word ' * 500 + '\n' + 'word ' * 500)
     assert not code and len(text) <= 602 and text.endswith('word …')
-    assert len(snippet('字' * 2000).text) == 602
+    assert len(cut_snippet('字' * 2000).text) == 602
 
 
-def test_metrics_of_a_run_that_was_cut_and_started_again(tmp_path):
+def test_last_values_of_a_repeated_step_count(tmp_path):
     rows = [
         {'step': 1, 'loss': 3.0},
         {'step': 2, 'loss': 2.5},
@@ -220,7 +210,7 @@ def test_metrics_of_a_run_that_was_cut_and_started_again(tmp_path):
 
 
 @pytest.mark.parametrize('steps', [1, 40, 5000])
-def test_a_panel_for_each_column_that_is_there(steps):
+def test_panels_are_drawn_for_existing_columns(steps):
     x = np.arange(steps, dtype=np.float64)
     drawn = draw_panels(
         {'loss': (x, x), 'log_batch': (x, x * 0 + 5), 'accuracy_yx': (x, x), 'unknown': (x, x)}
@@ -233,7 +223,7 @@ def test_a_panel_for_each_column_that_is_there(steps):
         assert ElementTree.fromstring(svg).tag.endswith('svg') and len(svg) < 200_000
 
 
-def test_scores_of_checkpoints_have_a_curve_a_task():
+def test_each_task_has_a_curve_of_checkpoint_scores():
     rows = [
         {
             'step': step,
@@ -247,9 +237,9 @@ def test_scores_of_checkpoints_have_a_curve_a_task():
         for task, metric in [('sts/STS12', 'spearman'), ('bias/a', 'effect_size')]
     ]
     page = Page(render(make_results(), {}, None, rows))
-    assert 'Scores of the checkpoints' in page.texts['h2']
+    assert 'Checkpoint scores' in page.texts['h2']
     assert [text for text in page.texts['h3'] if ': ' in text] == [
         'sts/STS12: Spearman',
         'bias/a: effect size d',
     ]
-    assert 'Scores of the checkpoints' not in render(make_results(), {})
+    assert 'Checkpoint scores' not in render(make_results(), {})

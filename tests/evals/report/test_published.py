@@ -34,24 +34,24 @@ TABLES = read_tables()
         ('text_1k', 'CodeSearchNet', 'SelfAtt', 'codesearch/php', '60.1', 'P'),
     ],
 )
-def test_figures_as_printed(table, group, name, task, printed, mark):
+def test_published_numbers_match_their_sources(table, group, name, task, printed, mark):
     found = TABLES[table]
     (model,) = (model for model in found.models if (model.group, model.name) == (group, name))
     score = [score for score in found.scores if score.task == task][-1]
-    assert model.figures[score] == (printed, mark)
+    assert model.cells[score] == (printed, mark)
 
 
-def test_means_are_those_of_the_cells():
-    """A cell in the wrong column does not show here, one with a wrong digit does."""
+def test_published_means_match_their_cells():
+    """Detects wrong digits, but not cells in the wrong column."""
     whole = 0
     for table in TABLES.values():
         for model in table.models:
             cells = [
-                float(figure.printed)
-                for score, figure in model.figures.items()
+                float(cell.printed)
+                for score, cell in model.cells.items()
                 if score.task not in SUITES
             ]
-            means = [figure for score, figure in model.figures.items() if score.task in SUITES]
+            means = [cell for score, cell in model.cells.items() if score.task in SUITES]
             if means and len(cells) == len(table.scores) - 1:
                 assert fmean(cells) == pytest.approx(float(means[0].printed), abs=0.06), (
                     table.title,
@@ -61,33 +61,33 @@ def test_means_are_those_of_the_cells():
     assert whole == 27
 
 
-def test_figures_belong_to_tasks_and_have_marks():
+def test_published_numbers_have_rows_and_marks():
     for table in TABLES.values():
         assert len({(model.group, model.name) for model in table.models}) == len(table.models)
         assert {*table.sizes} <= {score.task for score in table.scores}
         for model in table.models:
-            assert model.source and model.figures.keys() <= {*table.scores}
+            assert model.source and model.cells.keys() <= {*table.scores}
             assert all(
-                figure.mark in MARKS and 0 < float(figure.printed) < 100
-                for figure in model.figures.values()
+                cell.mark in MARKS and 0 < float(cell.printed) < 100
+                for cell in model.cells.values()
             )
 
 
-def test_what_could_be_read_nowhere_is_not_there():
-    assert Score('knn/SST2', 'accuracy') not in TABLES['sst'].models[0].figures
+def test_unverified_numbers_are_absent():
+    assert Score('knn/SST2', 'accuracy') not in TABLES['sst'].models[0].cells
     for model in TABLES['probe'].models:
-        assert {score.task for score in model.figures} == {'suite/senteval'}
+        assert {score.task for score in model.cells} == {'suite/senteval'}
 
 
-def test_every_task_of_a_table_is_of_a_kind():
+def test_tasks_of_tables_have_a_registered_kind():
     kinds = {kind.name for kind in registry.KINDS}
     for table in TABLES.values():
         tasks = {score.task for score in table.scores if score.task not in SUITES}
         assert {task.split('/')[0] for task in tasks} <= kinds
 
 
-def test_what_must_be_measured_alike_is_what_the_tasks_say():
-    """Texts of settings are repeated in the file: the code must still write them so."""
+def test_required_settings_match_those_of_the_tasks():
+    """published.json repeats texts of settings, so a change in the code must be noticed."""
     labels = {
         'words': list(WORDS),
         'description': [TEMPLATE.replace('{}', word) for word in WORDS],
@@ -99,7 +99,7 @@ def test_what_must_be_measured_alike_is_what_the_tasks_say():
     }
 
 
-def test_a_column_with_a_cell_too_few_is_refused():
+def test_column_with_missing_cells_is_refused():
     table = json.loads(PATH.read_text('utf-8'))['sst']
     table['models'][0]['rows']['L'] = '88.1 89.1'
     with pytest.raises(ValueError):

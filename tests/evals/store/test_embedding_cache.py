@@ -1,6 +1,4 @@
-"""Vectors that wait on the disk: none computed twice, none of another text, side or model, and none
-left.
-"""
+"""The embedding cache: nothing is computed twice, reused for other inputs, or left on disk."""
 
 import numpy as np
 import pytest
@@ -13,8 +11,8 @@ TEXTS = [f'text {i}' for i in range(10)]
 
 
 class Model:
-    """Gives vectors of its own for each text and side; remembers the texts, and is killed after so
-    many.
+    """A model with distinct vectors for each text and side. It records the texts, and is killed
+    after `killed_after` texts.
     """
 
     def __init__(self, seed: int = 0, killed_after: int = 10**9):
@@ -41,8 +39,8 @@ def ask(
     shard=3,
     keep=False,
 ) -> np.ndarray:
-    kept = EmbeddingCache(folder, shard, keep).of_model(model, name, settings or {'step': 1})
-    with kept.during(task):
+    kept = EmbeddingCache(folder, shard, keep).wrap(model, name, settings or {'step': 1})
+    with kept.keep_during(task):
         return kept(texts, side)
 
 
@@ -52,20 +50,18 @@ def files(folder) -> list:
 
 @pytest.fixture
 def killed(tmp_path):
-    """A folder that a program left that was killed after two shards of four."""
+    """The cache folder of a program that was killed after two of four shards."""
     with pytest.raises(KeyboardInterrupt):
         ask(tmp_path / 'vectors', Model(killed_after=7))
     assert len(files(tmp_path / 'vectors')) == 2
     return tmp_path / 'vectors'
 
 
-def test_it_goes_on_with_the_shards_that_are_missing_and_leaves_nothing(killed, capsys):
+def test_resumed_task_computes_missing_shards_and_removes_the_cache(killed, capsys):
     model = Model()
     np.testing.assert_array_equal(ask(killed, model), Model()(TEXTS, 'x'))
-    assert (
-        model.asked == TEXTS[6:]
-        and '6 of 10 texts had their vectors from an earlier start' in capsys.readouterr().out
-    )
+    assert model.asked == TEXTS[6:]
+    assert '6 of 10 embeddings were read from the cache' in capsys.readouterr().out
     assert not killed.exists()
 
 
@@ -80,7 +76,7 @@ def test_it_goes_on_with_the_shards_that_are_missing_and_leaves_nothing(killed, 
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_vectors_of_anything_else_are_not_taken(killed, other):
+def test_embeddings_of_other_inputs_are_not_reused(killed, other):
     model = Model(seed=1)
     found = ask(killed, model, **other)
     np.testing.assert_array_equal(
@@ -89,7 +85,7 @@ def test_vectors_of_anything_else_are_not_taken(killed, other):
     assert model.asked == other.get('texts', TEXTS)
 
 
-def test_a_file_that_is_cut_short_is_made_again(killed):
+def test_truncated_files_are_recomputed(killed):
     for cut, path in zip((0, 100), files(killed), strict=True):
         path.write_bytes(path.read_bytes()[:cut])
     model = Model()
@@ -97,32 +93,35 @@ def test_a_file_that_is_cut_short_is_made_again(killed):
     assert len(model.asked) == 10
 
 
-def test_they_stay_where_one_wants_them_and_are_found_in_blocks(tmp_path):
+def test_cache_is_kept_on_request_and_read_by_shard(tmp_path):
     model = Model()
-    kept = EmbeddingCache(tmp_path, 4, keep=True).of_model(model, 'run/a', {})
-    with kept.during('retrieval/a'):
+    kept = EmbeddingCache(tmp_path, 4, keep=True).wrap(model, 'run/a', {})
+    with kept.keep_during('retrieval/a'):
         np.testing.assert_array_equal(
-            np.concatenate([*kept.blocks(TEXTS, 'y')]), Model()(TEXTS, 'y')
+            np.concatenate([*kept.embed_shards(TEXTS, 'y')]), Model()(TEXTS, 'y')
         )
-        assert [len(block_NxD) for block_NxD in kept.blocks(TEXTS, 'y')] == [4, 4, 2]
+        assert [len(block_NxD) for block_NxD in kept.embed_shards(TEXTS, 'y')] == [4, 4, 2]
         assert kept([], 'y').shape == (0, 4)
     assert len(model.asked) == 10 and len(files(tmp_path)) == 3
 
 
-def test_numbers_that_are_not_finite_are_told_every_time_and_not_kept(tmp_path):
+def test_nonfinite_embeddings_are_reported_and_not_cached(tmp_path):
     def broken(texts, side):
         return np.full((len(texts), 4), np.nan, np.float32)
 
-    kept = EmbeddingCache(tmp_path, 4).of_model(broken, 'run', {})
+    kept = EmbeddingCache(tmp_path, 4).wrap(broken, 'run', {})
     for _ in range(2):
-        with pytest.raises(UserError, match=r'not finite \(10 of 10 texts\)'), kept.during('sts/a'):
+        with (
+            pytest.raises(UserError, match=r'not finite \(10 of 10 texts\)'),
+            kept.keep_during('sts/a'),
+        ):
             embed_texts(kept, TEXTS, 'x')
     assert not files(tmp_path)
 
 
-def test_where_nothing_can_be_written_the_evaluation_goes_on(tmp_path, caplog):
+def test_evaluation_continues_without_a_writable_cache(tmp_path, caplog):
     (tmp_path / 'file').touch()
     model = Model()
     np.testing.assert_array_equal(ask(tmp_path / 'file' / 'vectors', model), Model()(TEXTS, 'x'))
-    assert len(model.asked) == 10 and caplog.text.count('vectors cannot be kept') == 1
+    assert len(model.asked) == 10 and caplog.text.count('embeddings cannot be cached') == 1
     np.testing.assert_array_equal(ask(None, Model()), Model()(TEXTS, 'x'))

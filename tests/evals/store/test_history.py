@@ -1,4 +1,4 @@
-"""results.jsonl: no row twice, none lost, and what is read from them."""
+"""results.jsonl: no row is lost or duplicated, and curves and best checkpoints are read from it."""
 
 import json
 import subprocess
@@ -9,11 +9,11 @@ import pytest
 
 from cpt_jax.evals.store.history import (
     add_row,
-    best_of,
-    curves,
+    find_best_checkpoints,
+    find_remeasured_tasks,
     format_history,
-    measured_otherwise,
     read_rows,
+    select_curves,
 )
 from cpt_jax.runtime.errors import UserError
 
@@ -42,7 +42,7 @@ def row(
     }
 
 
-def test_a_row_of_one_name_is_written_once(tmp_path):
+def test_each_key_has_one_row(tmp_path):
     path = tmp_path / 'results.jsonl'
     assert read_rows(path) == []
     different = [
@@ -59,7 +59,7 @@ def test_a_row_of_one_name_is_written_once(tmp_path):
     )
 
 
-def test_a_line_cut_short_anywhere_is_no_row_and_the_next_row_takes_its_place(tmp_path):
+def test_incomplete_line_is_skipped_and_overwritten(tmp_path):
     path = tmp_path / 'results.jsonl'
     for step in (1, 2):
         add_row(path, row(step))
@@ -70,35 +70,35 @@ def test_a_line_cut_short_anywhere_is_no_row_and_the_next_row_takes_its_place(tm
         assert add_row(path, row(2)) and path.read_bytes() == whole
 
 
-def test_a_line_that_is_no_row_is_told_with_its_number(tmp_path):
+def test_invalid_line_is_reported_with_its_number(tmp_path):
     path = tmp_path / 'results.jsonl'
     add_row(path, row(1))
-    for line, said in [
+    for line, message in [
         ('{"step": ', r'results.jsonl:2: not JSON'),
         ('{"step": 3}', r'results.jsonl:2: not a row of'),
         ('7', 'not a row'),
     ]:
         path.write_text(json.dumps(row(1)) + f'\n{line}\n')
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_rows(path)
 
 
-# Two processes at a time go for the same 120 rows; one of them is killed, again and again, in the
-# middle of whatever it does.
+# Two processes write the same 120 rows. One of them is killed at a random time and restarted, 12
+# times.
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from cpt_jax.storage.locks import claimed, locked
-from cpt_jax.evals.store.history import add_row, name_of, read_rows
+from cpt_jax.storage.locks import try_lock, wait_for_lock
+from cpt_jax.evals.store.history import add_row, get_row_key, read_rows
 from tests.evals.store.test_history import row
 
 folder = Path(sys.argv[1])
 
 def work():
     for step in range(120):
-        with claimed(folder / f'claim{step}') as mine:
-            if mine and name_of(row(step)) not in map(name_of, read_rows(folder / 'rows')):
-                with locked(folder / 'lock'):
+        with try_lock(folder / f'claim{step}') as mine:
+            if mine and get_row_key(row(step)) not in map(get_row_key, read_rows(folder / 'rows')):
+                with wait_for_lock(folder / 'lock'):
                     assert add_row(folder / 'rows', row(step))
     os._exit(0)
 
@@ -117,12 +117,12 @@ sys.exit(os.waitpid(other, 0)[1] + os.waitpid(last, 0)[1])
 """
 
 
-def test_killed_processes_lose_nothing_and_count_nothing_twice(tmp_path):
+def test_killed_processes_neither_lose_nor_duplicate_rows(tmp_path):
     assert subprocess.run([sys.executable, '-c', KILLED, str(tmp_path)], cwd=ROOT).returncode == 0
     assert sorted(found['step'] for found in read_rows(tmp_path / 'rows')) == [*range(120)]
 
 
-def test_a_curve_is_of_one_training_and_one_way_to_measure():
+def test_curve_has_rows_of_one_training_and_one_fingerprint():
     rows = [
         row(1, 0.1),
         row(2, 0.2, fingerprint='old'),
@@ -132,28 +132,30 @@ def test_a_curve_is_of_one_training_and_one_way_to_measure():
     ]
     scores = {
         task: [(one['step'], one['main_score']) for one in series]
-        for task, series in curves(rows).items()
+        for task, series in select_curves(rows).items()
     }
     assert scores == {'sts/a': [(1, 0.1), (2, 0.3), (3, 0.5)], 'sts/b': [(1, 0.4)]}
-    # The run went back to step 1, and step 3 is not there again yet.
+    # The run resumed from step 1 and has not reached step 3 again.
     again = [*rows, row(2, 0.6, saved='2026-02')]
-    assert [(one['step'], one['main_score']) for one in curves(again)['sts/a']] == [
+    assert [(one['step'], one['main_score']) for one in select_curves(again)['sts/a']] == [
         (1, 0.1),
         (2, 0.6),
     ]
-    assert best_of(again)['sts/a'] == {'step': 2, 'score': 0.6}
-    assert curves([]) == {}
+    assert find_best_checkpoints(again)['sts/a'] == {'step': 2, 'score': 0.6}
+    assert select_curves([]) == {}
 
 
-def test_scores_that_were_measured_otherwise_later_are_told():
+def test_tasks_measured_differently_later_are_found():
     rows = [row(1), row(1, fingerprint='later'), row(1, task='sts/b')]
-    assert measured_otherwise(rows, {'sts/a': 'f', 'sts/b': 'f', 'sts/c': 'f'}) == ['sts/a']
+    assert find_remeasured_tasks(rows, {'sts/a': 'f', 'sts/b': 'f', 'sts/c': 'f'}) == ['sts/a']
     assert (
-        measured_otherwise(rows, {'sts/a': 'later'}) == measured_otherwise([], {'sts/a': 'f'}) == []
+        find_remeasured_tasks(rows, {'sts/a': 'later'})
+        == find_remeasured_tasks([], {'sts/a': 'f'})
+        == []
     )
 
 
-def test_the_best_is_the_highest_and_of_equal_ones_the_latest():
+def test_best_checkpoint_has_the_highest_score_and_latest_step():
     rows = [
         row(3, 0.7),
         row(1, 0.2),
@@ -161,11 +163,15 @@ def test_the_best_is_the_highest_and_of_equal_ones_the_latest():
         row(4, 0.6),
         row(1, 2.0, task='bias/a', metric='effect_size'),
     ]
-    assert best_of(rows) == {'sts/a': {'step': 3, 'score': 0.7}}  # more bias is not better
-    assert best_of([row(1, -0.2), row(2, -0.3)]) == {'sts/a': {'step': 1, 'score': -0.2}}
+    assert find_best_checkpoints(rows) == {
+        'sts/a': {'step': 3, 'score': 0.7}
+    }  # without the bias test
+    assert find_best_checkpoints([row(1, -0.2), row(2, -0.3)]) == {
+        'sts/a': {'step': 1, 'score': -0.2}
+    }
 
 
-def test_the_table():
+def test_table_marks_the_best_checkpoints():
     rows = [row(10, 0.7), row(2000, 0.25), row(10, 1.234, task='bias/a', metric='effect_size')]
     assert format_history(rows).splitlines() == [
         ' step   sts/a  bias/a',

@@ -3,12 +3,12 @@ import json
 import pytest
 from etils import epath
 
-from cpt_jax.evals.report.example import Answers, Example, Found, examples_json
+from cpt_jax.evals.report.example import Answers, Example, Found, examples_to_json
 from cpt_jax.evals.store.results import (
     ResultsFile,
     add_result,
     format_table,
-    new_results,
+    make_empty_results,
     read_earlier,
 )
 from cpt_jax.evals.task import Result
@@ -30,8 +30,8 @@ def make_result(value=0.5):
     )
 
 
-def test_a_row_as_documented():
-    results = add_result(new_results('runs/a', {'step': 5}), 'codesearch/x', make_result())
+def test_row_has_the_documented_fields():
+    results = add_result(make_empty_results('runs/a', {'step': 5}), 'codesearch/x', make_result())
     assert results['model'] == 'runs/a' and results['settings'] == {'step': 5}
     assert results['tasks']['codesearch/x'] == {
         'main_score': 0.5,
@@ -47,59 +47,61 @@ def results_file(folder, model, settings):
     return ResultsFile(epath.Path(folder) / 'results.json', model, settings)
 
 
-def test_rows_of_the_same_model_stay_and_are_replaced_by_name(tmp_path):
+def test_rows_of_the_same_model_are_kept_and_replaced_by_task(tmp_path):
     earlier = results_file(tmp_path, 'm', {'size': (1, 2)})
-    assert earlier.load() == new_results('m', {'size': [1, 2]}) and earlier.row_of('a') == {}
+    assert earlier.load() == make_empty_results('m', {'size': [1, 2]})
+    assert earlier.get_row('a') == {}
     earlier.add('a', make_result(0.1), 'f')
     earlier.add('b', make_result(0.2), 'f')
     results = results_file(tmp_path, 'm', {'size': [1, 2]})
-    assert not results.replaced_by()
+    assert not results.describe_replaced_results()
     results.add('a', make_result(0.9), 'g')
     scores = {name: row['main_score'] for name, row in results.load()['tasks'].items()}
     assert scores == {'a': 0.9, 'b': 0.2}
-    assert results.row_of('a')['fingerprint'] == 'g' and results.row_of('b')['fingerprint'] == 'f'
+    assert results.get_row('a')['fingerprint'] == 'g' and results.get_row('b')['fingerprint'] == 'f'
 
 
-def test_what_follows_from_several_rows_is_written_with_them(tmp_path):
+def test_derived_values_are_written_with_the_rows(tmp_path):
     results = results_file(tmp_path, 'm', {})
     results.add('a', make_result(), 'f', lambda rows: {**rows, 'count': len(rows['tasks'])})
     assert read_earlier(epath.Path(tmp_path) / 'results.json')['count'] == 1
 
 
 @pytest.mark.parametrize(
-    ('model', 'settings', 'said'),
+    ('model', 'settings', 'message'),
     [
         ('other', {'step': 1}, 'another model (m)'),
         ('m', {'step': 2, 'template': '{text}'}, 'm with other settings (step, template)'),
     ],
 )
-def test_rows_of_another_model_do_not_stay_and_the_user_is_told(tmp_path, model, settings, said):
+def test_rows_of_another_model_are_replaced_with_a_message(tmp_path, model, settings, message):
     results_file(tmp_path, 'm', {'step': 1}).add('a', make_result(), 'f')
     results = results_file(tmp_path, model, settings)
-    assert results.load() == new_results(model, settings)
-    assert said in results.replaced_by() and 'the earlier results.json is replaced' in (
-        results.replaced_by()
-    )
+    assert results.load() == make_empty_results(model, settings)
+    assert message in results.describe_replaced_results()
+    assert 'the earlier results.json is replaced' in (results.describe_replaced_results())
     results.add('b', make_result(), 'f')
-    assert list(results.load()['tasks']) == ['b'] and not results.replaced_by()
+    assert list(results.load()['tasks']) == ['b'] and not results.describe_replaced_results()
 
 
-def test_which_checkpoint_is_later(tmp_path):
+def test_later_checkpoint_is_detected(tmp_path):
     results_file(tmp_path, 'run@2', {'saved': '2026-02'}).add('a', make_result(), 'f')
-    assert results_file(tmp_path, 'run@1', {'saved': '2026-01'}).is_of_later_checkpoint()
-    assert not results_file(tmp_path, 'run@3', {'saved': '2026-03'}).is_of_later_checkpoint()
+    assert results_file(tmp_path, 'run@1', {'saved': '2026-01'}).holds_later_checkpoint()
+    assert not results_file(tmp_path, 'run@3', {'saved': '2026-03'}).holds_later_checkpoint()
 
 
-def test_reading(tmp_path):
+def test_missing_file_is_empty_and_truncated_file_is_refused(tmp_path):
     assert read_earlier(epath.Path(tmp_path / 'none.json')) == {}
     (tmp_path / 'cut.json').write_text('{"model": ')
     with pytest.raises(UserError, match=r'cut.json: not JSON .*: remove the file or write to'):
         read_earlier(epath.Path(tmp_path / 'cut.json'))
 
 
-def test_the_table():
+def test_table_shows_baselines_and_split():
     results = add_result(
-        add_result(new_results('m', {}), 'codesearch/x', make_result()), 'b', make_result(1.0)
+        add_result(make_empty_results('m', {}), 'codesearch/x', make_result()),
+        'b',
+        make_result(1.0),
     )
     results['tasks']['b']['settings']['split'] = 'dev'
     results['tasks']['codesearch/x']['settings']['split'] = 'test'
@@ -113,8 +115,8 @@ def test_the_table():
     ]
 
 
-def test_examples_become_plain_json():
-    assert json.loads(json.dumps(examples_json(make_result().examples))) == [
+def test_examples_convert_to_json():
+    assert json.loads(json.dumps(examples_to_json(make_result().examples))) == [
         {
             'query': 'query',
             'right': 'code',
@@ -124,7 +126,7 @@ def test_examples_become_plain_json():
     ]
 
 
-def test_a_file_that_holds_no_results_is_refused(tmp_path):
+def test_file_without_results_is_refused(tmp_path):
     (tmp_path / 'results.json').write_text('[1, 2]')
     with pytest.raises(UserError, match='not a JSON object: remove the file'):
         read_earlier(epath.Path(tmp_path / 'results.json'))

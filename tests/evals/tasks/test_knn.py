@@ -6,8 +6,13 @@ from etils import epath
 
 from cpt_jax.benchmark_data.senteval import SentEvalSet
 from cpt_jax.evals.registry import find_tasks, select
-from cpt_jax.evals.tasks.knn import NearestNeighbours, majority, normalize_rows, vote
-from cpt_jax.evals.tasks.zeroshot import ZeroShot, ZeroShotOptions, nearest
+from cpt_jax.evals.tasks.knn import (
+    NearestNeighbours,
+    compute_majority_accuracy,
+    normalize_rows,
+    vote,
+)
+from cpt_jax.evals.tasks.zeroshot import ZeroShot, ZeroShotOptions, find_nearest_label
 from cpt_jax.runtime.errors import UserError
 from tests.evals.senteval_files import bag_of_words, write_sst
 from tests.goldens.golden import read_golden
@@ -21,8 +26,8 @@ def sst(tmp_path):
     return SentEvalSet('SST2', epath.Path(tmp_path) / 'senteval')
 
 
-def drawn():
-    """Unit vectors of samples and of queries, and the noisy classes of the samples."""
+def draw_samples():
+    """Returns unit vectors of samples and queries, and noisy classes of the samples."""
     rng = np.random.default_rng(0)
     samples_NxD = normalize_rows(rng.standard_normal((400, 8)).astype(np.float32))
     queries_QxD = normalize_rows(rng.standard_normal((90, 8)).astype(np.float32))
@@ -31,27 +36,27 @@ def drawn():
 
 
 @pytest.mark.parametrize('k', NEIGHBOURS)
-def test_the_vote_of_an_odd_number_equals_scikit_learn(k):
-    samples_NxD, queries_QxD, labels_N = drawn()
+def test_odd_votes_match_scikit_learn(k):
+    samples_NxD, queries_QxD, labels_N = draw_samples()
     expected_Q = read_golden('knn').arrays[f'predicted/{k}']
     np.testing.assert_array_equal(vote(queries_QxD, samples_NxD, labels_N, k), expected_Q)
 
 
-def test_a_tie_goes_to_the_larger_sum_of_cosines():
+def test_ties_go_to_the_larger_sum_of_cosines():
     samples_NxD = normalize_rows(np.array([[1, 0.1], [0.3, 1], [1, 0.2], [1, 1]], np.float32))
-    # The nearest is of class 1, but both of class 0 together are nearer.
+    # The nearest sample has class 1, but class 0 has the larger sum of cosines.
     labels_N = np.array([1, 1, 0, 0])
     assert vote(np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 4).tolist() == [0]
-    # More than there are.
+    # k is larger than the number of samples.
     assert vote(np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 256).tolist() == [0]
     assert vote(np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 1).tolist() == [1]
 
 
-def test_neighbours_come_from_the_training_set_alone(sst):
+def test_neighbors_come_only_from_the_training_set(sst):
     result = NearestNeighbours('knn/SST2', sst, 15).run(bag_of_words)
     train, test = sst.part('train'), sst.part('test')
-    # Sentences with the same words in another order have the same vector, so that the order of the
-    # training set decides which of them are neighbours.
+    # Sentences with the same words in another order have the same vector, so the order of the
+    # training set decides which of them are neighbors.
     assert result.main_score == pytest.approx(
         float(read_golden('knn').arrays['accuracy']), abs=0.05
     )
@@ -63,7 +68,7 @@ def test_neighbours_come_from_the_training_set_alone(sst):
     json.dumps(result.settings)
 
 
-def test_zero_shot_takes_the_nearest_label(sst):
+def test_zero_shot_predicts_the_nearest_label(sst):
     seen = {}
 
     def embed(texts, side):
@@ -87,7 +92,7 @@ def test_zero_shot_takes_the_nearest_label(sst):
 
     result = ZeroShot('zeroshot/SST2', sst, ZeroShotOptions(label_template='{} it is')).run(embed)
     words, description = (result.metrics[f'accuracy_{form}'] for form in ('words', 'description'))
-    # The descriptions name the other label; but for ties.
+    # The descriptions have the opposite labels, so the accuracies sum to 1, except for ties.
     assert words > 0.5 and words + description == pytest.approx(1, abs=0.3)
     assert result.metrics['accuracy_words_as_document'] == words
     assert seen['y'] == [['negative', 'positive'], ['negative it is', 'positive it is']]
@@ -97,19 +102,19 @@ def test_zero_shot_takes_the_nearest_label(sst):
     json.dumps(result.settings)
 
 
-def test_nearest_and_majority():
-    assert nearest(np.array([[1.0, 0], [0, 1], [1, 1]]), np.eye(2)).tolist() == [0, 1, 0]
-    assert majority(np.array([0, 1, 1]), np.array([1, 0, 0, 0])) == 0.25
+def test_nearest_label_and_majority_accuracy():
+    assert find_nearest_label(np.array([[1.0, 0], [0, 1], [1, 1]]), np.eye(2)).tolist() == [0, 1, 0]
+    assert compute_majority_accuracy(np.array([0, 1, 1]), np.array([1, 0, 0, 0])) == 0.25
 
 
-def test_labels_that_cannot_be_used(sst):
-    with pytest.raises(UserError, match='--label_words good: 2 words are needed, label 0 first'):
+def test_invalid_labels_are_reported(sst):
+    with pytest.raises(UserError, match='--label_words good: give 2 words, label 0 first'):
         ZeroShot('zeroshot/SST2', sst, ZeroShotOptions(label_words=['good']))
-    with pytest.raises(UserError, match="--label_template 'a review': {} must stand where"):
+    with pytest.raises(UserError, match="--label_template 'a review': must contain {}"):
         ZeroShot('zeroshot/SST2', sst, ZeroShotOptions(label_template='a review'))
 
 
-def test_where_the_data_are_expected(tmp_path):
+def test_message_contains_the_expected_layout(tmp_path):
     for name, layout in (
         ('knn/SST2', 'senteval/SST/binary/'),
         ('zeroshot/*', 'senteval/SST/binary/'),
@@ -120,7 +125,7 @@ def test_where_the_data_are_expected(tmp_path):
         assert layout in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_vectors_that_are_not_finite(sst):
+def test_nonfinite_vectors_are_reported(sst):
     for task in (NearestNeighbours('knn/SST2', sst), ZeroShot('zeroshot/SST2', sst)):
         with pytest.raises(UserError, match='not finite'):
             task.run(lambda texts, side: np.full((len(texts), 4), np.inf, np.float32))

@@ -1,4 +1,6 @@
-"""Linear probes, in both protocols. What scikit-learn and torch compute is kept in a golden."""
+"""Linear probes with both protocols. The expected values from scikit-learn and torch are in a
+golden file.
+"""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cpt_jax.benchmark_data.senteval import LAYOUTS, SentEvalSet, stratified_folds
+from cpt_jax.benchmark_data.senteval import LAYOUTS, SentEvalSet, assign_stratified_folds
 from cpt_jax.evals.fit import logistic, senteval_probe
 from cpt_jax.evals.registry import find_tasks
 from cpt_jax.evals.tasks import probe
@@ -30,7 +32,7 @@ STRENGTHS = 0.01, 1, 100, 10_000
 FOLDS = (100, 2, 10), (503, 3, 10), (60, 6, 5)
 FIRST_WEIGHTS = (384, 2), (7, 6)
 DECAYS = 1e-5, 1e-2
-# Sizes beside a multiple of the batch, so that a fold lacks the last batch of another.
+# Sizes around a multiple of the batch size, so one fold has fewer batches than the others.
 TRAINS = np.arange(128), np.arange(50, 50 + 129), np.arange(40, 40 + 200)
 
 
@@ -41,13 +43,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def expected():
-    """The results of scikit-learn and torch, by name."""
+    """Results of scikit-learn and torch, by name."""
     return read_golden('probe').arrays
 
 
-def blobs(samples, classes, width=24, seed=0, apart=0.35):
-    """float32[n, D] unit vectors around one centre a class, far from the origin; and their
-    classes.
+def make_blobs(samples, classes, width=24, seed=0, apart=0.35):
+    """Returns float32[n, D] unit vectors around one center per class, far from the origin, and
+    their classes.
     """
     rng = np.random.default_rng(seed)
     labels_N = rng.integers(0, classes, samples)
@@ -59,41 +61,45 @@ def blobs(samples, classes, width=24, seed=0, apart=0.35):
     return (x_NxD / np.linalg.norm(x_NxD, axis=1, keepdims=True)).astype(np.float32), labels_N
 
 
-def three_splits(classes: int):
-    """Samples, their classes, and which of them three folds train on."""
-    x_NxD, labels_N = blobs(500, classes)
+def make_three_splits(classes: int):
+    """Returns samples, their classes, and the training masks of three folds."""
+    x_NxD, labels_N = make_blobs(500, classes)
     return x_NxD, labels_N, np.random.default_rng(1).random((3, 500)) < 0.7
 
 
 def degenerate():
-    """Columns without variance, copies of columns, and more columns than samples."""
-    x_NxD, labels_N = blobs(30, 2, width=20)
+    """Returns samples with constant columns, copied columns and more columns than samples, and
+    their classes.
+    """
+    x_NxD, labels_N = make_blobs(30, 2, width=20)
     return np.concatenate([x_NxD, x_NxD, np.ones((30, 5), np.float32)], axis=1), labels_N
 
 
-def fold_labels(samples: int, classes: int, folds: int) -> np.ndarray:
+def make_fold_labels(samples: int, classes: int, folds: int) -> np.ndarray:
     drawn_N = np.random.default_rng(0).integers(0, classes, samples)
     return np.append(np.arange(classes).repeat(folds), drawn_N)
 
 
-def fit_splits(classes: int):
-    """Samples, their classes, splits with a validation set, and one that draws its own."""
-    x_NxD, labels_N = blobs(300, classes)
-    splits = senteval_probe.Splits()
+def make_fit_splits(classes: int):
+    """Returns samples, their classes, splits with a given validation set, and a split that draws
+    its own.
+    """
+    x_NxD, labels_N = make_blobs(300, classes)
+    splits = senteval_probe.SplitMaker()
     given = [
-        splits.given(train, np.setdiff1d(np.arange(300), train)[: 60 + i])
+        splits.make(train, np.setdiff1d(np.arange(300), train)[: 60 + i])
         for i, train in enumerate(TRAINS)
     ]
-    return x_NxD, labels_N, given, splits.drawn(TRAINS[2])
+    return x_NxD, labels_N, given, splits.draw(TRAINS[2])
 
 
-def contrary():
-    """Samples whose validation labels are all wrong for a classifier that learns, their classes,
-    and the split.
+def make_contrary_samples():
+    """Returns samples whose validation labels are flipped, so that training makes the validation
+    accuracy worse; their classes; and the split.
     """
-    x_NxD, labels_N = blobs(200, 2, apart=5)
+    x_NxD, labels_N = make_blobs(200, 2, apart=5)
     labels_N[150:] = 1 - labels_N[150:]
-    split = senteval_probe.Splits().given(np.arange(150), np.arange(150, 200))
+    split = senteval_probe.SplitMaker().make(np.arange(150), np.arange(150, 200))
     return x_NxD, labels_N, split
 
 
@@ -106,7 +112,7 @@ def few_checks(checks: int, tenacity: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize('name', TO_CONVERGENCE)
-def test_to_convergence_equals_scikit_learn(data_dir, expected, name, monkeypatch):
+def test_lbfgs_protocol_matches_scikit_learn(data_dir, expected, name, monkeypatch):
     for constant, value in SMALL.items():
         monkeypatch.setattr(probe, constant, value)
     result = find_tasks(str(data_dir))[f'probe/{name}'].run(bag_of_words)
@@ -116,33 +122,33 @@ def test_to_convergence_equals_scikit_learn(data_dir, expected, name, monkeypatc
 
 
 @pytest.mark.parametrize('classes', [2, 5])
-def test_every_fit_equals_scikit_learn(expected, classes):
-    x_NxD, labels_N, train_FxN = three_splits(classes)
-    fits = logistic.fit_logistic(x_NxD, labels_N, train_FxN, list(STRENGTHS), classes)
+def test_each_fit_matches_scikit_learn(expected, classes):
+    x_NxD, labels_N, train_UxN = make_three_splits(classes)
+    fits = logistic.fit_logistic(x_NxD, labels_N, train_UxN, list(STRENGTHS), classes)
     assert fits.converged
-    differ_FxGxN = fits.predicted_FxGxN != expected[f'predicted/{classes}']
-    assert differ_FxGxN.shape == (3, 4, 500)
-    assert differ_FxGxN.mean(axis=-1).max() <= 0.002  # one sample on the border
+    differ_UxAxN = fits.predicted_UxAxN != expected[f'predicted/{classes}']
+    assert differ_UxAxN.shape == (3, 4, 500)
+    assert differ_UxAxN.mean(axis=-1).max() <= 0.002  # one sample at the decision boundary
 
 
-def test_features_that_say_nothing_and_too_few_samples(expected):
-    """The penalty still gives one answer."""
+def test_degenerate_features_match_scikit_learn(expected):
+    """The penalty makes the solution unique."""
     x_NxD, labels_N = degenerate()
     fits = logistic.fit_logistic(x_NxD, labels_N, np.ones((1, 30), bool), [1.0, 1000.0], 2)
     assert fits.converged
-    np.testing.assert_array_equal(fits.predicted_FxGxN[0], expected['predicted/degenerate'])
+    np.testing.assert_array_equal(fits.predicted_UxAxN[0], expected['predicted/degenerate'])
 
 
 @pytest.mark.parametrize(('samples', 'classes', 'folds'), FOLDS)
-def test_folds_are_those_of_scikit_learn(expected, samples, classes, folds):
-    fold_N = stratified_folds(fold_labels(samples, classes, folds), folds, 1111)
+def test_folds_match_scikit_learn(expected, samples, classes, folds):
+    fold_N = assign_stratified_folds(make_fold_labels(samples, classes, folds), folds, 1111)
     np.testing.assert_array_equal(fold_N, expected[f'folds/{samples}'])
 
 
 @pytest.mark.parametrize(('width', 'classes'), FIRST_WEIGHTS)
-def test_first_weights_are_those_of_torch(expected, width, classes):
+def test_initial_weights_match_torch(expected, width, classes):
     np.testing.assert_allclose(
-        senteval_probe.first_weights(width, classes),
+        senteval_probe.draw_first_weights(width, classes),
         expected[f'first weights/{width}'],
         rtol=0,
         atol=1e-7 / np.sqrt(width),
@@ -150,22 +156,22 @@ def test_first_weights_are_those_of_torch(expected, width, classes):
 
 
 @pytest.mark.parametrize('classes', [2, 3])
-def test_each_fit_is_that_of_torch(expected, classes):
-    """With and without a validation set."""
-    x_NxD, labels_N, given, drawn = fit_splits(classes)
+def test_senteval_fits_match_torch(expected, classes):
+    """Compares fits with a given and with a drawn validation set."""
+    x_NxD, labels_N, given, drawn = make_fit_splits(classes)
     splits = [*given, drawn]
     decays = np.tile(np.array(DECAYS, np.float32), (4, 1))
     with few_checks(12, 2):
         fits = senteval_probe.fit_probes(x_NxD, labels_N, splits, decays, classes)
-    accuracies_FxG = expected[f'fit/{classes}/accuracy'].reshape(4, 2)
-    for split, right_G, accuracy_G in zip(splits, fits.right_FxG, accuracies_FxG, strict=True):
-        assert right_G.tolist() == [round(best * len(split.validation)) for best in accuracy_G]
-    weights = expected[f'fit/{classes}/weights'].reshape(fits.w_FxGxKxE.shape)
-    np.testing.assert_allclose(fits.w_FxGxKxE, weights, rtol=0, atol=2e-5)
+    accuracies_UxA = expected[f'fit/{classes}/accuracy'].reshape(4, 2)
+    for split, right_A, accuracy_A in zip(splits, fits.right_UxA, accuracies_UxA, strict=True):
+        assert right_A.tolist() == [round(best * len(split.validation)) for best in accuracy_A]
+    weights = expected[f'fit/{classes}/weights'].reshape(fits.w_UxAxYxE.shape)
+    np.testing.assert_allclose(fits.w_UxAxYxE, weights, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize('name', SENTEVAL)
-def test_sentevals_protocol_equals_its_loop_in_torch(data_dir, expected, name, monkeypatch):
+def test_senteval_protocol_matches_its_loop_in_torch(data_dir, expected, name, monkeypatch):
     monkeypatch.setattr(senteval_probe, 'CHECKS', 3)
     monkeypatch.setattr(probe, 'FOLDS', SMALL['FOLDS'])
     result = find_tasks(str(data_dir), probe_protocol='senteval')[f'probe/{name}'].run(bag_of_words)
@@ -173,32 +179,32 @@ def test_sentevals_protocol_equals_its_loop_in_torch(data_dir, expected, name, m
     assert 'Adam' in result.settings['protocol']
 
 
-def test_the_last_check_is_the_one_after_tenacity_misses_and_one(expected):
-    """The first check stays the best, and 6 more follow."""
-    x_NxD, labels_N, split = contrary()
+def test_training_stops_one_check_after_the_tenacity(expected):
+    """The first check remains the best one, and 6 more checks follow."""
+    x_NxD, labels_N, split = make_contrary_samples()
     long = senteval_probe.fit_probes(x_NxD, labels_N, [split], [[1e-5]], 2)
-    assert long.right_FxG[0, 0] == round(float(expected['tenacity/accuracy']) * 50)
+    assert long.right_UxA[0, 0] == round(float(expected['tenacity/accuracy']) * 50)
     np.testing.assert_allclose(
-        long.w_FxGxKxE[0, 0], expected['tenacity/weights'], rtol=0, atol=2e-5
+        long.w_UxAxYxE[0, 0], expected['tenacity/weights'], rtol=0, atol=2e-5
     )
 
 
-def test_f1_and_majority_of_pairs(data_dir, expected):
+def test_pairs_have_f1_and_a_majority_baseline(data_dir, expected):
     result = find_tasks(str(data_dir))['probe/MRPC'].run(bag_of_words)
     labels = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').part('test').labels
     assert result.counted == 'pairs' and result.n == 50
-    # All pairs are called paraphrases: precision is their share, and recall 1.
-    share = labels.mean()
+    # The baseline predicts that all pairs are paraphrases: its recall is 1.
+    precision = labels.mean()
     assert result.baselines['majority'] == pytest.approx(
-        {'accuracy': share, 'f1': 2 * share / (share + 1)}
+        {'accuracy': precision, 'f1': 2 * precision / (precision + 1)}
     )
-    assert probe._f1(np.array([1, 0, 1, 1]), np.array([1, 1, 0, 1])) == pytest.approx(
+    assert probe._compute_f1(np.array([1, 0, 1, 1]), np.array([1, 1, 0, 1])) == pytest.approx(
         float(expected['f1'])
     )
-    assert probe._f1(np.zeros(3), np.zeros(3)) == 0
+    assert probe._compute_f1(np.zeros(3), np.zeros(3)) == 0
 
 
-def test_samples_are_sorted_by_words_then_label_and_blank_lines_count(tmp_path):
+def test_samples_are_sorted_and_blank_lines_count(tmp_path):
     folder = tmp_path / 'MR'
     folder.mkdir()
     (folder / 'rt-polarity.pos').write_bytes(b'caf\xe9  au lait \nb\n\n')
@@ -208,19 +214,20 @@ def test_samples_are_sorted_by_words_then_label_and_blank_lines_count(tmp_path):
     assert part.labels.tolist() == [1, 0, 1, 0, 1]
 
 
-def test_pairs_keep_quotation_marks_and_lose_the_mark_at_the_start(data_dir):
+def test_mrpc_keeps_quotation_marks_and_drops_the_byte_order_mark(data_dir):
     part = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').part('train')
     assert len(part.labels) == 160 and part.texts[0][0].endswith(' "')
     u, v = np.array([[1.0, 2.0]]), np.array([[3.0, -1.0]])
-    assert probe.pair_features(u, v).tolist() == [[2.0, 3.0, 3.0, -2.0]]
+    assert probe.make_pair_features(u, v).tolist() == [[2.0, 3.0, 3.0, -2.0]]
 
 
-def test_the_tasks_are_those_whose_folder_is_there(tmp_path):
+def test_only_tasks_with_data_are_found(tmp_path):
     write_two_files(tmp_path / 'senteval' / 'CR', 'custrev.pos', 'custrev.neg')
     assert [name for name in find_tasks(str(tmp_path)) if 'codesearch' not in name] == ['probe/CR']
 
 
-def wrong(tmp_path, name, write, file, content):
+def get_error(tmp_path, name, write, file, content):
+    """Returns the message of a task one of whose files has been overwritten."""
     write(tmp_path / LAYOUTS[name].folder)
     (tmp_path / LAYOUTS[name].folder / file).write_text(content)
     with pytest.raises(UserError) as error:
@@ -270,17 +277,17 @@ def wrong(tmp_path, name, write, file, content):
         ),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path, name, write, file, content, message):
-    assert message in wrong(tmp_path, name, write, file, content)
+def test_invalid_line_is_reported(tmp_path, name, write, file, content, message):
+    assert message in get_error(tmp_path, name, write, file, content)
 
 
-def test_too_few_samples_for_the_folds(tmp_path):
+def test_too_few_samples_for_the_folds_are_reported(tmp_path):
     write_two_files(tmp_path / 'CR', 'custrev.pos', 'custrev.neg', count=9)
     with pytest.raises(UserError, match='9 samples of class 0 are too few for 10 folds'):
         probe.Probe('probe/CR', SentEvalSet('CR', epath.Path(tmp_path))).run(bag_of_words)
 
 
-def test_a_missing_file_and_vectors_that_are_not_finite(tmp_path):
+def test_missing_files_and_nonfinite_vectors_are_reported(tmp_path):
     write_sst(tmp_path / 'SST' / 'binary')
     task = probe.Probe('probe/SST2', SentEvalSet('SST2', epath.Path(tmp_path)))
     with pytest.raises(UserError, match='not finite .200 of 200 texts'):
@@ -294,7 +301,7 @@ def test_a_missing_file_and_vectors_that_are_not_finite(tmp_path):
         probe.Probe('probe/SST2', SentEvalSet('SST2', epath.Path(tmp_path))).run(bag_of_words)
 
 
-def test_sentences_are_embedded_once_for_all_tasks(data_dir):
+def test_tasks_share_the_embeddings_of_a_model(data_dir):
     calls = []
 
     def embed(texts, side):

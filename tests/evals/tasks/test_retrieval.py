@@ -9,11 +9,11 @@ from etils import epath
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks.retrieval import Retrieval, RetrievalOptions, find_retrieval, score_run
 from cpt_jax.search import searcher
-from cpt_jax.search.bm25 import random_embed
+from cpt_jax.search.bm25 import make_random_embed
 
 
 def write_collection(folder, documents, queries, qrels):
-    """Texts are the ids, so that an embedding can be a table from text to vector."""
+    """Writes a BEIR collection. Texts are made of ids, so an embedding function can be a table."""
     (folder / 'qrels').mkdir(parents=True)
     (folder / 'corpus.jsonl').write_text(
         ''.join(json.dumps({'_id': d, 'title': '', 'text': f'd {d}'}) + '\n' for d in documents)
@@ -26,18 +26,18 @@ def write_collection(folder, documents, queries, qrels):
     return epath.Path(folder)
 
 
-def table_embed(table):
+def make_table_embed(table):
     return lambda texts, side: np.stack([table[text] for text in texts]).astype(np.float32)
 
 
-def small_vectors(ids, prefix, seed, width=4):
-    """Vectors of small whole numbers: products are exact in float32, and ties are many."""
+def make_small_vectors(ids, prefix, seed, width=4):
+    """Returns vectors of small integers: products are exact in float32, and there are many ties."""
     vectors = np.random.default_rng(seed).integers(-1, 2, (len(ids), width))
     return {f'{prefix} {name}': vector for name, vector in zip(ids, vectors, strict=True)}
 
 
-def plain_metrics(run, qrels, k):
-    """The three metrics from their definitions; equal scores go by descending id."""
+def compute_reference(run, qrels, k):
+    """Returns the three metrics from their definitions. Ties are sorted by descending id."""
     totals = np.zeros(3)
     for query, grades in qrels.items():
         order = sorted(run.get(query, {}), key=lambda d: (run[query][d], d), reverse=True)
@@ -57,7 +57,7 @@ def plain_metrics(run, qrels, k):
 
 
 @pytest.mark.parametrize('seed', range(5))
-def test_score_equals_the_definitions(seed):
+def test_scores_match_the_definitions(seed):
     rng = np.random.default_rng(seed)
     documents = [f'{i:03d}' for i in range(40)]
     qrels, run = {}, {}
@@ -66,7 +66,7 @@ def test_score_equals_the_definitions(seed):
         qrels[query] = dict(
             zip(judged.tolist(), [1, 0, *rng.integers(0, 4, 4).tolist()], strict=True)
         )
-        if rng.random() < 0.8:  # the others are missing from the run, or empty in it
+        if rng.random() < 0.8:  # the other queries are missing in the run, or have no documents
             run[query] = {
                 d: float(rng.integers(0, 4))
                 for d in rng.choice(documents, 25, replace=False).tolist()
@@ -74,19 +74,19 @@ def test_score_equals_the_definitions(seed):
         elif rng.random() < 0.5:
             run[query] = {}
     found = score_run(run, qrels, 20)
-    np.testing.assert_allclose(list(found.values()), plain_metrics(run, qrels, 20), rtol=1e-12)
+    np.testing.assert_allclose(list(found.values()), compute_reference(run, qrels, 20), rtol=1e-12)
     assert list(found) == ['ndcg@10', 'mrr@10', 'recall@20']
 
 
-def test_the_first_relevant_document_at_rank_10_counts_and_at_rank_11_does_not():
+def test_mrr_counts_ranks_up_to_10():
     run = {'q': {f'{i:02d}': float(-i) for i in range(1, 21)}}
     assert score_run(run, {'q': {'10': 1}}, 100)['mrr@10'] == pytest.approx(0.1)
     assert score_run(run, {'q': {'11': 1}}, 100)['mrr@10'] == 0
 
 
 @pytest.mark.parametrize(('documents', 'k'), [(30, 10), (30, 1000), (200, 12)])
-def test_a_task_equals_trec_eval_on_the_whole_ranking(tmp_path, documents, k):
-    """Ties at the cut included: what is cut off is what trec_eval would rank below."""
+def test_task_matches_trec_eval_on_the_whole_ranking(tmp_path, documents, k):
+    """Includes ties at the cutoff: trec_eval would rank the removed documents below it."""
     rng = np.random.default_rng(documents)
     ids = [f'{i:03d}' for i in range(documents)]
     queries = ['007', '7', 'Ж', 'none relevant']
@@ -99,8 +99,8 @@ def test_a_task_equals_trec_eval_on_the_whole_ranking(tmp_path, documents, k):
     }
     qrels['none relevant'] = {ids[0]: 0}
     folder = write_collection(tmp_path / 'c', ids, queries, qrels)
-    table = small_vectors(ids, 'd', 0) | small_vectors(queries, 'q', 1)
-    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=k)).run(table_embed(table))
+    table = make_small_vectors(ids, 'd', 0) | make_small_vectors(queries, 'q', 1)
+    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=k)).run(make_table_embed(table))
 
     whole = {
         q: {d: float(table[f'q {q}'] @ table[f'd {d}']) for d in ids if d != q} for q in queries[:3]
@@ -115,15 +115,15 @@ def test_a_task_equals_trec_eval_on_the_whole_ranking(tmp_path, documents, k):
     assert result.metrics[f'recall@{k}'] == pytest.approx(
         np.mean([row[f'recall_{k}'] for row in per_query.values()])
     )
-    assert list(result.metrics.values()) == pytest.approx(plain_metrics(whole, judged, k))
+    assert list(result.metrics.values()) == pytest.approx(compute_reference(whole, judged, k))
     assert result.n == 3 and result.settings['queries_without_positives'] == 1
     assert result.main_score == result.metrics['ndcg@10']
 
 
-def test_one_query_three_documents(tmp_path):
+def test_one_query_with_three_documents_has_the_expected_scores(tmp_path):
     folder = write_collection(tmp_path / 'c', ['a', 'b', 'c'], ['q'], {'q': {'b': 1}})
     table = {'q q': [1, 0], 'd a': [1, 0], 'd b': [0.5, 0], 'd c': [0, 1]}
-    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=1000)).run(table_embed(table))
+    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=1000)).run(make_table_embed(table))
     assert result.metrics == pytest.approx(
         {'ndcg@10': 1 / math.log2(3), 'mrr@10': 0.5, 'recall@1000': 1.0}
     )
@@ -132,20 +132,20 @@ def test_one_query_three_documents(tmp_path):
     assert result.examples[0].model.rank == 2 and result.examples[0].right == 'd b'
 
 
-def test_the_document_with_the_querys_id_goes_and_the_next_one_moves_up(tmp_path):
+def test_document_with_the_id_of_the_query_is_removed(tmp_path):
     ids = [f'{i:02d}' for i in range(11)]
     folder = write_collection(tmp_path / 'c', ids, ['03'], {'03': {'10': 1, '03': 1}})
     table = {'q 03': [1.0], **{f'd {name}': [1 - int(name) / 100] for name in ids}} | {
         'd 03': [2.0]
     }
-    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=10)).run(table_embed(table))
-    # '10' is at place 10 after '03', which was first, is out; '03' stays in the ideal.
+    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=10)).run(make_table_embed(table))
+    # Without '03', which was first, '10' has rank 10. '03' still counts in the ideal ranking.
     assert result.metrics['recall@10'] == 0.5
     assert result.metrics['mrr@10'] == pytest.approx(0.1)
     assert result.examples[0].model.rank == 10
 
 
-def test_an_oracle_scores_1_and_one_vector_for_all_scores_by_id(tmp_path):
+def test_oracle_scores_1_and_equal_vectors_rank_by_id(tmp_path):
     ids = [f'{i:03d}' for i in range(50)]
     folder = write_collection(
         tmp_path / 'c', ids, [f'q{i}' for i in range(50)], {f'q{i}': {ids[i]: 1} for i in range(50)}
@@ -161,7 +161,7 @@ def test_an_oracle_scores_1_and_one_vector_for_all_scores_by_id(tmp_path):
     assert same.metrics['mrr@10'] == pytest.approx(sum(1 / rank for rank in range(1, 11)) / 50)
 
 
-def test_baselines_stand_on_the_same_documents(tmp_path):
+def test_baselines_rank_the_same_documents(tmp_path):
     ids = [str(i) for i in range(300)]
     folder = write_collection(
         tmp_path / 'c',
@@ -169,22 +169,22 @@ def test_baselines_stand_on_the_same_documents(tmp_path):
         ids[:100],
         {name: {ids[i + 100]: 1} for i, name in enumerate(ids[:100])},
     )
-    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=30)).run(random_embed(1))
+    result = Retrieval('retrieval/c', folder, RetrievalOptions(k=30)).run(make_random_embed(1))
     assert (
         result.metrics.keys()
         == result.baselines['bm25'].keys()
         == result.baselines['random'].keys()
     )
-    # Two standard deviations of 100 draws.
+    # The tolerance is two standard deviations of 100 draws.
     assert result.baselines['random']['recall@30'] == pytest.approx(30 / 299, abs=0.06)
-    # A query shares its number only with the document of its own id.
+    # The only document with a query's number has the query's id, so it is removed.
     assert result.baselines['bm25']['recall@30'] == 0
     assert {'protocol', 'k', 'split', 'data', 'libraries', 'bm25', 'seed'} <= result.settings.keys()
     json.dumps(result.settings)
 
 
-def test_folders_and_their_splits(tmp_path):
-    """MS MARCO's tables are of its dev queries and MRR@10; CQADupStack is a folder of folders."""
+def test_folders_are_found_with_their_splits(tmp_path):
+    """MS MARCO is scored by MRR@10 on dev queries. CQADupStack is a folder of folders."""
     for folder in ('scifact', 'msmarco', 'cqadupstack/tex'):
         write_collection(tmp_path / 'retrieval' / folder, ['a', 'b'], ['q'], {'q': {'a': 1}})
     (tmp_path / 'retrieval/msmarco/qrels/test.tsv').rename(
@@ -199,19 +199,20 @@ def test_folders_and_their_splits(tmp_path):
     train = find_retrieval(epath.Path(tmp_path), RetrievalOptions(split='train'), Context())
     assert {task.split for task in train.values()} == {'train'}
     assert (
-        tasks['retrieval/msmarco'].run(table_embed({'q q': [1], 'd a': [1], 'd b': [2]})).metric
+        tasks['retrieval/msmarco']
+        .run(make_table_embed({'q q': [1], 'd a': [1], 'd b': [2]}))
+        .metric
         == 'mrr@10'
     )
 
 
-def test_baselines_that_are_left_out(tmp_path, monkeypatch, capsys):
+def test_baselines_can_be_left_out(tmp_path, monkeypatch, capsys):
     folder = write_collection(tmp_path / 'c', ['a', 'b'], ['q'], {'q': {'a': 1}})
-    table = table_embed({'q q': [1], 'd a': [1], 'd b': [2]})
+    table = make_table_embed({'q q': [1], 'd a': [1], 'd b': [2]})
     monkeypatch.setattr(searcher, 'BM25_DOCUMENTS', 1)
     result = Retrieval('retrieval/c', folder).run(table)
-    assert [*result.baselines] == [
-        'random'
-    ] and 'BM25 is left out: 2 documents' in capsys.readouterr().out
+    assert [*result.baselines] == ['random']
+    assert 'BM25 is left out: 2 documents' in capsys.readouterr().out
     assert result.examples[0].bm25 == ([], None) and result.examples[0].model.rank == 2
     assert (
         Retrieval('retrieval/c', folder, RetrievalOptions(baselines=())).run(table).baselines == {}

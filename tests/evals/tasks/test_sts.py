@@ -7,7 +7,7 @@ from etils import epath
 
 from cpt_jax.evals.registry import find_tasks as all_tasks
 from cpt_jax.evals.registry import select
-from cpt_jax.evals.store.results import add_result, format_table, new_results
+from cpt_jax.evals.store.results import add_result, format_table, make_empty_results
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks.sts import YEARS, SimilarityOptions, find_similarity, score_pairs
 from cpt_jax.runtime.errors import UserError
@@ -16,8 +16,8 @@ HEADER = 'pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgmen
 
 
 def write_data(folder, golds, year='STS13'):
-    """Every text is a number of its own, so that an embedding can be a table; `golds` is subset ->
-    scores, '' for none.
+    """Writes one year of STS. Every text ends with its own number, so an embedding function can be
+    a table. `golds` is subset -> scores; '' means no score.
     """
     home = folder / 'senteval' / 'STS' / f'{year}-en-test'
     home.mkdir(parents=True, exist_ok=True)
@@ -52,8 +52,10 @@ def random_golds(seed, sizes):
     }
 
 
-def number_embed(seed=0):
-    """A unit vector for each number at the end of a text; the side is noted."""
+def make_number_embed(seed=0):
+    """Returns an embedding function with a unit vector for each number at the end of a text. It
+    records its calls.
+    """
     vectors_NxD = np.random.default_rng(seed).standard_normal((500, 8)).astype(np.float32)
     vectors_NxD /= np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
 
@@ -73,10 +75,10 @@ def task(folder, name, side='x'):
     return find(folder, symmetric_side=side)[f'sts/{name}']
 
 
-def test_a_year_equals_the_definitions(tmp_path):
+def test_year_matches_the_definitions(tmp_path):
     golds = random_golds(0, (20, 35, 50))
     write_data(tmp_path, golds)
-    embed = number_embed()
+    embed = make_number_embed()
     result = task(tmp_path, 'STS13').run(embed)
 
     cosines = (embed.vectors_NxD[:210:2].astype(np.float64) * embed.vectors_NxD[1:210:2]).sum(
@@ -93,22 +95,19 @@ def test_a_year_equals_the_definitions(tmp_path):
         'pearson': r,
     }
     assert result.metrics == pytest.approx(expected, abs=1e-6)
-    assert (
-        list(result.metrics) == list(expected) and result.main_score == result.metrics['spearman']
-    )
-    assert (
-        result.n == 105
-        and result.counted == 'pairs'
-        and result.baselines == {}
-        and result.examples == []
-    )
+    assert list(result.metrics) == list(expected)
+    assert result.main_score == result.metrics['spearman']
+    assert result.n == 105
+    assert result.counted == 'pairs'
+    assert result.baselines == {}
+    assert result.examples == []
     assert result.settings['pairs'] == dict(zip(YEARS['STS13'], [20, 35, 50], strict=True))
     assert {'protocol', 'data', 'libraries', 'similarity', 'side'} <= result.settings.keys()
     json.dumps(result.settings)
 
 
-def test_all_is_not_the_mean_where_the_scales_of_subsets_differ():
-    """Peers' trap 49: in each subset the order is right, and together it is not."""
+def test_correlation_over_all_pairs_is_not_the_mean_of_subsets():
+    """The order is right in each subset, but not over all pairs."""
     cosines, golds = (
         [np.array([0.1, 0.2, 0.3]), np.array([0.6, 0.7, 0.8])],
         [np.array([3.0, 4, 5]), np.array([0.0, 1, 2])],
@@ -121,13 +120,13 @@ def test_all_is_not_the_mean_where_the_scales_of_subsets_differ():
     assert metrics['spearman'] < -0.5
 
 
-def test_pairs_without_a_score_are_left_out(tmp_path):
+def test_pairs_without_a_score_are_skipped(tmp_path):
     golds = {name: ['', 1, ' ', 3, 2.5, ''] for name in YEARS['STS13']}
     write_data(tmp_path, golds)
-    embed = number_embed()
+    embed = make_number_embed()
     result = task(tmp_path, 'STS13').run(embed)
     assert result.n == 9 and set(result.settings['pairs'].values()) == {3}
-    # The right texts, with single spaces.
+    # The texts of the scored pairs, with single spaces.
     assert embed.calls[0][0][:6] == ['text 2', 'text 3', 'text 6', 'text 7', 'text 8', 'text 9']
     cosines = [
         embed.vectors_NxD[2 * i] @ embed.vectors_NxD[2 * i + 1]
@@ -139,21 +138,21 @@ def test_pairs_without_a_score_are_left_out(tmp_path):
     )
 
 
-def test_both_texts_get_one_side_and_each_text_is_embedded_once(tmp_path):
+def test_distinct_texts_are_embedded_once_with_one_side(tmp_path):
     write_benchmark(tmp_path, ['1.0\ta 1\ta 2', '2.0\ta 2\ta 1', '3\ta 3\ta 3\tlicence\tsource'])
     for side in 'xy':
-        embed = number_embed()
+        embed = make_number_embed()
         result = task(tmp_path, 'STSBenchmark', side).run(embed)
         assert embed.calls == [(['a 1', 'a 2', 'a 3'], side)]
         assert result.settings['side'].startswith(f'{side} ') and result.n == 3
     assert list(result.metrics) == ['spearman', 'pearson']
 
 
-def test_sick(tmp_path):
+def test_sick_is_parsed_and_its_errors_are_reported(tmp_path):
     path = write_sick(
         tmp_path, HEADER + '1\ta 1\ta 2\t1.5\tNEUTRAL\r\n2\ta 3\ta 4\t4\tENTAILMENT\r\n'
     )
-    embed = number_embed()
+    embed = make_number_embed()
     result = task(tmp_path, 'SICK-R').run(embed)
     assert result.n == 2 and abs(result.metrics['spearman']) == pytest.approx(1)
     assert embed.calls[0][0] == ['a 1', 'a 2', 'a 3', 'a 4']
@@ -168,12 +167,12 @@ def test_sick(tmp_path):
     path.write_text(HEADER + '1\ta 1\ta 2\n')
     with pytest.raises(
         UserError,
-        match=r'SICK_test_annotated.txt:2: a score is expected, a number, not the end of the line',
+        match=r'SICK_test_annotated.txt:2: the score must be a number, not the end of the line',
     ):
         task(tmp_path, 'SICK-R').run(embed)
 
 
-def test_other_splits_are_those_of_the_sets_that_have_them(tmp_path):
+def test_dev_split_exists_only_for_some_sets(tmp_path):
     write_data(tmp_path, random_golds(0, (3, 3, 3)))
     path = write_benchmark(tmp_path, ['1.0\ta 1\ta 2', '2.0\ta 2\ta 1'])
     path.with_name('sts-dev.csv').write_text('g\tf\ty\t1\t1.0\ta 5\ta 6\ng\tf\ty\t2\t2\ta 7\ta 8\n')
@@ -183,13 +182,13 @@ def test_other_splits_are_those_of_the_sets_that_have_them(tmp_path):
     dev = find(tmp_path, split='dev')
     assert dev.keys() == {'sts/STSBenchmark', 'sts/SICK-R'}
     assert not find(tmp_path, split='train')
-    embed = number_embed()
+    embed = make_number_embed()
     found = {name: one.run(embed).settings for name, one in dev.items()}
     assert embed.calls[0][0] == ['a 5', 'a 6', 'a 7', 'a 8']
     assert {(row['split'], *row['pairs']) for row in found.values()} == {('dev', 'dev')}
 
 
-def test_an_oracle_a_liar_and_one_vector_for_all(tmp_path):
+def test_oracle_inverse_and_equal_vectors_have_the_expected_scores(tmp_path):
     rows = [f'{gold}\ta {0}\tb {gold}' for gold in range(5)]
     write_benchmark(tmp_path, rows)
     angles = np.linspace(np.pi / 2, 0, 5)
@@ -209,11 +208,11 @@ def test_an_oracle_a_liar_and_one_vector_for_all(tmp_path):
         lambda texts, side: np.ones((len(texts), 3), np.float32)
     )
     assert same.metrics == {'spearman': 0.0, 'pearson': 0.0}
-    table = format_table(add_result(new_results('m', {}), 'sts/STSBenchmark', liar))
+    table = format_table(add_result(make_empty_results('m', {}), 'sts/STSBenchmark', liar))
     assert table.splitlines()[2].split() == ['sts/STSBenchmark', 'Spearman', '-100.00', '5']
 
 
-def test_what_is_there_is_found(tmp_path):
+def test_available_sets_are_found(tmp_path):
     assert find(None) == {} and find(tmp_path) == {}
     write_sick(tmp_path, HEADER)
     write_benchmark(tmp_path, [])
@@ -230,58 +229,58 @@ def test_what_is_there_is_found(tmp_path):
         select(all_tasks(str(tmp_path)), ['sts/STS12'], str(tmp_path))
 
 
-def test_a_subset_that_is_missing(tmp_path):
+def test_missing_subset_is_reported(tmp_path):
     home = write_data(tmp_path, random_golds(0, (5, 5, 5)))
     (home / 'STS.gs.FNWN.txt').unlink()
     with pytest.raises(
         UserError, match=r'STS13-en-test: no STS.gs.FNWN.txt; expected in --data_dir: senteval/STS/'
     ):
-        task(tmp_path, 'STS13').run(number_embed())
+        task(tmp_path, 'STS13').run(make_number_embed())
 
 
-def test_files_of_unequal_length(tmp_path):
+def test_files_of_unequal_length_are_reported(tmp_path):
     home = write_data(tmp_path, random_golds(0, (5, 5, 5)))
     with (home / 'STS.gs.OnWN.txt').open('a') as file:
         file.write('\n')  # a pair without a score is a pair too
     with pytest.raises(
         UserError,
-        match=r'STS.gs.OnWN.txt: has 6 lines and STS.input.OnWN.txt 5: they must be of the same '
-        r'pairs',
+        match=r'STS.gs.OnWN.txt: has 6 lines, but STS.input.OnWN.txt has 5; line i of both must '
+        r'belong to the same pair',
     ):
-        task(tmp_path, 'STS13').run(number_embed())
+        task(tmp_path, 'STS13').run(make_number_embed())
 
 
 @pytest.mark.parametrize('gold', ['nan', 'inf', '4,5', 'good', '1 2'])
-def test_scores_that_are_no_numbers(tmp_path, gold):
+def test_scores_that_are_not_numbers_are_reported(tmp_path, gold):
     write_data(tmp_path, {name: [1, 2, gold] for name in YEARS['STS13']})
     with pytest.raises(
-        UserError, match=rf"STS.gs.FNWN.txt:3: a score is expected, a number, not '{gold}'"
+        UserError, match=rf"STS.gs.FNWN.txt:3: the score must be a number, not '{gold}'"
     ):
-        task(tmp_path, 'STS13').run(number_embed())
+        task(tmp_path, 'STS13').run(make_number_embed())
 
 
 @pytest.mark.parametrize(
     ('rows', 'message'),
     [
-        (['1\ta 1\ta 2', '\ta 1\ta 2'], r"sts-test.csv:2: a score is expected, a number, not ''"),
+        (['1\ta 1\ta 2', '\ta 1\ta 2'], r"sts-test.csv:2: the score must be a number, not ''"),
         (['1\ta 1\ta 2', '2\ta 1'], r'sts-test.csv:2: two texts are expected'),
         (['1\ta 1\ta 2', '2\ta 1\t '], r'sts-test.csv:2: two texts are expected'),
         (
             ['1\ta 1\ta 2', '1\ta 3\ta 4'],
-            r'sts-test.csv: 2 scored pairs with 1 different scores: no correlation can be measured',
+            r'sts-test.csv: 2 scored pairs with 1 different scores: the correlation is not defined',
         ),
         ([], r'sts-test.csv: 0 scored pairs'),
     ],
 )
-def test_rows_that_cannot_be_used(tmp_path, rows, message):
+def test_invalid_rows_are_reported(tmp_path, rows, message):
     write_benchmark(tmp_path, rows)
     with pytest.raises(UserError, match=message):
-        task(tmp_path, 'STSBenchmark').run(number_embed())
+        task(tmp_path, 'STSBenchmark').run(make_number_embed())
 
 
-def test_a_line_with_three_texts_or_one(tmp_path):
+def test_line_without_two_texts_is_reported(tmp_path):
     home = write_data(tmp_path, random_golds(0, (5, 5, 5)))
     for line in ('a 1\n', 'a 1\ta 2\ta 3\n'):
         (home / 'STS.input.headlines.txt').write_text('a 1\ta 2\n' * 4 + line)
         with pytest.raises(UserError, match=r'STS.input.headlines.txt:5: two texts are expected'):
-            task(tmp_path, 'STS13').run(number_embed())
+            task(tmp_path, 'STS13').run(make_number_embed())

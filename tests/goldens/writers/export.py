@@ -1,4 +1,4 @@
-"""Exports, read by sentence-transformers and transformers."""
+"""Golden `export`: vectors of exported directories in sentence-transformers and transformers."""
 
 import json
 import tempfile
@@ -78,7 +78,7 @@ PRETRAINED = {
 
 
 def make() -> Golden:
-    """Returns what exports hold, and the vectors that the two libraries compute from them.
+    """Returns the content of exports, and the vectors that the two libraries compute with them.
 
     Raises:
       AssertionError: the libraries disagree with each other, or with the exported run.
@@ -97,12 +97,12 @@ def make() -> Golden:
             facts['layouts'][case] = layout_of(out)
             embed = load_embedder(str(run), max_tokens=40)
             for side, name in NAMES.items():
-                arrays[f'{case}/{side}'] = agreed(out, name, embed(MIXED, side))
+                arrays[f'{case}/{side}'] = embed_and_compare(out, name, embed(MIXED, side))
         run, out = export_run(folder / 'own', tokenizer, closing='own', causal=True)
         facts['layouts']['own'] = layout_of(out)
         for side, name in NAMES.items():
             ours = load_embedder(str(run))(MIXED, side)
-            arrays[f'own/{side}'] = agreed(out / name, None, ours)
+            arrays[f'own/{side}'] = embed_and_compare(out / name, None, ours)
         for kind in TEMPLATES:
             content = pretrained[kind] | {'max_position_embeddings': 40}
             _, out = export_run(
@@ -116,13 +116,13 @@ def make() -> Golden:
             filled = [TEMPLATE.replace('{text}', text) for text in TEMPLATED]
             reader = transformers.AutoTokenizer.from_pretrained(out)
             ids = reader(filled)['input_ids']
-            # Of longer ones the template's end would be cut.
+            # In longer texts, truncation would remove the end of the template.
             facts['fits'][kind] = [
                 text for text, row in zip(TEMPLATED, ids, strict=True) if len(row) <= 40
             ]
             assert reader('a')['input_ids'][0] == 1
             fitting = [TEMPLATE.replace('{text}', text) for text in facts['fits'][kind]]
-            arrays[f'template {kind}'] = of_transformers(out, fitting)
+            arrays[f'template {kind}'] = embed_with_transformers(out, fitting)
         for dtype in NARROW:
             _, out = export_run(folder / dtype, tokenizer, dtype=dtype, causal=True)
             facts['layouts'][dtype] = layout_of(out)
@@ -135,21 +135,30 @@ def make() -> Golden:
     return Golden(facts, arrays)
 
 
-def agreed(directory: Path, prompt_name: str | None, ours: np.ndarray) -> np.ndarray:
-    """Returns the vectors of sentence-transformers, which all readings agree with."""
+def embed_and_compare(directory: Path, prompt_name: str | None, ours: np.ndarray) -> np.ndarray:
+    """Returns the vectors of sentence-transformers, compared with the run's and transformers'.
+
+    Args:
+      directory: the export.
+      prompt_name: name of the prompt in the export; None: no prompt.
+      ours: vectors of the run, float32[n, D].
+
+    Raises:
+      AssertionError: the vectors differ.
+    """
     theirs = sentence_transformers.SentenceTransformer(str(directory), device='cpu')
     prompt = theirs.prompts[prompt_name] if prompt_name else ''
     vectors = theirs.encode(MIXED, prompt_name=prompt_name, batch_size=7)
     alone = [theirs.encode([text], prompt_name=prompt_name) for text in TEXTS]
     np.testing.assert_allclose(vectors, ours, atol=1e-5)
     np.testing.assert_allclose(np.concatenate(alone), ours[: len(TEXTS)], atol=1e-5)
-    plain = of_transformers(directory, [prompt + text for text in MIXED])
+    plain = embed_with_transformers(directory, [prompt + text for text in MIXED])
     np.testing.assert_allclose(plain, ours, atol=1e-5)
     return vectors
 
 
-def of_transformers(directory: Path, texts: list[str]) -> np.ndarray:
-    """Returns the state of the last token, made unit length, as the model card tells."""
+def embed_with_transformers(directory: Path, texts: list[str]) -> np.ndarray:
+    """Returns the normalized state of the last token, as in the model card, float32[n, D]."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     model = transformers.AutoModel.from_pretrained(directory)
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors='pt')

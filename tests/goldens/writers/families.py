@@ -1,4 +1,4 @@
-"""Hidden states of transformers' models, of every family that is read."""
+"""Golden `families`: hidden states of transformers' models of every supported family."""
 
 import json
 import tempfile
@@ -10,12 +10,12 @@ import transformers
 
 from tests.goldens.golden import Golden, capture, restore
 from tests.model.family_inputs import (
-    BOTH_WAYS,
+    BIDIRECTIONAL_CASES,
     LONG_TEXTS,
     TEXTS,
     VOCABULARY,
     WINDOWED,
-    ids_of,
+    make_random_ids,
 )
 
 transformers.logging.set_verbosity_error()
@@ -218,7 +218,7 @@ CASES = {
         },
     ),
 }
-# As transformers 4 wrote them; the parts that tell of layers.
+# Configs as written by transformers 4, with the keys that describe layers.
 GEMMA_1B = {
     'model_type': 'gemma3_text', 'hidden_size': 1152, 'intermediate_size': 6912,
     'num_hidden_layers': 26, 'num_attention_heads': 4,
@@ -245,7 +245,7 @@ OLD = {
 
 
 def make() -> Golden:
-    """Returns a directory for each case, its states, and configs as transformers writes them."""
+    """Returns a directory and hidden states for each case, and configs written by transformers."""
     facts: dict = {'cases': {}, 'configs': {}}
     arrays = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -256,52 +256,56 @@ def make() -> Golden:
             facts['cases'][case] = capture(folder / 'written')
             restore(facts['cases'][case], folder / 'drawn')
             model = model_class.from_pretrained(folder / 'drawn').eval()
-            arrays[case] = states(model, ids_of(TEXTS))
+            arrays[case] = compute_states(model, make_random_ids(TEXTS))
             if case in WINDOWED:
-                arrays[f'{case}/long'] = states(model, ids_of(LONG_TEXTS))
-            if case in BOTH_WAYS:
-                arrays[f'{case}/both ways'] = states_both_ways(model, ids_of((9, 9)))
+                arrays[f'{case}/long'] = compute_states(model, make_random_ids(LONG_TEXTS))
+            if case in BIDIRECTIONAL_CASES:
+                arrays[f'{case}/both ways'] = compute_bidirectional_states(
+                    model, make_random_ids((9, 9))
+                )
         sharded = Path(temporary) / 'sharded'
         facts['sharded'] = write_sharded(sharded / 'written')
         model = transformers.LlamaForCausalLM.from_pretrained(
             restore(facts['sharded'], sharded / 'drawn'), dtype=torch.bfloat16
         ).eval()
-        arrays['sharded'] = states(model.model.float(), ids_of(TEXTS))
+        arrays['sharded'] = compute_states(model.model.float(), make_random_ids(TEXTS))
     for name, (kind, old) in OLD.items():
         read = getattr(transformers, f'{kind}Config')(**old)
         facts['configs'][name] = {
             'old': old,
-            'new': told(read),
+            'new': config_to_dict(read),
             'window': read.sliding_window,
         }
-    facts['configs']['mistral, window'] = told(
+    facts['configs']['mistral, window'] = config_to_dict(
         transformers.MistralConfig(sliding_window=16, num_key_value_heads=2, **SMALL)
     )
-    facts['configs']['gemma3'] = told(transformers.Gemma3TextConfig(**GEMMA))
+    facts['configs']['gemma3'] = config_to_dict(transformers.Gemma3TextConfig(**GEMMA))
     return Golden(facts, arrays)
 
 
 def save(model_class, sizes: dict, folder: Path, **options) -> None:
-    """Writes a model's directory; its weights do not matter."""
+    """Writes the directory of a model with random weights."""
     config = model_class.config_class(vocab_size=VOCABULARY, **sizes)
     model_class(config).save_pretrained(folder, **options)
 
 
 def write_sharded(folder: Path) -> dict:
-    """Returns the directory of a language model in bfloat16, in shards, with an output head."""
+    """Writes a bfloat16 language model with an output head in shards; returns the captured
+    directory.
+    """
     config = transformers.LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=False, **SMALL)
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size='10KB')
     return capture(folder)
 
 
-def told(config) -> dict:
-    """Returns all keys of a config, as JSON."""
+def config_to_dict(config) -> dict:
+    """Returns all keys of a config, as JSON values."""
     return json.loads(config.to_json_string(use_diff=False))
 
 
-def states(model, texts: list[np.ndarray]) -> np.ndarray:
-    """Returns float32[tokens, D]: the states of all texts, computed in one padded batch."""
+def compute_states(model, texts: list[np.ndarray]) -> np.ndarray:
+    """Returns the hidden states of all texts, float32[tokens, D], computed in one padded batch."""
     length = max(map(len, texts))
     ids = torch.tensor(np.stack([np.pad(text, (0, length - len(text))) for text in texts]))
     mask = torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
@@ -310,10 +314,10 @@ def states(model, texts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([row[: len(text)] for row, text in zip(found, texts, strict=True)])
 
 
-def states_both_ways(model, texts: list[np.ndarray]) -> np.ndarray:
-    """Returns the states of a causal family where every token sees its whole text."""
+def compute_bidirectional_states(model, texts: list[np.ndarray]) -> np.ndarray:
+    """Returns the hidden states of a causal model with a bidirectional mask, float32[tokens, D]."""
     model.config.is_causal = False
     for module in model.modules():
         if hasattr(module, 'is_causal'):
             module.is_causal = False
-    return states(model, texts)
+    return compute_states(model, texts)

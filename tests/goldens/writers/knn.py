@@ -1,4 +1,4 @@
-"""Nearest neighbours: scikit-learn's classifier with cosine distance."""
+"""Golden `knn`: scikit-learn's nearest-neighbour classifier with cosine distance."""
 
 import tempfile
 from pathlib import Path
@@ -14,8 +14,8 @@ from tests.goldens.golden import Golden
 
 
 def make() -> Golden:
-    """Returns predictions of seeded samples, and the accuracy on a small SST."""
-    samples_NxD, queries_QxD, labels_N = inputs.drawn()
+    """Returns predictions for seeded samples, and the accuracy on a small SST."""
+    samples_NxD, queries_QxD, labels_N = inputs.draw_samples()
     arrays = {
         f'predicted/{k}': _fit(k, samples_NxD, labels_N).predict(queries_QxD).astype(np.int8)
         for k in inputs.NEIGHBOURS

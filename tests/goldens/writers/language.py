@@ -1,4 +1,7 @@
-"""Losses of next tokens by transformers' language models, in their own files and in llama2.c's."""
+"""Golden `language`: next-token losses of transformers' language models.
+
+The models are in transformers' own files and in llama2.c's.
+"""
 
 import tempfile
 from pathlib import Path
@@ -31,7 +34,7 @@ CASES = {
 
 
 def make() -> Golden:
-    """Returns a directory for each case, and the losses of its texts."""
+    """Returns a directory for each case, and losses and hidden states of its texts."""
     facts: dict = {'cases': {}, 'llama2c': {}}
     arrays = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -42,24 +45,30 @@ def make() -> Golden:
             facts['cases'][case] = capture(written)
             folder = restore(facts['cases'][case], Path(temporary) / f'{case}, drawn')
             model = getattr(transformers, kind).from_pretrained(folder).eval()
-            arrays[case] = np.concatenate([losses(model, text) for text in language_texts()])
+            arrays[case] = np.concatenate(
+                [compute_losses(model, text) for text in language_texts()]
+            )
         for tied in (True, False):
             case = 'tied' if tied else 'head'
             written = Path(temporary) / case
-            transformers.LlamaForCausalLM(llama_config(tied)).save_pretrained(written)
+            transformers.LlamaForCausalLM(make_llama_config(tied)).save_pretrained(written)
             facts['llama2c'][case] = capture(written)['tensors']['model.safetensors']
             folder = restore(capture(written), Path(temporary) / f'{case}, drawn')
             model = transformers.LlamaForCausalLM.from_pretrained(folder).eval()
             texts = llama2c_inputs.texts()
-            arrays[f'llama2c/{case}/states'] = np.concatenate([states(model, t) for t in texts])
-            arrays[f'llama2c/{case}/losses'] = np.concatenate([losses(model, t) for t in texts])
+            arrays[f'llama2c/{case}/states'] = np.concatenate(
+                [compute_states(model, t) for t in texts]
+            )
+            arrays[f'llama2c/{case}/losses'] = np.concatenate(
+                [compute_losses(model, t) for t in texts]
+            )
             arrays[f'llama2c/{case}/last'] = np.stack(
-                [states(model, ids)[-1] for ids in llama2c_inputs.embedded_ids()]
+                [compute_states(model, ids)[-1] for ids in llama2c_inputs.embedded_ids()]
             )
     return Golden(facts, arrays)
 
 
-def llama_config(tied: bool) -> transformers.LlamaConfig:
+def make_llama_config(tied: bool) -> transformers.LlamaConfig:
     return transformers.LlamaConfig(
         vocab_size=llama2c_inputs.VOCABULARY,
         max_position_embeddings=llama2c_inputs.LENGTH,
@@ -69,14 +78,14 @@ def llama_config(tied: bool) -> transformers.LlamaConfig:
     )
 
 
-def states(model, text: np.ndarray) -> np.ndarray:
-    """Returns float32[length, D] of one text."""
+def compute_states(model, text: np.ndarray) -> np.ndarray:
+    """Returns the hidden states of one text, float32[length, D]."""
     with torch.no_grad():
         return model.model(torch.tensor(text[None].astype(np.int64))).last_hidden_state[0].numpy()
 
 
-def losses(model, text: np.ndarray) -> np.ndarray:
-    """Returns float32[length]: 0, and the loss of each token after those before it."""
+def compute_losses(model, text: np.ndarray) -> np.ndarray:
+    """Returns the loss of each token given those before it, float32[length]; 0 for the first."""
     ids = torch.tensor(text[None].astype(np.int64))
     with torch.no_grad():
         logits = model(ids).logits[0]

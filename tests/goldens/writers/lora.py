@@ -1,4 +1,4 @@
-"""Adapters of PEFT, and PEFT's results with ours."""
+"""Golden `lora`: adapters written by PEFT, and results of PEFT with our adapters."""
 
 import json
 import tempfile
@@ -16,7 +16,7 @@ from tests.model.adapters.lora_inputs import (
     Base,
     checksums,
     tokens,
-    write_ours,
+    write_our_adapter,
 )
 
 transformers.logging.set_verbosity_error()
@@ -49,7 +49,7 @@ CASES = {
 
 
 def make() -> Golden:
-    """Returns bases, adapters as PEFT writes them, checksums of ours, and states with each."""
+    """Returns bases, adapters written by PEFT, checksums of our adapters, and states with each."""
     facts: dict = {'bases': {}, 'theirs': {}, 'ours': {}, 'adapted matrices': {}}
     arrays = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -58,17 +58,22 @@ def make() -> Golden:
             write_base(case, folder / 'written')
             facts['bases'][case] = capture(folder / 'written')
             base = restore(facts['bases'][case], folder / 'base')
-            arrays[f'base/{case}'] = states(transformers.AutoModel.from_pretrained(base).eval())
+            arrays[f'base/{case}'] = compute_states(
+                transformers.AutoModel.from_pretrained(base).eval()
+            )
             write_theirs(case, base, folder / 'theirs written')
-            facts['theirs'][case] = theirs = capture(folder / 'theirs written')
+            theirs = capture(folder / 'theirs written')
+            facts['theirs'][case] = theirs
             theirs['files']['adapter_config.json']['base_model_name_or_path'] = 'base'
-            arrays[f'theirs/{case}'] = states(adapted(base, restore(theirs, folder / 'theirs')))
+            arrays[f'theirs/{case}'] = compute_states(
+                load_adapted(base, restore(theirs, folder / 'theirs'))
+            )
             if case != 'gpt2':
                 content = facts['bases'][case]['files']['config.json']
                 (folder / 'ours').mkdir()
-                write_ours(Base(base, content), folder / 'ours')
-                model = adapted(base, folder / 'ours')
-                arrays[f'ours/{case}'] = states(model)
+                write_our_adapter(Base(base, content), folder / 'ours')
+                model = load_adapted(base, folder / 'ours')
+                arrays[f'ours/{case}'] = compute_states(model)
                 facts['ours'][case] = checksums(folder / 'ours')
                 names = [name for name, _ in model.named_modules()]
                 facts['adapted matrices'][case] = sum('lora_A.default' in name for name in names)
@@ -94,22 +99,22 @@ def write_theirs(case: str, base: Path, folder: Path) -> None:
     peft.get_peft_model(transformers.AutoModel.from_pretrained(base), config).save_pretrained(
         folder
     )
-    told = folder / 'adapter_config.json'
-    # PEFT writes a set, in any order.
+    path = folder / 'adapter_config.json'
+    # PEFT writes a set, in arbitrary order.
     content = capture(folder)['files']['adapter_config.json']
     content['target_modules'] = sorted(content['target_modules'])
-    told.write_text(json.dumps(content))
+    path.write_text(json.dumps(content))
 
 
-def adapted(base: Path, adapter: Path):
-    """Returns transformers' model of a base with an adapter, as PEFT loads it."""
+def load_adapted(base: Path, adapter: Path):
+    """Returns the model of a base with an adapter, loaded by transformers and PEFT."""
     return peft.PeftModel.from_pretrained(
         transformers.AutoModel.from_pretrained(base), adapter
     ).eval()
 
 
-def states(model) -> np.ndarray:
-    """Returns float32[2, D]: at the ends of two texts."""
+def compute_states(model) -> np.ndarray:
+    """Returns the hidden states of the last tokens of two texts, float32[2, D]."""
     mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
     ids = torch.tensor(tokens().astype(np.int64))
     with torch.no_grad():

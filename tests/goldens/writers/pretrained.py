@@ -1,4 +1,4 @@
-"""Directories of sentence-transformers and transformers, and the vectors that they give."""
+"""Golden `pretrained`: directories of sentence-transformers and transformers, and their vectors."""
 
 import string
 import tempfile
@@ -19,11 +19,11 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
 
-def bert_tokenizer() -> tokenizers.Tokenizer:
-    """Returns a WordPiece of BERT's kind: lower case, [CLS] and [SEP] around a text."""
+def make_bert_tokenizer() -> tokenizers.Tokenizer:
+    """Returns a WordPiece tokenizer as in BERT: lower case, [CLS] and [SEP] around a text."""
     special = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
     letters = [*string.ascii_lowercase]
-    # Not trained: of pieces that are equally frequent, training takes now one and now another.
+    # Not trained: among equally frequent pieces, the choice of training is not deterministic.
     pieces = [*special, *letters, *(f'##{letter}' for letter in letters), *WORDS, '##er', '##ing']
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]'))
@@ -36,8 +36,8 @@ def bert_tokenizer() -> tokenizers.Tokenizer:
     return made
 
 
-def gpt_tokenizer() -> tokenizers.Tokenizer:
-    """Returns a byte-level BPE with an end-of-text token after each text."""
+def make_gpt_tokenizer() -> tokenizers.Tokenizer:
+    """Returns a byte-level BPE tokenizer with an end-of-text token after each text."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
@@ -64,12 +64,12 @@ GEMMA = SIZES | {
     'use_bidirectional_attention': True,
 }  # fmt: skip
 KINDS = {
-    'bert': ('Bert', SIZES, bert_tokenizer, '[PAD]'),
-    'qwen3': ('Qwen3', QWEN, gpt_tokenizer, '<end>'),
-    'gemma3': ('Gemma3Text', GEMMA, gpt_tokenizer, '<end>'),
+    'bert': ('Bert', SIZES, make_bert_tokenizer, '[PAD]'),
+    'qwen3': ('Qwen3', QWEN, make_gpt_tokenizer, '<end>'),
+    'gemma3': ('Gemma3Text', GEMMA, make_gpt_tokenizer, '<end>'),
 }
 PLAIN = {'bias': False, 'activation_function': torch.nn.Identity()}
-# Name -> kind, pooling, Dense modules, what else SentenceTransformer is given.
+# By name: kind, pooling, Dense modules, keyword arguments of SentenceTransformer.
 WHOLE = {
     'bert mean': ('bert', 'mean', lambda: [], {'prompts': PROMPTS}),
     'bert cls': ('bert', 'cls', lambda: [], {'prompts': PROMPTS}),
@@ -85,7 +85,7 @@ WHOLE = {
 
 
 def make() -> Golden:
-    """Returns the directories, their vectors, and states of plain models."""
+    """Returns the directories, their vectors, and hidden states of plain models."""
     facts: dict = {'plain': {}, 'whole': {}, 'max_seq_length': {}}
     arrays = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -94,7 +94,7 @@ def make() -> Golden:
             written = write_plain(folder / 'written' / kind, kind)
             facts['plain'][kind] = capture(written)
             plain = restore(facts['plain'][kind], folder / 'plain' / kind)
-            arrays[f'states/{kind}'] = states(plain)
+            arrays[f'states/{kind}'] = compute_states(plain)
         for name, (kind, pooling, between, more) in WHOLE.items():
             written = write_whole(folder / name, kind, pooling, between(), **more)
             if name in ('bert mean', 'bert cls'):
@@ -112,7 +112,7 @@ def make() -> Golden:
 
 
 def write_plain(folder: Path, kind: str) -> Path:
-    """Writes a model and its tokenizer as transformers' save_pretrained does."""
+    """Writes a model and its tokenizer with transformers' save_pretrained; returns `folder`."""
     name, sizes, tokenizer, pad = KINDS[kind]
     built = tokenizer()
     config = getattr(transformers, f'{name}Config')(vocab_size=built.get_vocab_size(), **sizes)
@@ -125,7 +125,9 @@ def write_plain(folder: Path, kind: str) -> Path:
 
 
 def write_whole(folder: Path, kind: str, pooling: str, between: list, **more) -> Path:
-    """Writes a directory as sentence-transformers does, with modules before the normalisation."""
+    """Writes a model of sentence-transformers, with modules before the normalization; returns its
+    directory.
+    """
     parts = [
         modules.Transformer(str(write_plain(folder / 'plain', kind)), max_seq_length=40),
         modules.Pooling(24, pooling),
@@ -137,8 +139,8 @@ def write_whole(folder: Path, kind: str, pooling: str, between: list, **more) ->
     return folder / 'whole'
 
 
-def states(folder: Path) -> np.ndarray:
-    """Returns float32[length, D]: the last hidden states of one text."""
+def compute_states(folder: Path) -> np.ndarray:
+    """Returns the last hidden states of one text, float32[length, D]."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():

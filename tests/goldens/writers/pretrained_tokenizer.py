@@ -1,4 +1,6 @@
-"""Ids of transformers' tokenizers, of directories without a tokenizer.json."""
+"""Golden `pretrained_tokenizer`: ids of transformers' tokenizers, from directories without a
+tokenizer.json.
+"""
 
 import tempfile
 from pathlib import Path
@@ -12,13 +14,13 @@ transformers.logging.set_verbosity_error()
 
 
 def make() -> Golden:
-    """Returns, for each case, the vocabulary's size and the ids of all texts, whole and cut."""
+    """Returns, for each case, the vocabulary size and the ids of all texts at each length limit."""
     facts = {}
     with tempfile.TemporaryDirectory() as folder:
         for case in [*inputs.BYTE_LEVEL, *inputs.PIECES]:
-            directory, texts = inputs.directory_of(case, Path(folder) / case)
+            directory, texts = inputs.write_case_directory(case, Path(folder) / case)
             tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-            # One line of numbers for each text.
+            # Ids of a text are one string, so that the JSON has one line per text.
             facts[case] = {'ids': len(tokenizer)} | {
                 f'{side} {limit}': [
                     ' '.join(map(str, ids))

@@ -1,4 +1,4 @@
-"""Linear probes: scikit-learn's solver and folds, and SentEval's training loop in torch."""
+"""Golden `probe`: scikit-learn's solver and folds, and SentEval's training loop in torch."""
 
 import tempfile
 from pathlib import Path
@@ -30,7 +30,7 @@ def make() -> Golden:
 
 
 def _scores(data_dir: Path) -> dict[str, float]:
-    """The protocol `lbfgs`, written with scikit-learn."""
+    """Returns the scores of the protocol `lbfgs`, computed with scikit-learn."""
     return {f'lbfgs/{name}': _score(name, data_dir) for name in inputs.TO_CONVERGENCE}
 
 
@@ -64,7 +64,7 @@ def _stratified(folds: int) -> StratifiedKFold:
 def _predictions() -> dict[str, np.ndarray]:
     found = {}
     for classes in (2, 5):
-        x_NxD, labels_N, train_FxN = inputs.three_splits(classes)
+        x_NxD, labels_N, train_FxN = inputs.make_three_splits(classes)
         found[f'predicted/{classes}'] = np.array(
             [
                 [_predict(x_NxD, labels_N, train_N, c) for c in inputs.STRENGTHS]
@@ -88,7 +88,7 @@ def _predict(x_NxD, labels_N, train_N, strength) -> np.ndarray:
 def _folds() -> dict[str, np.ndarray]:
     found = {}
     for samples, classes, folds in inputs.FOLDS:
-        labels_N = inputs.fold_labels(samples, classes, folds)
+        labels_N = inputs.make_fold_labels(samples, classes, folds)
         fold_N = np.full(len(labels_N), -1, np.int8)
         for fold, (_, test) in enumerate(_stratified(folds).split(labels_N, labels_N)):
             fold_N[test] = fold
@@ -105,7 +105,7 @@ def _first_weights() -> dict[str, np.ndarray]:
 
 
 def _with_bias(layer: torch.nn.Linear) -> np.ndarray:
-    """float32[K, D + 1]: weights, and the bias as the last column."""
+    """Returns the weights with the bias as the last column, float32[K, D + 1]."""
     weight, bias = (array.detach().numpy() for array in (layer.weight, layer.bias))
     return np.concatenate([weight, bias[:, None]], axis=1)
 
@@ -114,9 +114,9 @@ def _fits() -> dict[str, np.ndarray]:
     found = {}
     with inputs.few_checks(12, 2):
         for classes in (2, 3):
-            x_NxD, labels_N, given, drawn = inputs.fit_splits(classes)
+            x_NxD, labels_N, given, drawn = inputs.make_fit_splits(classes)
             rows = [
-                probe_speed.torch_fit(
+                probe_speed.fit_with_torch(
                     x_NxD[split.train],
                     labels_N[split.train],
                     classes,
@@ -128,7 +128,7 @@ def _fits() -> dict[str, np.ndarray]:
             ]
             train = inputs.TRAINS[2]
             rows += [
-                probe_speed.torch_fit(x_NxD[train], labels_N[train], classes, decay)
+                probe_speed.fit_with_torch(x_NxD[train], labels_N[train], classes, decay)
                 for decay in inputs.DECAYS
             ]
             found[f'fit/{classes}/accuracy'] = np.array([best for best, _ in rows])
@@ -142,16 +142,16 @@ def _loop_scores(data_dir: Path) -> dict[str, float]:
         for name in inputs.SENTEVAL:
             data = SentEvalSet(name, epath.Path(data_dir) / 'senteval')
             samples = probe.read_samples(data, bag_of_words)
-            turns = probe.make_turns(samples, inputs.SMALL['FOLDS'])
-            scores = probe_speed.torch_probe(samples, turns, len(LAYOUTS[name].classes))
+            turns = probe.make_outer_folds(samples, inputs.SMALL['FOLDS'])
+            scores = probe_speed.probe_with_torch(samples, turns, len(LAYOUTS[name].classes))
             found[f'senteval/{name}'] = float(np.mean(scores))
     return found
 
 
 def _tenacity() -> dict[str, object]:
-    x_NxD, labels_N, _ = inputs.contrary()
+    x_NxD, labels_N, _ = inputs.make_contrary_samples()
     validation = x_NxD[150:], labels_N[150:]
-    best, layer = probe_speed.torch_fit(x_NxD[:150], labels_N[:150], 2, 1e-5, validation)
+    best, layer = probe_speed.fit_with_torch(x_NxD[:150], labels_N[:150], 2, 1e-5, validation)
     return {'tenacity/accuracy': best, 'tenacity/weights': _with_bias(layer)}
 
 

@@ -1,4 +1,6 @@
-"""Ids and vectors of texts in a template, as the paper takes them from transformers."""
+"""Golden `prompt_template`: ids and vectors of texts in a template, computed by transformers as in
+the paper.
+"""
 
 import tempfile
 from pathlib import Path
@@ -34,11 +36,11 @@ CONFIGS = {
         **SIZES,
     ),
 }
-TOKENIZERS = {'llama': inputs.llama_tokenizer, 'opt': inputs.opt_tokenizer}
+TOKENIZERS = {'llama': inputs.write_llama_tokenizer, 'opt': inputs.write_opt_tokenizer}
 
 
 def make() -> Golden:
-    """Returns the ids of the paper's strings, models without weights, and vectors."""
+    """Returns the ids of the paper's strings, captured models, and vectors."""
     facts: dict = {'ids': {}, 'models': {}}
     arrays = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -56,13 +58,19 @@ def make() -> Golden:
             drawn = TOKENIZERS[kind](folder / 'drawn')
             restore(facts['models'][kind], drawn)
             for name in [name for other, name in inputs.VECTORS if other == kind]:
-                strings = inputs.strings_of(name)
-                arrays[f'{kind}/{name}'] = left_padded(drawn, strings, name == 'mean')
+                strings = inputs.fill_templates(name)
+                arrays[f'{kind}/{name}'] = embed_left_padded(drawn, strings, name == 'mean')
     return Golden(facts, arrays)
 
 
-def left_padded(folder: Path, strings: list[str], mean: bool) -> np.ndarray:
-    """Returns float32[n, D]: unit vectors as the paper's evaluation.py computes them."""
+def embed_left_padded(folder: Path, strings: list[str], mean: bool) -> np.ndarray:
+    """Returns unit vectors, float32[n, D], computed as in the paper's evaluation.py.
+
+    Args:
+      folder: directory of the model.
+      strings: texts in their template.
+      mean: whether to average over tokens; padding then counts as zeros, as in the paper.
+    """
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
     rows = [tokenizer(string)['input_ids'] for string in strings]

@@ -1,4 +1,4 @@
-"""Models and adapters, for the tests of LoRA and the writer of their golden."""
+"""Models and adapters, for the tests of LoRA and for the writer of their golden."""
 
 import zlib
 from pathlib import Path
@@ -9,17 +9,17 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
-from cpt_jax.exporting.adapter import adapters_of
+from cpt_jax.exporting.adapter import collect_adapters
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.adapters.peft import write_adapter
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.known import family_of
+from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.formats.safetensors_files import Files
-from cpt_jax.model.parameter import divided, joined
-from cpt_jax.origin.frozen_base import put_base
-from cpt_jax.runtime.mesh import make_mesh, on_mesh
+from cpt_jax.model.parameter import join_frozen, split_frozen
+from cpt_jax.origin.frozen_base import merge_base
+from cpt_jax.runtime.mesh import assign_mesh_shardings, make_mesh
 
 VOCABULARY = 77
 LENGTHS = 11, 7
@@ -30,14 +30,18 @@ class Base:
     """A pretrained directory.
 
     Attributes:
-      folder, content, family, config: where it is, its config.json, its family, and ours.
+      folder: its path.
+      content: content of its config.json.
+      family: its family.
+      config: its architecture as an EncoderConfig.
     """
 
     def __init__(self, folder: Path, content: dict):
-        self.folder, self.content = folder, content
-        self.family = family_of(content)
+        self.folder = folder
+        self.content = content
+        self.family = find_family(content)
         shape = self.family.shape(content)
-        self.config = EncoderConfig(vocab_size=VOCABULARY, remat='full', **shape).on('cpu')
+        self.config = EncoderConfig(vocab_size=VOCABULARY, remat='full', **shape).resolve_for('cpu')
 
     def load(self, files: Files | None = None, lora: LoRA | None = None) -> Encoder:
         """Returns the encoder of this base's files, or of others of its family."""
@@ -46,29 +50,31 @@ class Base:
         return load_encoder(self.family, files, self.config, mesh, jnp.float32, lora=lora)
 
 
-def adapted(base: Base, lora: LoRA) -> Encoder:
-    """Returns a base with adapters that are not at their beginning."""
+def make_adapted(base: Base, lora: LoRA) -> Encoder:
+    """Returns a base with random adapters, none of which is zero."""
     random, mesh = np.random.default_rng(1), make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-        whole = jax.eval_shape(lambda: lora.adapted(Encoder(base.config, nnx.Rngs(0)), nnx.Rngs(0)))
-        trained, frozen = divided(on_mesh(whole, mesh))
+        whole = jax.eval_shape(
+            lambda: lora.add_adapters(Encoder(base.config, nnx.Rngs(0)), nnx.Rngs(0))
+        )
+        trained, frozen = split_frozen(assign_mesh_shardings(whole, mesh))
         trained = jax.tree.map(
             lambda w: jax.device_put(random.normal(0, 0.2, w.shape).astype(np.float32), w.sharding),
             trained,
         )
-    return joined(trained, put_base(frozen, base.load(lora=lora)))
+    return join_frozen(trained, merge_base(frozen, base.load(lora=lora)))
 
 
-def write_ours(base: Base, folder: Path) -> Encoder:
-    """Writes our adapter of a base as PEFT keeps one; returns the encoder that it is from."""
-    encoder = adapted(base, OURS)
-    told = {
+def write_our_adapter(base: Base, folder: Path) -> Encoder:
+    """Writes an adapter of a base in PEFT's format; returns the encoder with this adapter."""
+    encoder = make_adapted(base, OURS)
+    adapter_config = {
         'base_model_name_or_path': 'base',
         'r': OURS.rank,
         'lora_alpha': OURS.alpha,
         'lora_dropout': OURS.dropout,
     }
-    write_adapter(folder, base.family, base.config, told, adapters_of(encoder, OURS))
+    write_adapter(folder, base.family, base.config, adapter_config, collect_adapters(encoder, OURS))
     return encoder
 
 
@@ -79,5 +85,5 @@ def checksums(folder: Path) -> dict[str, int]:
 
 
 def tokens() -> np.ndarray:
-    """int32[2, S]: two texts, a row each."""
+    """Returns the ids of two texts, one per row, int32[2, S]."""
     return np.random.default_rng(2).integers(5, VOCABULARY, (2, max(LENGTHS))).astype(np.int32)

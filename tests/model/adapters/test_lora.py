@@ -1,4 +1,4 @@
-"""Adapters of PEFT (kept in a golden), in both directions, and merged against unmerged."""
+"""Adapters are exchanged with PEFT (stored in a golden) in both directions, and can be merged."""
 
 import dataclasses
 import functools
@@ -16,21 +16,21 @@ from safetensors.numpy import load_file, save_file
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
 from cpt_jax.model.adapters.peft import AdaptedFiles, write_adapter
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.load import written
+from cpt_jax.model.families.load import iterate_tensors
 from cpt_jax.model.formats.safetensors_files import Files
-from cpt_jax.model.parameter import divided, joined
+from cpt_jax.model.parameter import join_frozen, split_frozen
 from cpt_jax.origin.pretrained import is_pretrained
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.runtime.mesh import batch_sharding, make_mesh
+from cpt_jax.runtime.mesh import get_batch_sharding, make_mesh
 from tests.goldens.golden import read_golden, restore
 from tests.model.adapters.lora_inputs import (
     LENGTHS,
     VOCABULARY,
     Base,
-    adapted,
     checksums,
+    make_adapted,
     tokens,
-    write_ours,
+    write_our_adapter,
 )
 
 CASES = 'llama', 'opt', 'gpt2'
@@ -38,7 +38,7 @@ CASES = 'llama', 'opt', 'gpt2'
 
 @pytest.fixture(scope='module')
 def bases(tmp_path_factory) -> Callable[[str], Base]:
-    """Makes the base of a case when it is first asked for."""
+    """Returns a function that makes the base of a case on first use."""
 
     @functools.cache
     def make(case: str) -> Base:
@@ -49,12 +49,12 @@ def bases(tmp_path_factory) -> Callable[[str], Base]:
     return make
 
 
-# One program for all encoders of a form.
+# Compiled once for all encoders of the same structure.
 _states = jax.jit(lambda encoder, *rows: encoder.states(*rows))
 
 
-def states(encoder: Encoder) -> np.ndarray:
-    """[2, D]: at the ends of two texts, a row each."""
+def compute_states(encoder: Encoder) -> np.ndarray:
+    """Returns the states at the ends of two texts, [2, D]."""
     length = max(LENGTHS)
     segments = (np.arange(length) < np.array(LENGTHS)[:, None]).astype(np.int32)
     positions = np.tile(np.arange(length, dtype=np.int32), (2, 1))
@@ -62,68 +62,68 @@ def states(encoder: Encoder) -> np.ndarray:
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         rows = [
-            jax.device_put(array, batch_sharding(mesh))
+            jax.device_put(array, get_batch_sharding(mesh))
             for array in (tokens(), segments, positions, ends)
         ]
         return np.asarray(_states(encoder, *rows))[:, 0]
 
 
 @pytest.mark.parametrize('case', ['llama', 'opt'])
-def test_peft_computes_the_same_from_our_adapter(bases, case, tmp_path):
-    """The golden's states are PEFT's with the very adapter that is written here."""
+def test_peft_reproduces_our_adapter(bases, case, tmp_path):
+    """The states in the golden are those of PEFT with the adapter that is written here."""
     base, golden = bases(case), read_golden('lora')
-    encoder = write_ours(base, tmp_path)
+    encoder = write_our_adapter(base, tmp_path)
     assert checksums(tmp_path) == golden.facts['ours'][case]
-    targets = [name for name in MATRICES if name != 'gate' or base.config.gated]
-    # None was passed over.
+    targets = [name for name in MATRICES if name != 'gate' or base.config.is_gated]
+    # PEFT found an adapter for every target.
     assert golden.facts['adapted matrices'][case] == 2 * len(targets)
-    ours = states(encoder)
+    ours = compute_states(encoder)
     np.testing.assert_allclose(ours, golden.arrays[f'ours/{case}'], atol=1e-4)
     assert np.abs(ours - golden.arrays[f'base/{case}']).max() > 0.05
     # Our own reader merges it.
     merged = base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path))
-    np.testing.assert_allclose(states(merged), ours, atol=1e-4)
-    # Before the first step it is the base; of OPT the keys of the last layer are then folded into
-    # queries, other sums of the same.
-    trained, frozen = divided(encoder)
+    np.testing.assert_allclose(compute_states(merged), ours, atol=1e-4)
+    # With B = 0 the model equals the base, up to rounding: in the OPT base, the keys of the last
+    # layer are folded into the queries.
+    trained, frozen = split_frozen(encoder)
 
     def clear(path, a):
         return jnp.zeros_like(a) if 'lora_b' in jax.tree_util.keystr(path) else a
 
-    fresh = joined(jax.tree_util.tree_map_with_path(clear, trained), frozen)
-    np.testing.assert_allclose(states(fresh), states(base.load()), atol=1e-5)
+    fresh = join_frozen(jax.tree_util.tree_map_with_path(clear, trained), frozen)
+    np.testing.assert_allclose(compute_states(fresh), compute_states(base.load()), atol=1e-5)
 
 
 @pytest.mark.parametrize('case', CASES)
-def test_we_compute_the_same_from_an_adapter_of_peft(bases, case, tmp_path):
+def test_we_reproduce_an_adapter_of_peft(bases, case, tmp_path):
     base, golden = bases(case), read_golden('lora')
     restore(golden.facts['theirs'][case], tmp_path)
     assert is_pretrained(str(tmp_path))
-    found = states(base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path)))
+    found = compute_states(base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path)))
     np.testing.assert_allclose(found, golden.arrays[f'theirs/{case}'], atol=1e-4)
     assert np.abs(found - golden.arrays[f'base/{case}']).max() > 0.05
 
 
-def test_merged_is_unmerged(bases, tmp_path):
+def test_merged_adapter_matches_unmerged(bases, tmp_path):
     base = bases('llama')
-    encoder = adapted(base, LoRA(rank=4, base='nf4'))
+    encoder = make_adapted(base, LoRA(rank=4, base='nf4'))
     tensors = {
         name: np.ascontiguousarray(array)
-        for name, array in written(base.family, encoder, VOCABULARY)
+        for name, array in iterate_tensors(base.family, encoder, VOCABULARY)
     }
     save_file(tensors, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
-    ours = states(encoder)
-    np.testing.assert_allclose(states(base.load(Files(tmp_path))), ours, atol=1e-5)
-    assert np.abs(ours - states(base.load())).max() > 0.05
+    ours = compute_states(encoder)
+    np.testing.assert_allclose(compute_states(base.load(Files(tmp_path))), ours, atol=1e-5)
+    assert np.abs(ours - compute_states(base.load())).max() > 0.05
 
 
-def test_adapters_begin_as_those_of_peft(bases):
-    """A within 1 / sqrt(inputs), evenly; B zero. A target that is not named has none."""
+def test_adapters_are_initialized_as_in_peft(bases):
+    """A is uniform within 1 / sqrt(inputs), B is zero, and other matrices have no adapter."""
     shape = bases('opt').config
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
 
         def make():
-            return LoRA(rank=16, targets=('down', 'out')).adapted(
+            return LoRA(rank=16, targets=('down', 'out')).add_adapters(
                 Encoder(shape, nnx.Rngs(0)), nnx.Rngs(1)
             )
 
@@ -140,7 +140,7 @@ def test_adapters_begin_as_those_of_peft(bases):
 
 
 @pytest.mark.parametrize(
-    ('keys', 'said'),
+    ('keys', 'message'),
     [
         ({'rank': -1}, r'lora\.rank=-1'),
         ({'rank': 4, 'alpha': 0}, r'lora\.alpha=0'),
@@ -157,12 +157,12 @@ def test_adapters_begin_as_those_of_peft(bases):
         ({'base': 'nf4'}, r'lora\.base=nf4 with lora\.rank=0'),
     ],
 )
-def test_what_makes_no_sense_is_refused(keys, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_settings_are_rejected(keys, message):
+    with pytest.raises(UserError, match=message):
         LoRA(**keys)
 
 
-def test_what_does_not_fit_the_model_or_the_mesh_is_refused(bases, meshes):
+def test_settings_that_do_not_fit_model_or_mesh_are_rejected(bases, meshes):
     shape = dataclasses.replace(bases('llama').config, remat='full')
     LoRA(rank=4, base='nf4').check(shape, meshes[8, 1, 1])
     with pytest.raises(
@@ -176,34 +176,36 @@ def test_what_does_not_fit_the_model_or_the_mesh_is_refused(bases, meshes):
         match=r'2 blocks of 64 inputs \(model\.hidden=128\) .* mesh\.tensor=8; set mesh\.tensor=2',
     ):
         LoRA(rank=4, base='nf4').check(shape, meshes[1, 1, 8])
-    with pytest.raises(UserError, match=r'model\.hidden=100 is no multiple; use bfloat16 or int8'):
+    with pytest.raises(
+        UserError, match=r'model\.hidden=100 is not a multiple of 64: set lora\.base to'
+    ):
         LoRA(rank=4, base='nf4').check(dataclasses.replace(shape, hidden=100), meshes[8, 1, 1])
     with pytest.raises(UserError, match=r'model\.remat=none would keep'):
         LoRA(rank=4, base='int8').check(dataclasses.replace(shape, remat='none'), meshes[8, 1, 1])
-    with pytest.raises(UserError, match=r'has none of them'):
+    with pytest.raises(UserError, match=r'has none of these matrices'):
         LoRA(rank=4, targets=('gate',)).check(bases('opt').config, meshes[8, 1, 1])
 
 
-def test_what_peft_has_no_form_for_is_refused(bases, tmp_path):
+def test_matrix_without_a_peft_form_is_rejected(bases, tmp_path):
     base = bases('gpt2')
     with pytest.raises(
         UserError,
-        match=r'query is a part of h\.0\.attn\.c_attn\.weight, for which PEFT has one adapter',
+        match=r'query is a part of h\.0\.attn\.c_attn\.weight, for which PEFT has a single adapter',
     ):
         write_adapter(tmp_path, base.family, base.config, {}, {'attention.query': []})
 
 
-def test_adapters_that_are_more_than_lora_are_refused(bases, tmp_path):
+def test_adapters_with_more_than_lora_are_rejected(bases, tmp_path):
     base = bases('llama')
-    told = {'base_model_name_or_path': str(base.folder), 'lora_alpha': 1}
-    write_adapter(tmp_path, base.family, base.config, told, {})
+    adapter_config = {'base_model_name_or_path': str(base.folder), 'lora_alpha': 1}
+    write_adapter(tmp_path, base.family, base.config, adapter_config, {})
 
-    def opened(**keys) -> None:
+    def open_with(**keys) -> None:
         config = json.loads((tmp_path / 'adapter_config.json').read_text())
         (tmp_path / 'adapter_config.json').write_text(json.dumps(config | keys))
         AdaptedFiles(Files(base.folder), base.family, tmp_path)
 
-    opened()
+    open_with()
     for key, value in {
         'use_dora': True,
         'init_lora_weights': 'pissa',
@@ -211,8 +213,8 @@ def test_adapters_that_are_more_than_lora_are_refused(bases, tmp_path):
         'peft_type': 'IA3',
     }.items():
         with pytest.raises(UserError, match=f'adapter_config.json: not supported: .*{key}='):
-            opened(**{key: value})
-        opened(**{key: {'peft_type': 'LORA', 'bias': 'none'}.get(key)})
+            open_with(**{key: value})
+        open_with(**{key: {'peft_type': 'LORA', 'bias': 'none'}.get(key)})
     path: Path = tmp_path / 'adapter_model.safetensors'
     save_file(
         load_file(path)
@@ -220,6 +222,7 @@ def test_adapters_that_are_more_than_lora_are_refused(bases, tmp_path):
         path,
     )
     with pytest.raises(
-        UserError, match=r'layers\.9\.mlp\.up_proj\.lora_A\.weight is no LoRA of a linear layer'
+        UserError,
+        match=r'layers\.9\.mlp\.up_proj\.lora_A\.weight is not a LoRA matrix of a linear layer',
     ):
-        opened()
+        open_with()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.plan.hlo.collectives import Site, collectives
+from cpt_jax.plan.hlo.collectives import CollectiveSite, find_collectives
 from cpt_jax.plan.hlo.program import HloError, parse
 
 MAPPED = {
@@ -15,29 +15,30 @@ MAPPED = {
 }
 
 
-def one_of(kind: str, times: int):
-    """A function of float32[8 * 64, 256] on eight devices that does one collective so many times,
-    in a loop if more than once.
+def repeat_collective(kind: str, times: int):
+    """Returns a function of float32[8 * 64, 256] on eight devices that executes one collective
+    `times` times, in a loop if more than once.
     """
 
     def local(x):
-        def again(c, _):
+        def body(c, _):
             return jnp.tanh(c + jnp.sum(MAPPED[kind](c).astype(jnp.float32)).astype(c.dtype)), None
 
-        return MAPPED[kind](x) if times == 1 else jax.lax.scan(again, x, None, length=times)[0]
+        return MAPPED[kind](x) if times == 1 else jax.lax.scan(body, x, None, length=times)[0]
 
     return jax.shard_map(local, in_specs=P('x'), out_specs=P('x'), check_vma=False)
 
 
 @pytest.mark.parametrize('times', [1, 5])
 @pytest.mark.parametrize('kind', MAPPED)
-def test_each_kind_in_and_out_of_loops(devices, program, kind, times):
-    module = program(devices, one_of(kind, times), ((512, 256), P('x')), dtype=jnp.float32)
-    shard = 64 * 256 * 4  # libtpu takes an all-reduce for less
-    assert {(site.kind, site.times, site.loops) for site in collectives(module, 8)} == {
+def test_each_kind_is_found_in_and_outside_of_loops(devices, program, kind, times):
+    function = repeat_collective(kind, times)
+    module = program(devices, function, ((512, 256), P('x')), dtype=jnp.float32)
+    shard = 64 * 256 * 4  # for smaller arrays, libtpu replaces collectives by an all-reduce
+    assert {(site.kind, site.times, site.loops) for site in find_collectives(module, 8)} == {
         (kind, times, int(times > 1))
     }
-    (site,) = collectives(module, 8)
+    (site,) = find_collectives(module, 8)
     assert site.bytes == shard * (8 if kind == 'all-gather' else 1)
     assert (
         site.members == (2 if kind == 'collective-permute' else 8)
@@ -50,8 +51,8 @@ def test_each_kind_in_and_out_of_loops(devices, program, kind, times):
         assert site.groups == (tuple(range(8)),)
 
 
-def test_sharded_weights_and_their_gradients(tpus, program):
-    """Data 4 x fsdp 2: weights gathered within pairs, gradients summed over all eight."""
+def test_weights_are_gathered_over_fsdp_and_gradients_reduced_over_all(tpus, program):
+    """Weights are gathered within pairs of devices (data 4 x fsdp 2)."""
 
     def loss(w, x):
         w = jax.lax.with_sharding_constraint(w, P(None, None))
@@ -68,7 +69,7 @@ def test_sharded_weights_and_their_gradients(tpus, program):
         mesh=(4, 2),
         axes=('data', 'fsdp'),
     )
-    sites = collectives(module, 8)
+    sites = find_collectives(module, 8)
     gathers = [site for site in sites if site.kind == 'all-gather']
     assert {site.groups for site in gathers} == {((0, 1), (2, 3), (4, 5), (6, 7))}
     assert sum(site.bytes for site in gathers) == 512 * 512 * 2
@@ -98,29 +99,29 @@ LINES
 """
 
 
-def sites_of(lines: str, computations: str = '', slices: int = 1) -> list[Site]:
-    return collectives(
+def find_sites(lines: str, computations: str = '', slices: int = 1) -> list[CollectiveSite]:
+    return find_collectives(
         parse(BLOCK.replace('LINES', lines).replace('COMPUTATIONS', computations)), 4, slices
     )
 
 
-def test_a_start_and_its_done_are_one():
+def test_start_and_done_count_as_one():
     (site,) = (
-        sites_of("""  %s = ((f32[8,4]), f32[32,4]) all-gather-start(%x), replica_groups=[2,2]<=[4], dimensions={0}
+        find_sites("""  %s = ((f32[8,4]), f32[32,4]) all-gather-start(%x), replica_groups=[2,2]<=[4], dimensions={0}
   %d = f32[16,4] all-gather-done(%s)""")
     )
     assert (site.kind, site.bytes, site.members) == ('all-gather', 2 * 128, 2)
 
 
-def test_several_arrays_in_one_are_added_up():
-    (site,) = sites_of(
+def test_payload_is_summed_over_several_arrays():
+    (site,) = find_sites(
         '  %r = (f32[8,4], f32[2]) all-reduce(%x, %y), replica_groups={{0,1,2,3}}, to_apply=%add'
     )
     assert (site.kind, site.bytes, site.members) == ('all-reduce', 128 + 8, 4)
 
 
-def test_what_another_core_does_meanwhile_counts():
-    (site,) = sites_of(
+def test_collective_on_a_sparsecore_counts():
+    (site,) = find_sites(
         '  %c = ((f32[8,4]), f32[8,4]) call-start(%x), async_execution_thread="sparsecore", '
         'to_apply=%away\n  %e = f32[8,4] call-done(%c)',
         """%away (p: f32[8,4]) -> f32[8,4] {
@@ -131,8 +132,8 @@ def test_what_another_core_does_meanwhile_counts():
     assert (site.kind, site.bytes, site.times) == ('all-reduce', 128, 1)
 
 
-def test_a_fused_sum_and_slice_is_a_reduce_scatter():
-    (site,) = sites_of(
+def test_fused_all_reduce_and_slice_is_a_reduce_scatter():
+    (site,) = find_sites(
         '  %f = f32[2,4] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3',
         """%all-reduce-scatter.3 (p: f32[8,4]) -> f32[2,4] {
   %p = f32[8,4] parameter(0)
@@ -144,7 +145,7 @@ def test_a_fused_sum_and_slice_is_a_reduce_scatter():
     assert (site.kind, site.bytes) == ('reduce-scatter', 128)
 
 
-def test_one_that_is_spread_over_fusions_counts_once():
+def test_collective_spread_over_fusions_counts_once():
     gather = (
         'all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, dimensions={0}, '
         'backend_config={CONFIG}'
@@ -174,15 +175,15 @@ def test_one_that_is_spread_over_fusions_counts_once():
     begin = '  %f = (f32[8,4], f32[32,4]) fusion(%x), kind=kCustom, calls=%begin'
     rest = """  %m = f32[32,4] fusion(%x), kind=kOutput, calls=%meanwhile
   %e = f32[32,4] fusion(%x), kind=kCustom, calls=%end"""
-    (site,) = sites_of(f'{begin}\n{rest}', computations)
+    (site,) = find_sites(f'{begin}\n{rest}', computations)
     assert (site.kind, site.bytes) == ('all-gather', 4 * 128)
     with pytest.raises(HloError, match='never start'):
-        sites_of(rest, computations)
+        find_sites(rest, computations)
 
 
 @pytest.mark.parametrize(('filled', 'kind'), [('0', 'all-gather'), ('1', 'all-reduce')])
-def test_a_sum_of_parts_of_zeros_is_a_gather_that_moves_twice_as_much(filled, kind):
-    (site,) = sites_of(
+def test_all_reduce_of_parts_of_zeros_is_a_summed_all_gather(filled, kind):
+    (site,) = find_sites(
         f"""  %c = f32[] constant({filled})
   %i = s32[] constant(8)
   %z = f32[32,4] broadcast(%c), dimensions={{}}
@@ -199,27 +200,27 @@ def test_a_sum_of_parts_of_zeros_is_a_gather_that_moves_twice_as_much(filled, ki
 
 
 @pytest.mark.parametrize(
-    ('said', 'kind', 'size'),
+    ('transfer_type', 'kind', 'size'),
     [('ALL_REDUCE', 'all-reduce', 128), ('ALL_GATHER', 'all-gather', 3 * 128)],
 )
-def test_between_slices(said, kind, size):
+def test_transfer_between_slices_is_found(transfer_type, kind, size):
     lines = f"""  %t = token[] after-all()
-  %s = (f32[8,4], u32[], token[]) send(%x, %t), is_host_transfer=true, frontend_attributes={{_xla_megascale_transfer_type="{said}"}}
+  %s = (f32[8,4], u32[], token[]) send(%x, %t), is_host_transfer=true, frontend_attributes={{_xla_megascale_transfer_type="{transfer_type}"}}
   %e = token[] send-done(%s)"""
-    (site,) = sites_of(lines, slices=3)
+    (site,) = find_sites(lines, slices=3)
     assert (site.kind, site.bytes, site.members, site.dcn, site.groups) == (kind, size, 3, True, ())
     with pytest.raises(HloError, match='SOMETHING'):
-        sites_of(lines.replace(said, 'SOMETHING'), slices=3)
+        find_sites(lines.replace(transfer_type, 'SOMETHING'), slices=3)
 
 
-def test_gradients_are_known_by_the_backward_pass_and_by_who_takes_part():
+def test_gradients_are_reductions_in_the_backward_pass_over_different_pairs():
     line = (
         '  %r = f32[8,4] all-reduce(%x), replica_groups={GROUPS}, to_apply=%add, '
         'metadata={op_name="NAME"}'
     )
 
     def is_gradient(groups: str, name: str) -> bool:
-        (site,) = sites_of(line.replace('GROUPS', groups).replace('NAME', name))
+        (site,) = find_sites(line.replace('GROUPS', groups).replace('NAME', name))
         return site.is_gradient((2, 1, 2), 2)
 
     over_data, over_tensor = '{0,2},{1,3}', '{0,1},{2,3}'

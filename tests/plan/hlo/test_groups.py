@@ -1,6 +1,6 @@
 import pytest
 
-from cpt_jax.plan.hlo.groups import replica_groups
+from cpt_jax.plan.hlo.groups import parse_replica_groups
 from cpt_jax.plan.hlo.program import HloError
 
 
@@ -26,10 +26,10 @@ from cpt_jax.plan.hlo.program import HloError
         ('source_target_pairs={{0,1},{1,2},{2,0}}', ((0, 1), (1, 2), (2, 0))),
     ],
 )
-def test_notations(notation, expected):
-    assert replica_groups(notation, 4) == expected
+def test_every_notation_is_parsed(notation, expected):
+    assert parse_replica_groups(notation, 4) == expected
 
 
-def test_an_unknown_notation_is_an_error():
+def test_unknown_notation_is_an_error():
     with pytest.raises(HloError, match='replica groups: <0,1>'):
-        replica_groups('replica_groups=<0,1>', 2)
+        parse_replica_groups('replica_groups=<0,1>', 2)

@@ -5,7 +5,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.flops import count_flops
 from cpt_jax.plan.hlo.program import HloError, parse
-from cpt_jax.plan.hlo.walk import executed
+from cpt_jax.plan.hlo.walk import iterate_executed
 
 N = 128
 
@@ -31,20 +31,20 @@ LOOPS = {
 
 
 @pytest.mark.parametrize('name', LOOPS)
-def test_loops_are_multiplied_out(devices, program, name):
+def test_flops_of_loops_are_multiplied_by_the_trip_count(devices, program, name):
     function, products = LOOPS[name]
     module = program(devices, function, ((N, N), P()), ((7, N, N), P()))
-    assert any(step.loops for step in executed(module))
+    assert any(step.loops for step in iterate_executed(module))
     assert count_flops(module).total == products * 2 * N**3
 
 
-def test_a_loop_that_nobody_can_count_is_an_error(devices, program):
+def test_loop_without_a_counter_is_an_error(devices, program):
     def until_small(a, w):
         return jax.lax.while_loop(
             lambda c: c.astype(jnp.float32).sum() > 3, lambda c: jnp.tanh(c @ w), a
         )
 
-    with pytest.raises(HloError, match='number of passes'):
+    with pytest.raises(HloError, match='cannot derive the trip count'):
         count_flops(program(devices, until_small, ((N, N), P()), ((N, N), P())))
 
 
@@ -81,10 +81,12 @@ ENTRY %main (a: f32[]) -> f32[] {
 """
 
 
-def passes(first: int, bound: int, step: int, direction: str, operands: str = '%i, %bound') -> int:
+def count_passes(
+    first: int, bound: int, step: int, direction: str, operands: str = '%i, %bound'
+) -> int:
     text = TEXT.replace('FIRST', str(first)).replace('BOUND', str(bound)).replace('STEP', str(step))
     module = parse(text.replace('DIRECTION', direction).replace('OPERANDS', operands))
-    return next(found.times for found in executed(module) if found.instruction.name == 'x')
+    return next(found.times for found in iterate_executed(module) if found.instruction.name == 'x')
 
 
 @pytest.mark.parametrize(
@@ -103,23 +105,23 @@ def passes(first: int, bound: int, step: int, direction: str, operands: str = '%
     ],
     ids=str,
 )
-def test_counters_of_every_kind(case, expected):
-    assert passes(*case) == expected
+def test_trip_counts_of_all_comparisons(case, expected):
+    assert count_passes(*case) == expected
 
 
-WITHOUT_END = [
+ENDLESS = [
     (0, 10, -1, 'LT'), (0, 10, 0, 'LT'), (0, 10, 3, 'NE'), (0, 10, 1, 'EQ'),
     (0, 10, 1, 'LT', '%i, %i'), (0, 10, 1, 'LT', '%bound, %bound'),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize('case', WITHOUT_END, ids=str)
-def test_a_loop_without_an_end_is_an_error(case):
-    with pytest.raises(HloError, match='number of passes of loop'):
-        passes(*case)
+@pytest.mark.parametrize('case', ENDLESS, ids=str)
+def test_endless_loop_is_an_error(case):
+    with pytest.raises(HloError, match='cannot derive the trip count of loop'):
+        count_passes(*case)
 
 
-def test_a_count_that_the_compiler_states_is_taken():
+def test_trip_count_that_the_compiler_states_is_used():
     stated = TEXT.replace(
         'body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"42"}}'
     ).replace('DIRECTION', 'EQ')
@@ -129,4 +131,4 @@ def test_a_count_that_the_compiler_states_is_taken():
         .replace('STEP', '1')
         .replace('FIRST', '0')
     )
-    assert {found.times for found in executed(module) if found.loops} == {42}
+    assert {found.times for found in iterate_executed(module) if found.loops} == {42}

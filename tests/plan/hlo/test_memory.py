@@ -5,17 +5,17 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.plan.hlo.memory import bytes_needed, bytes_refused, traffic
+from cpt_jax.plan.hlo.memory import count_needed_bytes, count_traffic, parse_refused_bytes
 from cpt_jax.plan.hlo.program import parse
-from cpt_jax.plan.topology import devices_of
+from cpt_jax.plan.topology import get_topology_devices
 from cpt_jax.runtime.hardware import CHIPS
 
 GiB = 2**30
 TPUS = {name: chip for name, chip in CHIPS.items() if chip.topologies}
 
 
-def double_on(device, size: int) -> jax.stages.Lowered:
-    """A program that takes so many bytes and gives as many."""
+def lower_doubling(device, size: int) -> jax.stages.Lowered:
+    """Lowers a program with an argument and a result of `size` bytes each."""
     sharding = NamedSharding(Mesh(np.array([device]), ('x',)), P())
     return jax.jit(lambda x: x * 2).lower(
         jax.ShapeDtypeStruct((size // 4 // 1024, 1024), jnp.float32, sharding=sharding)
@@ -23,16 +23,16 @@ def double_on(device, size: int) -> jax.stages.Lowered:
 
 
 @pytest.mark.parametrize('name', TPUS)
-def test_limits_are_those_of_the_compiler(libtpu, name):
-    """Half of the limit in, half of it out: a little less is compiled, a little more is refused."""
+def test_memory_limits_are_those_of_the_compiler(libtpu, name):
+    """A program slightly below the limit compiles; one slightly above is refused."""
     chip = TPUS[name]
-    device = devices_of(f'{name}:{chip.topologies[0]}', 1)[0]
+    device = get_topology_devices(f'{name}:{chip.topologies[0]}', 1)[0]
     limit = chip.hbm_limit // chip.devices
-    fits = double_on(device, limit // 2 - 32 * 2**20).compile()
-    assert bytes_needed(fits) == pytest.approx(limit - 64 * 2**20, abs=2 * 2**20)
+    fits = lower_doubling(device, limit // 2 - 32 * 2**20).compile()
+    assert count_needed_bytes(fits) == pytest.approx(limit - 64 * 2**20, abs=2 * 2**20)
     with pytest.raises(jax.errors.JaxRuntimeError) as refused:
-        double_on(device, limit // 2 + 32 * 2**20).compile()
-    assert bytes_refused(refused.value) == pytest.approx(limit + 64 * 2**20, abs=0.02 * GiB)
+        lower_doubling(device, limit // 2 + 32 * 2**20).compile()
+    assert parse_refused_bytes(refused.value) == pytest.approx(limit + 64 * 2**20, abs=0.02 * GiB)
 
 
 NOW = (
@@ -57,8 +57,8 @@ BEFORE = (
         ('INVALID_ARGUMENT: nothing of the kind', None),
     ],
 )
-def test_messages(message, expected):
-    found = bytes_refused(RuntimeError(message))
+def test_refused_bytes_are_parsed_from_the_error_message(message, expected):
+    found = parse_refused_bytes(RuntimeError(message))
     assert found is None if expected is None else found == pytest.approx(expected, abs=1)
 
 
@@ -81,21 +81,23 @@ MOVED = {
 
 
 @pytest.mark.parametrize('name', MOVED)
-def test_what_a_program_must_move(tpus, program, name):
-    """In bfloat16, two bytes; what is prefetched into the chip's small memory was read once."""
+def test_traffic_of_small_programs(tpus, program, name):
+    """Elements are bfloat16, two bytes. Data prefetched into VMEM counts as read once."""
     function, shapes, elements = MOVED[name]
-    assert traffic(
+    assert count_traffic(
         program(tpus, function, *((shape, P()) for shape in shapes), mesh=(1,))
     ) == pytest.approx(2 * elements, rel=0.01)
 
 
-def test_loops_are_multiplied_out_and_slices_are_not_the_whole(tpus, program):
-    """Sixteen matrices of 8 MiB: each pass of the loop looks at one."""
+def test_each_pass_of_a_loop_reads_only_its_slice(tpus, program):
+    """Each pass of the loop reads one of sixteen matrices of 8 MiB."""
 
     def layers(a, w):
         return jax.lax.scan(lambda c, x: (jnp.tanh(c @ x), None), a, w)[0]
 
-    moved = traffic(program(tpus, layers, ((256, 2048), P()), ((16, 2048, 2048), P()), mesh=(1,)))
+    moved = count_traffic(
+        program(tpus, layers, ((256, 2048), P()), ((16, 2048, 2048), P()), mesh=(1,))
+    )
     weights = 16 * 2048 * 2048 * 2
     assert weights <= moved < 1.2 * weights
 
@@ -135,10 +137,10 @@ ENTRY %main (x: f32[64,128], y: f32[8,128], z: s32[]) -> f32[64,128] {
 """
 
 
-def test_fusions_line_by_line():
+def test_traffic_of_fusions_matches_a_count_by_hand():
     whole, part = 64 * 128 * 4, 8 * 128 * 4
-    # Reads the part and its place, writes the part; the array that it hands on costs nothing.
+    # Reads the part and its index, writes the part; the array that it passes on is not moved.
     update = part + 4 + part
-    negate = whole  # reads all through a fusion that does nothing; writes to the small memory
+    negate = whole  # reads all through a fusion that is an identity; writes to VMEM
     copy, add = whole, 3 * whole
-    assert traffic(parse(TEXT)) == update + negate + copy + add
+    assert count_traffic(parse(TEXT)) == update + negate + copy + add

@@ -1,7 +1,7 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.plan.hlo.program import HBM, VMEM, Array, HloError, arrays, parse
+from cpt_jax.plan.hlo.program import HBM, VMEM, Array, HloError, flatten_shape, parse
 
 TEXT = """HloModule m, is_scheduled=true
 
@@ -33,12 +33,12 @@ ENTRY %main (x: bf16[8,128], y: pred[3]) -> f32[8] {
 """
 
 
-def test_computations_instructions_and_shapes():
+def test_computations_instructions_and_shapes_are_parsed():
     module = parse(TEXT)
     assert list(module.computations) == ['add.1', 'fused', 'main'] and module.entry.name == 'main'
     entry = module.entry.instructions
     assert entry['x'].shape == Array('bf16', (8, 128), HBM) and entry['y'].shape.bytes == 3
-    assert [array.space for array in arrays(entry['copy-start'].shape)] == [VMEM, HBM, 2]
+    assert [array.space for array in flatten_shape(entry['copy-start'].shape)] == [VMEM, HBM, 2]
     assert entry['fusion'].shape == (Array('bf16', (8, 128), VMEM), Array('f32', (8,), HBM))
     assert entry['fusion'].shape[0].bytes == 2048
     assert entry['fusion'].operands == ('copy-done',) and entry['fusion'].called(
@@ -53,14 +53,14 @@ def test_computations_instructions_and_shapes():
     assert [parameter.name for parameter in module.computations['add.1'].parameters] == ['a', 'b']
 
 
-def test_attributes_end_at_their_own_comma():
+def test_attributes_end_at_the_next_outer_comma():
     instruction = parse(TEXT).entry.instructions['fusion']
     assert instruction.attribute('kind') == 'kLoop' and instruction.attribute('calls') == '%fused'
     assert instruction.attribute('config') == '"a":"b, c={"'
     assert instruction.attribute('condition') is None
 
 
-def test_names_from_the_python_program():
+def test_op_names_are_parsed():
     module = parse(TEXT)
     assert module.computations['add.1'].root.op_name == 'jit(f)/add, calls=%nothing'
     assert module.entry.root.op_name == ''
@@ -78,7 +78,7 @@ def test_names_from_the_python_program():
         ('c64', 80),
     ],
 )
-def test_sizes(dtype, expected):
+def test_bytes_of_all_types(dtype, expected):
     assert Array(dtype, (10,)).bytes == expected and Array(dtype, ()).size == 1
 
 
@@ -91,15 +91,15 @@ def test_sizes(dtype, expected):
         TEXT.replace(' pred[3]{0} parameter(1)', ' pred parameter(1)'),
     ],
 )
-def test_what_is_not_understood_is_an_error(broken):
+def test_malformed_text_is_an_error(broken):
     with pytest.raises(HloError):
         parse(broken)
 
 
-def test_a_real_program(devices, program):
+def test_compiled_program_is_parsed(devices, program):
     module = program(devices, lambda a, b: (a @ b).sum(0), ((64, 32), P()), ((32, 128), P()))
-    assert [arrays(parameter.shape)[0].dims for parameter in module.entry.parameters] == [
+    assert [flatten_shape(parameter.shape)[0].dims for parameter in module.entry.parameters] == [
         (64, 32),
         (32, 128),
     ]
-    assert arrays(module.entry.root.shape)[0].dims == (128,)
+    assert flatten_shape(module.entry.root.shape)[0].dims == (128,)
