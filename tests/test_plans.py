@@ -1,4 +1,4 @@
-"""The README's tables of plans have a slice for every config, on which it fits."""
+"""Tests that the tables in docs/planning.md match benchmarks/plans.py and fit every config."""
 
 from pathlib import Path
 
@@ -11,36 +11,32 @@ from tests.test_configs import CONFIGS
 ROOT = Path(__file__).parents[1]
 
 
-def rows_of_the_readme(head: tuple[str, ...]) -> list[list[str]]:
-    lines = (ROOT / 'README.md').read_text().splitlines()
+def read_table(head: tuple[str, ...]) -> list[list[str]]:
+    """Returns the cells of each row of the table in docs/planning.md with this head."""
+    lines = (ROOT / 'docs' / 'planning.md').read_text().splitlines()
     first = lines.index(f'| {" | ".join(head)} |') + 2
-    return [
-        [cell.strip() for cell in line.strip('|').split('|')]
-        for line in lines[first : lines.index('', first)]
-    ]
+    rows = lines[first : lines.index('', first)]
+    return [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
 
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_config_has_a_slice_on_which_it_fits(name):
-    (row, *_) = [
-        row
-        for head in (HEAD, EMBEDDING_HEAD)
-        for row in rows_of_the_readme(head)
-        if row[0] == f'`{name}`'
-    ]
+    rows = [*read_table(HEAD), *read_table(EMBEDDING_HEAD)]
+    row = next(row for row in rows if row[0] == f'`{name}`')
     used, _, limit = row[4].removesuffix(' GiB').partition(' of ')
     assert float(used) < float(limit)
 
 
-def test_the_tables_have_the_plans_that_the_program_makes():
-    trained, embedding = (
-        [(row[0].split('`')[1], row[1]) for row in rows_of_the_readme(head)]
-        for head in (HEAD, EMBEDDING_HEAD)
-    )
-    assert trained == [
+def test_tables_have_the_plans_of_the_benchmark():
+    training = [(row[0].split('`')[1], row[1]) for row in read_table(HEAD)]
+    assert training == [
         (name, topology if slices == 1 else f'{slices} x {topology}')
         for name, topology, slices, _ in PLANS
     ]
+    embedding = [(row[0].split('`')[1], row[1]) for row in read_table(EMBEDDING_HEAD)]
     assert embedding == [(name, topology) for name, topology, _ in EMBEDDINGS]
+
+
+def test_all_topologies_are_offered():
     for _, topology, *_ in [*PLANS, *EMBEDDINGS]:
         check_topology(topology)
