@@ -52,7 +52,7 @@ def save_twin(encoder: Encoder, tokenizer: Tokenizer, max_tokens: int, folder: P
     config |= text.ids | {'activation_function': 'gelu_pytorch_tanh'}
     (folder / 'config.json').write_text(json.dumps(config))
     write_weights(family, encoder, tokenizer.vocab_size, folder, 'float32', 10**12)
-    write_layout(folder, text, encoder.config.embedding_width, max_tokens)
+    write_layout(folder, text, encoder.config, max_tokens)
 
 
 def load_twin(folder: Path, threads: int) -> SentenceTransformer:

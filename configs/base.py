@@ -4,7 +4,7 @@ Where a comment lists values as "a | b", the key takes one of them. Keys below "
 no other config here.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def get_config() -> ConfigDict:
@@ -35,6 +35,10 @@ def get_config() -> ConfigDict:
     # prefix: a space is part of the first piece of the next word.
     # drop: spaces have no ids, so a word has the same ids everywhere.
     c.tokenizer.whitespace = 'prefix'
+    # What is put around texts. paper: the four delimiters of the cpt paper. none: the special
+    # tokens and prompts of the embedding model in init_from. auto: none for an embedding model,
+    # else paper. The run stores what auto means.
+    c.tokenizer.delimiters = 'auto'
     # own: x is enclosed in [ ] and y in { }, as in the paper.
     # shared: y is enclosed in { ]. An export is then one directory for both sides instead of two.
     c.tokenizer.closing = 'own'
@@ -61,6 +65,9 @@ def get_config() -> ConfigDict:
     # are truncated.
     c.data.max_tokens_x = 256
     c.data.max_tokens_y = 256  # as max_tokens_x, for y and hard negatives
+    # Prompts put before x and y (and hard negatives), with delimiters='none'; None: those of the
+    # model in init_from.
+    c.data.prompts = ConfigDict({side: config_dict.placeholder(str) for side in ('x', 'y')})
     c.data.negatives = 0  # number of hard negatives per pair; uses the first ones of each pair
     # Tokens of a packed row, at least max_tokens_x and max_tokens_y. With objective lm, the maximum
     # text length.
@@ -98,6 +105,12 @@ def get_config() -> ConfigDict:
     c.model.causal = True
     # Initialization for training from scratch: gpt2 | passthrough (cpt_jax/model/initializers.py).
     c.model.init = 'gpt2'
+    # How the states of a text become its vector. eos: state at the closing delimiter (without
+    # delimiters, at the last token). first: state at the first token. mean: mean over tokens. auto:
+    # the pooling of the embedding model in init_from, else eos. The run stores what auto means.
+    c.model.pooling = 'auto'
+    # Keeps the Dense modules of the embedding model in init_from as they are.
+    c.model.freeze_dense = False
     # Dropout rate in [0, 1), after the embeddings and in both halves of each layer.
     c.model.dropout = 0.0
     # Activations that the backward pass recomputes: none | dots (all but matrix products) | full.

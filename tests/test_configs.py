@@ -19,12 +19,14 @@ from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.origin.resolve import Scratch
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runs.config import build, check_resume, fill_missing, flatten, to_json_values
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.mesh import AXES, count_batch_shards, make_mesh
 from cpt_jax.text.prompt_template import PROMPTEOL, Prompt, parse_prompt_section
 from cpt_jax.text.tokenizer import train_tokenizer
+from cpt_jax.training.form import resolve_form
 from cpt_jax.training.optimizer import make_optimizer
 from cpt_jax.training.sections import SECTION_FUNCTIONS, Data, Evaluation, Train
 
@@ -44,7 +46,7 @@ CONFIGS = list_configs(FOLDER)
 
 # Arguments of EncoderConfig that a pretrained family sets (model/families), not a config.
 FAMILY_ARGUMENTS = (
-    'pooling', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs',
+    'dense', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs',
     'norm_place', 'norm_bias',
     'norm_from_one', 'first_norm', 'parallel', 'qkv_bias', 'out_bias', 'query_key_norm',
     'attention_width', 'local_layers', 'window',
@@ -101,7 +103,7 @@ def test_every_section_has_the_arguments_of_its_function(name):
         'texts',
         'seed',
         'bos_and_eos',
-    } | {'path'}
+    } | {'path', 'delimiters'}
     for source in config['data']['sources'].values():
         known = inspect.signature(KINDS[source['kind']]).parameters
         required = {
@@ -124,7 +126,10 @@ def test_values_of_a_config_are_consistent(name):
     build(InfoNCE, 'loss', config['loss']).check_width(config['model']['width'])
     build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     encoder_config = build(
-        EncoderConfig, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']
+        EncoderConfig,
+        'model',
+        resolve_form(config, Scratch())['model'],
+        vocab_size=config['tokenizer']['vocab_size'],
     )
     assert max(data.max_tokens_x, data.max_tokens_y) <= min(
         data.row_length, encoder_config.max_length
@@ -168,7 +173,10 @@ LANGUAGE_MODELS = {
 def test_language_models_have_the_published_sizes(name):
     config = load(f'prompteol:{name}')
     encoder_config = build(
-        EncoderConfig, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']
+        EncoderConfig,
+        'model',
+        resolve_form(config, Scratch())['model'],
+        vocab_size=config['tokenizer']['vocab_size'],
     )
     with jax.sharding.use_abstract_mesh(make_abstract_mesh(config['mesh'], 8)):
         abstract = jax.eval_shape(lambda: Encoder(encoder_config, nnx.Rngs(0)))
@@ -223,7 +231,10 @@ def test_every_former_config_file_is_an_argument():
 def test_models_of_the_paper_have_its_sizes(name):
     config, (parameters, batch_pairs) = load(name), PAPER_SIZES[name]
     encoder_config = build(
-        EncoderConfig, 'model', config['model'], vocab_size=config['tokenizer']['vocab_size']
+        EncoderConfig,
+        'model',
+        resolve_form(config, Scratch())['model'],
+        vocab_size=config['tokenizer']['vocab_size'],
     )
     with jax.sharding.use_abstract_mesh(make_abstract_mesh(config['mesh'])):
         abstract = jax.eval_shape(lambda: Encoder(encoder_config, nnx.Rngs(0)))

@@ -111,6 +111,11 @@ def _export() -> None:
             f'{output / part.name}: {sides}, at most {part.max_tokens} tokens; vectors after a '
             f'reload differ by at most {part.difference:.1e}'
         )
+        for side, limit in part.shorter.items():
+            print(
+                f'note: the run truncates a {side} to {limit} tokens; other libraries read up to '
+                f'{part.max_tokens}, so a longer {side} gets another vector there'
+            )
     worst = max(part.difference for part in parts)
     if not worst <= TOLERANCE[_DTYPE.value]:  # also true for NaN
         raise UserError(

@@ -25,7 +25,7 @@ from cpt_jax.data.packing import pack_pairs, propose_rows, propose_smaller_row_c
 from cpt_jax.data.pairs import Pair, Source, compute_content_id, spread_indices
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, count_batch_shards
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import Tokenizer
 
 # The index of a padding pair, which has no texts.
@@ -109,7 +109,7 @@ class TokenReader(ABC):
     def __init__(
         self,
         sources: Sequence[Source],
-        tokenizer: Tokenizer | PromptTokenizer,
+        tokenizer: TextTokenizer,
         texts_per_pair: int,
     ):
         self.sources = sources
@@ -171,7 +171,7 @@ class PairTokenReader(TokenReader):
     def __init__(
         self,
         sources: Sequence[Source],
-        tokenizer: Tokenizer | PromptTokenizer,
+        tokenizer: TextTokenizer,
         max_tokens_x: int,
         max_tokens_y: int,
         negatives: int,

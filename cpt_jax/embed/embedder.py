@@ -19,10 +19,9 @@ from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.model.prefix import Prefix, PrefixCache, can_share_prefix, count_common_ids
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import count_batch_shards, place_on_mesh
-from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import Prompt
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Side, Tokenizer
+from cpt_jax.text.prompt_tokenizer import PromptTokenizer, TextTokenizer
+from cpt_jax.text.tokenizer import Side
 
 T = TypeVar('T')
 # The compiled `encode_rows`.
@@ -77,7 +76,7 @@ class Embedder:
     def __init__(
         self,
         encoder: Encoder,
-        tokenizer: Tokenizer | PretrainedTokenizer | PromptTokenizer,
+        tokenizer: TextTokenizer,
         mesh: jax.sharding.Mesh,
         max_tokens: Mapping[Side, int],
         model_name: str = '',
@@ -112,11 +111,11 @@ class Embedder:
         self.encoder = encoder
         self.model_name = model_name
         self.workdir = workdir
-        self.width = len(dense[-1].weight_ExD) if dense else encoder.config.embedding_width
+        self.width = encoder.config.vector_width
         self.tokens = 0
         self.columns = 0
         self.shared = 0
-        self._dense = tuple(dense)
+        self.dense = tuple(dense)
         self._tokenizer = tokenizer
         self._mesh = mesh
         self._max_tokens = dict(max_tokens)
@@ -158,7 +157,7 @@ class Embedder:
             self.model_name,
             self.workdir,
             self._origin,
-            self._dense,
+            self.dense,
             share_prefix=share,
             encode=self._encode,
         )
@@ -332,7 +331,7 @@ class Embedder:
         eos_Rx1 = (row_in_shard_R * row_length + lengths_R - 1).astype(np.int32)[:, None]
         with jax.set_mesh(self._mesh):
             return self._encode(
-                self.encoder, self._dense, prefix, *place_on_mesh(self._mesh, tokens_RxS, eos_Rx1)
+                self.encoder, self.dense, prefix, *place_on_mesh(self._mesh, tokens_RxS, eos_Rx1)
             )
 
 
@@ -348,7 +347,7 @@ def _delay(items: Iterator[T], count: int) -> Iterator[T]:
 
 def describe_settings(
     config: EncoderConfig,
-    tokenizer: Tokenizer | PretrainedTokenizer | PromptTokenizer,
+    tokenizer: TextTokenizer,
     max_tokens: Mapping[Side, int],
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:

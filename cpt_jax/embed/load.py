@@ -6,7 +6,6 @@ import jax
 
 from cpt_jax.embed.embedder import Embedder, describe_settings
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.dense import load_dense
 from cpt_jax.origin.earlier_run import EarlierRun, find_run
 from cpt_jax.origin.frozen_base import load_adapted
 from cpt_jax.origin.pretrained import Pretrained
@@ -19,8 +18,8 @@ from cpt_jax.text.prompt_template import (
     Representation,
     parse_prompt_section,
 )
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Side, Tokenizer
+from cpt_jax.text.prompt_tokenizer import PromptTokenizer, TextTokenizer
+from cpt_jax.text.tokenizer import Side
 
 
 def load_embedder(
@@ -105,7 +104,7 @@ class _RunSetup(NamedTuple):
     """
 
     encoder_config: EncoderConfig
-    tokenizer: Tokenizer | PromptTokenizer
+    tokenizer: TextTokenizer
     limits: dict[Side, int]
     origin: dict[str, Any]
 
@@ -118,7 +117,14 @@ def _load_run(run: EarlierRun, setup: _RunSetup, mesh: jax.sharding.Mesh) -> Emb
     else:
         encoder = run.load_encoder(config, mesh)
     return Embedder(
-        encoder, setup.tokenizer, mesh, setup.limits, run.name, run.run_dir.path, setup.origin
+        encoder,
+        setup.tokenizer,
+        mesh,
+        setup.limits,
+        run.name,
+        run.run_dir.path,
+        setup.origin,
+        run.load_dense(config, mesh),
     )
 
 
@@ -139,7 +145,10 @@ def _read_run_setup(
         overrides['dtype'] = dtype
     if not representation.is_own:
         overrides['pooling'] = representation.pooling
-    encoder_config = run.encoder_config(tokenizer.vocab_size, **overrides)
+    vocab_size = tokenizer.vocab_size
+    if isinstance(tokenizer, PretrainedTokenizer):  # the model may have more rows
+        vocab_size = config['tokenizer']['vocab_size']
+    encoder_config = run.encoder_config(vocab_size, **overrides)
     encoder_config = encoder_config.resolve_for(jax.devices()[0].platform)
     limits: dict[Side, int] = {
         'x': max_tokens or config['data']['max_tokens_x'],
@@ -166,9 +175,7 @@ def _describe_origin(run: EarlierRun) -> dict[str, Any]:
     return origin
 
 
-def _wrap_in_template(
-    run: EarlierRun, representation: Representation
-) -> Tokenizer | PromptTokenizer:
+def _wrap_in_template(run: EarlierRun, representation: Representation) -> TextTokenizer:
     """Returns the run's tokenizer, with the template of the representation or else of the run."""
     own_prompt = parse_prompt_section(run.provenance.config['prompt'])
     tokenizer = run.load_tokenizer()
@@ -198,7 +205,7 @@ def _load_pretrained(
     """Returns the embedder of a pretrained model, with its own prompts and pooling or those of a
     representation; weights keep the dtype of their files.
     """
-    tokenizer: PretrainedTokenizer | PromptTokenizer = model.tokenizer
+    tokenizer: TextTokenizer = model.tokenizer
     arguments = dict(model.shape)
     if representation.is_own and representation.demonstrations:
         raise UserError(
@@ -213,10 +220,10 @@ def _load_pretrained(
     config = config.resolve_for(mesh.devices.flat[0].platform)
     config.check_mesh(mesh)
     encoder = model.load_encoder(config, mesh)
-    dense = load_dense(model.dense, config.embedding_width, mesh)
+    dense = model.load_dense(mesh)
     origin: dict[str, Any] = {'trained_on': {}}
     if dense:
-        origin['dense'] = [list(layer.weight_ExD.shape[::-1]) for layer in dense]
+        origin['dense'] = [list(layer.dense_weight[...].shape[::-1]) for layer in dense]
     limit = max_tokens or model.max_tokens
     limits: dict[Side, int] = {'x': limit, 'y': limit}
     return Embedder(

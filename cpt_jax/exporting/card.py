@@ -47,6 +47,8 @@ class ExportedPart(NamedTuple):
       max_tokens: int, maximum tokens of a text, including prompt and special tokens.
       difference: float, largest absolute difference between any dimension of the run's vectors and
         those after a reload.
+      shorter: maximum tokens in the run, of the sides (by name) whose texts the run truncated to
+        fewer than `max_tokens`.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ExportedPart(NamedTuple):
     prompts: Mapping[str, str]
     max_tokens: int
     difference: float
+    shorter: Mapping[str, int] = {}
 
 
 def write_card(
@@ -89,6 +92,8 @@ def write_card(
         run=run,
         batch=config['train']['batch_pairs'],
         model=config['model'],
+        pooling=config['model']['pooling'],
+        dense=bool(config['model'].get('dense')),
         init_from=config['init_from'],
         sources=_describe_sources(run),
         scores=_read_scores(run),

@@ -17,8 +17,8 @@ from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
 from cpt_jax.exporting.golden import TEXTS, compute_differences, make_golden, write_golden
 from cpt_jax.exporting.sentence_transformers import write_layout, write_tokenizer
 from cpt_jax.exporting.tokenizer import (
-    PADDING,
     PROMPT_NAMES,
+    export_pretrained_tokenizer,
     export_template_tokenizer,
     export_tokenizer,
 )
@@ -27,6 +27,7 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.tokenizer import Side
 
 SIDES: tuple[Side, ...] = ('x', 'y')
@@ -79,7 +80,7 @@ def export(
     ]
     if template:
         parts = [('', ('x',), None)]
-    elif tokenizer.closing == 'shared':
+    elif isinstance(tokenizer, PretrainedTokenizer) or tokenizer.closing == 'shared':
         parts = [('', SIDES, None)]
     with atomic_directory(output) as folder:
         found: list[ExportedPart] = []
@@ -91,21 +92,25 @@ def export(
             )
             family, config = make_config_json(embed.encoder.config, provenance.pretrained, dtype)
             longest = embed.settings['max_tokens_y']
-            width = embed.encoder.config.embedding_width
-            if template:
+            width = embed.width
+            encoder_config = embed.encoder.config
+            if isinstance(tokenizer, PretrainedTokenizer):
+                assert provenance.pretrained is not None
+                text = export_pretrained_tokenizer(tokenizer, provenance.pretrained)
+                write_layout(directory, text, encoder_config, longest, embed.dense)
+            elif template:
                 text = export_template_tokenizer(tokenizer, provenance.begin or ())
-                write_tokenizer(directory, text, longest, {'pad_token': PADDING})
+                write_tokenizer(directory, text, longest, text.special_tokens)
             else:
                 text = export_tokenizer(tokenizer, side)
-                write_layout(directory, text, width, longest)
+                write_layout(directory, text, encoder_config, longest)
             write_json(directory / 'config.json', config | text.ids)
             if found:  # the weights of the other side are the same
                 for path in (folder / found[0].name).glob('model*'):
                     _link(path, directory / path.name)
             else:
-                write_weights(
-                    family, embed.encoder, tokenizer.vocab_size, directory, dtype, shard_bytes
-                )
+                rows = encoder_config.vocab_size
+                write_weights(family, embed.encoder, rows, directory, dtype, shard_bytes)
             golden = make_golden(embed, sides)
             write_golden(directory, golden)
             parity = compute_differences(directory, golden)
@@ -113,7 +118,10 @@ def export(
             write_json(
                 directory / PARITY, _make_parity_report(embed, parity, dtype), allow_nan=True
             )
-            found.append(ExportedPart(name, sides, text.prompts, longest, max(parity.values())))
+            limits = {PROMPT_NAMES[one]: max_tokens[one] or longest for one in sides}
+            shorter = {side: limit for side, limit in limits.items() if limit < longest}
+            difference = max(parity.values())
+            found.append(ExportedPart(name, sides, text.prompts, longest, difference, shorter))
         exported_run = ExportedRun(run.run_dir, run.step, provenance, dtype, license_id)
         write_card(folder, exported_run, output.name, config['model_type'], width, found)
     return found

@@ -5,11 +5,17 @@ Versions from 5.4 on write a shorter form, which earlier versions and text-embed
 cannot read. The longer form written here is read by all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cpt_jax.exporting.tokenizer import CLOSING, PADDING, ExportedTokenizer
+import numpy as np
+from safetensors.numpy import save_file
+
+from cpt_jax.exporting.tokenizer import ExportedTokenizer
+from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.dense import Dense
+from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.storage.json_files import write_json
 
 # Versions older than the one named here print a warning when they load the model.
@@ -22,25 +28,40 @@ _POOLINGS = (
     'weightedmean_tokens',
     'lasttoken',
 )
+# Keys pooling_mode_... that differ from the names of modes.
+_FLAG_OF_MODE = {'lasttoken': 'lasttoken', 'cls': 'cls_token', 'mean': 'mean_tokens'}
+_TORCH_ACTIVATIONS = {
+    'identity': 'torch.nn.modules.linear.Identity',
+    'tanh': 'torch.nn.modules.activation.Tanh',
+}
 MODULES = ('Transformer', 'Pooling', 'Normalize')
 
 
 def write_layout(
-    directory: Path, tokenizer: ExportedTokenizer, width: int, max_tokens: int
+    directory: Path,
+    tokenizer: ExportedTokenizer,
+    encoder_config: EncoderConfig,
+    max_tokens: int,
+    dense: Sequence[Dense] = (),
 ) -> None:
-    """Writes all files except config.json, the weights and README.md.
+    """Writes all files except config.json, the weights of the transformer and README.md.
 
     Args:
       directory: directory to write to.
       tokenizer: the converted tokenizer.
-      width: int, dimensions of the vectors.
+      encoder_config: architecture of the encoder, with its pooling.
       max_tokens: int, maximum tokens of a text, including special tokens and prompt.
+      dense: layers between pooling and normalization.
     """
-    paths = ['', '1_Pooling', '2_Normalize']
+    modules = ['Transformer', 'Pooling', *['Dense'] * len(dense), 'Normalize']
+    paths = ['', *(f'{i}_{module}' for i, module in enumerate(modules[1:], 1))]
     for path in paths[1:]:
         (directory / path).mkdir(exist_ok=True)
-    write_tokenizer(directory, tokenizer, max_tokens, {'eos_token': CLOSING, 'pad_token': PADDING})
-    pooling = {f'pooling_mode_{name}': name == 'lasttoken' for name in _POOLINGS}
+    for i, layer in enumerate(dense, 2):
+        _write_dense(directory / paths[i], layer)
+    write_tokenizer(directory, tokenizer, max_tokens, tokenizer.special_tokens)
+    mode = _FLAG_OF_MODE[POOLINGS[encoder_config.pooling].mode]
+    pooling = {f'pooling_mode_{name}': name == mode for name in _POOLINGS}
     contents: dict[str, Any] = {
         'modules.json': [
             {
@@ -49,14 +70,17 @@ def write_layout(
                 'path': path,
                 'type': f'sentence_transformers.models.{module}',
             }
-            for i, (path, module) in enumerate(zip(paths, MODULES, strict=True))
+            for i, (path, module) in enumerate(zip(paths, modules, strict=True))
         ],
         '1_Pooling/config.json': {
-            'word_embedding_dimension': width,
+            'word_embedding_dimension': encoder_config.embedding_width,
             **pooling,
             'include_prompt': True,
         },
-        'sentence_bert_config.json': {'max_seq_length': max_tokens, 'do_lower_case': False},
+        'sentence_bert_config.json': {
+            'max_seq_length': max_tokens,
+            'do_lower_case': tokenizer.is_lowercased,
+        },
         'config_sentence_transformers.json': {
             'model_type': 'SentenceTransformer',
             '__version__': _VERSIONS,
@@ -68,7 +92,23 @@ def write_layout(
     for name, content in contents.items():
         write_json(directory / name, content)
     # git, and so a model hub, does not store empty directories.
-    (directory / '2_Normalize' / '.gitkeep').touch()
+    (directory / paths[-1] / '.gitkeep').touch()
+
+
+def _write_dense(folder: Path, layer: Dense) -> None:
+    """Writes a Dense module in the form that all versions of sentence-transformers read."""
+    weight = np.asarray(layer.dense_weight[...])
+    tensors = {'linear.weight': weight}
+    if layer.shape.has_bias:
+        tensors['linear.bias'] = np.asarray(layer.dense_bias[...])
+    config = {
+        'in_features': weight.shape[1],
+        'out_features': weight.shape[0],
+        'bias': layer.shape.has_bias,
+        'activation_function': _TORCH_ACTIVATIONS[layer.activation],
+    }
+    write_json(folder / 'config.json', config)
+    save_file(tensors, folder / 'model.safetensors')
 
 
 def write_tokenizer(

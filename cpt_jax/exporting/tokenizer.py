@@ -9,11 +9,12 @@ tokenizer.json, the post-processor adds both delimiters and there is no prompt.
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tokenizers
 
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.sentencepiece_model import ModelProto
 from cpt_jax.text.tokenizer import DELIMITERS, SPACE, SPACES_DROPPED, Side, Tokenizer
 
@@ -37,11 +38,15 @@ class ExportedTokenizer(NamedTuple):
       content: content of tokenizer.json.
       prompts: prompts by sentence-transformers' names; {} if there are none.
       ids: ids of special tokens, by their keys in config.json.
+      special_tokens: special tokens, by transformers' names such as 'pad_token'.
+      is_lowercased: whether readers lowercase texts first.
     """
 
     content: Json
     prompts: dict[str, str]
     ids: dict[str, int | None]
+    special_tokens: dict[str, str]
+    is_lowercased: bool = False
 
 
 def export_tokenizer(tokenizer: Tokenizer, side: Side | None = None) -> ExportedTokenizer:
@@ -71,7 +76,30 @@ def export_tokenizer(tokenizer: Tokenizer, side: Side | None = None) -> Exported
     content['post_processor'] = _make_post_processor(template, names)
     prompts = {} if side else {PROMPT_NAMES[one]: _OPENINGS[one] for one in _OPENINGS}
     ids = {'bos_token_id': None, 'eos_token_id': closing, 'pad_token_id': padding}
-    return ExportedTokenizer(content, prompts, ids)
+    special_tokens = {'eos_token': CLOSING, 'pad_token': PADDING}
+    return ExportedTokenizer(content, prompts, ids, special_tokens)
+
+
+def export_pretrained_tokenizer(
+    tokenizer: PretrainedTokenizer, config: Mapping[str, Any]
+) -> ExportedTokenizer:
+    """Returns the tokenizer of a pretrained model unchanged, with its prompts.
+
+    Args:
+      tokenizer: the tokenizer.
+      config: config.json of the pretrained model, with the id of the padding token.
+    """
+    _, data = tokenizer.file
+    ids = {'pad_token_id': config.get('pad_token_id')}
+    special_tokens = {}
+    if isinstance(ids['pad_token_id'], int):
+        name = tokenizers.Tokenizer.from_buffer(data).id_to_token(ids['pad_token_id'])
+        special_tokens = {'pad_token': name} if name else {}
+    prompts = {PROMPT_NAMES[side]: prompt for side, prompt in tokenizer.prompts.items()}
+    settings = tokenizer.settings
+    return ExportedTokenizer(
+        json.loads(data), prompts, {}, special_tokens, is_lowercased=settings['lower']
+    )
 
 
 def export_template_tokenizer(tokenizer: Tokenizer, begin: Sequence[int]) -> ExportedTokenizer:
@@ -94,7 +122,7 @@ def export_template_tokenizer(tokenizer: Tokenizer, begin: Sequence[int]) -> Exp
     _add_tokens(content, names, first)
     content['post_processor'] = _make_post_processor([*begin, None], begin_names)
     ids = {'bos_token_id': begin[0] if begin else None, 'pad_token_id': first}
-    return ExportedTokenizer(content, {}, ids)
+    return ExportedTokenizer(content, {}, ids, {'pad_token': PADDING})
 
 
 def _convert_vocabulary(tokenizer: Tokenizer) -> Json:

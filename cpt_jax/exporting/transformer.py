@@ -113,7 +113,18 @@ def _make_older_rope_keys(own: Mapping[str, Any]) -> dict[str, Any]:
 
 # Fields of EncoderConfig that config.json does not contain: how the encoder is trained and
 # computed, and its output head, which is not exported.
-_NOT_EXPORTED = ('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'pooling', 'tied')
+_NOT_EXPORTED = (
+    'init',
+    'dropout',
+    'remat',
+    'attention',
+    'dtype',
+    'layer_loop',
+    'pooling',
+    'tied',
+    'dense',
+    'freeze_dense',
+)
 
 
 def _make_config_from_scratch(config: EncoderConfig) -> dict[str, Any]:

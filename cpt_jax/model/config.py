@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,20 @@ _CHOICES = {
 }
 # Attention kernels and the platform of each.
 _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
+
+
+class DenseShape(NamedTuple):
+    """The shape of a Dense module, an entry of the config key `model.dense`.
+
+    Attributes:
+      width: output dimension.
+      has_bias: whether a bias is added.
+      activation: 'identity' or 'tanh'.
+    """
+
+    width: int
+    has_bias: bool
+    activation: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +111,9 @@ class EncoderConfig:
         0: no table.
       tied: whether the output head is the token table; otherwise it is a matrix that is not
         loaded.
+      dense: (output dimension, whether it has a bias, 'identity' or 'tanh') of each linear layer
+        between pooling and normalization, as in EmbeddingGemma.
+      freeze_dense: whether these layers keep their weights in training.
     """
 
     vocab_size: int
@@ -143,6 +161,8 @@ class EncoderConfig:
     embedding_scale: bool = False
     token_types: int = 0
     tied: bool = True
+    dense: tuple[DenseShape, ...] = ()
+    freeze_dense: bool = False
 
     def __post_init__(self):
         choices = {**_CHOICES, 'pooling': tuple(POOLINGS)}
@@ -169,10 +189,11 @@ class EncoderConfig:
             'embedding_width': self.embedding_width or self.width,
             'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
             'out_bias': self.bias if self.out_bias is None else self.out_bias,
-            # JSON gives lists for the last three.
+            # JSON gives lists for the rest.
             'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),
             'local_layers': tuple(map(bool, self.local_layers)),
+            'dense': tuple(DenseShape(*layer) for layer in self.dense),
         }
         for key, value in derived.items():
             object.__setattr__(self, key, value)
@@ -190,6 +211,11 @@ class EncoderConfig:
             raise UserError(
                 f'model.local_layers has {len(self.local_layers)} entries, but '
                 f'model.layers={self.layers}'
+            )
+        if self.freeze_dense and not self.dense:
+            raise UserError(
+                'model.freeze_dense: the model has no Dense modules; remove it, or start from a '
+                'model that has some'
             )
         if any(self.local_layers) and self.window < 1:
             raise UserError(f'model.window={self.window}: must be 1 or more if a layer is local')
@@ -268,6 +294,11 @@ class EncoderConfig:
         if self.compute_dtype == jnp.float32:
             return jax.default_matmul_precision('highest')
         return nullcontext()
+
+    @property
+    def vector_width(self) -> int:
+        """Dimension of the vectors, after the Dense modules."""
+        return self.dense[-1].width if self.dense else self.embedding_width
 
     @property
     def can_fold_keys(self) -> bool:

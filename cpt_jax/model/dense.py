@@ -3,17 +3,20 @@
 EmbeddingGemma has two of them.
 """
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
+from cpt_jax.model.config import DenseShape
 from cpt_jax.model.families.family import choose, refuse_unless
 from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.initializers import constant, normal
+from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
@@ -26,20 +29,30 @@ _ACTIVATIONS = {
 }
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Dense:
-    """A linear layer followed by an activation.
+class Dense(nnx.Module):
+    """A linear layer followed by an activation, replicated on each device."""
 
-    Attributes:
-      weight_ExD: float32 matrix.
-      bias_E: float32 bias, or None.
-      activation: 'identity' or 'tanh'.
-    """
+    def __init__(self, shape: DenseShape, width: int, rngs: nnx.Rngs):
+        """Makes random parameters.
 
-    weight_ExD: jax.Array
-    bias_E: jax.Array | None
-    activation: str = dataclasses.field(metadata={'static': True})
+        Args:
+          shape: output dimension, bias and activation.
+          width: input dimension.
+          rngs: random keys of the weight.
+        """
+        self.activation = shape.activation
+        self.dense_weight = make_parameter(
+            rngs, normal(width**-0.5), (shape.width, None), (width, None)
+        )
+        if shape.has_bias:
+            self.dense_bias = make_parameter(rngs, constant(0.0), (shape.width, None))
+
+    @property
+    def shape(self) -> DenseShape:
+        """Output dimension, bias and activation."""
+        return DenseShape(
+            self.dense_weight[...].shape[0], hasattr(self, 'dense_bias'), self.activation
+        )
 
     def __call__(self, e_BxTxD: jax.Array) -> jax.Array:
         """Maps float32[B, T, D] to float32[B, T, E]."""
@@ -47,19 +60,39 @@ class Dense:
         e_BxTxE = jnp.einsum(
             'btd,ed->bte',
             e_BxTxD,
-            self.weight_ExD,
+            gather_weight(self.dense_weight, jnp.float32, None, None),
             precision=jax.lax.Precision.HIGHEST,
             out_sharding=P(BATCH),
         )
-        if self.bias_E is not None:
-            e_BxTxE = e_BxTxE + self.bias_E
+        if hasattr(self, 'dense_bias'):
+            e_BxTxE = e_BxTxE + broadcast_vector(self.dense_bias, e_BxTxE)
         return jnp.tanh(e_BxTxE) if self.activation == 'tanh' else e_BxTxE
+
+
+def make_dense(shapes: Sequence[DenseShape], width: int, rngs: nnx.Rngs) -> tuple[Dense, ...]:
+    """Returns layers with random parameters, the first of which has the input dimension `width`."""
+    layers = []
+    for shape in shapes:
+        layers.append(Dense(shape, width, rngs))
+        width = shape.width
+    return tuple(layers)
+
+
+def read_dense_shapes(
+    configs: Mapping[Path, Mapping[str, Any]], width: int
+) -> tuple[DenseShape, ...]:
+    """Returns the shapes of Dense modules; see `load_dense`."""
+    shapes = []
+    for folder, config in configs.items():
+        shapes.append(_read_shape(folder, config, width))
+        width = shapes[-1].width
+    return tuple(shapes)
 
 
 def load_dense(
     configs: Mapping[Path, Mapping[str, Any]], width: int, mesh: jax.sharding.Mesh
 ) -> tuple[Dense, ...]:
-    """Loads Dense modules in float32, replicated on each device.
+    """Loads Dense modules in float32.
 
     Args:
       configs: folder of each module -> content of its config.json, in the order in which the
@@ -75,15 +108,13 @@ def load_dense(
         the output dimension of the module before it.
     """
     layers = []
-    for folder, config in configs.items():
-        layers.append(_load_layer(folder, config, width, mesh))
-        width = len(layers[-1].weight_ExD)
+    for shape, (folder, _) in zip(read_dense_shapes(configs, width), configs.items(), strict=True):
+        layers.append(_load_layer(folder, shape, width, mesh))
+        width = shape.width
     return tuple(layers)
 
 
-def _load_layer(
-    folder: Path, config: Mapping[str, Any], width: int, mesh: jax.sharding.Mesh
-) -> Dense:
+def _read_shape(folder: Path, config: Mapping[str, Any], width: int) -> DenseShape:
     try:
         activation = choose(
             config, 'activation_function', _ACTIVATIONS, 'torch.nn.modules.activation.Tanh'
@@ -92,14 +123,17 @@ def _load_layer(
         refuse_unless(config, 'module_input_name', 'sentence_embedding')
         refuse_unless(config, 'module_output_name', 'sentence_embedding', None)
         refuse_unless(config, 'in_features', width)
-        wanted: dict[str, tuple[int, ...]] = {}
-        wanted['linear.weight'] = (config['out_features'], width)
+        return DenseShape(config['out_features'], bool(config.get('bias', True)), activation)
     except KeyError as error:
         raise UserError(f'{folder}/config.json: has no key {error.args[0]!r}') from None
     except UserError as error:
         raise UserError(f'{folder}/{error}') from None
-    if config.get('bias', True):
-        wanted['linear.bias'] = (config['out_features'],)
+
+
+def _load_layer(folder: Path, shape: DenseShape, width: int, mesh: jax.sharding.Mesh) -> Dense:
+    wanted: dict[str, tuple[int, ...]] = {'linear.weight': (shape.width, width)}
+    if shape.has_bias:
+        wanted['linear.bias'] = (shape.width,)
     files = Files(folder)
     if files.names != wanted.keys():
         raise UserError(
@@ -118,4 +152,9 @@ def _load_layer(
         name: jax.make_array_from_callback(array.shape, replicated, array.__getitem__)
         for name, array in arrays.items()
     }
-    return Dense(placed['linear.weight'], placed.get('linear.bias'), activation)
+    with jax.set_mesh(mesh):
+        layer = jax.eval_shape(lambda: Dense(shape, width, nnx.Rngs(0)))
+    layer.dense_weight = layer.dense_weight.replace(placed['linear.weight'])
+    if shape.has_bias:
+        layer.dense_bias = layer.dense_bias.replace(placed['linear.bias'])
+    return layer

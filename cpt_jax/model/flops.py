@@ -34,7 +34,7 @@ def count_step_flops(
     ends = pairs * texts
     layers = _count_layer_products(config, tokens, row_length, ends)
     adapters = _count_adapter_products(config, tokens, ends, lora)
-    similarities = pairs * (pairs * (texts - 1)) * config.embedding_width
+    similarities = pairs * (pairs * (texts - 1)) * config.vector_width
     if not lora or not lora.rank:
         return 3 * 2 * (layers + similarities)
     # Attention products have no frozen weights. With 'blocks', those of the last layer are few.

@@ -10,6 +10,7 @@ from flax import nnx
 
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.dense import Dense, make_dense
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.pretrained import is_pretrained
 from cpt_jax.runs import checkpoint
@@ -19,6 +20,7 @@ from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, restore_tokenizer
 from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file
 
 T = TypeVar('T')
@@ -79,7 +81,9 @@ class EarlierRun:
         None otherwise.
         """
         if self.is_language_model:
-            return [self.load_tokenizer().bos_and_eos[0]]
+            tokenizer = self.load_tokenizer()
+            assert isinstance(tokenizer, Tokenizer)  # a language model reads texts as they are
+            return [tokenizer.bos_and_eos[0]]
         return self.provenance.begin
 
     @property
@@ -123,9 +127,13 @@ class EarlierRun:
                 f'{self.provenance.code}; this is {code_version()})'
             ) from None
 
-    def load_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer stored in the checkpoint."""
+    def load_tokenizer(self) -> Tokenizer | PretrainedTokenizer:
+        """Returns the tokenizer stored in the checkpoint: with delimiters, or with the special
+        tokens and prompts of a pretrained model.
+        """
         name, content = checkpoint.read_tokenizer_file(self.directory, self.step)
+        if self.provenance.own_tokenizer is not None:
+            return restore_tokenizer(content, self.provenance.own_tokenizer)
         return parse_tokenizer_file(name, content, self.provenance.closing)
 
     def load_params(self, abstract: T) -> T:
@@ -151,6 +159,17 @@ class EarlierRun:
             shapes = jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0)))
             abstract = assign_mesh_shardings(shapes, mesh)
             return self.load_params({'encoder': abstract})['encoder']
+
+    def load_dense(self, config: EncoderConfig, mesh: jax.sharding.Mesh) -> tuple[Dense, ...]:
+        """Returns the Dense modules that were trained with the encoder, () if there are none."""
+        if not config.dense:
+            return ()
+        with jax.set_mesh(mesh):
+            shapes = jax.eval_shape(
+                lambda: nnx.List(make_dense(config.dense, config.embedding_width, nnx.Rngs(0)))
+            )
+            abstract = assign_mesh_shardings(shapes, mesh)
+            return tuple(self.load_params({'dense': abstract})['dense'])
 
     def describe_base(self) -> Base:
         """Returns path and save time of the checkpoint, for runs with adapters of it.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.adapters.peft import AdaptedFiles, find_base_directory, is_adapter_directory
 from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.dense import Dense, load_dense, read_dense_shapes
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
@@ -56,6 +57,8 @@ class Pretrained:
         starts from the model uses `tokenizer.file` with delimiters instead.
       max_tokens: maximum number of tokens of a text, including special tokens.
       dense: folder -> config.json of each Dense module of sentence-transformers, in order.
+      has_own_form: whether it has a pooling of its own: a sentence-transformers directory, or a
+        bidirectional model.
     """
 
     directory: Path
@@ -67,6 +70,7 @@ class Pretrained:
     tokenizer: PretrainedTokenizer
     max_tokens: int
     dense: Mapping[Path, Mapping[str, Any]]
+    has_own_form: bool
 
     @property
     def bos_ids(self) -> list[int] | None:
@@ -104,6 +108,11 @@ class Pretrained:
     ) -> Encoder:
         """Returns the encoder with its weights; see `cpt_jax.model.families.load.load_encoder`."""
         return load_encoder(self.family, self.files, config, mesh, dtype, fresh, lora)
+
+    def load_dense(self, mesh: jax.sharding.Mesh) -> tuple[Dense, ...]:
+        """Returns the Dense modules with their weights, () if there are none."""
+        width = self.shape.get('embedding_width') or self.shape['width']
+        return load_dense(self.dense, width, mesh)
 
 
 def is_pretrained(reference: str) -> bool:
@@ -167,6 +176,8 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     modules = _read_modules(directory)
     default_pooling = shape.get('pooling', 'eos')
     shape |= {'pooling': _resolve_pooling(directory, modules, default_pooling, pooling)}
+    dense = _read_dense_configs(directory, modules)
+    shape |= {'dense': read_dense_shapes(dense, shape.get('embedding_width') or shape['width'])}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
     sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
     tokenizer = open_tokenizer(
@@ -193,7 +204,8 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         rows,
         tokenizer,
         max_tokens,
-        _read_dense_configs(directory, modules),
+        dense,
+        has_own_form=bool(modules) or not shape.get('causal', True),
     )
 
 

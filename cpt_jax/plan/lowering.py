@@ -188,7 +188,7 @@ class LoweredEmbedder:
     @property
     def in_flight_bytes(self) -> int:
         """Bytes per device of the embeddings of earlier batches that the host has not read yet."""
-        return Embedder.BATCHES_IN_FLIGHT * self.texts * self.encoder.config.embedding_width * 4
+        return Embedder.BATCHES_IN_FLIGHT * self.texts * self.encoder.config.vector_width * 4
 
 
 def lower_embedding(

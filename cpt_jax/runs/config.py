@@ -47,7 +47,9 @@ LEGACY_DEFAULTS = {
     'loss.train_temperature': True,  # the temperature was always trained
     'optimizer.decay': 'cosine',  # the only schedule
     'lora.rank': 0,  # all parameters were trained
+    'tokenizer.delimiters': 'paper',  # no run had the special tokens of a pretrained model
     'tokenizer.closing': 'own',  # each side had a closing delimiter of its own
+    'model.pooling': 'eos',  # the only pooling in training
     'init_from': '',  # a key of the top level; every run was from scratch
 }
 

@@ -37,6 +37,8 @@ class Provenance:
       pretrained: config.json of the pretrained model that the run comes from, directly or through
         other runs; None if there is none.
       base: base of the adapters; None if the run does not train adapters.
+      own_tokenizer: `PretrainedTokenizer.settings` of a run whose texts have the special tokens and
+        prompts of a pretrained model; None if they have delimiters or a template.
     """
 
     config: Mapping[str, Any]
@@ -47,6 +49,7 @@ class Provenance:
     begin: list[int] | None = None
     pretrained: Mapping[str, Any] | None = None
     base: Base | None = None
+    own_tokenizer: Mapping[str, Any] | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
@@ -64,13 +67,15 @@ class Provenance:
             begin=stored.get('begin'),
             pretrained=stored.get('pretrained'),
             base=Base(**base) if base else None,
+            own_tokenizer=stored.get('own_tokenizer'),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the metadata to store. The key `base` is omitted if it is None."""
+        """Returns the metadata to store, without `base` and `own_tokenizer` if they are None."""
         stored = dataclasses.asdict(self)
-        if self.base is None:
-            del stored['base']
+        for key in ('base', 'own_tokenizer'):
+            if stored[key] is None:
+                del stored[key]
         return stored
 
     @property

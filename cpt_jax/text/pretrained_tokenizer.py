@@ -21,11 +21,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.text.byte_level import build_byte_level_json
 from cpt_jax.text.hugging_face_json import HuggingFaceJson
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import Side
+
+_UNLIMITED = 1 << 20  # more tokens than any prompt has
 
 
 class _Model(Protocol):
@@ -60,10 +63,13 @@ class PretrainedTokenizer:
     Attributes:
       source: name of the tokenizer's file.
       vocab_size: number of ids.
+      added_ids: ids that the pretrained model lacks: none.
       prompts: string put before each text, by side.
       bos_ids: ids that begin a text for a language model, at most one: the special tokens that the
         tokenizer itself puts before texts, or else the model's BOS.
     """
+
+    added_ids: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class PretrainedTokenizer:
           bos_ids: BOS from config.json, used if the tokenizer itself puts nothing before texts.
         """
         self._model = model
+        self._end = end
         self._lower = lower
         self._ids_if_empty = [] if model.encode([''], 10)[0] else [end]
         self.bos_ids = tuple(model.before or bos_ids)
@@ -98,6 +105,54 @@ class PretrainedTokenizer:
         tokens and prompts.
         """
         return self._model.file
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that are not in `file`, as plain values for `restore_tokenizer`.
+
+        Raises:
+          UserError: `file` lacks the special tokens, because the directory has no tokenizer.json.
+        """
+        if not isinstance(self._model, HuggingFaceJson):
+            raise UserError(
+                f'{self.source}: a run keeps the special tokens of a tokenizer.json only; write '
+                f'one with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`, or set '
+                f'--config.tokenizer.delimiters=paper'
+            )
+        return {
+            'source': self.source,
+            'prompts': self.prompts,
+            'lower': self._lower,
+            'end': self._end,
+            'bos_ids': list(self.bos_ids),
+        }
+
+    def with_prompts(self, prompts: Mapping[Side, str]) -> 'PretrainedTokenizer':
+        """Returns a tokenizer with other prompts for the sides in `prompts`."""
+        return PretrainedTokenizer(
+            self.source,
+            self._model,
+            self.prompts | dict(prompts),
+            self._lower,
+            self._end,
+            self.bos_ids,
+        )
+
+    def save(self, directory: Path | str) -> None:
+        """Writes `file` to a directory, which is created if it does not exist."""
+        name, data = self.file
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(directory) / name, data)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Returns the number of ids of each text without special tokens and prompt."""
+        return [len(ids) for ids in self.encode_plain(texts)]
+
+    @property
+    def added_length(self) -> int:
+        """Number of ids that special tokens and prompt add to a text, on the side with more."""
+        sides: tuple[Side, ...] = ('x', 'y')
+        return max(len(self.encode([''], side, _UNLIMITED)[0]) for side in sides)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -133,6 +188,19 @@ class PretrainedTokenizer:
 
     def _lowercase(self, texts: Sequence[str]) -> Sequence[str]:
         return [text.lower() for text in texts] if self._lower else texts
+
+
+def restore_tokenizer(data: bytes, settings: Mapping[str, Any]) -> PretrainedTokenizer:
+    """Returns the tokenizer with the content and the `settings` of another one."""
+    model = HuggingFaceJson(data)
+    return PretrainedTokenizer(
+        settings['source'],
+        model,
+        settings['prompts'],
+        settings['lower'],
+        settings['end'],
+        settings['bos_ids'],
+    )
 
 
 def open_tokenizer(

@@ -12,8 +12,9 @@ import numpy as np
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import Prompt
-from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer import Side, Tokenizer
 
 
 class PlainTokenizer(Protocol):
@@ -168,3 +169,8 @@ class PromptTokenizer:
                 f'shorten it'
             )
         return ids
+
+
+# What turns texts into ids for an encoder: with delimiters, with the special tokens and prompts of
+# a pretrained model, or in a template.
+TextTokenizer = Tokenizer | PretrainedTokenizer | PromptTokenizer

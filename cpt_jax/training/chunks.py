@@ -1,7 +1,7 @@
 """Encodes a batch chunk by chunk (gradient caching, arXiv 2101.06983)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import jax
@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.batch import Batch
+from cpt_jax.model.dense import Dense
 from cpt_jax.model.dropout import make_token_keys
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.parameter import Frozen, gather_once, is_variable
+from cpt_jax.model.pooling import normalize
 from cpt_jax.runtime.mesh import BATCH
 
 # Token ids, segments, positions and closing-delimiter indices of one chunk, as in `Encoder.states`.
@@ -23,7 +25,9 @@ Rows = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 MAX_PARAMETERS_REDUCED_ONCE = 1_000_000_000
 
 
-def encode(encoder: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.Array:
+def encode(
+    encoder: Encoder, batch: Batch, key: jax.Array | None = None, dense: Sequence[Dense] = ()
+) -> jax.Array:
     """Returns float32[B, T, D]: the unit-length embeddings of all texts of a batch.
 
     The batch is encoded chunk by chunk. The loss sees all embeddings of the batch, whatever the
@@ -33,10 +37,26 @@ def encode(encoder: Encoder, batch: Batch, key: jax.Array | None = None) -> jax.
       encoder: the encoder.
       batch: the global batch, in one or several chunks.
       key: random key for dropout; None disables dropout.
+      dense: layers after the pooling; empty for most models.
     """
-    return map_chunks(
-        encoder, batch, key, lambda encoder, rows, keys_RxS: encoder(*rows, keys_RxS), merge_chunks
+    if not dense:
+        return map_chunks(
+            encoder,
+            batch,
+            key,
+            lambda encoder, rows, keys_RxS: encoder(*rows, keys_RxS),
+            merge_chunks,
+        )
+    e_BxTxD = map_chunks(
+        encoder,
+        batch,
+        key,
+        lambda encoder, rows, keys_RxS: encoder.states(*rows, keys_RxS),
+        merge_chunks,
     )
+    for layer in dense:
+        e_BxTxD = layer(e_BxTxD)
+    return normalize(e_BxTxD)
 
 
 def map_chunks(

@@ -18,6 +18,7 @@ from cpt_jax.embed.embedder import Embedder
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.dense import make_dense
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import count_step_flops
 from cpt_jax.model.initializers import constant
@@ -26,18 +27,22 @@ from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Side, Tokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.text.tokenizer import Side
 from cpt_jax.training.chunks import encode, merge_chunks
 from cpt_jax.training.objective import HeldOut, Objective, Params, Scorer
 from cpt_jax.training.sections import Data
 
 
 class ContrastiveParams(Params):
-    """The encoder and the logarithm of the scale (1 / temperature), a scalar or one per source."""
+    """The encoder, its Dense modules if it has any, and the logarithm of the scale (1 /
+    temperature), a scalar or one per source.
+    """
 
     def __init__(self, config: EncoderConfig, loss: InfoNCE, sources: int, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
+        if config.dense:
+            self.dense = nnx.List(make_dense(config.dense, config.embedding_width, rngs))
         axes = [(sources, None)] if loss.temperature_per_source else []
         self.log_scale = make_parameter(rngs, constant(-math.log(loss.initial_temperature)), *axes)
 
@@ -72,7 +77,7 @@ class Contrastive:
         return self.loss.form
 
     def check_model(self, config: EncoderConfig) -> None:
-        self.loss.check_width(config.embedding_width)
+        self.loss.check_width(config.vector_width)
 
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         for key in ('max_tokens_x', 'max_tokens_y'):
@@ -84,11 +89,13 @@ class Contrastive:
                 )
 
     def inherit_architecture(self, origin: Origin) -> tuple[dict[str, Any], int] | None:
-        """Returns the architecture of a pretrained or language model; None for another contrastive
-        run, whose parameters must fit the config's own `model` section.
+        """Returns the architecture of a pretrained or language model, or of a contrastive run that
+        inherited its own; None for another contrastive run, whose parameters must fit the config's
+        own `model` section.
         """
-        if isinstance(origin, EarlierRun) and not origin.is_language_model:
-            return None
+        if isinstance(origin, EarlierRun):
+            inherits = origin.is_language_model or origin.inherits_architecture
+            return origin.architecture if inherits else None
         return origin.architecture
 
     def load_sources(
@@ -97,7 +104,7 @@ class Contrastive:
         return make_sources(sections, split, tokenizer)
 
     def make_reader(
-        self, sources: Sequence[Source], tokenizer: Tokenizer | PromptTokenizer, data: Data
+        self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> PairTokenReader:
         return PairTokenReader(
             sources, tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives
@@ -107,7 +114,8 @@ class Contrastive:
         return self
 
     def get_own_parameters(self, params: ContrastiveParams) -> dict[str, Any]:
-        return {'log_scale': params.log_scale}
+        own = {'log_scale': params.log_scale}
+        return own | {'dense': params.dense} if hasattr(params, 'dense') else own
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> ContrastiveParams:
         return ContrastiveParams(config, self.loss, self.sources, rngs)
@@ -116,9 +124,11 @@ class Contrastive:
         self, params: ContrastiveParams, batch: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
         log_scale = self._log_scale(params, batch)
-        value, metrics = self.loss(
-            encode(params.encoder, batch, key), merge_chunks(batch.ids_JxBxT), log_scale
-        )
+        dense = getattr(params, 'dense', ())
+        if params.encoder.config.freeze_dense:
+            dense = jax.lax.stop_gradient(dense)
+        e_BxTxD = encode(params.encoder, batch, key, dense)
+        value, metrics = self.loss(e_BxTxD, merge_chunks(batch.ids_JxBxT), log_scale)
         return value, metrics | {'scale': jnp.exp(log_scale)}
 
     def _log_scale(self, params: ContrastiveParams, batch: Batch) -> jax.Array:
@@ -144,6 +154,7 @@ class Contrastive:
 
         def score(params: ContrastiveParams, on_batch: Callable[[], None]) -> dict[str, float]:
             embedder.encoder = params.encoder
+            embedder.dense = tuple(getattr(params, 'dense', ()))
             return compute_heldout_scores(embedder, held_out.pairs, on_batch)
 
         return score
@@ -163,18 +174,21 @@ class Contrastive:
             f'{row["pairs_per_second"]:,.0f} pairs/s'
         )
 
+    def format_heldout(self, scores: Mapping[str, float]) -> str:
+        return f'held-out MRR {scores["heldout_mrr"]:.3f} among {scores["heldout_pairs"]:,}'
+
     def format_scores(self, row: Mapping[str, float]) -> str:
         return (
             f'loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy '
-            f'{row["accuracy_xy"]:.1%}, held-out MRR {row["heldout_mrr"]:.3f} among '
-            f'{row["heldout_pairs"]:,}'
+            f'{row["accuracy_xy"]:.1%}, {self.format_heldout(row)}'
         )
 
 
 def make_embedder(params: ContrastiveParams, held_out: HeldOut) -> Embedder:
     """Returns an embedder with the encoder of a run that is training."""
     limits: dict[Side, int] = {'x': held_out.data.max_tokens_x, 'y': held_out.data.max_tokens_y}
-    return Embedder(params.encoder, held_out.tokenizer, held_out.mesh, limits)
+    dense = tuple(getattr(params, 'dense', ()))
+    return Embedder(params.encoder, held_out.tokenizer, held_out.mesh, limits, dense=dense)
 
 
 def compute_heldout_scores(

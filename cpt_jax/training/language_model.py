@@ -30,7 +30,7 @@ from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build, get_defaults, to_json_values
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import place_on_mesh
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer
 from cpt_jax.training.chunks import Rows, map_chunks
 from cpt_jax.training.objective import HeldOut, Params, Scorer
@@ -120,7 +120,7 @@ class LanguageModel:
         return make_sources(sections, split, tokenizer, DocumentSource)
 
     def make_reader(
-        self, sources: Sequence[Source], tokenizer: Tokenizer | PromptTokenizer, data: Data
+        self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> DocumentTokenReader:
         assert isinstance(tokenizer, Tokenizer)  # from_config refuses templates
         return DocumentTokenReader(sources, tokenizer, data.row_length)
@@ -186,12 +186,15 @@ class LanguageModel:
     def format_progress(self, row: Mapping[str, float]) -> str:
         return f'loss {row["loss"]:.3f} nats per token, accuracy {row["accuracy"]:.1%}'
 
-    def format_scores(self, row: Mapping[str, float]) -> str:
+    def format_heldout(self, scores: Mapping[str, float]) -> str:
         return (
-            f'loss {row["loss"]:.3f} nats per token, held-out loss {row["heldout_loss"]:.3f}, '
-            f'{row["heldout_bits_per_byte"]:.3f} bits per byte (unigram baseline: '
-            f'{self.unigram_bits_per_byte:.3f}), accuracy {row["heldout_accuracy"]:.1%}'
+            f'held-out loss {scores["heldout_loss"]:.3f}, '
+            f'{scores["heldout_bits_per_byte"]:.3f} bits per byte (unigram baseline: '
+            f'{self.unigram_bits_per_byte:.3f}), accuracy {scores["heldout_accuracy"]:.1%}'
         )
+
+    def format_scores(self, row: Mapping[str, float]) -> str:
+        return f'loss {row["loss"]:.3f} nats per token, {self.format_heldout(row)}'
 
 
 def compute_token_sums(

@@ -135,6 +135,8 @@ class _Loop:
             self.recorder.close()
 
     def _run_steps(self, state: TrainState) -> int:
+        if not self.first_step and self.run.heldout_pairs and not self._evaluate_start(state):
+            return EXIT_PREEMPTED
         upcoming = self.run.iterate_batches_after(self.first_step)
         for step in range(self.first_step + 1, self.run.train.steps + 1):
             batch = place_batch(next(upcoming), self.run.mesh, self.run.layout)
@@ -164,6 +166,15 @@ class _Loop:
                     )
                     return EXIT_PREEMPTED
         return 0
+
+    def _evaluate_start(self, state: TrainState) -> bool:
+        """Records the held-out scores before the first step; returns False after SIGTERM."""
+        scores = self._evaluate(state)
+        if scores:
+            start = {'pairs_seen': 0, 'seconds': 0.0, 'paused_seconds': self.clock.paused}
+            self.recorder.write(0, start | scores)
+            self.recorder.print_line(f'step 0: {self.run.objective.format_heldout(scores)}')
+        return bool(scores)
 
     def _is_pause_due(self, step: int) -> bool:
         return (

@@ -17,8 +17,7 @@ from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.resolve import Origin
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Tokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.training.sections import Data
 
 
@@ -46,7 +45,7 @@ class HeldOut(NamedTuple):
     """
 
     pairs: Sequence[Pair]
-    tokenizer: Tokenizer | PromptTokenizer
+    tokenizer: TextTokenizer
     data: Data
     layout: Layout
     mesh: jax.sharding.Mesh
@@ -100,7 +99,7 @@ class Objective(Protocol):
         """Returns the sources of `data.sources` and their weights, by name."""
 
     def make_reader(
-        self, sources: Sequence[Source], tokenizer: Tokenizer | PromptTokenizer, data: Data
+        self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> TokenReader:
         """Returns a reader that converts pairs of these sources to token ids."""
 
@@ -148,6 +147,9 @@ class Objective(Protocol):
 
     def format_progress(self, row: Mapping[str, float]) -> str:
         """Returns the metrics of a row as text for the progress bar."""
+
+    def format_heldout(self, scores: Mapping[str, float]) -> str:
+        """Returns held-out scores as text."""
 
     def format_scores(self, row: Mapping[str, float]) -> str:
         """Returns the metrics and held-out scores of a row as text."""

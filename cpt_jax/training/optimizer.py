@@ -7,8 +7,9 @@ from cpt_jax.runtime.errors import UserError
 
 SCHEDULES = ('cosine', 'linear')
 
-# Weight decay applies to matrices, but not to vectors (biases, norm scales), the temperature and
-# learned position embeddings. Every parameter name must be in one of the two sets.
+# Weight decay applies to matrices, but not to vectors (biases, norm scales), the temperature,
+# learned position embeddings and Dense modules, which `model.freeze_dense` keeps as they are. Every
+# parameter name must be in one of the two sets.
 WITH_WEIGHT_DECAY = {
     'token_embedding',
     'query',
@@ -23,9 +24,15 @@ WITH_WEIGHT_DECAY = {
     'lora_a',
     'lora_b',
 }
-WITHOUT_WEIGHT_DECAY = {'scale', 'bias', 'position_embedding', 'type_embedding', 'log_scale'} | {
-    f'{name}_bias' for name in WITH_WEIGHT_DECAY
-}
+WITHOUT_WEIGHT_DECAY = {
+    'scale',
+    'bias',
+    'position_embedding',
+    'type_embedding',
+    'log_scale',
+    'dense_weight',
+    'dense_bias',
+} | {f'{name}_bias' for name in WITH_WEIGHT_DECAY}
 
 
 def make_decay_mask(params: optax.Params) -> optax.Params:

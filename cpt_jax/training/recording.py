@@ -57,7 +57,8 @@ class Recorder:
         Rows of later steps, written before the run was killed, are dropped.
         """
         self._file, self._events = None, None
-        self.last = drop_rows_after(directory.metrics, first_step) if is_writer else {}
+        # A run that begins again writes its row for step 0 again.
+        self.last = drop_rows_after(directory.metrics, first_step or -1) if is_writer else {}
         if is_writer:
             self._file = directory.metrics.open('a', encoding='utf-8')
             self._events = import_summary_writer()(

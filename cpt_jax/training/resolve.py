@@ -9,13 +9,16 @@ import optax
 
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
+from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
+from cpt_jax.text.prompt_tokenizer import PromptTokenizer, TextTokenizer
+from cpt_jax.text.tokenizer import DELIMITERS
 from cpt_jax.training.contrastive import Contrastive
+from cpt_jax.training.form import keeps_own_form, resolve_form
 from cpt_jax.training.language_model import LanguageModel
 from cpt_jax.training.objective import Objective
 from cpt_jax.training.optimizer import make_optimizer
@@ -26,7 +29,15 @@ OBJECTIVES: dict[str, Callable[[Mapping[str, Any], Data], Objective]] = {
     'lm': LanguageModel.from_config,
 }
 # Keys of the `model` section that are not part of the architecture.
-_COMPUTE_KEYS = ('dropout', 'remat', 'attention', 'dtype', 'layer_loop')
+_CHOSEN_KEYS = (
+    'dropout',
+    'remat',
+    'attention',
+    'dtype',
+    'layer_loop',
+    'pooling',
+    'freeze_dense',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +66,7 @@ class Resolved:
     objective: Objective
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    tokenizer: Tokenizer | PromptTokenizer | None
+    tokenizer: TextTokenizer | None
     encoder_config: EncoderConfig
     lora: LoRA
 
@@ -63,7 +74,7 @@ class Resolved:
 def resolve(
     config: Mapping[str, Any],
     devices: Sequence[jax.Device],
-    make_tokenizer: Callable[[Objective], Tokenizer | PromptTokenizer] | None = None,
+    make_tokenizer: Callable[[Objective], TextTokenizer] | None = None,
     platform: str = '',
 ) -> Resolved:
     """Returns the parts of a training step, after checking that they fit together.
@@ -85,7 +96,10 @@ def resolve(
     evaluation = build(Evaluation, 'evaluation', config['evaluation'])
     optimizer, schedule = build(make_optimizer, 'optimizer', config['optimizer'], steps=train.steps)
     tokenizer = make_tokenizer(objective) if make_tokenizer else None
-    vocab_size = tokenizer.vocab_size if tokenizer else config['tokenizer']['vocab_size']
+    vocab_size = config['tokenizer']['vocab_size']
+    # A pretrained model may have more rows than its tokenizer has ids.
+    if tokenizer and not isinstance(tokenizer, PretrainedTokenizer):
+        vocab_size = tokenizer.vocab_size
     encoder_config = build(EncoderConfig, 'model', config['model'], vocab_size=vocab_size)
     encoder_config = encoder_config.resolve_for(platform or mesh.devices.flat[0].platform)
     encoder_config.check_mesh(mesh)
@@ -130,10 +144,14 @@ def resolve_architecture(
       UserError: see `make_objective`.
     """
     data = build(Data, 'data', config['data'])
+    config = resolve_form(config, origin)
     inherited = make_objective(config, data).inherit_architecture(origin)
     if inherited is None:
         return config, False
-    return replace_architecture(config, *inherited), True
+    model, vocab_size = inherited
+    if keeps_own_form(config) and isinstance(origin, Pretrained):
+        vocab_size = origin.rows
+    return replace_architecture(config, model, vocab_size), True
 
 
 def replace_architecture(
@@ -141,27 +159,31 @@ def replace_architecture(
 ) -> Mapping[str, Any]:
     """Returns `config` with its architecture replaced by that of another model.
 
-    The keys in _COMPUTE_KEYS keep their values. `model.causal=False` in the config makes attention
-    bidirectional even if the model is causal. Pooling is always 'eos', the state at the closing
-    delimiter, whatever the model's own pooling is; its Dense modules are left out.
+    The keys in _CHOSEN_KEYS keep their values. `model.causal=False` in the config makes attention
+    bidirectional even if the model is causal. Dense modules are left out if texts have delimiters,
+    because they were trained for the model's own vectors.
 
     Args:
-      config: the sections of configs/base.py.
+      config: the sections of configs/base.py, after `resolve_form`.
       model: `model` section of the other model.
       vocab_size: its vocabulary size.
     """
     own = config['model']
-    kept = {key: own[key] for key in _COMPUTE_KEYS if key in own}
+    kept = {key: own[key] for key in _CHOSEN_KEYS if key in own}
+    if not keeps_own_form(config):
+        kept['dense'] = ()
     causal = model.get('causal', True) and own.get('causal', True)
     return {
         **config,
-        'model': {**model, **kept, 'pooling': 'eos', 'causal': causal},
+        'model': {**model, **kept, 'causal': causal},
         'tokenizer': {**config['tokenizer'], 'vocab_size': vocab_size},
     }
 
 
-def _count_ids_around(tokenizer: Tokenizer | PromptTokenizer | None) -> tuple[int, str]:
+def _count_ids_around(tokenizer: TextTokenizer | None) -> tuple[int, str]:
     """Returns the number of ids put around a text, and their name for messages."""
     if isinstance(tokenizer, PromptTokenizer):
         return tokenizer.template_length, 'the template'
+    if isinstance(tokenizer, PretrainedTokenizer):
+        return tokenizer.added_length, 'special tokens and prompt'
     return len(DELIMITERS) // 2, 'the delimiters'

@@ -10,13 +10,18 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import parse_prompt_section
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from cpt_jax.text.tokenizer import Side, Tokenizer, load_tokenizer, train_tokenizer
+from cpt_jax.training.form import keeps_own_form
 from cpt_jax.training.objective import Objective
+from cpt_jax.training.sections import remove_tokenizer_keys
 
 
-def resolve_tokenizer(config: Mapping[str, Any], origin: Origin, objective: Objective) -> Tokenizer:
+def resolve_tokenizer(
+    config: Mapping[str, Any], origin: Origin, objective: Objective
+) -> Tokenizer | PretrainedTokenizer:
     """Returns the tokenizer of `origin`; for a run from scratch, the one at `tokenizer.path`, or a
     new one trained on the data sources.
 
@@ -36,9 +41,19 @@ def resolve_tokenizer(config: Mapping[str, Any], origin: Origin, objective: Obje
                 f'tokenizer.path={path}: a run from init_from={config["init_from"]} uses the '
                 f'tokenizer of that model; leave tokenizer.path empty'
             )
+        if keeps_own_form(config):
+            return origin.tokenizer.with_prompts(_read_prompts(config))
         return origin.load_tokenizer(closing)
     if isinstance(origin, EarlierRun):
-        tokenizer = origin.load_tokenizer().with_closing(closing)
+        tokenizer = origin.load_tokenizer()
+        if isinstance(tokenizer, PretrainedTokenizer):
+            if path:
+                raise UserError(
+                    f'tokenizer.path={path}: the run uses the tokenizer of '
+                    f'{origin.directory / str(origin.step)}; leave tokenizer.path empty'
+                )
+            return tokenizer.with_prompts(_read_prompts(config))
+        tokenizer = tokenizer.with_closing(closing)
         if path and load_tokenizer(path, closing).fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f'tokenizer.path={path} is not the tokenizer that '
@@ -51,9 +66,18 @@ def resolve_tokenizer(config: Mapping[str, Any], origin: Origin, objective: Obje
     return _train_tokenizer(config, objective)
 
 
+def _read_prompts(config: Mapping[str, Any]) -> dict[Side, str]:
+    """Returns the prompts that the config sets, which replace those of the model."""
+    prompts = config['data'].get('prompts') or {}
+    sides: tuple[Side, ...] = ('x', 'y')
+    return {side: prompts[side] for side in sides if prompts.get(side) is not None}
+
+
 def wrap_in_template(
-    tokenizer: Tokenizer, section: Mapping[str, Any], bos_ids: Sequence[int] | None
-) -> Tokenizer | PromptTokenizer:
+    tokenizer: Tokenizer | PretrainedTokenizer,
+    section: Mapping[str, Any],
+    bos_ids: Sequence[int] | None,
+) -> Tokenizer | PretrainedTokenizer | PromptTokenizer:
     """Returns a tokenizer that puts texts into the template of the `prompt` section; the tokenizer
     itself if the section has no template.
 
@@ -78,7 +102,7 @@ def wrap_in_template(
 
 
 def _train_tokenizer(config: Mapping[str, Any], objective: Objective) -> Tokenizer:
-    section = {key: value for key, value in config['tokenizer'].items() if key != 'path'}
+    section = remove_tokenizer_keys('tokenizer', config['tokenizer'])
     return build(
         train_tokenizer,
         'tokenizer',

@@ -30,6 +30,7 @@ class Data:
     row_choices: int = 1
     threads: int = 2
     prefetch: int = 8
+    prompts: Mapping[str, str | None] | None = None
 
     def __post_init__(self):
         _check_minimum(
@@ -81,6 +82,8 @@ SECTION_FUNCTIONS: dict[str, Callable[..., Any]] = {
     'evaluation': Evaluation,
     'checkpoint': Checkpoints,
 }
+# Keys of `tokenizer` that are not arguments of its function, with their defaults.
+_TOKENIZER_KEYS = {'path': '', 'delimiters': 'auto'}
 TOP_LEVEL_KEYS = ('objective', 'seed', 'init_from')
 # Arguments of these functions that the program passes and that are not config keys.
 ARGUMENTS_NOT_IN_CONFIG = {
@@ -107,7 +110,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
     for name, function in SECTION_FUNCTIONS.items():
         if not isinstance(config[name], Mapping):
             raise UserError(f'config key {name}={config[name]!r}: must be a section')
-        section = _remove_path(name, config[name])
+        section = remove_tokenizer_keys(name, config[name])
         check_section(function, name, section, ARGUMENTS_NOT_IN_CONFIG.get(name, ()))
 
 
@@ -120,20 +123,20 @@ def add_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _get_defaults(name: str, function: Callable[..., Any]) -> dict[str, Any]:
-    defaults = {'path': ''} if name == 'tokenizer' else {}
+    defaults = _TOKENIZER_KEYS if name == 'tokenizer' else {}
     excluded = ARGUMENTS_NOT_IN_CONFIG.get(name, ())
     return defaults | {
         key: value for key, value in get_defaults(function).items() if key not in excluded
     }
 
 
-def _remove_path(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the section without `tokenizer.path`, which is not an argument of `train_tokenizer`:
-    it names a tokenizer to load instead of training one.
+def remove_tokenizer_keys(name: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the section without the keys of `tokenizer` that are not arguments of
+    `train_tokenizer`: a tokenizer to load, and what is put around texts.
     """
     if name != 'tokenizer':
         return section
-    return {key: value for key, value in section.items() if key != 'path'}
+    return {key: value for key, value in section.items() if key not in _TOKENIZER_KEYS}
 
 
 def _check_minimum(section: str, values: object, **minimum: int) -> None:

@@ -24,8 +24,9 @@ from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings
-from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Tokenizer
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.training.form import resolve_form
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
@@ -54,7 +55,7 @@ class Run(Resolved):
     """
 
     directory: RunDir
-    tokenizer: Tokenizer | PromptTokenizer
+    tokenizer: TextTokenizer
     sources: Mapping[str, Source]
     reader: TokenReader
     layout: Layout
@@ -109,7 +110,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     changes = _list_changes(start, workdir)
     config = add_defaults(start.config)
 
-    def make_tokenizer(objective: Objective) -> Tokenizer | PromptTokenizer:
+    def make_tokenizer(objective: Objective) -> TextTokenizer:
         tokenizer = resolve_tokenizer(config, start.previous or start.origin, objective)
         return wrap_in_template(tokenizer, config['prompt'], start.bos_ids)
 
@@ -139,6 +140,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         begin=start.bos_ids,
         pretrained=(start.previous or start.origin).pretrained_config,
         base=base_description,
+        own_tokenizer=(tokenizer.settings if isinstance(tokenizer, PretrainedTokenizer) else None),
     )
     return Run(
         **vars(resolved),
@@ -242,6 +244,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
         config, inherits = resolve_architecture(config, origin)
         return _Start(config, None, origin, inherits, origin.bos_ids)
     inherits = previous.inherits_architecture
+    config = resolve_form(config, Scratch(), previous)
     if inherits:
         config = replace_architecture(config, *previous.architecture)
     return _Start(config, previous, Scratch(), inherits, previous.provenance.begin)

@@ -5,6 +5,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.earlier_run import EarlierRun
@@ -35,7 +36,8 @@ def make_starting_state(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainS
     if isinstance(run.origin, Pretrained):
         new_ids = run.tokenizer.added_ids
         encoder = run.origin.load_encoder(run.encoder_config, run.mesh, jnp.float32, new_ids)
-        return 0, _make_fresh_state(encoder, run, abstract, _put_encoder)
+        state = _make_fresh_state(encoder, run, abstract, _put_encoder)
+        return 0, _load_dense(state, run)
     if isinstance(run.origin, EarlierRun):
         return 0, _load_from_run(run.origin, run, abstract)
     return 0, jax.jit(run.init, out_shardings=shardings(abstract))()
@@ -72,6 +74,8 @@ def _make_lora_state(
         return step, state._replace(frozen=frozen)
     state = jax.jit(lambda: run.init()._replace(frozen=None), out_shardings=shardings(trained))()
     _load_own_parameters(state, run, abstract)
+    if isinstance(run.origin, Pretrained):
+        state = _load_dense(state, run)
     return 0, state._replace(frozen=frozen)
 
 
@@ -99,6 +103,14 @@ def _make_fresh_state(
         lambda loaded: put(run.init(), loaded), out_shardings=shardings(abstract), donate_argnums=0
     )
     return make(loaded)
+
+
+def _load_dense(state: TrainState, run: Run) -> TrainState:
+    """Replaces the Dense modules of a fresh state by those of the pretrained model."""
+    if run.encoder_config.dense:
+        assert isinstance(run.origin, Pretrained)
+        state.params.dense = nnx.List(run.origin.load_dense(run.mesh))  # type: ignore[attr-defined]
+    return state
 
 
 def _put_params(state: TrainState, params: Params) -> TrainState:

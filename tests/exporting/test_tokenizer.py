@@ -111,7 +111,7 @@ def test_tokenizer_of_one_side_needs_no_prompt(tokenizer):
 
 
 def test_special_tokens_are_the_four_ids_after_the_vocabulary(tokenizer):
-    content, _, ids = export_tokenizer(tokenizer.with_closing('shared'))
+    content, _, ids, *_ = export_tokenizer(tokenizer.with_closing('shared'))
     reader = tokenizers.Tokenizer.from_str(json.dumps(content))
     first = tokenizer.vocab_size - 4
     names = ['<|query|>', '<|end|>', '<|document|>', '<|padding|>']

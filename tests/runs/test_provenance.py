@@ -8,7 +8,8 @@ STORED = {
         'init_from': 'runs/x',
         'prompt': {'template': '{text}!', 'text_tokens': 3},
         'lora': {'rank': 2, 'base': 'nf4'},
-        'tokenizer': {'closing': 'shared'},
+        'tokenizer': {'closing': 'shared', 'delimiters': 'none'},
+        'model': {'pooling': 'mean'},
         'loss': {'train_temperature': False},
         'optimizer': {'decay': 'linear'},
     },
@@ -19,6 +20,7 @@ STORED = {
     'begin': [1],
     'pretrained': {'model_type': 'llama'},
     'base': {'path': 'llama', 'fingerprint': 'f3'},
+    'own_tokenizer': {'prompts': {'x': 'a', 'y': 'b'}},
 }
 
 
@@ -31,7 +33,7 @@ def test_provenance_is_read_back_from_json():
 
 
 def test_run_without_a_base_stores_no_base():
-    stored = {key: value for key, value in STORED.items() if key != 'base'}
+    stored = {key: value for key, value in STORED.items() if key not in ('base', 'own_tokenizer')}
     assert Provenance.from_json(stored).to_json() == stored
 
 

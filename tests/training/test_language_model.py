@@ -145,7 +145,9 @@ def test_unigram_bits_match_a_count_by_hand():
 
 
 def test_run_records_its_bits_per_byte_and_learns(finished):
-    rows = [json.loads(line) for line in (finished / 'metrics.jsonl').read_text().splitlines()]
+    lines = (finished / 'metrics.jsonl').read_text().splitlines()
+    start, *rows = map(json.loads, lines)
+    assert start['step'] == 0 and start['heldout_loss'] > rows[-1]['heldout_loss']
     assert [row['step'] for row in rows] == [1, 2, 3, 4] and [
         row['step'] for row in rows if 'heldout_bits_per_byte' in row
     ] == [2, 4]

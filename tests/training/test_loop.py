@@ -17,11 +17,15 @@ from cpt_jax.training.contrastive import compute_heldout_scores
 class SignalWithinEvaluation(Preemption):
     """Simulates a SIGTERM after the first batch of texts of the first evaluation."""
 
+    after_step = 1  # 0: within the evaluation before the first step
+    step = 0
+
     def should_stop_after(self, step: int) -> bool:
+        self.step = step
         return self.requested
 
     def check(self) -> None:
-        self.requested = True
+        self.requested |= self.step >= self.after_step
         super().check()
 
 
@@ -38,9 +42,20 @@ def test_sigterm_during_an_evaluation_stops_it_and_saves_its_step(
     rows = [
         json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
     ]
-    assert [row['step'] for row in rows] == [1, 2, 3] and not any(
-        'heldout_mrr' in row for row in rows
-    )
+    assert [row['step'] for row in rows] == [0, 1, 2, 3]
+    assert [row['step'] for row in rows if 'heldout_mrr' in row] == [0]
+
+
+def test_sigterm_during_the_first_evaluation_stops_before_the_first_step(
+    config_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, 'Preemption', SignalWithinEvaluation)
+    monkeypatch.setattr(SignalWithinEvaluation, 'after_step', 0)
+    config = load_config(config_file)
+    config['evaluation']['every_steps'] = 3
+    assert loop.train(config, tmp_path / 'run') == EXIT_PREEMPTED
+    assert checkpoint.list_steps(tmp_path / 'run' / 'checkpoints') == []
+    assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == ''
 
 
 def test_rows_include_pairs_dropped_in_steps_without_a_row(config_file, tmp_path):

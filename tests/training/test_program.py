@@ -36,14 +36,18 @@ TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
 def read_rows(workdir: Path, without: str = 'none') -> list[dict]:
-    """Returns the rows of metrics.jsonl, without times and keys that start with `without`."""
+    """Returns the rows of metrics.jsonl after step 0, without times and keys that start with
+    `without`.
+    """
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
 
     def is_kept(key):
         return key not in TIMES and not key.startswith(without)
 
     rows = [json.loads(line) for line in lines]
-    return [{key: value for key, value in row.items() if is_kept(key)} for row in rows]
+    return [
+        {key: value for key, value in row.items() if is_kept(key)} for row in rows if row['step']
+    ]
 
 
 def load_parameters(workdir: Path, step: int) -> dict:
@@ -70,11 +74,11 @@ def assert_same(a: Path, b: Path, step: int, without: str = 'none') -> None:
 
 
 def wait_for_rows(workdir: Path, count: int, process: Program) -> None:
-    """Waits until metrics.jsonl has `count` rows."""
+    """Waits until metrics.jsonl has `count` rows besides that of step 0."""
     deadline = time.time() + 200
     while (
         not (workdir / 'metrics.jsonl').exists()
-        or len((workdir / 'metrics.jsonl').read_text().splitlines()) < count
+        or len((workdir / 'metrics.jsonl').read_text().splitlines()) < 1 + count
     ):
         assert process.poll() is None, process.communicate()[0]
         assert time.time() < deadline

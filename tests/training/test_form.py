@@ -1,0 +1,213 @@
+"""Runs that keep the form of the embedding model that they start from: its pooling, special tokens,
+prompts, letter case and Dense modules.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cpt_jax.data.batch import place_batch
+from cpt_jax.embed.load import load_embedder
+from cpt_jax.exporting.directory import export
+from cpt_jax.origin.pretrained import open_pretrained
+from cpt_jax.runs.config_file import load_config
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.training import loop
+from cpt_jax.training.chunks import encode
+from cpt_jax.training.setup import Run, set_up
+from cpt_jax.training.start import make_starting_state
+from tests.goldens.golden import read_golden, restore
+from tests.origin.test_pretrained import edit
+
+pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
+
+# Golden directories of sentence-transformers; their vectors are compared in tests/origin and
+# tests/model/test_dense_modules.py.
+CASES = ('bert mean', 'bert cls', 'qwen3 lasttoken', 'bert dense', 'gemma3 dense')
+
+
+def write_model(folder: Path, case: str) -> Path:
+    return restore(read_golden('pretrained').facts['whole'][case], folder)
+
+
+def make_config(config_file: Path, model: Path, **changes) -> dict:
+    """Returns a config for a run from `model`; changes are keys such as mesh__fsdp=2."""
+    config = load_config(config_file)
+    config['init_from'] = str(model)
+    config['data'] |= {'max_tokens_x': 24, 'max_tokens_y': 28}
+    config['optimizer'] |= {'peak_lr': 1e-3, 'warmup_steps': 0}
+    config['train']['steps'] = 1
+    config['evaluation'] |= {'every_steps': 1, 'pairs': 30}
+    for key, value in changes.items():
+        section, _, name = key.partition('__')
+        config[section][name] = value
+    return config
+
+
+def read_rows(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def embed_batch(run: Run, state) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the vectors of the run's first batch, as the loss sees them, and its content ids."""
+    batches = next(run.iterate_batches_after(0))
+    with jax.set_mesh(run.mesh):
+        batch = place_batch(batches, run.mesh, run.layout)
+        dense = getattr(state.params, 'dense', ())
+        e_BxTxD = jax.jit(encode)(state.params.encoder, batch, None, dense)
+        return np.asarray(e_BxTxD), np.asarray(batch.ids_JxBxT)
+
+
+PACKED = {'mesh__fsdp': 2, 'mesh__tensor': 2, 'train__encode_chunks': 2, 'model__remat': 'full'}
+UNPACKED = {'data__packed': False}
+
+
+@pytest.mark.parametrize(
+    ('case', 'layout'),
+    [*((case, PACKED) for case in CASES), ('bert dense', UNPACKED)],
+)
+def test_untrained_run_is_the_model(config_file, tmp_path, case, layout):
+    """Its batch has the vectors of the model as it is, and so has its held-out score."""
+    model = write_model(tmp_path / 'model', case)
+    config = make_config(config_file, model, **layout)
+    run = set_up(config, tmp_path / 'run')
+    with jax.set_mesh(run.mesh):
+        _, state = make_starting_state(run, NoCheckpoints())
+    e_BxTxD, _ = embed_batch(run, state)
+    found = {tuple(np.round(vector, 4)) for vector in e_BxTxD.reshape(-1, e_BxTxD.shape[-1])}
+    embed = load_embedder(str(model), max_tokens=24), load_embedder(str(model), max_tokens=28)
+    pairs = [source[i] for source in run.sources.values() for i in range(len(source))]
+    expected_x = embed[0]([pair.x for pair in pairs], 'x')
+    expected_y = embed[1]([pair.y for pair in pairs], 'y')
+    assert e_BxTxD.shape[-1] == expected_x.shape[-1]
+    distances = [
+        np.abs(np.concatenate([expected_x, expected_y]) - np.array(vector)).max(1).min()
+        for vector in found
+    ]
+    assert max(distances) < 1e-4
+    scorer = run.objective.make_scorer(run.held_out, state.params)
+    with jax.set_mesh(run.mesh):
+        scores = scorer(state.params, lambda: None)
+    x = embed[0]([pair.x for pair in run.heldout_pairs], 'x')
+    y = embed[1]([pair.y for pair in run.heldout_pairs], 'y')
+    ranks = (x @ y.T >= np.diagonal(x @ y.T)[:, None] - 1e-6).sum(1)
+    assert scores['heldout_mrr'] == pytest.approx((1 / ranks).mean(), abs=1e-4)
+
+
+class NoCheckpoints:
+    """Checkpoints of a new run."""
+
+    def restore(self, abstract):
+        return None
+
+
+@pytest.mark.parametrize(('case', 'freeze'), [('bert dense', False), ('gemma3 dense', True)])
+def test_trained_run_resumes_and_is_exported_in_its_form(config_file, tmp_path, case, freeze):
+    model = write_model(tmp_path / 'model', case)
+    config = make_config(config_file, model, model__freeze_dense=freeze)
+    assert loop.train(config, tmp_path / 'run') == 0
+    config['train']['steps'] = 2
+    assert loop.train(config, tmp_path / 'run') == 0
+    rows = read_rows(tmp_path / 'run')
+    assert [row['step'] for row in rows] == [0, 1, 2] and 'loss' not in rows[0]
+    assert all('heldout_mrr' in row for row in rows)
+    stored = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    pretrained = open_pretrained(str(model))
+    assert stored['tokenizer']['delimiters'] == 'none'
+    assert stored['model']['pooling'] == pretrained.shape['pooling']
+    embed = load_embedder(str(tmp_path / 'run'))
+    assert embed.settings['prompts'] == pretrained.tokenizer.prompts
+    for layer, original in zip(embed.dense, load_embedder(str(model)).dense, strict=True):
+        change = np.abs(np.asarray(layer.dense_weight[...] - original.dense_weight[...])).max()
+        assert change == 0 if freeze else change > 1e-5
+    (part,) = export(
+        str(tmp_path / 'run'),
+        tmp_path / 'out',
+        dtype='float32',
+        shard_bytes=10**9,
+        license_id='mit',
+    )
+    assert part.difference < 1e-5 and part.shorter == {'query': 24}
+    exported = load_embedder(str(tmp_path / 'out'))
+    texts = ['list file', 'Upper Case', '', 'parser ' * 60]
+    np.testing.assert_allclose(exported(texts, 'y'), embed(texts, 'y'), atol=1e-5)
+    np.testing.assert_allclose(exported(texts[:3], 'x'), embed(texts[:3], 'x'), atol=1e-5)
+    assert np.abs(exported(texts[:2], 'y') - load_embedder(str(model))(texts[:2], 'y')).max() > 1e-4
+    if not freeze:  # another run inherits the form
+        config['init_from'] = f'{tmp_path}/run'
+        assert loop.train(config, tmp_path / 'next') == 0
+        first = read_rows(tmp_path / 'next')[0]
+        assert first['heldout_mrr'] == pytest.approx(rows[-1]['heldout_mrr'], abs=1e-4)
+
+
+def test_config_replaces_prompts_and_lora_keeps_the_form(config_file, tmp_path):
+    model = write_model(tmp_path / 'model', 'bert dense')
+    config = make_config(config_file, model, lora__rank=2)
+    config['data']['prompts'] = {'x': 'a b: ', 'y': None}
+    assert loop.train(config, tmp_path / 'run') == 0
+    embed = load_embedder(str(tmp_path / 'run'))
+    own = open_pretrained(str(model)).tokenizer.prompts
+    assert embed.settings['prompts'] == {'x': 'a b: ', 'y': own['y']}
+    assert np.isfinite(embed(['list file'], 'x')).all()
+    config['data']['prompts'] = {'x': None, 'y': None}
+    with pytest.raises(UserError, match=r'data\.prompts\.x was'):
+        loop.train(config, tmp_path / 'run')
+
+
+def test_paper_form_of_an_embedding_model_is_still_there(config_file, tmp_path):
+    model = write_model(tmp_path / 'model', 'bert dense')
+    run = set_up(make_config(config_file, model, tokenizer__delimiters='paper'), tmp_path / 'run')
+    assert run.encoder_config.pooling == 'eos' and run.encoder_config.dense == ()
+    assert len(run.tokenizer.added_ids) == 4
+
+
+@pytest.mark.parametrize(
+    ('changes', 'line'),
+    [
+        ({'tokenizer__delimiters': 'own'}, r"tokenizer\.delimiters='own': choose one of auto"),
+        ({'data__max_tokens_x': 2}, r'data\.max_tokens_x=2 must be over \d+ \(special tokens and'),
+        ({'tokenizer__path': 'x.json'}, r'tokenizer\.path=x\.json'),
+        ({'model__pooling': 'max'}, r"model\.pooling='max': choose one of"),
+        ({'data__prompts': {'z': 'a'}}, r'unknown config key data\.prompts\.z'),
+        (
+            {'tokenizer__delimiters': 'paper', 'data__prompts': {'x': 'a'}},
+            r'data\.prompts\.x: texts between delimiters have no prompt',
+        ),
+        (
+            {'tokenizer__delimiters': 'paper', 'model__freeze_dense': True},
+            r'model\.freeze_dense: the model has no Dense modules',
+        ),
+    ],
+)
+def test_inconsistent_form_is_one_line(config_file, tmp_path, changes, line):
+    model = write_model(tmp_path / 'model', 'bert dense')
+    with pytest.raises(UserError, match=line):
+        set_up(make_config(config_file, model, **changes), tmp_path / 'run')
+
+
+def test_delimiters_cannot_be_left_out_from_scratch(config_file, tmp_path):
+    config = make_config(config_file, tmp_path, tokenizer__delimiters='none')
+    config['init_from'] = ''
+    with pytest.raises(UserError, match=r'tokenizer\.delimiters=none: needs init_from'):
+        set_up(config, tmp_path / 'run')
+
+
+def test_run_from_scratch_trains_with_mean_pooling(config_file, tmp_path):
+    config = load_config(config_file)
+    config['model'] |= {'pooling': 'mean', 'layers': 1}
+    config['train']['steps'] = 2
+    config['optimizer']['warmup_steps'] = 0
+    config['model']['causal'] = False
+    assert loop.train(config, tmp_path / 'run') == 0
+    embed = load_embedder(str(tmp_path / 'run'))
+    assert embed.encoder.config.pooling == 'mean'
+
+
+def test_unknown_module_is_one_line(config_file, tmp_path):
+    model = write_model(tmp_path / 'model', 'bert dense')
+    edit(model / 'modules.json', lambda modules: modules.append({'type': 'x.CNN', 'path': '9'}))
+    with pytest.raises(UserError, match=r'modules\.json: expected .* CNN'):
+        set_up(make_config(config_file, model), tmp_path / 'run')
