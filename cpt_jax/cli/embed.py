@@ -26,7 +26,7 @@ from absl import flags
 from etils import epath
 
 from cpt_jax.cli.model_flags import define_model_flags
-from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
+from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.local_path import local_path
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
@@ -59,7 +59,7 @@ _SHARD_SIZE = flags.DEFINE_integer(
     'Vectors per file; a killed program loses at most one file of work.',
     lower_bound=1,
 )
-_join_processes = define_processes()
+_join_processes = define_process_flags()
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ from etils import epath
 
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.option_flags import define_option_flags
-from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
+from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
 from cpt_jax.evals.registry import (
     find_option_fields,
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from cpt_jax.embed.function import Embed
 
 MODEL, read_model_options = define_model_flags(evaluation=True)
-join_processes = define_processes()
+join_processes = define_process_flags()
 TASKS = flags.DEFINE_list(
     'tasks',
     ['codesearch/python_source'],

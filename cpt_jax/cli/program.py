@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from cpt_jax.runtime.allocator import keep_freed_memory
 from cpt_jax.runtime.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
-# absl lists these flags in the --help of the program that calls define_processes.
+# absl lists these flags in the --help of the program that calls define_process_flags.
 flags.disclaim_key_flags()
 
 
@@ -59,7 +59,7 @@ def _show_help_of(module: ModuleType) -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
-def define_processes() -> Callable[[], AbstractContextManager[None]]:
+def define_process_flags() -> Callable[[], AbstractContextManager[None]]:
     """Defines the flags of a program that runs as several processes, one per host.
 
     Returns:

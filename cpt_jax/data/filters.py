@@ -35,7 +35,7 @@ def extract_first_paragraph(docstring: str) -> str:
     return ' '.join(paragraph.split())
 
 
-def reject_path(path: str) -> str:
+def explain_rejected_path(path: str) -> str:
     """Returns the reason why all functions of a file are rejected, or ''.
 
     Args:
@@ -44,14 +44,14 @@ def reject_path(path: str) -> str:
     return 'test path' if 'test' in path.lower() else ''
 
 
-def reject_name(name: str) -> str:
+def explain_rejected_name(name: str) -> str:
     """Returns the reason why a function with this name is rejected, or ''."""
     if name.startswith('__') and name.endswith('__'):
         return 'dunder name'
     return 'test name' if 'test' in name.lower() else ''
 
 
-def reject_body(body: Sequence[ast.stmt]) -> str:
+def explain_rejected_body(body: Sequence[ast.stmt]) -> str:
     """Returns the reason why a function with these statements is rejected, or ''.
 
     Args:
@@ -65,7 +65,7 @@ def _does_nothing(statement: ast.stmt) -> bool:
     return ellipsis or isinstance(statement, ast.Pass | ast.Raise)
 
 
-def reject_text(doc: str, code: str) -> str:
+def explain_rejected_text(doc: str, code: str) -> str:
     """Returns the reason why a pair is rejected, or ''.
 
     The line with `def` counts as a line of code, blank lines do not. A getter, `def f(self):` with

@@ -19,7 +19,7 @@ class BadRow(Exception):
         self.detail = detail
 
 
-def check_text(field: str, value: object, max_chars: int) -> str:
+def decode_text_field(field: str, value: object, max_chars: int) -> str:
     """Returns the text of a field; bytes are decoded.
 
     Raises:

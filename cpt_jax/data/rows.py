@@ -16,7 +16,7 @@ from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
 from cpt_jax.data.split import select_rows
-from cpt_jax.data.unpacked import unpack_files
+from cpt_jax.data.unpacked import decompress_files
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
@@ -120,7 +120,7 @@ class RowSource:
           UserError: no file or row is found, or too many rows are bad.
         """
         self._fields = fields
-        self._files = unpack_files(find_input_files(path, self.suffixes))
+        self._files = decompress_files(find_input_files(path, self.suffixes))
         key = digest_texts(str(INDEX_VERSION), digest_file_stats(self._files), repr(fields))
         saved = load_or_build(f'{self.kind}_{key}', lambda: _index_rows(self._files, fields))
         contents, problems = array_to_json(saved['notes'])

@@ -16,7 +16,7 @@ from cpt_jax.storage.cache import get_cache_folder
 PACKED = '.gz'
 
 
-def unpack_files(files: Sequence[InputFile]) -> list[InputFile]:
+def decompress_files(files: Sequence[InputFile]) -> list[InputFile]:
     """Returns the files, with gzipped ones replaced by decompressed copies in the cache.
 
     A copy has the name without .gz. Existing copies are reused.
@@ -31,20 +31,20 @@ def unpack_files(files: Sequence[InputFile]) -> list[InputFile]:
             f'path: {repeated[0]} exists with and without {PACKED}, so its rows would count twice: '
             f'remove one of the two files'
         )
-    missing = [file for file in found if _is_packed(file) and not _get_copy_path(file).exists()]
+    missing = [file for file in found if _is_gzipped(file) and not _get_copy_path(file).exists()]
     total = sum(file.path.stat().st_size for file in missing)
     with tqdm(
         total=total, desc='unpacking', unit='B', unit_scale=True, disable=None if missing else True
     ) as bar:
         for file in missing:
-            _unpack(file.path, _get_copy_path(file), bar)
+            _decompress_file(file.path, _get_copy_path(file), bar)
     return [
-        InputFile(file.name, _get_copy_path(file), file.path) if _is_packed(file) else file
+        InputFile(file.name, _get_copy_path(file), file.path) if _is_gzipped(file) else file
         for file in found
     ]
 
 
-def _is_packed(file: InputFile) -> bool:
+def _is_gzipped(file: InputFile) -> bool:
     return file.path.name.endswith(PACKED)
 
 
@@ -52,7 +52,7 @@ def _get_copy_path(file: InputFile) -> Path:
     return get_cache_folder() / 'unpacked' / digest_file_stats([file]) / Path(file.name).name
 
 
-def _unpack(path: Path, copy: Path, bar: tqdm) -> None:
+def _decompress_file(path: Path, copy: Path, bar: tqdm) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with (

@@ -254,7 +254,7 @@ class Embedder:
                     self.tokens += skipped * len(indices)
                     self.shared += skipped * len(indices)
                     prefix = prefixes(prefix_ids) if skipped else None
-                    vectors_RxD = self._start_batch(
+                    vectors_RxD = self._dispatch_batch(
                         [tokens[i][skipped:] for i in indices], rows, row_length, prefix
                     )
                     yield _Batch(window_NxD, indices, vectors_RxD, remaining == 0)
@@ -309,7 +309,7 @@ class Embedder:
             rows //= 4
         return rows * shards
 
-    def _start_batch(
+    def _dispatch_batch(
         self, tokens: Sequence[np.ndarray], rows: int, row_length: int, prefix: Prefix | None = None
     ) -> jax.Array:
         """Dispatches the computation of a batch; returns float32[rows, D], first those of `tokens`.

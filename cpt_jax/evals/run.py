@@ -15,7 +15,7 @@ from cpt_jax.evals.report.example import examples_to_json
 from cpt_jax.evals.report.page import render
 from cpt_jax.evals.store.embedding_cache import CachingEmbed
 from cpt_jax.evals.store.history import HISTORY, read_rows
-from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier
+from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier_json
 from cpt_jax.evals.suites import add_suite_means
 from cpt_jax.evals.task import Result, Task, check_is_task
 from cpt_jax.evals.tasks.bias import add_holm
@@ -104,7 +104,7 @@ def store_result(
         examples: dict = {}
         maps: dict = {}
         if not results.describe_replaced_results():
-            examples, maps = read_earlier(report / EXAMPLES), read_earlier(report / MAPS)
+            examples, maps = read_earlier_json(report / EXAMPLES), read_earlier_json(report / MAPS)
         results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows)))
         report.mkdir(parents=True, exist_ok=True)
         write_json(Path(report / EXAMPLES), {**examples, name: examples_to_json(result.examples)})
@@ -121,9 +121,9 @@ def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
     """
     report = output / 'report'
     with wait_for_lock(Path(output / LOCKS_FOLDER / 'results')):
-        results = read_earlier(output / RESULTS)
-        examples = read_earlier(report / EXAMPLES)
-        maps = read_earlier(report / MAPS)
+        results = read_earlier_json(output / RESULTS)
+        examples = read_earlier_json(report / EXAMPLES)
+        maps = read_earlier_json(report / MAPS)
         rows = read_rows(Path(output / HISTORY))
         page = render(results, examples, metrics_path, rows, list(maps.values()))
         report.mkdir(parents=True, exist_ok=True)

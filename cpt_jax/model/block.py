@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.adapters.lora import has_adapter, multiply_with_adapter
-from cpt_jax.model.attention import Attend, attend_at_ends, merge_heads, split_heads
+from cpt_jax.model.attention import Attend, attend_at_ends, ungroup_query_heads, group_query_heads
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import (
@@ -153,16 +153,16 @@ class Attention(nnx.Module):
             for weight in (self.key, self.value)
         )
         q_BxTxGxMxD = self._einsum_by_group(
-            'btgmk,dgk->btgmd', split_heads(q_BxTxHxK, groups), key_DxGxK
+            'btgmk,dgk->btgmd', group_query_heads(q_BxTxHxK, groups), key_DxGxK
         )
-        mixed_BxTxHxD = attend(merge_heads(q_BxTxGxMxD), h_RxSxD[:, :, None])
+        mixed_BxTxHxD = attend(ungroup_query_heads(q_BxTxGxMxD), h_RxSxD[:, :, None])
         a_BxTxGxMxK = self._einsum_by_group(
-            'btgmd,dgk->btgmk', split_heads(mixed_BxTxHxD, groups), value_DxGxK
+            'btgmd,dgk->btgmk', group_query_heads(mixed_BxTxHxD, groups), value_DxGxK
         )
         if self.config.qkv_bias:
             bias_Bx1xGxK = broadcast_vector(self.value_bias, a_BxTxGxMxK[:, :, :, 0])
             a_BxTxGxMxK = a_BxTxGxMxK + bias_Bx1xGxK.astype(a_BxTxGxMxK.dtype)[:, :, :, None]
-        return merge_heads(a_BxTxGxMxK)
+        return ungroup_query_heads(a_BxTxGxMxK)
 
     def _einsum_by_group(
         self, form: str, h_BxTxGxMx: jax.Array, weight_DxGxK: jax.Array

@@ -212,7 +212,7 @@ class EncoderConfig:
                 if size % mesh.shape[axis]:
                     raise UserError(f'mesh.{axis}={mesh.shape[axis]} does not divide {key}={size}')
 
-    def resolve_for(self, platform: str) -> 'EncoderConfig':
+    def resolve_auto(self, platform: str) -> 'EncoderConfig':
         """Returns this config with every 'auto' resolved for a platform.
 
         GPUs and TPUs get bfloat16 and an attention kernel. XLA:CPU runs the body of a scan at about

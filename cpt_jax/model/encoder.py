@@ -126,7 +126,7 @@ class Encoder(nnx.Module):
         """
         pooling = POOLINGS[self.config.pooling]
         if pooling.reduce:
-            h_RxSxD = self.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+            h_RxSxD = self.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
             return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT)
         x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
@@ -157,7 +157,7 @@ class Encoder(nnx.Module):
         return self.apply_final_projection(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
     @with_matmul_precision
-    def all_states(
+    def compute_token_states(
         self,
         tokens_RxS: jax.Array,
         segments_RxS: jax.Array,

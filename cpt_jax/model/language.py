@@ -68,7 +68,7 @@ def predict_tokens(
       UserError: see `check_language_model`.
     """
     check_language_model(encoder.config)
-    h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+    h_RxSxD = encoder.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
     next_RxS = jnp.roll(tokens_RxS, -1, axis=1)
     ids = ids or encoder.config.vocab_size
     losses_RxS, right_RxS = _compute_losses_and_hits(encoder, h_RxSxD, next_RxS, ids)

@@ -21,7 +21,7 @@ class Frozen(nnx.Variable):
     """A variable that is not trained: no gradient, no optimizer state, any dtype."""
 
 
-class EncodedWeight(Protocol):
+class QuantizedWeight(Protocol):
     """A frozen weight stored as codes (adapters/nf4.py)."""
 
     def gather(self, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
@@ -43,7 +43,7 @@ def make_parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | No
 
 
 def gather_weight(
-    weight: nnx.Variable | EncodedWeight, dtype: jnp.dtype, *spec: str | None
+    weight: nnx.Variable | QuantizedWeight, dtype: jnp.dtype, *spec: str | None
 ) -> jax.Array:
     """Casts a weight to the compute dtype and gathers it over fsdp.
 

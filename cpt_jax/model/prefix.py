@@ -238,7 +238,7 @@ def _attend_after_prefix(
     heads = P(BATCH, None, 'tensor', None)
 
     @partial(jax.shard_map, in_specs=(P(), P(), P(BATCH), *[heads] * 5), out_specs=heads)
-    def attend_locally(
+    def attend_on_shard(
         length, reach, columns_RxQ, q_RxQxHxK, k_RxSxGxK, v_RxSxGxK, k_1xPxGxK, v_1xPxGxK
     ) -> jax.Array:
         rows, queries, heads, width = q_RxQxHxK.shape
@@ -293,4 +293,4 @@ def _attend_after_prefix(
             .reshape(q_RxQxHxK.shape)
         )
 
-    return attend_locally(length, reach, columns_RxQ, q_RxQxHxK, k_RxSxGxK, v_RxSxGxK, *prefix_kv)
+    return attend_on_shard(length, reach, columns_RxQ, q_RxQxHxK, k_RxSxGxK, v_RxSxGxK, *prefix_kv)

@@ -43,7 +43,7 @@ def describe_base(model: Model) -> Base:
     return model.describe_base()
 
 
-def check_base(base: Base, run: str) -> Model:
+def open_checked_base(base: Base, run: str) -> Model:
     """Opens the base of a LoRA run, and checks that its weights are unchanged.
 
     Args:
@@ -141,7 +141,7 @@ def load_adapted(
     Raises:
       UserError: the base is missing, or its weights have changed.
     """
-    base = check_base(get_adapter_base(run), str(run.run_dir.path))
+    base = open_checked_base(get_adapter_base(run), str(run.run_dir.path))
     lora = run.lora
     lora.check(config, mesh)
     trained, frozen = load_adapters(run, lora, config, mesh)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cpt_jax.plan.lowering import count_device_bytes, lower_embedding
 from cpt_jax.plan.planning import Plan, ProgramPlan, compile_and_measure
-from cpt_jax.plan.topology import check_topology, get_topology_devices
+from cpt_jax.plan.topology import find_topology_chip, get_topology_devices
 from cpt_jax.runtime.mesh import count_batch_shards
 
 
@@ -63,7 +63,7 @@ def make_embedding_plan(
       UserError: the topology or the config is invalid, a text of that length does not fit the
         model, or libtpu fails for a reason other than memory.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     program = lower_embedding(config, get_topology_devices(topology, slices), fsdp, length, weights)
     on_start()
     measured = compile_and_measure(

@@ -17,7 +17,7 @@ from cpt_jax.plan.hlo.program import HloError, Module, parse
 from cpt_jax.plan.lowering import count_device_bytes, lower
 from cpt_jax.plan.network import compute_network_seconds
 from cpt_jax.plan.topology import (
-    check_topology,
+    find_topology_chip,
     get_libtpu_requirement,
     get_libtpu_version,
     get_topology_devices,
@@ -139,7 +139,7 @@ def make_plan(
       UserError: the topology or the config is invalid, or libtpu fails for a reason other than
         memory.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     step = lower(config, get_topology_devices(topology, slices))
     if step.lowered is None:
         raise ValueError('the step was lowered with trace=False')
@@ -182,7 +182,7 @@ def compile_and_measure(
     Raises:
       UserError: libtpu fails for a reason other than memory.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     start = time.perf_counter()
     compiled, needed = _compile(lowered)
     seconds = time.perf_counter() - start

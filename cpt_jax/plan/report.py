@@ -11,12 +11,12 @@ from cpt_jax.plan.embedding import AnyPlan
 from cpt_jax.plan.planning import Plan
 from cpt_jax.plan.sweep import format_flags, format_sweep_table, sweep
 from cpt_jax.plan.table import format_plan
-from cpt_jax.plan.topology import check_topology
+from cpt_jax.plan.topology import find_topology_chip
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 
 
-def plan_all(
+def plan_all_topologies(
     make: Callable[[str, Callable[[], None]], AnyPlan],
     topologies: Sequence[str],
     json_path: Path | None,
@@ -42,7 +42,7 @@ def plan_all(
         _write(json_path, plans, as_list=len(topologies) > 1)
 
 
-def sweep_all(
+def sweep_all_topologies(
     config: Mapping[str, Any],
     topologies: Sequence[str],
     slices: int,
@@ -86,7 +86,7 @@ def sweep_all(
 def _check_arguments(topologies: Sequence[str], json_path: Path | None) -> None:
     """Raises UserError for an invalid topology or path, before minutes of compilation."""
     for topology in topologies:
-        check_topology(topology)
+        find_topology_chip(topology)
     if json_path and not json_path.absolute().parent.is_dir():
         raise UserError(f'--json {json_path}: no such folder {json_path.absolute().parent}')
 

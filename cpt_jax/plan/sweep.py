@@ -20,7 +20,7 @@ from cpt_jax.plan.estimate import (
 from cpt_jax.plan.lowering import LoweredStep, count_device_bytes, lower, make_longest_layout
 from cpt_jax.plan.planning import Plan, make_plan
 from cpt_jax.plan.table import align_columns, format_seconds
-from cpt_jax.plan.topology import check_topology, get_topology_devices
+from cpt_jax.plan.topology import find_topology_chip, get_topology_devices
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.hardware import Chip
 from cpt_jax.runtime.mesh import AXES
@@ -155,7 +155,7 @@ def list_candidates(
     step: LoweredStep, devices: int, slices: int, chip: Chip
 ) -> Iterator[SweepCandidate]:
     """Yields all combinations of settings that the model and the batch allow."""
-    policies = ('dots', 'full') if step.lora.keeps_codes else ('none', 'dots', 'full')
+    policies = ('dots', 'full') if step.lora.is_quantized else ('none', 'dots', 'full')
     forms = _list_forms(step, devices, chip)
     for data, fsdp, tensor in _list_meshes(step, devices, slices):
         for chunks in _CHUNKS:
@@ -249,7 +249,7 @@ def sweep(
     Raises:
       UserError: the topology or the rest of the config is invalid, or no candidate can be compiled.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     if limit < 1:
         raise UserError(f'--sweep_limit={limit}: must be 1 or more')
     devices = get_topology_devices(topology, slices)

@@ -104,7 +104,7 @@ class Cloud:
 
     def install(self) -> None:
         """Installs the recorded commit on all workers."""
-        for command in commands.install(self.pod, str(ROOT), _jax_requirement(self.pod.commit)):
+        for command in commands.install(self.pod, str(ROOT), _get_jax_requirement(self.pod.commit)):
             self._run(command, show=True)
 
     def read_worker_states(self) -> dict[str, str]:
@@ -210,25 +210,25 @@ def get_head_commit(allow_dirty: bool) -> str:
       UserError: the checkout has uncommitted changes, which would not be installed, and
         `allow_dirty` is not set.
     """
-    changed = [line[3:] for line in _git('status', '--porcelain').splitlines()]
+    changed = [line[3:] for line in _run_git('status', '--porcelain').splitlines()]
     if changed and not allow_dirty:
         shown = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
         raise UserError(
             f'{ROOT} has uncommitted changes ({shown}), and only HEAD is installed: commit them, '
             f'or pass --allow_dirty'
         )
-    return _git('rev-parse', 'HEAD').strip()
+    return _run_git('rev-parse', 'HEAD').strip()
 
 
-def _jax_requirement(commit: str) -> str:
+def _get_jax_requirement(commit: str) -> str:
     """Returns the requirement jax[tpu] at the version pinned by the commit's requirements.txt."""
-    pinned = re.search(r'^jax==(\S+)', _git('show', f'{commit}:requirements.txt'), re.MULTILINE)
+    pinned = re.search(r'^jax==(\S+)', _run_git('show', f'{commit}:requirements.txt'), re.MULTILINE)
     if not pinned:
         raise UserError(f'requirements.txt at commit {commit} has no line jax==VERSION')
     return f'jax[tpu]=={pinned[1]}'
 
 
-def _git(*arguments: str) -> str:
+def _run_git(*arguments: str) -> str:
     """Returns the output of a git command on the checkout.
 
     It runs in a dry run too, because the commands used here change nothing.

@@ -37,7 +37,7 @@ class Chip:
     topologies: tuple[str, ...] = ()
 
 
-def _gib(size: float) -> int:
+def _gib_to_bytes(size: float) -> int:
     return int(size * GiB)
 
 
@@ -71,7 +71,7 @@ CHIPS = {
             'TPU v4',
             275e12,
             32 * GiB,
-            _gib(30.75),
+            _gib_to_bytes(30.75),
             1228 * GB,
             1,
             50 * GB,
@@ -85,7 +85,7 @@ CHIPS = {
             'TPU v5 lite',
             197e12,
             16 * GiB,
-            _gib(15.75),
+            _gib_to_bytes(15.75),
             819 * GB,
             1,
             50 * GB,
@@ -99,7 +99,7 @@ CHIPS = {
             'TPU v5',
             459e12,
             95 * GiB,
-            _gib(95.73),
+            _gib_to_bytes(95.73),
             2765 * GB,
             1,
             100 * GB,
@@ -113,7 +113,7 @@ CHIPS = {
             'TPU v6 lite',
             918e12,
             32 * GiB,
-            _gib(31.24),
+            _gib_to_bytes(31.24),
             1638 * GB,
             1,
             100 * GB,
@@ -127,7 +127,7 @@ CHIPS = {
             'TPU7x',
             2307e12,
             192 * GiB,
-            2 * _gib(94.74),
+            2 * _gib_to_bytes(94.74),
             7380 * GB,
             2,
             100 * GB,

@@ -101,12 +101,12 @@ def compute_search_recall(exact: Hits, hits: Hits) -> float:
 
     It is the mean over the queries for which exact search finds any, or 1 if there are none.
     """
-    pairs = zip(_select_found(exact), _select_found(hits), strict=True)
+    pairs = zip(_drop_empty_hits(exact), _drop_empty_hits(hits), strict=True)
     recalls = [np.isin(right_k, found_k).mean() for right_k, found_k in pairs if len(right_k)]
     return float(np.mean(recalls)) if recalls else 1.0
 
 
-def _select_found(hits: Hits) -> list[np.ndarray]:
+def _drop_empty_hits(hits: Hits) -> list[np.ndarray]:
     """Returns the documents of each query, without the entries that have no document."""
     return [
         found_k[score_k > -np.inf]

@@ -58,7 +58,7 @@ class Corpus:
         """Yields ('file:line', id, text) of each JSON row."""
         field = self._field or 'text'
         for where, row in read_json_lines(self.path):
-            name = row.get('_id', row.get('id', _line_index(where)))
+            name = row.get('_id', row.get('id', _parse_line_index(where)))
             if not isinstance(name, str | int) or '\n' in str(name):
                 raise UserError(
                     f'{where}: the id must be a number or a one-line string, not {str(name)[:40]!r}'
@@ -74,7 +74,7 @@ class Corpus:
     def _read_text_rows(self) -> Iterator[tuple[str, str, str]]:
         """Yields ('file:line', id, text) of each line of text."""
         for where, line in read_lines(self.path):
-            yield where, str(_line_index(where)), line
+            yield where, str(_parse_line_index(where)), line
 
     def _check_rows(self) -> tuple[int, str]:
         """Reads and checks all rows; returns their number and the fingerprint."""
@@ -113,6 +113,6 @@ def join_title_and_text(row: dict) -> str:
     return f'{row.get("title") or ""} {row["text"]}'.strip()
 
 
-def _line_index(where: str) -> int:
+def _parse_line_index(where: str) -> int:
     """Returns the line index, counted from 0, of 'file:line', which counts from 1."""
     return int(where.rpartition(':')[2]) - 1

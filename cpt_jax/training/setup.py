@@ -16,7 +16,7 @@ from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
-from cpt_jax.origin.frozen_base import check_base, describe_base, get_adapter_base
+from cpt_jax.origin.frozen_base import open_checked_base, describe_base, get_adapter_base
 from cpt_jax.origin.resolve import Model, Origin, Scratch, resolve_origin
 from cpt_jax.runs.code_version import code_version
 from cpt_jax.runs.config import check_resume, check_workdir, to_json_values
@@ -259,7 +259,7 @@ def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, 
         return None, None
     if previous:
         description = get_adapter_base(previous)
-        return check_base(description, str(workdir)), description
+        return open_checked_base(description, str(workdir)), description
     assert not isinstance(origin, Scratch)  # set_up has refused LoRA from scratch
     return origin, describe_base(origin)
 

@@ -67,7 +67,7 @@ def load(
     encoder_config = EncoderConfig(
         vocab_size=VOCABULARY,
         **family.shape(config) | {'remat': 'none', 'pooling': 'eos'} | changes,
-    ).resolve_for('cpu')
+    ).resolve_auto('cpu')
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
     return load_encoder(family, Files(folder), encoder_config, mesh), mesh
 

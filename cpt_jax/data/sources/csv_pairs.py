@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from cpt_jax.data.problems import BadRow, check_text
+from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.rows import BOM, RowSource, to_field_names
 from cpt_jax.runtime.errors import UserError
 
@@ -73,7 +73,7 @@ class Columns(NamedTuple):
         found = dict(zip(names, cells, strict=True))
         negatives = [name for name in self.negatives if found[name].strip()]
         for name in (self.x, self.y, *negatives):
-            check_text(name, found[name], self.max_chars)
+            decode_text_field(name, found[name], self.max_chars)
         return found
 
     def get_negatives(self, row: dict) -> tuple[str, ...]:

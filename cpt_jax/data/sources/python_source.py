@@ -28,7 +28,7 @@ from cpt_jax.data.filters import (
     FILTERS_VERSION,
     find_exact_duplicates,
     find_near_duplicates,
-    reject_path,
+    explain_rejected_path,
 )
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
@@ -167,7 +167,7 @@ def find_files(packages: Sequence[str], standard_library: bool) -> list[SourceFi
     files = list(_find_standard_library_files()) if standard_library else []
     for package in sorted(packages):
         files += _find_distribution_files(package)
-    return [file for file in files if not reject_path(file.name)]
+    return [file for file in files if not explain_rejected_path(file.name)]
 
 
 def _find_standard_library_files() -> Iterator[SourceFile]:

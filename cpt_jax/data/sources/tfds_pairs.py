@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cpt_jax.data.pairs import Pair, digest_texts
-from cpt_jax.data.problems import BadRow, Problems, check_text
+from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
@@ -143,10 +143,10 @@ class TfdsSource:
     def _read_pair(self, row: int) -> Pair:
         """Reads and checks a row. Raises BadRow if it is invalid."""
         example = self._data[row]
-        x = check_text(self._x, _get_field(example, self._x), self._max_chars)
-        y = check_text(self._y, _get_field(example, self._y), self._max_chars)
+        x = decode_text_field(self._x, _get_field(example, self._x), self._max_chars)
+        y = decode_text_field(self._y, _get_field(example, self._y), self._max_chars)
         values = _get_field(example, self._negatives) if self._negatives else ()
-        negatives = tuple(check_text(self._negatives, value, self._max_chars) for value in values)
+        negatives = tuple(decode_text_field(self._negatives, value, self._max_chars) for value in values)
         return Pair(x, y, negatives, f'{self._name} {self._tfds_split}:{row}')
 
     def summary(self) -> str:

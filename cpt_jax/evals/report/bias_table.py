@@ -66,7 +66,7 @@ def make_bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
     Args:
       tasks: task -> row of results.json.
     """
-    rows = {name: row for name, row in tasks.items() if is_bias_test(name)}
+    rows = {name: row for name, row in tasks.items() if is_association_test(name)}
     if not rows:
         return None
     ordered = sorted(rows, key=lambda name: (-rows[name]['metrics']['effect_size'], name))
@@ -84,7 +84,7 @@ def make_bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
     return BiasTable(nonempty, common, len(rows), significant)
 
 
-def is_bias_test(task: str) -> bool:
+def is_association_test(task: str) -> bool:
     return task.startswith(KIND)
 
 

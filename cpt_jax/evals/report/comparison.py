@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
-from cpt_jax.evals.report.published import Cell, OneOf, Roughly, Score, Table
+from cpt_jax.evals.report.published import Cell, OneOf, RoundedCount, Score, Table
 from cpt_jax.evals.store.results import BASELINES, format_score, label_metric
 from cpt_jax.evals.suites import SUITES
 
@@ -181,7 +181,7 @@ def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]
 
 
 def _agrees(found: object, required: object) -> bool:
-    if isinstance(required, Roughly):  # 5K is the rounded form of 5,183
+    if isinstance(required, RoundedCount):  # 5K is the rounded form of 5,183
         return isinstance(found, int) and abs(found - required.about) <= 0.05 * required.about
     if isinstance(required, OneOf):
         return found in required.counts

@@ -54,12 +54,12 @@ def examples_to_json(examples: Iterable[Example]) -> list[dict]:
     return [
         {
             **example._asdict(),
-            'model': _answers_json(example.model),
-            'bm25': _answers_json(example.bm25),
+            'model': _answers_to_json(example.model),
+            'bm25': _answers_to_json(example.bm25),
         }
         for example in examples
     ]
 
 
-def _answers_json(answers: Answers) -> dict:
+def _answers_to_json(answers: Answers) -> dict:
     return {'found': [found._asdict() for found in answers.found], 'rank': answers.rank}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jinja2
 from etils import epath
 
-from cpt_jax.evals.report.bias_table import ALPHA, is_bias_test, make_bias_table
+from cpt_jax.evals.report.bias_table import ALPHA, is_association_test, make_bias_table
 from cpt_jax.evals.report.comparison import compare, explain_excluded_tasks
 from cpt_jax.evals.report.curves import draw_history, draw_panels, read_metrics
 from cpt_jax.evals.report.published import MARKS, read_tables
@@ -79,7 +79,7 @@ def render(
     return environment.get_template('report.html.j2').render(
         model=results['model'],
         settings=results['settings'],
-        scored={name: row for name, row in results['tasks'].items() if not is_bias_test(name)},
+        scored={name: row for name, row in results['tasks'].items() if not is_association_test(name)},
         comparisons=comparisons,
         excluded=explain_excluded_tasks(results['tasks'], published),
         marks={

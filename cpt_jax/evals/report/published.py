@@ -72,7 +72,7 @@ class Model(NamedTuple):
     cells: Mapping[Score, Cell]
 
 
-class Roughly(NamedTuple):
+class RoundedCount(NamedTuple):
     """A count that its source rounds, such as 5K."""
 
     about: int
@@ -155,7 +155,7 @@ def _parse_scores(scores: Mapping[str, str] | Sequence[Sequence[str]]) -> tuple[
 
 def _parse_size(value: Any) -> object:
     if isinstance(value, dict) and value.keys() == {'about'}:
-        return Roughly(value['about'])
+        return RoundedCount(value['about'])
     if isinstance(value, dict) and value.keys() == {'one_of'}:
         return OneOf(tuple(value['one_of']))
     return value

@@ -77,8 +77,8 @@ class CachingEmbed:
         yield
         if folder and not self._cache.keep:
             shutil.rmtree(folder, ignore_errors=True)
-            _remove_empty(folder.parent)
-            _remove_empty(folder.parent.parent)
+            _remove_empty_folder(folder.parent)
+            _remove_empty_folder(folder.parent.parent)
         self._folder = None
 
     def __call__(self, texts: Sequence[str], side: str) -> np.ndarray:
@@ -124,7 +124,7 @@ class CachingEmbed:
             self._folder = None
 
 
-def _remove_empty(folder: Path) -> None:
+def _remove_empty_folder(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:  # another task is using it

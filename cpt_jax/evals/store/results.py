@@ -28,7 +28,7 @@ BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}
 
 
-def read_earlier(path: epath.Path) -> dict:
+def read_earlier_json(path: epath.Path) -> dict:
     """Returns the JSON object that an earlier evaluation wrote to `path`; {} if there is no file.
 
     Raises:
@@ -68,7 +68,7 @@ class ResultsFile:
         """Returns this model's results. They have no task if the file is missing or has the results
         of another model.
         """
-        earlier = read_earlier(self.path)
+        earlier = read_earlier_json(self.path)
         if not earlier or self._describe_difference(earlier):
             return make_empty_results(self.model, self.settings)
         tasks = earlier.get('tasks', {})
@@ -80,7 +80,7 @@ class ResultsFile:
 
     def describe_replaced_results(self) -> str:
         """Returns a message if the next `add` replaces the results in the file, '' otherwise."""
-        earlier = read_earlier(self.path)
+        earlier = read_earlier_json(self.path)
         other = self._describe_difference(earlier) if earlier else ''
         if not other:
             return ''
@@ -91,7 +91,7 @@ class ResultsFile:
 
     def holds_later_checkpoint(self) -> bool:
         """Returns whether the file has results of a checkpoint that was saved after this model."""
-        saved = read_earlier(self.path).get('settings', {}).get('saved', '')
+        saved = read_earlier_json(self.path).get('settings', {}).get('saved', '')
         return saved > self.settings.get('saved', '')
 
     def add(

@@ -132,7 +132,7 @@ class CodeSearch(Task):
     def run(self, embed: Embed) -> Result:
         pairs = self.load()
         candidates = self.options.candidates
-        chunks = make_chunks(len(pairs.queries), candidates)
+        chunks = shuffle_into_chunks(len(pairs.queries), candidates)
         chunk_size = len(chunks[0])
         order = np.concatenate(chunks)
         queries = [pairs.queries[i] for i in order]
@@ -242,7 +242,7 @@ def _find_python_sources(settings: Mapping[str, Any]) -> list[dict[str, object]]
     ]
 
 
-def make_chunks(total: int, size: int) -> list[np.ndarray]:
+def shuffle_into_chunks(total: int, size: int) -> list[np.ndarray]:
     """Returns shuffled indices in chunks of `size`, without an incomplete last chunk.
 
     All indices are in one chunk if there are fewer than `size`, or if `size` is 0.

@@ -156,15 +156,15 @@ def read_questions(path: epath.Path) -> tuple[list[str], list[list[str]]]:
     Raises:
       UserError: a line cannot be used (with file and line), or there are no questions.
     """
-    read = _read_json_questions if path.suffix == '.jsonl' else _read_csv_questions
+    read = _read_json_questions if path.suffix == '.jsonl' else _read_tsv_questions
     rows = list(read(path))
     if not rows:
         raise UserError(f'{path}: has no questions')
-    checked = [_check_answers(where, answers) for where, _, answers in rows]
+    checked = [_get_checked_answers(where, answers) for where, _, answers in rows]
     return [question for _, question, _ in rows], checked
 
 
-def _check_answers(where: str, answers: object) -> list[str]:
+def _get_checked_answers(where: str, answers: object) -> list[str]:
     """Returns the answers. Raises UserError unless they are a nonempty list of strings."""
     if (
         not isinstance(answers, list)
@@ -181,7 +181,7 @@ def _read_json_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
         yield where, get_text_field(row, where, 'question'), row.get('answer', row.get('answers'))
 
 
-def _read_csv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
+def _read_tsv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
     """Yields ('file:line', question, answers)."""
     for where, line in read_lines(path):
         question, answers = (_unquote(field) for field in line.partition('\t')[::2])

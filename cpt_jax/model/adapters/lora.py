@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Codes, Int8, encode_stack
+from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Codes, Int8, quantize_stack
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import Initializer, constant
@@ -80,7 +80,7 @@ class LoRA:
             )
 
     @property
-    def keeps_codes(self) -> bool:
+    def is_quantized(self) -> bool:
         """Whether the matrices of the layers are stored as codes, which each use decodes."""
         return self.base in _CODE_CLASSES
 
@@ -95,7 +95,7 @@ class LoRA:
                 f'lora.targets={list(self.targets)}: a model with '
                 f'model.activation={config.activation} has none of these matrices'
             )
-        if self.keeps_codes and config.remat == 'none':
+        if self.is_quantized and config.remat == 'none':
             raise UserError(
                 f'lora.base={self.base} with model.remat=none would keep the decoded weights of '
                 f'every layer: set model.remat to dots or full'
@@ -164,7 +164,7 @@ class LoRA:
         is_layer_matrix = name in MATRICES and stack in ('blocks', 'last')
         if is_layer_matrix and self.base in _CODE_CLASSES:
             kind, inputs = _CODE_CLASSES[self.base], MATRICES[name][1]
-            return encode_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
+            return quantize_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
         is_bfloat16 = self.base == 'bfloat16' and (
             is_layer_matrix or 'embedding' in name or name.startswith('project_')
         )

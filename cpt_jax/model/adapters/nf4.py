@@ -173,7 +173,7 @@ class Int8(Codes):
         )
 
 
-def encode_stack(kind: type[Codes], weight: jax.Array, inputs: int) -> Codes:
+def quantize_stack(kind: type[Codes], weight: jax.Array, inputs: int) -> Codes:
     """Encodes float[L, *inputs, *outputs], one layer after the other."""
     return jax.lax.map(lambda layer: kind(layer, inputs), weight)
 

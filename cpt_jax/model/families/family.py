@@ -144,7 +144,7 @@ def read_ropes(config: Config, full_theta: float, local_theta: float) -> dict[st
     }
 
 
-def read_layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
+def read_layer_types(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
     """Reads which layers are local.
 
     Args:

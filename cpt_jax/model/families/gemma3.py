@@ -10,7 +10,7 @@ from cpt_jax.model.families.family import (
     Config,
     Family,
     choose,
-    read_layer_kinds,
+    read_layer_types,
     read_ropes,
     read_usual_sizes,
     refuse_unless,
@@ -32,7 +32,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     is_bidirectional = bool(config.get('use_bidirectional_attention', False))
     causal = config.get('is_causal', True)
     period = config.get('sliding_window_pattern', 6)
-    kinds = read_layer_kinds(config, lambda layer: (layer + 1) % period > 0)
+    kinds = read_layer_types(config, lambda layer: (layer + 1) % period > 0)
     window = config.get('sliding_window', 4096)
     if any(kinds['local_layers']) and not window:
         raise UserError(

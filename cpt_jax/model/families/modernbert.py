@@ -12,7 +12,7 @@ from cpt_jax.model.families.family import (
     Config,
     Family,
     choose,
-    read_layer_kinds,
+    read_layer_types,
     read_ropes,
     read_usual_sizes,
     refuse_unless,
@@ -43,7 +43,7 @@ def _read_config(config: Config) -> dict[str, Any]:
         'causal': False,
         'window': config.get('local_attention', 128) // 2,  # config.json counts both sides together
         'pooling': 'mean',
-        **read_layer_kinds(config, lambda layer: layer % period > 0),
+        **read_layer_types(config, lambda layer: layer % period > 0),
         **read_ropes(
             config,
             config.get('global_rope_theta', 160_000.0),

@@ -114,7 +114,7 @@ def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> Collec
     payload = sum(
         array.bytes
         for index in range(len(executed.instruction.operands))
-        for array in executed.operand_arrays(index)
+        for array in executed.get_operand_arrays(index)
     )
     summed = kind == 'all-reduce' and _sums_parts_of_zeros(executed)
     if kind == 'all-gather':
@@ -141,7 +141,7 @@ def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) ->
     kind = match[1].lower().replace('_', '-') if match else ''
     if kind not in KINDS:
         raise HloError(f'unknown transfer between slices: {executed.instruction.attributes}')
-    payload = sum(array.bytes for array in executed.operand_arrays(0)) * (
+    payload = sum(array.bytes for array in executed.get_operand_arrays(0)) * (
         slices if kind == 'all-gather' else 1
     )
     return CollectiveSite(

@@ -54,7 +54,7 @@ def count_flops(module: Module) -> Flops:
 
 def count_dot_flops(executed: ExecutedInstruction) -> int:
     """Counts two operations per element of the result and element of the contracted dimensions."""
-    lhs, result = executed.operand_arrays(0)[0], executed.results[0]
+    lhs, result = executed.get_operand_arrays(0)[0], executed.results[0]
     contracted = _parse_numbers(executed.instruction.attribute('lhs_contracting_dims') or '')
     return 2 * result.size * math.prod(lhs.dims[axis] for axis in contracted)
 
@@ -66,7 +66,7 @@ def count_convolution_flops(executed: ExecutedInstruction) -> int:
     On TPUs, matrix products are compiled to convolutions, whose spatial dimensions are batch or
     contracted dimensions.
     """
-    lhs, rhs = executed.operand_arrays(0)[0], executed.operand_arrays(1)[0]
+    lhs, rhs = executed.get_operand_arrays(0)[0], executed.get_operand_arrays(1)[0]
     labels = executed.instruction.attribute('dim_labels') or ''
     match = re.fullmatch(r'(\w+)_(\w+)->(\w+)', labels)
     if not match:
@@ -161,7 +161,7 @@ def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
     large = (
         array
         for index in range(len(executed.instruction.operands))
-        for array in executed.operand_arrays(index)
+        for array in executed.get_operand_arrays(index)
         if len(array.dims) > 2
     )
     queries, keys = [array for array in large if array.dtype in ('bf16', 'f32')][:2]

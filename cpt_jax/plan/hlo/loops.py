@@ -92,7 +92,7 @@ def _derive_trip_count(frame: Frame, loop: Instruction) -> int:
     test_frame = condition
     test = condition.computation.root
     while test.opcode in _IDENTITY or test.opcode == 'fusion':
-        test_frame, test = _step_in(test_frame, test)
+        test_frame, test = _enter_fusion_or_copy(test_frame, test)
     direction = test.attribute('direction')
     if test.opcode != 'compare' or direction not in _MIRRORED:
         raise HloError(f'its condition ends in {test.opcode} {direction}')
@@ -127,7 +127,7 @@ def _count_passes(start: int, bound: int, step: int, direction: str) -> int:
     return max(0, -(-distance // abs(step)))
 
 
-def _step_in(frame: Frame, instruction: Instruction) -> tuple[Frame, Instruction]:
+def _enter_fusion_or_copy(frame: Frame, instruction: Instruction) -> tuple[Frame, Instruction]:
     """Returns the root of a fusion, or the operand of a copy or another identity, and its frame."""
     if instruction.opcode == 'fusion':
         inner = frame.enter(instruction, instruction.called('calls')[0])
@@ -143,7 +143,7 @@ def _evaluate(frame: Frame, name: str) -> int | _Counter:
     if instruction.opcode == 'parameter':
         return _evaluate(*_resolve_parameter(frame, instruction))
     if instruction.opcode in _IDENTITY or instruction.opcode == 'fusion':
-        inner, found = _step_in(frame, instruction)
+        inner, found = _enter_fusion_or_copy(frame, instruction)
         return _evaluate(inner, found.name)
     if instruction.opcode == 'get-tuple-element':
         return _evaluate_element(frame, instruction.operands[0], instruction.number('index'))
@@ -180,7 +180,7 @@ def _evaluate_element(frame: Frame, name: str, index: int) -> int | _Counter:
     if instruction.opcode == 'copy-start':  # (result, source, context)
         return _evaluate(frame, instruction.operands[0])
     if instruction.opcode in _IDENTITY or instruction.opcode == 'fusion':
-        inner, found = _step_in(frame, instruction)
+        inner, found = _enter_fusion_or_copy(frame, instruction)
         return _evaluate_element(inner, found.name, index)
     if instruction.opcode == 'while':
         body = frame.module.computations[instruction.called('body')[0]]

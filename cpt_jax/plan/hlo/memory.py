@@ -82,19 +82,19 @@ def _count_moved_bytes(executed: ExecutedInstruction) -> int:
         return _count_fusion_reads(executed, inner) + _count_writes(inner, inner.root, instruction)
     if opcode in _SLICES:
         # Only the selected part of the operand is read.
-        read = executed.results[0].bytes if count_hbm_bytes(executed.operand_arrays(0)) else 0
+        read = executed.results[0].bytes if count_hbm_bytes(executed.get_operand_arrays(0)) else 0
         return read + count_hbm_bytes(executed.results)
     if opcode == 'dynamic-update-slice':
-        return count_hbm_bytes(executed.operand_arrays(1)) + (
-            executed.operand_arrays(1)[0].bytes if count_hbm_bytes(executed.results) else 0
+        return count_hbm_bytes(executed.get_operand_arrays(1)) + (
+            executed.get_operand_arrays(1)[0].bytes if count_hbm_bytes(executed.results) else 0
         )
     if opcode == 'scatter':
         # Reads the indices, the updates and the old values; writes the new values.
-        return count_hbm_bytes(executed.operand_arrays(1)) + 3 * count_hbm_bytes(
-            executed.operand_arrays(2)
+        return count_hbm_bytes(executed.get_operand_arrays(1)) + 3 * count_hbm_bytes(
+            executed.get_operand_arrays(2)
         )
     return sum(
-        count_hbm_bytes(executed.operand_arrays(index))
+        count_hbm_bytes(executed.get_operand_arrays(index))
         for index in range(len(instruction.operands))
     ) + count_hbm_bytes(executed.results)
 
@@ -102,7 +102,7 @@ def _count_moved_bytes(executed: ExecutedInstruction) -> int:
 def _count_fusion_reads(executed: ExecutedInstruction, inner: Computation) -> int:
     total = 0
     for index, parameter in enumerate(inner.parameters):
-        whole = count_hbm_bytes(executed.operand_arrays(index))
+        whole = count_hbm_bytes(executed.get_operand_arrays(index))
         if whole:
             total += min(whole, _count_reads(inner, parameter, executed))
     return total
@@ -132,12 +132,12 @@ def _count_reads(
             # The compiler wraps operands of matrix products in fusions that return them unchanged.
             if _skip_bitcasts(inner, inner.root) in parameters:
                 total += _count_reads(computation, reader, executed)
-        elif not _passes_on(reader, source):
+        elif not _only_forwards(reader, source):
             return whole
     return min(total, whole)
 
 
-def _passes_on(reader: Instruction, source: Instruction) -> bool:
+def _only_forwards(reader: Instruction, source: Instruction) -> bool:
     """Returns whether a reader only passes the array on: as the target of an update in place, in a
     tuple, or in a later part of an asynchronous collective.
     """

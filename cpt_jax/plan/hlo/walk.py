@@ -62,7 +62,7 @@ class ExecutedInstruction:
             return flatten_shape(get_tuple_elements(shape)[1])
         return flatten_shape(shape)
 
-    def operand_arrays(self, index: int) -> list[Array]:
+    def get_operand_arrays(self, index: int) -> list[Array]:
         """Returns the arrays of an operand."""
         return flatten_shape(self.frame.computation.operand(self.instruction, index).shape)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from cpt_jax.evals.report.comparison import compare, explain_excluded_tasks
-from cpt_jax.evals.report.published import Cell, Model, Roughly, Score, Table, read_tables
+from cpt_jax.evals.report.published import Cell, Model, RoundedCount, Score, Table, read_tables
 from cpt_jax.evals.suites import SUITES
 from cpt_jax.evals.tasks.probe import PROTOCOLS
 
@@ -17,7 +17,7 @@ TABLE = Table(
         Model('new', 'one', 'Table 2', {B: Cell('42.00', 'C')}),
     ),
     measured={'split': 'test'},
-    sizes={'retrieval/a': {'n': 300, 'documents': Roughly(5000)}},
+    sizes={'retrieval/a': {'n': 300, 'documents': RoundedCount(5000)}},
 )
 
 

@@ -41,7 +41,7 @@ class Base:
         self.content = content
         self.family = find_family(content)
         shape = self.family.shape(content)
-        self.config = EncoderConfig(vocab_size=VOCABULARY, remat='full', **shape).resolve_for('cpu')
+        self.config = EncoderConfig(vocab_size=VOCABULARY, remat='full', **shape).resolve_auto('cpu')
 
     def load(self, files: Files | None = None, lora: LoRA | None = None) -> Encoder:
         """Returns the encoder of this base's files, or of others of its family."""

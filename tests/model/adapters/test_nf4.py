@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy.stats import norm
 
-from cpt_jax.model.adapters.nf4 import LEVELS, NF4, Int8, encode_stack, make_dynamic_levels
+from cpt_jax.model.adapters.nf4 import LEVELS, NF4, Int8, quantize_stack, make_dynamic_levels
 from cpt_jax.runtime.mesh import make_mesh
 
 # bitsandbytes.functional.get_4bit_type('nf4') of 0.50.2.
@@ -132,7 +132,7 @@ def test_stack_on_a_mesh_matches_each_layer_on_one_device(kind):
                     [one(put_on_mesh(layer, 'fsdp', 'tensor', None)) for layer in layers]
                 )
             else:
-                codes = jax.jit(lambda weight: encode_stack(kind, weight, 1))(
+                codes = jax.jit(lambda weight: quantize_stack(kind, weight, 1))(
                     put_on_mesh(layers, None, 'fsdp', 'tensor', None)
                 )
                 assert (
