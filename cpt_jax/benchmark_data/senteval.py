@@ -161,7 +161,7 @@ class SentEvalSet:
     def exists(self) -> bool:
         return self._folder.is_dir()
 
-    def part(self, part: str) -> Part:
+    def read_part(self, part: str) -> Part:
         """Returns the sentences and labels of a part.
 
         Args:
@@ -174,7 +174,7 @@ class SentEvalSet:
             self._parts[part] = self._read(part)
         return self._parts[part]
 
-    def vectors(self, embed: Embed, part: str) -> tuple[np.ndarray, ...]:
+    def compute_vectors(self, embed: Embed, part: str) -> tuple[np.ndarray, ...]:
         """Returns the vectors of a part, float32 [N, D] for each of its lists of sentences.
 
         Raises:
@@ -185,7 +185,7 @@ class SentEvalSet:
             self._vectors = {}
         if part not in self._vectors:
             self._vectors[part] = tuple(
-                embed_texts(embed, texts, SIDE) for texts in self.part(part).texts
+                embed_texts(embed, texts, SIDE) for texts in self.read_part(part).texts
             )
         return self._vectors[part]
 
@@ -194,7 +194,7 @@ class SentEvalSet:
         """All files in the task's folder, including those that are not read."""
         return list(self._folder.glob('*'))
 
-    def facts(self) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         """Returns the facts about the data that belong to the settings of a score."""
         paths = [self._folder / file for files in self.layout.parts.values() for file, _ in files]
         return {

@@ -138,7 +138,7 @@ def _embed_missing_shards(
                 ids.append(name)
                 yield text
 
-    total = sum(meta.size(shard) for shard in wanted.nonzero()[0].tolist())
+    total = sum(meta.get_shard_size(shard) for shard in wanted.nonzero()[0].tolist())
     for vectors_NxD in embedder.stream(
         texts(), cast('Side', meta.side), 'texts' if writer else '', total
     ):

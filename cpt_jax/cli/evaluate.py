@@ -37,8 +37,8 @@ from cpt_jax.evals.registry import (
     find_option_fields,
     find_tasks,
     make_options,
-    select,
     select_score_options,
+    select_tasks,
 )
 from cpt_jax.evals.store.embedding_cache import CachingEmbed
 from cpt_jax.evals.store.history import HISTORY, find_remeasured_tasks, format_history
@@ -115,7 +115,7 @@ KEEP_VECTORS = flags.DEFINE_bool(
 
 def _select_tasks(tasks: dict[str, Task]) -> list[Task]:
     """Returns the tasks that --tasks selects from these."""
-    return select(tasks, TASKS.value, DATA_DIR.value, ALLOW_MISSING.value)
+    return select_tasks(tasks, TASKS.value, DATA_DIR.value, ALLOW_MISSING.value)
 
 
 def main() -> None:

@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import NamedTuple
 
-from cpt_jax.data.filters import extract_first_paragraph, explain_rejected_body, explain_rejected_name, explain_rejected_text
+from cpt_jax.data.filters import (
+    explain_rejected_body,
+    explain_rejected_name,
+    explain_rejected_text,
+    extract_first_paragraph,
+)
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -9,12 +9,12 @@ from etils import epath
 
 from cpt_jax.evals.options import Options, get_flag, parse_option
 from cpt_jax.evals.suites import SUITES, expand_suites
-from cpt_jax.evals.task import Context, Kind, Task, check_is_task
+from cpt_jax.evals.task import Context, Task, TaskKind, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
 from cpt_jax.runtime.errors import UserError
 
 # The order is that in which --tasks '*' runs them.
-KINDS: tuple[Kind, ...] = (
+KINDS: tuple[TaskKind, ...] = (
     codesearch.KIND,
     retrieval.KIND,
     open_qa.KIND,
@@ -95,7 +95,7 @@ def find_tasks(
     return tasks
 
 
-def _check_task(task: Task, name: str, kind: Kind) -> None:
+def _check_task(task: Task, name: str, kind: TaskKind) -> None:
     """Raises TypeError if a task has no fingerprint, or its name does not fit its kind."""
     check_is_task(task, name)
     if task.name != name or not name.startswith(f'{kind.name}/'):
@@ -110,7 +110,7 @@ def select_score_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if get_flag(fields[name]).in_model_scores}
 
 
-def select(
+def select_tasks(
     tasks: dict[str, Task],
     patterns: Iterable[str],
     data_dir: str | None,

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.report.embedding_map import map_to_json
 from cpt_jax.evals.report.example import examples_to_json
-from cpt_jax.evals.report.page import render
+from cpt_jax.evals.report.page import render_page
 from cpt_jax.evals.store.embedding_cache import CachingEmbed
 from cpt_jax.evals.store.history import HISTORY, read_rows
 from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier_json
@@ -125,6 +125,6 @@ def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
         examples = read_earlier_json(report / EXAMPLES)
         maps = read_earlier_json(report / MAPS)
         rows = read_rows(Path(output / HISTORY))
-        page = render(results, examples, metrics_path, rows, list(maps.values()))
+        page = render_page(results, examples, metrics_path, rows, list(maps.values()))
         report.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(report / 'index.html'), page)

@@ -1,7 +1,7 @@
 """The interface of evaluation tasks. A task computes scores of an embedding function and of
 baselines.
 
-A kind of task, such as sts, is one file in tasks/ that ends with its `Kind`, and one line in
+A kind of task, such as sts, is one file in tasks/ that ends with its `TaskKind`, and one line in
 registry.py.
 """
 
@@ -97,7 +97,7 @@ class Context:
     runs: epath.Path | None = None
     _shared: dict[str, Any] = field(default_factory=dict)
 
-    def share(self, key: str, make: Callable[[], Shared]) -> Shared:
+    def get_or_make(self, key: str, make: Callable[[], Shared]) -> Shared:
         """Returns `make()`, cached by `key`, so that kinds of tasks share data and embeddings."""
         if key not in self._shared:
             self._shared[key] = make()
@@ -105,7 +105,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Kind:
+class TaskKind:
     """A kind of task, as the registry and the programs see it.
 
     Attributes:

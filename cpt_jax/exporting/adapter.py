@@ -15,7 +15,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import TensorNames, resize_token_table
 from cpt_jax.model.formats.llama2c import LLAMA2C
 from cpt_jax.origin.earlier_run import find_run
-from cpt_jax.origin.frozen_base import open_checked_base, get_adapter_base, load_adapters
+from cpt_jax.origin.frozen_base import get_adapter_base, load_adapters, open_checked_base
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.adapters.lora import has_adapter, multiply_with_adapter
-from cpt_jax.model.attention import Attend, attend_at_ends, ungroup_query_heads, group_query_heads
+from cpt_jax.model.attention import Attend, attend_at_ends, group_query_heads, ungroup_query_heads
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import (
@@ -119,7 +119,7 @@ class Attention(nnx.Module):
 
         Args:
           h_RxSxD: input of attention.
-          segments_RxS, positions_RxS: as in `Encoder.states`.
+          segments_RxS, positions_RxS: as in `Encoder.compute_states`.
           eos_BxT: int32, position of the end of each text, as row * S + column within a device's
             rows.
           is_local: whether the layer is local.

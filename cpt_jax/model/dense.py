@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.families.family import choose, refuse_unless
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.families.family import refuse_unless, translate_config_value
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
@@ -85,7 +85,7 @@ def _load_layer(
     folder: Path, config: Mapping[str, Any], width: int, mesh: jax.sharding.Mesh
 ) -> Dense:
     try:
-        activation = choose(
+        activation = translate_config_value(
             config, 'activation_function', _ACTIVATIONS, 'torch.nn.modules.activation.Tanh'
         )
         refuse_unless(config, 'use_residual', False)
@@ -100,7 +100,7 @@ def _load_layer(
         raise UserError(f'{folder}/{error}') from None
     if config.get('bias', True):
         wanted['linear.bias'] = (config['out_features'],)
-    files = Files(folder)
+    files = TensorFiles(folder)
     if files.names != wanted.keys():
         raise UserError(
             f'{folder}: has the tensors {", ".join(sorted(files.names))}, but config.json '

@@ -96,11 +96,13 @@ class Encoder(nnx.Module):
         eos_BxT: jax.Array,
         keys_RxS: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the unit vectors of texts, float32[B, T, D]: `states`, normalized."""
-        return normalize(self.states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS))
+        """Returns the unit vectors of texts, float32[B, T, D]: `compute_states`, normalized."""
+        return normalize(
+            self.compute_states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS)
+        )
 
     @with_matmul_precision
-    def states(
+    def compute_states(
         self,
         tokens_RxS: jax.Array,
         segments_RxS: jax.Array,
@@ -167,7 +169,7 @@ class Encoder(nnx.Module):
         """Returns the state of every token after the final norm, [R, S, D] in the compute dtype.
 
         Args:
-          tokens_RxS, segments_RxS, positions_RxS, keys_RxS: as in `states`.
+          tokens_RxS, segments_RxS, positions_RxS, keys_RxS: as in `compute_states`.
         """
         x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
@@ -251,7 +253,7 @@ class Encoder(nnx.Module):
 
         Args:
           x_RxSxD: residual stream at the input of the first layer.
-          positions_RxS, keys_RxS: as in `states`.
+          positions_RxS, keys_RxS: as in `compute_states`.
           make_layer_attend: function called in each layer with (whether the layer is local, its
             slice of `layer_inputs`). It returns the layer's attention function, and a sequence to
             which that function appends the arrays to save.

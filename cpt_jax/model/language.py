@@ -61,7 +61,7 @@ def predict_tokens(
     table, which is also the output head.
 
     Args:
-      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as in `Encoder.states`.
+      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as in `Encoder.compute_states`.
       ids: number of ids that can be predicted, from 0 on; 0: the whole vocabulary.
 
     Raises:

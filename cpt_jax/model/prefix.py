@@ -145,7 +145,7 @@ def encode_after_prefix(
         device.
 
     Returns:
-      float32[R, 1, D], the same states as `Encoder.states` of the whole texts.
+      float32[R, 1, D], the same states as `Encoder.compute_states` of the whole texts.
     """
     config = encoder.config
     length = tokens_RxS.shape[1]

@@ -16,7 +16,7 @@ from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -61,7 +61,7 @@ class Pretrained:
     directory: Path
     config: Mapping[str, Any]
     family: Family
-    files: Files
+    files: TensorFiles
     shape: Mapping[str, Any]
     rows: int
     tokenizer: PretrainedTokenizer
@@ -188,7 +188,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         directory,
         config,
         family,
-        legacy or Files(directory),
+        legacy or TensorFiles(directory),
         shape,
         rows,
         tokenizer,

@@ -62,7 +62,7 @@ class LoweredStep:
     lora: LoRA
 
     @property
-    def trained(self) -> int:
+    def trained_parameters(self) -> int:
         """Number of trained parameters, the padding of the vocabulary included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
@@ -70,10 +70,10 @@ class LoweredStep:
     def parameters(self) -> int:
         """Number of parameters, trained and frozen. A quantized parameter counts as one."""
         if not self.lora.rank:
-            return self.trained
+            return self.trained_parameters
         with jax.set_mesh(self.mesh):
             encoder = jax.eval_shape(lambda: Encoder(self.encoder_config, nnx.Rngs(0)))
-        return self.trained + sum(leaf.size for leaf in jax.tree.leaves(encoder))
+        return self.trained_parameters + sum(leaf.size for leaf in jax.tree.leaves(encoder))
 
     @property
     def model_flops(self) -> int:
@@ -83,7 +83,7 @@ class LoweredStep:
         )
 
 
-def lower(
+def lower_training_step(
     config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True
 ) -> LoweredStep:
     """Returns the step that launch/train.py would run with this config on these TPUs.

@@ -13,8 +13,8 @@ import jax
 from cpt_jax.plan.hlo.collectives import CollectiveSite, find_collectives
 from cpt_jax.plan.hlo.flops import count_flops
 from cpt_jax.plan.hlo.memory import count_needed_bytes, count_traffic, parse_refused_bytes
-from cpt_jax.plan.hlo.program import HloError, Module, parse
-from cpt_jax.plan.lowering import count_device_bytes, lower
+from cpt_jax.plan.hlo.program import HloError, Module, parse_program
+from cpt_jax.plan.lowering import count_device_bytes, lower_training_step
 from cpt_jax.plan.network import compute_network_seconds
 from cpt_jax.plan.topology import (
     find_topology_chip,
@@ -140,14 +140,14 @@ def make_plan(
         memory.
     """
     chip = find_topology_chip(topology)
-    step = lower(config, get_topology_devices(topology, slices))
+    step = lower_training_step(config, get_topology_devices(topology, slices))
     if step.lowered is None:
         raise ValueError('the step was lowered with trace=False')
     on_start()
     return Plan(
         **compile_and_measure(step.lowered, step.mesh, topology, slices, step.model_flops),
         params=step.parameters,
-        trained_params=step.trained,
+        trained_params=step.trained_parameters,
         trained_bytes_per_chip=chip.devices
         * count_device_bytes((step.state.params, step.state.optimizer)),
         frozen_bytes_per_chip=chip.devices * count_device_bytes(step.state.frozen),
@@ -237,7 +237,7 @@ def _measure(
     slices: int,
 ) -> dict[str, Any]:
     """Returns the fields of `ProgramPlan` that are derived from the text of the program."""
-    module = parse(_get_text(compiled))
+    module = parse_program(_get_text(compiled))
     devices = list(mesh.devices.flat)
     positions = locate_devices(devices)
     chips = len(devices) // chip.devices

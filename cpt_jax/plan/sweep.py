@@ -17,7 +17,12 @@ from cpt_jax.plan.estimate import (
     estimate_seconds,
     estimate_state_bytes,
 )
-from cpt_jax.plan.lowering import LoweredStep, count_device_bytes, lower, make_longest_layout
+from cpt_jax.plan.lowering import (
+    LoweredStep,
+    count_device_bytes,
+    lower_training_step,
+    make_longest_layout,
+)
 from cpt_jax.plan.planning import Plan, make_plan
 from cpt_jax.plan.table import align_columns, format_seconds
 from cpt_jax.plan.topology import find_topology_chip, get_topology_devices
@@ -117,7 +122,7 @@ class Sweep:
     def _estimate_state_bytes(self, candidate: SweepCandidate) -> int:
         # The step is lowered for one device, so its bytes per device are all frozen bytes.
         return estimate_state_bytes(
-            candidate, self._step.trained, count_device_bytes(self._step.state.frozen)
+            candidate, self._step.trained_parameters, count_device_bytes(self._step.state.frozen)
         )
 
     def _make_layout(self, candidate: SweepCandidate) -> Layout:
@@ -300,7 +305,7 @@ def _lower_on_one_device(config: Mapping[str, Any], devices: Sequence[jax.Device
     }
     # Full rematerialization is valid with every `lora.base`.
     changed['model'] = dict(config['model']) | {'remat': 'full'}
-    return lower(changed, devices[:1], trace=False)
+    return lower_training_step(changed, devices[:1], trace=False)
 
 
 def _describe(candidate: SweepCandidate) -> str:

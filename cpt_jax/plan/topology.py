@@ -39,7 +39,9 @@ def find_topology_chip(name: str) -> Chip:
         )
         raise UserError(f'--topology {name!r}: choose one of {examples}')
     chip = _TPUS[kind]
-    if not (size in chip.topologies or _is_single_chip(chip, size) or _consists_of_cubes(chip, size)):
+    if not (
+        size in chip.topologies or _is_single_chip(chip, size) or _consists_of_cubes(chip, size)
+    ):
         known = ', '.join(f'{kind}:{size}' for size in chip.topologies)
         others = ', and others whose sides are multiples of 4' if chip.dimensions == 3 else ''
         raise UserError(f'--topology {name!r}: choose one of {known}{others}')

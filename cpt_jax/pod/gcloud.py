@@ -28,7 +28,7 @@ class GcloudError(UserError):
     """
 
 
-def define_flags() -> Callable[[], 'Cloud']:
+def define_pod_flags() -> Callable[[], 'Cloud']:
     """Defines --name, --zone, --project and --dry_run.
 
     Returns:
@@ -77,7 +77,7 @@ class Cloud:
     def read_state(self) -> str | None:
         """Returns the state of the queued resource, or None if it does not exist."""
         try:
-            output = self._run(commands.describe(self.pod))
+            output = self._run(commands.make_describe_command(self.pod))
         except GcloudError as error:
             if 'NOT_FOUND' not in str(error):
                 raise
@@ -96,35 +96,37 @@ class Cloud:
                 f'{self.pod.get_path(".json")} has no accelerator type: run create.py with '
                 f'--accelerator_type'
             )
-        self._run(commands.create(self.pod), show=True)
+        self._run(commands.make_create_command(self.pod), show=True)
 
     def delete(self) -> None:
         """Deletes the queued resource and its nodes."""
-        self._run(commands.delete(self.pod), show=True)
+        self._run(commands.make_delete_command(self.pod), show=True)
 
     def install(self) -> None:
         """Installs the recorded commit on all workers."""
-        for command in commands.install(self.pod, str(ROOT), _get_jax_requirement(self.pod.commit)):
+        for command in commands.make_install_commands(
+            self.pod, str(ROOT), _get_jax_requirement(self.pod.commit)
+        ):
             self._run(command, show=True)
 
     def read_worker_states(self) -> dict[str, str]:
         """Returns the state of the run on each worker, by worker."""
-        states = workers.parse_states(self._run(commands.query_states(self.pod)))
+        states = workers.parse_states(self._run(commands.make_state_query_command(self.pod)))
         if not states and not self.dry_run:
             raise GcloudError(f'no worker of {self.pod.name} answered')
         return states
 
     def start(self) -> None:
         """Starts launch/train.py with the recorded flags on all workers."""
-        self._run(commands.start(self.pod), show=True)
+        self._run(commands.make_start_command(self.pod), show=True)
 
     def stop(self) -> None:
         """Sends SIGTERM to the run on all workers."""
-        self._run(commands.stop(self.pod), show=True)
+        self._run(commands.make_stop_command(self.pod), show=True)
 
     def show_log(self, follow: bool = False) -> None:
         """Prints the end of the first worker's log, and new lines if `follow` is set."""
-        self._run(commands.show_log(self.pod, follow), show=True)
+        self._run(commands.make_show_log_command(self.pod, follow), show=True)
 
     def save(self) -> None:
         """Writes the record of the pod."""
@@ -251,7 +253,7 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
     Raises:
       UserError: it does not exist, has FAILED, or was preempted.
     """
-    show = Progress()
+    show = StatusPrinter()
     while (state := cloud.read_state()) != ACTIVE:
         if cloud.dry_run:
             return
@@ -268,7 +270,7 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
     show.end()
 
 
-class Progress:
+class StatusPrinter:
     """Prints a status with the time, one line per change.
 
     On a terminal, the current line also shows how long the status has lasted.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from cpt_jax.pod import workers
-from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, Progress
+from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, StatusPrinter
 from cpt_jax.runtime.errors import UserError
 
 # Consecutive failures of gcloud that end the program. With the default of 30 s between them, this
@@ -40,7 +40,7 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
     if cloud.dry_run:
         _print_commands(cloud)
         return 0
-    show = Progress()
+    show = StatusPrinter()
     supervisor = _Supervisor(cloud, show)
     failures = 0
     while True:
@@ -69,7 +69,7 @@ class _Supervisor:
     again at any time.
     """
 
-    def __init__(self, cloud: Cloud, show: Progress):
+    def __init__(self, cloud: Cloud, show: StatusPrinter):
         self._cloud = cloud
         self._show = show
         self._has_created = False
@@ -100,11 +100,11 @@ class _Supervisor:
         elif state != ACTIVE:
             self._show(f'{name}: {state}')
         else:
-            return self._check_run()
+            return self._supervise_run()
         self._failed_polls = 0
         return PENDING
 
-    def _check_run(self) -> str:
+    def _supervise_run(self) -> str:
         state = workers.combine_states(self._cloud.read_worker_states())
         self._show(f'{self._cloud.pod.name}: {state}')
         if state in (workers.RUNNING, workers.DONE):

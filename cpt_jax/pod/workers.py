@@ -42,7 +42,7 @@ def to_exit_status(state: str) -> int:
     return 3 if state == RUNNING else 4
 
 
-def summarize(states: dict[str, str]) -> str:
+def summarize_states(states: dict[str, str]) -> str:
     """Returns one line per state with the number of workers in it and some of their names."""
     lines = []
     for state in sorted(set(states.values())):

@@ -50,7 +50,7 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
         choices = ', '.join(f'@best:{name}' for name in best) or 'none'
         raise UserError(f'{prefix}: {problem}; there are {choices}')
     step = int(best[task or next(iter(best))]['step'])
-    for folder in (RunDir(run).best, RunDir(run).checkpoints):
+    for folder in (RunDir(run).best_checkpoints, RunDir(run).checkpoints):
         if (folder / str(step)).is_dir():
             return folder, step
     raise UserError(
@@ -80,13 +80,13 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
     gone = []
     for step in sorted(kept):
         source = RunDir(run).checkpoints / str(step)
-        target = RunDir(run).best / str(step)
+        target = RunDir(run).best_checkpoints / str(step)
         if target.is_dir() and not _was_replaced(source, target):
             continue
         copy = _link_or_copy if step in wanted else os.link
         if not _try_copy(source, target, copy) and step in wanted:
             gone.append(step)
-    for path in RunDir(run).best.glob('*'):
+    for path in RunDir(run).best_checkpoints.glob('*'):
         if path.name not in map(str, kept):
             shutil.rmtree(path)
     return gone

@@ -63,7 +63,7 @@ class ConfigFile:
         get_config = variables.get('get_config')
         if not callable(get_config):
             raise UserError(f'{self}: {self.path.name} defines no function get_config()')
-        arguments = self._check_argument(get_config, variables.get('ARGUMENTS', ()))
+        arguments = self._make_arguments(get_config, variables.get('ARGUMENTS', ()))
         config = self._run(lambda: get_config(*arguments))
         if not isinstance(config, ConfigDict | dict):
             raise UserError(
@@ -73,7 +73,7 @@ class ConfigFile:
         # A ConfigDict is not copied: a copy would lose its references between keys.
         return config if isinstance(config, ConfigDict) else ConfigDict(config)
 
-    def _check_argument(self, get_config: Callable, known: Iterable[str]) -> list[str]:
+    def _make_arguments(self, get_config: Callable, known: Iterable[str]) -> list[str]:
         """Returns the positional arguments for get_config: one or none.
 
         Args:

@@ -35,7 +35,7 @@ class RunDir:
         return self.path / 'checkpoints'
 
     @property
-    def best(self) -> Path:
+    def best_checkpoints(self) -> Path:
         """The folder with the checkpoints in best.json, in a folder `<step>/` each."""
         return self.path / 'best'
 

@@ -78,7 +78,7 @@ def search_exactly(
     if finish:
         finish()
     return Hits(
-        *(np.concatenate(arrays) for arrays in zip(*(top.hits() for top in tops), strict=True))
+        *(np.concatenate(arrays) for arrays in zip(*(top.get_hits() for top in tops), strict=True))
     )
 
 

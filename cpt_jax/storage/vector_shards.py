@@ -54,7 +54,7 @@ class VectorsMeta:
         """Number of shards."""
         return -(-self.texts // self.shard_size)
 
-    def size(self, shard: int) -> int:
+    def get_shard_size(self, shard: int) -> int:
         """Returns the number of texts in a shard."""
         return min(self.shard_size, self.texts - shard * self.shard_size)
 
@@ -114,9 +114,9 @@ class VectorWriter:
         check_unit_length(vectors_NxD, self._meta.model)
         self._ids += ids
         self._vectors.append(vectors_NxD)
-        while self.missing and len(self._ids) >= self._meta.size(self.missing[0]):
+        while self.missing and len(self._ids) >= self._meta.get_shard_size(self.missing[0]):
             shard = self.missing.pop(0)
-            size = self._meta.size(shard)
+            size = self._meta.get_shard_size(shard)
             waiting_NxD = np.concatenate(self._vectors)
             self._write(shard, self._ids[:size], waiting_NxD[:size])
             self._ids = self._ids[size:]

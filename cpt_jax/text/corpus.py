@@ -46,7 +46,7 @@ class Corpus:
         if kind == 'txt' and field:
             raise UserError(f'{path}: lines of a .txt file have no fields; remove --field')
         self._read_rows = self._read_json_rows if kind == 'jsonl' else self._read_text_rows
-        self._count, self.fingerprint = self._check_rows()
+        self._count, self.fingerprint = self._count_and_fingerprint_rows()
 
     def __len__(self) -> int:
         return self._count
@@ -76,7 +76,7 @@ class Corpus:
         for where, line in read_lines(self.path):
             yield where, str(_parse_line_index(where)), line
 
-    def _check_rows(self) -> tuple[int, str]:
+    def _count_and_fingerprint_rows(self) -> tuple[int, str]:
         """Reads and checks all rows; returns their number and the fingerprint."""
         contents = blake2b(digest_size=16)
         id_hashes = array('Q')

@@ -136,7 +136,7 @@ def read_sentencepiece(
         if model.is_control(i)
     }
     ids = {token.content: i for i, token in added.items()}
-    for i, token in special.entries():
+    for i, token in special.iterate_tokens():
         if i is None:
             i = model.piece_to_id(token.content)
             # An unknown string has the id of <unk>: it gets the next free id instead.

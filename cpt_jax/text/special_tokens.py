@@ -22,7 +22,7 @@ class SpecialTokens(NamedTuple):
     numbered: Mapping[int, AddedToken]
     extra: Sequence[AddedToken]
 
-    def entries(self) -> Iterator[tuple[int | None, AddedToken]]:
+    def iterate_tokens(self) -> Iterator[tuple[int | None, AddedToken]]:
         """Yields (id, token) of each token, once; the id is None if the directory gives none."""
         yield from sorted(self.numbered.items(), key=lambda item: item[0])
         seen = {token.content for token in self.numbered.values()}

@@ -16,7 +16,7 @@ from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
-from cpt_jax.origin.frozen_base import open_checked_base, describe_base, get_adapter_base
+from cpt_jax.origin.frozen_base import describe_base, get_adapter_base, open_checked_base
 from cpt_jax.origin.resolve import Model, Origin, Scratch, resolve_origin
 from cpt_jax.runs.code_version import code_version
 from cpt_jax.runs.config import check_resume, check_workdir, to_json_values

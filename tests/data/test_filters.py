@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.filters import (
-    extract_first_paragraph,
-    find_exact_duplicates,
-    find_near_duplicates,
     explain_rejected_body,
     explain_rejected_name,
     explain_rejected_path,
     explain_rejected_text,
+    extract_first_paragraph,
+    find_exact_duplicates,
+    find_near_duplicates,
     split_words,
 )
 

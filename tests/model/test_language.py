@@ -16,7 +16,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.language import predict_tokens
 from cpt_jax.runs.checkpoint import to_nested_dict
 from cpt_jax.runs.config import flatten
@@ -77,7 +77,7 @@ def models(tmp_path_factory):
         config = EncoderConfig(
             vocab_size=VOCABULARY, **family.shape(model_config) | {'remat': 'none'}
         ).resolve_auto('cpu')
-        return config, lambda config, mesh: load_encoder(family, Files(folder), config, mesh)
+        return config, lambda config, mesh: load_encoder(family, TensorFiles(folder), config, mesh)
 
     return make
 

@@ -113,7 +113,9 @@ def test_bits_per_byte_match_those_of_separate_texts(tokenizer):
             (tokens_RxS, np.ones_like(tokens_RxS), positions_RxS), get_batch_sharding(mesh)
         )
         states_RxSxD = np.asarray(
-            jax.jit(lambda encoder, *rows: encoder.compute_token_states(*rows))(params.encoder, *rows)
+            jax.jit(lambda encoder, *rows: encoder.compute_token_states(*rows))(
+                params.encoder, *rows
+            )
         )
     calls = []
     found = HeldoutText(tokens, tokenizer, Layout(8, 1, 4, 1, 1, 24), mesh).compute_scores(

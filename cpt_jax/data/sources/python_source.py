@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from cpt_jax.data.filters import (
     FILTERS_VERSION,
+    explain_rejected_path,
     find_exact_duplicates,
     find_near_duplicates,
-    explain_rejected_path,
 )
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
@@ -259,11 +259,11 @@ def _disable_garbage_collection() -> Iterator[None]:
 
 def _to_arrays(found: Sequence[tuple[SourceFile, Function]]) -> Arrays:
     texts = {
-        'ids': Strings.of(
+        'ids': Strings.from_texts(
             f'{file.name}:{function.line} {function.name}' for file, function in found
         ),
-        'docs': Strings.of(function.doc for _, function in found),
-        'codes': Strings.of(function.code for _, function in found),
+        'docs': Strings.from_texts(function.doc for _, function in found),
+        'codes': Strings.from_texts(function.code for _, function in found),
     }
     columns = {'packages': np.array([file.package for file, _ in found], str)}
     for key, strings in texts.items():

@@ -330,7 +330,7 @@ def _cut_files(
         unit = hash_to_unit_interval(document.name)
         found.append((len(pieces), document.file_number, document.ordinal, unit))
         pieces += new_pieces
-    texts = Strings.of(pieces)
+    texts = Strings.from_texts(pieces)
     first, file_numbers, ordinals, units = zip(*found, strict=True) if found else ((),) * 4
     contents = blake2b(
         texts.bytes.tobytes() + texts.starts.tobytes() + repr(first).encode()

@@ -146,7 +146,9 @@ class TfdsSource:
         x = decode_text_field(self._x, _get_field(example, self._x), self._max_chars)
         y = decode_text_field(self._y, _get_field(example, self._y), self._max_chars)
         values = _get_field(example, self._negatives) if self._negatives else ()
-        negatives = tuple(decode_text_field(self._negatives, value, self._max_chars) for value in values)
+        negatives = tuple(
+            decode_text_field(self._negatives, value, self._max_chars) for value in values
+        )
         return Pair(x, y, negatives, f'{self._name} {self._tfds_split}:{row}')
 
     def summary(self) -> str:

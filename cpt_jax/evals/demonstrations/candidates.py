@@ -239,7 +239,7 @@ def draw_label_demonstrations(
         raise UserError(
             f'--build_labels {task}: no senteval/{LAYOUTS[task].folder} in --data_dir {data_dir}'
         )
-    part = data.part('all' if task in WITHOUT_SPLIT else 'train')
+    part = data.read_part('all' if task in WITHOUT_SPLIT else 'train')
     random = np.random.default_rng(seed)
     classes = range(len(words))
     if len(words) == 2:

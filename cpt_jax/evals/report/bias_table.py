@@ -20,7 +20,7 @@ GROUPS = {
 }
 
 
-class Test(NamedTuple):
+class AssociationTestRow(NamedTuple):
     """One row of the table.
 
     Attributes:
@@ -54,7 +54,7 @@ class BiasTable(NamedTuple):
       significant: number of significant tests.
     """
 
-    groups: list[tuple[str, list[Test]]]
+    groups: list[tuple[str, list[AssociationTestRow]]]
     settings: dict[str, object]
     tests: int
     significant: int
@@ -70,7 +70,7 @@ def make_bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
     if not rows:
         return None
     ordered = sorted(rows, key=lambda name: (-rows[name]['metrics']['effect_size'], name))
-    groups: dict[str, list[Test]] = {group: [] for group in GROUPS.values()}
+    groups: dict[str, list[AssociationTestRow]] = {group: [] for group in GROUPS.values()}
     for name in ordered:
         groups[_find_group(name)].append(_make_test(name, rows[name]))
     first, *others = (row['settings'] for row in rows.values())
@@ -93,11 +93,11 @@ def _find_group(name: str) -> str:
     return next(group for prefix, group in GROUPS.items() if test.startswith(prefix))
 
 
-def _make_test(name: str, row: Mapping) -> Test:
+def _make_test(name: str, row: Mapping) -> AssociationTestRow:
     metrics = row['metrics']
     corrected = metrics.get('p_holm', metrics['p_value'])  # equal if there is only one test
     ends = sorted((0.0, max(-MAX_EFFECT, min(MAX_EFFECT, metrics['effect_size']))))
-    return Test(
+    return AssociationTestRow(
         name.removeprefix(KIND),
         row['settings'].get('positive', ''),
         format_score('effect_size', metrics['effect_size']),

@@ -6,14 +6,20 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
-from cpt_jax.evals.report.published import Cell, OneOf, RoundedCount, Score, Table
+from cpt_jax.evals.report.published import (
+    AlternativeCounts,
+    PublishedNumber,
+    RoundedCount,
+    Table,
+    TaskMetric,
+)
 from cpt_jax.evals.store.results import BASELINES, format_score, label_metric
 from cpt_jax.evals.suites import SUITES
 
 MAX_SETTING_CHARACTERS = 40  # longer settings are cut in the reason for excluding a task
 
 
-class Line(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One row of a comparison.
 
     Attributes:
@@ -28,7 +34,7 @@ class Line(NamedTuple):
     metric: str
     counted: str
     here: list[str]
-    printed: list[Cell | None]
+    printed: list[PublishedNumber | None]
 
     @property
     def is_mean(self) -> bool:
@@ -54,7 +60,7 @@ class Comparison(NamedTuple):
     here: list[str]
     groups: list[tuple[str, int]]
     names: list[str]
-    lines: list[Line]
+    lines: list[ComparisonRow]
     sources: list[tuple[str, str]]
 
     @property
@@ -68,7 +74,7 @@ class Comparison(NamedTuple):
         return {cell.mark for line in self.lines for cell in line.printed if cell}
 
 
-def compare(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[Comparison]:
+def make_comparisons(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[Comparison]:
     """Returns the comparisons that have at least one comparable score.
 
     Columns without a number are left out.
@@ -135,12 +141,12 @@ def _compare_table(table: Table, tasks: Mapping[str, Mapping]) -> Comparison | N
 
 
 def _make_line(
-    score: Score, row: Mapping, kinds: Sequence[str], printed: list[Cell | None]
-) -> Line:
+    score: TaskMetric, row: Mapping, kinds: Sequence[str], printed: list[PublishedNumber | None]
+) -> ComparisonRow:
     by_kind = {'model': row['metrics'], **row['baselines']}
     values = [by_kind.get(kind, {}).get(score.metric) for kind in kinds]
     here = ['' if value is None else format_score(score.metric, value) for value in values]
-    return Line(
+    return ComparisonRow(
         score.task,
         label_metric(score.metric),
         f'{row["n"]:,} {row.get("counted", "queries")}',
@@ -149,11 +155,11 @@ def _make_line(
     )
 
 
-def _is_printed(table: Table, score: Score) -> bool:
+def _is_printed(table: Table, score: TaskMetric) -> bool:
     return any(score in model.cells for model in table.models)
 
 
-def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]) -> str:
+def _explain_difference(table: Table, score: TaskMetric, tasks: Mapping[str, Mapping]) -> str:
     """Returns the reason why a score is not comparable with a table; '' if it is comparable.
 
     The mean of a suite is comparable if the scores of all of its tasks are.
@@ -165,7 +171,7 @@ def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]
     if score.task in SUITES:
         for task in SUITES[score.task].tasks:
             if task in tasks:
-                reason = _explain_difference(table, Score(task, score.metric), tasks)
+                reason = _explain_difference(table, TaskMetric(task, score.metric), tasks)
                 if reason:
                     return f'{task}: {reason}'
         return ''
@@ -183,7 +189,7 @@ def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]
 def _agrees(found: object, required: object) -> bool:
     if isinstance(required, RoundedCount):  # 5K is the rounded form of 5,183
         return isinstance(found, int) and abs(found - required.about) <= 0.05 * required.about
-    if isinstance(required, OneOf):
+    if isinstance(required, AlternativeCounts):
         return found in required.counts
     return found == required
 

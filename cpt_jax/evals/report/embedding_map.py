@@ -70,8 +70,8 @@ def draw_task_map(data: SentEvalSet, embed: Embed) -> EmbeddingMap | None:
     The embeddings are those that `data` has cached.
     """
     part = 'test' if 'test' in data.layout.parts else 'all'
-    samples = data.part(part)
-    vectors = data.vectors(embed, part)
+    samples = data.read_part(part)
+    vectors = data.compute_vectors(embed, part)
     if len(vectors) > 1:
         return None
     return draw_map(

@@ -8,7 +8,7 @@ EXAMPLE_ANSWERS = 3  # answers that it shows for each query
 EXAMPLE_CHARACTERS = 1_500  # longer texts are cut, to keep the report small
 
 
-class Found(NamedTuple):
+class FoundAnswer(NamedTuple):
     """A retrieved answer: its text, its score and whether it is right."""
 
     text: str
@@ -24,7 +24,7 @@ class Answers(NamedTuple):
       rank: rank of the first right answer, from 1; None if the ranking has none.
     """
 
-    found: list[Found]
+    found: list[FoundAnswer]
     rank: int | None
 
 

@@ -10,7 +10,7 @@ import jinja2
 from etils import epath
 
 from cpt_jax.evals.report.bias_table import ALPHA, is_association_test, make_bias_table
-from cpt_jax.evals.report.comparison import compare, explain_excluded_tasks
+from cpt_jax.evals.report.comparison import explain_excluded_tasks, make_comparisons
 from cpt_jax.evals.report.curves import draw_history, draw_panels, read_metrics
 from cpt_jax.evals.report.published import MARKS, read_tables
 from cpt_jax.evals.store.history import Row, select_curves
@@ -23,7 +23,7 @@ LONGEST_CODE_LINE = 160
 ROWS = {'model': 'model', **BASELINES}
 
 
-class Bar(NamedTuple):
+class ScoreBar(NamedTuple):
     """A score with its bar.
 
     Attributes:
@@ -46,7 +46,7 @@ class Snippet(NamedTuple):
     code: bool
 
 
-def render(
+def render_page(
     results: dict,
     examples: dict[str, list[dict]],
     metrics_path: epath.Path | None = None,
@@ -75,11 +75,13 @@ def render(
         'score_bars': make_score_bars,
     }
     published = list(read_tables().values())
-    comparisons = compare(results['tasks'], published)
+    comparisons = make_comparisons(results['tasks'], published)
     return environment.get_template('report.html.j2').render(
         model=results['model'],
         settings=results['settings'],
-        scored={name: row for name, row in results['tasks'].items() if not is_association_test(name)},
+        scored={
+            name: row for name, row in results['tasks'].items() if not is_association_test(name)
+        },
         comparisons=comparisons,
         excluded=explain_excluded_tasks(results['tasks'], published),
         marks={
@@ -96,7 +98,7 @@ def render(
     )
 
 
-def make_score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
+def make_score_bars(row: dict) -> list[tuple[str, list[ScoreBar]]]:
     """Returns (metric, bars of the model and the baselines) of a task, the main metric first."""
     scores = {'model': row['metrics'], **row['baselines']}
     names = sorted(row['metrics'], key=lambda name: name != row['settings']['main_metric'])
@@ -111,9 +113,9 @@ def make_score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
     return metrics
 
 
-def _make_bar(kind: str, label: str, name: str, value: float) -> Bar:
+def _make_bar(kind: str, label: str, name: str, value: float) -> ScoreBar:
     percent = None if name in PLAIN else 100 * max(value, 0)
-    return Bar(kind, label, format_score(name, value), percent)
+    return ScoreBar(kind, label, format_score(name, value), percent)
 
 
 def cut_snippet(text: str) -> Snippet:

@@ -37,14 +37,14 @@ MARKS = {
 }
 
 
-class Score(NamedTuple):
+class TaskMetric(NamedTuple):
     """A metric of a task, with the names of results.json."""
 
     task: str
     metric: str
 
 
-class Cell(NamedTuple):
+class PublishedNumber(NamedTuple):
     """A published number.
 
     Attributes:
@@ -56,7 +56,7 @@ class Cell(NamedTuple):
     mark: str
 
 
-class Model(NamedTuple):
+class PublishedModel(NamedTuple):
     """The published results of one model.
 
     Attributes:
@@ -69,7 +69,7 @@ class Model(NamedTuple):
     group: str
     name: str
     source: str
-    cells: Mapping[Score, Cell]
+    cells: Mapping[TaskMetric, PublishedNumber]
 
 
 class RoundedCount(NamedTuple):
@@ -81,7 +81,7 @@ class RoundedCount(NamedTuple):
         return f'about {self.about:,}'
 
 
-class OneOf(NamedTuple):
+class AlternativeCounts(NamedTuple):
     """Counts of several releases of the same data, if the source does not specify the release."""
 
     counts: tuple[int, ...]
@@ -103,8 +103,8 @@ class Table(NamedTuple):
     """
 
     title: str
-    scores: tuple[Score, ...]
-    models: tuple[Model, ...]
+    scores: tuple[TaskMetric, ...]
+    models: tuple[PublishedModel, ...]
     measured: Mapping[str, object] = {}
     sizes: Mapping[str, Mapping[str, object]] = {}
     notes: str = ''
@@ -133,39 +133,41 @@ def parse_table(table: Mapping[str, Any]) -> Table:
     return Table(table['title'], scores, models, table['measured'], sizes, table.get('notes', ''))
 
 
-def parse_group(scores: Sequence[Score], group: Mapping[str, Any]) -> list[Model]:
+def parse_group(scores: Sequence[TaskMetric], group: Mapping[str, Any]) -> list[PublishedModel]:
     """Returns the columns of a group."""
     models = []
     for name, column in group['rows'].items():
         cells = _parse_cells(scores, group['mark'], column.split())
-        models.append(Model(group['group'], name, group['source'], cells))
+        models.append(PublishedModel(group['group'], name, group['source'], cells))
     return models
 
 
-def make_suite_scores(metric: str, suite: str) -> tuple[Score, ...]:
+def make_suite_scores(metric: str, suite: str) -> tuple[TaskMetric, ...]:
     """Returns the scores of the tasks of a suite, and the score of their mean."""
-    return tuple(Score(task, metric) for task in (*SUITES[suite].tasks, suite))
+    return tuple(TaskMetric(task, metric) for task in (*SUITES[suite].tasks, suite))
 
 
-def _parse_scores(scores: Mapping[str, str] | Sequence[Sequence[str]]) -> tuple[Score, ...]:
+def _parse_scores(scores: Mapping[str, str] | Sequence[Sequence[str]]) -> tuple[TaskMetric, ...]:
     if isinstance(scores, Mapping):
         return make_suite_scores(scores['metric'], scores['suite'])
-    return tuple(Score(task, metric) for task, metric in scores)
+    return tuple(TaskMetric(task, metric) for task, metric in scores)
 
 
 def _parse_size(value: Any) -> object:
     if isinstance(value, dict) and value.keys() == {'about'}:
         return RoundedCount(value['about'])
     if isinstance(value, dict) and value.keys() == {'one_of'}:
-        return OneOf(tuple(value['one_of']))
+        return AlternativeCounts(tuple(value['one_of']))
     return value
 
 
-def _parse_cells(scores: Sequence[Score], mark: str, texts: list[str]) -> dict[Score, Cell]:
+def _parse_cells(
+    scores: Sequence[TaskMetric], mark: str, texts: list[str]
+) -> dict[TaskMetric, PublishedNumber]:
     """Returns the cells of a column; `mark` is the source of numbers without a letter."""
     cells = {}
     for score, text in zip(scores, texts, strict=True):
         if text != '-':
             own_mark = text[-1] if text[-1] in MARKS else mark
-            cells[score] = Cell(text.rstrip(''.join(MARKS)), own_mark)
+            cells[score] = PublishedNumber(text.rstrip(''.join(MARKS)), own_mark)
     return cells

@@ -19,7 +19,7 @@ from etils import epath
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import SideOptions
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint
 
@@ -96,11 +96,13 @@ class Bias(Task):
             metric='effect_size',
             metrics={'effect_size': compute_effect_size(s_U), 'p_value': found.p},
             n=len(s_U),
-            settings=self._settings(concepts, found),
+            settings=self._make_settings(concepts, found),
             counted='target texts',
         )
 
-    def _settings(self, concepts: dict[str, Concept], found: Significance) -> dict[str, object]:
+    def _make_settings(
+        self, concepts: dict[str, Concept], found: Significance
+    ) -> dict[str, object]:
         targ1, targ2, attr1, attr2 = (concept.category for concept in concepts.values())
         drawn = f'{found.partitions - 1:,} random ones and the observed one'
         return {
@@ -254,7 +256,7 @@ def _parse_concept(value: object, where: str) -> Concept:
     return Concept(category, list(dict.fromkeys(texts)))
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='bias',
     find=find_bias,
     options=SideOptions,

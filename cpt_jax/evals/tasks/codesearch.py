@@ -29,16 +29,16 @@ from cpt_jax.benchmark_data.code_pairs import (
 )
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
-from cpt_jax.evals.options import Options, option
+from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
     EXAMPLE_QUERIES,
     Answers,
     Example,
-    Found,
+    FoundAnswer,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
 from cpt_jax.search.ranking import rank_right_candidates
@@ -79,18 +79,18 @@ class _Vectors(NamedTuple):
 class CodeSearchOptions(Options):
     """Options of codesearch/*."""
 
-    candidates: int = option(
+    candidates: int = declare_option(
         1000,
         'Candidates for each query of a code search task, 0 for all. Papers use 1000, 10000 and '
         'all.',
         lower_bound=0,
     )
-    code_direction: str = option(
+    code_direction: str = declare_option(
         'text_to_code',
         'Direction of code search tasks.',
         choices=[*DIRECTIONS, BOTH],
     )
-    code_text: str = option(
+    code_text: str = declare_option(
         'raw',
         'Text fields of CodeSearchNet files: docstring and code, or the token lists as in '
         'CodeBERT.',
@@ -168,12 +168,12 @@ class CodeSearch(Task):
             metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
             n=len(order),
-            settings=self._settings(pairs, chunk_size + len(others), len(chunks), directions),
+            settings=self._make_settings(pairs, chunk_size + len(others), len(chunks), directions),
             baselines=metrics,
             examples=examples,
         )
 
-    def _settings(
+    def _make_settings(
         self, pairs: CodePairs, pool: int, chunks: int, directions: Sequence[str]
     ) -> dict[str, object]:
         candidates = self.options.candidates
@@ -300,7 +300,7 @@ def _make_vector_scorer(direction: str, pool: slice, vectors: _Vectors) -> Score
 
 def _make_bm25_scorer(texts: _Texts) -> Scorer:
     index = Bm25(texts.candidates)
-    return lambda rows: np.stack([index.scores(query) for query in texts.queries[rows]])
+    return lambda rows: np.stack([index.compute_scores(query) for query in texts.queries[rows]])
 
 
 def _compute_ranks(scorer: Scorer, queries: int) -> np.ndarray:
@@ -321,7 +321,9 @@ def _make_examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
     def make_answers(name: str, query: int) -> Answers:
         best = np.argsort(-scores[name][query], kind='stable')[:EXAMPLE_ANSWERS]
         found = [
-            Found(cut_text(texts.candidates[i]), float(scores[name][query, i]), bool(i == query))
+            FoundAnswer(
+                cut_text(texts.candidates[i]), float(scores[name][query, i]), bool(i == query)
+            )
             for i in best
         ]
         return Answers(found, int(ranks[name][query]))
@@ -337,7 +339,7 @@ def _make_examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
     ]
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='codesearch',
     find=find_code_search,
     options=CodeSearchOptions,

@@ -21,10 +21,10 @@ from cpt_jax.evals.report.example import (
     EXAMPLE_QUERIES,
     Answers,
     Example,
-    Found,
+    FoundAnswer,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row
 from cpt_jax.search.ranking import Hits
@@ -95,13 +95,13 @@ class OpenQa(Task):
             metric=f'answer_recall@{CUTOFFS[0]}',
             metrics=metrics.pop('model'),
             n=len(questions),
-            settings=self._settings(passages) | searched.settings,
+            settings=self._make_settings(passages) | searched.settings,
             baselines=metrics,
             examples=_make_examples(questions, answers, passages, searched.hits, right),
             counted='questions',
         )
 
-    def _settings(self, passages: IndexedDocuments) -> dict[str, object]:
+    def _make_settings(self, passages: IndexedDocuments) -> dict[str, object]:
         return {
             'protocol': PROTOCOL,
             'direction': 'question to passage',
@@ -295,7 +295,7 @@ def _make_examples(
             strict=True,
         )
         found = [
-            Found(cut_text(texts[i]), score, bool(right[name][q, k]))
+            FoundAnswer(cut_text(texts[i]), score, bool(right[name][q, k]))
             for k, (i, score) in enumerate(best)
             if score > -np.inf
         ]
@@ -312,7 +312,7 @@ def _make_examples(
     ]
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='openqa',
     find=find_open_qa,
     options=SearchOptions,

@@ -11,9 +11,9 @@ from etils import epath
 from cpt_jax.benchmark_data.senteval import SentEvalSet, assign_stratified_folds, find_senteval_sets
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
-from cpt_jax.evals.options import Options, option
+from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.embedding_map import draw_task_map
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 
 SEED = 1111  # SentEval's seed, for folds and for its classifier
@@ -80,7 +80,7 @@ class ProbeResult(NamedTuple):
 class ProbeOptions(Options):
     """Options of probe/*."""
 
-    probe_protocol: str = option(
+    probe_protocol: str = declare_option(
         'lbfgs',
         'Protocol of probe/*. ' + '; '.join(map(': '.join, PROTOCOLS.items())),
         choices=[*PROTOCOLS],
@@ -127,13 +127,13 @@ class Probe(Task):
             metric='accuracy',
             metrics=_compute_metrics(probed.predicted, right, are_pairs),
             n=sum(map(len, right)),
-            settings=self._settings(samples) | probed.facts,
+            settings=self._make_settings(samples) | probed.facts,
             baselines={'majority': _compute_metrics(majority, right, are_pairs)},
             counted='pairs' if are_pairs else 'sentences',
             map=draw_task_map(self.data, embed),
         )
 
-    def _settings(self, samples: Samples) -> dict[str, object]:
+    def _make_settings(self, samples: Samples) -> dict[str, object]:
         return {
             'protocol': PROTOCOLS[self.protocol],
             'scored_on': SPLITS[_find_split_kind(samples)],
@@ -142,7 +142,7 @@ class Probe(Task):
             else 'the vector, not scaled',
             'seed': SEED,
             'libraries': read_library_versions('jax'),
-            **self.data.facts(),
+            **self.data.describe(),
         }
 
 
@@ -150,7 +150,7 @@ def find_probes(
     data_dir: epath.Path | None, options: ProbeOptions, context: Context
 ) -> dict[str, Task]:
     """Returns a task for each SentEval data set in `data_dir`."""
-    sets = context.share('senteval', partial(find_senteval_sets, data_dir))
+    sets = context.get_or_make('senteval', partial(find_senteval_sets, data_dir))
     tasks = [Probe(f'{KIND.name}/{name}', data, options) for name, data in sets.items()]
     return {task.name: task for task in tasks}
 
@@ -162,8 +162,8 @@ def read_samples(data: SentEvalSet, embed: Embed) -> Samples:
       UserError: the data cannot be used.
     """
     # Read all files before embedding, so that errors in the data are reported early.
-    parts = {part: data.part(part) for part in data.layout.parts}
-    features = [make_pair_features(*data.vectors(embed, part)) for part in parts]
+    parts = {part: data.read_part(part) for part in data.layout.parts}
+    features = [make_pair_features(*data.compute_vectors(embed, part)) for part in parts]
     labels = [part.labels for part in parts.values()]
     return Samples(
         np.concatenate(features),
@@ -323,7 +323,7 @@ def _compute_f1(predicted_N: np.ndarray, right_N: np.ndarray) -> float:
     return 2 * both / total if total else 0.0
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='probe',
     find=find_probes,
     options=ProbeOptions,

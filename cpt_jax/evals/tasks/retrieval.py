@@ -18,16 +18,16 @@ from cpt_jax.benchmark_data.beir import (
 )
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
-from cpt_jax.evals.options import SearchOptions, SplitOptions, option
+from cpt_jax.evals.options import SearchOptions, SplitOptions, declare_option
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
     EXAMPLE_QUERIES,
     Answers,
     Example,
-    Found,
+    FoundAnswer,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.search.ranking import Hits
 from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
@@ -46,7 +46,7 @@ PROTOCOL = (
 class RetrievalOptions(SplitOptions, SearchOptions):
     """Options of retrieval/*."""
 
-    unjudged: str = option(
+    unjudged: str = declare_option(
         'refuse',
         'How to treat queries of a retrieval task without a judgement in any file of qrels/: as an '
         'error, or skip them.',
@@ -107,12 +107,12 @@ class Retrieval(Task):
             metric=f'mrr@{CUTOFF}' if self.folder.name == MARCO else f'ndcg@{CUTOFF}',
             metrics=metrics.pop('model'),
             n=len(collection.queries),
-            settings=self._settings(collection) | searched.settings,
+            settings=self._make_settings(collection) | searched.settings,
             baselines=metrics,
             examples=_make_examples(collection, rankings),
         )
 
-    def _settings(self, collection: Collection) -> dict[str, object]:
+    def _make_settings(self, collection: Collection) -> dict[str, object]:
         return {
             'protocol': PROTOCOL,
             'direction': 'query to document',
@@ -238,11 +238,11 @@ def _find_relevant(collection: Collection, q: int) -> set[str]:
 def _make_answers(row: dict[str, float], relevant: set[str], texts: dict[str, str]) -> Answers:
     rank = next((rank for rank, name in enumerate(row, 1) if name in relevant), None)
     best = list(row.items())[:EXAMPLE_ANSWERS]
-    found = [Found(cut_text(texts[name]), score, name in relevant) for name, score in best]
+    found = [FoundAnswer(cut_text(texts[name]), score, name in relevant) for name, score in best]
     return Answers(found, rank)
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='retrieval',
     find=find_retrieval,
     options=RetrievalOptions,

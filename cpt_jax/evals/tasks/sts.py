@@ -11,7 +11,7 @@ from etils import epath
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
 from cpt_jax.evals.options import SideOptions, SplitOptions
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint, read_lines
 
@@ -296,7 +296,7 @@ def _make_scored_pairs(
     return ScoredPairs(name, paths, [texts for texts, _ in rows], np.array(golds))
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='sts',
     find=find_similarity,
     options=SimilarityOptions,

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Codes, Int8, quantize_stack
+from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Int8, QuantizedMatrix, quantize_stack
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import Initializer, constant
@@ -36,14 +36,14 @@ BASES = ('float32', 'bfloat16', *_CODE_CLASSES)
 _FIRST_ADAPTER_SITE = 1 << 20
 
 
-class Adaptable(Protocol):
+class AdaptableEncoder(Protocol):
     """An Encoder; encoder.py imports this file, so the class itself cannot be imported here."""
 
     config: EncoderConfig
     adapter_dropout: float
 
 
-E = TypeVar('E', bound=Adaptable)
+E = TypeVar('E', bound=AdaptableEncoder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +140,14 @@ class LoRA:
     def freeze(self, encoder: E) -> E:
         """Returns an Encoder with all variables frozen by `freeze_weight`."""
 
-        def freeze_variable(path: tuple, weight: nnx.Variable) -> nnx.Variable | Codes:
+        def freeze_variable(path: tuple, weight: nnx.Variable) -> nnx.Variable | QuantizedMatrix:
             return self.freeze_weight(
                 jax.tree_util.keystr(path, simple=True, separator='.'), weight[...]
             )
 
         return jax.tree_util.tree_map_with_path(freeze_variable, encoder, is_leaf=is_variable)
 
-    def freeze_weight(self, path: str, weight: jax.Array) -> Frozen | Codes:
+    def freeze_weight(self, path: str, weight: jax.Array) -> Frozen | QuantizedMatrix:
         """Returns the frozen form of a weight.
 
         With `base` 'nf4' or 'int8', only the matrices of the layers become codes; embeddings, norms
@@ -164,7 +164,9 @@ class LoRA:
         is_layer_matrix = name in MATRICES and stack in ('blocks', 'last')
         if is_layer_matrix and self.base in _CODE_CLASSES:
             kind, inputs = _CODE_CLASSES[self.base], MATRICES[name][1]
-            return quantize_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
+            return (
+                quantize_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
+            )
         is_bfloat16 = self.base == 'bfloat16' and (
             is_layer_matrix or 'embedding' in name or name.startswith('project_')
         )
@@ -274,7 +276,7 @@ def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
     """
     weight = getattr(module, name)
     adapter = getattr(module, f'{name}_adapter', None)
-    if isinstance(weight, Codes):
+    if isinstance(weight, QuantizedMatrix):
         array = _decode_to_host(weight)
     else:
         array = np.asarray(jax.device_get(weight[...]))
@@ -287,7 +289,7 @@ def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
     return array.astype(np.float32) + np.float32(adapter.scale) * delta.reshape(array.shape)
 
 
-def _decode_to_host(codes: Codes) -> np.ndarray:
+def _decode_to_host(codes: QuantizedMatrix) -> np.ndarray:
     with jax.set_mesh(get_mesh(codes.codes[...])):
         return np.asarray(jax.jit(lambda codes: codes.decode())(codes))
 

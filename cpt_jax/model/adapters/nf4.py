@@ -53,7 +53,7 @@ def make_dynamic_levels() -> np.ndarray:
     return np.array(sorted([*positive, *(-value for value in positive), 0.0, 1.0]), np.float32)
 
 
-class Codes(nnx.Module):
+class QuantizedMatrix(nnx.Module):
     """A frozen weight [*inputs, *outputs] stored as codes; base class of NF4 and Int8.
 
     In a stack of layers all arrays have one more leading axis. Only the first input axis and the
@@ -112,7 +112,7 @@ class Codes(nnx.Module):
         raise NotImplementedError
 
 
-class NF4(Codes):
+class NF4(QuantizedMatrix):
     """NF4 codes: 4 bits per weight and 8 bits per block of 64 weights, 0.516 bytes per weight.
 
     Attributes:
@@ -151,7 +151,7 @@ class NF4(Codes):
         return (units_IxPxO * absmax_IxO[:, None]).reshape(-1, outputs)
 
 
-class Int8(Codes):
+class Int8(QuantizedMatrix):
     """Int8 codes: 8 bits per weight and one scale per output, 1.0 bytes per weight, as LLM.int8()
     (arXiv 2208.07339) does for all but the outliers.
 
@@ -173,7 +173,7 @@ class Int8(Codes):
         )
 
 
-def quantize_stack(kind: type[Codes], weight: jax.Array, inputs: int) -> Codes:
+def quantize_stack(kind: type[QuantizedMatrix], weight: jax.Array, inputs: int) -> QuantizedMatrix:
     """Encodes float[L, *inputs, *outputs], one layer after the other."""
     return jax.lax.map(lambda layer: kind(layer, inputs), weight)
 

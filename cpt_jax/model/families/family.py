@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.tensors import Tensor
+from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.runtime.errors import UserError
 
 Config = Mapping[str, Any]
@@ -32,14 +32,16 @@ class Family:
     model_types: Mapping[str, str]
     prefixes: tuple[str, ...]
     shape: Callable[[Config], dict[str, Any]]
-    outer: Callable[[EncoderConfig], list[Tensor]]
-    layer: Callable[[EncoderConfig], list[Tensor]]
+    outer: Callable[[EncoderConfig], list[TensorMapping]]
+    layer: Callable[[EncoderConfig], list[TensorMapping]]
     ignored_names: tuple[str, ...] = ()
     tied: bool = False
     transposed: bool = False
 
 
-def choose(config: Config, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:
+def translate_config_value(
+    config: Config, key: str, known: Mapping[Any, Any], default: Any = None
+) -> Any:
     """Returns our name for a value of config.json. Raises UserError if the value is not known.
 
     Args:
@@ -84,7 +86,7 @@ def read_gpt_sizes(config: Config) -> dict[str, Any]:
         'hidden': config.get('n_inner') or 4 * config['n_embd'],
         'max_length': config['n_positions'],
         'norm_epsilon': config.get('layer_norm_epsilon', 1e-5),
-        'activation': choose(config, 'activation_function', GELUS, 'gelu_new'),
+        'activation': translate_config_value(config, 'activation_function', GELUS, 'gelu_new'),
     }
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 
 from cpt_jax.model.adapters.lora import LoRA, merge_adapter
-from cpt_jax.model.adapters.nf4 import Codes
+from cpt_jax.model.adapters.nf4 import QuantizedMatrix
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
-from cpt_jax.model.families.tensors import Tensor
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.families.tensors import TensorMapping
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import Frozen
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
@@ -24,7 +24,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
 
 def load_encoder(
     family: Family,
-    files: Files,
+    files: TensorFiles,
     config: EncoderConfig,
     mesh: jax.sharding.Mesh,
     dtype: jnp.dtype | None = None,
@@ -133,7 +133,7 @@ def iterate_tensors(
 class TensorNames:
     """Names of a family's tensors in some files, which all have the same prefix."""
 
-    def __init__(self, family: Family, files: Files, config: EncoderConfig):
+    def __init__(self, family: Family, files: TensorFiles, config: EncoderConfig):
         """Finds the prefix and checks the names.
 
         Raises:
@@ -168,7 +168,7 @@ class TensorNames:
                 f'({next(iter(family.model_types))}): {"; ".join(problems)}'
             )
 
-    def of(self, tensor: Tensor, layer: int = 0) -> str:
+    def of(self, tensor: TensorMapping, layer: int = 0) -> str:
         """Returns the name of a tensor, of the layer with this index if it belongs to a layer."""
         return self._prefix + tensor.name.format(i=layer)
 
@@ -184,7 +184,9 @@ def _flatten_by_name(parameters: Any) -> tuple[dict[str, Any], jax.tree_util.PyT
     }, tree
 
 
-def _read_parameters(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarray]]:
+def _read_parameters(
+    tensor: TensorMapping, files: TensorFiles, name: str
+) -> list[tuple[str, np.ndarray]]:
     """Returns (name, array) of each parameter in one tensor of the files."""
     array = files.read(name)
     try:
@@ -254,7 +256,7 @@ def _freeze_parts(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, 
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _freeze_weight(lora: LoRA, path: str, weight: jax.Array) -> Frozen | Codes:
+def _freeze_weight(lora: LoRA, path: str, weight: jax.Array) -> Frozen | QuantizedMatrix:
     return lora.freeze_weight(path, weight)
 
 

@@ -93,9 +93,9 @@ def find_collectives(module: Module, devices: int, slices: int = 1) -> list[Coll
     for executed in iterate_executed(module):
         kind = executed.instruction.opcode.removesuffix('-start')
         if kind in KINDS and _is_continuation(executed):
-            continued_channels.add(executed.instruction.attribute('channel_id') or '')
+            continued_channels.add(executed.instruction.get_attribute('channel_id') or '')
         elif kind in KINDS:
-            started_channels.add(executed.instruction.attribute('channel_id') or '')
+            started_channels.add(executed.instruction.get_attribute('channel_id') or '')
             found.append(_read_site(executed, kind, devices))
         elif (
             executed.instruction.opcode == 'send'
@@ -178,10 +178,10 @@ def _is_part_of_zeros(frame: Frame, name: str) -> bool:
     instruction = frame.computation.instructions[name]
     while instruction.opcode in ('bitcast', 'copy', 'convert', 'fusion', 'copy-done', 'copy-start'):
         if instruction.opcode == 'fusion':
-            frame = frame.enter(instruction, instruction.called('calls')[0])
+            frame = frame.enter(instruction, instruction.get_called_names('calls')[0])
             instruction = frame.computation.root
         else:
-            instruction = frame.computation.operand(instruction, 0)
+            instruction = frame.computation.get_operand(instruction, 0)
     if instruction.opcode != 'dynamic-update-slice':
         return False
     return _is_zero(frame, instruction.operands[0])
@@ -194,7 +194,7 @@ def _is_zero(frame: Frame, name: str) -> bool:
     if instruction.opcode in ('broadcast', 'bitcast', 'copy', 'convert', 'copy-done', 'copy-start'):
         return _is_zero(frame, instruction.operands[0])
     if instruction.opcode == 'fusion':
-        inner = frame.enter(instruction, instruction.called('calls')[0])
+        inner = frame.enter(instruction, instruction.get_called_names('calls')[0])
         return _is_zero(inner, inner.computation.root.name)
     in_fusion = frame.call is not None and frame.call.opcode == 'fusion'
     if instruction.opcode == 'parameter' and frame.caller and frame.call and in_fusion:
@@ -224,7 +224,7 @@ def _find_op_name(frame: Frame, instruction: Instruction, depth: int = 10) -> st
     if instruction.opcode == 'while':
         return _find_loop_name(frame, instruction)
     if instruction.opcode == 'fusion':
-        inside = frame.module.computations[instruction.called('calls')[0]].root.op_name
+        inside = frame.module.computations[instruction.get_called_names('calls')[0]].root.op_name
         if inside:
             return inside
     names = (
@@ -242,7 +242,7 @@ def _find_loop_name(frame: Frame, loop: Instruction) -> str:
     """
     if loop.op_name:
         return loop.op_name
-    inside = frame.module.computations[loop.called('body')[0]].instructions.values()
+    inside = frame.module.computations[loop.get_called_names('body')[0]].instructions.values()
     return next((inner.op_name for inner in inside if 'transpose(' in inner.op_name), '')
 
 

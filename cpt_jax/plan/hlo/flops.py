@@ -55,7 +55,7 @@ def count_flops(module: Module) -> Flops:
 def count_dot_flops(executed: ExecutedInstruction) -> int:
     """Counts two operations per element of the result and element of the contracted dimensions."""
     lhs, result = executed.get_operand_arrays(0)[0], executed.results[0]
-    contracted = _parse_numbers(executed.instruction.attribute('lhs_contracting_dims') or '')
+    contracted = _parse_numbers(executed.instruction.get_attribute('lhs_contracting_dims') or '')
     return 2 * result.size * math.prod(lhs.dims[axis] for axis in contracted)
 
 
@@ -67,24 +67,24 @@ def count_convolution_flops(executed: ExecutedInstruction) -> int:
     contracted dimensions.
     """
     lhs, rhs = executed.get_operand_arrays(0)[0], executed.get_operand_arrays(1)[0]
-    labels = executed.instruction.attribute('dim_labels') or ''
+    labels = executed.instruction.get_attribute('dim_labels') or ''
     match = re.fullmatch(r'(\w+)_(\w+)->(\w+)', labels)
     if not match:
         raise HloError(f'{executed.instruction.name} has unknown dim_labels: {labels!r}')
     inputs, kernel, output = match.groups()
-    window = _parse_window(executed.instruction.attribute('window') or '')
-    groups = int(executed.instruction.attribute('feature_group_count') or 1)
-    batch_groups = int(executed.instruction.attribute('batch_group_count') or 1)
+    window = _parse_window(executed.instruction.get_attribute('window') or '')
+    groups = int(executed.instruction.get_attribute('feature_group_count') or 1)
+    batch_groups = int(executed.instruction.get_attribute('batch_group_count') or 1)
     valid = 1
     for axis, label in enumerate(sorted(label for label in kernel if label.isdigit())):
         sizes = (
-            _size(lhs, inputs, label),
-            _size(rhs, kernel, label),
-            _size(executed.results[0], output, label),
+            _get_size(lhs, inputs, label),
+            _get_size(rhs, kernel, label),
+            _get_size(executed.results[0], output, label),
         )
         valid *= count_valid_positions(*sizes, *(numbers[axis] for numbers in window.values()))
-    features = _size(lhs, inputs, 'f') // groups * _size(executed.results[0], output, 'f')
-    return 2 * features * (_size(lhs, inputs, 'b') // batch_groups) * valid
+    features = _get_size(lhs, inputs, 'f') // groups * _get_size(executed.results[0], output, 'f')
+    return 2 * features * (_get_size(lhs, inputs, 'b') // batch_groups) * valid
 
 
 @functools.lru_cache(maxsize=4096)
@@ -137,7 +137,7 @@ def _parse_window(text: str) -> dict[str, list[int]]:
     }
 
 
-def _size(array: Array, labels: str, label: str) -> int:
+def _get_size(array: Array, labels: str, label: str) -> int:
     return array.dims[labels.index(label)]
 
 

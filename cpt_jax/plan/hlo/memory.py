@@ -78,7 +78,7 @@ def _count_moved_bytes(executed: ExecutedInstruction) -> int:
     if instruction.opcode in _NO_TRAFFIC or executed.is_bookkeeping:
         return 0
     if opcode == 'fusion':
-        inner = executed.frame.module.computations[instruction.called('calls')[0]]
+        inner = executed.frame.module.computations[instruction.get_called_names('calls')[0]]
         return _count_fusion_reads(executed, inner) + _count_writes(inner, inner.root, instruction)
     if opcode in _SLICES:
         # Only the selected part of the operand is read.
@@ -122,7 +122,7 @@ def _count_reads(
         elif reader.opcode == 'bitcast':
             total += _count_reads(computation, reader, executed)
         elif reader.opcode == 'fusion':
-            inner = executed.frame.module.computations[reader.called('calls')[0]]
+            inner = executed.frame.module.computations[reader.get_called_names('calls')[0]]
             parameters = [
                 inner.parameters[index]
                 for index, operand in enumerate(reader.operands)
@@ -179,11 +179,11 @@ def _count_array_writes(inner: Computation, instruction: Instruction, whole: int
     if not whole or instruction.opcode == 'parameter' or _is_async_part(instruction):
         return 0
     if instruction.opcode == 'dynamic-update-slice':
-        return sum(array.bytes for array in flatten_shape(inner.operand(instruction, 1).shape))
+        return sum(array.bytes for array in flatten_shape(inner.get_operand(instruction, 1).shape))
     return whole
 
 
 def _skip_bitcasts(computation: Computation, instruction: Instruction) -> Instruction:
     while instruction.opcode == 'bitcast':
-        instruction = computation.operand(instruction, 0)
+        instruction = computation.get_operand(instruction, 0)
     return instruction

@@ -85,7 +85,7 @@ class Instruction:
     literal: str
     attributes: str
 
-    def attribute(self, key: str) -> str | None:
+    def get_attribute(self, key: str) -> str | None:
         """Returns the value of an attribute, without enclosing braces; None if there is none."""
         found = re.search(rf'(?:^|, ){key}=', self.attributes)
         if not found:
@@ -93,21 +93,23 @@ class Instruction:
         value = self.attributes[found.end() : _find_end(self.attributes, found.end())]
         return value[1:-1] if value.startswith('{') else value
 
-    def number(self, key: str) -> int:
+    def get_number(self, key: str) -> int:
         """Returns the value of an integer attribute.
 
         Raises:
           HloError: there is no such attribute.
         """
-        value = self.attribute(key)
+        value = self.get_attribute(key)
         if value is None:
             raise HloError(f'{self.name} has no {key}')
         return int(value)
 
-    def called(self, *keys: str) -> list[str]:
+    def get_called_names(self, *keys: str) -> list[str]:
         """Returns the names of the computations that the attributes `keys` name."""
         return [
-            name for key in keys for name in re.findall(r'%([\w.-]+)', self.attribute(key) or '')
+            name
+            for key in keys
+            for name in re.findall(r'%([\w.-]+)', self.get_attribute(key) or '')
         ]
 
     @property
@@ -148,7 +150,7 @@ class Computation:
                 found[operand].append(instruction)
         return found
 
-    def operand(self, instruction: Instruction, index: int) -> Instruction:
+    def get_operand(self, instruction: Instruction, index: int) -> Instruction:
         """Returns operand `index` of one of its instructions."""
         return self.instructions[instruction.operands[index]]
 
@@ -166,7 +168,7 @@ class Module:
     computations: Mapping[str, Computation]
 
 
-def parse(text: str) -> Module:
+def parse_program(text: str) -> Module:
     """Parses the text of a program.
 
     Raises:

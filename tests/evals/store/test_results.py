@@ -3,7 +3,7 @@ import json
 import pytest
 from etils import epath
 
-from cpt_jax.evals.report.example import Answers, Example, Found, examples_to_json
+from cpt_jax.evals.report.example import Answers, Example, FoundAnswer, examples_to_json
 from cpt_jax.evals.store.results import (
     ResultsFile,
     add_result,
@@ -16,7 +16,7 @@ from cpt_jax.runtime.errors import UserError
 
 
 def make_result(value=0.5):
-    answers = Answers([Found('code', 0.25, True)], 1)
+    answers = Answers([FoundAnswer('code', 0.25, True)], 1)
     return Result(
         metric='mrr_of_1000',
         metrics={'mrr_of_1000': value, 'recall@1_of_1000': 0.25},

@@ -191,7 +191,7 @@ def test_training_stops_one_check_after_the_tenacity(expected):
 
 def test_pairs_have_f1_and_a_majority_baseline(data_dir, expected):
     result = find_tasks(str(data_dir))['probe/MRPC'].run(bag_of_words)
-    labels = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').part('test').labels
+    labels = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').read_part('test').labels
     assert result.counted == 'pairs' and result.n == 50
     # The baseline predicts that all pairs are paraphrases: its recall is 1.
     precision = labels.mean()
@@ -209,13 +209,13 @@ def test_samples_are_sorted_and_blank_lines_count(tmp_path):
     folder.mkdir()
     (folder / 'rt-polarity.pos').write_bytes(b'caf\xe9  au lait \nb\n\n')
     (folder / 'rt-polarity.neg').write_bytes(b'c\nd e f\n')
-    part = SentEvalSet('MR', epath.Path(tmp_path)).part('all')
+    part = SentEvalSet('MR', epath.Path(tmp_path)).read_part('all')
     assert part.texts == (['.', 'c', 'b', 'd e f', 'café au lait'],)
     assert part.labels.tolist() == [1, 0, 1, 0, 1]
 
 
 def test_mrpc_keeps_quotation_marks_and_drops_the_byte_order_mark(data_dir):
-    part = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').part('train')
+    part = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').read_part('train')
     assert len(part.labels) == 160 and part.texts[0][0].endswith(' "')
     u, v = np.array([[1.0, 2.0]]), np.array([[3.0, -1.0]])
     assert probe.make_pair_features(u, v).tolist() == [[2.0, 3.0, 3.0, -2.0]]

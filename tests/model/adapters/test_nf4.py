@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy.stats import norm
 
-from cpt_jax.model.adapters.nf4 import LEVELS, NF4, Int8, quantize_stack, make_dynamic_levels
+from cpt_jax.model.adapters.nf4 import LEVELS, NF4, Int8, make_dynamic_levels, quantize_stack
 from cpt_jax.runtime.mesh import make_mesh
 
 # bitsandbytes.functional.get_4bit_type('nf4') of 0.50.2.
