@@ -30,7 +30,7 @@ class CodePairs(NamedTuple):
       queries: queries.
       codes: functions; `codes[i]` is the answer to `queries[i]`.
       settings: origin and preprocessing of the pairs.
-      other_codes: more candidates, which answer no query.
+      other_codes: additional candidates, which are not the answer to any query.
     """
 
     queries: list[str]
@@ -43,9 +43,9 @@ def load_python_source_pairs(trained_on: Sequence[Mapping] = ()) -> CodePairs:
     """Loads the pairs of the packages that training holds out.
 
     Args:
-      trained_on: arguments of each PythonSource that the model was trained on. The settings record
-        how many of the functions are among the training data: none, unless the run held out fewer
-        or other packages than the default.
+      trained_on: arguments of each PythonSource that the model was trained on. The number of
+        functions that are also training data is stored in the settings. It is 0 unless the run held
+        out fewer or other packages than the default.
     """
     source = PythonSource(split='heldout')
     pairs = [source[i] for i in range(len(source))]

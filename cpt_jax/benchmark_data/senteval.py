@@ -1,5 +1,6 @@
-"""SentEval's classification data: sentences and labels from the files of its data/downstream, in
-SentEval's order.
+"""SentEval's classification data: sentences and labels, in SentEval's order.
+
+They are read from the files of SentEval's data/downstream.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint
 
-SIDE = 'x'  # side of all sentences, because a classifier compares sentences of one kind
+SIDE = 'x'  # side of all sentences: a classifier needs all of them encoded in the same way
 # SentEval treats a blank line in MR, CR, SUBJ and MPQA as a sample (CR and MPQA end with one), and
 # its encoders replace it by a full stop.
 EMPTY = '.'
@@ -42,8 +43,8 @@ class SentEvalLayout(NamedTuple):
 
     Attributes:
       folder: path below senteval/.
-      parts: (file, its reader) of each file, by part; the only part is 'all' if the task has no
-        split.
+      parts: name of a part -> (file, reader of the file) of each of its files; the only part is
+        'all' if the task has no split.
       classes: names of the classes, by label.
     """
 
@@ -140,9 +141,10 @@ LAYOUTS = {
 
 
 class SentEvalSet:
-    """Data of one task, read when first used, with the vectors of one model.
+    """The sentences of one data set, and their vectors from one model.
 
-    Both are kept, because several tasks share them.
+    Sentences are read on first use. Sentences and vectors are kept, because several evaluation
+    tasks share them.
 
     Attributes:
       name: 'MR', 'CR', 'SUBJ', 'MPQA', 'SST2', 'TREC' or 'MRPC'.
@@ -212,7 +214,8 @@ class SentEvalSet:
                 f'data/downstream/{self.layout.folder}'
             )
         rows = [row for file, read in self.layout.parts[part] for row in read(self._folder / file)]
-        # SentEval sorts its samples in this way, so folds contain the same samples as there.
+        # SentEval sorts its samples in this way, so our folds contain the same samples as
+        # SentEval's.
         rows.sort(key=lambda row: (*map(len, row[0]), row[1]))
         labels_N = np.array([label for _, label in rows], np.int64)
         if len(np.unique(labels_N)) < 2:
@@ -239,9 +242,9 @@ def assign_stratified_folds(
 ) -> np.ndarray:
     """Returns the index of the fold that each sample is tested in, int64 [N].
 
-    Folds equal those of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed) from
-    release 0.22 on, which spreads every class evenly over the folds. SentEval's published numbers
-    are from an earlier release with other folds.
+    The folds are those of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed)
+    from release 0.22 on, which spreads every class evenly over the folds. SentEval's published
+    numbers are from an earlier release with other folds.
 
     Raises:
       UserError: a class has fewer samples than there are folds.

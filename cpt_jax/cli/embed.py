@@ -65,10 +65,10 @@ _join_processes = define_process_flags()
 def main() -> None:
     use_compilation_cache()
     with _join_processes():
-        _embed()
+        _embed_file()
 
 
-def _embed() -> None:
+def _embed_file() -> None:
     import jax
     from jax.experimental import multihost_utils
 
@@ -132,7 +132,7 @@ def _embed_missing_shards(
     # Ids of texts that the embedder has read and not returned vectors for yet.
     ids: deque[str] = deque()
 
-    def texts() -> Iterator[str]:
+    def iterate_texts() -> Iterator[str]:
         for index, (name, text) in enumerate(islice(corpus, meta.texts)):
             if wanted[index // meta.shard_size]:
                 ids.append(name)
@@ -140,7 +140,7 @@ def _embed_missing_shards(
 
     total = sum(meta.get_shard_size(shard) for shard in wanted.nonzero()[0].tolist())
     for vectors_NxD in embedder.stream(
-        texts(), cast('Side', meta.side), 'texts' if writer else '', total
+        iterate_texts(), cast('Side', meta.side), 'texts' if writer else '', total
     ):
         names = [ids.popleft() for _ in vectors_NxD]
         if writer:

@@ -8,9 +8,9 @@ Example:
       --fsdp 16
 
 By default, the step is the training step of launch/train.py. Set keys of the config with
---config.section.key=value. Several topologies may be given, separated by commas. --sweep tries
-other meshes, remat policies and chunk counts than those of the config, and reports the fastest
-combination that fits.
+--config.section.key=value. Several topologies may be given, separated by commas. --sweep
+replaces the mesh, remat policy and chunk count of the config by other values, and reports the
+fastest combination that fits.
 
 With --program embed, the step is that of launch/evaluate.py and launch/embed.py: a full batch with
 one text per row, with parameters but no optimizer state. Times are lower bounds: they assume that

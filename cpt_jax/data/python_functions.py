@@ -120,7 +120,7 @@ def get_source_without_docstring(node: Definition, lines: list[bytes]) -> str:
         if not head[-1].strip():
             head = head[:-1]
         kept = head + lines[doc_end:last]
-    # Removes what follows the function on its last line.
+    # Remove the text that follows the function on its last line.
     kept[-1] = kept[-1][: len(kept[-1]) - (len(lines[last - 1]) - last_column)]
     indent = lines[node.lineno - 1][: node.col_offset]
     return b'\n'.join(line.removeprefix(indent) for line in kept).decode().rstrip()

@@ -44,7 +44,7 @@ class Strings(Sequence[str]):
 
 
 class StringSelection(Sequence[str]):
-    """The strings with the given indices, without a copy.
+    """The strings at the given indices; the strings are not copied.
 
     Args:
       texts: all strings.

@@ -13,7 +13,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import open_atomically
 from cpt_jax.storage.cache import get_cache_folder
 
-PACKED = '.gz'
+GZIP_SUFFIX = '.gz'
 
 
 def decompress_files(files: Sequence[InputFile]) -> list[InputFile]:
@@ -24,12 +24,12 @@ def decompress_files(files: Sequence[InputFile]) -> list[InputFile]:
     Raises:
       UserError: a file exists with and without .gz, a file is damaged, or it cannot be written.
     """
-    found = [InputFile(file.name.removesuffix(PACKED), file.path) for file in files]
+    found = [InputFile(file.name.removesuffix(GZIP_SUFFIX), file.path) for file in files]
     repeated = [name for name, count in Counter(file.name for file in found).items() if count > 1]
     if repeated:
         raise UserError(
-            f'path: {repeated[0]} exists with and without {PACKED}, so its rows would count twice: '
-            f'remove one of the two files'
+            f'path: {repeated[0]} exists with and without {GZIP_SUFFIX}, so its rows would count '
+            f'twice: remove one of the two files'
         )
     missing = [file for file in found if _is_gzipped(file) and not _get_copy_path(file).exists()]
     total = sum(file.path.stat().st_size for file in missing)
@@ -45,7 +45,7 @@ def decompress_files(files: Sequence[InputFile]) -> list[InputFile]:
 
 
 def _is_gzipped(file: InputFile) -> bool:
-    return file.path.name.endswith(PACKED)
+    return file.path.name.endswith(GZIP_SUFFIX)
 
 
 def _get_copy_path(file: InputFile) -> Path:
@@ -56,15 +56,15 @@ def _decompress_file(path: Path, copy: Path, bar: tqdm) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         with (
-            path.open('rb') as packed,
+            path.open('rb') as compressed,
             open_atomically(copy) as output,
-            gzip.open(packed) as content,
+            gzip.open(compressed) as content,
         ):
             position = 0
             while block := content.read(1 << 22):
                 output.write(block)
-                bar.update(packed.tell() - position)
-                position = packed.tell()
+                bar.update(compressed.tell() - position)
+                position = compressed.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f'{path}: a broken gzip file ({error}): download it again') from None
     except OSError as error:

@@ -27,8 +27,9 @@ def check_tasks(
     options: Mapping[str, Any],
     allow_missing: bool = False,
 ) -> None:
-    """Raises UserError for an unknown task or unusable data. Called before the model is loaded,
-    which may take minutes.
+    """Raises UserError for an unknown task or unusable data.
+
+    It is called before the model is loaded, because loading may take minutes.
     """
     for task in select_tasks(find_tasks(data_dir, **options), patterns, data_dir, allow_missing):
         task.check()

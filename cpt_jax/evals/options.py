@@ -1,5 +1,6 @@
-"""Options of evaluation tasks: fields of frozen dataclasses. launch/evaluate.py makes a flag from
-each.
+"""Options of evaluation tasks, as fields of frozen dataclasses.
+
+launch/evaluate.py has a flag for each option.
 
 An option that several kinds of task share is declared once, in a base class in this module.
 """
@@ -87,7 +88,7 @@ class Options:
 
 @dataclass(frozen=True)
 class SplitOptions(Options):
-    """The split to score; '' is the split of the published tables."""
+    """Which split is scored; '' is the split of the published tables."""
 
     split: str = declare_option(
         '',
@@ -99,7 +100,10 @@ class SplitOptions(Options):
 
 @dataclass(frozen=True)
 class SideOptions(Options):
-    """The side of the texts in tasks with one kind of text."""
+    """Which side (x or y, query or document) all texts are encoded as in symmetric tasks.
+
+    A symmetric task has only one kind of text.
+    """
 
     symmetric_side: str = declare_option(
         'x',
@@ -115,7 +119,7 @@ def _drop_none(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
-    """The search for the documents of a query."""
+    """How the documents of a query are searched."""
 
     k: int = declare_option(
         100,

@@ -13,7 +13,7 @@ from cpt_jax.evals.task import Context, Task, TaskKind, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
 from cpt_jax.runtime.errors import UserError
 
-# The order is that in which --tasks '*' runs them.
+# All kinds, in the order in which --tasks '*' runs them.
 KINDS: tuple[TaskKind, ...] = (
     codesearch.KIND,
     retrieval.KIND,
@@ -147,7 +147,7 @@ def _get_kind(name: str) -> str:
 
 
 def _list_similar(pattern: str, tasks: Iterable[str]) -> str:
-    """Returns the available tasks of the pattern's kind, or all available kinds if it has none."""
+    """Returns the available tasks of the pattern's kind; if there are none, the available kinds."""
     similar = [name for name in tasks if _get_kind(name) == _get_kind(pattern)]
     return ', '.join(similar or dict.fromkeys(f'{_get_kind(name)}/*' for name in tasks))
 

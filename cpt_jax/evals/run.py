@@ -1,6 +1,4 @@
-"""One evaluation: runs tasks one after the other and updates results.json and the report after
-each.
-"""
+"""Runs tasks one after the other, and updates results.json and the report after each task."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -23,8 +21,9 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
 
-EXAMPLES = 'examples.json'  # in report/
-MAPS = 'maps.json'  # in report/
+# Files in report/.
+EXAMPLES = 'examples.json'
+MAPS = 'maps.json'
 
 
 def run_tasks(
@@ -79,7 +78,7 @@ def run_tasks(
 
 
 def make_claim_path(output: epath.Path, model: str, task: str) -> Path:
-    """Returns the path of the claim of the program that scores a task of a model."""
+    """Returns the path of the lock file that a program holds while it scores a task of a model."""
     return Path(output / LOCKS_FOLDER / f'{model}-{task}'.replace('/', '-'))
 
 
@@ -93,8 +92,8 @@ def store_result(
       name: task name.
       result: result of the task.
       fingerprint: fingerprint of the task.
-      newest: whether to keep the existing results instead if they belong to a checkpoint that was
-        saved later.
+      newest: whether to keep the existing results instead of `result` if they are of a checkpoint
+        that was saved later.
     """
     output = results.path.parent
     report = output / 'report'

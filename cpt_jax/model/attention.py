@@ -17,10 +17,10 @@ from cpt_jax.runtime.mesh import BATCH
 # heads.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-# Queries of a block. On a CPU, four blocks per row of 256 take half the time of a single block,
-# forward and backward.
+# Number of queries per block. On a CPU, four blocks per row of 256 take half the time of a single
+# block, forward and backward.
 QUERY_BLOCK = 64
-_LANES = 128  # lanes of a TPU vector register; block sizes of the kernel are multiples of it
+_LANES = 128  # lanes per TPU vector register; the kernel's block sizes are multiples of this
 
 
 def make_attend(
@@ -54,7 +54,7 @@ def make_attend(
         form = 'masked'
     if isinstance(is_local, bool):
         return _make_attend_with_reach(segments_RxS, causal, form, reach if is_local else None)
-    # Both take a mask, so one computation serves layers of both kinds.
+    # These forms take a mask, so one computation serves local and other layers.
     if form in ('masked', 'cudnn'):
         return _make_attend_with_mask(
             segments_RxS, causal, form, jnp.where(is_local, reach, segments_RxS.shape[1])

@@ -186,7 +186,7 @@ class Attention(nnx.Module):
         projected_RxSxHxK = self._project(h_RxSxD, name, noise)
         if config.query_key_norm:
             projected_RxSxHxK = getattr(self, f'{name}_norm')(projected_RxSxHxK)
-        # Logits are to be divided by sqrt(attention_width) instead.
+        # This model divides the logits by sqrt(attention_width) instead.
         if name == 'query' and config.attention_width not in (0, config.head_width):
             projected_RxSxHxK = (
                 projected_RxSxHxK * (config.head_width / config.attention_width) ** 0.5
@@ -288,17 +288,17 @@ class Block(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
         self.config = config
 
-        def norm() -> Norm:
+        def make_norm() -> Norm:
             return Norm(config.norm, config, config.width, rngs, *layer_axis)
 
-        self.attention_norm = norm()
+        self.attention_norm = make_norm()
         self.attention = Attention(config, rngs, *layer_axis)
         if config.parallel != 'one norm':
-            self.feed_forward_norm = norm()
+            self.feed_forward_norm = make_norm()
         self.feed_forward = FeedForward(config, rngs, *layer_axis)
         if config.norm_place == 'both':
-            self.attended_norm = norm()
-            self.fed_norm = norm()
+            self.attended_norm = make_norm()
+            self.fed_norm = make_norm()
 
     def mix(
         self,

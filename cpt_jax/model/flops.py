@@ -37,7 +37,8 @@ def count_step_flops(
     similarities = pairs * (pairs * (texts - 1)) * config.embedding_width
     if not lora or not lora.rank:
         return 3 * 2 * (layers + similarities)
-    # Attention products have no frozen weights. With 'blocks', those of the last layer are few.
+    # Attention products have no frozen weights. With 'blocks', the last layer has few of them,
+    # which are left out.
     attention_layers = config.layers - (config.attention == 'blocks')
     scores = attention_layers * tokens * _count_mixing_products(config, row_length)
     return 2 * 2 * (layers - scores) + 3 * 2 * (scores + adapters + similarities)
@@ -47,7 +48,7 @@ def count_embedding_flops(
     config: EncoderConfig, tokens: int, row_length: int, texts: int, lora: LoRA | None = None
 ) -> int:
     """Counts the floating-point operations of embedding a batch of texts, one per row (forward pass
-    only); arguments as in `count_step_flops`.
+    only); the arguments are as in `count_step_flops`.
     """
     return 2 * (
         _count_layer_products(config, tokens, row_length, texts)

@@ -12,7 +12,7 @@ from cpt_jax.model.parameter import gather_weight
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
-# Logits are held for about this many tokens of a device at a time: 400 MB with GPT-2's vocabulary.
+# Maximum tokens per device whose logits are held at a time: 400 MB with GPT-2's vocabulary.
 _MAX_LOGIT_TOKENS = 2048
 
 
@@ -62,7 +62,7 @@ def predict_tokens(
 
     Args:
       tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as in `Encoder.compute_states`.
-      ids: number of ids that can be predicted, from 0 on; 0: the whole vocabulary.
+      ids: number of ids that can be predicted: ids 0 to `ids` - 1; 0: the whole vocabulary.
 
     Raises:
       UserError: see `check_language_model`.

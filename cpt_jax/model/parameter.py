@@ -1,4 +1,4 @@
-"""Parameters, declared with shape, sharding and initializer, and their use inside a layer."""
+"""Declares parameters with shape, sharding and initializer, and gathers them for use in a layer."""
 
 from typing import Protocol, TypeVar
 
@@ -64,7 +64,8 @@ def look_up_rows(table: nnx.Variable, rows_RxS: jax.Array, dtype: jnp.dtype) -> 
 
     The lookup uses the dtype of the table (float32), because the backward pass adds up the
     gradients of a row one by one in the lookup dtype. Many tokens of a batch use the same row (a
-    delimiter, a position), and a running sum in bfloat16 stops growing at 256 times its summands.
+    delimiter, a position), and a running sum in bfloat16 stops growing at 256 times the size of its
+    summands.
     A frozen table has no gradient, so it is looked up in the compute dtype.
     """
     lookup_dtype = dtype if isinstance(table, Frozen) else table[...].dtype

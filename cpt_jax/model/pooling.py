@@ -21,8 +21,8 @@ def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
 
     Args:
       h_RxSx: rows, split over the batch axes.
-      eos_BxT: int32 positions, as row * S + column within a device's rows; each device picks only
-        from its own rows.
+      eos_BxT: int32, position of each element to pick, as row * S + column within a device's rows;
+        each device picks only from its own rows.
     """
     rest = jax.typeof(h_RxSx).sharding.spec[2:]
 

@@ -33,7 +33,7 @@ class Prefix(NamedTuple):
       inner: keys and values of all layers except the last, [N - 1, R, P, G, K] each; None for a
         model of one layer.
       last: keys and values of the last layer, [R, P, G, K] each.
-      length: int32[], number of ids; the other of the P columns are padding.
+      length: int32[], number of ids of the prefix; the remaining columns of the P are padding.
     """
 
     inner: KeysValues | None
@@ -221,7 +221,7 @@ def _attend_after_prefix(
 ) -> jax.Array:
     """Computes causal float32 softmax attention to the prefix and to the row itself.
 
-    Rows are short, so all scores are held at once. The scores with the prefix are one product for
+    Rows are short, so all logits are held at once. The logits with the prefix are one product for
     all rows of a device.
 
     Args:
@@ -244,9 +244,9 @@ def _attend_after_prefix(
         rows, queries, heads, width = q_RxQxHxK.shape
         groups = k_RxSxGxK.shape[2]
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        # Scores keep the layouts of the products: [G, U, P], where U is (row, query, head of the
+        # Logits keep the layouts of the products: [G, U, P], where U is (row, query, head of the
         # group), and [R, G, M, S], where M is (query, head of the group). Transposing them costs
-        # more than the products (on a CPU, a model of width 64 took 1.7 times as long).
+        # more than the products (on a CPU, a model of dimension 64 took 1.7 times as long).
         q_GxUxK = (
             (q_RxQxHxK * width**-0.5)
             .reshape(rows * queries, groups, -1, width)

@@ -15,7 +15,7 @@ class EmbeddingPlan(ProgramPlan):
     """The plan of a config's model as an embedder; the JSON of launch/plan.py has these keys.
 
     Attributes:
-      weights: storage format of the parameters: bfloat16 or float32; with LoRA, `lora.base`.
+      weights: storage format of the parameters: bfloat16 or float32, or `lora.base` with LoRA.
       weight_bytes_per_chip: bytes of all parameters, per chip.
       row_length: columns of a row; each row holds one text.
       texts_per_step: texts of a full batch, over all devices.

@@ -114,7 +114,7 @@ def lower_training_step(
         lowered = None
         if trace:
             step = make_step(objective, parts.optimizer, parts.schedule, config['seed'])
-            # The same options as in training/step.py.
+            # These are the options of training/step.py.
             lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(
                 state, make_abstract_batch(layout, mesh)
             )
@@ -211,7 +211,7 @@ def lower_embedding(
     if fsdp > 1 and len(devices) % fsdp:
         raise UserError(f'--fsdp={fsdp} does not divide the {len(devices):,} devices')
     mesh = make_mesh(fsdp=fsdp, devices=devices)
-    # The same settings as in embed/load.py.
+    # These are the settings of embed/load.py.
     model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}
     encoder_config = build(
         EncoderConfig, 'model', model, vocab_size=config['tokenizer']['vocab_size']
@@ -262,13 +262,14 @@ def count_device_bytes(tree: Any) -> int:
 
 
 def make_longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int]) -> Layout:
-    """Returns the layout of a batch whose texts all have their maximum lengths; if `data.rows` is
-    set, it is used as the number of rows.
+    """Returns the layout of a batch whose texts all have their maximum lengths.
+
+    If `data.rows` is set, it is the number of rows.
 
     Args:
       data: the `data` section.
       train: the `train` section.
-      parts: number of parts of the mesh, data x fsdp.
+      parts: number of batch shards of the mesh, data x fsdp.
       longest: maximum length of each text of a pair.
 
     Raises:

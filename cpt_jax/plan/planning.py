@@ -1,5 +1,6 @@
-"""Compiles a training step, or any other program, for a topology; reports its memory, its
-collectives and lower bounds of its time.
+"""Compiles a training step, or any other program, for a topology.
+
+A plan has its memory, its collectives and lower bounds of its time.
 """
 
 import dataclasses
@@ -177,17 +178,17 @@ def compile_and_measure(
       topology: a TPU slice, such as v5p:4x4x4.
       slices: number of slices of this topology.
       model_flops: floating-point operations that the model needs; see model/flops.py.
-      other_bytes: bytes per device that are in use in addition to the program's.
+      other_bytes: bytes per device that are in use in addition to those of the program.
 
     Raises:
       UserError: libtpu fails for a reason other than memory.
     """
     chip = find_topology_chip(topology)
     start = time.perf_counter()
-    compiled, needed = _compile(lowered)
+    compiled, needed = _compile_program(lowered)
     seconds = time.perf_counter() - start
     total_bytes = chip.devices * (needed + other_bytes)
-    measured = _measure(compiled, mesh, model_flops, chip, slices) if compiled else {}
+    measured = _measure_program(compiled, mesh, model_flops, chip, slices) if compiled else {}
     return dict.fromkeys(_COMPILED_FIELDS) | {
         'topology': topology,
         'slices': slices,
@@ -212,7 +213,7 @@ _COMPILED_FIELDS = (
 )  # fmt: skip
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+def _compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
     """Returns the compiled program and its bytes of memory per device.
 
     If the program needs too much memory, returns None and the bytes that the compiler asked for.
@@ -229,7 +230,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     return compiled, count_needed_bytes(compiled)
 
 
-def _measure(
+def _measure_program(
     compiled: jax.stages.Compiled,
     mesh: jax.sharding.Mesh,
     model_flops: int,
@@ -237,7 +238,7 @@ def _measure(
     slices: int,
 ) -> dict[str, Any]:
     """Returns the fields of `ProgramPlan` that are derived from the text of the program."""
-    module = parse_program(_get_text(compiled))
+    module = parse_program(_get_program_text(compiled))
     devices = list(mesh.devices.flat)
     positions = locate_devices(devices)
     chips = len(devices) // chip.devices
@@ -259,7 +260,7 @@ def _measure(
     }
 
 
-def _get_text(compiled: jax.stages.Compiled) -> str:
+def _get_program_text(compiled: jax.stages.Compiled) -> str:
     try:
         text = compiled.as_text()
     # JAX cannot read programs of a newer libtpu.

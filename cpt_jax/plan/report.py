@@ -39,7 +39,7 @@ def plan_all_topologies(
         on_start = partial(print, f'{topology}: compiling, may take minutes', flush=True)
         plans.append(make(topology, on_start))
         print(f'\n{format_plan(plans[-1])}\n', flush=True)
-        _write(json_path, plans, as_list=len(topologies) > 1)
+        _write_plans(json_path, plans, as_list=len(topologies) > 1)
 
 
 def sweep_all_topologies(
@@ -66,7 +66,7 @@ def sweep_all_topologies(
 
     def add_to_file(plan: Plan) -> None:
         all_plans.append(plan)
-        _write(json_path, all_plans, as_list=True)
+        _write_plans(json_path, all_plans, as_list=True)
 
     for topology in topologies:
         plans, search = sweep(config, topology, slices, limit, add_to_file)
@@ -91,7 +91,7 @@ def _check_arguments(topologies: Sequence[str], json_path: Path | None) -> None:
         raise UserError(f'--json {json_path}: no such folder {json_path.absolute().parent}')
 
 
-def _write(path: Path | None, plans: Sequence[AnyPlan], as_list: bool) -> None:
+def _write_plans(path: Path | None, plans: Sequence[AnyPlan], as_list: bool) -> None:
     if path:
         results = [dataclasses.asdict(plan) for plan in plans]
         write_atomically(path, json.dumps(results if as_list else results[0], indent=2) + '\n')

@@ -37,15 +37,15 @@ class Sweep:
     """The candidates not yet compiled, ranked with the results of the compiled ones.
 
     Args:
-      step: the config's step on one device, for all that does not depend on the candidate.
+      step: the config's step on one device, for properties that do not depend on the candidate.
       devices: number of devices of the topology.
       slices: number of slices of the topology; must divide the data axis.
       chip: chip of the topology.
 
     Attributes:
       skipped: number of candidates whose training state and gradient exceed the memory.
-      dropped: number of candidates ruled out by a compiled one: they need more memory than one that
-        did not fit, or more time than one that did.
+      dropped: number of candidates that a compiled candidate ruled out: they need more memory than
+        a candidate that did not fit, or more time than a candidate that fits.
     """
 
     def __init__(self, step: LoweredStep, devices: int, slices: int, chip: Chip):
@@ -69,8 +69,10 @@ class Sweep:
         return len(self._left)
 
     def take(self) -> SweepCandidate:
-        """Removes and returns the most promising candidate: the one with the smallest estimated
-        time among those estimated to fit; if there are none, the one with the least memory.
+        """Removes and returns the most promising candidate.
+
+        It is the candidate with the smallest estimated time among those that are estimated to fit,
+        or, if there are none, the one with the smallest estimated memory.
         """
         best = min(self._left, key=self._rank)
         self._left.remove(best)
@@ -107,7 +109,7 @@ class Sweep:
         seconds = estimate_seconds(
             candidate, self._step.encoder_config, layout, self._step.parameters, flops, self._chip
         )
-        # Near ties go to settings that were not yet tried on other meshes.
+        # Prefer settings that were not tried on other meshes yet if the estimates are nearly equal.
         return False, seconds * (1 + 0.05 * self._tried[candidate.frugality])
 
     def _estimate_bytes(self, candidate: SweepCandidate) -> float:
@@ -145,7 +147,7 @@ def _get_mesh(candidate: SweepCandidate) -> tuple[int, ...]:
 
 
 def _is_ruled_out(candidate: SweepCandidate, tried: SweepCandidate, fitted: bool) -> bool:
-    """Returns whether the result of a tried candidate rules out another one of the same mesh.
+    """Returns whether the result of a tried candidate rules out another candidate of the same mesh.
 
     A candidate that is at least as frugal as one that fits is slower; a candidate that is at most
     as frugal as one that does not fit does not fit either.
@@ -281,7 +283,9 @@ def sweep(
             problems.append(error)
         search.learn(candidate, plan)
         rest = (time.perf_counter() - start) / number * min(total - number, search.left)
-        line = f'[{number}/{total}] {_describe(candidate)}: {_format_result(plan, problems)}'
+        line = (
+            f'[{number}/{total}] {_describe_candidate(candidate)}: {_format_result(plan, problems)}'
+        )
         if rest:
             line += f'; about {format_seconds(rest)} left'
         print(line, flush=True)
@@ -308,7 +312,7 @@ def _lower_on_one_device(config: Mapping[str, Any], devices: Sequence[jax.Device
     return lower_training_step(changed, devices[:1], trace=False)
 
 
-def _describe(candidate: SweepCandidate) -> str:
+def _describe_candidate(candidate: SweepCandidate) -> str:
     loss = f', {candidate.form} loss' if candidate.form == 'chunked' else ''
     return (
         f'data {candidate.data} x fsdp {candidate.fsdp} x tensor {candidate.tensor}, '
@@ -329,8 +333,9 @@ def _format_result(plan: Plan | None, problems: Sequence[Exception]) -> str:
 
 
 def _format_bounds(plan: Plan) -> tuple[str, str]:
-    """Returns the minimum time per step and the maximum MFU as text; if the plan does not fit, says
-    so and leaves the MFU empty.
+    """Returns the minimum time per step and the maximum MFU as text.
+
+    If the plan does not fit, the first text says so and the second is empty.
     """
     if not plan.fits or plan.lower_bound_seconds is None or plan.mfu_bound is None:
         return 'does not fit', ''

@@ -21,7 +21,7 @@ from cpt_jax.runtime.hardware import CHIPS, Chip
 # which exists only on Cloud TPUs; the second lets several programs compile at the same time.
 LIBTPU_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
 _TPUS = {name: chip for name, chip in CHIPS.items() if chip.topologies}
-# For v4, libtpu describes cores, twice as many devices, unless the chip and host are configured.
+# Without these options, libtpu describes the two cores of a v4 chip as two devices.
 _OPTIONS = {'v4': {'chip_config_name': 'megacore', 'chips_per_host_bounds': (2, 2, 1)}}
 
 
@@ -49,7 +49,7 @@ def find_topology_chip(name: str) -> Chip:
 
 
 def get_topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Returns the devices of one or several slices of a topology.
+    """Returns the devices of `slices` slices of a topology.
 
     Programs can be compiled for these devices, but not run on them.
 

@@ -61,7 +61,7 @@ def define_pod_flags() -> Callable[[], 'Cloud']:
 
 
 class Cloud:
-    """A pod and the run on it, seen and changed through gcloud.
+    """A pod and the run on it, which are read and changed through gcloud.
 
     Attributes:
       pod: the pod.
@@ -134,7 +134,7 @@ class Cloud:
             self.pod.save()
 
     def print_note(self, text: str) -> None:
-        """In a dry run, explains the next command on stderr; stdout is to be pasted."""
+        """In a dry run, explains the next command on stderr, because users paste the stdout."""
         if self.dry_run:
             print(f'# {text}', file=sys.stderr, flush=True)
 
@@ -195,7 +195,7 @@ def _copy_to_stdout(stream: IO[bytes]) -> bytes:
 
 
 def _find_error(messages: str) -> str:
-    """Returns the last line that reports an error; details and other workers' output may follow."""
+    """Returns the last line that reports an error; other output may follow it."""
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     errors = [
         line
@@ -271,7 +271,7 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
 
 
 class StatusPrinter:
-    """Prints a status with the time, one line per change.
+    """Prints a status with the time; each change of the status is one line.
 
     On a terminal, the current line also shows how long the status has lasted.
     """

@@ -7,13 +7,13 @@ from cpt_jax.pod import workers
 from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, StatusPrinter
 from cpt_jax.runtime.errors import UserError
 
-# Consecutive failures of gcloud that end the program. With the default of 30 s between them, this
-# is five minutes without network.
+# Number of consecutive failures of gcloud that end the program. With the default of 30 s between
+# polls, the program ends after five minutes without network.
 MAX_FAILURES = 10
-# Polls after the first that must show a failed exit before it is final. When a host is preempted,
-# the other hosts fail before gcloud reports the preemption.
+# A failed exit is final only if this many further polls also show it. When a host is preempted, the
+# other hosts fail before gcloud reports the preemption.
 CONFIRMATIONS = 2
-MAX_CRASHES = 3  # crashes (for example by a signal) after which the run is started again
+MAX_CRASHES = 3  # maximum crashes (for example by a signal) after which the run is restarted
 PENDING = 'pending'  # the machines or the run are not ready yet
 
 
@@ -65,16 +65,16 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
 class _Supervisor:
     """Takes one action per step, chosen from the current state of the pod.
 
-    All that must persist is the state of the pod itself, so the program can be stopped and started
-    again at any time.
+    It keeps no state of its own that must survive, so the program can be stopped and started again
+    at any time.
     """
 
     def __init__(self, cloud: Cloud, show: StatusPrinter):
         self._cloud = cloud
         self._show = show
         self._has_created = False
-        # Whether the run was seen running or done, or was started, by this program. An exit from
-        # before is the reason to resume.
+        # Whether this program has started the run, or has seen it running or done. An exit before
+        # that is not a failure, but the reason to resume.
         self._has_run = False
         self._failed_polls = 0
         self._crashes = 0

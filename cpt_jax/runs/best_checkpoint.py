@@ -69,8 +69,8 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
     Args:
       run: the run's directory.
       best: the best checkpoints, as in best.json.
-      held: steps of checkpoints that are being scored, one of which may become the best. They are
-        kept too, but only if the file system has hard links.
+      held: steps of checkpoints that are being scored; one of them may become the best. They are
+        copied too, but only if the file system has hard links.
 
     Returns:
       The steps in `best` whose checkpoint is deleted.
@@ -93,7 +93,7 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
 
 
 def _was_replaced(source: Path, target: Path) -> bool:
-    """Whether the run has saved another checkpoint of this step since `target` was copied.
+    """Returns whether the run has saved another checkpoint of this step since `target` was copied.
 
     That happens if the run resumed from an earlier step or started again. The metadata files differ
     then, because they contain the time of the save.

@@ -16,7 +16,7 @@ class Chip:
       hbm_bytes: memory in bytes, from the data sheet.
       hbm_limit: memory in bytes that the compiler lets a program use.
       hbm_rate: memory bandwidth, in bytes/s.
-      devices: number of JAX devices per chip; each has an equal part of the values above.
+      devices: number of JAX devices per chip; each has an equal share of the rates and memory.
       link_rate: bandwidth of one link to a neighbouring chip of the slice, in bytes/s, one way; 0
         if not modelled.
       dimensions: number of dimensions of the torus; a chip has two links in each.
@@ -121,7 +121,7 @@ CHIPS = {
             100 * GBIT,
             _FLAT,
         ),
-        # 1,200 GB/s over 6 ports; the limit is 94.74 GiB for each of the two devices.
+        # 1,200 GB/s over 6 ports; the memory limit is 94.74 GiB for each of the two devices.
         Chip(
             'tpu7x',
             'TPU7x',

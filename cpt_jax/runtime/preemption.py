@@ -19,7 +19,7 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Whether SIGTERM asked the run to stop; all processes get the same answer at the same step.
+    """The state of a request to stop (SIGTERM), which is equal on all processes at the same step.
 
     With several processes, JAX's preemption service chooses a step after which all of them stop.
     The service compares the numbers that it is called with. Orbax also calls it, with step numbers,
@@ -41,13 +41,13 @@ class Preemption:
         self.requested = True
 
     def should_stop_after(self, step: int) -> bool:
-        """Whether this step is the last one. Call it after every step, on all processes."""
+        """Returns whether this step is the last one. Call it after every step, on all processes."""
         if jax.process_count() > 1:
             self.requested = self.requested or multihost_utils.reached_preemption_sync_point(step)
         return self.requested
 
     def is_requested(self) -> bool:
-        """Whether to save and stop between two steps.
+        """Returns whether to save and stop between two steps.
 
         All processes must call it at the same point of the program: it waits for all of them.
         """
@@ -64,7 +64,7 @@ class Preemption:
 
 
 def _has_notice() -> bool:
-    """Whether this is process 0 and the preemption service has received SIGTERM."""
+    """Returns whether this is process 0 and the preemption service has received SIGTERM."""
     if jax.process_index():
         return False
     try:

@@ -48,7 +48,7 @@ def _strip_plural_s(word: str) -> str:
 
 
 class Bm25:
-    """BM25 with Lucene's formula over a list of documents, which also give the word statistics."""
+    """BM25 with Lucene's formula; the documents also determine the word statistics."""
 
     def __init__(self, documents: Sequence[str]):
         # Imported here because it imports JAX, whose platform the program chooses first.
@@ -70,7 +70,7 @@ class Bm25:
         return self._index.get_scores(words).astype(np.float32)
 
     def search(self, queries: Sequence[str], k: int) -> Hits:
-        """Returns the k best documents of each query; only those that share a word with it."""
+        """Returns the k best documents of each query, all of which share a word with it."""
         found = []
         for query in tqdm(queries, desc='BM25', unit='query', disable=None, leave=False):
             scores_N = self.compute_scores(query)

@@ -1,4 +1,4 @@
-"""Documents of a collection: ids in memory, texts read from the file whenever they are needed."""
+"""Documents of a collection: ids are in memory, texts are read from the file when needed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.runtime.errors import UserError
 
-TEXTS_PER_BLOCK = 16_384  # texts that are held in memory and embedded together
+TEXTS_PER_BLOCK = 16_384  # number of texts that are held in memory and embedded together
 
 
 class Row(NamedTuple):

@@ -54,7 +54,7 @@ def load_or_build(name: str, build: Callable[[], Arrays]) -> Arrays:
 def json_to_array(value: object) -> np.ndarray:
     """Returns a value as JSON in uint8[bytes].
 
-    For counts and names that a cache file stores in addition to its arrays.
+    It is used for counts and names that a cache file stores in addition to its arrays.
     """
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 

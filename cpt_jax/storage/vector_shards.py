@@ -205,7 +205,7 @@ def _read_meta(directory: Path) -> VectorsMeta:
 
 
 def _check_same_vectors(directory: Path, stored: VectorsMeta, expected: VectorsMeta) -> None:
-    """Raises UserError if any metadata but `input` differ; the fingerprint covers the texts."""
+    """Raises UserError if any metadata except `input` differ; the fingerprint covers the texts."""
     before = dataclasses.asdict(stored)
     now = json.loads(json.dumps(dataclasses.asdict(expected)))  # tuples become lists
     differing = [key for key in now if key != 'input' and before[key] != now[key]]

@@ -23,7 +23,7 @@ class SpecialTokens(NamedTuple):
     extra: Sequence[AddedToken]
 
     def iterate_tokens(self) -> Iterator[tuple[int | None, AddedToken]]:
-        """Yields (id, token) of each token, once; the id is None if the directory gives none."""
+        """Yields (id, token) of each token once; the id is None if the directory assigns none."""
         yield from sorted(self.numbered.items(), key=lambda item: item[0])
         seen = {token.content for token in self.numbered.values()}
         for token in (*self.named.values(), *self.extra):

@@ -38,7 +38,7 @@ from cpt_jax.training.sections import Data
 
 
 class LanguageParams(Params):
-    """The encoder, whose token embeddings are also the output layer."""
+    """An encoder whose token embeddings are also the output head."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)

@@ -68,7 +68,7 @@ def main() -> int | None:
     cloud = _read_cloud()
     before = load_record(cloud.pod.name)
     cloud.pod = _make_pod(cloud.pod)
-    # Keeps what is recorded of an installation and a start on the same pod.
+    # Keep the record of an earlier installation and start on the same pod.
     if before and commands.make_create_command(before) == commands.make_create_command(cloud.pod):
         cloud.pod = dataclasses.replace(before, ssh_flags=cloud.pod.ssh_flags)
     cloud.print_note('check whether the pod already exists')

@@ -14,7 +14,9 @@ from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.rows import BOM, RowSource, to_field_names
 from cpt_jax.runtime.errors import UserError
 
-csv.field_size_limit(1 << 30)  # `max_chars` reports long texts, with their line
+csv.field_size_limit(
+    1 << 30
+)  # long texts are reported by the check of `max_chars`, with their line
 
 
 class Columns(NamedTuple):
@@ -40,7 +42,7 @@ class Columns(NamedTuple):
     def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
         """Yields (first line, offset, bytes) of each row after the header.
 
-        A row spans several lines if a quoted cell does.
+        A row spans several lines if a quoted cell contains line breaks.
         """
         with path.open('rb') as file:
             rows = _read_raw_rows(file, self.separator)

@@ -17,10 +17,12 @@ from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-if TYPE_CHECKING:  # the import takes 0.2 seconds, so only this source does it, when it is used
+if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of this kind is used
     import tensorflow_datasets as tfds
 
-INDEX_VERSION = 1  # increment when the code below selects other rows from the same dataset
+# Increment when a change to the code below changes the rows that are selected from the same
+# dataset.
+INDEX_VERSION = 1
 
 
 class TfdsSource:
@@ -101,7 +103,7 @@ class TfdsSource:
         self.problems = Problems.from_json(problems, self.problems.max_share)
         self.problems.check()
         good = saved['good']
-        # Raises UserError if no row is good.
+        # This raises UserError if no row is valid.
         source = f'tfds {self._name} {self._tfds_split}'
         self._rows = good[select_rows('all', np.ones(len(good), bool), source, 0)]
 
@@ -152,7 +154,7 @@ class TfdsSource:
         return Pair(x, y, negatives, f'{self._name} {self._tfds_split}:{row}')
 
     def summary(self) -> str:
-        """Returns one line: the number of pairs and rows, and the problems of the other rows."""
+        """Returns one line: the number of pairs and rows, and the problems of the rejected rows."""
         problems = self.problems.summary() or 'all rows can be used'
         return (
             f'tfds {self._name}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows; '

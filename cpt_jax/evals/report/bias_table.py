@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cpt_jax.evals.store.results import format_score
 
 ALPHA = 0.01  # significance level of the sent-bias analysis, after Holm's correction
-MAX_EFFECT = 2.0  # effect size of a full bar; d cannot exceed it by much
+MAX_EFFECT = 2.0  # effect size d of a full bar; the largest possible d is little more than 2
 KIND = 'bias/'
 # Prefix of a test's name -> its group. The first matching prefix counts.
 GROUPS = {

@@ -1,5 +1,6 @@
-"""Tables that compare the scores with published results of other models, one for each family of
-tasks. Scores that were measured differently are never compared.
+"""Tables that compare our scores with published results of other models, one per family of tasks.
+
+Scores that were measured differently are never compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,7 @@ class Comparison(NamedTuple):
 
     @property
     def marks(self) -> set[str]:
-        """Marks of all cells."""
+        """The marks of all published numbers in the table."""
         return {cell.mark for line in self.lines for cell in line.printed if cell}
 
 
@@ -87,8 +88,7 @@ def make_comparisons(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> l
 
 
 def explain_excluded_tasks(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[str]:
-    """Returns the reason for each task that has published numbers but is not comparable with any of
-    them, as a line.
+    """Returns the reason, as one line, for each task whose published numbers are not comparable.
 
     Args:
       tasks: task -> row of results.json.

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-EXAMPLE_QUERIES = 10  # queries that the report shows for each task
-EXAMPLE_ANSWERS = 3  # answers that it shows for each query
-EXAMPLE_CHARACTERS = 1_500  # longer texts are cut, to keep the report small
+EXAMPLE_QUERIES = 10  # number of queries that the report shows for each task
+EXAMPLE_ANSWERS = 3  # number of answers that the report shows for each query
+EXAMPLE_CHARACTERS = 1_500  # maximum characters of a text, to keep the report small
 
 
 class FoundAnswer(NamedTuple):

@@ -18,7 +18,8 @@ from cpt_jax.evals.store.results import BASELINES, PLAIN, format_score, label_me
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
-# A text of several lines is shown as code, unless one of its lines is longer than this.
+# Maximum characters of a line of code. A text of several lines is shown as code unless one of its
+# lines is longer.
 LONGEST_CODE_LINE = 160
 ROWS = {'model': 'model', **BASELINES}
 
@@ -59,7 +60,7 @@ def render_page(
       results: content of results.json.
       examples: task -> examples, as `example.examples_to_json` returns them.
       metrics_path: metrics.jsonl of the training run; without it, there are no training curves.
-      rows: rows of results.jsonl, for the curves of checkpoint scores.
+      rows: rows of results.jsonl, from which the curves of checkpoint scores are drawn.
       maps: maps, as JSON objects of `embedding_map.map_to_json`.
     """
     environment = jinja2.Environment(

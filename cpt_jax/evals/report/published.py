@@ -63,7 +63,7 @@ class PublishedModel(NamedTuple):
       group: heading of several models, such as 'cpt-text, unsupervised'.
       name: name within the group, such as 'XL'.
       source: published table, and where we read it.
-      cells: the numbers that are known.
+      cells: known numbers, by metric.
     """
 
     group: str
@@ -73,7 +73,7 @@ class PublishedModel(NamedTuple):
 
 
 class RoundedCount(NamedTuple):
-    """A count that its source rounds, such as 5K."""
+    """A count that is rounded in its source, such as 5K."""
 
     about: int
 
@@ -82,7 +82,7 @@ class RoundedCount(NamedTuple):
 
 
 class AlternativeCounts(NamedTuple):
-    """Counts of several releases of the same data, if the source does not specify the release."""
+    """Counts of all releases of the same data, if the source does not specify the release."""
 
     counts: tuple[int, ...]
 
@@ -94,10 +94,11 @@ class Table(NamedTuple):
     """Published results for one family of tasks.
 
     Attributes:
-      title: title, including the metric if all rows have the same.
+      title: title, including the metric if all rows have the same metric.
       scores: rows. The score of a suite is the mean of its tasks.
       models: columns.
-      measured: setting ('n' is the number of scored items) -> required value for a comparison.
+      measured: name of a setting -> value that is required for a comparison; 'n' is the number of
+        scored items.
       sizes: task -> further required values for this task.
       notes: known differences to the scores of this package, and unknown details.
     """
@@ -121,7 +122,7 @@ def parse_table(table: Mapping[str, Any]) -> Table:
     """Returns a table from its JSON object in published.json.
 
     Raises:
-      ValueError: the number of cells of a column is not the number of rows.
+      ValueError: a column does not have one cell per row.
     """
     scores = _parse_scores(table['scores'])
     sizes = {

@@ -1,5 +1,6 @@
-"""Embeddings that are kept on disk until their task is done, so that a killed evaluation resumes
-where it stopped.
+"""A cache on disk for the embeddings of a task, which is deleted when the task is done.
+
+It lets an evaluation that was killed resume where it stopped.
 """
 
 import json
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from cpt_jax.embed.function import Embed
 from cpt_jax.storage.atomic_write import open_atomically
 
-SHARD = 4096  # texts per file
+TEXTS_PER_FILE = 4096
 
 
 def digest_json(value: object) -> str:
@@ -31,20 +32,19 @@ class EmbeddingCache:
 
     Attributes:
       folder: folder of the cached embeddings; None disables the cache.
-      shard: number of texts per file. `Embedder.window` is the number for which the embedder is
-        fastest.
+      shard: number of texts per file. The embedder is fastest if this is `Embedder.window`.
       keep: whether to keep the embeddings of a task when it is done.
     """
 
     folder: Path | None = None
-    shard: int = SHARD
+    shard: int = TEXTS_PER_FILE
     keep: bool = False
 
     def wrap(self, embed: Embed, model: str, settings: Mapping) -> 'CachingEmbed':
         """Returns `embed` with a cache.
 
-        The folder depends on the model and its settings, so embeddings of another model or of other
-        settings are not found.
+        Each combination of model and settings has its own folder, so embeddings of another model or
+        of other settings are never returned.
         """
         name = f'{model.replace("/", "-")}-{digest_json(settings)}'
         return CachingEmbed(embed, self, self.folder and self.folder / name)
@@ -64,7 +64,7 @@ class CachingEmbed:
         self._embed = embed
         self._cache = cache
         self._model_folder = model_folder
-        self._folder: Path | None = None  # of the current task
+        self._folder: Path | None = None  # folder of the current task
         self._written: set[Path] = set()  # files written by this program
 
     @contextmanager

@@ -12,7 +12,7 @@ from cpt_jax.storage.json_files import read_json_file, write_json
 
 RESULTS = 'results.json'
 
-# Labels of metrics whose names are not clear by themselves.
+# Labels of metrics whose names need an explanation.
 LABELS = {
     'spearman': 'Spearman',
     'spearman_mean': 'Spearman, mean of subsets',
@@ -65,8 +65,9 @@ class ResultsFile:
         self.settings = json.loads(json.dumps(settings))
 
     def load(self) -> dict:
-        """Returns this model's results. They have no task if the file is missing or has the results
-        of another model.
+        """Returns this model's results.
+
+        They contain no task if the file is missing or has the results of another model.
         """
         earlier = read_earlier_json(self.path)
         if not earlier or self._describe_difference(earlier):
@@ -149,7 +150,7 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
 
 
 def label_metric(name: str) -> str:
-    """Returns the label of a metric: 'MRR of 1,000' for 'mrr_of_1000', 'nDCG@10' for 'ndcg@10'."""
+    """Returns the label of a metric: for example 'MRR of 1,000' for 'mrr_of_1000'."""
     if name in LABELS:
         return LABELS[name]
     kind, _, pool = name.partition('_of_')

@@ -24,9 +24,9 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint
 
 SEED = 0
-SAMPLES = 100_000  # maximum number of partitions; if there are fewer, all of them are used
-AT_ONCE = 1_000  # random partitions that are computed together
-TIE = 1e-12  # tolerance per number for sums of the same numbers in another order
+MAX_PARTITIONS = 100_000  # maximum number of partitions; if there are fewer, all of them are used
+PARTITIONS_AT_ONCE = 1_000  # random partitions that are computed together
+TIE_TOLERANCE = 1e-12  # per summand: sums of the same numbers in another order differ by less
 KEYS = 'targ1', 'targ2', 'attr1', 'attr2'
 LAYOUT = (
     'sent_bias_seat/tests/<name>.jsonl, each one object with targ1, targ2, attr1 and attr2 '
@@ -52,8 +52,8 @@ class Significance(NamedTuple):
 
     Attributes:
       p: p-value.
-      partitions: number of partitions that were counted.
-      exact: whether these are all partitions.
+      partitions: number of partitions that were evaluated.
+      exact: whether these are all possible partitions.
     """
 
     p: float
@@ -141,12 +141,12 @@ def compute_effect_size(s_U: np.ndarray) -> float:
     """Returns the effect size d of associations s; the first half of s belongs to targ1."""
     first, second = np.split(s_U, 2)
     deviation = np.std(s_U, ddof=1)
-    if deviation <= TIE:
+    if deviation <= TIE_TOLERANCE:
         return 0.0
     return float((first.mean() - second.mean()) / deviation)
 
 
-def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significance:
+def run_permutation_test(s_U: np.ndarray, samples: int = MAX_PARTITIONS) -> Significance:
     """Returns the fraction of partitions into halves whose first half has a sum of s at least as
     large as the observed one.
 
@@ -157,7 +157,7 @@ def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significanc
     """
     half = len(s_U) // 2
     total = math.comb(len(s_U), half)
-    observed = s_U[:half].sum() - TIE * len(s_U)
+    observed = s_U[:half].sum() - TIE_TOLERANCE * len(s_U)
     if total <= samples:
         choices_PxW = np.array(list(combinations(range(len(s_U)), half)))
         sums_P = s_U[choices_PxW].sum(axis=1)
@@ -171,8 +171,8 @@ def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significanc
 def _draw_sums(s_U: np.ndarray, half: int, count: int) -> Iterator[np.ndarray]:
     """Yields the sums of the first halves of `count` shuffles of s, as float64 arrays."""
     generator = np.random.default_rng(SEED)
-    for start in range(0, count, AT_ONCE):
-        rows_PxU = np.broadcast_to(s_U, (min(AT_ONCE, count - start), len(s_U)))
+    for start in range(0, count, PARTITIONS_AT_ONCE):
+        rows_PxU = np.broadcast_to(s_U, (min(PARTITIONS_AT_ONCE, count - start), len(s_U)))
         yield generator.permuted(rows_PxU, axis=1)[:, :half].sum(axis=1)
 
 

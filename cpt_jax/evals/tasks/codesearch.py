@@ -9,8 +9,8 @@ over all queries. CodeSearchNet's own `model_test.py` uses the same chunks in th
 from function to docstring.
 
 For all candidates, the protocol is that of GraphCodeBERT's `codesearch/run.py`. All functions of a
-language are candidates, including those of a codebase file if there is one. Ranks beyond 1,000
-count 0.
+language are candidates, including those of a codebase file if there is one. A query whose
+rank is above 1,000 scores 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,9 +45,9 @@ from cpt_jax.search.ranking import rank_right_candidates
 
 SEED = 0
 CUTOFFS = 1, 5, 10
-MAX_RANK = 1000  # if all functions are candidates: larger ranks count 0
+MAX_RANK = 1000  # if all functions are candidates, queries with a larger rank score 0
 QUERIES_AT_ONCE = 256
-# The first is the suffix of test sets in CodeSearchNet's release.
+# Suffixes of data files. The first one is that of test sets in CodeSearchNet's release.
 SUFFIXES = '_test_0.jsonl.gz', '.jsonl', '.jsonl.gz'
 CODEBASE = '.codebase'  # before the suffix of a file with additional candidates
 # Direction -> prefix of its metrics.
@@ -260,8 +260,8 @@ def compute_rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') 
 
     Args:
       ranks: int64[Q], rank of the right answer of each query, from 1.
-      pool: number of candidates, which is part of the names; None for all.
-      prefix: prefix of the names.
+      pool: number of candidates, which is part of the metrics' names; None: all functions.
+      prefix: prefix of the metrics' names.
     """
     suffix = f'of_{pool or "all"}'
     reciprocal = np.where((ranks <= MAX_RANK) | bool(pool), 1 / ranks, 0)

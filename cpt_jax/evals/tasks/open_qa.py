@@ -70,7 +70,8 @@ class OpenQa(Task):
 
     def fingerprint(self) -> str:
         own = self.questions.parent
-        # The passages are next to the questions, or in the parent folder, shared by several sets.
+        # The passages are next to the questions, or in the parent folder if several sets share
+        # them.
         files = [*own.glob('*'), *own.parent.glob('*')]
         return fingerprint_task(self.name, self.options, fingerprint_files(files))
 
@@ -182,7 +183,7 @@ def _read_json_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
 
 
 def _read_tsv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
-    """Yields ('file:line', question, answers)."""
+    """Yields ('file:line', question, answers) of each line of a tab-separated file."""
     for where, line in read_lines(path):
         question, answers = (_unquote(field) for field in line.partition('\t')[::2])
         try:
@@ -233,8 +234,8 @@ def mark_right_passages(
 
     Args:
       hits: hits of each ranking.
-      positions_N: int, index of each passage in the hits.
-      passages: the passages, without titles.
+      positions_N: int, position of each passage, as in `Hits.documents_Qxk`.
+      passages: passages without titles, in the order of `positions_N`.
       answers: accepted answers of each question.
     """
     wanted: dict[int, list[tuple[str, int, int]]] = defaultdict(list)

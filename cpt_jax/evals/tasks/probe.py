@@ -18,7 +18,7 @@ from cpt_jax.runtime.errors import UserError
 
 SEED = 1111  # SentEval's seed, for folds and for its classifier
 FOLDS = 10
-INNER_FOLDS = 5  # of the protocol lbfgs; SentEval uses ten
+INNER_FOLDS = 5  # inner folds of the protocol lbfgs; SentEval uses ten
 # Values of C. Unit vectors need larger values than SentEval's 1/4 to 32.
 STRENGTHS = 0.0625, 0.25, 1.0, 4.0, 16.0, 64.0, 256.0
 
@@ -220,7 +220,7 @@ def _make_inner_folds(
 
 
 def _choose_hyperparameter(accuracies_IxA: np.ndarray) -> int:
-    """Returns the index of the hyperparameter with the best mean accuracy, the first one of ties.
+    """Returns the index of the hyperparameter with the best mean accuracy; the first of equal ones.
 
     Accuracies are rounded to hundredths of a percent, as in SentEval.
     """
@@ -230,8 +230,9 @@ def _choose_hyperparameter(accuracies_IxA: np.ndarray) -> int:
 def probe_to_convergence(
     samples: Samples, outer_folds: Sequence[OuterFold], classes: int
 ) -> ProbeResult:
-    """Runs the protocol lbfgs. All fits, on inner folds and on whole training sets, with every C,
-    are one program.
+    """Runs the protocol lbfgs.
+
+    One program computes all fits: on inner folds and on whole training sets, with every C.
     """
     from cpt_jax.evals.fit import logistic  # imports JAX
 
@@ -280,14 +281,14 @@ def probe_as_senteval(
     splits = senteval_probe.SplitMaker(seed)
     decays_A = np.array(senteval_probe.DECAYS, np.float32)
     inner = [pair for outer in outer_folds for pair in outer.inner]
-    fits = fit([splits.make(*pair) for pair in inner], np.tile(decays_A, (len(inner), 1)))
+    fits = fit([splits.make_split(*pair) for pair in inner], np.tile(decays_A, (len(inner), 1)))
     accuracies = fits.right_UxA / np.array([[len(validation)] for _, validation in inner])
     chosen = [
         _choose_hyperparameter(accuracies_IxA)
         for accuracies_IxA in np.split(accuracies, len(outer_folds))
     ]
     if all(len(outer.inner) > 1 for outer in outer_folds):
-        drawn = [splits.draw(outer.train) for outer in outer_folds]
+        drawn = [splits.draw_split(outer.train) for outer in outer_folds]
         weights = fit(drawn, decays_A[chosen][:, None]).w_UxAxYxE[:, 0]
     else:  # with a dev set, SentEval repeats the chosen fit, which gives the same weights
         weights = fits.w_UxAxYxE[np.arange(len(outer_folds)), chosen]

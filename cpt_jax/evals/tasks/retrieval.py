@@ -1,5 +1,6 @@
-"""Retrieval on BEIR collections and MS MARCO: nDCG@10, MRR@10 and recall, as trec_eval computes
-them.
+"""Retrieval on BEIR collections and MS MARCO.
+
+The metrics are nDCG@10, MRR@10 and recall, as computed by trec_eval.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from cpt_jax.search.ranking import Hits
 from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
 
-CUTOFF = 10  # for nDCG and MRR
+CUTOFF = 10  # documents per query that nDCG and MRR take into account
 MARCO = 'msmarco'  # this folder's published scores are MRR@10 on the dev queries
 
 PROTOCOL = (
@@ -140,7 +141,7 @@ def find_retrieval(
 
 
 def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
-    """Returns the metrics, averaged over all queries of `qrels`. Queries missing in `run` count 0.
+    """Returns the metrics, averaged over all queries of `qrels`. Queries missing in `run` score 0.
 
     Args:
       run: query id -> document id -> score. trec_eval sorts by score, then by descending id.
@@ -152,14 +153,14 @@ def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
     )
     found = evaluator.evaluate(run)  # without the queries that are missing in `run`
 
-    def mean(measure: str, least: float = 0.0) -> float:
+    def compute_mean(measure: str, least: float = 0.0) -> float:
         values = [found[query][measure] for query in qrels if query in found]
         return sum(value for value in values if value >= least) / len(qrels)
 
     return {
-        f'ndcg@{CUTOFF}': mean(f'ndcg_cut_{CUTOFF}'),
-        f'mrr@{CUTOFF}': mean('recip_rank', least=1 / CUTOFF),  # larger ranks count 0
-        f'recall@{k}': mean(f'recall_{k}'),
+        f'ndcg@{CUTOFF}': compute_mean(f'ndcg_cut_{CUTOFF}'),
+        f'mrr@{CUTOFF}': compute_mean('recip_rank', least=1 / CUTOFF),  # larger ranks count 0
+        f'recall@{k}': compute_mean(f'recall_{k}'),
     }
 
 

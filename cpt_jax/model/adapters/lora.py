@@ -18,7 +18,7 @@ from cpt_jax.model.parameter import Frozen, gather_weight, is_variable, make_par
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, AnyMesh, get_mesh
 
-# Matrices of a layer: the submodule that holds each, and how many of its axes are inputs.
+# Name of a matrix of a layer -> (submodule that contains it, number of its input axes).
 MATRICES = {
     'query': ('attention', 1),
     'key': ('attention', 1),
@@ -81,12 +81,12 @@ class LoRA:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the matrices of the layers are stored as codes, which each use decodes."""
+        """Whether the matrices of the layers are stored as codes and dequantized at each use."""
         return self.base in _CODE_CLASSES
 
     def check(self, config: EncoderConfig, mesh: AnyMesh) -> None:
-        """Raises UserError if the model cannot be adapted like this, or if its codes cannot be
-        split over the mesh.
+        """Raises UserError if the model has none of the target matrices, or if its quantized
+        weights cannot be split over the mesh.
         """
         if not self.rank:
             return
@@ -120,7 +120,7 @@ class LoRA:
                     )
 
     def add_adapters(self, encoder: E, rngs: nnx.Rngs) -> E:
-        """Returns an Encoder frozen as in `freeze`, with new adapters, whose output is still 0."""
+        """Returns a frozen Encoder (see `freeze`) with new adapters, whose output is still 0."""
         adapted = self.freeze(encoder)
         adapted.adapter_dropout = self.dropout
         stacks = ('blocks', 'last') if encoder.config.layers > 1 else ('last',)
@@ -206,7 +206,8 @@ class LowRankAdapter(nnx.Module):
     ) -> jax.Array:
         """Returns the term to add to einsum(form, h, weight).
 
-        Arguments are those of `multiply_with_adapter`, and `site`: index of the matrix in MATRICES.
+        The arguments are those of `multiply_with_adapter`, and `site`, the index of the matrix in
+        MATRICES.
         """
         # For 'rsd,dhk->rshk': inputs 'd', outputs 'hk', batch 'rs', and the rank is 'z'. Then
         # rsd,dz->rsz and rsz,zhk->rshk.
@@ -227,7 +228,7 @@ class LowRankAdapter(nnx.Module):
 
 
 def has_adapter(module: nnx.Module, name: str) -> bool:
-    """Whether the weight `name` of a module has an adapter."""
+    """Returns whether the weight `name` of a module has an adapter."""
     return hasattr(module, f'{name}_adapter')
 
 
@@ -277,7 +278,7 @@ def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
     weight = getattr(module, name)
     adapter = getattr(module, f'{name}_adapter', None)
     if isinstance(weight, QuantizedMatrix):
-        array = _decode_to_host(weight)
+        array = _dequantize_to_host(weight)
     else:
         array = np.asarray(jax.device_get(weight[...]))
     if adapter is None:
@@ -289,9 +290,9 @@ def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
     return array.astype(np.float32) + np.float32(adapter.scale) * delta.reshape(array.shape)
 
 
-def _decode_to_host(codes: QuantizedMatrix) -> np.ndarray:
+def _dequantize_to_host(codes: QuantizedMatrix) -> np.ndarray:
     with jax.set_mesh(get_mesh(codes.codes[...])):
-        return np.asarray(jax.jit(lambda codes: codes.decode())(codes))
+        return np.asarray(jax.jit(lambda codes: codes.dequantize())(codes))
 
 
 def _make_rank_axis(rank: int, others: list[Axis]) -> Axis:

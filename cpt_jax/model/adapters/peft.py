@@ -82,7 +82,7 @@ class AdaptedFiles(TensorFiles):
                         tensors[name], tensors[b], _find_scale(config, module, len(tensors[name]))
                     )
                     continue
-                # The output head, which is not loaded.
+                # An adapter of the output head can be ignored, because the head is not loaded.
                 can_ignore = f'{module}.weight' in family.ignored_names
             elif module.endswith(_TOKEN_DELTA_SUFFIX):
                 where = bare.get(module.removesuffix(_TOKEN_DELTA_SUFFIX) + '.weight')
@@ -105,7 +105,8 @@ class AdaptedFiles(TensorFiles):
         array = self._base.read(name)
         if name in self._rows:
             ids, rows = self._rows[name]
-            # The base's own tokenizer does not produce ids beyond the table, so they are left out.
+            # Ids beyond the base's token table are left out: the base's tokenizer does not produce
+            # them.
             kept = [index for index, i in enumerate(ids) if i < len(array)]
             array = array.copy()
             array[[ids[index] for index in kept]] = rows[kept]

@@ -24,8 +24,7 @@ class Family:
       layer: function from EncoderConfig to the tensors of each layer.
       ignored_names: tensors that a file may contain but that no vector depends on: output heads and
         buffers of old versions.
-      tied: whether the output head is the token table if config.json has no
-        `tie_word_embeddings`.
+      tied: default of `tie_word_embeddings`: whether the output head is the token table.
       transposed: whether files store matrices as [in, out].
     """
 
@@ -101,7 +100,7 @@ def read_usual_sizes(config: Config) -> dict[str, Any]:
     }
 
 
-# Activations of a gated feed-forward part.
+# Name of an activation in config.json -> our name in a gated feed-forward part.
 GATES = {
     'silu': 'swiglu',
     'gelu_new': 'geglu',

@@ -41,7 +41,8 @@ def _read_config(config: Config) -> dict[str, Any]:
 def _read_max_length(config: Config) -> int:
     """Returns the maximum length, limited to the sliding window if there is one.
 
-    In a text that is no longer than the window, the window hides nothing, so it is not implemented.
+    The window itself is not implemented: it has no effect on texts that are not longer than the
+      window.
     """
     longest = config['max_position_embeddings']
     uses_window = config.get('use_sliding_window', config['model_type'] == 'mistral')

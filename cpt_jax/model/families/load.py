@@ -56,7 +56,8 @@ def load_encoder(
         if lora:
             frozen = jax.eval_shape(lambda: lora.freeze(Encoder(config, nnx.Rngs(0))))
             stored = assign_mesh_shardings(frozen, mesh)
-    # `wanted` has the parameters as files hold them, `kept` as devices hold them (codes, with NF4).
+    # `wanted` has the parameters as they are stored in files, `kept` as they are stored on devices
+    # (as codes, with NF4).
     wanted, _ = _flatten_by_name(abstract)
     kept, tree = _flatten_by_name(stored)
     found: dict[str, jax.Array] = {}
@@ -227,7 +228,7 @@ def _put_on_devices(
     location: str,
     dtype: jnp.dtype | None,
 ) -> jax.Array:
-    """Puts an array onto the devices, each its own shard, cast to `dtype` (None: unchanged).
+    """Puts each device's shard of an array onto the device, cast to `dtype` (None: unchanged).
 
     Raises:
       UserError: the shape is not the wanted one.
@@ -245,8 +246,9 @@ def _put_on_devices(
 
 
 def _freeze_parts(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, jax.Array]:
-    """Returns the arrays as which a weight is stored, by name: the weight itself, or several arrays
-    if LoRA freezes it as codes.
+    """Returns the arrays in which a weight is stored, by name.
+
+    It is the weight itself, or several arrays if LoRA quantizes it.
     """
     if lora is None:
         return {path: weight}
@@ -263,10 +265,10 @@ def _freeze_weight(lora: LoRA, path: str, weight: jax.Array) -> Frozen | Quantiz
 def _set_stack_layer(
     stack: jax.Array | None, wanted: jax.ShapeDtypeStruct, layer: jax.Array, number: int
 ) -> jax.Array:
-    """Writes a layer into the stack of all layers, in place (None: a new stack).
+    """Writes a layer into the stack of all layers, in place; for None, into a new stack.
 
-    It waits for the result, so that at most one layer exists outside of the stack, on the devices
-    and on the host.
+    The function waits for the result, so that at most one layer exists outside of the stack, on the
+    devices and on the host.
     """
     with jax.set_mesh(wanted.sharding.mesh):
         if stack is None:

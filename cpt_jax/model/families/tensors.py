@@ -41,7 +41,7 @@ def map_heads(name: str, parameter: str, width: int) -> TensorMapping:
     return TensorMapping(
         name,
         (parameter,),
-        lambda array: (_split_heads(array.T, width),),
+        lambda array: (_split_into_heads(array.T, width),),
         lambda array: _join_heads(array).T,
     )
 
@@ -96,7 +96,7 @@ def map_projections(names: Sequence[str], width: int, bias: bool) -> list[Tensor
     return tensors + (biases if bias else [])
 
 
-def _split_heads(array: np.ndarray, width: int) -> np.ndarray:
+def _split_into_heads(array: np.ndarray, width: int) -> np.ndarray:
     """Reshapes [.., heads x width] to [.., heads, width]."""
     return array.reshape(*array.shape[:-1], -1, width)
 

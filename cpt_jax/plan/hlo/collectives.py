@@ -35,10 +35,12 @@ class CollectiveSite:
         operands for other kinds.
       times: executions per step.
       loops: number of enclosing loops.
-      groups: groups of devices that exchange data; for a collective-permute, pairs (from, to).
+      groups: device numbers of each group that exchanges data; for a collective-permute, pairs
+        (from, to).
       members: number of devices of a group.
-      backward: whether it belongs to the backward pass. Excluded are the recomputed forward pass,
-        and the loss, which exchanges gradients of embeddings once per step (in a shard_map).
+      backward: whether it belongs to the backward pass of the encoder. The recomputed forward pass
+        does not, and neither does the loss, which exchanges gradients of embeddings once per step
+        (in a shard_map).
     """
 
     kind: str
@@ -52,8 +54,9 @@ class CollectiveSite:
     backward: bool
 
     def is_gradient(self, mesh_shape: Sequence[int], tensor_axis: int) -> bool:
-        """Returns whether it reduces the gradient of parameters: a reduction in the backward pass
-        over devices that hold different pairs.
+        """Returns whether the collective reduces the gradient of parameters.
+
+        It does if it is a reduction in the backward pass over devices that hold different pairs.
 
         Args:
           mesh_shape: sizes of the mesh axes; devices are numbered in row-major order.
@@ -158,7 +161,7 @@ def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) ->
 
 
 def _is_continuation(executed: ExecutedInstruction) -> bool:
-    """Returns whether it is a later part of a collective that another fusion starts."""
+    """Returns whether an instruction is a later part of a collective that another fusion starts."""
     if '"async_collective_fusion_config"' not in executed.instruction.attributes:
         return False
     readers = executed.frame.computation.users[executed.instruction.name]
@@ -203,9 +206,9 @@ def _is_zero(frame: Frame, name: str) -> bool:
 
 
 def _is_backward(executed: ExecutedInstruction) -> bool:
-    """Returns whether it belongs to the backward pass, the recomputed forward pass excluded.
+    """Returns whether an instruction belongs to the backward pass, without recomputation.
 
-    The compiler drops the names of some instructions, so the names of enclosing loops count too.
+    The compiler drops the names of some instructions, so the names of enclosing loops are used too.
     """
     name = _find_op_name(executed.frame, executed.instruction)
     if 'rematted_computation' in name or 'shard_map' in name:

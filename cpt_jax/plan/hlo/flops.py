@@ -53,7 +53,7 @@ def count_flops(module: Module) -> Flops:
 
 
 def count_dot_flops(executed: ExecutedInstruction) -> int:
-    """Counts two operations per element of the result and element of the contracted dimensions."""
+    """Counts the operations of a dot: two per element of the result and contracted element."""
     lhs, result = executed.get_operand_arrays(0)[0], executed.results[0]
     contracted = _parse_numbers(executed.instruction.get_attribute('lhs_contracting_dims') or '')
     return 2 * result.size * math.prod(lhs.dims[axis] for axis in contracted)
@@ -119,7 +119,7 @@ def count_valid_positions(
 
 
 def _parse_window(text: str) -> dict[str, list[int]]:
-    """Returns lists over spatial axes of stride, padding before, input and kernel dilation."""
+    """Returns stride, padding before, input and kernel dilation, as lists over spatial axes."""
     fields = dict(part.split('=') for part in text.split()) if text else {}
     axes = len(fields['size'].split('x')) if 'size' in fields else 0
     ones = 'x'.join(['1'] * axes)

@@ -12,7 +12,7 @@ import re
 
 from cpt_jax.plan.hlo.program import Computation, HloError, Instruction, Module
 
-# Opcodes whose result is their operand.
+# Opcodes whose result equals their operand.
 _IDENTITY = {
     'copy',
     'bitcast',
@@ -128,7 +128,10 @@ def _count_passes(start: int, bound: int, step: int, direction: str) -> int:
 
 
 def _enter_fusion_or_copy(frame: Frame, instruction: Instruction) -> tuple[Frame, Instruction]:
-    """Returns the root of a fusion, or the operand of a copy or another identity, and its frame."""
+    """Returns the instruction that computes the result of a fusion, a copy or another identity.
+
+    It is the root of the fusion, or the operand of the copy, and is returned with its frame.
+    """
     if instruction.opcode == 'fusion':
         inner = frame.enter(instruction, instruction.get_called_names('calls')[0])
         return inner, inner.computation.root
@@ -148,13 +151,13 @@ def _evaluate(frame: Frame, name: str) -> int | _Counter:
     if instruction.opcode == 'get-tuple-element':
         return _evaluate_element(frame, instruction.operands[0], instruction.get_number('index'))
     if instruction.opcode in _ARITHMETIC:
-        return _calculate(
+        return _apply_arithmetic(
             instruction.opcode, *(_evaluate(frame, operand) for operand in instruction.operands)
         )
     raise HloError(f'{name} is the result of {instruction.opcode}')
 
 
-def _calculate(opcode: str, a: int | _Counter, b: int | _Counter) -> int | _Counter:
+def _apply_arithmetic(opcode: str, a: int | _Counter, b: int | _Counter) -> int | _Counter:
     if isinstance(a, int) and isinstance(b, int):
         return _ARITHMETIC[opcode](a, b)
     if isinstance(b, _Counter) and opcode == 'add':

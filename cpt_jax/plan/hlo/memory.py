@@ -12,7 +12,7 @@ from cpt_jax.plan.hlo.program import Computation, HloError, Instruction, Module,
 from cpt_jax.plan.hlo.walk import ExecutedInstruction, count_hbm_bytes, iterate_executed
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-# Messages of the current libtpu, and of libtpu in issue reports from 2022 to 2025.
+# Out-of-memory messages of the current libtpu, and of libtpu in issue reports from 2022 to 2025.
 _OUT_OF_MEMORY = (
     r'memory required for HLO temporaries \(([\d.]+)([KMGT]?)',
     r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm',
@@ -35,9 +35,9 @@ _SLICES = {'slice', 'dynamic-slice', 'gather'}
 def count_needed_bytes(compiled: jax.stages.Compiled) -> int:
     """Returns the bytes of memory per device that a program needs to run.
 
-    The sum of its code and of the peak of arguments, results and temporaries, which the compiler
-    compares with the limit. The separate sizes that `memory_analysis` also reports add up to more
-    than this peak, because temporaries share memory.
+    It is the sum of the code and of the peak of arguments, results and temporaries, which the
+    compiler compares with the limit. The separate sizes that `memory_analysis` also reports add up
+    to more than this peak, because temporaries share memory.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -111,8 +111,8 @@ def _count_fusion_reads(executed: ExecutedInstruction, inner: Computation) -> in
 def _count_reads(
     computation: Computation, source: Instruction, executed: ExecutedInstruction
 ) -> int:
-    """Returns the bytes of an array in a fusion that its readers read: parts if all readers select
-    parts, else the whole array.
+    """Returns how many bytes of `source` its users read inside a fusion: the bytes of the slices if
+    every user slices it, else the size of the whole array.
     """
     whole = sum(array.bytes for array in flatten_shape(source.shape))
     total = 0
@@ -138,8 +138,10 @@ def _count_reads(
 
 
 def _only_forwards(reader: Instruction, source: Instruction) -> bool:
-    """Returns whether a reader only passes the array on: as the target of an update in place, in a
-    tuple, or in a later part of an asynchronous collective.
+    """Returns whether a user only forwards the array without reading it.
+
+    It does so as the target of an update in place, in a tuple, or in a later part of an
+    asynchronous collective.
     """
     if reader.opcode == 'dynamic-update-slice':
         return reader.operands[0] == source.name and source.name not in reader.operands[1:]
@@ -147,8 +149,9 @@ def _only_forwards(reader: Instruction, source: Instruction) -> bool:
 
 
 def _is_async_part(instruction: Instruction) -> bool:
-    """Returns whether it is a later part of a collective that libtpu spreads over fusions, whose
-    traffic is counted where it starts.
+    """Returns whether an instruction is a later part of a collective that is spread over fusions.
+
+    The traffic of such a collective is counted at its first part.
     """
     if 'custom_call_target="AsyncCollectiveDone"' in instruction.attributes:
         return True

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-# Memory spaces of a layout. Other numbers are smaller memories, or the host's.
+# Memory spaces in a layout. Other numbers are smaller memories, or host memory.
 HBM = 0
 VMEM = 1
 

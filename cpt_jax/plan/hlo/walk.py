@@ -1,4 +1,4 @@
-"""Walks over the instructions that a program executes, with their numbers of executions."""
+"""Iterates over the instructions that a program executes, with their numbers of executions."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from cpt_jax.plan.hlo.program import (
 )
 
 _BRANCHES = ('branch_computations', 'true_computation', 'false_computation')
-# Opcodes whose called computations only combine two elements, and do not count as executed.
+# Opcodes whose called computations only combine two elements; they are not yielded.
 _ELEMENTWISE = {
     'all-reduce', 'all-reduce-start', 'reduce', 'reduce-scatter', 'reduce-scatter-start',
     'reduce-window', 'scatter', 'select-and-scatter',
