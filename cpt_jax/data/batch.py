@@ -88,7 +88,7 @@ class Layout:
         """Maximum number of columns computed in a step, including padding."""
         return self.parts * self.chunks * self.rows * self.row_length
 
-    def smallest_row_count_for(self, rows: int) -> int:
+    def choose_row_count(self, rows: int) -> int:
         """Returns the smallest of the layout's row counts that is at least `rows`."""
         return next(count for count in (*self.smaller_row_counts, self.rows) if count >= rows)
 
@@ -352,7 +352,7 @@ def make_local_batches(
             pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout)
             for k in range(0, len(tokens), layout.pairs)
         ]
-        rows = layout.smallest_row_count_for(max(count_used_rows(group) for group in groups))
+        rows = layout.choose_row_count(max(count_used_rows(group) for group in groups))
         groups = [_take_first_rows(group, rows) for group in groups]
         chunked = [groups[k : k + layout.chunks] for k in range(0, len(groups), layout.chunks)]
         return {

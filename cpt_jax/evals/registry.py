@@ -133,12 +133,12 @@ def select_tasks(
         found = {name: task for name, task in tasks.items() if fnmatchcase(name, pattern)}
         if not found:
             raise UserError(
-                f'--tasks {pattern}: no such task; available: {_list_similar(pattern, tasks)}; '
+                f'--tasks {pattern}: no such task; available: {_list_similar_tasks(pattern, tasks)}; '
                 f'{_describe_layout(pattern, data_dir)}; suites: {", ".join(SUITES)}'
             )
         chosen |= found
     if not chosen:
-        raise UserError(f'--tasks is empty; available: {_list_similar("", tasks)}')
+        raise UserError(f'--tasks is empty; available: {_list_similar_tasks("", tasks)}')
     return list(chosen.values())
 
 
@@ -146,7 +146,7 @@ def _get_kind(name: str) -> str:
     return name.split('/')[0]
 
 
-def _list_similar(pattern: str, tasks: Iterable[str]) -> str:
+def _list_similar_tasks(pattern: str, tasks: Iterable[str]) -> str:
     """Returns the available tasks of the pattern's kind; if there are none, the available kinds."""
     similar = [name for name in tasks if _get_kind(name) == _get_kind(pattern)]
     return ', '.join(similar or dict.fromkeys(f'{_get_kind(name)}/*' for name in tasks))

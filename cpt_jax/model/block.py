@@ -59,9 +59,9 @@ class Norm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention in two parts, `mix` and `combine`.
+    """Multi-head attention in two parts, `mix_values` and `project_heads`.
 
-    The last layer runs `combine` and everything after it only at the ends of texts.
+    The last layer runs `project_heads` and everything after it only at the ends of texts.
     """
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
             self.query_norm = Norm('rmsnorm', config, config.head_width, rngs, *layer_axis)
             self.key_norm = Norm('rmsnorm', config, config.head_width, rngs, *layer_axis)
 
-    def mix(
+    def mix_values(
         self,
         h_RxSxD: jax.Array,
         attend: Attend,
@@ -114,7 +114,7 @@ class Attention(nnx.Module):
         Keys and values of all positions need not be computed, because q (h Wk) = (q Wk) h and
         sum(w h Wv) = sum(w h) Wv. This holds only if no other operation (rotary positions, a
         query-key norm, an adapter) comes between h and the product; otherwise keys and values are
-        computed as in `mix`. The key bias adds the same number to all attention logits of a query,
+        computed as in `mix_values`. The key bias adds the same number to all attention logits of a query,
         so the softmax does not depend on it, and it is left out.
 
         Args:
@@ -209,7 +209,7 @@ class Attention(nnx.Module):
             return out
         return out + broadcast_vector(getattr(self, f'{name}_bias'), out).astype(out.dtype)
 
-    def combine(self, a: jax.Array, noise: Noise) -> jax.Array:
+    def project_heads(self, a: jax.Array, noise: Noise) -> jax.Array:
         """Projects the outputs of all heads, [..., H, K], back to the residual stream, [..., D]."""
         out = multiply_with_adapter(
             self, 'out', '...hk,hkd->...d', a, ('tensor', None, None), P(BATCH), noise
@@ -300,7 +300,7 @@ class Block(nnx.Module):
             self.attended_norm = make_norm()
             self.fed_norm = make_norm()
 
-    def mix(
+    def mix_values(
         self,
         x_RxSxD: jax.Array,
         attend: Attend,
@@ -308,8 +308,8 @@ class Block(nnx.Module):
         is_local: bool | jax.Array,
         noise: Noise,
     ) -> jax.Array:
-        """Runs attention up to the weighted sum of values, [R, S, H, K]; see `Attention.mix`."""
-        return self.attention.mix(
+        """Runs attention up to the weighted sum of values, [R, S, H, K]; see `Attention.mix_values`."""
+        return self.attention.mix_values(
             self.compute_attention_input(x_RxSxD, noise.layer),
             attend,
             positions_RxS,
@@ -327,18 +327,18 @@ class Block(nnx.Module):
         return jnp.where(layer == 0, x, self.attention_norm(x))
 
     def add_residual_and_feed_forward(self, x: jax.Array, a: jax.Array, noise: Noise) -> jax.Array:
-        """Runs the part of a layer that treats each position separately, after `mix`.
+        """Runs the part of a layer that treats each position separately, after `mix_values`.
 
         Args:
           x: float[.., .., D], residual stream at the input of the layer.
-          a: float[.., .., H, K], result of `mix`.
+          a: float[.., .., H, K], result of `mix_values`.
           noise: source of dropout for the same tokens.
 
         Returns:
           float[.., .., D], residual stream at the output of the layer.
         """
         keys, layer = noise
-        a = self.attention.combine(a, noise)
+        a = self.attention.project_heads(a, noise)
         if self.config.norm_place == 'both':
             a = self.attended_norm(a)
         attended = x + dropout(a, keys, self.config.dropout, 2 * layer + 1)

@@ -153,7 +153,7 @@ class Encoder(nnx.Module):
                 )
             else:
                 a_BxTxHxK = pick(
-                    block.mix(x_RxSxD, attend, positions_RxS, is_local, noise), pooled_BxT
+                    block.mix_values(x_RxSxD, attend, positions_RxS, is_local, noise), pooled_BxT
                 )
             return block.add_residual_and_feed_forward(
                 pick(x_RxSxD, pooled_BxT), a_BxTxHxK, end_noise
@@ -183,7 +183,7 @@ class Encoder(nnx.Module):
         def run_last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             noise = Noise(keys_RxS, number)
             return block.add_residual_and_feed_forward(
-                x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, is_local, noise), noise
+                x_RxSxD, block.mix_values(x_RxSxD, attend, positions_RxS, is_local, noise), noise
             )
 
         return self.apply_final_projection(run_last_layer(self.last, x_RxSxD))
@@ -280,7 +280,7 @@ class Encoder(nnx.Module):
             is_local = kinds[0] if scanned_is_local is None else scanned_is_local
             noise = Noise(keys_RxS, number)
             attend, saved = make_layer_attend(is_local, inputs)
-            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS, is_local, noise)
+            a_RxSxHxK = block.mix_values(x_RxSxD, attend, positions_RxS, is_local, noise)
             return block.add_residual_and_feed_forward(x_RxSxD, a_RxSxHxK, noise), tuple(saved)
 
         are_local = jnp.array(kinds) if has_both_kinds else None

@@ -112,7 +112,7 @@ def gather_once(module: T) -> T:
 
 
 def is_variable(node: object) -> bool:
-    """Whether a node of a module tree is a variable, trained or frozen."""
+    """Returns whether a node of a module tree is a variable, trained or frozen."""
     return isinstance(node, nnx.Variable)
 
 

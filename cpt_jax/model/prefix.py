@@ -98,7 +98,7 @@ def compute_prefix(encoder: Encoder, tokens_RxP: jax.Array, length: jax.Array) -
     number = encoder.config.layers - 1
     is_local = encoder.config.is_local(number)
     attend, saved = make_layer_attend(is_local, None)
-    encoder.last.mix(x_RxPxD, attend, positions_RxP, is_local, Noise(None, number))
+    encoder.last.mix_values(x_RxPxD, attend, positions_RxP, is_local, Noise(None, number))
     keys, values = saved
     return Prefix(inner, (keys, values), length)
 
@@ -184,7 +184,7 @@ def encode_after_prefix(
         )
 
     noise = Noise(None, number)
-    a_Rx1xHxK = encoder.last.mix(x_RxSxD, attend_at_ends, positions_RxS, is_local, noise)
+    a_Rx1xHxK = encoder.last.mix_values(x_RxSxD, attend_at_ends, positions_RxS, is_local, noise)
     x_Rx1xD = encoder.last.add_residual_and_feed_forward(pick(x_RxSxD, eos_Rx1), a_Rx1xHxK, noise)
     return encoder.apply_final_projection(x_Rx1xD).astype(jnp.float32)
 

@@ -45,7 +45,7 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
     failures = 0
     while True:
         try:
-            state = supervisor.step()
+            state = supervisor.poll_and_act()
             failures = 0
         except GcloudError as error:
             failures += 1
@@ -79,7 +79,7 @@ class _Supervisor:
         self._failed_polls = 0
         self._crashes = 0
 
-    def step(self) -> str:
+    def poll_and_act(self) -> str:
         """Polls the pod and takes the next action.
 
         Returns:
@@ -93,10 +93,10 @@ class _Supervisor:
                 f'{cloud.pod.get_path(".json")}'
             )
         if state is None:
-            self._act(f'{name}: requested again', cloud.create)
+            self._run_actions(f'{name}: requested again', cloud.create)
             self._has_created = True
         elif state in (FAILED, SUSPENDED):
-            self._act(f'{name}: {state}, deleted', cloud.delete)
+            self._run_actions(f'{name}: {state}, deleted', cloud.delete)
         elif state != ACTIVE:
             self._show(f'{name}: {state}')
         else:
@@ -120,12 +120,12 @@ class _Supervisor:
             if state == workers.INVALID_INPUT or self._crashes > MAX_CRASHES:
                 return state
         name = self._cloud.pod.name
-        self._act(f'{name}: started again', self._cloud.install, self._cloud.start)
+        self._run_actions(f'{name}: started again', self._cloud.install, self._cloud.start)
         self._has_run = True
         self._failed_polls = 0
         return workers.RUNNING
 
-    def _act(self, text: str, *actions: Callable[[], None]) -> None:
+    def _run_actions(self, text: str, *actions: Callable[[], None]) -> None:
         self._show(text)
         self._show.end()  # the actions print lines of their own
         for action in actions:

@@ -118,11 +118,11 @@ class VectorWriter:
             shard = self.missing.pop(0)
             size = self._meta.get_shard_size(shard)
             waiting_NxD = np.concatenate(self._vectors)
-            self._write(shard, self._ids[:size], waiting_NxD[:size])
+            self._write_shard(shard, self._ids[:size], waiting_NxD[:size])
             self._ids = self._ids[size:]
             self._vectors = [waiting_NxD[size:]]
 
-    def _write(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
+    def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
         write_atomically(ids_path, ''.join(f'{name}\n' for name in ids))
         # The vectors are written after the ids: a shard is complete if its vectors file exists.

@@ -95,7 +95,7 @@ class Cut(NamedTuple):
         most = self.piece_tokens - self.min_tokens
         joints, texts = zip(*_split_into_sentences(document), strict=True)
         for joint, text, count in zip(joints, texts, tokenizer.count(texts), strict=True):
-            parts = [(text, count)] if count <= most else _halve(text, tokenizer, most)
+            parts = [(text, count)] if count <= most else _split_in_halves(text, tokenizer, most)
             for i, (part, part_count) in enumerate(parts):
                 yield (' ' if i else joint), part, part_count
 
@@ -110,7 +110,7 @@ def _split_into_sentences(document: str) -> Iterator[tuple[str, str]]:
             yield (' ' if i else '\n'), sentence
 
 
-def _halve(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int]]:
+def _split_in_halves(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int]]:
     """Returns (part, tokens) of a text that is halved until no part has more than `most` tokens.
 
     Texts are split at white space if possible.
@@ -128,7 +128,7 @@ def _halve(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int
     else:
         left = text[:middle]
         right = text[middle:]
-    return _halve(left, tokenizer, most) + _halve(right, tokenizer, most)
+    return _split_in_halves(left, tokenizer, most) + _split_in_halves(right, tokenizer, most)
 
 
 class TextSource:

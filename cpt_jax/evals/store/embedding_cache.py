@@ -92,17 +92,17 @@ class CachingEmbed:
         for start in range(0, len(texts), self._cache.shard):
             shard = texts[start : start + self._cache.shard]
             path = self._folder and self._folder / f'{digest_json([side, *shard])}.npy'
-            vectors_NxD = _read(path, len(shard)) if path else None
+            vectors_NxD = _read_shard(path, len(shard)) if path else None
             if vectors_NxD is not None and path not in self._written:
                 reused += len(shard)
             if vectors_NxD is None:
                 vectors_NxD = np.asarray(self._embed(shard, side), np.float32)
-                self._write(path, vectors_NxD)
+                self._write_shard(path, vectors_NxD)
             yield vectors_NxD
         if reused:
             tqdm.write(f'{reused:,} of {len(texts):,} embeddings were read from the cache')
 
-    def _write(self, path: Path | None, vectors_NxD: np.ndarray) -> None:
+    def _write_shard(self, path: Path | None, vectors_NxD: np.ndarray) -> None:
         """Writes a shard. If the disk is full, the cache is disabled and the evaluation continues.
 
         Embeddings that are not finite are not cached: the task will report them.
@@ -131,7 +131,7 @@ def _remove_empty_folder(folder: Path) -> None:
         pass
 
 
-def _read(path: Path, texts: int) -> np.ndarray | None:
+def _read_shard(path: Path, texts: int) -> np.ndarray | None:
     """Returns float32[texts, D], or None if the file is missing or was truncated by a crash."""
     try:
         vectors_NxD = np.load(path)

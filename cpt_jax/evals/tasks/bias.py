@@ -62,7 +62,7 @@ class Significance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bias(Task):
+class AssociationTest(Task):
     """One association test.
 
     Attributes:
@@ -125,7 +125,9 @@ def find_bias(
     home = data_dir / 'sent_bias_seat' / 'tests' if data_dir else None
     paths = sorted(home.glob('*.jsonl')) if home else []
     names = [f'{KIND.name}/{path.name.removesuffix(".jsonl")}' for path in paths]
-    return {name: Bias(name, path, options) for name, path in zip(names, paths, strict=True)}
+    return {
+        name: AssociationTest(name, path, options) for name, path in zip(names, paths, strict=True)
+    }
 
 
 def compute_associations(

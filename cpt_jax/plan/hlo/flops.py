@@ -19,7 +19,7 @@ _ATTENTION_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv'
 
 
 @dataclasses.dataclass(frozen=True)
-class Flops:
+class StepFlops:
     """The arithmetic of one device in one step.
 
     Attributes:
@@ -31,7 +31,7 @@ class Flops:
     uncounted: tuple[str, ...]
 
 
-def count_flops(module: Module) -> Flops:
+def count_flops(module: Module) -> StepFlops:
     """Counts the floating-point operations of one device in a step.
 
     Raises:
@@ -49,7 +49,7 @@ def count_flops(module: Module) -> Flops:
             total += executed.times * (kernel_flops or 0)
             if kernel_flops is None:
                 uncounted[executed.kernel] = True
-    return Flops(total, tuple(uncounted))
+    return StepFlops(total, tuple(uncounted))
 
 
 def count_dot_flops(executed: ExecutedInstruction) -> int:

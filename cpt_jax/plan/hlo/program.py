@@ -90,7 +90,7 @@ class Instruction:
         found = re.search(rf'(?:^|, ){key}=', self.attributes)
         if not found:
             return None
-        value = self.attributes[found.end() : _find_end(self.attributes, found.end())]
+        value = self.attributes[found.end() : _find_list_end(self.attributes, found.end())]
         return value[1:-1] if value.startswith('{') else value
 
     def get_number(self, key: str) -> int:
@@ -213,7 +213,7 @@ def _parse_instruction(line: str) -> Instruction:
     opcode = re.compile(r' ([\w-]+)\(').match(line, position)
     if not opcode:
         raise HloError(f'no opcode: {line[:200]}')
-    end = _find_end(line, opcode.end())
+    end = _find_list_end(line, opcode.end())
     literal = line[opcode.end() : end]
     return Instruction(
         head[1],
@@ -245,8 +245,8 @@ def _parse_shape(text: str, position: int) -> tuple[Shape, int]:
     return tuple(parts), position + 1
 
 
-def _find_end(text: str, position: int) -> int:
-    """Returns where a list of operands or an attribute that starts at `position` ends.
+def _find_list_end(text: str, position: int) -> int:
+    """Returns the end position of a list of operands, or of an attribute, that starts at `position`.
 
     A list of operands ends at its closing parenthesis; an attribute ends at the next comma outside
     of brackets and quotes.
