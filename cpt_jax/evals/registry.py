@@ -132,8 +132,9 @@ def select_tasks(
     for pattern in expand_suites(patterns, tasks, data_dir, allow_missing):
         found = {name: task for name, task in tasks.items() if fnmatchcase(name, pattern)}
         if not found:
+            similar = _list_similar_tasks(pattern, tasks)
             raise UserError(
-                f'--tasks {pattern}: no such task; available: {_list_similar_tasks(pattern, tasks)}; '
+                f'--tasks {pattern}: no such task; available: {similar}; '
                 f'{_describe_layout(pattern, data_dir)}; suites: {", ".join(SUITES)}'
             )
         chosen |= found

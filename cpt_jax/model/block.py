@@ -114,8 +114,8 @@ class Attention(nnx.Module):
         Keys and values of all positions need not be computed, because q (h Wk) = (q Wk) h and
         sum(w h Wv) = sum(w h) Wv. This holds only if no other operation (rotary positions, a
         query-key norm, an adapter) comes between h and the product; otherwise keys and values are
-        computed as in `mix_values`. The key bias adds the same number to all attention logits of a query,
-        so the softmax does not depend on it, and it is left out.
+        computed as in `mix_values`. The key bias adds the same number to all attention logits of a
+        query, so the softmax does not depend on it, and it is left out.
 
         Args:
           h_RxSxD: input of attention.
@@ -308,7 +308,10 @@ class Block(nnx.Module):
         is_local: bool | jax.Array,
         noise: Noise,
     ) -> jax.Array:
-        """Runs attention up to the weighted sum of values, [R, S, H, K]; see `Attention.mix_values`."""
+        """Runs attention up to the weighted sum of values, [R, S, H, K].
+
+        See `Attention.mix_values`.
+        """
         return self.attention.mix_values(
             self.compute_attention_input(x_RxSxD, noise.layer),
             attend,

@@ -246,7 +246,7 @@ def _parse_shape(text: str, position: int) -> tuple[Shape, int]:
 
 
 def _find_list_end(text: str, position: int) -> int:
-    """Returns the end position of a list of operands, or of an attribute, that starts at `position`.
+    """Returns the end of a list of operands, or of an attribute, that starts at `position`.
 
     A list of operands ends at its closing parenthesis; an attribute ends at the next comma outside
     of brackets and quotes.
