@@ -88,7 +88,7 @@ def _execute_commands(embed: Embed, end: str) -> Iterator[list[np.ndarray]]:
             embed(*content)
         elif kind == _SEARCH:
             blocks = ((block[0], block[1]) for block in _execute_commands(embed, _BLOCKS_END))
-            # The search requests blocks one at a time, so it computes in the leader's order.
+            # The search requests one block at a time, so the commands run in the leader's order.
             exact.search_exactly(arrays[0], blocks, *content)
         else:
             raise ValueError(f'the leader sent {kind!r}, which is not expected here')

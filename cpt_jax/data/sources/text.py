@@ -2,8 +2,8 @@
 2022, section 2.1).
 
 A document is split into consecutive pieces of bounded length, and piece i is paired with piece
-i + 1. The paper does not publish how documents were split; here a piece consists of as
-many whole sentences as fit.
+i + 1. The paper does not publish how documents were split; here a piece consists of as many whole
+sentences as fit.
 """
 
 import re

@@ -26,7 +26,7 @@ from cpt_jax.text.prompt_template import (
     parse_template,
 )
 
-# Default numbers of candidates. The PromptEOL paper has 300: 100 sentences and 200 definitions.
+# Default numbers of candidates of each kind, as in the PromptEOL paper, which has 300 in total.
 SENTENCES = 100
 DEFINITIONS = 200
 LABEL_PAIRS = 100

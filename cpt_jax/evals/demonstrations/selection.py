@@ -132,8 +132,8 @@ def _measure_candidate(
 def _check_length(read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt) -> None:
     """Raises UserError if a candidate is too long for the model.
 
-    Called for all candidates before the first one is measured, so that a long search does not fail
-    at its end.
+    It is called for all candidates before the first one is measured, so that a long search does not
+    fail at its end.
     """
     try:
         read(make_candidate_prompt(candidate, base))

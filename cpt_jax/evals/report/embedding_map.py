@@ -106,7 +106,7 @@ def draw_map(
     sample_PxD = vectors_NxD[chosen_P].astype(np.float64)
     xy_Px2, explained_2 = compute_principal_components(sample_PxD)
     planes = [_make_plane('PCA', xy_Px2, np.round(explained_2, 4).tolist())]
-    if importlib.util.find_spec('umap') and len(sample_PxD) > 15:  # UMAP's number of neighbors
+    if importlib.util.find_spec('umap') and len(sample_PxD) > 15:  # UMAP uses 15 neighbors
         planes += run_umap(sample_PxD)
     shown = [_cut_text(texts[i]) for i in chosen_P]
     return EmbeddingMap(name, len(texts), list(classes), labels_N[chosen_P].tolist(), shown, planes)
