@@ -99,7 +99,9 @@ def _read_trec(path: epath.Path) -> Rows:
 def _read_mrpc(path: epath.Path) -> Rows:
     lines = _read_text_lines(path, 'utf-8-sig')
     for number, line in enumerate(lines[1:], 2):  # the first line has the column names
-        fields = line.strip().split('\t')  # not as csv, because quotation marks are text
+        fields = line.strip().split(
+            '\t'
+        )  # csv would interpret quotation marks, which are text here
         if len(fields) != 5 or fields[0] not in ('0', '1'):
             raise UserError(
                 f'{path}:{number}: label 0 or 1, two ids and two sentences with tabs between them '

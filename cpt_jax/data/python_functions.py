@@ -63,7 +63,7 @@ def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
       Exception: any exception of `ast.parse`, such as SyntaxError.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # invalid escapes in the strings of third-party code
+        warnings.simplefilter('ignore')  # third-party code has invalid escapes in strings
         tree = ast.parse(text)
     lines = text.encode().split(b'\n')  # the tree counts columns in UTF-8 bytes
     found = []

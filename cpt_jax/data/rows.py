@@ -51,8 +51,9 @@ class RowFormat(Protocol):
         """
 
     def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
-        """Yields (line counted from 1, offset, bytes) of each row of a file, and advances the bar
-        by the bytes read.
+        """Yields (line number from 1, byte offset, content) of each row of a file.
+
+        Also advances the progress bar by the number of bytes read.
         """
 
     def read_header(self, path: Path) -> str:
@@ -186,7 +187,7 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes:
 
 
 def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
-    """Checks every row.
+    """Checks every row, and returns the locations of the valid ones.
 
     Returns:
       Arrays for a cache file. For the n valid rows: `file_number` int32[n], index of the file;

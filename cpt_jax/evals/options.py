@@ -52,7 +52,7 @@ def get_flag(field: dataclasses.Field) -> OptionFlag:
 
 
 def parse_option(field: dataclasses.Field, value: Any) -> Any:
-    """Returns the value of an option, converted by its `OptionFlag.parse` and checked.
+    """Returns the value of an option after conversion by its `OptionFlag.parse` and checks.
 
     Args:
       field: dataclass field of the option.

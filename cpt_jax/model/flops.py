@@ -57,7 +57,7 @@ def count_embedding_flops(
 
 
 def _count_layer_products(config: EncoderConfig, tokens: int, row_length: int, texts: int) -> int:
-    """Counts the multiply-adds of all layers, forward."""
+    """Counts the multiply-adds of all layers in the forward pass."""
     ends = _count_final_positions(config, tokens, texts)
     inputs, output, feed_forward = _count_layer_parameters(config)
     mixing = _count_mixing_products(config, row_length)
@@ -72,7 +72,7 @@ def _count_layer_products(config: EncoderConfig, tokens: int, row_length: int, t
 def _count_adapter_products(
     config: EncoderConfig, tokens: int, texts: int, lora: LoRA | None
 ) -> int:
-    """Counts the multiply-adds of all adapters, forward."""
+    """Counts the multiply-adds of all adapters in the forward pass."""
     if not lora or not lora.rank:
         return 0
     inputs = _count_adapter_parameters(config, lora, 'query', 'key', 'value')

@@ -34,7 +34,7 @@ _CHUNKS = (1, 2, 4, 8, 16)
 
 
 class Sweep:
-    """The candidates not yet compiled, ranked with the results of the compiled ones.
+    """The candidates that are not compiled yet, ranked with the results of the compiled candidates.
 
     Args:
       step: the config's step on one device, for properties that do not depend on the candidate.
@@ -122,7 +122,8 @@ class Sweep:
         )
 
     def _estimate_state_bytes(self, candidate: SweepCandidate) -> int:
-        # The step is lowered for one device, so its bytes per device are all frozen bytes.
+        # The step is lowered for one device, so the bytes on this device are those of all frozen
+        # weights.
         return estimate_state_bytes(
             candidate, self._step.trained_parameters, count_device_bytes(self._step.state.frozen)
         )

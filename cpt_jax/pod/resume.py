@@ -127,7 +127,7 @@ class _Supervisor:
 
     def _run_actions(self, text: str, *actions: Callable[[], None]) -> None:
         self._show(text)
-        self._show.end()  # the actions print lines of their own
+        self._show.end()  # because the actions print their own lines
         for action in actions:
             action()
 

@@ -42,7 +42,7 @@ from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_
 # the same files.
 EXTRACTION_VERSION = 1
 
-# The distributions of requirements.txt, by their names there.
+# The distributions in requirements.txt, with the names that they have there.
 DEFAULT_PACKAGES = (
     'absl-py', 'array_record', 'bm25s', 'etils', 'flax', 'grain', 'jax', 'Jinja2', 'matplotlib',
     'ml_collections', 'numpy', 'optax', 'orbax-checkpoint', 'pytrec-eval-terrier', 'safetensors',
@@ -157,7 +157,7 @@ def is_held_out(package: str, holdout: float) -> bool:
 def find_files(packages: Sequence[str], standard_library: bool) -> list[SourceFile]:
     """Returns the files to read, without test files.
 
-    Their order is fixed: of two duplicate functions, the first is kept.
+    Their order is fixed, because the first of two duplicate functions is kept.
 
     Args:
       packages: names of installed distributions.

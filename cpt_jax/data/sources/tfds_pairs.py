@@ -108,7 +108,7 @@ class TfdsSource:
         self._rows = good[select_rows('all', np.ones(len(good), bool), source, 0)]
 
     def _index_rows(self) -> Arrays:
-        """Checks every row.
+        """Checks every row, and returns the indices of the valid ones.
 
         Returns:
           Arrays for a cache file: `good` int64[n], indices of the valid rows; `notes`, a digest of

@@ -50,10 +50,10 @@ class Comparison(NamedTuple):
       title: title of the published table.
       notes: notes of the published table.
       here: headings of our columns: the model and its baselines.
-      groups: (group, number of its columns) of the published columns.
+      groups: (name, number of columns) of each group of published columns.
       names: headings of the published columns.
       lines: rows.
-      sources: (group, source of its numbers) of the published columns.
+      sources: (name, source of the numbers) of each group of published columns.
     """
 
     title: str

@@ -28,7 +28,7 @@ from cpt_jax.evals.suites import SUITES
 
 PATH = Path(__file__).with_suffix('.json')
 
-# Sources of a number.
+# Mark of a number -> its source.
 MARKS = {
     'P': 'the text of the paper itself',
     'C': 'code, README or data of the official repository',

@@ -133,8 +133,10 @@ def find_bias(
 def compute_associations(
     targets_UxD: np.ndarray, first_NxD: np.ndarray, second_OxD: np.ndarray
 ) -> np.ndarray:
-    """Returns float64[T]: s(w) of each target w, the difference of its mean cosines with the two
-    attributes. The vectors are float64 unit vectors.
+    """Returns float64[U]: s(w) of each target w, the difference of its mean cosines with the two
+    attributes.
+
+    The arguments are float64 unit vectors.
     """
     return (targets_UxD @ first_NxD.T).mean(axis=1) - (targets_UxD @ second_OxD.T).mean(axis=1)
 

@@ -93,7 +93,7 @@ def predict_by_vote(
       labels_N: int, class indices of the training samples.
       k: number of neighbors.
     """
-    # Imports JAX, so only after the program has chosen JAX's platform.
+    # Imported here because it imports JAX, whose platform the program chooses first.
     from cpt_jax.search.across_hosts import search_everywhere
 
     hits = search_everywhere(queries_QxD, [(np.arange(len(samples_NxD)), samples_NxD)], k)

@@ -212,7 +212,7 @@ def _make_examples(collection: Collection, rankings: dict[str, Run]) -> list[Exa
         q: [rankings.get(name, {}).get(collection.query_ids[q], {}) for name in ('model', 'bm25')]
         for q in chosen
     }
-    # A relevant document of each query; some judged documents are not in the corpus.
+    # One relevant document per query, or None: some judged documents are not in the corpus.
     right = {
         q: next((name for name in sorted(relevant[q]) if name in collection.positions), None)
         for q in chosen

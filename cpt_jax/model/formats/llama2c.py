@@ -37,7 +37,7 @@ def find_llama2c_file(directory: Path) -> Path | None:
 class Llama2cFile(TensorFiles):
     """The tensors of a llama2.c file, under Hugging Face's names for LLaMA.
 
-    Unlike there, rotary positions rotate neighbouring dimensions.
+    Unlike in Hugging Face's LLaMA, rotary positions rotate neighbouring dimensions.
 
     Attributes:
       config: equivalent of config.json.

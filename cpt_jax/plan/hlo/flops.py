@@ -13,7 +13,7 @@ from cpt_jax.plan.hlo.program import Array, HloError, Module
 from cpt_jax.plan.hlo.walk import ExecutedInstruction, iterate_executed
 
 # Kernels of JAX's splash attention -> number of matrix products, each with the cost of queries
-# times keys. The second and third kernel recompute the scores. Blocks that are fully masked by a
+# times keys. The second and third kernel recompute the logits. Blocks that are fully masked by a
 # causal mask are skipped by the kernels, but counted here.
 _ATTENTION_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 
