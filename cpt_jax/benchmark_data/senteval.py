@@ -99,9 +99,8 @@ def _read_trec(path: epath.Path) -> Rows:
 def _read_mrpc(path: epath.Path) -> Rows:
     lines = _read_text_lines(path, 'utf-8-sig')
     for number, line in enumerate(lines[1:], 2):  # the first line has the column names
-        fields = line.strip().split(
-            '\t'
-        )  # csv would interpret quotation marks, which are text here
+        # Not read with csv, which would interpret quotation marks: they are text here.
+        fields = line.strip().split('\t')
         if len(fields) != 5 or fields[0] not in ('0', '1'):
             raise UserError(
                 f'{path}:{number}: label 0 or 1, two ids and two sentences with tabs between them '
