@@ -24,7 +24,7 @@ from etils import epath
 
 from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.evals.demonstrations.candidates import read_candidates
-from cpt_jax.evals.demonstrations.selection import NONE, make_candidate_prompt
+from cpt_jax.evals.demonstrations.selection import NO_DEMONSTRATION, make_candidate_prompt
 from cpt_jax.evals.tasks.sts import read_benchmark
 from cpt_jax.text.prompt_template import Prompt, Representation
 from turns import Moment
@@ -81,7 +81,7 @@ def measure(
     difference = 0.0
     for prompt in prompts:
         embedders = {
-            'none': embedder.with_prompt(make_candidate_prompt(NONE, embedder.prompt)),
+            'none': embedder.with_prompt(make_candidate_prompt(NO_DEMONSTRATION, embedder.prompt)),
             'shared': embedder.with_prompt(prompt),
             'whole': embedder.with_prompt(prompt, share=False),
         }

@@ -158,7 +158,7 @@ def make_encoder(settings: Settings, tokenizer):
     # With 'passthrough', vectors of an untrained encoder depend on their text.
     config = EncoderConfig(
         tokenizer.vocab_size, **sizes, init='passthrough', dtype='float32'
-    ).resolve_for(jax.default_backend())
+    ).resolve_auto(jax.default_backend())
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         return jax.jit(lambda: Encoder(config, nnx.Rngs(0)))(), mesh

@@ -103,6 +103,9 @@ def load_configs() -> tuple[dict, dict]:
     # The better initialization from scratch (cpt_jax/model/initializers.py).
     contrastive['model'] = language['model'] | {'init': 'passthrough'}
     contrastive['train'] |= {'steps': _STEPS.value, 'batch_pairs': _PAIRS.value}
+    contrastive['optimizer']['warmup_steps'] = min(
+        contrastive['optimizer']['warmup_steps'], _STEPS.value // 4
+    )
     return language, contrastive
 
 

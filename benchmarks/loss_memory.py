@@ -60,7 +60,7 @@ def measure(
 
     from cpt_jax.loss.infonce import InfoNCE
     from cpt_jax.plan.hlo.flops import count_flops
-    from cpt_jax.plan.hlo.program import parse
+    from cpt_jax.plan.hlo.program import parse_program
     from cpt_jax.plan.topology import get_topology_devices
     from cpt_jax.runtime.mesh import AXES, make_mesh
 
@@ -85,7 +85,7 @@ def measure(
                 .lower(*inputs)
                 .compile()
             )
-        flops = count_flops(parse(compiled.as_text())).total * mesh.size
+        flops = count_flops(parse_program(compiled.as_text())).total * mesh.size
         rows[name] = {
             'temporary_bytes': compiled.memory_analysis().temp_size_in_bytes,
             'arithmetic': flops / (3 * 2 * batch * batch * width),

@@ -151,7 +151,14 @@ def fit_with_torch(x_NxD, labels_N, classes, decay, validation=None):
     """
     import torch
 
-    from cpt_jax.evals.fit.senteval_probe import BATCH, CHECKS, PASSES, SEED, TENACITY, VALIDATION
+    from cpt_jax.evals.fit.senteval_probe import (
+        BATCH,
+        EPOCHS_PER_CHECK,
+        MAX_CHECKS,
+        SEED,
+        TENACITY,
+        VALIDATION_FRACTION,
+    )
 
     generator = np.random.RandomState(SEED)
     torch.manual_seed(SEED)
@@ -159,7 +166,7 @@ def fit_with_torch(x_NxD, labels_N, classes, decay, validation=None):
     adam = torch.optim.Adam(layer.parameters(), lr=1e-3, weight_decay=float(decay))
     if validation is None:
         order = generator.permutation(len(x_NxD))
-        count = int(VALIDATION * len(x_NxD))
+        count = int(VALIDATION_FRACTION * len(x_NxD))
         validation = x_NxD[order[:count]], labels_N[order[:count]]
         x_NxD, labels_N = x_NxD[order[count:]], labels_N[order[count:]]
     x, labels = _tensors(x_NxD, labels_N)
@@ -167,8 +174,8 @@ def fit_with_torch(x_NxD, labels_N, classes, decay, validation=None):
     best = -1.0
     best_layer = layer
     misses = 0
-    for _ in range(CHECKS):
-        for _ in range(PASSES):
+    for _ in range(MAX_CHECKS):
+        for _ in range(EPOCHS_PER_CHECK):
             order = torch.from_numpy(generator.permutation(len(x)))
             for start in range(0, len(x), BATCH):
                 rows = order[start : start + BATCH]

@@ -224,8 +224,8 @@ def make_starting_state(run):
         state = jax.jit(run.init)()
         table = state.params.encoder.token_embedding
         values_VxD = np.array(table[...])
-        x_ids = list(run.tokenizer.delimiters('x'))
-        y_ids = list(run.tokenizer.delimiters('y'))
+        x_ids = list(run.tokenizer.get_delimiters('x'))
+        y_ids = list(run.tokenizer.get_delimiters('y'))
         values_VxD[x_ids] = values_VxD[y_ids]
         table[...] = jax.device_put(values_VxD, table[...].sharding)
     return state

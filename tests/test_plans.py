@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.plans import EMBEDDING_HEAD, EMBEDDINGS, HEAD, PLANS
-from cpt_jax.plan.topology import check_topology
+from cpt_jax.plan.topology import find_topology_chip
 from tests.test_configs import CONFIGS
 
 ROOT = Path(__file__).parents[1]
@@ -39,4 +39,4 @@ def test_tables_have_the_plans_of_the_benchmark():
 
 def test_all_topologies_are_offered():
     for _, topology, *_ in [*PLANS, *EMBEDDINGS]:
-        check_topology(topology)
+        find_topology_chip(topology)

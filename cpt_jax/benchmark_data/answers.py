@@ -1,5 +1,6 @@
-"""Answer matching of DPR's evaluation: whether a passage contains an answer (`SimpleTokenizer` and
-`has_answer`, after DrQA).
+"""Decides whether a passage contains an answer, as in DPR's evaluation.
+
+The code reproduces `SimpleTokenizer` and `has_answer` of DPR, which are from DrQA.
 """
 
 import re
@@ -9,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 
 _SEPARATOR = '\0'  # a control character (category C), which no token contains
-_ASCII = re.compile(r'[A-Za-z0-9]+|[!-~]')  # equals `_compile_pattern()` on ASCII; 5 times as fast
+# On ASCII text, this pattern matches the same tokens as `_compile_pattern()`, in a fifth of the
+# time.
+_ASCII = re.compile(r'[A-Za-z0-9]+|[!-~]')
 
 
 def tokenize_like_dpr(text: str) -> list[str]:
@@ -31,15 +34,18 @@ def contains_answer(answers: Sequence[str], passage: str) -> bool:
     """Returns whether the tokens of any answer are consecutive tokens of the passage.
 
     Args:
-      answers: answers, from `make_searchable`; one without tokens never matches.
-      passage: passage, from `make_searchable`.
+      answers: results of `make_searchable`; an answer without tokens never matches.
+      passage: result of `make_searchable`.
     """
     return any(answer in passage for answer in answers if answer != _SEPARATOR)
 
 
 @cache
 def _compile_pattern() -> re.Pattern[str]:
-    """Compiles the token pattern; `re` does not support Unicode categories, so lists characters."""
+    """Compiles the token pattern.
+
+    `re` does not support Unicode categories, so the pattern lists their characters.
+    """
     word = ''.join(_find_ranges('LNM'))
     ignored = ''.join(_find_ranges('ZC'))
     return re.compile(f'[{word}]+|[^{word}{ignored}]')

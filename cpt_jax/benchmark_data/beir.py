@@ -12,15 +12,16 @@ from cpt_jax.search.documents import IndexedDocuments, Row, load_texts_by_name
 from cpt_jax.storage.text_lines import compute_file_fingerprint, read_json_lines, read_lines
 from cpt_jax.text.corpus import join_title_and_text
 
-MAX_DECIMALS = 6  # of a grade; some collections average the grades of annotators
-OWN_FILES = 'collection.tsv'  # its presence marks a folder with MS MARCO's original files
+MAX_DECIMALS = 6  # maximum decimals of a grade; some collections average grades of annotators
+# A folder with this file is read in MS MARCO's original format.
+OWN_FILES = 'collection.tsv'
 
 # Query id -> document id -> grade; only grades above 0 are relevant.
 Qrels = dict[str, dict[str, int]]
 
 
 class Collection(NamedTuple):
-    """A collection as it is scored.
+    """A collection, with the queries that are scored.
 
     Attributes:
       documents: documents, with title + ' ' + text, stripped.
@@ -28,9 +29,9 @@ class Collection(NamedTuple):
       queries: texts of these queries.
       qrels: judgements of these queries. Grades are integers: fractions are multiplied by
         `grade_scale`, which does not change nDCG because that is linear in the grade.
-      positions: positions of documents by id, for those that are judged or share their id with one
-        of these queries.
-      facts: counts and fingerprint, for the settings of a score.
+      positions: index in `documents` by id, for the documents that are judged or have the same id
+        as one of these queries.
+      facts: counts and fingerprint, which are stored in the settings of a score.
     """
 
     documents: IndexedDocuments

@@ -30,7 +30,7 @@ class CodePairs(NamedTuple):
       queries: queries.
       codes: functions; `codes[i]` is the answer to `queries[i]`.
       settings: origin and preprocessing of the pairs.
-      other_codes: more candidates, which answer no query.
+      other_codes: additional candidates, which are not the answer to any query.
     """
 
     queries: list[str]
@@ -43,9 +43,9 @@ def load_python_source_pairs(trained_on: Sequence[Mapping] = ()) -> CodePairs:
     """Loads the pairs of the packages that training holds out.
 
     Args:
-      trained_on: arguments of each PythonSource that the model was trained on. The settings record
-        how many of the functions are among the training data: none, unless the run held out fewer
-        or other packages than the default.
+      trained_on: arguments of each PythonSource that the model was trained on. The number of
+        functions that are also training data is stored in the settings. It is 0 unless the run held
+        out fewer or other packages than the default.
     """
     source = PythonSource(split='heldout')
     pairs = [source[i] for i in range(len(source))]
@@ -80,8 +80,8 @@ def load_file_pairs(
       UserError: a line cannot be used (the message has file and line), or the file is empty.
     """
     read_query, read_code = {
-        'raw': (_raw_query, _raw_code),
-        'tokens': (_query_tokens, _code_tokens),
+        'raw': (_get_raw_query, _get_raw_code),
+        'tokens': (_get_query_tokens, _get_code_tokens),
     }[text]
     pairs, urls = [], set()
     for where, row in read_json_lines(path):
@@ -134,22 +134,22 @@ def _make_code_pairs(
     return CodePairs(queries, codes, settings)
 
 
-def _raw_query(row: dict, where: str) -> str:
+def _get_raw_query(row: dict, where: str) -> str:
     return extract_first_paragraph(get_text_field(row, where, *DOC_FIELDS))
 
 
-def _raw_code(row: dict, where: str) -> str:
+def _get_raw_code(row: dict, where: str) -> str:
     code = get_text_field(row, where, *CODE_FIELDS)
     if str(row.get('language', 'python')).lower() == 'python':
         return remove_docstring(code)
     return code
 
 
-def _query_tokens(row: dict, where: str) -> str:
+def _get_query_tokens(row: dict, where: str) -> str:
     return _join_tokens(row, where, *DOC_TOKEN_FIELDS)
 
 
-def _code_tokens(row: dict, where: str) -> str:
+def _get_code_tokens(row: dict, where: str) -> str:
     return _join_tokens(row, where, *CODE_TOKEN_FIELDS)
 
 

@@ -1,5 +1,6 @@
-"""SentEval's classification data: sentences and labels from the files of its data/downstream, in
-SentEval's order.
+"""SentEval's classification data: sentences and labels, in SentEval's order.
+
+They are read from the files of SentEval's data/downstream.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint
 
-SIDE = 'x'  # side of all sentences, because a classifier compares sentences of one kind
+SIDE = 'x'  # side of all sentences: a classifier needs all of them encoded in the same way
 # SentEval treats a blank line in MR, CR, SUBJ and MPQA as a sample (CR and MPQA end with one), and
 # its encoders replace it by a full stop.
 EMPTY = '.'
@@ -42,8 +43,8 @@ class SentEvalLayout(NamedTuple):
 
     Attributes:
       folder: path below senteval/.
-      parts: (file, its reader) of each file, by part; the only part is 'all' if the task has no
-        split.
+      parts: name of a part -> (file, reader of the file) of each of its files; the only part is
+        'all' if the task has no split.
       classes: names of the classes, by label.
     """
 
@@ -98,7 +99,8 @@ def _read_trec(path: epath.Path) -> Rows:
 def _read_mrpc(path: epath.Path) -> Rows:
     lines = _read_text_lines(path, 'utf-8-sig')
     for number, line in enumerate(lines[1:], 2):  # the first line has the column names
-        fields = line.strip().split('\t')  # not as csv, because quotation marks are text
+        # Not read with csv, which would interpret quotation marks: they are text here.
+        fields = line.strip().split('\t')
         if len(fields) != 5 or fields[0] not in ('0', '1'):
             raise UserError(
                 f'{path}:{number}: label 0 or 1, two ids and two sentences with tabs between them '
@@ -140,9 +142,10 @@ LAYOUTS = {
 
 
 class SentEvalSet:
-    """Data of one task, read when first used, with the vectors of one model.
+    """The sentences of one data set, and their vectors from one model.
 
-    Both are kept, because several tasks share them.
+    Sentences are read on first use. Sentences and vectors are kept, because several evaluation
+    tasks share them.
 
     Attributes:
       name: 'MR', 'CR', 'SUBJ', 'MPQA', 'SST2', 'TREC' or 'MRPC'.
@@ -161,7 +164,7 @@ class SentEvalSet:
     def exists(self) -> bool:
         return self._folder.is_dir()
 
-    def part(self, part: str) -> Part:
+    def read_part(self, part: str) -> Part:
         """Returns the sentences and labels of a part.
 
         Args:
@@ -174,7 +177,7 @@ class SentEvalSet:
             self._parts[part] = self._read(part)
         return self._parts[part]
 
-    def vectors(self, embed: Embed, part: str) -> tuple[np.ndarray, ...]:
+    def compute_vectors(self, embed: Embed, part: str) -> tuple[np.ndarray, ...]:
         """Returns the vectors of a part, float32 [N, D] for each of its lists of sentences.
 
         Raises:
@@ -185,7 +188,7 @@ class SentEvalSet:
             self._vectors = {}
         if part not in self._vectors:
             self._vectors[part] = tuple(
-                embed_texts(embed, texts, SIDE) for texts in self.part(part).texts
+                embed_texts(embed, texts, SIDE) for texts in self.read_part(part).texts
             )
         return self._vectors[part]
 
@@ -194,7 +197,7 @@ class SentEvalSet:
         """All files in the task's folder, including those that are not read."""
         return list(self._folder.glob('*'))
 
-    def facts(self) -> dict[str, object]:
+    def describe(self) -> dict[str, object]:
         """Returns the facts about the data that belong to the settings of a score."""
         paths = [self._folder / file for files in self.layout.parts.values() for file, _ in files]
         return {
@@ -212,7 +215,8 @@ class SentEvalSet:
                 f'data/downstream/{self.layout.folder}'
             )
         rows = [row for file, read in self.layout.parts[part] for row in read(self._folder / file)]
-        # SentEval sorts its samples in this way, so folds contain the same samples as there.
+        # SentEval sorts its samples in this way, so our folds contain the same samples as
+        # SentEval's.
         rows.sort(key=lambda row: (*map(len, row[0]), row[1]))
         labels_N = np.array([label for _, label in rows], np.int64)
         if len(np.unique(labels_N)) < 2:
@@ -239,9 +243,9 @@ def assign_stratified_folds(
 ) -> np.ndarray:
     """Returns the index of the fold that each sample is tested in, int64 [N].
 
-    Folds equal those of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed) from
-    release 0.22 on, which spreads every class evenly over the folds. SentEval's published numbers
-    are from an earlier release with other folds.
+    The folds are those of scikit-learn's StratifiedKFold(folds, shuffle=True, random_state=seed)
+    from release 0.22 on, which spreads every class evenly over the folds. SentEval's published
+    numbers are from an earlier release with other folds.
 
     Raises:
       UserError: a class has fewer samples than there are folds.

@@ -45,12 +45,12 @@ def define_config_flag() -> Callable[[], tuple[str, ConfigDict]]:
     parser = ConfigParser()
     flags.FLAGS['config'].parser = parser
 
-    def read() -> tuple[str, ConfigDict]:
+    def read_config() -> tuple[str, ConfigDict]:
         if parser.file is None:
             raise UserError('--config is missing: give a file such as configs/quickstart.py')
         return parser.file.name, ConfigDict(flags.FLAGS['config'].value)
 
-    return read
+    return read_config
 
 
 class ConfigParser(flags.ArgumentParser):
@@ -98,8 +98,8 @@ def find_given_keys(words: Sequence[str]) -> dict[str, str]:
 def check_given_keys(config: ConfigDict, given: Mapping[str, str]) -> None:
     """Checks that a config has every key that a flag sets.
 
-    A key of a data source that the config leaves at its default is added first, with a placeholder
-    of its type, because ml_collections can only replace keys that exist.
+    An argument of a data source that has its default in the config is first added to the config,
+    with a placeholder of its type, because ml_collections can only replace keys that exist.
 
     Args:
       config: the config as its file returns it; changed in place.
@@ -127,7 +127,7 @@ def _check_key(config: ConfigDict, key: str) -> None:
         if isinstance(section.get(list_name), list):  # KEY[0] is an element of a list
             name = list_name
         if name not in section:
-            raise _unknown_key_error(
+            raise _make_unknown_key_error(
                 key, name, parent or 'a config', section.keys(), 'configs/base.py explains the keys'
             )
         section = section[name]
@@ -153,7 +153,7 @@ def _check_source_key(
     arguments = get_source_arguments(kind)
     if name not in arguments:
         known = ['kind', 'weight', *arguments]
-        raise _unknown_key_error(
+        raise _make_unknown_key_error(
             f'{where}.{name}', name, where, known, f'{KINDS[kind].__module__} explains the keys'
         )
     source[name] = make_placeholder(arguments[name])
@@ -176,7 +176,7 @@ def make_placeholder(parameter: inspect.Parameter) -> Any:
     raise TypeError(f'{parameter}: its type cannot be given as a flag')
 
 
-def _unknown_key_error(
+def _make_unknown_key_error(
     key: str, name: str, where: str, known: Iterable[str], more: str
 ) -> UserError:
     """Returns the error for an unknown key, with the closest known key as a hint.

@@ -109,7 +109,7 @@ def main() -> None:
         )
     else:
         use_compilation_cache()
-        _search(output)
+        _search_candidates(output)
 
 
 def _build_candidates(output: Path) -> None:
@@ -169,7 +169,7 @@ def _report_shortage(found: int, wanted: int, what: str, source: str) -> None:
         print(f'only {found:,} of {wanted:,} {what}: {source} has no more')
 
 
-def _search(output: Path) -> None:
+def _search_candidates(output: Path) -> None:
     options = _read_model_options()
     if options['representation'].demonstrations:
         raise UserError('--demonstration: remove this flag; the search shows its own candidates')

@@ -26,7 +26,7 @@ from absl import flags
 from etils import epath
 
 from cpt_jax.cli.model_flags import define_model_flags
-from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
+from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.local_path import local_path
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
@@ -59,16 +59,16 @@ _SHARD_SIZE = flags.DEFINE_integer(
     'Vectors per file; a killed program loses at most one file of work.',
     lower_bound=1,
 )
-_join_processes = define_processes()
+_join_processes = define_process_flags()
 
 
 def main() -> None:
     use_compilation_cache()
     with _join_processes():
-        _embed()
+        _embed_file()
 
 
-def _embed() -> None:
+def _embed_file() -> None:
     import jax
     from jax.experimental import multihost_utils
 
@@ -132,15 +132,15 @@ def _embed_missing_shards(
     # Ids of texts that the embedder has read and not returned vectors for yet.
     ids: deque[str] = deque()
 
-    def texts() -> Iterator[str]:
+    def iterate_texts() -> Iterator[str]:
         for index, (name, text) in enumerate(islice(corpus, meta.texts)):
             if wanted[index // meta.shard_size]:
                 ids.append(name)
                 yield text
 
-    total = sum(meta.size(shard) for shard in wanted.nonzero()[0].tolist())
+    total = sum(meta.get_shard_size(shard) for shard in wanted.nonzero()[0].tolist())
     for vectors_NxD in embedder.stream(
-        texts(), cast('Side', meta.side), 'texts' if writer else '', total
+        iterate_texts(), cast('Side', meta.side), 'texts' if writer else '', total
     ):
         names = [ids.popleft() for _ in vectors_NxD]
         if writer:

@@ -1,10 +1,11 @@
 r"""Scores a model on benchmarks, next to BM25 and random vectors as baselines.
 
-Only needs a model reference. Prints a table of scores, and writes results.json and
+Only --model is required. Prints a table of scores, and writes results.json and
 report/index.html: scores, training curves if the model is a run, and real queries with the results
 of the model and of BM25. Scores of earlier evaluations of the same model stay in results.json and
 are not computed again; run the same command to resume an evaluation that was killed. Scores of
-another model, checkpoint or --representation are replaced, so give each its own --output.
+another model, checkpoint or --representation in the same --output are replaced, so give each of
+them its own --output.
 
 With --follow, the program watches a run in training and scores each checkpoint once. It writes
 rows of results.jsonl, TensorBoard scalars (eval), curves in the report, and best.json, so that
@@ -31,14 +32,14 @@ from etils import epath
 
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.option_flags import define_option_flags
-from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
+from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
 from cpt_jax.evals.registry import (
     find_option_fields,
     find_tasks,
     make_options,
-    select,
     select_score_options,
+    select_tasks,
 )
 from cpt_jax.evals.store.embedding_cache import CachingEmbed
 from cpt_jax.evals.store.history import HISTORY, find_remeasured_tasks, format_history
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from cpt_jax.embed.function import Embed
 
 MODEL, read_model_options = define_model_flags(evaluation=True)
-join_processes = define_processes()
+join_processes = define_process_flags()
 TASKS = flags.DEFINE_list(
     'tasks',
     ['codesearch/python_source'],
@@ -114,8 +115,8 @@ KEEP_VECTORS = flags.DEFINE_bool(
 
 
 def _select_tasks(tasks: dict[str, Task]) -> list[Task]:
-    """Returns the tasks that --tasks selects from these."""
-    return select(tasks, TASKS.value, DATA_DIR.value, ALLOW_MISSING.value)
+    """Returns the available tasks that --tasks selects."""
+    return select_tasks(tasks, TASKS.value, DATA_DIR.value, ALLOW_MISSING.value)
 
 
 def main() -> None:
@@ -141,9 +142,9 @@ def run_as_leader() -> None:
 
     check_tasks(TASKS.value, DATA_DIR.value, read_task_options(), ALLOW_MISSING.value)
     if FOLLOW.value:
-        _follow()
+        _evaluate_new_checkpoints()
     else:
-        _evaluate()
+        _evaluate_once()
         across_hosts.release_workers()
 
 
@@ -153,14 +154,14 @@ def run_as_worker() -> None:
     from cpt_jax.search import across_hosts
 
     embedder = load_embedder(MODEL.value, **read_model_options())
-    _check_alike(embedder)
+    _check_same_model(embedder)
     across_hosts.work_for_leader(cast('Embed', embedder))
 
 
-def _check_alike(embedder: 'Embedder') -> None:
+def _check_same_model(embedder: 'Embedder') -> None:
     """Raises UserError if the processes loaded different models.
 
-    They do if a run saves a checkpoint while they open it.
+    This happens if a run saves a checkpoint while the processes open it.
     """
     from cpt_jax.runtime.multihost import check_processes_agree
 
@@ -194,12 +195,12 @@ def _check_flags() -> None:
         )
 
 
-def _evaluate() -> None:
+def _evaluate_once() -> None:
     # Imports JAX, whose platform run_program chooses first.
     from cpt_jax.embed.load import load_embedder
 
     embedder = load_embedder(MODEL.value, **read_model_options())
-    _check_alike(embedder)
+    _check_same_model(embedder)
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
     results = evaluate_model(
         embedder,
@@ -208,7 +209,7 @@ def _evaluate() -> None:
         DATA_DIR.value,
         output,
         read_task_options(),
-        vectors=_cache_folder(Path(output)),
+        vectors=_choose_cache_folder(Path(output)),
         keep_vectors=KEEP_VECTORS.value,
         allow_missing=ALLOW_MISSING.value,
         again=AGAIN.value,
@@ -228,7 +229,7 @@ def _evaluate() -> None:
     )
 
 
-def _follow() -> None:
+def _evaluate_new_checkpoints() -> None:
     from cpt_jax.embed.load import load_embedder, read_settings
     from cpt_jax.evals.follow import Follower, follow
     from cpt_jax.origin.resolve import check_is_run
@@ -247,7 +248,7 @@ def _follow() -> None:
             # Frees its device memory even if something still refers to the embedder.
             embedder.encoder = None  # type: ignore[assignment]
         loaded[:] = [load_embedder(f'{run}@{step}', **options)]
-        return make_caching_embed(loaded[0], _cache_folder(run), KEEP_VECTORS.value)
+        return make_caching_embed(loaded[0], _choose_cache_folder(run), KEEP_VECTORS.value)
 
     def read_step_settings(step: int) -> dict[str, Any]:
         return read_settings(f'{run}@{step}', options['representation'])
@@ -287,7 +288,7 @@ def _fingerprint_model_scores() -> dict[str, str]:
     return {task.name: task.fingerprint() for task in tasks}
 
 
-def _cache_folder(output: Path) -> Path | None:
+def _choose_cache_folder(output: Path) -> Path | None:
     """Returns the folder in which vectors are kept, or None if they are not kept.
 
     They are not kept with --again, because a cached vector would hide the change (for example of

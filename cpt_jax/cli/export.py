@@ -18,8 +18,8 @@ Adapters of a LoRA run (lora.rank) are merged into the weights that they were tr
 base is in NF4, these are the dequantized weights. With --adapter, only the adapters are written:
 adapter_config.json and adapter_model.safetensors, which PEFT loads.
 
---check DIR inspects the files of any such directory, reports what would break in which reader, and
-exits with status 1 if anything would.
+--check DIR inspects the files of any such directory, reports what would fail in which library, and
+exits with status 1 if anything would fail.
 
 Example:
   python launch/export.py --model runs/quickstart --output exports/quickstart
@@ -62,9 +62,9 @@ def main() -> None:
     if _ADAPTER.value:
         _export_adapter()
     elif _CHECK.value:
-        _check(Path(_CHECK.value))
+        _check_export(Path(_CHECK.value))
     else:
-        _export()
+        _export_model()
 
 
 def _export_adapter() -> None:
@@ -87,7 +87,7 @@ def _export_adapter() -> None:
         )
 
 
-def _export() -> None:
+def _export_model() -> None:
     from cpt_jax.exporting.directory import export
     from cpt_jax.exporting.golden import TOLERANCE
 
@@ -126,7 +126,7 @@ def _export() -> None:
     print(f'model card: {output}/README.md; check the export with --check {output}')
 
 
-def _check(directory: Path) -> None:
+def _check_export(directory: Path) -> None:
     from cpt_jax.exporting.check import check
 
     parts = [

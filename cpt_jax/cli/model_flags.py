@@ -17,8 +17,8 @@ def define_model_flags(
     """Defines --model and the flags for how texts are embedded, for all programs that load a model.
 
     Args:
-      evaluation: default of --cleanup: whether texts in a template are cleaned as in the PromptEOL
-        paper.
+      evaluation: default of --cleanup, the flag for cleaning texts in a template as in the
+        PromptEOL paper.
       required: whether --model must be given.
 
     Returns:
@@ -50,8 +50,7 @@ def define_model_flags(
         'Clean texts before they enter a template, as in the PromptEOL evaluation: end with a full '
         'stop, no double quotes, no question mark at the end.'
     )
-    # Any: the value is None only if the flag is not required.
-    # Any: its value is None only where the flag is not required.
+    # The type is Any because the value is None only if the flag is not required.
     model: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, reference, required=required)
     pooled = flags.DEFINE_string('pooling', None, pooling)
     name = flags.DEFINE_enum('representation', 'own', ['own', *REPRESENTATIONS], representation)
@@ -66,10 +65,10 @@ def define_model_flags(
         lower_bound=1,
     )
 
-    def read() -> dict[str, Any]:
+    def read_options() -> dict[str, Any]:
         chosen = Representation(
             name.value, own.value, parse_demonstrations(shown.value), clean.value
         )
         return {'pooling': pooled.value or '', 'representation': chosen, 'fsdp': fsdp.value}
 
-    return model, read
+    return model, read_options

@@ -29,25 +29,26 @@ def define_option_flags(
         name: _define_option_flag(name, field, flag_values) for name, field in fields.items()
     }
 
-    def read() -> dict[str, Any]:
+    def read_options() -> dict[str, Any]:
         values = {name: holder.value for name, holder in holders.items()}
         return {
             name: fields[name].default if value is None else value for name, value in values.items()
         }
 
-    return read
+    return read_options
 
 
 def _define_option_flag(
     name: str, field: dataclasses.Field, flag_values: flags.FlagValues
 ) -> flags.FlagHolder:
-    """Defines the flag of one option; its type is that of the option's default."""
+    """Defines the flag of one option, with the type of the option's default."""
     flag = get_flag(field)
     default: Any = field.default
     given: dict[str, Any] = {'name': name, 'help': flag.help, 'flag_values': flag_values}
     numeric: dict[str, Any] = {**given, 'default': default, 'lower_bound': flag.lower_bound}
     if flag.choices:
-        # A default that is not a choice, such as '', is neither shown nor accepted as a value.
+        # A default that is not one of the choices, such as '', is neither shown in --help nor
+        # accepted as a value.
         shown = default if default in flag.choices else None
         return flags.DEFINE_enum(default=shown, enum_values=[*flag.choices], **given)
     match default:

@@ -8,9 +8,9 @@ Example:
       --fsdp 16
 
 By default, the step is the training step of launch/train.py. Set keys of the config with
---config.section.key=value. Several topologies may be given, separated by commas. --sweep tries
-other meshes, remat policies and chunk counts than those of the config, and reports the fastest
-combination that fits.
+--config.section.key=value. Several topologies may be given, separated by commas. --sweep
+replaces the mesh, remat policy and chunk count of the config by other values, and reports the
+fastest combination that fits.
 
 With --program embed, the step is that of launch/evaluate.py and launch/embed.py: a full batch with
 one text per row, with parameters but no optimizer state. Times are lower bounds: they assume that
@@ -90,7 +90,7 @@ def main() -> None:
     from cpt_jax.origin.resolve import reference_exists
     from cpt_jax.plan.embedding import AnyPlan, make_embedding_plan
     from cpt_jax.plan.planning import make_plan
-    from cpt_jax.plan.report import plan_all, sweep_all
+    from cpt_jax.plan.report import plan_all_topologies, sweep_all_topologies
 
     # The compilation cache only works for devices that exist on this machine.
     jax.config.update('jax_enable_compilation_cache', False)
@@ -103,7 +103,7 @@ def main() -> None:
             file=sys.stderr,
         )
     if _SWEEP.value:
-        sweep_all(values, _TOPOLOGY.value, _SLICES.value, _LIMIT.value, json_path)
+        sweep_all_topologies(values, _TOPOLOGY.value, _SLICES.value, _LIMIT.value, json_path)
         return
 
     def make(topology: str, on_start: Callable[[], None]) -> AnyPlan:
@@ -111,7 +111,7 @@ def main() -> None:
             return make_embedding_plan(values, topology, _SLICES.value, on_start, **options)
         return make_plan(values, topology, _SLICES.value, on_start)
 
-    plan_all(make, _TOPOLOGY.value, json_path)
+    plan_all_topologies(make, _TOPOLOGY.value, json_path)
 
 
 def _read_embedding_options() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Start and end of every program in launch/: flag parsing, one-line errors and exit statuses."""
+"""Code that starts and ends every program in launch/: flags, one-line errors, exit statuses."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from cpt_jax.runtime.allocator import keep_freed_memory
 from cpt_jax.runtime.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 
-# absl lists these flags in the --help of the program that calls define_processes.
+# absl lists these flags in the --help of the program that calls define_process_flags.
 flags.disclaim_key_flags()
 
 
@@ -23,7 +23,7 @@ def run_program(main: Callable[[], int | None]) -> None:
 
     --help shows the docstring and the flags of the module that defines `main`.
     """
-    _show_help_of(sys.modules[main.__module__])
+    _describe_module_in_help(sys.modules[main.__module__])
     if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator(Path('/')):
         # Otherwise libtpu, which launch/plan.py needs, reports on stderr that it found no TPU.
         os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -40,15 +40,15 @@ def run_program(main: Callable[[], int | None]) -> None:
                 raise UserError(f'{argv[1]}: not a flag; flags start with --')
             return main()
         except UserError as error:
-            return _fail(error)
+            return _print_error(error)
         except Exception:
             traceback.print_exc()
             return EXIT_CRASHED
 
-    app.run(run, flags_parser=_parse)
+    app.run(run, flags_parser=_parse_flags)
 
 
-def _show_help_of(module: ModuleType) -> None:
+def _describe_module_in_help(module: ModuleType) -> None:
     """Makes absl's --help describe `module`.
 
     absl describes the script that Python was started with, which here is a launch/ shim of a few
@@ -59,7 +59,7 @@ def _show_help_of(module: ModuleType) -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
-def define_processes() -> Callable[[], AbstractContextManager[None]]:
+def define_process_flags() -> Callable[[], AbstractContextManager[None]]:
     """Defines the flags of a program that runs as several processes, one per host.
 
     Returns:
@@ -87,20 +87,20 @@ def define_processes() -> Callable[[], AbstractContextManager[None]]:
     return join
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except SystemExit:  # from --help, for which absl exits with 1
         sys.exit(0)
     except (flags.Error, UserError) as error:
-        sys.exit(_fail(error))
+        sys.exit(_print_error(error))
     except Exception as error:
         # ml_collections raises these while it sets keys of --config, for example for a key of a
         # section that another flag has just replaced.
-        sys.exit(_fail(f'--config: {type(error).__name__}: {error}'))
+        sys.exit(_print_error(f'--config: {type(error).__name__}: {error}'))
 
 
-def _fail(error: object) -> int:
+def _print_error(error: object) -> int:
     """Prints an error on one line of stderr; returns the exit status."""
     logging.flush()
     print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)

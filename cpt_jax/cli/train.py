@@ -17,7 +17,7 @@ other; elsewhere, give --coordinator, --processes and --process.
 from absl import flags
 
 from cpt_jax.cli.config_flag import define_config_flag
-from cpt_jax.cli.program import define_processes, run_program, use_compilation_cache
+from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runs.config_file import find_default_workdir
 from cpt_jax.storage.local_path import local_path
 
@@ -28,7 +28,7 @@ _WORKDIR = flags.DEFINE_string(
     'Directory of the run. Default: runs/NAME for NAME.py and runs/NAME-ARGUMENT for '
     'NAME.py:ARGUMENT, where characters other than letters, digits and . _ = , + - become -.',
 )
-_join_processes = define_processes()
+_join_processes = define_process_flags()
 flags.declare_key_flag('config')
 
 

@@ -2,10 +2,10 @@
 
 NOTE on indices. A step's batch is `batch_pairs` pairs. They are split into I x J groups: I batch
 shards of the mesh (data x fsdp) times J chunks per shard, which are encoded one after the other. A
-group's pairs are packed into the group's own rows, and EOS indices count within the group, so no
-device needs rows of another. The pairs of a step do not depend on I and J. If I x J does not divide
-the batch, the last groups are padded with empty pairs, which the loss ignores; every batch size
-works on every mesh.
+group's pairs are packed into the group's own rows, and EOS indices are positions in the rows of the
+group, so no device needs rows of another. The pairs of a step do not depend on I and J. If I x J
+does not divide the batch, the last groups are padded with empty pairs, which the loss ignores;
+every batch size works on every mesh.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ class Layout:
         """Maximum number of columns computed in a step, including padding."""
         return self.parts * self.chunks * self.rows * self.row_length
 
-    def smallest_row_count_for(self, rows: int) -> int:
+    def choose_row_count(self, rows: int) -> int:
         """Returns the smallest of the layout's row counts that is at least `rows`."""
         return next(count for count in (*self.smaller_row_counts, self.rows) if count >= rows)
 
@@ -352,7 +352,7 @@ def make_local_batches(
             pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout)
             for k in range(0, len(tokens), layout.pairs)
         ]
-        rows = layout.smallest_row_count_for(max(count_used_rows(group) for group in groups))
+        rows = layout.choose_row_count(max(count_used_rows(group) for group in groups))
         groups = [_take_first_rows(group, rows) for group in groups]
         chunked = [groups[k : k + layout.chunks] for k in range(0, len(groups), layout.chunks)]
         return {

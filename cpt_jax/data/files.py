@@ -15,17 +15,17 @@ class InputFile(NamedTuple):
     Attributes:
       name: path relative to the folder of the config's path, the same on every machine.
       path: path to read.
-      packed: path of the original file if `path` is its decompressed copy.
+      compressed: path of the original file if `path` is its decompressed copy.
     """
 
     name: str
     path: Path
-    packed: Path | None = None
+    compressed: Path | None = None
 
     @property
-    def found(self) -> Path:
+    def original_path(self) -> Path:
         """Path of the user's own file, for messages."""
-        return self.packed or self.path
+        return self.compressed or self.path
 
 
 def find_input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:

@@ -1,5 +1,6 @@
-"""Filters for (documentation, function) pairs, as in CodeSearchNet (Husain et al. 2019, section
-2).
+"""Filters for (documentation, function) pairs, as in CodeSearchNet.
+
+See Husain et al. 2019, section 2.
 """
 
 import ast
@@ -10,13 +11,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Increment when a change keeps other pairs: cached corpora are then rebuilt.
+# Increment when a change to the filters changes the pairs that are kept; cached corpora are then
+# rebuilt.
 FILTERS_VERSION = 1
 MIN_DOC_WORDS = 3
 MIN_CODE_LINES = 3
 
-# Thresholds of the duplicate detector that CodeSearchNet used (Allamanis 2018, as in dpu_utils), in
-# tenths so that comparisons are exact integer arithmetic.
+# Jaccard thresholds of the duplicate detector that CodeSearchNet used (Allamanis 2018, as in
+# dpu_utils), in tenths, so that comparisons are exact integer arithmetic.
 SET_TENTHS = 8
 MULTISET_TENTHS = 7
 MIN_WORDS = 10
@@ -35,7 +37,7 @@ def extract_first_paragraph(docstring: str) -> str:
     return ' '.join(paragraph.split())
 
 
-def reject_path(path: str) -> str:
+def explain_rejected_path(path: str) -> str:
     """Returns the reason why all functions of a file are rejected, or ''.
 
     Args:
@@ -44,14 +46,14 @@ def reject_path(path: str) -> str:
     return 'test path' if 'test' in path.lower() else ''
 
 
-def reject_name(name: str) -> str:
+def explain_rejected_name(name: str) -> str:
     """Returns the reason why a function with this name is rejected, or ''."""
     if name.startswith('__') and name.endswith('__'):
         return 'dunder name'
     return 'test name' if 'test' in name.lower() else ''
 
 
-def reject_body(body: Sequence[ast.stmt]) -> str:
+def explain_rejected_body(body: Sequence[ast.stmt]) -> str:
     """Returns the reason why a function with these statements is rejected, or ''.
 
     Args:
@@ -65,7 +67,7 @@ def _does_nothing(statement: ast.stmt) -> bool:
     return ellipsis or isinstance(statement, ast.Pass | ast.Raise)
 
 
-def reject_text(doc: str, code: str) -> str:
+def explain_rejected_text(doc: str, code: str) -> str:
     """Returns the reason why a pair is rejected, or ''.
 
     The line with `def` counts as a line of code, blank lines do not. A getter, `def f(self):` with
@@ -100,7 +102,7 @@ def find_near_duplicates(texts: Sequence[str]) -> np.ndarray:
 
     All near duplicates are found, unlike with hashing: two sets with similarity t share a word
     among their rarest len - ceil(t * len) + 1 words (prefix filtering, Bayardo et al. 2007), so
-    only texts that share one are compared.
+    only texts that share such a word are compared.
     """
     bags = [Counter(split_words(text)) for text in texts]
     document_counts = Counter(word for bag in bags for word in bag)

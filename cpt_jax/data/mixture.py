@@ -87,7 +87,7 @@ def make_sources(
         for name in sorted(sections)
     }
     kept = {name: source for name, source in sources.items() if len(source) or split != 'heldout'}
-    return kept, {name: _check_weight(name, sections[name]['weight']) for name in kept}
+    return kept, {name: _parse_weight(name, sections[name]['weight']) for name in kept}
 
 
 def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) -> Source:
@@ -103,13 +103,13 @@ def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) 
     check_section(KINDS[kind], where, section, given)
     try:
         return KINDS[kind](**section, **given)
-    except UserError as error:  # the message contains the argument
+    except UserError as error:  # the message names the argument, so add the section
         raise UserError(
             f'{where}: {error} (arguments of this source are set with --config.{where}.NAME=VALUE)'
         ) from None
 
 
-def _check_weight(name: str, weight: float) -> float:
+def _parse_weight(name: str, weight: float) -> float:
     if not weight > 0:
         raise UserError(
             f'data.sources.{name}.weight is {weight} and must be above 0; to leave the source out, '

@@ -6,8 +6,7 @@ from cpt_jax.runtime.errors import UserError
 
 
 def pack(lengths: np.ndarray, rows: int, row_length: int) -> np.ndarray:
-    """Returns int64[n]: the start of each text, as row * row_length + column; -1 if it does not
-    fit.
+    """Returns int64[n]: the start of each text as row * row_length + column; -1 if it does not fit.
 
     Best fit decreasing: each text, longest first, goes into the fullest row that has room for it.
     The result depends only on the arguments.
@@ -39,8 +38,9 @@ def pack(lengths: np.ndarray, rows: int, row_length: int) -> np.ndarray:
 
 
 def pack_pairs(lengths_bxT: np.ndarray, rows: int, row_length: int) -> np.ndarray:
-    """Returns int64[b, T]: the start of each text of b pairs, as `pack`; all texts of a pair fit,
-    or all have -1.
+    """Returns int64[b, T]: the start of each text of b pairs, in the format of `pack`.
+
+    Either all texts of a pair fit, or all of them have -1.
 
     If not all pairs fit, about as few of the last pairs as necessary are left out. The order of
     pairs is random, and so are the pairs that are left out. `pack` alone would leave out the
@@ -48,7 +48,7 @@ def pack_pairs(lengths_bxT: np.ndarray, rows: int, row_length: int) -> np.ndarra
     """
     pairs, texts = lengths_bxT.shape
     starts_kxT = np.zeros((0, texts), np.int64)
-    # Bisection: the first len(starts_kxT) pairs fit, the first `too_many` do not.
+    # Bisection: the first len(starts_kxT) pairs fit together, the first `too_many` pairs do not.
     too_many = pairs + 1
     tried = pairs
     while too_many - len(starts_kxT) > 1:
@@ -84,8 +84,8 @@ def propose_rows(
 
     Returns:
       (rows, needed_I). `rows` loses one pair in 2,000 of the trial groups, and is then raised by
-      the relative standard error of the sample's mean tokens per pair. `needed_I` is the int number
-      of rows that each trial group needs.
+      the relative standard error of the sample's mean tokens per pair. `needed_I` is
+      int[I], the number of rows that each trial group needs.
 
     Raises:
       UserError: a text is longer than a row.
@@ -101,7 +101,8 @@ def propose_rows(
     needed_I = np.array([count_rows_needed(group[group > 0], row_length) for group in chosen_IxbxT])
 
     def count_lost_pairs(rows: int) -> int:
-        # A group that lacks a fraction of its rows loses that fraction of its pairs, rounded up.
+        # A group that lacks some fraction of its rows loses the same fraction of its pairs, rounded
+        # up.
         return np.sum(-(np.minimum(rows - needed_I, 0) * pairs // needed_I))
 
     rows = int(needed_I.min())
@@ -118,9 +119,10 @@ def propose_smaller_row_counts(
 ) -> tuple[int, ...]:
     """Returns row counts below `most`, ascending, for batches that need fewer rows.
 
-    Counts are chosen greedily: each saves the most rows, and none is added that saves less than
-    1 %. With 64 real (docstring, function) pairs in rows of 256 columns, 46 rows fit nearly every
-    batch and are 87 % full; with 39, 41 and 43 as further choices, rows are 96 % full.
+    Counts are chosen greedily: each added count is the one that saves the most rows, and a count
+    that saves less than 1 % is not added. With 64 real (docstring, function) pairs in rows of 256
+    columns, 46 rows fit nearly every batch and are 87 % full; with 39, 41 and 43 as further
+    choices, rows are 96 % full.
 
     Args:
       needed_I: int, number of rows that each trial group needs.
@@ -132,13 +134,13 @@ def propose_smaller_row_counts(
     needed_N = np.minimum(random.choice(needed_I, (1024, groups)).max(1), most)
     counts = [most]
 
-    def mean_rows(counts: list[int]) -> float:
+    def compute_mean_rows(counts: list[int]) -> float:
         return np.array(counts)[np.searchsorted(counts, needed_N)].mean()
 
     while len(counts) < choices:
         candidates = [sorted({*counts, count}) for count in range(needed_N.min(), most + 1)]
-        best = min(candidates, key=mean_rows)
-        if mean_rows(best) > 0.99 * mean_rows(counts):
+        best = min(candidates, key=compute_mean_rows)
+        if compute_mean_rows(best) > 0.99 * compute_mean_rows(counts):
             break
         counts = best
     return tuple(counts[:-1])

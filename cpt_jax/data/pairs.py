@@ -16,7 +16,7 @@ class Pair(NamedTuple):
       x: first text (a docstring, a query, a passage).
       y: second text (a function, a document, the next passage).
       negatives: hard negatives: texts that are similar to `y` but do not match `x`; often empty.
-      id: readable name that is unique in the source, such as a file and a line.
+      id: human-readable name that is unique in the source, such as 'file:line'.
     """
 
     x: str
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 def digest_texts(*parts: str) -> str:
-    """Returns 32 hex digits that depend only on the parts, on every machine and Python version."""
+    """Returns 32 hex digits that depend only on the parts, not on the machine or Python version."""
     return hashlib.blake2b(
         '\0'.join(parts).encode('utf-8', 'surrogatepass'), digest_size=16
     ).hexdigest()

@@ -19,7 +19,7 @@ class BadRow(Exception):
         self.detail = detail
 
 
-def check_text(field: str, value: object, max_chars: int) -> str:
+def decode_text_field(field: str, value: object, max_chars: int) -> str:
     """Returns the text of a field; bytes are decoded.
 
     Raises:
@@ -86,8 +86,9 @@ class Problems:
         return f'{self.bad:,} of {self.rows:,} rows cannot be used: {kinds}'
 
     def check(self) -> None:
-        """Raises UserError if more than `max_share` of the rows are bad; the message begins with
-        the first of them.
+        """Raises UserError if more than `max_share` of the rows are bad.
+
+        The message begins with the first bad row.
         """
         if self.bad > self.max_share * self.rows:
             kind, (where, detail) = next(iter(self.first.items()))

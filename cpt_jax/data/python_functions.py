@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import NamedTuple
 
-from cpt_jax.data.filters import extract_first_paragraph, reject_body, reject_name, reject_text
+from cpt_jax.data.filters import (
+    explain_rejected_body,
+    explain_rejected_name,
+    explain_rejected_text,
+    extract_first_paragraph,
+)
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -58,17 +63,17 @@ def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
       Exception: any exception of `ast.parse`, such as SyntaxError.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # invalid escapes in the strings of third-party code
+        warnings.simplefilter('ignore')  # third-party code has invalid escapes in strings
         tree = ast.parse(text)
     lines = text.encode().split(b'\n')  # the tree counts columns in UTF-8 bytes
     found = []
-    for name, node in _definitions(tree, ''):
+    for name, node in _iterate_definitions(tree, ''):
         rejected['seen'] += 1
         doc = ast.get_docstring(node, clean=False)
         if doc is None:
             rejected['no documentation'] += 1
             continue
-        reason = reject_name(node.name) or reject_body(node.body[1:])
+        reason = explain_rejected_name(node.name) or explain_rejected_body(node.body[1:])
         if not reason:
             function = Function(
                 name,
@@ -76,7 +81,7 @@ def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
                 extract_first_paragraph(doc),
                 get_source_without_docstring(node, lines),
             )
-            reason = reject_text(function.doc, function.code)
+            reason = explain_rejected_text(function.doc, function.code)
         if reason:
             rejected[reason] += 1
         else:
@@ -84,14 +89,14 @@ def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
     return found
 
 
-def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
+def _iterate_definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Definition):
             yield prefix + child.name, child
         elif isinstance(child, ast.ClassDef):
-            yield from _definitions(child, f'{prefix}{child.name}.')
+            yield from _iterate_definitions(child, f'{prefix}{child.name}.')
         elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
-            yield from _definitions(child, prefix)
+            yield from _iterate_definitions(child, prefix)
 
 
 def get_source_without_docstring(node: Definition, lines: list[bytes]) -> str:
@@ -115,7 +120,7 @@ def get_source_without_docstring(node: Definition, lines: list[bytes]) -> str:
         if not head[-1].strip():
             head = head[:-1]
         kept = head + lines[doc_end:last]
-    # Removes what follows the function on its last line.
+    # Remove the text that follows the function on its last line.
     kept[-1] = kept[-1][: len(kept[-1]) - (len(lines[last - 1]) - last_column)]
     indent = lines[node.lineno - 1][: node.col_offset]
     return b'\n'.join(line.removeprefix(indent) for line in kept).decode().rstrip()

@@ -1,4 +1,4 @@
-"""Sources whose rows stay on disk: the common part of JSON lines and CSV.
+"""Sources whose rows stay on disk: the common code of the JSON lines and CSV sources.
 
 The first use checks every row and caches the offsets of the valid ones. A row is then read from its
 file on access.
@@ -16,18 +16,20 @@ from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
 from cpt_jax.data.split import select_rows
-from cpt_jax.data.unpacked import unpack_files
+from cpt_jax.data.unpacked import decompress_files
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-# Increment when the code below, or that of a format, selects other rows from the same files.
+# Increment when a change to the code below, or to a format, changes the rows that are selected
+# from the same files.
 INDEX_VERSION = 1
 BOM = b'\xef\xbb\xbf'
 
 
 class RowFormat(Protocol):
-    """The format of rows in a file, and the fields to read; its repr is part of a source's
-    fingerprint.
+    """The format of rows in a file, and the fields to read.
+
+    Its repr is part of a source's fingerprint.
     """
 
     @property
@@ -44,13 +46,14 @@ class RowFormat(Protocol):
 
     @property
     def group(self) -> tuple[str, ...]:
-        """Names of fields. Rows with equal values in the first of these fields that they have are
-        held out together.
+        """Fields that define a row's group, in order of preference: the group is the value of the
+        first field that the row has. Rows of the same group are held out together.
         """
 
     def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
-        """Yields (line counted from 1, offset, bytes) of each row of a file, and advances the bar
-        by the bytes read.
+        """Yields (line number from 1, byte offset, content) of each row of a file.
+
+        Also advances the progress bar by the number of bytes read.
         """
 
     def read_header(self, path: Path) -> str:
@@ -68,7 +71,7 @@ class RowFormat(Protocol):
 
 
 def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns a source's argument, one name or several, as a tuple without empty names."""
+    """Returns a name, or a sequence of names, as a tuple without empty names."""
     return tuple(filter(None, (names,) if isinstance(names, str) else names))
 
 
@@ -120,7 +123,7 @@ class RowSource:
           UserError: no file or row is found, or too many rows are bad.
         """
         self._fields = fields
-        self._files = unpack_files(find_input_files(path, self.suffixes))
+        self._files = decompress_files(find_input_files(path, self.suffixes))
         key = digest_texts(str(INDEX_VERSION), digest_file_stats(self._files), repr(fields))
         saved = load_or_build(f'{self.kind}_{key}', lambda: _index_rows(self._files, fields))
         contents, problems = array_to_json(saved['notes'])
@@ -155,8 +158,8 @@ class RowSource:
             row = self._fields.parse(data, file.path)
         except BadRow as error:
             raise UserError(
-                f'{file.found}:{line}: {error.kind}: the file has changed since the program '
-                f'started; start it again'
+                f'{file.original_path}:{line}: {error.kind}: the file has changed since the '
+                f'program started; start it again'
             ) from None
         name = row.get(self._fields.id, f'{file.name}:{line}')
         x, y = self._get_texts(row)
@@ -167,7 +170,7 @@ class RowSource:
         return row[self._fields.x], row[self._fields.y]
 
     def summary(self) -> str:
-        """Returns one line: the number of pairs and rows, and the problems of the other rows."""
+        """Returns one line: the number of pairs and rows, and the problems of the rejected rows."""
         problems = self.problems.summary() or 'all rows can be used'
         return (
             f'{self.kind}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows in '
@@ -184,7 +187,7 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes:
 
 
 def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
-    """Checks every row.
+    """Checks every row, and returns the locations of the valid ones.
 
     Returns:
       Arrays for a cache file. For the n valid rows: `file_number` int32[n], index of the file;
@@ -204,7 +207,7 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
                 try:
                     row = fields.parse(text, file.path)
                 except BadRow as error:
-                    problems.add(error, f'{file.found}:{line}')
+                    problems.add(error, f'{file.original_path}:{line}')
                 else:
                     unit = hash_to_unit_interval(get_split_key(row, fields))
                     found.append((file_index, line, offset, len(text), unit))

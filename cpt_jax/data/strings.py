@@ -20,7 +20,7 @@ class Strings(Sequence[str]):
         self.starts = starts
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> 'Strings':
+    def from_texts(cls, texts: Iterable[str]) -> 'Strings':
         """Stores texts. Lone surrogates, which UTF-8 cannot encode, become question marks."""
         encoded = [text.encode('utf-8', 'replace') for text in texts]
         starts = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
@@ -44,7 +44,7 @@ class Strings(Sequence[str]):
 
 
 class StringSelection(Sequence[str]):
-    """The strings with the given indices, without a copy.
+    """The strings at the given indices; the strings are not copied.
 
     Args:
       texts: all strings.

@@ -29,7 +29,10 @@ Encode = Callable[..., jax.Array]
 
 
 class _Batch(NamedTuple):
-    """A batch of texts from one window, while the devices compute its vectors.
+    """A batch in flight: its vectors are still being computed on the devices.
+
+    All its texts belong to one window. A window is a list of texts that are sorted by length and
+    then split into batches.
 
     Attributes:
       window_NxD: float32, vectors of all texts of the window, filled batch after batch.
@@ -253,7 +256,7 @@ class Embedder:
                     self.tokens += skipped * len(indices)
                     self.shared += skipped * len(indices)
                     prefix = prefixes(prefix_ids) if skipped else None
-                    vectors_RxD = self._start_batch(
+                    vectors_RxD = self._dispatch_batch(
                         [tokens[i][skipped:] for i in indices], rows, row_length, prefix
                     )
                     yield _Batch(window_NxD, indices, vectors_RxD, remaining == 0)
@@ -308,7 +311,7 @@ class Embedder:
             rows //= 4
         return rows * shards
 
-    def _start_batch(
+    def _dispatch_batch(
         self, tokens: Sequence[np.ndarray], rows: int, row_length: int, prefix: Prefix | None = None
     ) -> jax.Array:
         """Dispatches the computation of a batch; returns float32[rows, D], first those of `tokens`.
@@ -326,7 +329,7 @@ class Embedder:
         tokens_RxS = np.zeros((rows, row_length), np.int32)
         for row_S, text in zip(tokens_RxS, tokens, strict=False):
             row_S[: len(text)] = text
-        # An EOS index counts within the rows of one shard, flattened.
+        # EOS indices are positions in the flattened rows of one shard.
         row_in_shard_R = np.arange(rows) % (rows // count_batch_shards(self._mesh))
         eos_Rx1 = (row_in_shard_R * row_length + lengths_R - 1).astype(np.int32)[:, None]
         with jax.set_mesh(self._mesh):

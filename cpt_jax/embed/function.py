@@ -11,7 +11,7 @@ Embed = Callable[[Sequence[str], str], np.ndarray]
 
 
 def embed_texts(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
-    """Returns float32[n, D] from `embed`, checked.
+    """Returns float32[n, D]: the vectors of the texts, after checking that they are finite.
 
     Raises:
       UserError: a vector is not finite; its ranking would be arbitrary.
@@ -29,7 +29,7 @@ def embed_texts(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
 
 
 def embed_distinct(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
-    """Returns float32[n, D] as `embed_texts`, but embeds each distinct text only once.
+    """Returns the same float32[n, D] as `embed_texts`, but embeds each distinct text only once.
 
     Equal texts therefore have bitwise equal vectors.
     """

@@ -149,7 +149,7 @@ def _read_run_setup(
     if isinstance(tokenizer, PretrainedTokenizer):  # the model may have more rows
         vocab_size = config['tokenizer']['vocab_size']
     encoder_config = run.encoder_config(vocab_size, **overrides)
-    encoder_config = encoder_config.resolve_for(jax.devices()[0].platform)
+    encoder_config = encoder_config.resolve_auto(jax.devices()[0].platform)
     limits: dict[Side, int] = {
         'x': max_tokens or config['data']['max_tokens_x'],
         'y': max_tokens or config['data']['max_tokens_y'],
@@ -161,7 +161,7 @@ def _read_run_setup(
 
 
 def _describe_origin(run: EarlierRun) -> dict[str, Any]:
-    """Returns the origin of a run's parameters, as plain values."""
+    """Returns which step, code and data a run's parameters come from, for `settings`."""
     provenance = run.provenance
     origin = {
         'step': run.step,
@@ -176,7 +176,8 @@ def _describe_origin(run: EarlierRun) -> dict[str, Any]:
 
 
 def _wrap_in_template(run: EarlierRun, representation: Representation) -> TextTokenizer:
-    """Returns the run's tokenizer, with the template of the representation or else of the run."""
+    """Returns the run's tokenizer, with the template of the representation or, if it
+    has none, of the run."""
     own_prompt = parse_prompt_section(run.provenance.config['prompt'])
     tokenizer = run.load_tokenizer()
     if representation.is_own and not own_prompt:
@@ -217,7 +218,7 @@ def _load_pretrained(
         tokenizer = PromptTokenizer(model.tokenizer, prompt, model.tokenizer.bos_ids)
         arguments['pooling'] = representation.pooling
     config = EncoderConfig(vocab_size=model.rows, dtype=dtype, **arguments)
-    config = config.resolve_for(mesh.devices.flat[0].platform)
+    config = config.resolve_auto(mesh.devices.flat[0].platform)
     config.check_mesh(mesh)
     encoder = model.load_encoder(config, mesh)
     dense = model.load_dense(mesh)

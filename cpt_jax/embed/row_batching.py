@@ -47,7 +47,7 @@ def encode_rows(
       dense: layers after the pooling; empty for most models.
       prefix: computed prefix of all texts, optional.
       tokens_RxS: int32 ids after the prefix, sharded over the mesh's data and fsdp axes.
-      eos_Rx1: int32, index of each text's last token, as for `Encoder.states`.
+      eos_Rx1: int32, index of each text's last token, as for `Encoder.compute_states`.
     """
     if prefix is not None:
         e_Rx1xD = encode_after_prefix(encoder, prefix, tokens_RxS, eos_Rx1)
@@ -57,7 +57,7 @@ def encode_rows(
         segments_RxS = jnp.where(
             positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0
         )
-        e_Rx1xD = encoder.states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
+        e_Rx1xD = encoder.compute_states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
     for layer in dense:
         e_Rx1xD = layer(e_Rx1xD)
     return jax.reshard(normalize(e_Rx1xD)[:, 0], P())

@@ -1,5 +1,6 @@
-"""Continuous evaluation: scores every checkpoint of a run once, while the run is being trained. Any
-number of programs may take part.
+"""Continuous evaluation: scores every checkpoint of a run once, while the run is being trained.
+
+Any number of programs may evaluate the same run.
 
 A score is final when its row is in results.jsonl (history.py). All other files are derived from the
 rows: the TensorBoard points, best.json, best/ and the report. They are written after each row and
@@ -43,7 +44,7 @@ from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
 POLL_SECONDS = 5
 # Waiting time before the first progress line. It doubles after each line.
 FIRST_LINE_SECONDS = 60
-_HELD = 'scoring'  # prefix of the claims of programs that hold a checkpoint
+_HELD = 'scoring'  # prefix of the lock files of programs that are scoring a checkpoint
 # Settings that differ between the checkpoints of a run.
 _CHECKPOINT_SETTINGS = 'step', 'saved', 'code'
 
@@ -56,13 +57,13 @@ class Follower:
 
     Attributes:
       run: directory of the run.
-      tasks: function from the model's settings to the tasks, which include those of
+      tasks: function that returns the tasks for the settings of a model; they include all tasks in
         `fingerprints`.
       fingerprints: task -> fingerprint of everything that its scores depend on besides the model.
       read_step_settings: function from a step to the embedder settings of its checkpoint, without
         loading the checkpoint.
-      load: function from a step to the embedding function of its checkpoint. The previous embedding
-        function is not used after the call.
+      load: function from a step to the embedding function of its checkpoint. A call may invalidate
+        the embedding function that the previous call returned.
       keep: whether to protect the best checkpoints from deletion.
       row_fingerprints: task -> fingerprint of the rows that this program writes. Filled when
         checkpoints are scored.
@@ -93,11 +94,12 @@ class Follower:
     def update_derived_files(self) -> None:
         """Writes all files that are derived from the rows, except the report."""
         with self._lock_results():
-            self._derive()
+            self._write_derived_files()
 
     def score_new_checkpoints(self) -> bool:
-        """Scores all tasks that have no score yet, on the oldest checkpoints first, because those
-        are deleted first.
+        """Scores all tasks that have no score yet, for the oldest checkpoints first.
+
+        Training deletes the oldest checkpoints first.
 
         Returns:
           Whether something is left to do: other programs are scoring, a checkpoint must be tried
@@ -106,12 +108,12 @@ class Follower:
         steps = self.steps
         left = False
         for step in self._failed - set(steps):
-            self._report_deleted(step)
+            self._report_deleted_checkpoint(step)
         for step in steps:
             if step not in self._given_up:
                 try:
                     left |= self._score_step(step)
-                except _Unreadable as error:
+                except _UnreadableCheckpoint as error:
                     left |= self._should_retry(step, error)
         return left or self.steps != steps  # checkpoints may have been saved in the meantime
 
@@ -133,11 +135,11 @@ class Follower:
         self.row_fingerprints |= {task: fingerprint for *_, task, fingerprint in keys}
         if set(map(get_row_key, self.rows)).issuperset(keys):
             return False
-        # Only if something is missing, because this searches all of the data.
+        # Tasks are only made if a score is missing, because that searches all of the data.
         tasks = {task.name: task for task in self.tasks(settings)}
         embed = None
         left = False
-        with self._hold(step):
+        with self._protect_checkpoint(step):
             for key in keys:
                 task = tasks[key[2]]
                 with try_lock(
@@ -145,15 +147,15 @@ class Follower:
                 ) as mine:
                     # Another program may have written the row in the meantime.
                     if mine and key not in map(get_row_key, self.rows):
-                        embed = embed or self._load(step)
-                        self._score(task, key, settings, embed)
+                        embed = embed or self._load_embed(step)
+                        self._score_task(task, key, settings, embed)
                 left |= not mine
         if embed:
             self.write_report()
         return left
 
     @contextmanager
-    def _hold(self, step: int) -> Iterator[None]:
+    def _protect_checkpoint(self, step: int) -> Iterator[None]:
         """Protects a checkpoint from deletion during the block."""
         with ExitStack() as stack:
             with self._lock_results():
@@ -164,12 +166,12 @@ class Follower:
                         / f'{_HELD}-{step}-{socket.gethostname()}-{os.getpid()}'
                     )
                 )
-                self._derive()
+                self._write_derived_files()
             yield
         self.update_derived_files()
 
     def _find_held_steps(self) -> set[int]:
-        """Returns the steps that are being scored now. Removes the claims of killed programs."""
+        """Returns the steps that are being scored; removes the lock files of killed programs."""
         held = set()
         for path in (self.run / LOCKS_FOLDER).glob(f'{_HELD}-*'):
             with try_lock(path) as free:
@@ -193,21 +195,21 @@ class Follower:
                     self._known[identity] = json.loads(json.dumps(self.read_step_settings(step)))
             return self._known[identity]
         except (UserError, FileNotFoundError) as error:
-            raise _Unreadable(error) from error
+            raise _UnreadableCheckpoint(error) from error
 
-    def _load(self, step: int) -> CachingEmbed:
+    def _load_embed(self, step: int) -> CachingEmbed:
         try:
             with _silence_warnings():
                 return self.load(step)
         except UserError as error:
-            raise _Unreadable(error) from error
+            raise _UnreadableCheckpoint(error) from error
 
     def _should_retry(self, step: int, error: Exception) -> bool:
         """Returns whether to retry an unreadable checkpoint. It is read at most twice, since it may
         be in the middle of being deleted.
         """
         if step not in self.steps:
-            self._report_deleted(step)
+            self._report_deleted_checkpoint(step)
             return False
         if step not in self._failed:
             self._failed.add(step)
@@ -217,14 +219,14 @@ class Follower:
         tqdm.write(f'{error}; not scored')
         return False
 
-    def _report_deleted(self, step: int) -> None:
+    def _report_deleted_checkpoint(self, step: int) -> None:
         self._failed.discard(step)
         tqdm.write(
             f'checkpoint {step} was deleted before it was scored: set checkpoint.keep_latest or '
             f'checkpoint.keep_every to keep more checkpoints'
         )
 
-    def _score(self, task: Task, key: RowKey, settings: Settings, embed: CachingEmbed) -> None:
+    def _score_task(self, task: Task, key: RowKey, settings: Settings, embed: CachingEmbed) -> None:
         step = key[0]
         start = time.perf_counter()
         tqdm.write(f'step {step:,}: {task.name}')
@@ -235,9 +237,9 @@ class Follower:
         store_result(results, task.name, result, self.fingerprints[task.name], newest=True)
         with self._lock_results():
             add_row(self.run / HISTORY, _make_row(key, result, time.perf_counter() - start))
-            self._derive()
+            self._write_derived_files()
 
-    def _derive(self) -> None:
+    def _write_derived_files(self) -> None:
         """Writes the derived files. The caller holds the lock of the results."""
         rows = self.rows
         best = find_best_checkpoints(rows)
@@ -266,7 +268,7 @@ def follow(
     """Scores checkpoints as they are saved, until training ends or the timeout passes.
 
     Args:
-      follower: follower of the run.
+      follower: the run, its tasks and the files to write.
       timeout: seconds without a new checkpoint or a new score, by any program, after which to stop;
         0: stop only when training has ended.
       sleep: replacement of time.sleep, for tests.
@@ -287,7 +289,7 @@ def follow(
         left = follower.score_new_checkpoints()
         last = _read_last_step(follower.run)
         rows = follower.rows
-        # The maximum, because a run may resume from an earlier step.
+        # Not the last element: a run may resume from an earlier step.
         latest = max(follower.steps or [row['step'] for row in rows], default=0)
         if not left and last and latest >= last:
             return f'training ended at step {latest:,}'
@@ -313,8 +315,9 @@ def follow(
 
 @contextmanager
 def _silence_warnings() -> Iterator[None]:
-    """Silences Orbax's long warnings about a checkpoint that is being deleted. This module reports
-    it in one line.
+    """Silences Orbax's long warnings about a checkpoint that is being deleted.
+
+    This module reports such a checkpoint in one line.
     """
     before = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
@@ -324,7 +327,7 @@ def _silence_warnings() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-class _Unreadable(Exception):
+class _UnreadableCheckpoint(Exception):
     """A checkpoint cannot be read."""
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from cpt_jax.evals.fingerprint import fingerprint_weights
-from cpt_jax.evals.registry import find_tasks, select
+from cpt_jax.evals.registry import find_tasks, select_tasks
 from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.store.embedding_cache import CachingEmbed, EmbeddingCache
 from cpt_jax.evals.task import Context
@@ -27,10 +27,11 @@ def check_tasks(
     options: Mapping[str, Any],
     allow_missing: bool = False,
 ) -> None:
-    """Raises UserError for an unknown task or unusable data. Called before the model is loaded,
-    which may take minutes.
+    """Raises UserError for an unknown task or unusable data.
+
+    It is called before the model is loaded, because loading may take minutes.
     """
-    for task in select(find_tasks(data_dir, **options), patterns, data_dir, allow_missing):
+    for task in select_tasks(find_tasks(data_dir, **options), patterns, data_dir, allow_missing):
         task.check()
 
 
@@ -74,7 +75,9 @@ def evaluate_model(
     else:  # a run's checkpoint is identified by the time at which it was saved
         embedder.settings['weights'] = fingerprint_weights(*_find_directories(reference))
     context = Context(embedder.settings, epath.Path(RunDir(Path(output)).trec_runs))
-    tasks = select(find_tasks(data_dir, context, **options), patterns, data_dir, allow_missing)
+    tasks = select_tasks(
+        find_tasks(data_dir, context, **options), patterns, data_dir, allow_missing
+    )
     return run_tasks(
         make_caching_embed(embedder, vectors, keep_vectors),
         embedder.model_name,

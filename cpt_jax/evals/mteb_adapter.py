@@ -1,4 +1,4 @@
-"""An Embedder as an mteb encoder. It takes texts and returns numpy arrays, without torch."""
+"""An adapter that makes an Embedder an mteb encoder; it does not need torch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,5 +1,6 @@
-"""Options of evaluation tasks: fields of frozen dataclasses. launch/evaluate.py makes a flag from
-each.
+"""Options of evaluation tasks, as fields of frozen dataclasses.
+
+launch/evaluate.py has a flag for each option.
 
 An option that several kinds of task share is declared once, in a base class in this module.
 """
@@ -14,7 +15,7 @@ from cpt_jax.search.searcher import BASELINES, INDEXES, Searcher
 
 
 @dataclass(frozen=True)
-class Flag:
+class OptionFlag:
     """The command-line flag of an option.
 
     Attributes:
@@ -35,23 +36,23 @@ class Flag:
     in_model_scores: bool = True
 
 
-def option(default: Any, help: str, **flag: Any) -> Any:
+def declare_option(default: Any, help: str, **flag: Any) -> Any:
     """Returns the dataclass field of one option.
 
     Args:
       default: default value.
       help: text for --help.
-      flag: other attributes of `Flag`.
+      flag: other attributes of `OptionFlag`.
     """
-    return dataclasses.field(default=default, metadata={'flag': Flag(help, **flag)})
+    return dataclasses.field(default=default, metadata={'flag': OptionFlag(help, **flag)})
 
 
-def get_flag(field: dataclasses.Field) -> Flag:
+def get_flag(field: dataclasses.Field) -> OptionFlag:
     return field.metadata['flag']
 
 
 def parse_option(field: dataclasses.Field, value: Any) -> Any:
-    """Returns the value of an option, converted by its `Flag.parse` and checked.
+    """Returns the value of an option after conversion by its `OptionFlag.parse` and checks.
 
     Args:
       field: dataclass field of the option.
@@ -87,9 +88,9 @@ class Options:
 
 @dataclass(frozen=True)
 class SplitOptions(Options):
-    """The split to score; '' is the split of the published tables."""
+    """Split to score; '' selects the split that published results of the task use."""
 
-    split: str = option(
+    split: str = declare_option(
         '',
         'Split of retrieval tasks (qrels/<split>.tsv), sts/STSBenchmark and sts/SICK-R. Default: '
         'test (dev for msmarco). STS12 to STS16 have only a test split.',
@@ -99,9 +100,12 @@ class SplitOptions(Options):
 
 @dataclass(frozen=True)
 class SideOptions(Options):
-    """The side of the texts in tasks with one kind of text."""
+    """Which side (x or y, query or document) all texts are encoded as in symmetric tasks.
 
-    symmetric_side: str = option(
+    A symmetric task has only one kind of text.
+    """
+
+    symmetric_side: str = declare_option(
         'x',
         'Side of all texts in tasks with one kind of text (sts, bias). The papers do not specify '
         'it.',
@@ -115,32 +119,32 @@ def _drop_none(names: Iterable[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class SearchOptions(Options):
-    """The search for the documents of a query."""
+    """How the documents of a query are searched."""
 
-    k: int = option(
+    k: int = declare_option(
         100,
         'Documents kept for each query of a retrieval task; recall is measured at this rank.',
         lower_bound=10,
     )
-    index: str = option(
+    index: str = declare_option(
         'exact',
         'Search method: exact search, or a FAISS index. For a FAISS index, the recall against '
         'exact search is reported too.',
         choices=INDEXES,
     )
-    search_memory: float = option(
+    search_memory: float = declare_option(
         2.0,
         'GiB for the blocks of documents and scores of exact search, on all devices together.',
         lower_bound=0.001,
         in_fingerprint=False,  # rankings do not depend on the block size
     )
-    baselines: Sequence[str] = option(
+    baselines: Sequence[str] = declare_option(
         BASELINES,
         f'Baselines of retrieval and openqa tasks: some of {", ".join(BASELINES)}, or none.',
         parse=_drop_none,
         in_model_scores=False,
     )
-    trec_runs: bool = option(
+    trec_runs: bool = declare_option(
         False,
         'Write the rankings of retrieval and openqa tasks in TREC format: OUTPUT/runs/<task>.trec.',
         in_model_scores=False,

@@ -9,12 +9,12 @@ from etils import epath
 
 from cpt_jax.evals.options import Options, get_flag, parse_option
 from cpt_jax.evals.suites import SUITES, expand_suites
-from cpt_jax.evals.task import Context, Kind, Task, check_is_task
+from cpt_jax.evals.task import Context, Task, TaskKind, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
 from cpt_jax.runtime.errors import UserError
 
-# The order is that in which --tasks '*' runs them.
-KINDS: tuple[Kind, ...] = (
+# All kinds, in the order in which --tasks '*' runs them.
+KINDS: tuple[TaskKind, ...] = (
     codesearch.KIND,
     retrieval.KIND,
     open_qa.KIND,
@@ -95,7 +95,7 @@ def find_tasks(
     return tasks
 
 
-def _check_task(task: Task, name: str, kind: Kind) -> None:
+def _check_task(task: Task, name: str, kind: TaskKind) -> None:
     """Raises TypeError if a task has no fingerprint, or its name does not fit its kind."""
     check_is_task(task, name)
     if task.name != name or not name.startswith(f'{kind.name}/'):
@@ -110,7 +110,7 @@ def select_score_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in chosen.items() if get_flag(fields[name]).in_model_scores}
 
 
-def select(
+def select_tasks(
     tasks: dict[str, Task],
     patterns: Iterable[str],
     data_dir: str | None,
@@ -132,13 +132,14 @@ def select(
     for pattern in expand_suites(patterns, tasks, data_dir, allow_missing):
         found = {name: task for name, task in tasks.items() if fnmatchcase(name, pattern)}
         if not found:
+            similar = _list_similar_tasks(pattern, tasks)
             raise UserError(
-                f'--tasks {pattern}: no such task; available: {_list_similar(pattern, tasks)}; '
+                f'--tasks {pattern}: no such task; available: {similar}; '
                 f'{_describe_layout(pattern, data_dir)}; suites: {", ".join(SUITES)}'
             )
         chosen |= found
     if not chosen:
-        raise UserError(f'--tasks is empty; available: {_list_similar("", tasks)}')
+        raise UserError(f'--tasks is empty; available: {_list_similar_tasks("", tasks)}')
     return list(chosen.values())
 
 
@@ -146,8 +147,8 @@ def _get_kind(name: str) -> str:
     return name.split('/')[0]
 
 
-def _list_similar(pattern: str, tasks: Iterable[str]) -> str:
-    """Returns the available tasks of the pattern's kind, or all available kinds if it has none."""
+def _list_similar_tasks(pattern: str, tasks: Iterable[str]) -> str:
+    """Returns the available tasks of the pattern's kind; if there are none, the available kinds."""
     similar = [name for name in tasks if _get_kind(name) == _get_kind(pattern)]
     return ', '.join(similar or dict.fromkeys(f'{_get_kind(name)}/*' for name in tasks))
 

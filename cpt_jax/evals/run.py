@@ -1,6 +1,4 @@
-"""One evaluation: runs tasks one after the other and updates results.json and the report after
-each.
-"""
+"""Runs tasks one after the other, and updates results.json and the report after each task."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -12,10 +10,10 @@ from tqdm import tqdm
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.report.embedding_map import map_to_json
 from cpt_jax.evals.report.example import examples_to_json
-from cpt_jax.evals.report.page import render
+from cpt_jax.evals.report.page import render_page
 from cpt_jax.evals.store.embedding_cache import CachingEmbed
 from cpt_jax.evals.store.history import HISTORY, read_rows
-from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier
+from cpt_jax.evals.store.results import RESULTS, ResultsFile, read_earlier_json
 from cpt_jax.evals.suites import add_suite_means
 from cpt_jax.evals.task import Result, Task, check_is_task
 from cpt_jax.evals.tasks.bias import add_holm
@@ -23,8 +21,9 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
 
-EXAMPLES = 'examples.json'  # in report/
-MAPS = 'maps.json'  # in report/
+# Files in report/.
+EXAMPLES = 'examples.json'
+MAPS = 'maps.json'
 
 
 def run_tasks(
@@ -79,7 +78,7 @@ def run_tasks(
 
 
 def make_claim_path(output: epath.Path, model: str, task: str) -> Path:
-    """Returns the path of the claim of the program that scores a task of a model."""
+    """Returns the path of the lock file that a program holds while it scores a task of a model."""
     return Path(output / LOCKS_FOLDER / f'{model}-{task}'.replace('/', '-'))
 
 
@@ -93,8 +92,8 @@ def store_result(
       name: task name.
       result: result of the task.
       fingerprint: fingerprint of the task.
-      newest: whether to keep the existing results instead if they belong to a checkpoint that was
-        saved later.
+      newest: whether to keep the existing results instead of `result` if they are of a checkpoint
+        that was saved later.
     """
     output = results.path.parent
     report = output / 'report'
@@ -104,7 +103,7 @@ def store_result(
         examples: dict = {}
         maps: dict = {}
         if not results.describe_replaced_results():
-            examples, maps = read_earlier(report / EXAMPLES), read_earlier(report / MAPS)
+            examples, maps = read_earlier_json(report / EXAMPLES), read_earlier_json(report / MAPS)
         results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows)))
         report.mkdir(parents=True, exist_ok=True)
         write_json(Path(report / EXAMPLES), {**examples, name: examples_to_json(result.examples)})
@@ -121,10 +120,10 @@ def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
     """
     report = output / 'report'
     with wait_for_lock(Path(output / LOCKS_FOLDER / 'results')):
-        results = read_earlier(output / RESULTS)
-        examples = read_earlier(report / EXAMPLES)
-        maps = read_earlier(report / MAPS)
+        results = read_earlier_json(output / RESULTS)
+        examples = read_earlier_json(report / EXAMPLES)
+        maps = read_earlier_json(report / MAPS)
         rows = read_rows(Path(output / HISTORY))
-        page = render(results, examples, metrics_path, rows, list(maps.values()))
+        page = render_page(results, examples, metrics_path, rows, list(maps.values()))
         report.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(report / 'index.html'), page)

@@ -10,7 +10,7 @@ from cpt_jax.runtime.errors import UserError
 CQADUPSTACK = (
     'android english gaming gis mathematica physics programmers stats tex unix webmasters wordpress'
 ).split()
-# Settings that must be equal for all tasks of a mean.
+# Settings that must be equal for all tasks that are averaged.
 COMMON_SETTINGS = 'main_metric', 'protocol', 'split', 'side', 'direction', 'text', 'index'
 
 
@@ -94,8 +94,9 @@ def expand_suites(
 
 
 def add_suite_means(results: dict) -> dict:
-    """Returns `results` with a row for each suite whose tasks all have comparable scores. Rows of
-    other suites, left from earlier, are removed.
+    """Returns `results` with a row for each suite whose tasks all have comparable scores.
+
+    Rows of other suites, from earlier evaluations, are removed.
     """
     rows = {name: row for name, row in results['tasks'].items() if name not in SUITES}
     means = {
@@ -107,7 +108,7 @@ def add_suite_means(results: dict) -> dict:
 
 
 def explain_missing_means(results: dict, patterns: Iterable[str]) -> list[str]:
-    """Returns the reason for each suite in `patterns` that has no mean in `results`, as a line."""
+    """Returns one line for each suite in `patterns` without a mean in `results`: the reason."""
     lines = []
     for name in (pattern.strip() for pattern in patterns):
         if name in SUITES and name not in results['tasks']:

@@ -1,7 +1,8 @@
-"""The interface of evaluation tasks. A task computes scores of an embedding function and of
-baselines.
+"""The interface of evaluation tasks.
 
-A kind of task, such as sts, is one file in tasks/ that ends with its `Kind`, and one line in
+A task computes the scores of an embedding function and of baselines.
+
+A kind of task, such as sts, is one file in tasks/ that ends with its `TaskKind`, and one line in
 registry.py.
 """
 
@@ -34,7 +35,7 @@ class Result(NamedTuple):
       baselines: name of a baseline ('bm25', 'random') -> its scores on some of the metrics; {} if
         there are no baselines.
       examples: example queries for the report.
-      counted: unit of `n`, in the plural.
+      counted: what `n` counts, as a plural noun such as 'pairs'.
       map: map of the embeddings; None if the texts have no labels.
     """
 
@@ -86,7 +87,7 @@ class Task(ABC):
 
 @dataclass(frozen=True)
 class Context:
-    """Everything else that a kind of task may need: model settings, output and shared data.
+    """What kinds of tasks need besides data and options: model settings, output, shared data.
 
     Attributes:
       settings: settings of the model; {} if it is not loaded yet.
@@ -97,16 +98,19 @@ class Context:
     runs: epath.Path | None = None
     _shared: dict[str, Any] = field(default_factory=dict)
 
-    def share(self, key: str, make: Callable[[], Shared]) -> Shared:
-        """Returns `make()`, cached by `key`, so that kinds of tasks share data and embeddings."""
+    def get_or_make(self, key: str, make: Callable[[], Shared]) -> Shared:
+        """Returns the object cached for `key`, or makes and caches it.
+
+        Kinds of tasks use it to share data and embeddings.
+        """
         if key not in self._shared:
             self._shared[key] = make()
         return self._shared[key]
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of task, as the registry and the programs see it.
+class TaskKind:
+    """A kind of task: its name, its options and how its tasks are found.
 
     Attributes:
       name: first part of the task names: 'sts' in 'sts/STS12'.

@@ -15,7 +15,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import TensorNames, resize_token_table
 from cpt_jax.model.formats.llama2c import LLAMA2C
 from cpt_jax.origin.earlier_run import find_run
-from cpt_jax.origin.frozen_base import check_base, get_adapter_base, load_adapters
+from cpt_jax.origin.frozen_base import get_adapter_base, load_adapters, open_checked_base
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
@@ -61,7 +61,7 @@ def export_adapter(reference: str, output: Path) -> ExportedAdapter:
             f'model'
         )
     described = get_adapter_base(run)
-    found = check_base(described, reference)
+    found = open_checked_base(described, reference)
     path = described.path
     if not isinstance(found, Pretrained) or is_adapter_directory(found.directory):
         raise UserError(
@@ -147,5 +147,7 @@ def _read_token_rows(
     (table,) = (
         tensor for tensor in found.family.outer(config) if 'token_embedding' in tensor.parameters
     )
-    table_VxE = resize_token_table(found.files.read(names.of(table)), config.table_rows, added_ids)
+    table_VxE = resize_token_table(
+        found.files.read(names.get_name(table)), config.table_rows, added_ids
+    )
     return table_VxE[ids].astype(np.float32)

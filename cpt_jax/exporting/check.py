@@ -18,7 +18,7 @@ from cpt_jax.exporting.sentence_transformers import MODULES
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.known import FAMILIES
 from cpt_jax.model.families.load import TensorNames
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runtime.errors import UserError
 
@@ -101,7 +101,7 @@ class _Directory:
         self.pooling_file = f'{folder}/config.json'
         self.pooling = self._read(self.pooling_file)
 
-    def has(self, name: str) -> bool:
+    def has_file(self, name: str) -> bool:
         return (self.path / name).is_file()
 
     def _read(self, name: str, kind: type = dict) -> Any:
@@ -235,7 +235,7 @@ def _check_config(files: _Directory) -> Iterator[Defect]:
 
 def _check_weights(files: _Directory) -> Iterator[Defect]:
     try:
-        tensors = Files(files.path)
+        tensors = TensorFiles(files.path)
     except UserError as error:
         yield Defect('model.safetensors', str(error), ALL)
         return
@@ -260,7 +260,7 @@ def _check_weights(files: _Directory) -> Iterator[Defect]:
 
 
 def _check_tokenizer(files: _Directory) -> Iterator[Defect]:
-    if not files.has('tokenizer.json'):
+    if not files.has_file('tokenizer.json'):
         yield Defect('tokenizer.json', 'is missing', TEI)
         return
     try:
@@ -327,7 +327,7 @@ def _check_tokenizer_config(files: _Directory) -> Iterator[Defect]:
 
 
 def _check_modules(files: _Directory) -> Iterator[Defect]:
-    if not files.has('modules.json'):
+    if not files.has_file('modules.json'):
         return  # a plain transformers model
     if not files.modules:
         yield Defect('modules.json', 'is not a list of modules', ST)
@@ -356,9 +356,9 @@ def _check_modules(files: _Directory) -> Iterator[Defect]:
 def _check_pooling(files: _Directory) -> Iterator[Defect]:
     where = '1_Pooling/config.json'
     pooling = files.pooling
-    if not files.has('modules.json'):
+    if not files.has_file('modules.json'):
         return
-    if not files.has(files.pooling_file):
+    if not files.has_file(files.pooling_file):
         yield Defect(where, f'{files.pooling_file} is missing', f'{ST}, {TEI}')
         return
     if 'pooling_mode' in pooling or 'embedding_dimension' in pooling:
@@ -402,7 +402,7 @@ def _check_pooling(files: _Directory) -> Iterator[Defect]:
         not files.is_causal
         and files.model_type == 'bert'
         and mode == 'lasttoken'
-        and not files.has(GOLDEN)
+        and not files.has_file(GOLDEN)
     ):
         yield Defect(where, 'is lasttoken, but BERT is trained for cls or mean', ALL)
 
@@ -420,7 +420,7 @@ def _adds_closing_token(files: _Directory) -> bool:
 
 def _check_lengths(files: _Directory) -> Iterator[Defect]:
     where = 'sentence_bert_config.json'
-    if not files.has('modules.json'):
+    if not files.has_file('modules.json'):
         return
     if 'max_seq_length' not in files.sentence:
         yield Defect(

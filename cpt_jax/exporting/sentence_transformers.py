@@ -91,7 +91,7 @@ def write_layout(
     }
     for name, content in contents.items():
         write_json(directory / name, content)
-    # git, and so a model hub, does not store empty directories.
+    # Git does not store empty directories, and therefore neither does a model hub.
     (directory / paths[-1] / '.gitkeep').touch()
 
 

@@ -63,11 +63,11 @@ def export_tokenizer(tokenizer: Tokenizer, side: Side | None = None) -> Exported
         raise ValueError('two closing delimiters: one tokenizer.json for each side')
     content = _convert_vocabulary(tokenizer)
     content['normalizer'] = _make_sequence(_STRIP, content['normalizer'])
-    opening, closing = tokenizer.delimiters(side or 'x')
+    opening, closing = tokenizer.get_delimiters(side or 'x')
     names = {closing: CLOSING}
     for one, name in _OPENINGS.items():
         if side in (None, one):
-            names[tokenizer.delimiters(one)[0]] = name
+            names[tokenizer.get_delimiters(one)[0]] = name
     first = tokenizer.vocab_size - len(DELIMITERS)
     padding, *unused = [i for i in range(first, tokenizer.vocab_size) if i not in names]
     names[padding] = PADDING

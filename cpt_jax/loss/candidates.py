@@ -1,4 +1,4 @@
-"""Candidates of each text in the batch, and the similarity statistics of a device's anchors.
+"""The candidates that each anchor is compared with, and statistics of their similarities.
 
 Both forms of the loss (dense.py and chunked.py) are built from these functions.
 """
@@ -15,7 +15,7 @@ class PairBlock(NamedTuple):
     """Some pairs of the batch, as anchors or as candidates.
 
     Attributes:
-      e_cxTxD: unit vectors of x, y and hard negatives; candidates come without x.
+      e_cxTxD: unit vectors of x, y and hard negatives; if the pairs are candidates, x is left out.
       ids_cxT: int32 content ids of the texts, x included.
       number_c: int32 indices of the pairs in the batch.
     """
@@ -48,7 +48,10 @@ class RowStats(NamedTuple):
 
 
 class ColumnStats(NamedTuple):
-    """Statistics of the y's of c candidate pairs over this device's anchors, as in RowStats."""
+    """Statistics of each candidate's column (its y) over this device's anchors; c candidates.
+
+    The fields have the same meaning as in RowStats.
+    """
 
     best_c: jax.Array
     total_c: jax.Array

@@ -140,7 +140,8 @@ def _compute_local_chunked_gradients(
         cosine_bxC = compute_cosines(x_bxD, candidates)
         negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
         logits_bxC = jnp.where(negative_bxC | partner_bxC, scale * cosine_bxC, MASKED_LOGIT)
-        # Gradient with respect to the logits: of the rows, then (for the y's) of the columns.
+        # Gradient with respect to the logits: of the loss over rows, then of the loss over columns,
+        # which only the y's have.
         pull_bxC = (
             weight_xy * jnp.exp(logits_bxC - row_lse_b[:, None])
             - (weight_xy + weight_yx) * partner_bxC
@@ -171,7 +172,7 @@ def _compute_local_chunked_gradients(
 def _chunk_candidates(pairs: PairBlock, chunks: int) -> PairBlock:
     """Splits this device's pairs, as candidates, into chunks [I, c, ...].
 
-    Padding of the last chunk has ids 0 and index -1, so that it is nobody's partner.
+    Padding of the last chunk has ids 0 and index -1, so that it is not the partner of any anchor.
     """
     # Indices are shifted by 1 while zeros are padded, and shifted back below.
     candidates = pairs.e_cxTxD[:, 1:], pairs.ids_cxT, pairs.number_c + 1

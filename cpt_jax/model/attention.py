@@ -17,10 +17,10 @@ from cpt_jax.runtime.mesh import BATCH
 # heads.
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
-# Queries of a block. On a CPU, four blocks per row of 256 take half the time of a single block,
-# forward and backward.
+# Number of queries per block. On a CPU, four blocks per row of 256 take half the time of a single
+# block, forward and backward.
 QUERY_BLOCK = 64
-_LANES = 128  # lanes of a TPU vector register; block sizes of the kernel are multiples of it
+_LANES = 128  # lanes per TPU vector register; the kernel's block sizes are multiples of this
 
 
 def make_attend(
@@ -54,7 +54,7 @@ def make_attend(
         form = 'masked'
     if isinstance(is_local, bool):
         return _make_attend_with_reach(segments_RxS, causal, form, reach if is_local else None)
-    # Both take a mask, so one computation serves layers of both kinds.
+    # These forms take a mask, so one computation serves local and other layers.
     if form in ('masked', 'cudnn'):
         return _make_attend_with_mask(
             segments_RxS, causal, form, jnp.where(is_local, reach, segments_RxS.shape[1])
@@ -116,7 +116,7 @@ def attend_masked(
     mask_RxSxS = make_segment_mask(segments_RxS, causal, reach)
     columns = reach if isinstance(reach, int) else length
     q_RxGxMxSxK = (
-        split_heads(q_RxSxHxK, k_RxSxGxK.shape[2]) * q_RxSxHxK.shape[3] ** -0.5
+        group_query_heads(q_RxSxHxK, k_RxSxGxK.shape[2]) * q_RxSxHxK.shape[3] ** -0.5
     ).transpose(0, 2, 3, 1, 4)
     k_RxGxSxK, v_RxGxSxK = k_RxSxGxK.swapaxes(1, 2), v_RxSxGxK.swapaxes(1, 2)
     parts = []
@@ -132,7 +132,7 @@ def attend_masked(
                 v_RxGxSxK[:, :, seen],
             )
         )
-    return merge_heads(jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4))
+    return ungroup_query_heads(jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4))
 
 
 def _attend_scaled(
@@ -186,7 +186,7 @@ def attend_at_ends(
         in_specs=(P(BATCH), P(BATCH), heads, *[kv_heads] * len(kv_RxSxGxK)),
         out_specs=heads,
     )
-    def attend_locally(
+    def attend_on_shard(
         segments_RxS: jax.Array, eos_BxT: jax.Array, q_BxTxHxK: jax.Array, *kv_RxSxGxK: jax.Array
     ) -> jax.Array:
         (pairs, texts, heads, width), (length, groups) = q_BxTxHxK.shape, kv_RxSxGxK[0].shape[1:3]
@@ -202,7 +202,7 @@ def attend_at_ends(
             mask_BxTxS[:, :, None, None, None], q_BxTxGxMx1xK, kv_BxTxGxSxK[0], kv_BxTxGxSxK[-1]
         ).reshape(q_BxTxHxK.shape)
 
-    return attend_locally(segments_RxS, eos_BxT, q_BxTxHxK, *kv_RxSxGxK)
+    return attend_on_shard(segments_RxS, eos_BxT, q_BxTxHxK, *kv_RxSxGxK)
 
 
 def attend_cudnn(
@@ -215,14 +215,14 @@ def attend_cudnn(
     @partial(
         jax.shard_map, in_specs=(P(BATCH), heads, heads, heads), out_specs=heads, check_vma=False
     )
-    def attend_locally(
+    def attend_on_shard(
         mask_RxSxS: jax.Array, q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array
     ) -> jax.Array:
         return jax.nn.dot_product_attention(
             q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, mask=mask_RxSxS[:, None], implementation='cudnn'
         )
 
-    return attend_locally(mask_RxSxS, q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
+    return attend_on_shard(mask_RxSxS, q_RxSxHxK, k_RxSxGxK, v_RxSxGxK)
 
 
 def attend_splash(
@@ -258,7 +258,7 @@ def attend_splash(
     @partial(
         jax.shard_map, in_specs=(heads, heads, heads, P(BATCH)), out_specs=heads, check_vma=False
     )
-    def attend_locally(
+    def attend_on_shard(
         q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array, segments_RxS: jax.Array
     ) -> jax.Array:
         masks = splash_mask.MultiHeadMask([mask] * q_RxSxHxK.shape[2])
@@ -276,10 +276,10 @@ def attend_splash(
 
         return jax.vmap(attend_row)(q_RxSxHxK * (width**-0.5), k_RxSxGxK, v_RxSxGxK, segments_RxS)
 
-    return attend_locally(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, segments_RxS)
+    return attend_on_shard(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, segments_RxS)
 
 
-def split_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:
+def group_query_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:
     """Reshapes [R, S, H, ..] to [R, S, G, M, ..]: M query heads for each of G key heads."""
     r, s, h, width = h_RxSxHx.shape
     spec = jax.typeof(h_RxSxHx).sharding.spec
@@ -288,8 +288,8 @@ def split_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:
     )
 
 
-def merge_heads(h_RxSxGxMx: jax.Array) -> jax.Array:
-    """Reshapes [R, S, G, M, ..] to [R, S, H, ..], the inverse of `split_heads`."""
+def ungroup_query_heads(h_RxSxGxMx: jax.Array) -> jax.Array:
+    """Reshapes [R, S, G, M, ..] to [R, S, H, ..], the inverse of `group_query_heads`."""
     r, s, groups, each, width = h_RxSxGxMx.shape
     spec = jax.typeof(h_RxSxGxMx).sharding.spec
     return jax.lax.reshape(

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.adapters.lora import has_adapter, multiply_with_adapter
-from cpt_jax.model.attention import Attend, attend_at_ends, merge_heads, split_heads
+from cpt_jax.model.attention import Attend, attend_at_ends, group_query_heads, ungroup_query_heads
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import (
@@ -59,9 +59,9 @@ class Norm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention in two parts, `mix` and `combine`.
+    """Multi-head attention in two parts, `mix_values` and `project_heads`.
 
-    The last layer runs `combine` and everything after it only at the ends of texts.
+    The last layer runs `project_heads` and everything after it only at the ends of texts.
     """
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
             self.query_norm = Norm('rmsnorm', config, config.head_width, rngs, *layer_axis)
             self.key_norm = Norm('rmsnorm', config, config.head_width, rngs, *layer_axis)
 
-    def mix(
+    def mix_values(
         self,
         h_RxSxD: jax.Array,
         attend: Attend,
@@ -114,12 +114,12 @@ class Attention(nnx.Module):
         Keys and values of all positions need not be computed, because q (h Wk) = (q Wk) h and
         sum(w h Wv) = sum(w h) Wv. This holds only if no other operation (rotary positions, a
         query-key norm, an adapter) comes between h and the product; otherwise keys and values are
-        computed as in `mix`. The key bias adds the same number to all attention logits of a query,
-        so the softmax does not depend on it, and it is left out.
+        computed as in `mix_values`. The key bias adds the same number to all attention logits of a
+        query, so the softmax does not depend on it, and it is left out.
 
         Args:
           h_RxSxD: input of attention.
-          segments_RxS, positions_RxS: as in `Encoder.states`.
+          segments_RxS, positions_RxS: as in `Encoder.compute_states`.
           eos_BxT: int32, position of the end of each text, as row * S + column within a device's
             rows.
           is_local: whether the layer is local.
@@ -153,16 +153,16 @@ class Attention(nnx.Module):
             for weight in (self.key, self.value)
         )
         q_BxTxGxMxD = self._einsum_by_group(
-            'btgmk,dgk->btgmd', split_heads(q_BxTxHxK, groups), key_DxGxK
+            'btgmk,dgk->btgmd', group_query_heads(q_BxTxHxK, groups), key_DxGxK
         )
-        mixed_BxTxHxD = attend(merge_heads(q_BxTxGxMxD), h_RxSxD[:, :, None])
+        mixed_BxTxHxD = attend(ungroup_query_heads(q_BxTxGxMxD), h_RxSxD[:, :, None])
         a_BxTxGxMxK = self._einsum_by_group(
-            'btgmd,dgk->btgmk', split_heads(mixed_BxTxHxD, groups), value_DxGxK
+            'btgmd,dgk->btgmk', group_query_heads(mixed_BxTxHxD, groups), value_DxGxK
         )
         if self.config.qkv_bias:
             bias_Bx1xGxK = broadcast_vector(self.value_bias, a_BxTxGxMxK[:, :, :, 0])
             a_BxTxGxMxK = a_BxTxGxMxK + bias_Bx1xGxK.astype(a_BxTxGxMxK.dtype)[:, :, :, None]
-        return merge_heads(a_BxTxGxMxK)
+        return ungroup_query_heads(a_BxTxGxMxK)
 
     def _einsum_by_group(
         self, form: str, h_BxTxGxMx: jax.Array, weight_DxGxK: jax.Array
@@ -186,7 +186,7 @@ class Attention(nnx.Module):
         projected_RxSxHxK = self._project(h_RxSxD, name, noise)
         if config.query_key_norm:
             projected_RxSxHxK = getattr(self, f'{name}_norm')(projected_RxSxHxK)
-        # Logits are to be divided by sqrt(attention_width) instead.
+        # This model divides the logits by sqrt(attention_width) instead.
         if name == 'query' and config.attention_width not in (0, config.head_width):
             projected_RxSxHxK = (
                 projected_RxSxHxK * (config.head_width / config.attention_width) ** 0.5
@@ -209,7 +209,7 @@ class Attention(nnx.Module):
             return out
         return out + broadcast_vector(getattr(self, f'{name}_bias'), out).astype(out.dtype)
 
-    def combine(self, a: jax.Array, noise: Noise) -> jax.Array:
+    def project_heads(self, a: jax.Array, noise: Noise) -> jax.Array:
         """Projects the outputs of all heads, [..., H, K], back to the residual stream, [..., D]."""
         out = multiply_with_adapter(
             self, 'out', '...hk,hkd->...d', a, ('tensor', None, None), P(BATCH), noise
@@ -288,19 +288,19 @@ class Block(nnx.Module):
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs, *layer_axis: tuple[int, None]):
         self.config = config
 
-        def norm() -> Norm:
+        def make_norm() -> Norm:
             return Norm(config.norm, config, config.width, rngs, *layer_axis)
 
-        self.attention_norm = norm()
+        self.attention_norm = make_norm()
         self.attention = Attention(config, rngs, *layer_axis)
         if config.parallel != 'one norm':
-            self.feed_forward_norm = norm()
+            self.feed_forward_norm = make_norm()
         self.feed_forward = FeedForward(config, rngs, *layer_axis)
         if config.norm_place == 'both':
-            self.attended_norm = norm()
-            self.fed_norm = norm()
+            self.attended_norm = make_norm()
+            self.fed_norm = make_norm()
 
-    def mix(
+    def mix_values(
         self,
         x_RxSxD: jax.Array,
         attend: Attend,
@@ -308,8 +308,11 @@ class Block(nnx.Module):
         is_local: bool | jax.Array,
         noise: Noise,
     ) -> jax.Array:
-        """Runs attention up to the weighted sum of values, [R, S, H, K]; see `Attention.mix`."""
-        return self.attention.mix(
+        """Runs attention up to the weighted sum of values, [R, S, H, K].
+
+        See `Attention.mix_values`.
+        """
+        return self.attention.mix_values(
             self.compute_attention_input(x_RxSxD, noise.layer),
             attend,
             positions_RxS,
@@ -327,18 +330,18 @@ class Block(nnx.Module):
         return jnp.where(layer == 0, x, self.attention_norm(x))
 
     def add_residual_and_feed_forward(self, x: jax.Array, a: jax.Array, noise: Noise) -> jax.Array:
-        """Runs the part of a layer that treats each position separately, after `mix`.
+        """Runs the part of a layer that treats each position separately, after `mix_values`.
 
         Args:
           x: float[.., .., D], residual stream at the input of the layer.
-          a: float[.., .., H, K], result of `mix`.
+          a: float[.., .., H, K], result of `mix_values`.
           noise: source of dropout for the same tokens.
 
         Returns:
           float[.., .., D], residual stream at the output of the layer.
         """
         keys, layer = noise
-        a = self.attention.combine(a, noise)
+        a = self.attention.project_heads(a, noise)
         if self.config.norm_place == 'both':
             a = self.attended_norm(a)
         attended = x + dropout(a, keys, self.config.dropout, 2 * layer + 1)

@@ -32,7 +32,7 @@ _CHOICES = {
 _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
 
-class DenseShape(NamedTuple):
+class DenseConfig(NamedTuple):
     """The shape of a Dense module, an entry of the config key `model.dense`.
 
     Attributes:
@@ -161,7 +161,7 @@ class EncoderConfig:
     embedding_scale: bool = False
     token_types: int = 0
     tied: bool = True
-    dense: tuple[DenseShape, ...] = ()
+    dense: tuple[DenseConfig, ...] = ()
     freeze_dense: bool = False
 
     def __post_init__(self):
@@ -193,7 +193,7 @@ class EncoderConfig:
             'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),
             'local_layers': tuple(map(bool, self.local_layers)),
-            'dense': tuple(DenseShape(*layer) for layer in self.dense),
+            'dense': tuple(DenseConfig(*layer) for layer in self.dense),
         }
         for key, value in derived.items():
             object.__setattr__(self, key, value)
@@ -238,7 +238,7 @@ class EncoderConfig:
                 if size % mesh.shape[axis]:
                     raise UserError(f'mesh.{axis}={mesh.shape[axis]} does not divide {key}={size}')
 
-    def resolve_for(self, platform: str) -> 'EncoderConfig':
+    def resolve_auto(self, platform: str) -> 'EncoderConfig':
         """Returns this config with every 'auto' resolved for a platform.
 
         GPUs and TPUs get bfloat16 and an attention kernel. XLA:CPU runs the body of a scan at about

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.config import DenseShape
-from cpt_jax.model.families.family import choose, refuse_unless
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.config import DenseConfig
+from cpt_jax.model.families.family import refuse_unless, translate_config_value
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.initializers import constant, normal
 from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
 from cpt_jax.runtime.errors import UserError
@@ -32,7 +32,7 @@ _ACTIVATIONS = {
 class Dense(nnx.Module):
     """A linear layer followed by an activation, replicated on each device."""
 
-    def __init__(self, shape: DenseShape, width: int, rngs: nnx.Rngs):
+    def __init__(self, shape: DenseConfig, width: int, rngs: nnx.Rngs):
         """Makes random parameters.
 
         Args:
@@ -48,9 +48,9 @@ class Dense(nnx.Module):
             self.dense_bias = make_parameter(rngs, constant(0.0), (shape.width, None))
 
     @property
-    def shape(self) -> DenseShape:
+    def shape(self) -> DenseConfig:
         """Output dimension, bias and activation."""
-        return DenseShape(
+        return DenseConfig(
             self.dense_weight[...].shape[0], hasattr(self, 'dense_bias'), self.activation
         )
 
@@ -69,7 +69,7 @@ class Dense(nnx.Module):
         return jnp.tanh(e_BxTxE) if self.activation == 'tanh' else e_BxTxE
 
 
-def make_dense(shapes: Sequence[DenseShape], width: int, rngs: nnx.Rngs) -> tuple[Dense, ...]:
+def make_dense(shapes: Sequence[DenseConfig], width: int, rngs: nnx.Rngs) -> tuple[Dense, ...]:
     """Returns layers with random parameters, the first of which has the input dimension `width`."""
     layers = []
     for shape in shapes:
@@ -78,13 +78,13 @@ def make_dense(shapes: Sequence[DenseShape], width: int, rngs: nnx.Rngs) -> tupl
     return tuple(layers)
 
 
-def read_dense_shapes(
+def read_dense_configs(
     configs: Mapping[Path, Mapping[str, Any]], width: int
-) -> tuple[DenseShape, ...]:
+) -> tuple[DenseConfig, ...]:
     """Returns the shapes of Dense modules; see `load_dense`."""
     shapes = []
     for folder, config in configs.items():
-        shapes.append(_read_shape(folder, config, width))
+        shapes.append(_read_config(folder, config, width))
         width = shapes[-1].width
     return tuple(shapes)
 
@@ -108,33 +108,33 @@ def load_dense(
         the output dimension of the module before it.
     """
     layers = []
-    for shape, (folder, _) in zip(read_dense_shapes(configs, width), configs.items(), strict=True):
+    for shape, (folder, _) in zip(read_dense_configs(configs, width), configs.items(), strict=True):
         layers.append(_load_layer(folder, shape, width, mesh))
         width = shape.width
     return tuple(layers)
 
 
-def _read_shape(folder: Path, config: Mapping[str, Any], width: int) -> DenseShape:
+def _read_config(folder: Path, config: Mapping[str, Any], width: int) -> DenseConfig:
     try:
-        activation = choose(
+        activation = translate_config_value(
             config, 'activation_function', _ACTIVATIONS, 'torch.nn.modules.activation.Tanh'
         )
         refuse_unless(config, 'use_residual', False)
         refuse_unless(config, 'module_input_name', 'sentence_embedding')
         refuse_unless(config, 'module_output_name', 'sentence_embedding', None)
         refuse_unless(config, 'in_features', width)
-        return DenseShape(config['out_features'], bool(config.get('bias', True)), activation)
+        return DenseConfig(config['out_features'], bool(config.get('bias', True)), activation)
     except KeyError as error:
         raise UserError(f'{folder}/config.json: has no key {error.args[0]!r}') from None
     except UserError as error:
         raise UserError(f'{folder}/{error}') from None
 
 
-def _load_layer(folder: Path, shape: DenseShape, width: int, mesh: jax.sharding.Mesh) -> Dense:
+def _load_layer(folder: Path, shape: DenseConfig, width: int, mesh: jax.sharding.Mesh) -> Dense:
     wanted: dict[str, tuple[int, ...]] = {'linear.weight': (shape.width, width)}
     if shape.has_bias:
         wanted['linear.bias'] = (shape.width,)
-    files = Files(folder)
+    files = TensorFiles(folder)
     if files.names != wanted.keys():
         raise UserError(
             f'{folder}: has the tensors {", ".join(sorted(files.names))}, but config.json '

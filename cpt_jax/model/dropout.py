@@ -33,10 +33,10 @@ def make_token_keys(key: jax.Array, texts_RxS: jax.Array, positions_RxS: jax.Arr
       positions_RxS: int32, position of each token in its text.
     """
 
-    def fold(text, position):
+    def fold_in(text, position):
         return jax.random.fold_in(jax.random.fold_in(key, text), position)
 
-    return jax.vmap(jax.vmap(fold))(texts_RxS, positions_RxS)
+    return jax.vmap(jax.vmap(fold_in))(texts_RxS, positions_RxS)
 
 
 def dropout(h: jax.Array, keys: jax.Array | None, rate: float, site: int | jax.Array) -> jax.Array:
@@ -47,8 +47,8 @@ def dropout(h: jax.Array, keys: jax.Array | None, rate: float, site: int | jax.A
       h: float[.., .., *D], activations of R x S tokens or of B x T texts.
       keys: random keys of the tokens; None: no dropout.
       rate: fraction of elements set to zero.
-      site: index of the place in the model where dropout is applied; each place has its own, so
-        that masks differ.
+      site: index of the place in the model where dropout is applied; each place has its own index,
+        so that masks differ.
     """
     if keys is None or not rate:
         return h

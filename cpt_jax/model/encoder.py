@@ -18,7 +18,8 @@ from cpt_jax.model.parameter import gather_weight, look_up_rows, make_parameter
 from cpt_jax.model.pooling import POOLINGS, normalize, pick
 from cpt_jax.runtime.mesh import BATCH
 
-# (is_local, inputs of the layer) -> (attention function, arrays to save); see Encoder.run_layers.
+# Function (is_local, inputs of the layer) -> (attention function, arrays to save); see
+# Encoder.run_layers.
 MakeLayerAttend = Callable[[bool | jax.Array, Any], tuple[Attend, Sequence[jax.Array]]]
 
 # Activations saved for the backward pass, by the value of `model.remat`; the others are recomputed.
@@ -37,7 +38,7 @@ T = TypeVar('T')
 def with_matmul_precision(
     function: Callable[Concatenate[E, Arguments], T],
 ) -> Callable[Concatenate[E, Arguments], T]:
-    """Decorates a function of an Encoder to run with its `EncoderConfig.matmul_precision`."""
+    """Decorates a function of an Encoder so that it runs with the config's `matmul_precision`."""
 
     @wraps(function)
     def wrapped(encoder: E, *arguments: Arguments.args, **keywords: Arguments.kwargs) -> T:
@@ -96,11 +97,15 @@ class Encoder(nnx.Module):
         eos_BxT: jax.Array,
         keys_RxS: jax.Array | None = None,
     ) -> jax.Array:
-        """Returns the unit vectors of texts, float32[B, T, D]: `states`, normalized."""
-        return normalize(self.states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS))
+        """Returns the unit vectors of texts, float32[B, T, D]: the normalized results of
+        `compute_states`.
+        """
+        return normalize(
+            self.compute_states(tokens_RxS, segments_RxS, positions_RxS, eos_BxT, keys_RxS)
+        )
 
     @with_matmul_precision
-    def states(
+    def compute_states(
         self,
         tokens_RxS: jax.Array,
         segments_RxS: jax.Array,
@@ -112,8 +117,8 @@ class Encoder(nnx.Module):
 
         Args:
           tokens_RxS: int32 token ids; rows are split over the mesh's data and fsdp axes.
-          segments_RxS: int32, index of each token's text, from 1; 0 is padding. Indices count
-            within the row, or if the pooling is 'mean', within all rows of the device.
+          segments_RxS: int32, index of each token's text, from 1; 0 is padding. Indices are
+            unique within the row, or within all rows of the device if the pooling is 'mean'.
           positions_RxS: int32, position of each token in its text, from 0.
           eos_BxT: int32, position of the closing delimiter of T texts of each of B pairs, as
             row * S + column within the rows of the device that holds the pair.
@@ -126,7 +131,7 @@ class Encoder(nnx.Module):
         """
         pooling = POOLINGS[self.config.pooling]
         if pooling.reduce:
-            h_RxSxD = self.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+            h_RxSxD = self.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
             return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT)
         x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
@@ -139,7 +144,7 @@ class Encoder(nnx.Module):
         end_noise = Noise(None if keys_RxS is None else pick(keys_RxS, pooled_BxT), number)
 
         @self._apply_remat
-        def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
+        def run_last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             # Gathering the rows of each text is cheap only on a CPU.
             if self.config.attention == 'blocks':
                 h_RxSxD = block.compute_attention_input(x_RxSxD, number)
@@ -148,16 +153,16 @@ class Encoder(nnx.Module):
                 )
             else:
                 a_BxTxHxK = pick(
-                    block.mix(x_RxSxD, attend, positions_RxS, is_local, noise), pooled_BxT
+                    block.mix_values(x_RxSxD, attend, positions_RxS, is_local, noise), pooled_BxT
                 )
             return block.add_residual_and_feed_forward(
                 pick(x_RxSxD, pooled_BxT), a_BxTxHxK, end_noise
             )
 
-        return self.apply_final_projection(last_layer(self.last, x_RxSxD)).astype(jnp.float32)
+        return self.apply_final_projection(run_last_layer(self.last, x_RxSxD)).astype(jnp.float32)
 
     @with_matmul_precision
-    def all_states(
+    def compute_token_states(
         self,
         tokens_RxS: jax.Array,
         segments_RxS: jax.Array,
@@ -167,7 +172,7 @@ class Encoder(nnx.Module):
         """Returns the state of every token after the final norm, [R, S, D] in the compute dtype.
 
         Args:
-          tokens_RxS, segments_RxS, positions_RxS, keys_RxS: as in `states`.
+          tokens_RxS, segments_RxS, positions_RxS, keys_RxS: as in `compute_states`.
         """
         x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
@@ -175,13 +180,13 @@ class Encoder(nnx.Module):
         attend = self._make_attend(segments_RxS, is_local)
 
         @self._apply_remat
-        def last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
+        def run_last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
             noise = Noise(keys_RxS, number)
             return block.add_residual_and_feed_forward(
-                x_RxSxD, block.mix(x_RxSxD, attend, positions_RxS, is_local, noise), noise
+                x_RxSxD, block.mix_values(x_RxSxD, attend, positions_RxS, is_local, noise), noise
             )
 
-        return self.apply_final_projection(last_layer(self.last, x_RxSxD))
+        return self.apply_final_projection(run_last_layer(self.last, x_RxSxD))
 
     def _make_attend(self, segments_RxS: jax.Array, is_local: bool | jax.Array) -> Attend:
         return make_attend(
@@ -251,7 +256,7 @@ class Encoder(nnx.Module):
 
         Args:
           x_RxSxD: residual stream at the input of the first layer.
-          positions_RxS, keys_RxS: as in `states`.
+          positions_RxS, keys_RxS: as in `compute_states`.
           make_layer_attend: function called in each layer with (whether the layer is local, its
             slice of `layer_inputs`). It returns the layer's attention function, and a sequence to
             which that function appends the arrays to save.
@@ -268,20 +273,20 @@ class Encoder(nnx.Module):
         has_both_kinds = len(set(kinds)) == 2
 
         @self._apply_remat
-        def layer(
+        def run_layer(
             x_RxSxD: jax.Array, layer_slice: tuple[jax.Array, Block, jax.Array | None, Any]
         ) -> tuple[jax.Array, tuple]:
             number, block, scanned_is_local, inputs = layer_slice
             is_local = kinds[0] if scanned_is_local is None else scanned_is_local
             noise = Noise(keys_RxS, number)
             attend, saved = make_layer_attend(is_local, inputs)
-            a_RxSxHxK = block.mix(x_RxSxD, attend, positions_RxS, is_local, noise)
+            a_RxSxHxK = block.mix_values(x_RxSxD, attend, positions_RxS, is_local, noise)
             return block.add_residual_and_feed_forward(x_RxSxD, a_RxSxHxK, noise), tuple(saved)
 
         are_local = jnp.array(kinds) if has_both_kinds else None
         per_layer = jnp.arange(inner), self.blocks, are_local, layer_inputs
         unroll = inner if self.config.layer_loop == 'unroll' else 1
-        return jax.lax.scan(layer, x_RxSxD, per_layer, unroll=unroll)
+        return jax.lax.scan(run_layer, x_RxSxD, per_layer, unroll=unroll)
 
     def _apply_remat(self, function):
         if self.config.remat not in REMAT:

@@ -37,7 +37,8 @@ def count_step_flops(
     similarities = pairs * (pairs * (texts - 1)) * config.vector_width
     if not lora or not lora.rank:
         return 3 * 2 * (layers + similarities)
-    # Attention products have no frozen weights. With 'blocks', those of the last layer are few.
+    # Attention products have no frozen weights. With 'blocks', the last layer has few of them,
+    # which are left out.
     attention_layers = config.layers - (config.attention == 'blocks')
     scores = attention_layers * tokens * _count_mixing_products(config, row_length)
     return 2 * 2 * (layers - scores) + 3 * 2 * (scores + adapters + similarities)
@@ -47,7 +48,7 @@ def count_embedding_flops(
     config: EncoderConfig, tokens: int, row_length: int, texts: int, lora: LoRA | None = None
 ) -> int:
     """Counts the floating-point operations of embedding a batch of texts, one per row (forward pass
-    only); arguments as in `count_step_flops`.
+    only); the arguments are as in `count_step_flops`.
     """
     return 2 * (
         _count_layer_products(config, tokens, row_length, texts)
@@ -56,7 +57,7 @@ def count_embedding_flops(
 
 
 def _count_layer_products(config: EncoderConfig, tokens: int, row_length: int, texts: int) -> int:
-    """Counts the multiply-adds of all layers, forward."""
+    """Counts the multiply-adds of all layers in the forward pass."""
     ends = _count_final_positions(config, tokens, texts)
     inputs, output, feed_forward = _count_layer_parameters(config)
     mixing = _count_mixing_products(config, row_length)
@@ -71,7 +72,7 @@ def _count_layer_products(config: EncoderConfig, tokens: int, row_length: int, t
 def _count_adapter_products(
     config: EncoderConfig, tokens: int, texts: int, lora: LoRA | None
 ) -> int:
-    """Counts the multiply-adds of all adapters, forward."""
+    """Counts the multiply-adds of all adapters in the forward pass."""
     if not lora or not lora.rank:
         return 0
     inputs = _count_adapter_parameters(config, lora, 'query', 'key', 'value')

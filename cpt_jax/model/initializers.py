@@ -53,10 +53,10 @@ def choose_value_and_out_initializers(config: EncoderConfig) -> tuple[Initialize
             'model.init=passthrough needs model.kv_heads = model.heads and model.heads x '
             'model.head_width = model.width'
         )
-    return passthrough, passthrough
+    return init_passthrough, init_passthrough
 
 
-def passthrough(
+def init_passthrough(
     key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype, out_sharding: P
 ) -> jax.Array:
     """Initializes a value or output projection of every layer to the identity.

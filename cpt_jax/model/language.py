@@ -12,7 +12,7 @@ from cpt_jax.model.parameter import gather_weight
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
-# Logits are held for about this many tokens of a device at a time: 400 MB with GPT-2's vocabulary.
+# Maximum tokens per device whose logits are held at a time: 400 MB with GPT-2's vocabulary.
 _MAX_LOGIT_TOKENS = 2048
 
 
@@ -61,14 +61,14 @@ def predict_tokens(
     table, which is also the output head.
 
     Args:
-      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as in `Encoder.states`.
-      ids: number of ids that can be predicted, from 0 on; 0: the whole vocabulary.
+      tokens_RxS, segments_RxS, positions_RxS, keys_RxS: packed rows as in `Encoder.compute_states`.
+      ids: number of ids that can be predicted: ids 0 to `ids` - 1; 0: the whole vocabulary.
 
     Raises:
       UserError: see `check_language_model`.
     """
     check_language_model(encoder.config)
-    h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
+    h_RxSxD = encoder.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
     next_RxS = jnp.roll(tokens_RxS, -1, axis=1)
     ids = ids or encoder.config.vocab_size
     losses_RxS, right_RxS = _compute_losses_and_hits(encoder, h_RxSxD, next_RxS, ids)

@@ -1,4 +1,4 @@
-"""Parameters, declared with shape, sharding and initializer, and their use inside a layer."""
+"""Declares parameters with shape, sharding and initializer, and gathers them for use in a layer."""
 
 from typing import Protocol, TypeVar
 
@@ -21,7 +21,7 @@ class Frozen(nnx.Variable):
     """A variable that is not trained: no gradient, no optimizer state, any dtype."""
 
 
-class EncodedWeight(Protocol):
+class QuantizedWeight(Protocol):
     """A frozen weight stored as codes (adapters/nf4.py)."""
 
     def gather(self, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
@@ -43,7 +43,7 @@ def make_parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | No
 
 
 def gather_weight(
-    weight: nnx.Variable | EncodedWeight, dtype: jnp.dtype, *spec: str | None
+    weight: nnx.Variable | QuantizedWeight, dtype: jnp.dtype, *spec: str | None
 ) -> jax.Array:
     """Casts a weight to the compute dtype and gathers it over fsdp.
 
@@ -64,7 +64,8 @@ def look_up_rows(table: nnx.Variable, rows_RxS: jax.Array, dtype: jnp.dtype) -> 
 
     The lookup uses the dtype of the table (float32), because the backward pass adds up the
     gradients of a row one by one in the lookup dtype. Many tokens of a batch use the same row (a
-    delimiter, a position), and a running sum in bfloat16 stops growing at 256 times its summands.
+    delimiter, a position), and a running sum in bfloat16 stops growing at 256 times the size of its
+    summands.
     A frozen table has no gradient, so it is looked up in the compute dtype.
     """
     lookup_dtype = dtype if isinstance(table, Frozen) else table[...].dtype
@@ -111,7 +112,7 @@ def gather_once(module: T) -> T:
 
 
 def is_variable(node: object) -> bool:
-    """Whether a node of a module tree is a variable, trained or frozen."""
+    """Returns whether a node of a module tree is a variable, trained or frozen."""
     return isinstance(node, nnx.Variable)
 
 

@@ -21,18 +21,18 @@ def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
 
     Args:
       h_RxSx: rows, split over the batch axes.
-      eos_BxT: int32 positions, as row * S + column within a device's rows; each device picks only
-        from its own rows.
+      eos_BxT: int32, position of each element to pick, as row * S + column within a device's rows;
+        each device picks only from its own rows.
     """
     rest = jax.typeof(h_RxSx).sharding.spec[2:]
 
     @partial(
         jax.shard_map, in_specs=(P(BATCH, None, *rest), P(BATCH)), out_specs=P(BATCH, None, *rest)
     )
-    def pick_locally(h: jax.Array, eos: jax.Array) -> jax.Array:
+    def pick_on_shard(h: jax.Array, eos: jax.Array) -> jax.Array:
         return h.reshape(-1, *h.shape[2:])[eos]
 
-    return pick_locally(h_RxSx, eos_BxT)
+    return pick_on_shard(h_RxSx, eos_BxT)
 
 
 def average_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def average_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Arra
     """
 
     @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
-    def average_locally(
+    def average_on_shard(
         h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array
     ) -> jax.Array:
         segments = segments_RxS.reshape(-1)
@@ -57,7 +57,7 @@ def average_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Arra
         )
         return (total / jnp.maximum(count, 1)[:, None])[segments[eos_BxT]]
 
-    return average_locally(h_RxSxD, segments_RxS, eos_BxT)
+    return average_on_shard(h_RxSxD, segments_RxS, eos_BxT)
 
 
 class Pooling(NamedTuple):

@@ -33,7 +33,7 @@ class Prefix(NamedTuple):
       inner: keys and values of all layers except the last, [N - 1, R, P, G, K] each; None for a
         model of one layer.
       last: keys and values of the last layer, [R, P, G, K] each.
-      length: int32[], number of ids; the other of the P columns are padding.
+      length: int32[], number of ids of the prefix; the remaining columns of the P are padding.
     """
 
     inner: KeysValues | None
@@ -98,7 +98,7 @@ def compute_prefix(encoder: Encoder, tokens_RxP: jax.Array, length: jax.Array) -
     number = encoder.config.layers - 1
     is_local = encoder.config.is_local(number)
     attend, saved = make_layer_attend(is_local, None)
-    encoder.last.mix(x_RxPxD, attend, positions_RxP, is_local, Noise(None, number))
+    encoder.last.mix_values(x_RxPxD, attend, positions_RxP, is_local, Noise(None, number))
     keys, values = saved
     return Prefix(inner, (keys, values), length)
 
@@ -145,7 +145,7 @@ def encode_after_prefix(
         device.
 
     Returns:
-      float32[R, 1, D], the same states as `Encoder.states` of the whole texts.
+      float32[R, 1, D], the same states as `Encoder.compute_states` of the whole texts.
     """
     config = encoder.config
     length = tokens_RxS.shape[1]
@@ -184,7 +184,7 @@ def encode_after_prefix(
         )
 
     noise = Noise(None, number)
-    a_Rx1xHxK = encoder.last.mix(x_RxSxD, attend_at_ends, positions_RxS, is_local, noise)
+    a_Rx1xHxK = encoder.last.mix_values(x_RxSxD, attend_at_ends, positions_RxS, is_local, noise)
     x_Rx1xD = encoder.last.add_residual_and_feed_forward(pick(x_RxSxD, eos_Rx1), a_Rx1xHxK, noise)
     return encoder.apply_final_projection(x_Rx1xD).astype(jnp.float32)
 
@@ -221,7 +221,7 @@ def _attend_after_prefix(
 ) -> jax.Array:
     """Computes causal float32 softmax attention to the prefix and to the row itself.
 
-    Rows are short, so all scores are held at once. The scores with the prefix are one product for
+    Rows are short, so all logits are held at once. The logits with the prefix are one product for
     all rows of a device.
 
     Args:
@@ -238,15 +238,15 @@ def _attend_after_prefix(
     heads = P(BATCH, None, 'tensor', None)
 
     @partial(jax.shard_map, in_specs=(P(), P(), P(BATCH), *[heads] * 5), out_specs=heads)
-    def attend_locally(
+    def attend_on_shard(
         length, reach, columns_RxQ, q_RxQxHxK, k_RxSxGxK, v_RxSxGxK, k_1xPxGxK, v_1xPxGxK
     ) -> jax.Array:
         rows, queries, heads, width = q_RxQxHxK.shape
         groups = k_RxSxGxK.shape[2]
         product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-        # Scores keep the layouts of the products: [G, U, P], where U is (row, query, head of the
+        # Logits keep the layouts of the products: [G, U, P], where U is (row, query, head of the
         # group), and [R, G, M, S], where M is (query, head of the group). Transposing them costs
-        # more than the products (on a CPU, a model of width 64 took 1.7 times as long).
+        # more than the products (on a CPU, a model of dimension 64 took 1.7 times as long).
         q_GxUxK = (
             (q_RxQxHxK * width**-0.5)
             .reshape(rows * queries, groups, -1, width)
@@ -293,4 +293,4 @@ def _attend_after_prefix(
             .reshape(q_RxQxHxK.shape)
         )
 
-    return attend_locally(length, reach, columns_RxQ, q_RxQxHxK, k_RxSxGxK, v_RxSxGxK, *prefix_kv)
+    return attend_on_shard(length, reach, columns_RxQ, q_RxQxHxK, k_RxSxGxK, v_RxSxGxK, *prefix_kv)

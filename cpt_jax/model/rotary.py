@@ -24,7 +24,7 @@ def rotate(
     Args:
       x_RxSxHxK: queries or keys.
       positions_RxS: int32, position of each token in its text.
-      config: architecture; its base, scaling and pairs are used.
+      config: architecture, from which base, scaling and pairing of dimensions are read.
       is_local: whether the layer is local, and so uses the local base and scaling.
     """
     kinds = (
@@ -73,8 +73,8 @@ def compute_rotary_frequencies(
         `length` positions is divided by the factor, one with more than `high` turns is unchanged,
         and in between the two are interpolated linearly by the number of turns.
         ('yarn', factor, slow, fast, length, truncated, attention_factor), YaRN (arXiv 2309.00071):
-        the same with `slow` and `fast` for `low` and `high`, but interpolated linearly by the index
-        of the frequency, between bounds that are rounded to integers if `truncated`; rotated
+        as llama3 with `slow` and `fast` for `low` and `high`, but interpolated linearly by the
+        index of the frequency, between bounds that are rounded to integers if `truncated`; rotated
         vectors are multiplied by the attention factor.
 
     Raises:

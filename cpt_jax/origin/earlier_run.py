@@ -14,7 +14,7 @@ from cpt_jax.model.dense import Dense, make_dense
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.pretrained import is_pretrained
 from cpt_jax.runs import checkpoint
-from cpt_jax.runs.code_version import code_version
+from cpt_jax.runs.code_version import get_code_version
 from cpt_jax.runs.config import build
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
@@ -82,7 +82,8 @@ class EarlierRun:
         """
         if self.is_language_model:
             tokenizer = self.load_tokenizer()
-            assert isinstance(tokenizer, Tokenizer)  # a language model reads texts as they are
+            # A language model reads texts as they are.
+            assert not isinstance(tokenizer, PretrainedTokenizer)
             return [tokenizer.bos_and_eos[0]]
         return self.provenance.begin
 
@@ -92,7 +93,7 @@ class EarlierRun:
         return self.provenance.pretrained
 
     @property
-    def architecture(self) -> tuple[dict[str, Any], int]:
+    def model_section_and_vocab_size(self) -> tuple[dict[str, Any], int]:
         """The `model` section of the run, and the vocabulary size."""
         config = self.provenance.config
         return dict(config['model']), config['tokenizer']['vocab_size']
@@ -124,7 +125,7 @@ class EarlierRun:
         except UserError as error:
             raise UserError(
                 f'{self.flag} {self.reference}: {error} (the run was trained with version '
-                f'{self.provenance.code}; this is {code_version()})'
+                f'{self.provenance.code}; this is {get_code_version()})'
             ) from None
 
     def load_tokenizer(self) -> Tokenizer | PretrainedTokenizer:

@@ -43,7 +43,7 @@ def describe_base(model: Model) -> Base:
     return model.describe_base()
 
 
-def check_base(base: Base, run: str) -> Model:
+def open_checked_base(base: Base, run: str) -> Model:
     """Opens the base of a LoRA run, and checks that its weights are unchanged.
 
     Args:
@@ -123,7 +123,7 @@ def add_new_delimiters(table: nnx.Variable, vocab_size: int) -> Any:
     return table.replace(jnp.where(fresh_Vx1, mean_D + 0.1 * std_D * noise_VxD, table_VxD))
 
 
-def merge_base(frozen: Encoder, base: Encoder) -> Encoder:
+def fill_frozen_from_base(frozen: Encoder, base: Encoder) -> Encoder:
     """Returns the frozen half of an adapted encoder with the weights of a base.
 
     Args:
@@ -141,11 +141,13 @@ def load_adapted(
     Raises:
       UserError: the base is missing, or its weights have changed.
     """
-    base = check_base(get_adapter_base(run), str(run.run_dir.path))
+    base = open_checked_base(get_adapter_base(run), str(run.run_dir.path))
     lora = run.lora
     lora.check(config, mesh)
     trained, frozen = load_adapters(run, lora, config, mesh)
-    return join_frozen(trained, merge_base(frozen, load_base(base, config, mesh, lora, fresh)))
+    return join_frozen(
+        trained, fill_frozen_from_base(frozen, load_base(base, config, mesh, lora, fresh))
+    )
 
 
 def load_adapters(

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.adapters.peft import AdaptedFiles, find_base_directory, is_adapter_directory
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.dense import Dense, load_dense, read_dense_shapes
+from cpt_jax.model.dense import Dense, load_dense, read_dense_configs
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -64,7 +64,7 @@ class Pretrained:
     directory: Path
     config: Mapping[str, Any]
     family: Family
-    files: Files
+    files: TensorFiles
     shape: Mapping[str, Any]
     rows: int
     tokenizer: PretrainedTokenizer
@@ -83,7 +83,7 @@ class Pretrained:
         return self.config
 
     @property
-    def architecture(self) -> tuple[dict[str, Any], int]:
+    def model_section_and_vocab_size(self) -> tuple[dict[str, Any], int]:
         """The `model` section of a run that starts from the model, and its vocabulary size.
 
         The vocabulary size includes the delimiters.
@@ -177,7 +177,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     default_pooling = shape.get('pooling', 'eos')
     shape |= {'pooling': _resolve_pooling(directory, modules, default_pooling, pooling)}
     dense = _read_dense_configs(directory, modules)
-    shape |= {'dense': read_dense_shapes(dense, shape.get('embedding_width') or shape['width'])}
+    shape |= {'dense': read_dense_configs(dense, shape.get('embedding_width') or shape['width'])}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
     sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
     tokenizer = open_tokenizer(
@@ -199,7 +199,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         directory,
         config,
         family,
-        legacy or Files(directory),
+        legacy or TensorFiles(directory),
         shape,
         rows,
         tokenizer,

@@ -15,7 +15,7 @@ class Scratch:
 
     bos_ids = None
     pretrained_config = None
-    architecture = None
+    model_section_and_vocab_size = None
 
 
 Model = Pretrained | EarlierRun

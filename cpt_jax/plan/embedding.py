@@ -6,7 +6,7 @@ from typing import Any
 
 from cpt_jax.plan.lowering import count_device_bytes, lower_embedding
 from cpt_jax.plan.planning import Plan, ProgramPlan, compile_and_measure
-from cpt_jax.plan.topology import check_topology, get_topology_devices
+from cpt_jax.plan.topology import find_topology_chip, get_topology_devices
 from cpt_jax.runtime.mesh import count_batch_shards
 
 
@@ -15,7 +15,7 @@ class EmbeddingPlan(ProgramPlan):
     """The plan of a config's model as an embedder; the JSON of launch/plan.py has these keys.
 
     Attributes:
-      weights: storage format of the parameters: bfloat16 or float32; with LoRA, `lora.base`.
+      weights: storage format of the parameters: bfloat16 or float32, or `lora.base` with LoRA.
       weight_bytes_per_chip: bytes of all parameters, per chip.
       row_length: columns of a row; each row holds one text.
       texts_per_step: texts of a full batch, over all devices.
@@ -63,7 +63,7 @@ def make_embedding_plan(
       UserError: the topology or the config is invalid, a text of that length does not fit the
         model, or libtpu fails for a reason other than memory.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     program = lower_embedding(config, get_topology_devices(topology, slices), fsdp, length, weights)
     on_start()
     measured = compile_and_measure(

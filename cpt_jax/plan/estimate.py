@@ -42,7 +42,7 @@ class SweepCandidate:
 
 
 def estimate_state_bytes(candidate: SweepCandidate, trained: int, frozen_bytes: int = 0) -> int:
-    """Returns the bytes per device of the training state and gradient, the minimum to run at all.
+    """Returns the bytes per device of training state and gradient, the minimum memory of a step.
 
     Counts float32 parameters, two moments and the gradient, and the frozen weights of LoRA.
 
@@ -59,8 +59,8 @@ def estimate_bytes(
 ) -> float:
     """Returns the estimated bytes per device of a training step.
 
-    The sum of the training state, the gathered weights of one layer, the activations saved for the
-    backward pass, the temporaries of one layer, and the loss.
+    It is the sum of the training state, the gathered weights of one layer, the activations saved
+    for the backward pass, the temporaries of one layer, and the loss.
 
     Args:
       candidate: settings to estimate.
@@ -82,8 +82,9 @@ def estimate_bytes(
 
 
 def _count_saved_bytes(candidate: SweepCandidate, config: EncoderConfig, row_length: int) -> float:
-    """Returns the bytes per token and layer that are saved for the backward pass: bfloat16, except
-    for the softmax.
+    """Returns the bytes per token and layer that are saved for the backward pass.
+
+    The arrays are bfloat16, except for the softmax.
     """
     carried = 2 * config.width
     if candidate.remat == 'full':

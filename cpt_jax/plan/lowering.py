@@ -62,7 +62,7 @@ class LoweredStep:
     lora: LoRA
 
     @property
-    def trained(self) -> int:
+    def trained_parameters(self) -> int:
         """Number of trained parameters, the padding of the vocabulary included."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
 
@@ -70,10 +70,10 @@ class LoweredStep:
     def parameters(self) -> int:
         """Number of parameters, trained and frozen. A quantized parameter counts as one."""
         if not self.lora.rank:
-            return self.trained
+            return self.trained_parameters
         with jax.set_mesh(self.mesh):
             encoder = jax.eval_shape(lambda: Encoder(self.encoder_config, nnx.Rngs(0)))
-        return self.trained + sum(leaf.size for leaf in jax.tree.leaves(encoder))
+        return self.trained_parameters + sum(leaf.size for leaf in jax.tree.leaves(encoder))
 
     @property
     def model_flops(self) -> int:
@@ -83,7 +83,7 @@ class LoweredStep:
         )
 
 
-def lower(
+def lower_training_step(
     config: Mapping[str, Any], devices: Sequence[jax.Device], trace: bool = True
 ) -> LoweredStep:
     """Returns the step that launch/train.py would run with this config on these TPUs.
@@ -114,7 +114,7 @@ def lower(
         lowered = None
         if trace:
             step = make_step(objective, parts.optimizer, parts.schedule, config['seed'])
-            # The same options as in training/step.py.
+            # These are the options of training/step.py.
             lowered = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None)).lower(
                 state, make_abstract_batch(layout, mesh)
             )
@@ -211,11 +211,11 @@ def lower_embedding(
     if fsdp > 1 and len(devices) % fsdp:
         raise UserError(f'--fsdp={fsdp} does not divide the {len(devices):,} devices')
     mesh = make_mesh(fsdp=fsdp, devices=devices)
-    # The same settings as in embed/load.py.
+    # These are the settings of embed/load.py.
     model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}
     encoder_config = build(
         EncoderConfig, 'model', model, vocab_size=config['tokenizer']['vocab_size']
-    ).resolve_for('tpu')
+    ).resolve_auto('tpu')
     encoder_config.check_mesh(mesh)
     lora = build(LoRA, 'lora', config['lora'])
     lora.check(encoder_config, mesh)
@@ -262,13 +262,14 @@ def count_device_bytes(tree: Any) -> int:
 
 
 def make_longest_layout(data: Data, train: Train, parts: int, longest: Sequence[int]) -> Layout:
-    """Returns the layout of a batch whose texts all have their maximum lengths; if `data.rows` is
-    set, it is used as the number of rows.
+    """Returns the layout of a batch whose texts all have their maximum lengths.
+
+    If `data.rows` is set, it is the number of rows.
 
     Args:
       data: the `data` section.
       train: the `train` section.
-      parts: number of parts of the mesh, data x fsdp.
+      parts: number of batch shards of the mesh, data x fsdp.
       longest: maximum length of each text of a pair.
 
     Raises:

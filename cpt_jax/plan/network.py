@@ -26,8 +26,8 @@ class _Load:
     """Bytes that the busiest chip receives in one execution of a collective.
 
     Attributes:
-      links: pairs (dimension, usable links of a chip in it), for the torus dimensions along which
-        a group extends.
+      links: pairs (torus dimension, number of links that a chip can use in it), for the dimensions
+        along which a group extends.
       torus: bytes received over the torus.
       dcn: bytes received over the data-center network.
     """
@@ -57,10 +57,12 @@ def compute_network_seconds(
 
 
 def _compute_torus_seconds(by_links: dict[frozenset[tuple[int, int]], float], chip: Chip) -> float:
-    """Returns the largest of several lower bounds for the torus.
+    """Returns the largest of several lower bounds of the seconds on the torus.
 
-    One bound for each set of links: its bytes over these links. One bound for each set of
-    dimensions: all bytes that can only travel in these dimensions, over all their links.
+    Each set of links gives a bound: its bytes divided by the rate of these links. Each set of
+    dimensions gives a bound: the bytes that can only travel in these dimensions, divided by the
+      rate
+    of all their links.
     """
     bounds = [
         size / (chip.link_rate * max(1, sum(links for _, links in key)))
@@ -106,14 +108,14 @@ def _compute_group_load(
     groups_per_chip = devices_per_chip * len(chips) / len(group)
     chips_per_slice = len(chips) // slices
     total = groups_per_chip * _count_received_bytes(site, len(chips))
-    # The chips of a slice split what comes from other slices among themselves, then exchange it
-    # within the slice.
+    # Each chip of a slice receives a part of the data from other slices. The chips then exchange
+    # the parts within the slice.
     between_slices = groups_per_chip * _count_received_bytes(site, slices) / chips_per_slice
     return _Load(_find_links(chips), total - between_slices, between_slices)
 
 
 def _count_received_bytes(site: CollectiveSite, members: int) -> float:
-    """Returns the bytes that each of `members` members must receive at least."""
+    """Returns the minimum number of bytes that each of `members` devices or slices must receive."""
     rounds = 2 if site.kind == 'all-reduce' or site.summed else 1
     return rounds * site.bytes * (members - 1) / members
 
@@ -134,7 +136,7 @@ def _find_links(chips: Iterable[DevicePosition]) -> frozenset[tuple[int, int]]:
 
 
 def _compute_permute_load(site: CollectiveSite, positions: Sequence[DevicePosition]) -> _Load:
-    """Returns the load of the busiest chip, which receives what other chips send to its devices."""
+    """Returns the load of the busiest chip: the bytes that other chips send to its devices."""
     received: dict[DevicePosition, list[DevicePosition]] = {}
     for sender, receiver in site.groups:
         if positions[sender] != positions[receiver]:

@@ -1,5 +1,6 @@
-"""Compiles a training step, or any other program, for a topology; reports its memory, its
-collectives and lower bounds of its time.
+"""Compiles a training step, or any other program, for a topology.
+
+A plan has its memory, its collectives and lower bounds of its time.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ import jax
 from cpt_jax.plan.hlo.collectives import CollectiveSite, find_collectives
 from cpt_jax.plan.hlo.flops import count_flops
 from cpt_jax.plan.hlo.memory import count_needed_bytes, count_traffic, parse_refused_bytes
-from cpt_jax.plan.hlo.program import HloError, Module, parse
-from cpt_jax.plan.lowering import count_device_bytes, lower
+from cpt_jax.plan.hlo.program import HloError, Module, parse_program
+from cpt_jax.plan.lowering import count_device_bytes, lower_training_step
 from cpt_jax.plan.network import compute_network_seconds
 from cpt_jax.plan.topology import (
-    check_topology,
+    find_topology_chip,
     get_libtpu_requirement,
     get_libtpu_version,
     get_topology_devices,
@@ -139,15 +140,15 @@ def make_plan(
       UserError: the topology or the config is invalid, or libtpu fails for a reason other than
         memory.
     """
-    chip = check_topology(topology)
-    step = lower(config, get_topology_devices(topology, slices))
+    chip = find_topology_chip(topology)
+    step = lower_training_step(config, get_topology_devices(topology, slices))
     if step.lowered is None:
         raise ValueError('the step was lowered with trace=False')
     on_start()
     return Plan(
         **compile_and_measure(step.lowered, step.mesh, topology, slices, step.model_flops),
         params=step.parameters,
-        trained_params=step.trained,
+        trained_params=step.trained_parameters,
         trained_bytes_per_chip=chip.devices
         * count_device_bytes((step.state.params, step.state.optimizer)),
         frozen_bytes_per_chip=chip.devices * count_device_bytes(step.state.frozen),
@@ -177,17 +178,17 @@ def compile_and_measure(
       topology: a TPU slice, such as v5p:4x4x4.
       slices: number of slices of this topology.
       model_flops: floating-point operations that the model needs; see model/flops.py.
-      other_bytes: bytes per device that are in use in addition to the program's.
+      other_bytes: bytes per device that are in use in addition to those of the program.
 
     Raises:
       UserError: libtpu fails for a reason other than memory.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     start = time.perf_counter()
-    compiled, needed = _compile(lowered)
+    compiled, needed = _compile_program(lowered)
     seconds = time.perf_counter() - start
     total_bytes = chip.devices * (needed + other_bytes)
-    measured = _measure(compiled, mesh, model_flops, chip, slices) if compiled else {}
+    measured = _measure_program(compiled, mesh, model_flops, chip, slices) if compiled else {}
     return dict.fromkeys(_COMPILED_FIELDS) | {
         'topology': topology,
         'slices': slices,
@@ -212,7 +213,7 @@ _COMPILED_FIELDS = (
 )  # fmt: skip
 
 
-def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+def _compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
     """Returns the compiled program and its bytes of memory per device.
 
     If the program needs too much memory, returns None and the bytes that the compiler asked for.
@@ -229,7 +230,7 @@ def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, i
     return compiled, count_needed_bytes(compiled)
 
 
-def _measure(
+def _measure_program(
     compiled: jax.stages.Compiled,
     mesh: jax.sharding.Mesh,
     model_flops: int,
@@ -237,7 +238,7 @@ def _measure(
     slices: int,
 ) -> dict[str, Any]:
     """Returns the fields of `ProgramPlan` that are derived from the text of the program."""
-    module = parse(_get_text(compiled))
+    module = parse_program(_get_program_text(compiled))
     devices = list(mesh.devices.flat)
     positions = locate_devices(devices)
     chips = len(devices) // chip.devices
@@ -259,7 +260,7 @@ def _measure(
     }
 
 
-def _get_text(compiled: jax.stages.Compiled) -> str:
+def _get_program_text(compiled: jax.stages.Compiled) -> str:
     try:
         text = compiled.as_text()
     # JAX cannot read programs of a newer libtpu.

@@ -11,12 +11,12 @@ from cpt_jax.plan.embedding import AnyPlan
 from cpt_jax.plan.planning import Plan
 from cpt_jax.plan.sweep import format_flags, format_sweep_table, sweep
 from cpt_jax.plan.table import format_plan
-from cpt_jax.plan.topology import check_topology
+from cpt_jax.plan.topology import find_topology_chip
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 
 
-def plan_all(
+def plan_all_topologies(
     make: Callable[[str, Callable[[], None]], AnyPlan],
     topologies: Sequence[str],
     json_path: Path | None,
@@ -39,10 +39,10 @@ def plan_all(
         on_start = partial(print, f'{topology}: compiling, may take minutes', flush=True)
         plans.append(make(topology, on_start))
         print(f'\n{format_plan(plans[-1])}\n', flush=True)
-        _write(json_path, plans, as_list=len(topologies) > 1)
+        _write_plans(json_path, plans, as_list=len(topologies) > 1)
 
 
-def sweep_all(
+def sweep_all_topologies(
     config: Mapping[str, Any],
     topologies: Sequence[str],
     slices: int,
@@ -66,7 +66,7 @@ def sweep_all(
 
     def add_to_file(plan: Plan) -> None:
         all_plans.append(plan)
-        _write(json_path, all_plans, as_list=True)
+        _write_plans(json_path, all_plans, as_list=True)
 
     for topology in topologies:
         plans, search = sweep(config, topology, slices, limit, add_to_file)
@@ -86,12 +86,12 @@ def sweep_all(
 def _check_arguments(topologies: Sequence[str], json_path: Path | None) -> None:
     """Raises UserError for an invalid topology or path, before minutes of compilation."""
     for topology in topologies:
-        check_topology(topology)
+        find_topology_chip(topology)
     if json_path and not json_path.absolute().parent.is_dir():
         raise UserError(f'--json {json_path}: no such folder {json_path.absolute().parent}')
 
 
-def _write(path: Path | None, plans: Sequence[AnyPlan], as_list: bool) -> None:
+def _write_plans(path: Path | None, plans: Sequence[AnyPlan], as_list: bool) -> None:
     if path:
         results = [dataclasses.asdict(plan) for plan in plans]
         write_atomically(path, json.dumps(results if as_list else results[0], indent=2) + '\n')

@@ -17,10 +17,15 @@ from cpt_jax.plan.estimate import (
     estimate_seconds,
     estimate_state_bytes,
 )
-from cpt_jax.plan.lowering import LoweredStep, count_device_bytes, lower, make_longest_layout
+from cpt_jax.plan.lowering import (
+    LoweredStep,
+    count_device_bytes,
+    lower_training_step,
+    make_longest_layout,
+)
 from cpt_jax.plan.planning import Plan, make_plan
 from cpt_jax.plan.table import align_columns, format_seconds
-from cpt_jax.plan.topology import check_topology, get_topology_devices
+from cpt_jax.plan.topology import find_topology_chip, get_topology_devices
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.hardware import Chip
 from cpt_jax.runtime.mesh import AXES
@@ -29,18 +34,18 @@ _CHUNKS = (1, 2, 4, 8, 16)
 
 
 class Sweep:
-    """The candidates not yet compiled, ranked with the results of the compiled ones.
+    """The candidates that are not compiled yet, ranked with the results of the compiled candidates.
 
     Args:
-      step: the config's step on one device, for all that does not depend on the candidate.
+      step: the config's step on one device, for properties that do not depend on the candidate.
       devices: number of devices of the topology.
       slices: number of slices of the topology; must divide the data axis.
       chip: chip of the topology.
 
     Attributes:
       skipped: number of candidates whose training state and gradient exceed the memory.
-      dropped: number of candidates ruled out by a compiled one: they need more memory than one that
-        did not fit, or more time than one that did.
+      dropped: number of candidates that a compiled candidate ruled out: they need more memory than
+        a candidate that did not fit, or more time than a candidate that fits.
     """
 
     def __init__(self, step: LoweredStep, devices: int, slices: int, chip: Chip):
@@ -64,10 +69,12 @@ class Sweep:
         return len(self._left)
 
     def take(self) -> SweepCandidate:
-        """Removes and returns the most promising candidate: the one with the smallest estimated
-        time among those estimated to fit; if there are none, the one with the least memory.
+        """Removes and returns the most promising candidate.
+
+        It is the candidate with the smallest estimated time among those that are estimated to fit,
+        or, if there are none, the one with the smallest estimated memory.
         """
-        best = min(self._left, key=self._rank)
+        best = min(self._left, key=self._compute_sort_key)
         self._left.remove(best)
         self._tried[best.frugality] += 1
         return best
@@ -92,7 +99,7 @@ class Sweep:
         self.dropped += len(self._left) - len(rest)
         self._left = rest
 
-    def _rank(self, candidate: SweepCandidate) -> tuple[bool, float]:
+    def _compute_sort_key(self, candidate: SweepCandidate) -> tuple[bool, float]:
         """Returns (False, seconds) if the candidate is estimated to fit, else (True, bytes)."""
         layout = self._make_layout(candidate)
         flops = self._step.model_flops
@@ -102,7 +109,7 @@ class Sweep:
         seconds = estimate_seconds(
             candidate, self._step.encoder_config, layout, self._step.parameters, flops, self._chip
         )
-        # Near ties go to settings that were not yet tried on other meshes.
+        # Prefer settings that were not tried on other meshes yet if the estimates are nearly equal.
         return False, seconds * (1 + 0.05 * self._tried[candidate.frugality])
 
     def _estimate_bytes(self, candidate: SweepCandidate) -> float:
@@ -115,9 +122,10 @@ class Sweep:
         )
 
     def _estimate_state_bytes(self, candidate: SweepCandidate) -> int:
-        # The step is lowered for one device, so its bytes per device are all frozen bytes.
+        # The step is lowered for one device, so the bytes on this device are those of all frozen
+        # weights.
         return estimate_state_bytes(
-            candidate, self._step.trained, count_device_bytes(self._step.state.frozen)
+            candidate, self._step.trained_parameters, count_device_bytes(self._step.state.frozen)
         )
 
     def _make_layout(self, candidate: SweepCandidate) -> Layout:
@@ -140,7 +148,7 @@ def _get_mesh(candidate: SweepCandidate) -> tuple[int, ...]:
 
 
 def _is_ruled_out(candidate: SweepCandidate, tried: SweepCandidate, fitted: bool) -> bool:
-    """Returns whether the result of a tried candidate rules out another one of the same mesh.
+    """Returns whether the result of a tried candidate rules out another candidate of the same mesh.
 
     A candidate that is at least as frugal as one that fits is slower; a candidate that is at most
     as frugal as one that does not fit does not fit either.
@@ -155,7 +163,7 @@ def list_candidates(
     step: LoweredStep, devices: int, slices: int, chip: Chip
 ) -> Iterator[SweepCandidate]:
     """Yields all combinations of settings that the model and the batch allow."""
-    policies = ('dots', 'full') if step.lora.keeps_codes else ('none', 'dots', 'full')
+    policies = ('dots', 'full') if step.lora.is_quantized else ('none', 'dots', 'full')
     forms = _list_forms(step, devices, chip)
     for data, fsdp, tensor in _list_meshes(step, devices, slices):
         for chunks in _CHUNKS:
@@ -249,7 +257,7 @@ def sweep(
     Raises:
       UserError: the topology or the rest of the config is invalid, or no candidate can be compiled.
     """
-    chip = check_topology(topology)
+    chip = find_topology_chip(topology)
     if limit < 1:
         raise UserError(f'--sweep_limit={limit}: must be 1 or more')
     devices = get_topology_devices(topology, slices)
@@ -276,7 +284,9 @@ def sweep(
             problems.append(error)
         search.learn(candidate, plan)
         rest = (time.perf_counter() - start) / number * min(total - number, search.left)
-        line = f'[{number}/{total}] {_describe(candidate)}: {_format_result(plan, problems)}'
+        line = (
+            f'[{number}/{total}] {_describe_candidate(candidate)}: {_format_result(plan, problems)}'
+        )
         if rest:
             line += f'; about {format_seconds(rest)} left'
         print(line, flush=True)
@@ -300,10 +310,10 @@ def _lower_on_one_device(config: Mapping[str, Any], devices: Sequence[jax.Device
     }
     # Full rematerialization is valid with every `lora.base`.
     changed['model'] = dict(config['model']) | {'remat': 'full'}
-    return lower(changed, devices[:1], trace=False)
+    return lower_training_step(changed, devices[:1], trace=False)
 
 
-def _describe(candidate: SweepCandidate) -> str:
+def _describe_candidate(candidate: SweepCandidate) -> str:
     loss = f', {candidate.form} loss' if candidate.form == 'chunked' else ''
     return (
         f'data {candidate.data} x fsdp {candidate.fsdp} x tensor {candidate.tensor}, '
@@ -324,8 +334,9 @@ def _format_result(plan: Plan | None, problems: Sequence[Exception]) -> str:
 
 
 def _format_bounds(plan: Plan) -> tuple[str, str]:
-    """Returns the minimum time per step and the maximum MFU as text; if the plan does not fit, says
-    so and leaves the MFU empty.
+    """Returns the minimum time per step and the maximum MFU as text.
+
+    If the plan does not fit, the first text says so and the second is empty.
     """
     if not plan.fits or plan.lower_bound_seconds is None or plan.mfu_bound is None:
         return 'does not fit', ''

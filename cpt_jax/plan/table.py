@@ -29,7 +29,7 @@ def format_plan(plan: AnyPlan) -> str:
         (
             'memory a chip',
             f'{_format_in_unit(plan.hbm_bytes_per_chip, _BINARY)} of '
-            f'{_format_in_unit(plan.hbm_limit_bytes, _BINARY)}: {_verdict(plan)}',
+            f'{_format_in_unit(plan.hbm_limit_bytes, _BINARY)}: {_format_verdict(plan)}',
         ),
         ('model', f'{_format_in_unit(plan.model_flops_per_step, _DECIMAL)} a {step}'),
         *_list_time_rows(plan, step),
@@ -81,7 +81,7 @@ def _describe_trained(plan: Plan) -> str:
     )
 
 
-def _verdict(plan: AnyPlan) -> str:
+def _format_verdict(plan: AnyPlan) -> str:
     return 'fits' if plan.fits else 'does not fit'
 
 

@@ -21,11 +21,11 @@ from cpt_jax.runtime.hardware import CHIPS, Chip
 # which exists only on Cloud TPUs; the second lets several programs compile at the same time.
 LIBTPU_ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
 _TPUS = {name: chip for name, chip in CHIPS.items() if chip.topologies}
-# For v4, libtpu describes cores, twice as many devices, unless the chip and host are configured.
+# Without these options, libtpu describes the two cores of a v4 chip as two devices.
 _OPTIONS = {'v4': {'chip_config_name': 'megacore', 'chips_per_host_bounds': (2, 2, 1)}}
 
 
-def check_topology(name: str) -> Chip:
+def find_topology_chip(name: str) -> Chip:
     """Returns the chip of a topology such as v5p:4x4x4.
 
     Raises:
@@ -39,7 +39,9 @@ def check_topology(name: str) -> Chip:
         )
         raise UserError(f'--topology {name!r}: choose one of {examples}')
     chip = _TPUS[kind]
-    if not (size in chip.topologies or _is_single_chip(chip, size) or _is_of_cubes(chip, size)):
+    if not (
+        size in chip.topologies or _is_single_chip(chip, size) or _consists_of_cubes(chip, size)
+    ):
         known = ', '.join(f'{kind}:{size}' for size in chip.topologies)
         others = ', and others whose sides are multiples of 4' if chip.dimensions == 3 else ''
         raise UserError(f'--topology {name!r}: choose one of {known}{others}')
@@ -47,14 +49,14 @@ def check_topology(name: str) -> Chip:
 
 
 def get_topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
-    """Returns the devices of one or several slices of a topology.
+    """Returns the devices of `slices` slices of a topology.
 
     Programs can be compiled for these devices, but not run on them.
 
     Raises:
-      UserError: see `check_topology`; or libtpu is not installed or does not know the slice.
+      UserError: see `find_topology_chip`; or libtpu is not installed or does not know the slice.
     """
-    chip = check_topology(name)
+    chip = find_topology_chip(name)
     if slices < 1:
         raise UserError(f'--slices={slices}: must be 1 or more')
     if importlib.util.find_spec('libtpu') is None:
@@ -67,7 +69,7 @@ def get_topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     if _is_single_chip(chip, name.partition(':')[2]):
         options = {'chips_per_host_bounds': (1, 1, 1)}
     try:
-        with _stderr_hidden():
+        with _hide_stderr():
             return topologies.get_topology_desc(
                 topology_name=name, platform='tpu', num_slices=slices, **options
             ).devices
@@ -104,7 +106,7 @@ def _is_single_chip(chip: Chip, size: str) -> bool:
     return chip.dimensions == 2 and size == '1x1'
 
 
-def _is_of_cubes(chip: Chip, size: str) -> bool:
+def _consists_of_cubes(chip: Chip, size: str) -> bool:
     """Returns whether a size is a valid large 3D slice, which consists of cubes of 4x4x4 chips."""
     if chip.dimensions != 3 or not re.fullmatch(r'\d+x\d+x\d+', size):
         return False
@@ -118,7 +120,7 @@ def _is_of_cubes(chip: Chip, size: str) -> bool:
 
 
 @contextlib.contextmanager
-def _stderr_hidden() -> Iterator[None]:
+def _hide_stderr() -> Iterator[None]:
     """Hides what libtpu writes to stderr when it finds no TPU, unless loading it fails.
 
     Redirects the file descriptor, because libtpu does not write through sys.stderr.

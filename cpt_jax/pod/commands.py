@@ -11,7 +11,7 @@ _GCLOUD = ('gcloud', 'compute', 'tpus', 'queued-resources')
 _ON_WORKER = 'cpt_jax/code/launch/tpu/on_worker.sh'
 
 
-def create(pod: Pod) -> list[str]:
+def make_create_command(pod: Pod) -> list[str]:
     """Returns the command that requests the queued resource."""
     if pod.slices > 1:
         nodes = [f'--node-count={pod.slices}', f'--node-prefix={pod.name}']
@@ -25,27 +25,27 @@ def create(pod: Pod) -> list[str]:
     if pod.spot:
         options.append('--spot')
     options += pod.create_flags
-    return [*_GCLOUD, 'create', pod.name, *_location(pod), *nodes, *size, *options]
+    return [*_GCLOUD, 'create', pod.name, *_make_location_flags(pod), *nodes, *size, *options]
 
 
-def describe(pod: Pod) -> list[str]:
+def make_describe_command(pod: Pod) -> list[str]:
     """Returns the command that prints the state, a tab, and the reason if it is FAILED."""
     return [
         *_GCLOUD,
         'describe',
         pod.name,
-        *_location(pod),
+        *_make_location_flags(pod),
         '--format=value(state.state,state.failedData.error.message)',
     ]
 
 
-def delete(pod: Pod) -> list[str]:
+def make_delete_command(pod: Pod) -> list[str]:
     """Returns the command that deletes the queued resource and its nodes."""
     # Without --force, gcloud refuses to delete a resource that has nodes.
-    return [*_GCLOUD, 'delete', pod.name, *_location(pod), '--force']
+    return [*_GCLOUD, 'delete', pod.name, *_make_location_flags(pod), '--force']
 
 
-def install(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
+def make_install_commands(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
     """Returns the commands that install a commit of the checkout on all workers.
 
     Args:
@@ -58,8 +58,8 @@ def install(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
         'scp',
         str(archive),
         f'{pod.name}:cpt_jax.tar.gz',
-        *_location(pod),
-        *_all_workers(pod),
+        *_make_location_flags(pod),
+        *_list_worker_numbers(pod),
     ]
     # Unpacked into a new folder, next to code that may be installed already. The new on_worker.sh
     # moves it into place, and refuses to while a run is active.
@@ -79,37 +79,39 @@ def install(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
             pod.commit,
         ],
         copy,
-        _ssh(
+        _make_ssh_command(
             pod,
-            _all_workers(pod),
+            _list_worker_numbers(pod),
             f'{unpack} && bash cpt_jax/next/launch/tpu/on_worker.sh install '
             f'{shlex.join([jax, *mount])}',
         ),
     ]
 
 
-def query_states(pod: Pod) -> list[str]:
+def make_state_query_command(pod: Pod) -> list[str]:
     """Returns the command that prints one line per worker with the state of its run."""
     missing = 'echo "worker ${HOSTNAME:-$(hostname)}: not installed"'
-    return _ssh(
+    return _make_ssh_command(
         pod,
-        _all_workers(pod),
+        _list_worker_numbers(pod),
         f'if [ -f {_ON_WORKER} ]; then bash {_ON_WORKER} state; else {missing}; fi',
     )
 
 
-def start(pod: Pod) -> list[str]:
+def make_start_command(pod: Pod) -> list[str]:
     """Returns the command that starts launch/train.py on all workers."""
     train_flags = shlex.join(pod.train_flags or [])
-    return _ssh(pod, _all_workers(pod), f'bash {_ON_WORKER} start {train_flags}')
+    return _make_ssh_command(
+        pod, _list_worker_numbers(pod), f'bash {_ON_WORKER} start {train_flags}'
+    )
 
 
-def stop(pod: Pod) -> list[str]:
+def make_stop_command(pod: Pod) -> list[str]:
     """Returns the command that sends SIGTERM to the run on all workers."""
-    return _ssh(pod, _all_workers(pod), f'bash {_ON_WORKER} stop')
+    return _make_ssh_command(pod, _list_worker_numbers(pod), f'bash {_ON_WORKER} stop')
 
 
-def show_log(pod: Pod, follow: bool) -> list[str]:
+def make_show_log_command(pod: Pod, follow: bool) -> list[str]:
     """Returns the command that prints the end of the first worker's log.
 
     Args:
@@ -117,18 +119,18 @@ def show_log(pod: Pod, follow: bool) -> list[str]:
     """
     verb = 'follow' if follow else 'log'
     first_worker = ['--node=0', '--worker=0', *pod.ssh_flags]
-    return _ssh(pod, first_worker, f'bash {_ON_WORKER} {verb}')
+    return _make_ssh_command(pod, first_worker, f'bash {_ON_WORKER} {verb}')
 
 
-def _ssh(pod: Pod, workers: list[str], script: str) -> list[str]:
-    return [*_GCLOUD, 'ssh', pod.name, *_location(pod), *workers, f'--command={script}']
+def _make_ssh_command(pod: Pod, workers: list[str], script: str) -> list[str]:
+    return [*_GCLOUD, 'ssh', pod.name, *_make_location_flags(pod), *workers, f'--command={script}']
 
 
-def _location(pod: Pod) -> list[str]:
+def _make_location_flags(pod: Pod) -> list[str]:
     project = [f'--project={pod.project}'] if pod.project else []
     # --quiet: no prompts, because the programs also run unattended.
     return [f'--zone={pod.zone}', *project, '--quiet']
 
 
-def _all_workers(pod: Pod) -> list[str]:
+def _list_worker_numbers(pod: Pod) -> list[str]:
     return ['--node=all', '--worker=all', *pod.ssh_flags]

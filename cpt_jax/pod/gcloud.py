@@ -28,7 +28,7 @@ class GcloudError(UserError):
     """
 
 
-def define_flags() -> Callable[[], 'Cloud']:
+def define_pod_flags() -> Callable[[], 'Cloud']:
     """Defines --name, --zone, --project and --dry_run.
 
     Returns:
@@ -61,7 +61,7 @@ def define_flags() -> Callable[[], 'Cloud']:
 
 
 class Cloud:
-    """A pod and the run on it, seen and changed through gcloud.
+    """A pod and the run on it, which are read and changed through gcloud.
 
     Attributes:
       pod: the pod.
@@ -77,7 +77,7 @@ class Cloud:
     def read_state(self) -> str | None:
         """Returns the state of the queued resource, or None if it does not exist."""
         try:
-            output = self._run(commands.describe(self.pod))
+            output = self._run(commands.make_describe_command(self.pod))
         except GcloudError as error:
             if 'NOT_FOUND' not in str(error):
                 raise
@@ -96,35 +96,37 @@ class Cloud:
                 f'{self.pod.get_path(".json")} has no accelerator type: run create.py with '
                 f'--accelerator_type'
             )
-        self._run(commands.create(self.pod), show=True)
+        self._run(commands.make_create_command(self.pod), show=True)
 
     def delete(self) -> None:
         """Deletes the queued resource and its nodes."""
-        self._run(commands.delete(self.pod), show=True)
+        self._run(commands.make_delete_command(self.pod), show=True)
 
     def install(self) -> None:
         """Installs the recorded commit on all workers."""
-        for command in commands.install(self.pod, str(ROOT), _jax_requirement(self.pod.commit)):
+        for command in commands.make_install_commands(
+            self.pod, str(ROOT), _get_jax_requirement(self.pod.commit)
+        ):
             self._run(command, show=True)
 
     def read_worker_states(self) -> dict[str, str]:
         """Returns the state of the run on each worker, by worker."""
-        states = workers.parse_states(self._run(commands.query_states(self.pod)))
+        states = workers.parse_states(self._run(commands.make_state_query_command(self.pod)))
         if not states and not self.dry_run:
             raise GcloudError(f'no worker of {self.pod.name} answered')
         return states
 
     def start(self) -> None:
         """Starts launch/train.py with the recorded flags on all workers."""
-        self._run(commands.start(self.pod), show=True)
+        self._run(commands.make_start_command(self.pod), show=True)
 
     def stop(self) -> None:
         """Sends SIGTERM to the run on all workers."""
-        self._run(commands.stop(self.pod), show=True)
+        self._run(commands.make_stop_command(self.pod), show=True)
 
     def show_log(self, follow: bool = False) -> None:
         """Prints the end of the first worker's log, and new lines if `follow` is set."""
-        self._run(commands.show_log(self.pod, follow), show=True)
+        self._run(commands.make_show_log_command(self.pod, follow), show=True)
 
     def save(self) -> None:
         """Writes the record of the pod."""
@@ -132,7 +134,7 @@ class Cloud:
             self.pod.save()
 
     def print_note(self, text: str) -> None:
-        """In a dry run, explains the next command on stderr; stdout is to be pasted."""
+        """In a dry run, explains the next command on stderr, because users paste the stdout."""
         if self.dry_run:
             print(f'# {text}', file=sys.stderr, flush=True)
 
@@ -193,7 +195,7 @@ def _copy_to_stdout(stream: IO[bytes]) -> bytes:
 
 
 def _find_error(messages: str) -> str:
-    """Returns the last line that reports an error; details and other workers' output may follow."""
+    """Returns the last line that reports an error; other output may follow it."""
     lines = [line.strip() for line in messages.splitlines() if line.strip()]
     errors = [
         line
@@ -210,25 +212,25 @@ def get_head_commit(allow_dirty: bool) -> str:
       UserError: the checkout has uncommitted changes, which would not be installed, and
         `allow_dirty` is not set.
     """
-    changed = [line[3:] for line in _git('status', '--porcelain').splitlines()]
+    changed = [line[3:] for line in _run_git('status', '--porcelain').splitlines()]
     if changed and not allow_dirty:
         shown = ', '.join(changed[:3]) + (', ...' if len(changed) > 3 else '')
         raise UserError(
             f'{ROOT} has uncommitted changes ({shown}), and only HEAD is installed: commit them, '
             f'or pass --allow_dirty'
         )
-    return _git('rev-parse', 'HEAD').strip()
+    return _run_git('rev-parse', 'HEAD').strip()
 
 
-def _jax_requirement(commit: str) -> str:
+def _get_jax_requirement(commit: str) -> str:
     """Returns the requirement jax[tpu] at the version pinned by the commit's requirements.txt."""
-    pinned = re.search(r'^jax==(\S+)', _git('show', f'{commit}:requirements.txt'), re.MULTILINE)
+    pinned = re.search(r'^jax==(\S+)', _run_git('show', f'{commit}:requirements.txt'), re.MULTILINE)
     if not pinned:
         raise UserError(f'requirements.txt at commit {commit} has no line jax==VERSION')
     return f'jax[tpu]=={pinned[1]}'
 
 
-def _git(*arguments: str) -> str:
+def _run_git(*arguments: str) -> str:
     """Returns the output of a git command on the checkout.
 
     It runs in a dry run too, because the commands used here change nothing.
@@ -251,7 +253,7 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
     Raises:
       UserError: it does not exist, has FAILED, or was preempted.
     """
-    show = Progress()
+    show = StatusPrinter()
     while (state := cloud.read_state()) != ACTIVE:
         if cloud.dry_run:
             return
@@ -268,8 +270,8 @@ def wait_until_active(cloud: Cloud, poll_seconds: float) -> None:
     show.end()
 
 
-class Progress:
-    """Prints a status with the time, one line per change.
+class StatusPrinter:
+    """Prints a status with the time; each change of the status is one line.
 
     On a terminal, the current line also shows how long the status has lasted.
     """

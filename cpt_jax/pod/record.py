@@ -17,7 +17,7 @@ class Pod:
     name: str
     zone: str = ''
     project: str = ''
-    # Requested by create.py.
+    # Set by create.py, which requests the resource.
     accelerator_type: str = ''
     type: str = ''
     topology: str = ''
@@ -26,11 +26,11 @@ class Pod:
     spot: bool = False
     create_flags: list[str] = dataclasses.field(default_factory=list)
     ssh_flags: list[str] = dataclasses.field(default_factory=list)
-    # Installed by install.py.
+    # Set by install.py.
     commit: str = ''
     bucket: str = ''
     mount: str = ''
-    # Passed to launch/train.py by start.py; None before the first start.
+    # Set by start.py, which passes them to launch/train.py; None before the first start.
     train_flags: list[str] | None = None
 
     def get_path(self, suffix: str) -> Path:

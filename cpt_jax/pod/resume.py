@@ -4,16 +4,16 @@ import time
 from collections.abc import Callable
 
 from cpt_jax.pod import workers
-from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, Progress
+from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, StatusPrinter
 from cpt_jax.runtime.errors import UserError
 
-# Consecutive failures of gcloud that end the program. With the default of 30 s between them, this
-# is five minutes without network.
+# Number of consecutive failures of gcloud that end the program. With the default of 30 s between
+# polls, the program ends after five minutes without network.
 MAX_FAILURES = 10
-# Polls after the first that must show a failed exit before it is final. When a host is preempted,
-# the other hosts fail before gcloud reports the preemption.
+# A failed exit is final only if this many further polls also show it. When a host is preempted, the
+# other hosts fail before gcloud reports the preemption.
 CONFIRMATIONS = 2
-MAX_CRASHES = 3  # crashes (for example by a signal) after which the run is started again
+MAX_CRASHES = 3  # maximum crashes (for example by a signal) after which the run is restarted
 PENDING = 'pending'  # the machines or the run are not ready yet
 
 
@@ -40,12 +40,12 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
     if cloud.dry_run:
         _print_commands(cloud)
         return 0
-    show = Progress()
+    show = StatusPrinter()
     supervisor = _Supervisor(cloud, show)
     failures = 0
     while True:
         try:
-            state = supervisor.step()
+            state = supervisor.poll_and_act()
             failures = 0
         except GcloudError as error:
             failures += 1
@@ -65,21 +65,21 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
 class _Supervisor:
     """Takes one action per step, chosen from the current state of the pod.
 
-    All that must persist is the state of the pod itself, so the program can be stopped and started
-    again at any time.
+    It keeps no state of its own that must survive, so the program can be stopped and started again
+    at any time.
     """
 
-    def __init__(self, cloud: Cloud, show: Progress):
+    def __init__(self, cloud: Cloud, show: StatusPrinter):
         self._cloud = cloud
         self._show = show
         self._has_created = False
-        # Whether the run was seen running or done, or was started, by this program. An exit from
-        # before is the reason to resume.
+        # Whether this program has started the run, or has seen it running or done. An exit before
+        # that is not a failure, but the reason to resume.
         self._has_run = False
         self._failed_polls = 0
         self._crashes = 0
 
-    def step(self) -> str:
+    def poll_and_act(self) -> str:
         """Polls the pod and takes the next action.
 
         Returns:
@@ -93,18 +93,18 @@ class _Supervisor:
                 f'{cloud.pod.get_path(".json")}'
             )
         if state is None:
-            self._act(f'{name}: requested again', cloud.create)
+            self._run_actions(f'{name}: requested again', cloud.create)
             self._has_created = True
         elif state in (FAILED, SUSPENDED):
-            self._act(f'{name}: {state}, deleted', cloud.delete)
+            self._run_actions(f'{name}: {state}, deleted', cloud.delete)
         elif state != ACTIVE:
             self._show(f'{name}: {state}')
         else:
-            return self._check_run()
+            return self._supervise_run()
         self._failed_polls = 0
         return PENDING
 
-    def _check_run(self) -> str:
+    def _supervise_run(self) -> str:
         state = workers.combine_states(self._cloud.read_worker_states())
         self._show(f'{self._cloud.pod.name}: {state}')
         if state in (workers.RUNNING, workers.DONE):
@@ -120,14 +120,14 @@ class _Supervisor:
             if state == workers.INVALID_INPUT or self._crashes > MAX_CRASHES:
                 return state
         name = self._cloud.pod.name
-        self._act(f'{name}: started again', self._cloud.install, self._cloud.start)
+        self._run_actions(f'{name}: started again', self._cloud.install, self._cloud.start)
         self._has_run = True
         self._failed_polls = 0
         return workers.RUNNING
 
-    def _act(self, text: str, *actions: Callable[[], None]) -> None:
+    def _run_actions(self, text: str, *actions: Callable[[], None]) -> None:
         self._show(text)
-        self._show.end()  # the actions print lines of their own
+        self._show.end()  # because the actions print their own lines
         for action in actions:
             action()
 

@@ -1,4 +1,4 @@
-"""States of a run on the workers, in the words of launch/tpu/on_worker.sh.
+"""States of a run on the workers, as launch/tpu/on_worker.sh prints them.
 
 A state is one of the constants below, or `exited N` with another exit status.
 """
@@ -18,7 +18,7 @@ def parse_states(output: str) -> dict[str, str]:
 def combine_states(states: dict[str, str]) -> str:
     """Returns the state of the run as a whole.
 
-    It is the first of these that any worker is in: running, invalid input, preempted, crashed
+    It is the first of these states that any worker has: running, invalid input, preempted, crashed
     (another exit status), gone, idle, not installed; and `exited 0` if all workers are done.
     """
     found = set(states.values())
@@ -42,7 +42,7 @@ def to_exit_status(state: str) -> int:
     return 3 if state == RUNNING else 4
 
 
-def summarize(states: dict[str, str]) -> str:
+def summarize_states(states: dict[str, str]) -> str:
     """Returns one line per state with the number of workers in it and some of their names."""
     lines = []
     for state in sorted(set(states.values())):

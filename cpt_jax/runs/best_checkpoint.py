@@ -13,7 +13,7 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 
-# Orbax's metadata file of a checkpoint, which contains the time of the save.
+# The metadata file that Orbax writes into each checkpoint; it records when it was saved.
 _METADATA_FILE = '_CHECKPOINT_METADATA'
 
 # The content of best.json: task -> {'step': ..., 'score': ...}.
@@ -50,7 +50,7 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
         choices = ', '.join(f'@best:{name}' for name in best) or 'none'
         raise UserError(f'{prefix}: {problem}; there are {choices}')
     step = int(best[task or next(iter(best))]['step'])
-    for folder in (RunDir(run).best, RunDir(run).checkpoints):
+    for folder in (RunDir(run).best_checkpoints, RunDir(run).checkpoints):
         if (folder / str(step)).is_dir():
             return folder, step
     raise UserError(
@@ -69,8 +69,8 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
     Args:
       run: the run's directory.
       best: the best checkpoints, as in best.json.
-      held: steps of checkpoints that are being scored, one of which may become the best. They are
-        kept too, but only if the file system has hard links.
+      held: steps of checkpoints that are being scored; one of them may become the best. They are
+        copied too, but only if the file system has hard links.
 
     Returns:
       The steps in `best` whose checkpoint is deleted.
@@ -80,20 +80,20 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
     gone = []
     for step in sorted(kept):
         source = RunDir(run).checkpoints / str(step)
-        target = RunDir(run).best / str(step)
+        target = RunDir(run).best_checkpoints / str(step)
         if target.is_dir() and not _was_replaced(source, target):
             continue
         copy = _link_or_copy if step in wanted else os.link
         if not _try_copy(source, target, copy) and step in wanted:
             gone.append(step)
-    for path in RunDir(run).best.glob('*'):
+    for path in RunDir(run).best_checkpoints.glob('*'):
         if path.name not in map(str, kept):
             shutil.rmtree(path)
     return gone
 
 
 def _was_replaced(source: Path, target: Path) -> bool:
-    """Whether the run has saved another checkpoint of this step since `target` was copied.
+    """Returns whether the run has saved another checkpoint of this step since `target` was copied.
 
     That happens if the run resumed from an earlier step or started again. The metadata files differ
     then, because they contain the time of the save.

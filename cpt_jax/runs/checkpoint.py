@@ -24,7 +24,7 @@ Metadata = dict[str, Any]
 
 
 class Checkpoints:
-    """The checkpoints in a directory, in a folder `<step>/` each.
+    """The checkpoints in a directory, each in its own folder `<step>/`.
 
     A checkpoint contains the state, the tokenizer's file and the metadata (config, code version,
     ...). Orbax writes a checkpoint under a temporary name and renames it at the end, so an
@@ -47,7 +47,7 @@ class Checkpoints:
           directory: the directory; it is created if it does not exist.
           tokenizer_file: name and content of the tokenizer's file, stored in every checkpoint.
           about: metadata stored in every checkpoint.
-          every_steps: a save is due at every multiple of this step.
+          every_steps: a save is due at every multiple of this number of steps.
           keep_latest: number of latest checkpoints to keep, to resume from.
           keep_every: checkpoints at multiples of this step are kept forever; 0 keeps none.
 
@@ -75,8 +75,8 @@ class Checkpoints:
             _print_once(f'checkpoint {name} is incomplete: it is not used')
         self._checkpointer = self._open()
 
-    def due(self, step: int) -> bool:
-        """Whether a save is due after this many steps."""
+    def is_due(self, step: int) -> bool:
+        """Returns whether a save is due after this many steps."""
         return self._checkpointer.should_save(step)
 
     def save(self, step: int, state: Any) -> None:
@@ -240,7 +240,7 @@ def read_save_time(directory: Path, step: int) -> str:
 
 
 def read_latest_metadata(directory: Path) -> tuple[int, Metadata] | None:
-    """Returns the newest step whose metadata can be read, and its metadata; None without any."""
+    """Returns the newest step with readable metadata, and the metadata; None if there is none."""
     for step in reversed(list_steps(directory)):
         try:
             return step, read_metadata(directory, step)
@@ -276,7 +276,8 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
     stored_parts = {part: stored[part] for part in wanted if part in stored}
     stored_shapes = {name: tuple(leaf.shape) for name, leaf in flatten(stored_parts)}
     wanted_shapes = {name: leaf.shape for name, leaf in flatten(wanted)}
-    # Checked here, because Orbax prints a hundred lines, leaves a leaf abstract or skips one.
+    # The shapes are checked here, because for a mismatch Orbax prints a hundred lines, leaves a
+    # leaf abstract or skips it.
     for name in wanted_shapes.keys() | stored_shapes.keys():
         if wanted_shapes.get(name) != stored_shapes.get(name):
             raise KeyError(

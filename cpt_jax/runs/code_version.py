@@ -11,7 +11,7 @@ _ARCHIVED = '$Format:%h$'
 
 
 @functools.cache
-def code_version() -> str:
+def get_code_version() -> str:
     """Returns the version of the package and the commit, such as '0.1.0 3f2a9c1b04de'.
 
     A '+' after the commit means uncommitted changes. Without a git checkout or an archive of one,

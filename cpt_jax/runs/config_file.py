@@ -59,12 +59,12 @@ class ConfigFile:
           UserError: the file or get_config raises an exception, there is no get_config, or it does
             not accept the argument.
         """
-        variables = self._run(lambda: runpy.run_path(str(self.path)))
+        variables = self._run_user_code(lambda: runpy.run_path(str(self.path)))
         get_config = variables.get('get_config')
         if not callable(get_config):
             raise UserError(f'{self}: {self.path.name} defines no function get_config()')
-        arguments = self._check_argument(get_config, variables.get('ARGUMENTS', ()))
-        config = self._run(lambda: get_config(*arguments))
+        arguments = self._make_arguments(get_config, variables.get('ARGUMENTS', ()))
+        config = self._run_user_code(lambda: get_config(*arguments))
         if not isinstance(config, ConfigDict | dict):
             raise UserError(
                 f'{self}: get_config() returned {config!r}; it must return an '
@@ -73,7 +73,7 @@ class ConfigFile:
         # A ConfigDict is not copied: a copy would lose its references between keys.
         return config if isinstance(config, ConfigDict) else ConfigDict(config)
 
-    def _check_argument(self, get_config: Callable, known: Iterable[str]) -> list[str]:
+    def _make_arguments(self, get_config: Callable, known: Iterable[str]) -> list[str]:
         """Returns the positional arguments for get_config: one or none.
 
         Args:
@@ -98,7 +98,7 @@ class ConfigFile:
             raise UserError(f'{self}: no argument {self.argument!r}{choices}')
         return [self.argument]
 
-    def _run(self, step: Callable[[], Any]) -> Any:
+    def _run_user_code(self, step: Callable[[], Any]) -> Any:
         """Returns `step()`, which runs code of the user's file; turns its errors into UserError."""
         try:
             return step()

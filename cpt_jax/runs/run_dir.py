@@ -31,12 +31,12 @@ class RunDir:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder with the checkpoints, in a folder `<step>/` each."""
+        """The folder with the checkpoints, each in its own folder `<step>/`."""
         return self.path / 'checkpoints'
 
     @property
-    def best(self) -> Path:
-        """The folder with the checkpoints in best.json, in a folder `<step>/` each."""
+    def best_checkpoints(self) -> Path:
+        """The folder with copies of the checkpoints in best.json, each in a folder `<step>/`."""
         return self.path / 'best'
 
     @property

@@ -16,7 +16,7 @@ class Chip:
       hbm_bytes: memory in bytes, from the data sheet.
       hbm_limit: memory in bytes that the compiler lets a program use.
       hbm_rate: memory bandwidth, in bytes/s.
-      devices: number of JAX devices per chip; each has an equal part of the values above.
+      devices: number of JAX devices per chip; each has an equal share of the rates and memory.
       link_rate: bandwidth of one link to a neighbouring chip of the slice, in bytes/s, one way; 0
         if not modelled.
       dimensions: number of dimensions of the torus; a chip has two links in each.
@@ -37,7 +37,7 @@ class Chip:
     topologies: tuple[str, ...] = ()
 
 
-def _gib(size: float) -> int:
+def _gib_to_bytes(size: float) -> int:
     return int(size * GiB)
 
 
@@ -71,7 +71,7 @@ CHIPS = {
             'TPU v4',
             275e12,
             32 * GiB,
-            _gib(30.75),
+            _gib_to_bytes(30.75),
             1228 * GB,
             1,
             50 * GB,
@@ -85,7 +85,7 @@ CHIPS = {
             'TPU v5 lite',
             197e12,
             16 * GiB,
-            _gib(15.75),
+            _gib_to_bytes(15.75),
             819 * GB,
             1,
             50 * GB,
@@ -99,7 +99,7 @@ CHIPS = {
             'TPU v5',
             459e12,
             95 * GiB,
-            _gib(95.73),
+            _gib_to_bytes(95.73),
             2765 * GB,
             1,
             100 * GB,
@@ -113,7 +113,7 @@ CHIPS = {
             'TPU v6 lite',
             918e12,
             32 * GiB,
-            _gib(31.24),
+            _gib_to_bytes(31.24),
             1638 * GB,
             1,
             100 * GB,
@@ -121,13 +121,13 @@ CHIPS = {
             100 * GBIT,
             _FLAT,
         ),
-        # 1,200 GB/s over 6 ports; the limit is 94.74 GiB for each of the two devices.
+        # 1,200 GB/s over 6 ports; the memory limit is 94.74 GiB for each of the two devices.
         Chip(
             'tpu7x',
             'TPU7x',
             2307e12,
             192 * GiB,
-            2 * _gib(94.74),
+            2 * _gib_to_bytes(94.74),
             7380 * GB,
             2,
             100 * GB,

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.runtime.errors import UserError
 
 T = TypeVar('T')
-# An AbstractMesh has axis names and sizes, but no devices.
+# A mesh, or an AbstractMesh, which has axis names and sizes but no devices.
 AnyMesh = jax.sharding.Mesh | jax.sharding.AbstractMesh
 
 # data: copies of the model. fsdp: data parallelism with parameters and optimizer state sharded over

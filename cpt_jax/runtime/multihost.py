@@ -31,7 +31,7 @@ _HEARD = 'cpt_jax/heard'  # one key below it for each process that is about to e
 _CALLED = 'cpt_jax/called'  # one key below it for each announced exchange
 
 _POLL_SECONDS = 2.0
-_EXIT_TIMEOUT_SECONDS = 20.0  # how long process 0 keeps the store for the others
+_EXIT_TIMEOUT_SECONDS = 20.0  # maximum time that process 0 keeps the store for the other processes
 
 
 def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) -> None:

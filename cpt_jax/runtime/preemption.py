@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Whether SIGTERM asked the run to stop; all processes get the same answer at the same step.
+    """The state of a request to stop (SIGTERM), which is equal on all processes at the same step.
 
     With several processes, JAX's preemption service chooses a step after which all of them stop.
     The service compares the numbers that it is called with. Orbax also calls it, with step numbers,
@@ -33,21 +34,27 @@ class Preemption:
 
     def __init__(self):
         self.requested = False
+        self._handler_before: Any = None
         if jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self._handle_sigterm)
+            self._handler_before = signal.signal(signal.SIGTERM, self._handle_sigterm)
+
+    def restore_handler(self) -> None:
+        """Gives SIGTERM the handler back that it had before, for programs that go on."""
+        if self._handler_before is not None:
+            signal.signal(signal.SIGTERM, self._handler_before)
 
     def _handle_sigterm(self, signum: int, frame: FrameType | None) -> None:
         del signum, frame
         self.requested = True
 
     def should_stop_after(self, step: int) -> bool:
-        """Whether this step is the last one. Call it after every step, on all processes."""
+        """Returns whether this step is the last one. Call it after every step, on all processes."""
         if jax.process_count() > 1:
             self.requested = self.requested or multihost_utils.reached_preemption_sync_point(step)
         return self.requested
 
     def is_requested(self) -> bool:
-        """Whether to save and stop between two steps.
+        """Returns whether to save and stop between two steps.
 
         All processes must call it at the same point of the program: it waits for all of them.
         """
@@ -64,7 +71,7 @@ class Preemption:
 
 
 def _has_notice() -> bool:
-    """Whether this is process 0 and the preemption service has received SIGTERM."""
+    """Returns whether this is process 0 and the preemption service has received SIGTERM."""
     if jax.process_index():
         return False
     try:

@@ -24,7 +24,7 @@ _EMBED, _SEARCH, _BLOCK, _BLOCKS_END, _END = 'embed', 'search', 'block', 'end of
 # Bytes are broadcast in chunks, each padded to a power of two, because every new length compiles a
 # new program. The maximum bounds device memory, which holds a chunk twice.
 _MIN_CHUNK, _MAX_CHUNK = 1 << 16, 1 << 26
-_SIZES = 3  # numbers in the first broadcast of a message: bytes of the head and of two arrays
+_SIZES = 3  # numbers in the first broadcast of a message: sizes in bytes of the head and two arrays
 _calls = count()  # index of the next message; equal on all processes
 
 
@@ -34,11 +34,11 @@ def embed_everywhere(embed: Embed) -> Embed:
     Only the leader may call it, while the workers are in `work_for_leader` with the same `embed`.
     """
 
-    def everywhere(texts: Sequence[str], side: str) -> np.ndarray:
+    def embed_on_all(texts: Sequence[str], side: str) -> np.ndarray:
         _send(_EMBED, [list(texts), side])
         return embed(texts, side)
 
-    return everywhere
+    return embed_on_all
 
 
 def search_everywhere(
@@ -88,7 +88,7 @@ def _execute_commands(embed: Embed, end: str) -> Iterator[list[np.ndarray]]:
             embed(*content)
         elif kind == _SEARCH:
             blocks = ((block[0], block[1]) for block in _execute_commands(embed, _BLOCKS_END))
-            # The search requests blocks one at a time, so it computes in the leader's order.
+            # The search requests one block at a time, so the commands run in the leader's order.
             exact.search_exactly(arrays[0], blocks, *content)
         else:
             raise ValueError(f'the leader sent {kind!r}, which is not expected here')

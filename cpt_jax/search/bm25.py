@@ -48,7 +48,7 @@ def _strip_plural_s(word: str) -> str:
 
 
 class Bm25:
-    """BM25 with Lucene's formula over a list of documents, which also give the word statistics."""
+    """BM25 with Lucene's formula; the documents also determine the word statistics."""
 
     def __init__(self, documents: Sequence[str]):
         # Imported here because it imports JAX, whose platform the program chooses first.
@@ -62,7 +62,7 @@ class Bm25:
         if self._index:
             self._index.index(words, show_progress=False)
 
-    def scores(self, query: str) -> np.ndarray:
+    def compute_scores(self, query: str) -> np.ndarray:
         """Returns the score of every document, float32 [documents]; 0 if it shares no word."""
         words = tokenize_for_bm25(query)
         if not words or not self._index:
@@ -70,16 +70,16 @@ class Bm25:
         return self._index.get_scores(words).astype(np.float32)
 
     def search(self, queries: Sequence[str], k: int) -> Hits:
-        """Returns the k best documents of each query; only those that share a word with it."""
+        """Returns the k best documents of each query, all of which share a word with it."""
         found = []
         for query in tqdm(queries, desc='BM25', unit='query', disable=None, leave=False):
-            scores_N = self.scores(query)
+            scores_N = self.compute_scores(query)
             top = TopK(1, k)
             top.add(
                 np.where(scores_N > 0, scores_N, -np.inf)[None, :],
                 np.arange(len(scores_N))[None, :],
             )
-            found.append(top.hits())
+            found.append(top.get_hits())
         return Hits(*(np.concatenate(arrays) for arrays in zip(*found, strict=True)))
 
 

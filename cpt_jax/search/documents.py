@@ -1,4 +1,4 @@
-"""Documents of a collection: ids in memory, texts read from the file whenever they are needed."""
+"""Documents of a collection: ids are in memory, texts are read from the file when needed."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.runtime.errors import UserError
 
-TEXTS_PER_BLOCK = 16_384  # texts that are held in memory and embedded together
+TEXTS_PER_BLOCK = 16_384  # number of texts that are held in memory and embedded together
 
 
 class Row(NamedTuple):
@@ -53,8 +53,8 @@ class IndexedDocuments:
         progress = tqdm(
             rows(), desc='reading documents', unit='document', disable=None, leave=False
         )
-        names = [_check_encodable(row).name for row in progress]
-        # Python compares strings by code point, which is the order of their UTF-8 bytes.
+        names = [_get_encodable_row(row).name for row in progress]
+        # Python orders strings by code point, which gives the same order as their UTF-8 bytes.
         order = sorted(range(len(names)), key=names.__getitem__, reverse=True)
         self.names = [names[index] for index in order]
         # Equal ids are next to each other; the sort is stable, so the later line comes second.
@@ -76,7 +76,7 @@ class IndexedDocuments:
     def __len__(self) -> int:
         return len(self.names)
 
-    def texts(self) -> Iterator[tuple[int, str]]:
+    def iterate_texts(self) -> Iterator[tuple[int, str]]:
         """Yields (position, text) of every document in file order.
 
         Raises:
@@ -93,7 +93,7 @@ class IndexedDocuments:
         """Returns the texts at a few positions; reads the file up to the last of them."""
         wanted = set(positions)
         found: dict[int, str] = {}
-        texts = self.texts()
+        texts = self.iterate_texts()
         while len(found) < len(wanted):
             position, text = next(texts)
             if position in wanted:
@@ -102,7 +102,7 @@ class IndexedDocuments:
 
     def load_all_texts(self) -> list[str]:
         """Returns all texts in order of position; they must fit into memory."""
-        return [text for _, text in sorted(self.texts())]
+        return [text for _, text in sorted(self.iterate_texts())]
 
     def embed_blocks(
         self, embed: Embed, show_progress: bool = True
@@ -115,7 +115,7 @@ class IndexedDocuments:
           embed: embedding function.
           show_progress: whether to print progress for large collections.
         """
-        texts = self.texts()
+        texts = self.iterate_texts()
         done = 0
         while block := list(islice(texts, TEXTS_PER_BLOCK)):
             yield (
@@ -140,7 +140,7 @@ def load_texts_by_name(rows: Iterable[Row]) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for row in rows:
-        if _check_encodable(row).name in texts:
+        if _get_encodable_row(row).name in texts:
             raise UserError(
                 f'{row.where}: the id {row.name!r} is already on an earlier line: ids must be '
                 f'unique'
@@ -149,7 +149,7 @@ def load_texts_by_name(rows: Iterable[Row]) -> dict[str, str]:
     return texts
 
 
-def _check_encodable(row: Row) -> Row:
+def _get_encodable_row(row: Row) -> Row:
     """Returns the row. Raises UserError if it cannot be encoded in UTF-8."""
     try:
         f'{row.name}{row.text}'.encode()

@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.search.ranking import Hits, TopK
 
 QUERIES_AT_ONCE = 1_024  # maximum queries in a tile
-DOCUMENTS_AT_ONCE = 16_384  # maximum per device; larger blocks were not faster on CPUs
-# A dot product has the same bits whatever the size of the matrices is, if their numbers of rows and
-# columns are multiples of these (measured on CPUs, for widths of 5 to 4,096). So neither memory nor
-# the number of devices changes a ranking.
+DOCUMENTS_AT_ONCE = 16_384  # maximum documents per device; larger blocks are not faster on CPUs
+# If the numbers of rows and columns of the matrices are multiples of these, the bits of a dot
+# product do not depend on the size of the matrices (measured on CPUs, for dimensions 5 to 4,096).
+# So neither `memory` nor the number of devices changes a ranking.
 _ROW_MULTIPLE, _COLUMN_MULTIPLE = 8, 128
 _AXIS = 'documents'
 
@@ -43,8 +43,8 @@ def search_exactly(
         of ties; each occurs once in all blocks together. The arrays of a block must not be modified
         after it is yielded.
       k: int, number of documents per query; may exceed the number of documents.
-      memory: GiB for a block of documents, its scores and their copies, on all devices together.
-        Queries, Q x k results and one block as it is yielded need memory in addition.
+      memory: maximum GiB for a block of documents, its scores and their copies, on all devices
+        together. Queries, Q x k results and one block as it is yielded need memory in addition.
       devices: devices to search on; default: all.
     """
     mesh = jax.make_mesh((len(devices or jax.devices()),), (_AXIS,), devices=devices)
@@ -55,30 +55,30 @@ def search_exactly(
     rows = tiles[0][1].shape[0]
     largest = _compute_max_documents(memory, queries_QxD.shape[1], rows, mesh.size)
 
-    def start(positions_C: np.ndarray, documents_CxD: np.ndarray) -> Callable[[], None]:
-        """Starts to score a block; returns a function that waits for and merges the result."""
-        documents = _place(documents_CxD, NamedSharding(mesh, P(_AXIS)))
+    def start_block(positions_C: np.ndarray, documents_CxD: np.ndarray) -> Callable[[], None]:
+        """Starts to score a block; returns a function that waits for the result and merges it."""
+        documents = _place_on_devices(documents_CxD, NamedSharding(mesh, P(_AXIS)))
         found = [_find_best(queries, documents, len(positions_C), k, mesh) for _, queries in tiles]
 
-        def finish() -> None:
+        def finish_block() -> None:
             for top, (tile, _), (scores_Qxk, indices_Qxk) in zip(tops, tiles, found, strict=True):
-                # Cuts off padded queries and padded documents.
+                # Drop the rows and columns that are only padding.
                 real = slice(tile.stop - tile.start), slice(min(k, len(positions_C)))
                 top.add(np.asarray(scores_Qxk)[real], positions_C[np.asarray(indices_Qxk)[real]])
 
-        return finish
+        return finish_block
 
     # A block is finished after the next one is started, so that host and devices work in parallel.
     finish = None
     for block in _resize_blocks(blocks, largest, mesh.size * _COLUMN_MULTIPLE):
-        started = start(*block)
+        started = start_block(*block)
         if finish:
             finish()
         finish = started
     if finish:
         finish()
     return Hits(
-        *(np.concatenate(arrays) for arrays in zip(*(top.hits() for top in tops), strict=True))
+        *(np.concatenate(arrays) for arrays in zip(*(top.get_hits() for top in tops), strict=True))
     )
 
 
@@ -155,7 +155,9 @@ def _split_queries(
     size = _compute_part_size(total, QUERIES_AT_ONCE, _ROW_MULTIPLE)
     replicated = NamedSharding(mesh, P())
     slices = [slice(start, min(start + size, total)) for start in range(0, total, size)]
-    return [(tile, _place(_pad_rows(queries_QxD[tile], size), replicated)) for tile in slices]
+    return [
+        (tile, _place_on_devices(_pad_rows(queries_QxD[tile], size), replicated)) for tile in slices
+    ]
 
 
 def _resize_blocks(
@@ -200,6 +202,6 @@ def _compute_part_size(total: int, most: int, multiple: int) -> int:
     return max(1, -(-each // multiple)) * multiple
 
 
-def _place(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Places an array on devices, of several processes too if each of them has the whole array."""
+def _place_on_devices(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Places an array on devices; if they belong to several processes, each must pass all of it."""
     return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)

@@ -11,7 +11,7 @@ from cpt_jax.search.ranking import Hits
 
 KINDS = 'flat', 'ivf', 'hnsw'
 
-# Vectors per list: FAISS's k-means warns below the minimum, and samples at most the maximum.
+# Vectors per list for FAISS's k-means: it warns below the minimum, and samples at most the maximum.
 _MIN_PER_LIST, _MAX_PER_LIST = 39, 256
 _PROBE_FRACTION = 16  # one in this many lists is searched
 _LINKS = 32  # links per node of HNSW (M); FAISS's default
@@ -64,7 +64,7 @@ class FaissIndex:
     def search(self, queries_QxD: np.ndarray, k: int) -> Hits:
         """Returns the k best documents that the index finds, by score and then by position.
 
-        Scores of -inf fill the row if it finds fewer.
+        If the index finds fewer than k documents, the rest of the row has scores of -inf.
         """
         positions_N = np.concatenate(self._positions)
         if self._kind == 'ivf':
@@ -102,7 +102,7 @@ class FaissIndex:
         chosen = np.random.default_rng(_SEED).choice(
             total, min(total, lists * _MAX_PER_LIST), replace=False
         )
-        index.train(_take_rows(self._waiting, np.sort(chosen)))
+        index.train(_get_rows_from_blocks(self._waiting, np.sort(chosen)))
         while self._waiting:
             index.add(np.ascontiguousarray(self._waiting.pop(0)))
         index.nprobe = -(-lists // _PROBE_FRACTION)
@@ -110,7 +110,7 @@ class FaissIndex:
         return index
 
 
-def _take_rows(blocks: list[np.ndarray], indices_N: np.ndarray) -> np.ndarray:
+def _get_rows_from_blocks(blocks: list[np.ndarray], indices_N: np.ndarray) -> np.ndarray:
     """Returns the rows at ascending indices into the concatenation of all blocks."""
     starts = np.cumsum([0, *(len(block) for block in blocks)])
     cuts = np.searchsorted(indices_N, starts)

@@ -45,7 +45,7 @@ class TopK:
             both_QxC = np.partition(both_QxC, -self._k, axis=1)[:, -self._k :]
         self._keys_Qxk = both_QxC
 
-    def hits(self) -> Hits:
+    def get_hits(self) -> Hits:
         """Returns the best documents; K is k, or the number of documents if that is smaller."""
         return _from_keys(np.sort(self._keys_Qxk, axis=1)[:, ::-1])
 

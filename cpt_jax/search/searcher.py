@@ -15,7 +15,8 @@ from cpt_jax.search.ranking import Hits
 
 INDEXES = 'exact', *KINDS
 BASELINES = 'bm25', 'random'
-BM25_DOCUMENTS = 1_000_000  # maximum for BM25, which holds the words of all documents in memory
+# Maximum documents for BM25, which holds the words of all documents in memory.
+BM25_DOCUMENTS = 1_000_000
 SEED = 0
 
 
@@ -40,7 +41,7 @@ class Searcher:
     Attributes:
       index: 'exact', or a kind of FAISS index.
       memory: GiB, see `exact.search_exactly`.
-      baselines: names from `BASELINES` that are searched too.
+      baselines: names of baselines (see `BASELINES`) that are searched with too.
     """
 
     index: str = 'exact'
@@ -99,14 +100,15 @@ class Searcher:
 def compute_search_recall(exact: Hits, hits: Hits) -> float:
     """Returns the fraction of the documents of exact search that are also in `hits`.
 
-    It is the mean over the queries for which exact search finds any, or 1 if there are none.
+    It is the mean over the queries for which exact search finds a document; 1 if there is no such
+    query.
     """
-    pairs = zip(_select_found(exact), _select_found(hits), strict=True)
+    pairs = zip(_drop_empty_hits(exact), _drop_empty_hits(hits), strict=True)
     recalls = [np.isin(right_k, found_k).mean() for right_k, found_k in pairs if len(right_k)]
     return float(np.mean(recalls)) if recalls else 1.0
 
 
-def _select_found(hits: Hits) -> list[np.ndarray]:
+def _drop_empty_hits(hits: Hits) -> list[np.ndarray]:
     """Returns the documents of each query, without the entries that have no document."""
     return [
         found_k[score_k > -np.inf]

@@ -21,7 +21,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, 'wb') as file:
             yield file
-        os.chmod(temporary, 0o644)  # mkstemp gives no other user access
+        os.chmod(temporary, 0o644)  # mkstemp lets only the owner read it
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -23,13 +23,13 @@ def get_cache_folder() -> Path:
 def load_or_build(name: str, build: Callable[[], Arrays]) -> Arrays:
     """Returns the arrays in the cache, or calls `build` and stores the arrays it returns.
 
-    A file that cannot be read is built again, and a folder that cannot be written is a warning, not
-    an error. If two programs build at the same time, both write the file atomically.
+    If the file cannot be read, it is built again. If the folder cannot be written, a warning is
+    printed. If two programs build at the same time, both write the file atomically.
 
     Args:
       name: the file is `<cache folder>/<name>.npz`. The name must contain a digest of everything
         that the arrays depend on.
-      build: computes the arrays, by name.
+      build: function that computes the arrays; it returns them by name.
     """
     path = get_cache_folder() / f'{name}.npz'
     try:
@@ -54,7 +54,7 @@ def load_or_build(name: str, build: Callable[[], Arrays]) -> Arrays:
 def json_to_array(value: object) -> np.ndarray:
     """Returns a value as JSON in uint8[bytes].
 
-    For counts and names that a cache file stores in addition to its arrays.
+    It is used for counts and names that a cache file stores in addition to its arrays.
     """
     return np.frombuffer(json.dumps(value).encode(), np.uint8)
 

@@ -73,7 +73,7 @@ def _flock(descriptor: int, operation: int, path: Path) -> bool:
 
 
 def _is_file_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at `path`.
+    """Returns whether the open file is still the one at `path`.
 
     The previous holder may have removed it after this process opened it and before it took the
     lock.

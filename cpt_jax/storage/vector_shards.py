@@ -54,7 +54,7 @@ class VectorsMeta:
         """Number of shards."""
         return -(-self.texts // self.shard_size)
 
-    def size(self, shard: int) -> int:
+    def get_shard_size(self, shard: int) -> int:
         """Returns the number of texts in a shard."""
         return min(self.shard_size, self.texts - shard * self.shard_size)
 
@@ -114,15 +114,15 @@ class VectorWriter:
         check_unit_length(vectors_NxD, self._meta.model)
         self._ids += ids
         self._vectors.append(vectors_NxD)
-        while self.missing and len(self._ids) >= self._meta.size(self.missing[0]):
+        while self.missing and len(self._ids) >= self._meta.get_shard_size(self.missing[0]):
             shard = self.missing.pop(0)
-            size = self._meta.size(shard)
+            size = self._meta.get_shard_size(shard)
             waiting_NxD = np.concatenate(self._vectors)
-            self._write(shard, self._ids[:size], waiting_NxD[:size])
+            self._write_shard(shard, self._ids[:size], waiting_NxD[:size])
             self._ids = self._ids[size:]
             self._vectors = [waiting_NxD[size:]]
 
-    def _write(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
+    def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
         write_atomically(ids_path, ''.join(f'{name}\n' for name in ids))
         # The vectors are written after the ids: a shard is complete if its vectors file exists.
@@ -205,7 +205,7 @@ def _read_meta(directory: Path) -> VectorsMeta:
 
 
 def _check_same_vectors(directory: Path, stored: VectorsMeta, expected: VectorsMeta) -> None:
-    """Raises UserError if any metadata but `input` differ; the fingerprint covers the texts."""
+    """Raises UserError if any metadata except `input` differ; the fingerprint covers the texts."""
     before = dataclasses.asdict(stored)
     now = json.loads(json.dumps(dataclasses.asdict(expected)))  # tuples become lists
     differing = [key for key in now if key != 'input' and before[key] != now[key]]

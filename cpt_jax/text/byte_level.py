@@ -75,7 +75,7 @@ def build_byte_level_json(
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     special = read_special_tokens(directory, tokenizer_config, _DEFAULT_TOKENS[kind])
-    for given_id, token in special.entries():
+    for given_id, token in special.iterate_tokens():
         tokenizer.add_tokens([token])
         actual_id = tokenizer.token_to_id(token.content)
         if given_id not in (None, actual_id):

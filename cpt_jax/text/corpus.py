@@ -46,7 +46,7 @@ class Corpus:
         if kind == 'txt' and field:
             raise UserError(f'{path}: lines of a .txt file have no fields; remove --field')
         self._read_rows = self._read_json_rows if kind == 'jsonl' else self._read_text_rows
-        self._count, self.fingerprint = self._check_rows()
+        self._count, self.fingerprint = self._count_and_fingerprint_rows()
 
     def __len__(self) -> int:
         return self._count
@@ -58,7 +58,7 @@ class Corpus:
         """Yields ('file:line', id, text) of each JSON row."""
         field = self._field or 'text'
         for where, row in read_json_lines(self.path):
-            name = row.get('_id', row.get('id', _line_index(where)))
+            name = row.get('_id', row.get('id', _parse_line_index(where)))
             if not isinstance(name, str | int) or '\n' in str(name):
                 raise UserError(
                     f'{where}: the id must be a number or a one-line string, not {str(name)[:40]!r}'
@@ -74,9 +74,9 @@ class Corpus:
     def _read_text_rows(self) -> Iterator[tuple[str, str, str]]:
         """Yields ('file:line', id, text) of each line of text."""
         for where, line in read_lines(self.path):
-            yield where, str(_line_index(where)), line
+            yield where, str(_parse_line_index(where)), line
 
-    def _check_rows(self) -> tuple[int, str]:
+    def _count_and_fingerprint_rows(self) -> tuple[int, str]:
         """Reads and checks all rows; returns their number and the fingerprint."""
         contents = blake2b(digest_size=16)
         id_hashes = array('Q')
@@ -113,6 +113,6 @@ def join_title_and_text(row: dict) -> str:
     return f'{row.get("title") or ""} {row["text"]}'.strip()
 
 
-def _line_index(where: str) -> int:
+def _parse_line_index(where: str) -> int:
     """Returns the line index, counted from 0, of 'file:line', which counts from 1."""
     return int(where.rpartition(':')[2]) - 1

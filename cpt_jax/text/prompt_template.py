@@ -23,7 +23,7 @@ REPRESENTATIONS = {
     'last': (SLOT, 'eos'),
     'mean': (SLOT, 'mean'),
 }
-# Stored in results, so the wording must not change.
+# This text is stored in results, so it must not change.
 CLEAN_UP = (
     'words joined by single spaces',
     'a full stop behind a text that ends with none of . ? " \'',
@@ -31,7 +31,7 @@ CLEAN_UP = (
     'a ? at the end is a full stop',
 )
 
-# (sentence, the one word that it means).
+# (sentence, the one word that sums it up).
 Demonstration = tuple[str, str]
 
 

@@ -1,5 +1,6 @@
-"""Token ids of texts in a prompt template, with the interface of `Tokenizer`: for a language model
-that reads a template around a text instead of delimiters.
+"""Token ids of texts in a prompt template, with the interface of `Tokenizer`.
+
+It is for language models that read a template around each text instead of delimiters.
 """
 
 import functools
@@ -73,7 +74,8 @@ class PromptTokenizer:
         filled_ids = self._encode_filled([self.prompt.fill(text) for text in texts])
         return [
             np.array(
-                self._shorten(text, ids, max_tokens) if len(ids) > max_tokens else ids, np.int32
+                self._truncate_and_encode(text, ids, max_tokens) if len(ids) > max_tokens else ids,
+                np.int32,
             )
             for text, ids in zip(texts, filled_ids, strict=True)
         ]
@@ -148,7 +150,7 @@ class PromptTokenizer:
                 return text
         return texts[0] if texts else ''
 
-    def _shorten(self, text: str, ids: list[int], max_tokens: int) -> list[int]:
+    def _truncate_and_encode(self, text: str, ids: list[int], max_tokens: int) -> list[int]:
         """Returns the ids of the filled template with as much of a text as fits.
 
         The decoded beginning of a text may have other ids within the template, so the text is

@@ -136,10 +136,10 @@ def read_sentencepiece(
         if model.is_control(i)
     }
     ids = {token.content: i for i, token in added.items()}
-    for i, token in special.entries():
+    for i, token in special.iterate_tokens():
         if i is None:
             i = model.piece_to_id(token.content)
-            # An unknown string has the id of <unk>: it gets the next free id instead.
+            # The model has no piece for this token: the token gets the next free id.
             if model.id_to_piece(i) != token.content:
                 i = max(model.get_piece_size(), *(other + 1 for other in added))
         added[i] = token

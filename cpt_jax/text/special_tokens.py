@@ -22,8 +22,8 @@ class SpecialTokens(NamedTuple):
     numbered: Mapping[int, AddedToken]
     extra: Sequence[AddedToken]
 
-    def entries(self) -> Iterator[tuple[int | None, AddedToken]]:
-        """Yields (id, token) of each token, once; the id is None if the directory gives none."""
+    def iterate_tokens(self) -> Iterator[tuple[int | None, AddedToken]]:
+        """Yields (id, token) of each token once; the id is None if the directory assigns none."""
         yield from sorted(self.numbered.items(), key=lambda item: item[0])
         seen = {token.content for token in self.numbered.values()}
         for token in (*self.named.values(), *self.extra):

@@ -43,7 +43,7 @@ SPACE = '\u2581'
 SPACES_DROPPED = '<spaces dropped>'
 
 
-class _Model(Protocol):
+class _SubwordModel(Protocol):
     """A subword model in one of the two file formats.
 
     Attributes:
@@ -63,7 +63,7 @@ class _Model(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class _SentencePiece:
+class _SentencePieceSubwords:
     file_name = 'tokenizer.model'
 
     def __init__(self, data: bytes):
@@ -72,7 +72,7 @@ class _SentencePiece:
         self.size = self._processor.get_piece_size()
         bos, eos = self._processor.bos_id(), self._processor.eos_id()
         self.bos_and_eos = (bos if bos >= 0 else eos, eos)
-        # The id that is omitted from all texts; -1: none is.
+        # Id that is omitted from all texts; -1 if no id is omitted.
         self._space = -1
         if self._processor.is_control(self._processor.piece_to_id(SPACES_DROPPED)):
             self._space = self._processor.piece_to_id(SPACE)
@@ -87,7 +87,7 @@ class _SentencePiece:
         return self._processor.decode([int(i) for i in ids])
 
 
-class _HuggingFace:
+class _HuggingFaceSubwords:
     file_name = 'tokenizer.json'
 
     def __init__(self, data: bytes):
@@ -126,13 +126,13 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of ids, including the four delimiters, which are the last ids.
-      closing: closing delimiter of side y. 'own': its own, as in the paper. 'shared': that of x, so
-        that one tokenizer.json, which cannot end texts in two ways, serves both sides
-        (`cpt_jax/exporting/tokenizer.py`).
+      closing: closing delimiter of side y. 'own': y has its own delimiter, as in the paper.
+        'shared': y has the delimiter of x, so that one tokenizer.json, which cannot end texts in
+        two ways, serves both sides (`cpt_jax/exporting/tokenizer.py`).
       fingerprint: hex digits that differ if any text could get other ids; stored in checkpoints.
     """
 
-    def __init__(self, model: _Model, closing: str = 'own'):
+    def __init__(self, model: _SubwordModel, closing: str = 'own'):
         """Wraps a subword model.
 
         Raises:
@@ -151,7 +151,7 @@ class Tokenizer:
     @property
     def added_ids(self) -> tuple[int, ...]:
         """The delimiters: ids that a pretrained model with this subword model does not have."""
-        return *self.delimiters('x'), *self.delimiters('y')
+        return *self.get_delimiters('x'), *self.get_delimiters('y')
 
     @property
     def file(self) -> tuple[str, bytes]:
@@ -168,12 +168,12 @@ class Tokenizer:
         """Returns the delimiters of each side, as plain values for results."""
         first = self._model.size
         by_side: dict[str, tuple[str, ...]] = {
-            side: tuple(DELIMITERS[i - first] for i in self.delimiters(side))
+            side: tuple(DELIMITERS[i - first] for i in self.get_delimiters(side))
             for side in _OPENING_OFFSETS
         }
         return {'delimiters': by_side}
 
-    def delimiters(self, side: Side) -> tuple[int, int]:
+    def get_delimiters(self, side: Side) -> tuple[int, int]:
         """Returns the opening and the closing id of a side."""
         opening = self._model.size + _OPENING_OFFSETS[side]
         closing = self._model.size + 1 if self.closing == 'shared' else opening + 1
@@ -188,7 +188,7 @@ class Tokenizer:
         """
         if max_tokens < 2:
             raise ValueError(f'max_tokens = {max_tokens} leaves no room for the two delimiters')
-        opening, closing = self.delimiters(side)
+        opening, closing = self.get_delimiters(side)
         return [
             np.array([opening, *ids[: max_tokens - 2], closing], np.int32)
             for ids in self._encode_stripped(texts)
@@ -273,7 +273,9 @@ def load_tokenizer(path: Path | str, closing: str = 'own') -> Tokenizer:
     """
     path = Path(path)
     if path.is_dir():
-        candidates = [path / kind.file_name for kind in (_HuggingFace, _SentencePiece)]
+        candidates = [
+            path / kind.file_name for kind in (_HuggingFaceSubwords, _SentencePieceSubwords)
+        ]
         found = [file for file in candidates if file.is_file()]
         if not found:
             raise UserError(f'{path}: holds neither tokenizer.json nor tokenizer.model')
@@ -295,7 +297,7 @@ def parse_tokenizer_file(name: str, data: bytes, closing: str = 'own') -> Tokeni
     Raises:
       UserError: the content cannot be read.
     """
-    kind = _HuggingFace if name.endswith('.json') else _SentencePiece
+    kind = _HuggingFaceSubwords if name.endswith('.json') else _SentencePieceSubwords
     try:
         model = kind(data)
     except Exception as error:  # both libraries raise bare exceptions
@@ -367,7 +369,7 @@ def train_tokenizer(
     except RuntimeError as error:
         # Unknown normalization rule, or a vocabulary too small for 256 bytes and all characters.
         raise UserError(f'tokenizer: sentencepiece cannot train a model: {error}') from error
-    return Tokenizer(_SentencePiece(output.getvalue()), closing)
+    return Tokenizer(_SentencePieceSubwords(output.getvalue()), closing)
 
 
 def _check_choice(key: str, value: str, choices: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from cpt_jax.model.parameter import Frozen, gather_once, is_variable
 from cpt_jax.model.pooling import normalize
 from cpt_jax.runtime.mesh import BATCH
 
-# Token ids, segments, positions and closing-delimiter indices of one chunk, as in `Encoder.states`.
+# Token ids, segments, positions and EOS indices of one chunk, as in `Encoder.compute_states`.
 Rows = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 # Parameters per device, up to which the gradient is reduced once per step: weights and gradient
@@ -51,7 +51,7 @@ def encode(
         encoder,
         batch,
         key,
-        lambda encoder, rows, keys_RxS: encoder.states(*rows, keys_RxS),
+        lambda encoder, rows, keys_RxS: encoder.compute_states(*rows, keys_RxS),
         merge_chunks,
     )
     for layer in dense:
@@ -75,8 +75,8 @@ def map_chunks(
       encoder: the encoder.
       batch: the global batch, in one or several chunks.
       key: random key for dropout; None disables dropout.
-      compute: function of the encoder, the rows of a chunk (as in `Encoder.states`) and the random
-        keys of its tokens (None without dropout).
+      compute: function of the encoder, the rows of a chunk (as in `Encoder.compute_states`) and
+        the random keys of its tokens (None without dropout).
       merge: function of the results of all chunks, stacked along a new first axis. Not called for a
         batch of one chunk.
     """

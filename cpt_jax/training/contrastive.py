@@ -95,8 +95,8 @@ class Contrastive:
         """
         if isinstance(origin, EarlierRun):
             inherits = origin.is_language_model or origin.inherits_architecture
-            return origin.architecture if inherits else None
-        return origin.architecture
+            return origin.model_section_and_vocab_size if inherits else None
+        return origin.model_section_and_vocab_size
 
     def load_sources(
         self, sections: Mapping[str, Mapping[str, Any]], split: str, tokenizer: TokenCounter

@@ -38,7 +38,7 @@ from cpt_jax.training.sections import Data
 
 
 class LanguageParams(Params):
-    """The encoder, whose token embeddings are also the output layer."""
+    """An encoder whose token embeddings are also the output head."""
 
     def __init__(self, config: EncoderConfig, rngs: nnx.Rngs):
         self.encoder = Encoder(config, rngs)
@@ -106,7 +106,7 @@ class LanguageModel:
         """Returns the architecture of a pretrained model; None for an earlier run, whose parameters
         must fit the config's own `model` section.
         """
-        return origin.architecture if isinstance(origin, Pretrained) else None
+        return origin.model_section_and_vocab_size if isinstance(origin, Pretrained) else None
 
     def load_sources(
         self, sections: Mapping[str, Mapping[str, Any]], split: str, tokenizer: TokenCounter

@@ -38,6 +38,13 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
         the gradient norm or the parameter norm is no longer finite.
     """
     preemption = Preemption()
+    try:
+        return _train(config, workdir, preemption)
+    finally:
+        preemption.restore_handler()
+
+
+def _train(config: Mapping[str, Any], workdir: Path, preemption: Preemption) -> int:
     run = set_up_on_all_processes(config, workdir)
     if preemption.is_requested():
         return EXIT_PREEMPTED
@@ -181,7 +188,7 @@ class _Loop:
             self.preemption.should_stop_after(step)
             or self._is_last(step)
             or self._is_evaluation_due(step)
-            or self.checkpoints.due(step)
+            or self.checkpoints.is_due(step)
         )
 
     def _is_last(self, step: int) -> bool:
@@ -204,7 +211,7 @@ class _Loop:
             scores = self._evaluate(state)
         should_stop = self.preemption.requested
         self._record(*metrics, scores, stops_here=should_stop)
-        if should_stop or self._is_last(step) or self.checkpoints.due(step):
+        if should_stop or self._is_last(step) or self.checkpoints.is_due(step):
             with self.clock.pause():
                 self.checkpoints.save(step, state._replace(frozen=None))
         return should_stop

@@ -137,7 +137,7 @@ class Objective(Protocol):
         """Returns the floating-point operations that a step needs; see model/flops.py."""
 
     def make_scorer(self, held_out: HeldOut, params: Any) -> Scorer:
-        """Returns a function that computes the held-out scores of parameters like `params`."""
+        """Returns the function that computes held-out scores, for parameters shaped as `params`."""
 
     def describe_batch(self, pairs: int, data: Data) -> str:
         """Returns a description of a batch, for the startup table."""

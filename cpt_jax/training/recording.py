@@ -12,13 +12,14 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.event_files import import_summary_writer
 
-# If the output is not a terminal, a progress line is printed at most this often.
+# Minimum time between two progress lines if the output is not a terminal.
 SECONDS_BETWEEN_LINES = 30
 
 
 class Clock:
-    """Seconds of training and of pauses (evaluation, checkpoints, compilation), including those
-    before the run was resumed.
+    """Measures the seconds of training and of pauses (evaluation, checkpoints, compilation).
+
+    The seconds before the run was resumed are included.
 
     Attributes:
       paused: seconds spent inside `pause()`.

@@ -16,9 +16,9 @@ from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
-from cpt_jax.origin.frozen_base import check_base, describe_base, get_adapter_base
+from cpt_jax.origin.frozen_base import describe_base, get_adapter_base, open_checked_base
 from cpt_jax.origin.resolve import Model, Origin, Scratch, resolve_origin
-from cpt_jax.runs.code_version import code_version
+from cpt_jax.runs.code_version import get_code_version
 from cpt_jax.runs.config import check_resume, check_workdir, to_json_values
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
@@ -135,7 +135,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         config=to_json_values(start.config),
         tokenizer=tokenizer.fingerprint,
         sources=fingerprints,
-        code=code_version(),
+        code=get_code_version(),
         inherits=start.inherits,
         begin=start.bos_ids,
         pretrained=(start.previous or start.origin).pretrained_config,
@@ -246,7 +246,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     inherits = previous.inherits_architecture
     config = resolve_form(config, Scratch(), previous)
     if inherits:
-        config = replace_architecture(config, *previous.architecture)
+        config = replace_architecture(config, *previous.model_section_and_vocab_size)
     return _Start(config, previous, Scratch(), inherits, previous.provenance.begin)
 
 
@@ -262,7 +262,7 @@ def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, 
         return None, None
     if previous:
         description = get_adapter_base(previous)
-        return check_base(description, str(workdir)), description
+        return open_checked_base(description, str(workdir)), description
     assert not isinstance(origin, Scratch)  # set_up has refused LoRA from scratch
     return origin, describe_base(origin)
 
@@ -308,6 +308,6 @@ def _list_changes(start: _Start, workdir: Path) -> list[str]:
     before = start.previous.provenance
     sections = SECTION_FUNCTIONS | get_source_classes(start.config['data']['sources'])
     changes = check_resume(before.config, start.config, workdir, sections)
-    if before.code != code_version():
-        changes.append(f'code: {before.code} -> {code_version()}')
+    if before.code != get_code_version():
+        changes.append(f'code: {before.code} -> {get_code_version()}')
     return changes

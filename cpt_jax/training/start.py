@@ -9,7 +9,7 @@ from flax import nnx
 
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.earlier_run import EarlierRun
-from cpt_jax.origin.frozen_base import add_new_delimiters, load_base, merge_base
+from cpt_jax.origin.frozen_base import add_new_delimiters, fill_frozen_from_base, load_base
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runtime.mesh import shardings
@@ -36,7 +36,7 @@ def make_starting_state(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainS
     if isinstance(run.origin, Pretrained):
         new_ids = run.tokenizer.added_ids
         encoder = run.origin.load_encoder(run.encoder_config, run.mesh, jnp.float32, new_ids)
-        state = _make_fresh_state(encoder, run, abstract, _put_encoder)
+        state = _make_fresh_state(encoder, run, abstract, _replace_encoder)
         return 0, _load_dense(state, run)
     if isinstance(run.origin, EarlierRun):
         return 0, _load_from_run(run.origin, run, abstract)
@@ -49,9 +49,9 @@ def _load_from_run(origin: EarlierRun, run: Run, abstract: TrainState) -> TrainS
     """
     if origin.provenance.objective == run.objective.name:
         params = origin.load_params(abstract.params)
-        return _make_fresh_state(params, run, abstract, _put_params)
+        return _make_fresh_state(params, run, abstract, _replace_params)
     encoder = origin.load_params({'encoder': abstract.params.encoder})['encoder']
-    put = _put_encoder_without_delimiters if origin.is_language_model else _put_encoder
+    put = _replace_encoder_without_delimiters if origin.is_language_model else _replace_encoder
     return _make_fresh_state(encoder, run, abstract, put)
 
 
@@ -68,7 +68,7 @@ def _make_lora_state(
     restored = checkpoints.restore(trained)
     base = load_base(run.base, run.encoder_config, run.mesh, run.lora, run.tokenizer.added_ids)
     frozen = abstract.frozen
-    frozen.encoder = merge_base(frozen.encoder, base)
+    frozen.encoder = fill_frozen_from_base(frozen.encoder, base)
     if restored:
         step, state = restored
         return step, state._replace(frozen=frozen)
@@ -113,18 +113,18 @@ def _load_dense(state: TrainState, run: Run) -> TrainState:
     return state
 
 
-def _put_params(state: TrainState, params: Params) -> TrainState:
+def _replace_params(state: TrainState, params: Params) -> TrainState:
     return state._replace(params=params)
 
 
-def _put_encoder(state: TrainState, encoder: Encoder) -> TrainState:
+def _replace_encoder(state: TrainState, encoder: Encoder) -> TrainState:
     state.params.encoder = encoder
     return state
 
 
-def _put_encoder_without_delimiters(state: TrainState, encoder: Encoder) -> TrainState:
+def _replace_encoder_without_delimiters(state: TrainState, encoder: Encoder) -> TrainState:
     """Puts the encoder of a language model into a state, with new embeddings for the delimiters,
     which the language model did not train.
     """
     encoder.token_embedding = add_new_delimiters(encoder.token_embedding, encoder.config.vocab_size)
-    return _put_encoder(state, encoder)
+    return _replace_encoder(state, encoder)

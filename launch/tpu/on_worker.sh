@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The commands that the programs in launch/tpu/ run over ssh on a worker of a pod:
+# Commands for one worker of a pod. The programs in launch/tpu/ run them over ssh:
 #
 #   on_worker.sh COMMAND [ARGUMENT...]
 #
@@ -21,13 +21,14 @@ fail() {
   exit 1
 }
 
-# Succeeds if a run is in progress. The run and its children hold a lock, which the kernel releases
-# when they end for any reason. A process id would not do: it may be reused by another process.
+# Returns success if a run is in progress. The run and its children hold a lock, which the kernel
+# releases when they end for any reason. A process id is not enough, because another process may get
+# the same one.
 running() { ! flock --nonblock --shared lock true; }
 
-# Replaces the checkout by ~/cpt_jax/next, and installs its packages.
+# Replaces the checkout by ~/cpt_jax/next, and installs the packages that it needs.
 install() { # REQUIREMENT [BUCKET FOLDER]
-  if running; then fail 'a run is in progress: launch/tpu/stop.py saves and ends it'; fi
+  if running; then fail 'a run is in progress: save and end it with launch/tpu/stop.py'; fi
   rm -rf code
   mv next code
   [ -x venv/bin/pip ] || make_venv
@@ -47,8 +48,8 @@ make_venv() {
 }
 
 # Mounts a bucket. Installs gcsfuse as in cloud.google.com/storage/docs/cloud-storage-fuse/install.
-# --rename-dir-limit: a checkpoint is completed by renaming its folder.
-# --metadata-cache-*: every host must immediately see the files that another one has written.
+# --rename-dir-limit: the last step of saving a checkpoint is to rename its folder.
+# --metadata-cache-*: a host must immediately see the files that another host has written.
 mount_bucket() { # BUCKET FOLDER
   if ! command -v gcsfuse >/dev/null; then
     local key=/usr/share/keyrings/cloud.google.asc url=https://packages.cloud.google.com/apt
@@ -69,7 +70,7 @@ mount_bucket() { # BUCKET FOLDER
 start() { # flags of launch/train.py
   exec 9>>lock
   flock --wait 0.5 9 ||
-    fail 'a run is in progress: launch/tpu/watch.py shows it, launch/tpu/stop.py saves and ends it'
+    fail 'a run is in progress: see launch/tpu/watch.py; save and end it with launch/tpu/stop.py'
   rm -f exit_status
   echo "=== $(date -Is) launch/train.py $*" >>train.log
   setsid nohup bash code/launch/tpu/on_worker.sh run "$@" </dev/null >>train.log 2>&1 &
@@ -77,10 +78,10 @@ start() { # flags of launch/train.py
   say started
 }
 
-# Runs the training, and writes its exit status. `start` calls it.
+# Runs the training and writes its exit status. `start` calls this function.
 run() {
-  # The shutdown of a preempted machine sends SIGTERM to this shell too. The shell must survive it,
-  # to wait until the training has saved and to write the exit status.
+  # When a preempted machine shuts down, this shell receives SIGTERM too. It must not end then: it
+  # waits until the training has saved a checkpoint, and writes the exit status.
   trap : TERM
   local status=0
   (cd code && exec ../venv/bin/python -u launch/train.py "$@") || status=$?
@@ -93,7 +94,7 @@ run() {
 stop() {
   if running; then
     pkill --signal TERM --parent "$(cat pid)" || true
-    say 'the run saves and stops'
+    say 'SIGTERM sent: the run saves and stops'
   else
     say 'no run is in progress'
   fi
@@ -106,14 +107,14 @@ state() {
   elif running; then
     say running
   elif [ -e pid ]; then
-    # No exit status: the run and its shell were killed, or the machine was restarted.
+    # There is no exit status: the run and its shell were killed, or the machine was restarted.
     say gone
   else
     say idle
   fi
 }
 
-# Prints the last lines of the log.
+# Prints the last 20 lines of the log.
 log() { tail -n 20 train.log 2>/dev/null || say 'no run was started yet'; }
 
 # Prints the log until the run ends.

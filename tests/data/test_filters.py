@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.filters import (
+    explain_rejected_body,
+    explain_rejected_name,
+    explain_rejected_path,
+    explain_rejected_text,
     extract_first_paragraph,
     find_exact_duplicates,
     find_near_duplicates,
-    reject_body,
-    reject_name,
-    reject_path,
-    reject_text,
     split_words,
 )
 
@@ -44,14 +44,14 @@ def test_first_paragraph_is_extracted_on_one_line(docstring, paragraph):
     ],
 )
 def test_dunder_and_test_names_are_rejected(name, reason):
-    assert reject_name(name) == reason
+    assert explain_rejected_name(name) == reason
 
 
 @pytest.mark.parametrize(
     'path, reason', [('a/tests/b.py', 'test path'), ('a/Testing.py', 'test path'), ('a/b.py', '')]
 )
 def test_test_paths_are_rejected(path, reason):
-    assert reject_path(path) == reason
+    assert explain_rejected_path(path) == reason
 
 
 @pytest.mark.parametrize(
@@ -66,11 +66,11 @@ def test_test_paths_are_rejected(path, reason):
     ],
 )
 def test_bodies_without_implementation_are_rejected(body, reason):
-    assert reject_body(ast.parse(body).body) == reason
+    assert explain_rejected_body(ast.parse(body).body) == reason
 
 
 def test_body_with_only_a_docstring_is_rejected():
-    assert reject_body([]) == 'no implementation'
+    assert explain_rejected_body([]) == 'no implementation'
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_body_with_only_a_docstring_is_rejected():
     ],
 )
 def test_short_documentation_and_code_are_rejected(doc, code, reason):
-    assert reject_text(doc, code) == reason
+    assert explain_rejected_text(doc, code) == reason
 
 
 def test_exact_duplicates_ignore_white_space():

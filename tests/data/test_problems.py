@@ -1,6 +1,6 @@
 import pytest
 
-from cpt_jax.data.problems import BadRow, Problems, check_text
+from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.runtime.errors import UserError
 
 
@@ -57,10 +57,10 @@ def test_problems_survive_a_round_trip_through_json():
 )
 def test_check_text_reports_the_kind_of_problem(value, kind):
     with pytest.raises(BadRow) as error:
-        check_text('x', value, 10)
+        decode_text_field('x', value, 10)
     assert error.value.kind == kind
 
 
 def test_check_text_returns_decoded_text():
-    assert check_text('x', 'a' * 10, 10) == 'a' * 10
-    assert check_text('x', 'café'.encode(), 10) == 'café'
+    assert decode_text_field('x', 'a' * 10, 10) == 'a' * 10
+    assert decode_text_field('x', 'café'.encode(), 10) == 'café'

@@ -40,7 +40,7 @@ TEXTS = [
 
 def make_encoder(vocab_size: int, mesh: jax.sharding.Mesh, seed: int = 0, **choices) -> Encoder:
     """Returns an encoder with random parameters, large enough that vectors of texts differ."""
-    config = EncoderConfig(vocab_size=vocab_size, **MODEL | choices).resolve_for('cpu')
+    config = EncoderConfig(vocab_size=vocab_size, **MODEL | choices).resolve_auto('cpu')
     with jax.set_mesh(mesh):
         abstract = assign_mesh_shardings(jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), mesh)
     random = np.random.default_rng(seed)
@@ -72,14 +72,14 @@ def embedders(tokenizer):
 
 def test_vectors_do_not_depend_on_the_other_texts_of_a_call(embedders, monkeypatch):
     embed = embedders((8, 1, 1))
-    start_batch = embed._start_batch
+    start_batch = embed._dispatch_batch
     programs = set()
 
     def record(tokens, rows: int, row_length: int, prefix: None):
         programs.add((rows, row_length))
         return start_batch(tokens, rows, row_length, prefix)
 
-    monkeypatch.setattr(embed, '_start_batch', record)
+    monkeypatch.setattr(embed, '_dispatch_batch', record)
     for side in ('x', 'y'):
         whole = embed(TEXTS, side)
         assert whole.shape == (100, 32)
@@ -248,13 +248,13 @@ def test_between_is_called_after_each_batch_and_may_raise(embedders):
 def test_next_batches_are_started_before_one_is_read(embedders, monkeypatch):
     embed = embedders((1, 1, 1))
     order = []
-    start_batch = embed._start_batch
+    start_batch = embed._dispatch_batch
 
     def record(*arguments):
         order.append('start')
         return start_batch(*arguments)
 
-    monkeypatch.setattr(embed, '_start_batch', record)
+    monkeypatch.setattr(embed, '_dispatch_batch', record)
     embed(TEXTS, 'y', between=lambda: order.append('read'))
     ahead = Embedder.BATCHES_IN_FLIGHT + 1
     assert order[: ahead + 2] == ['start'] * ahead + ['read', 'start']

@@ -294,7 +294,7 @@ def test_checkpoints_do_not_share_embeddings(run, tmp_path):
     class Shared(Score):
         def run(self, embed) -> Result:
             return Result(
-                'accuracy', {'accuracy': float(data.vectors(embed, 'all')[0][0, 0])}, 1, {}
+                'accuracy', {'accuracy': float(data.compute_vectors(embed, 'all')[0][0, 0])}, 1, {}
             )
 
     for step in (1, 2, 3):

@@ -13,10 +13,10 @@ from etils import epath
 
 from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.evals import registry
-from cpt_jax.evals.options import Options, SplitOptions, option
-from cpt_jax.evals.registry import find_option_fields, find_tasks, select
+from cpt_jax.evals.options import Options, SplitOptions, declare_option
+from cpt_jax.evals.registry import find_option_fields, find_tasks, select_tasks
 from cpt_jax.evals.run import run_tasks
-from cpt_jax.evals.task import Context, Kind, Result, Task
+from cpt_jax.evals.task import Context, Result, Task, TaskKind
 
 # The complete file, as it would be in cpt_jax/evals/tasks/.
 NEW_FILE = '''
@@ -30,15 +30,15 @@ from etils import epath
 
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
-from cpt_jax.evals.options import SideOptions, option
-from cpt_jax.evals.task import Context, Kind, Result, Task
+from cpt_jax.evals.options import SideOptions, declare_option
+from cpt_jax.evals.task import Context, TaskKind, Result, Task
 
 
 @dataclass(frozen=True)
 class PairOptions(SideOptions):
     """Options of pairclass/*."""
 
-    threshold: float = option(0.5, 'Smallest cosine of equal meaning.', lower_bound=0)
+    threshold: float = declare_option(0.5, 'Smallest cosine of equal meaning.', lower_bound=0)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def find_pairs(data_dir: epath.Path | None, options: PairOptions, context: Conte
     return {name: PairClassification(name, path, options) for name, path in zip(names, paths)}
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='pairclass',
     find=find_pairs,
     options=PairOptions,
@@ -112,7 +112,7 @@ def score(data_dir, pattern='pairclass/*', **options):
         asked.append(side)
         return count_letters(texts, side)
 
-    tasks = select(find_tasks(str(data_dir), **options), [pattern], str(data_dir))
+    tasks = select_tasks(find_tasks(str(data_dir), **options), [pattern], str(data_dir))
     results = run_tasks(embed, 'm', {}, tasks, epath.Path(data_dir) / 'out')
     return results['tasks'], asked
 
@@ -140,9 +140,9 @@ def test_task_is_scored_again_only_when_data_or_options_change(data_dir, capsys)
 
 def test_messages_contain_the_layout_of_its_data(data_dir):
     with pytest.raises(Exception, match=r'pairclass/none: no such task; available: pairclass/one'):
-        select(find_tasks(str(data_dir)), ['pairclass/none'], str(data_dir))
+        select_tasks(find_tasks(str(data_dir)), ['pairclass/none'], str(data_dir))
     with pytest.raises(Exception, match=r'expected in --data_dir .*: pairclass/<name>.json'):
-        select(find_tasks(str(data_dir)), ['pairclass/none'], str(data_dir))
+        select_tasks(find_tasks(str(data_dir)), ['pairclass/none'], str(data_dir))
 
 
 def test_option_becomes_a_flag(data_dir):
@@ -161,7 +161,7 @@ def test_option_becomes_a_flag(data_dir):
 
 
 def register(monkeypatch, find, options=Options) -> None:
-    kind = Kind('made', find, layout='made/', folder='made/', options=options)
+    kind = TaskKind('made', find, layout='made/', folder='made/', options=options)
     monkeypatch.setattr(registry, 'KINDS', (*registry.KINDS, kind))
 
 
@@ -211,7 +211,7 @@ def test_task_name_must_start_with_its_kind(monkeypatch):
 def test_option_declared_twice_is_refused(monkeypatch):
     @dataclass(frozen=True)
     class Again(Options):
-        split: str = option('', 'Another split.')
+        split: str = declare_option('', 'Another split.')
 
     register(monkeypatch, lambda *of: {}, Again)
     with pytest.raises(TypeError, match=r'the option split of made/\* is declared by another kind'):

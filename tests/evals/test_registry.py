@@ -1,6 +1,6 @@
 import pytest
 
-from cpt_jax.evals.registry import find_tasks, make_options, select
+from cpt_jax.evals.registry import find_tasks, make_options, select_tasks
 from cpt_jax.runtime.errors import UserError
 
 
@@ -20,7 +20,7 @@ def data_dir(tmp_path):
 
 
 def names(patterns, data_dir):
-    return [task.name for task in select(find_tasks(data_dir), patterns, data_dir)]
+    return [task.name for task in select_tasks(find_tasks(data_dir), patterns, data_dir)]
 
 
 def test_available_tasks_are_found(data_dir):
@@ -85,7 +85,7 @@ def test_suites_expand_to_their_tasks(data_dir, tmp_path):
         r'.*retrieval/arguana, .*; add their data',
     ):
         names(['suite/cpt_beir'], data_dir)
-    chosen = select(
+    chosen = select_tasks(
         find_tasks(data_dir), ['suite/cpt_beir', 'codesearch/go'], data_dir, allow_missing=True
     )
     assert [task.name for task in chosen] == ['retrieval/scifact', 'codesearch/go']

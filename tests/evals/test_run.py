@@ -3,7 +3,7 @@ import json
 import numpy as np
 from etils import epath
 
-from cpt_jax.evals.registry import find_tasks, select
+from cpt_jax.evals.registry import find_tasks, select_tasks
 from cpt_jax.evals.run import make_claim_path, run_tasks
 from cpt_jax.search.bm25 import make_random_embed
 from cpt_jax.storage.locks import try_lock
@@ -47,7 +47,7 @@ def letters(texts, side):
 
 
 def run_pattern(pattern, data_dir, output, embed=letters, model='runs/letters'):
-    tasks = select(find_tasks(data_dir), [pattern], data_dir)
+    tasks = select_tasks(find_tasks(data_dir), [pattern], data_dir)
     return run_tasks(embed, model, {'step': 3}, tasks, epath.Path(output))
 
 
@@ -110,7 +110,7 @@ def test_task_is_scored_again_only_when_something_changes(tmp_path, capsys):
             return letters(texts, side)
 
         asked.clear()
-        tasks = select(find_tasks(data_dir, k=k), ['retrieval/tiny'], data_dir)
+        tasks = select_tasks(find_tasks(data_dir, k=k), ['retrieval/tiny'], data_dir)
         run_tasks(embed, model, {'step': 3}, tasks, epath.Path(tmp_path / 'out'), **flags)
         return asked
 

@@ -19,7 +19,7 @@ from cpt_jax.exporting.card import ExportedRun, write_card
 from cpt_jax.exporting.check import check
 from cpt_jax.exporting.directory import export
 from cpt_jax.exporting.golden import read_golden
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_template import Representation
@@ -145,7 +145,7 @@ def test_large_weights_are_split_into_shards(whole, tmp_path):
     assert split[0] == f'model-00001-of-{len(split) - 1:05d}.safetensors'
     assert split[-1] == 'model.safetensors.index.json'
     assert len(split) > 4
-    one, many = Files(out), Files(tmp_path / 'split')
+    one, many = TensorFiles(out), TensorFiles(tmp_path / 'split')
     assert one.names == many.names
     for name in one.names:
         np.testing.assert_array_equal(one.read(name), many.read(name))

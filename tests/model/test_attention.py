@@ -278,19 +278,19 @@ def test_tpu_kernel_stores_no_scores(libtpu):
 def test_auto_attention_chooses_the_kernel_of_the_platform():
     sizes = {'vocab_size': 9, 'width': 16, 'layers': 1, 'max_length': 8}
     config = EncoderConfig(**sizes, heads=2)
-    assert [config.resolve_for(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == [
+    assert [config.resolve_auto(platform).attention for platform in ('tpu', 'gpu', 'cpu')] == [
         'splash',
         'cudnn',
         'blocks',
     ]
     assert (
-        EncoderConfig(**sizes, heads=4).resolve_for('gpu').attention
-        == EncoderConfig(**sizes, heads=2, dtype='float32').resolve_for('gpu').attention
+        EncoderConfig(**sizes, heads=4).resolve_auto('gpu').attention
+        == EncoderConfig(**sizes, heads=2, dtype='float32').resolve_auto('gpu').attention
         == 'masked'
     )
     with pytest.raises(UserError, match='model.attention=splash is a kernel for TPUs'):
-        EncoderConfig(**sizes, heads=2, attention='splash').resolve_for('cpu')
+        EncoderConfig(**sizes, heads=2, attention='splash').resolve_auto('cpu')
     with pytest.raises(
         UserError, match='cudnn needs model.dtype=bfloat16 and model.head_width of 8'
     ):
-        EncoderConfig(**sizes, heads=4, attention='cudnn').resolve_for('gpu')
+        EncoderConfig(**sizes, heads=4, attention='cudnn').resolve_auto('gpu')

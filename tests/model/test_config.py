@@ -62,11 +62,11 @@ def test_sizes_of_zero_are_derived():
 
 def test_auto_is_resolved_by_the_platform():
     config = EncoderConfig(**SIZES)
-    chosen = {name: config.resolve_for(name) for name in ('cpu', 'gpu', 'tpu')}
+    chosen = {name: config.resolve_auto(name) for name in ('cpu', 'gpu', 'tpu')}
     assert {name: (on.dtype, on.layer_loop) for name, on in chosen.items()} == {
         'cpu': ('float32', 'unroll'),
         'gpu': ('bfloat16', 'scan'),
         'tpu': ('bfloat16', 'scan'),
     }
     decided = dataclasses.replace(config, dtype='bfloat16', layer_loop='scan', attention='masked')
-    assert decided.resolve_for('cpu') == decided and decided.compute_dtype == 'bfloat16'
+    assert decided.resolve_auto('cpu') == decided and decided.compute_dtype == 'bfloat16'

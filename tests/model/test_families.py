@@ -18,7 +18,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import get_batch_sharding, make_mesh
 from tests.goldens.golden import read_golden, restore
@@ -67,9 +67,9 @@ def load(
     encoder_config = EncoderConfig(
         vocab_size=VOCABULARY,
         **family.shape(config) | {'remat': 'none', 'pooling': 'eos'} | changes,
-    ).resolve_for('cpu')
+    ).resolve_auto('cpu')
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-    return load_encoder(family, Files(folder), encoder_config, mesh), mesh
+    return load_encoder(family, TensorFiles(folder), encoder_config, mesh), mesh
 
 
 def compute_states(
@@ -93,7 +93,7 @@ def compute_states(
         arrays = jax.device_put(
             (tokens_RxS, segments_RxS, positions_RxS, places_RxS), get_batch_sharding(mesh)
         )
-        found = np.asarray(jax.jit(Encoder.states)(encoder, *arrays))
+        found = np.asarray(jax.jit(Encoder.compute_states)(encoder, *arrays))
     return [states[: len(text)] for states, text in zip(found, texts, strict=True)]
 
 

@@ -16,7 +16,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.language import predict_tokens
 from cpt_jax.runs.checkpoint import to_nested_dict
 from cpt_jax.runs.config import flatten
@@ -76,8 +76,8 @@ def models(tmp_path_factory):
         assert model_config.get('tie_word_embeddings', family.tied)
         config = EncoderConfig(
             vocab_size=VOCABULARY, **family.shape(model_config) | {'remat': 'none'}
-        ).resolve_for('cpu')
-        return config, lambda config, mesh: load_encoder(family, Files(folder), config, mesh)
+        ).resolve_auto('cpu')
+        return config, lambda config, mesh: load_encoder(family, TensorFiles(folder), config, mesh)
 
     return make
 
@@ -133,7 +133,7 @@ def test_models_without_next_token_losses_are_rejected(models):
 
 def compute_plain_losses(encoder: Encoder, tokens_RxS, segments_RxS, positions_RxS) -> jax.Array:
     """Computes the losses from the full logits."""
-    h_RxSxD = encoder.all_states(tokens_RxS, segments_RxS, positions_RxS)
+    h_RxSxD = encoder.compute_token_states(tokens_RxS, segments_RxS, positions_RxS)
     scores_RxSxV = (h_RxSxD @ encoder.token_embedding[...].T)[..., : encoder.config.vocab_size]
     next_RxSxV = jax.nn.one_hot(jnp.roll(tokens_RxS, -1, axis=1), encoder.config.vocab_size)
     losses_RxS = -jnp.sum(jax.nn.log_softmax(scores_RxSxV) * next_RxSxV, axis=-1)
@@ -216,7 +216,7 @@ def test_excluded_ids_have_no_probability():
         encoder.token_embedding[...] *= 50.0
         return (
             language.predict_tokens(encoder, *rows, ids=20),
-            encoder.all_states(*rows),
+            encoder.compute_token_states(*rows),
             encoder.token_embedding[...],
         )
 

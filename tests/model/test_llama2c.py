@@ -72,12 +72,12 @@ def export_llama2c(case: str, path: Path) -> Path:
 @pytest.mark.parametrize('case', ['tied', 'head'])
 def test_states_and_losses_match_transformers(tmp_path, case):
     file = Llama2cFile(export_llama2c(case, tmp_path / 'model.bin'))
-    config = EncoderConfig(vocab_size=VOCABULARY, **LLAMA2C.shape(file.config)).resolve_for('cpu')
+    config = EncoderConfig(vocab_size=VOCABULARY, **LLAMA2C.shape(file.config)).resolve_auto('cpu')
     mesh = make_mesh(devices=jax.devices()[:1])
     encoder = load_encoder(LLAMA2C, file, config, mesh)
     with jax.set_mesh(mesh):
         rows = jax.device_put(pack_rows(texts(), 24), get_batch_sharding(mesh))
-        found = np.asarray(jax.jit(Encoder.all_states)(encoder, *rows))
+        found = np.asarray(jax.jit(Encoder.compute_token_states)(encoder, *rows))
         losses = np.asarray(jax.jit(compute_token_losses)(encoder, *rows))
     states = np.concatenate(
         [row[segments > 0] for row, segments in zip(found, np.asarray(rows[1]), strict=True)]

@@ -71,7 +71,7 @@ def test_states_after_a_prefix_match_those_of_whole_texts(meshes, choices):
             encoder, prefix, *place_on_mesh(mesh, tokens_RxS, eos_Rx1)
         )
         arrays = place_on_mesh(mesh, whole_RxS, segments_RxS, columns_RxS, whole_eos_Rx1)
-        expected = jax.jit(lambda encoder, *rows: encoder.states(*rows))(encoder, *arrays)
+        expected = jax.jit(lambda encoder, *rows: encoder.compute_states(*rows))(encoder, *arrays)
     assert (
         found.shape == expected.shape == (rows, 1, encoder.config.embedding_width)
         and found.dtype == np.float32

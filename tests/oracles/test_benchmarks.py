@@ -45,7 +45,7 @@ def model(tmp_path_factory):
     tokenizer = load_tokenizer(folder / 'tokenizer.json')
     config = EncoderConfig(
         tokenizer.vocab_size, width=32, layers=3, heads=4, max_length=40, hidden=48
-    ).resolve_for('cpu')
+    ).resolve_auto('cpu')
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         encoder = jax.jit(lambda: Encoder(config, nnx.Rngs(0)))()

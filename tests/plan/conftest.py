@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.plan.hlo.program import Module, parse
+from cpt_jax.plan.hlo.program import Module, parse_program
 from cpt_jax.plan.topology import get_topology_devices
 from cpt_jax.runs.config_file import load_config
 
@@ -63,7 +63,7 @@ def program():
     """A function with the arguments of `compiled` that returns the parsed program."""
 
     def compile_and_parse(*args, **keywords) -> Module:
-        return parse(compile_on(*args, **keywords).as_text())
+        return parse_program(compile_on(*args, **keywords).as_text())
 
     return compile_and_parse
 

@@ -7,8 +7,8 @@ import pytest
 
 from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import InfoNCE
-from cpt_jax.plan.hlo.program import Module, parse
-from cpt_jax.plan.lowering import count_device_bytes, lower, make_longest_layout
+from cpt_jax.plan.hlo.program import Module, parse_program
+from cpt_jax.plan.lowering import count_device_bytes, lower_training_step, make_longest_layout
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training.contrastive import Contrastive
 from cpt_jax.training.sections import Data, Train
@@ -57,12 +57,12 @@ def test_plan_lowers_the_step_that_training_runs(tiny, tmp_path):
     with jax.set_mesh(run.mesh):
         batch = place_batch(next(run.iterate_batches_after(0)), run.mesh, run.layout)
         state = run.make_abstract_state()
-        trained = parse(StepPrograms(run)(state, batch).as_text())
+        trained = parse_program(StepPrograms(run)(state, batch).as_text())
     config['data']['rows'] = run.layout.rows
-    step = lower(config, jax.devices())
+    step = lower_training_step(config, jax.devices())
     assert step.layout == run.layout and step.mesh == run.mesh
     assert list_types(step.state) == list_types(state)
-    planned = parse(step.lowered.compile().as_text())
+    planned = parse_program(step.lowered.compile().as_text())
     assert list_instructions(planned) == list_instructions(trained)
 
 
@@ -120,11 +120,11 @@ def test_fewer_pairs_than_parts_and_chunks_are_refused():
 )
 def test_inconsistent_lengths_are_refused(tiny, changes, words):
     with pytest.raises(UserError, match=words):
-        lower(tiny(**changes), jax.devices(), trace=False)
+        lower_training_step(tiny(**changes), jax.devices(), trace=False)
 
 
 def test_without_tracing_only_the_program_is_missing(tiny):
-    step = lower(tiny(), jax.devices(), trace=False)
+    step = lower_training_step(tiny(), jax.devices(), trace=False)
     assert step.lowered is None and step.parameters == sum(
         np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(step.state.params)
     )
@@ -135,8 +135,8 @@ def test_trained_and_frozen_parameters_are_counted_separately(tiny):
     """With LoRA there are the parameters of the plain model and the adapters. Only the adapters
     have optimizer state. A frozen matrix takes 1/2 + 1/64 bytes per element.
     """
-    plain = lower(tiny(), jax.devices()[:1], trace=False)
-    step = lower(
+    plain = lower_training_step(tiny(), jax.devices()[:1], trace=False)
+    step = lower_training_step(
         tiny(**{'lora.rank': 4, 'lora.base': 'nf4', 'model.remat': 'full'}),
         jax.devices()[:1],
         trace=False,
@@ -147,9 +147,11 @@ def test_trained_and_frozen_parameters_are_counted_separately(tiny):
         + 2 * (config.width + config.hidden)
         + (config.width + config.hidden if config.is_gated else 0)
     )
-    assert step.trained == 3 * 4 * per_rank_and_layer + 1  # three layers, and the temperature
-    assert step.parameters == plain.parameters + step.trained - 1
-    assert count_device_bytes(step.state.optimizer) == 2 * 4 * step.trained + 2 * 4
+    assert (
+        step.trained_parameters == 3 * 4 * per_rank_and_layer + 1
+    )  # three layers, and the temperature
+    assert step.parameters == plain.parameters + step.trained_parameters - 1
+    assert count_device_bytes(step.state.optimizer) == 2 * 4 * step.trained_parameters + 2 * 4
     matrices = 3 * (
         4 * config.width**2 + (3 if config.is_gated else 2) * config.width * config.hidden
     )

@@ -130,7 +130,7 @@ class FailingProgram:
 
 def test_other_compiler_failures_are_user_errors(libtpu):
     with pytest.raises(UserError, match='does not compile this program: INTERNAL: Mosaic failed'):
-        planning._compile(FailingProgram())
+        planning._compile_program(FailingProgram())
 
 
 def test_table_contains_all_results(scanned):

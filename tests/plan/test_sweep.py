@@ -9,7 +9,7 @@ from cpt_jax.plan.estimate import (
     estimate_seconds,
     estimate_state_bytes,
 )
-from cpt_jax.plan.lowering import lower
+from cpt_jax.plan.lowering import lower_training_step
 from cpt_jax.plan.planning import Plan
 from cpt_jax.plan.sweep import Sweep, apply_candidate, format_flags, list_candidates, sweep
 from cpt_jax.runtime.errors import UserError
@@ -20,7 +20,7 @@ V5E = CHIPS['v5e']
 
 @pytest.fixture(scope='module')
 def step(tiny):
-    return lower(tiny(), jax.devices()[:1], trace=False)
+    return lower_training_step(tiny(), jax.devices()[:1], trace=False)
 
 
 def make_plan_of(
@@ -61,7 +61,9 @@ def test_candidates_are_all_that_model_batch_and_slices_allow(step):
 
 
 def test_large_batches_have_candidates_with_both_forms_of_the_loss(tiny):
-    large = lower(tiny(**{'train.batch_pairs': 65_536}), jax.devices()[:1], trace=False)
+    large = lower_training_step(
+        tiny(**{'train.batch_pairs': 65_536}), jax.devices()[:1], trace=False
+    )
     assert {candidate.form for candidate in list_candidates(large, 8, 1, V5E)} == {
         'dense',
         'chunked',

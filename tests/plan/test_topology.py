@@ -7,7 +7,7 @@ import pytest
 
 from cpt_jax.plan import topology
 from cpt_jax.plan.topology import (
-    check_topology,
+    find_topology_chip,
     get_libtpu_requirement,
     get_topology_devices,
     locate_devices,
@@ -36,7 +36,7 @@ TPUS = {name: chip for name, chip in CHIPS.items() if chip.topologies}
 )
 def test_invalid_names_are_refused_with_valid_ones(name, words):
     with pytest.raises(UserError) as error:
-        check_topology(name)
+        find_topology_chip(name)
     assert repr(name) in str(error.value) and all(word in str(error.value) for word in words)
 
 
@@ -44,7 +44,7 @@ def test_invalid_names_are_refused_with_valid_ones(name, words):
     'name', ['v5e:1x1', 'v6e:8x8', 'v5p:4x4x12', 'v5p:12x12x12', 'tpu7x:4x4x4']
 )
 def test_valid_names_are_accepted(name):
-    assert check_topology(name) is CHIPS[name.partition(':')[0]]
+    assert find_topology_chip(name) is CHIPS[name.partition(':')[0]]
 
 
 SMALLEST = [(f'{name}:{chip.topologies[0]}', 1) for name, chip in TPUS.items()]
@@ -52,7 +52,7 @@ SMALLEST = [(f'{name}:{chip.topologies[0]}', 1) for name, chip in TPUS.items()]
 
 @pytest.mark.parametrize(('name', 'slices'), [*SMALLEST, ('v5e:1x1', 1), ('v5p:2x2x1', 3)])
 def test_topology_has_all_devices_of_its_chips(libtpu, name, slices):
-    chip = check_topology(name)
+    chip = find_topology_chip(name)
     devices = get_topology_devices(name, slices)
     chips = 1
     for side in name.partition(':')[2].split('x'):
@@ -103,7 +103,7 @@ def test_libtpu_prints_nothing_without_a_tpu(libtpu):
 
 
 def test_stderr_of_a_failed_load_is_shown(capfd):
-    with pytest.raises(ZeroDivisionError), topology._stderr_hidden():
+    with pytest.raises(ZeroDivisionError), topology._hide_stderr():
         os.write(2, b'why it failed\n')
         _ = 1 / 0
     assert 'why it failed' in capfd.readouterr().err

@@ -24,7 +24,7 @@ def test_commands_contain_slices_topology_and_extra_flags():
         create_flags=['--network=n'],
         ssh_flags=['--tunnel-through-iap'],
     )
-    command = commands.create(pod)
+    command = commands.make_create_command(pod)
     assert command[:8] == [
         'gcloud',
         'compute',
@@ -43,8 +43,12 @@ def test_commands_contain_slices_topology_and_extra_flags():
         '--runtime-version=r',
         '--network=n',
     ]
-    copy = commands.install(pod, 'checkout', 'jax')[2]
-    for command in (commands.query_states(pod), commands.show_log(pod, True), copy):
+    copy = commands.make_install_commands(pod, 'checkout', 'jax')[2]
+    for command in (
+        commands.make_state_query_command(pod),
+        commands.make_show_log_command(pod, True),
+        copy,
+    ):
         assert '--tunnel-through-iap' in command
 
 

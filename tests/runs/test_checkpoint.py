@@ -180,7 +180,7 @@ def test_new_directory_has_no_checkpoints(tmp_path, open_checkpoints):
 
 def test_save_is_due_at_multiples_and_saves_a_step_once(tmp_path, open_checkpoints):
     saved = open_checkpoints(tmp_path / 'checkpoints', every_steps=3, keep_latest=9)
-    assert [step for step in range(1, 8) if saved.due(step)] == [3, 6]
+    assert [step for step in range(1, 8) if saved.is_due(step)] == [3, 6]
     for step, value in [(3, 1.0), (5, 2.0), (5, 3.0)]:
         saved.save(step, {'w': np.full(2, value)})
     saved.close()

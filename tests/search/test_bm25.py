@@ -33,7 +33,9 @@ def compute_lucene_score(query, document, k1=1.5, b=0.75):
 )
 def test_bm25_equals_lucene_formula(query):
     expected = [compute_lucene_score(query, document) for document in range(len(DOCUMENTS))]
-    np.testing.assert_allclose(Bm25(DOCUMENTS).scores(query), expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(
+        Bm25(DOCUMENTS).compute_scores(query), expected, rtol=1e-5, atol=1e-7
+    )
 
 
 def test_bm25_finds_only_documents_that_share_a_word():
@@ -43,7 +45,7 @@ def test_bm25_finds_only_documents_that_share_a_word():
 
 
 def test_bm25_scores_are_zero_without_words():
-    assert Bm25(['', '?', 'x']).scores('anything').tolist() == [0, 0, 0]
+    assert Bm25(['', '?', 'x']).compute_scores('anything').tolist() == [0, 0, 0]
 
 
 def test_bm25_splits_prose_and_code_into_words():

@@ -25,7 +25,7 @@ def test_positions_are_in_descending_byte_order_of_ids():
     found = make_documents()
     assert found.names == sorted(NAMES, key=str.encode, reverse=True)
     assert found.load_all_texts() == [f'text of {name}' for name in found.names]
-    assert [found.names[position] for position, _ in found.texts()] == NAMES
+    assert [found.names[position] for position, _ in found.iterate_texts()] == NAMES
     assert found.find_positions(['7', 'gone', '']) == {
         '7': found.names.index('7'),
         '': len(NAMES) - 1,
@@ -61,4 +61,4 @@ def test_file_that_changes_while_it_is_read_is_an_error(later):
     names = iter([['a', 'b', 'c'], later])
     found = IndexedDocuments(PATH, lambda: (Row('', name, name) for name in next(names)))
     with pytest.raises(UserError, match='made.jsonl: was changed while it was read'):
-        list(found.texts())
+        list(found.iterate_texts())

@@ -23,7 +23,7 @@ def test_rows_are_taken_from_all_blocks():
     """Training vectors of an inverted file must come from the whole corpus."""
     indices = [0, 9, 10, 25, 29]
     blocks = [np.arange(start, start + 10)[:, None] for start in (0, 10, 20)]
-    rows = faiss_index._take_rows(blocks, np.array(indices))
+    rows = faiss_index._get_rows_from_blocks(blocks, np.array(indices))
     assert rows.ravel().tolist() == indices
 
 

@@ -22,7 +22,7 @@ def test_top_k_equals_sorting_for_all_block_sizes(k, block):
     top = TopK(5, k)
     for start in range(0, 31, block):
         top.add(scores[:, start : start + block], np.arange(31)[None, start : start + block])
-    hits = top.hits()
+    hits = top.get_hits()
     assert hits.documents_Qxk.tolist() == sort_positions(scores, k)
     assert np.array_equal(hits.scores_Qxk, np.take_along_axis(scores, hits.documents_Qxk, axis=1))
     assert hits.scores_Qxk.dtype == np.float32
@@ -32,7 +32,7 @@ def test_top_k_distinguishes_adjacent_floats():
     near = np.nextafter(np.float32(1), np.float32(2))
     top = TopK(1, 5)
     top.add(np.array([[1, near, -1, -near, -np.inf, 1e-45, 3e38]], np.float32), np.arange(7)[None])
-    assert top.hits().documents_Qxk.tolist() == [[6, 1, 0, 5, 2]]
+    assert top.get_hits().documents_Qxk.tolist() == [[6, 1, 0, 5, 2]]
 
 
 def test_top_k_accepts_documents_in_any_order():
@@ -42,7 +42,7 @@ def test_top_k_accepts_documents_in_any_order():
     top = TopK(4, 8)
     for part in (slice(0, 11), slice(11, 30)):
         top.add(np.take_along_axis(scores, order, 1)[:, part], order[:, part])
-    assert top.hits().documents_Qxk.tolist() == sort_positions(scores, 8)
+    assert top.get_hits().documents_Qxk.tolist() == sort_positions(scores, 8)
 
 
 def test_ties_count_against_the_right_candidate():

@@ -68,8 +68,8 @@ def ids(tokenizer: Tokenizer, text: str, side: str = 'x', max_tokens: int = 10_0
 
 
 def test_delimiters_have_the_four_ids_after_the_vocabulary(either):
-    x = either.delimiters('x')
-    y = either.delimiters('y')
+    x = either.get_delimiters('x')
+    y = either.get_delimiters('y')
     assert [*x, *y] == list(range(either.vocab_size - 4, either.vocab_size))
     for text in NASTY + ODD + sentences(20):
         for side, (opening, closing) in {'x': x, 'y': y}.items():
@@ -84,8 +84,8 @@ def test_sides_differ_only_in_their_delimiters(either):
 
 
 def test_empty_text_is_encoded_as_two_delimiters(either):
-    assert ids(either, '') == list(either.delimiters('x'))
-    assert ids(either, '', 'y', 2) == list(either.delimiters('y'))
+    assert ids(either, '') == list(either.get_delimiters('x'))
+    assert ids(either, '', 'y', 2) == list(either.get_delimiters('y'))
     assert either.encode([], 'x', 8) == []
 
 
@@ -96,7 +96,7 @@ def test_the_closing_delimiter_survives_truncation(either, max_tokens):
         whole = ids(either, text, 'y')
         assert len(truncated) == min(max_tokens, len(whole))
         assert truncated[:-1] == whole[: len(truncated) - 1]
-        assert truncated[-1] == either.delimiters('y')[1]
+        assert truncated[-1] == either.get_delimiters('y')[1]
 
 
 def test_max_tokens_without_room_for_delimiters_is_a_value_error(either):
@@ -127,8 +127,11 @@ def test_white_space_around_a_text_is_stripped(either):
 
 def test_shared_closing_delimiter_is_that_of_x(either):
     shared = either.with_closing('shared')
-    assert shared.delimiters('x') == either.delimiters('x')
-    assert shared.delimiters('y') == (either.delimiters('y')[0], either.delimiters('x')[1])
+    assert shared.get_delimiters('x') == either.get_delimiters('x')
+    assert shared.get_delimiters('y') == (
+        either.get_delimiters('y')[0],
+        either.get_delimiters('x')[1],
+    )
     assert shared.describe() == {'delimiters': {'x': ('[', ']'), 'y': ('{', ']')}}
     assert shared.vocab_size == either.vocab_size
     assert shared.fingerprint != either.fingerprint

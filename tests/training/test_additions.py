@@ -92,7 +92,9 @@ def test_pooling_is_one_function_and_one_line_in_poolings(monkeypatch, tokenizer
     (ids,) = tokenizer.encode(['list of values'], 'x', 32)
     ones = np.ones((1, len(ids)), np.int32)
     with jax.set_mesh(mesh):
-        states = encoder.all_states(ids[None], ones, np.arange(len(ids), dtype=np.int32)[None])
+        states = encoder.compute_token_states(
+            ids[None], ones, np.arange(len(ids), dtype=np.int32)[None]
+        )
     largest = np.asarray(states)[0].max(0)
     expected = largest / np.linalg.norm(largest)
     np.testing.assert_allclose(embed(['list of values'], 'x')[0], expected, atol=1e-5)

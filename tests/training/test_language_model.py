@@ -105,7 +105,7 @@ def test_bits_per_byte_match_those_of_separate_texts(tokenizer):
     positions_RxS = np.arange(32, dtype=np.int32) + 0 * tokens_RxS
     config = EncoderConfig(
         vocab_size=tokenizer.vocab_size, width=16, layers=1, heads=2, max_length=32, remat='none'
-    ).resolve_for('cpu')
+    ).resolve_auto('cpu')
     mesh = make_mesh()
     with jax.set_mesh(mesh):
         params = jax.jit(lambda: LanguageModel().init(config, nnx.Rngs(0)))()
@@ -113,7 +113,9 @@ def test_bits_per_byte_match_those_of_separate_texts(tokenizer):
             (tokens_RxS, np.ones_like(tokens_RxS), positions_RxS), get_batch_sharding(mesh)
         )
         states_RxSxD = np.asarray(
-            jax.jit(lambda encoder, *rows: encoder.all_states(*rows))(params.encoder, *rows)
+            jax.jit(lambda encoder, *rows: encoder.compute_token_states(*rows))(
+                params.encoder, *rows
+            )
         )
     calls = []
     found = HeldoutText(tokens, tokenizer, Layout(8, 1, 4, 1, 1, 24), mesh).compute_scores(

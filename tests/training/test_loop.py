@@ -1,6 +1,7 @@
 """What the training loop does between two steps, tested in this process."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from cpt_jax.data.pairs import Pair
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.config_file import load_config
-from cpt_jax.runtime.errors import EXIT_PREEMPTED
+from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.runtime.preemption import Preempted, Preemption
 from cpt_jax.training import loop
 from cpt_jax.training.contrastive import compute_heldout_scores
@@ -56,6 +57,13 @@ def test_sigterm_during_the_first_evaluation_stops_before_the_first_step(
     assert loop.train(config, tmp_path / 'run') == EXIT_PREEMPTED
     assert checkpoint.list_steps(tmp_path / 'run' / 'checkpoints') == []
     assert (tmp_path / 'run' / 'metrics.jsonl').read_text() == ''
+
+
+def test_sigterm_has_its_handler_back_after_training(config_file, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError):
+        loop.train({}, tmp_path / 'run')
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_rows_include_pairs_dropped_in_steps_without_a_row(config_file, tmp_path):

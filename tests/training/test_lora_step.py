@@ -20,7 +20,7 @@ from cpt_jax.exporting.adapter import export_adapter
 from cpt_jax.exporting.directory import export
 from cpt_jax.model.formats.llama2c import LLAMA2C
 from cpt_jax.origin.earlier_run import find_latest_checkpoint
-from cpt_jax.origin.frozen_base import check_base
+from cpt_jax.origin.frozen_base import open_checked_base
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.checkpoint import to_nested_dict
@@ -197,11 +197,11 @@ def test_checkpoint_does_not_contain_the_base_and_the_run_resumes(
     save_file(changed, tmp_path / 'base' / 'model.safetensors')
     described = find_latest_checkpoint(RunDir(trained)).provenance.base
     with pytest.raises(UserError, match=r'trained on other weights than .* holds now'):
-        check_base(dataclasses.replace(described, path=str(tmp_path / 'base')), 'run')
+        open_checked_base(dataclasses.replace(described, path=str(tmp_path / 'base')), 'run')
     with pytest.raises(
         UserError, match=r'run holds adapters, whose base cannot be read: init_from .*gone'
     ):
-        check_base(dataclasses.replace(described, path=str(tmp_path / 'gone')), 'run')
+        open_checked_base(dataclasses.replace(described, path=str(tmp_path / 'gone')), 'run')
 
 
 def test_exported_model_and_exported_adapter_give_the_runs_embeddings(trained, base, tmp_path):
@@ -223,7 +223,7 @@ def test_exported_model_and_exported_adapter_give_the_runs_embeddings(trained, b
 def test_adapter_for_a_base_that_peft_cannot_load_is_refused(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(
         adapter,
-        'check_base',
+        'open_checked_base',
         lambda base, run: dataclasses.replace(open_pretrained(base.path), family=LLAMA2C),
     )
     with pytest.raises(

@@ -16,7 +16,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.gpt2 import GPT2
 from cpt_jax.model.families.load import iterate_tensors
-from cpt_jax.plan.lowering import lower
+from cpt_jax.plan.lowering import lower_training_step
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
@@ -188,7 +188,7 @@ def test_language_model_run_starts_from_the_weights(config_file, pretrained, tmp
 def test_plan_has_the_architecture_of_the_pretrained_model(config_file, pretrained):
     config = load_config_from(config_file, pretrained)
     config['model']['width'] = 64  # ignored
-    step = lower(config, jax.devices(), trace=False)
+    step = lower_training_step(config, jax.devices(), trace=False)
     ids = tokenizers.Tokenizer.from_file(str(pretrained / 'tokenizer.json')).get_vocab_size()
     assert (
         step.encoder_config.width,

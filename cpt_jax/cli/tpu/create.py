@@ -29,7 +29,7 @@ RUNTIMES = {
     'v6e': 'v2-alpha-tpuv6e',
 }
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 _ACCELERATOR_TYPE = flags.DEFINE_string(
     'accelerator_type',
     '',
@@ -68,12 +68,15 @@ def main() -> int | None:
     cloud = _read_cloud()
     before = load_record(cloud.pod.name)
     cloud.pod = _make_pod(cloud.pod)
-    # Keeps what is recorded of an installation and a start on the same pod.
-    if before and commands.create(before) == commands.create(cloud.pod):
+    # Keep the record of an earlier installation and start on the same pod.
+    if before and commands.make_create_command(before) == commands.make_create_command(cloud.pod):
         cloud.pod = dataclasses.replace(before, ssh_flags=cloud.pod.ssh_flags)
     cloud.print_note('check whether the pod already exists')
     state = cloud.read_state()
-    if state is not None and (not before or commands.create(before) != commands.create(cloud.pod)):
+    if state is not None and (
+        not before
+        or commands.make_create_command(before) != commands.make_create_command(cloud.pod)
+    ):
         raise UserError(
             f'{cloud.pod.name} already exists ({state}) and was requested with other flags: '
             f'delete it with delete.py, or give another --name'

@@ -14,7 +14,7 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud, workers
 from cpt_jax.runtime.errors import UserError
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 _FORCE = flags.DEFINE_bool('force', False, 'Delete without checking whether a run is active.')
 flags.adopt_module_key_flags(gcloud)
 

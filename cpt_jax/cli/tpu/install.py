@@ -16,7 +16,7 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
 from cpt_jax.runtime.errors import UserError
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 _BUCKET = flags.DEFINE_string(
     'bucket', None, 'Cloud Storage bucket to mount. Default: the recorded bucket.'
 )

@@ -16,7 +16,7 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
 from cpt_jax.pod.resume import resume
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 _FOREVER = flags.DEFINE_bool(
     'forever', False, 'Keep resuming the run after every preemption, until it ends.'
 )

@@ -17,7 +17,7 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud, workers
 from cpt_jax.runtime.errors import UserError
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 _TRAIN_FLAGS: list[str] = []  # flags after --; filled before absl parses the others
 flags.adopt_module_key_flags(gcloud)
 

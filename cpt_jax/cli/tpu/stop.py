@@ -12,7 +12,7 @@ from absl import flags
 from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 flags.adopt_module_key_flags(gcloud)
 
 

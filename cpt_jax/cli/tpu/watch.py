@@ -17,7 +17,7 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud, workers
 from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
 
-_read_cloud = gcloud.define_flags()
+_read_cloud = gcloud.define_pod_flags()
 _FOLLOW = flags.DEFINE_bool('follow', False, 'Print new log lines until the run ends.')
 _POLL_SECONDS = flags.DEFINE_float(
     'poll_seconds', 30.0, 'With --follow: seconds between attempts if ssh fails.', lower_bound=0.0
@@ -63,7 +63,7 @@ def _show_once(cloud: gcloud.Cloud) -> int:
             raise
         print(f'trying again in {_POLL_SECONDS.value:g} s: {error}', flush=True)
         return workers.to_exit_status(workers.RUNNING)
-    cloud.report(workers.summarize(states))
+    cloud.report(workers.summarize_states(states))
     return workers.to_exit_status(workers.combine_states(states))
 
 

@@ -10,11 +10,13 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
-from cpt_jax.data.problems import BadRow, check_text
+from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.rows import BOM, RowSource, to_field_names
 from cpt_jax.runtime.errors import UserError
 
-csv.field_size_limit(1 << 30)  # `max_chars` reports long texts, with their line
+csv.field_size_limit(
+    1 << 30
+)  # long texts are reported by the check of `max_chars`, with their line
 
 
 class Columns(NamedTuple):
@@ -40,7 +42,7 @@ class Columns(NamedTuple):
     def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
         """Yields (first line, offset, bytes) of each row after the header.
 
-        A row spans several lines if a quoted cell does.
+        A row spans several lines if a quoted cell contains line breaks.
         """
         with path.open('rb') as file:
             rows = _read_raw_rows(file, self.separator)
@@ -73,7 +75,7 @@ class Columns(NamedTuple):
         found = dict(zip(names, cells, strict=True))
         negatives = [name for name in self.negatives if found[name].strip()]
         for name in (self.x, self.y, *negatives):
-            check_text(name, found[name], self.max_chars)
+            decode_text_field(name, found[name], self.max_chars)
         return found
 
     def get_negatives(self, row: dict) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The texts of a source of pairs, each once, for language models."""
+"""A source of texts for language models, which contains each text of a source of pairs once."""
 
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TextSource

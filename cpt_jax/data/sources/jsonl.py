@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from cpt_jax.data.filters import extract_first_paragraph
-from cpt_jax.data.problems import BadRow, check_text
+from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.python_functions import remove_docstring
 from cpt_jax.data.rows import BOM, RowSource, to_field_names
 
@@ -56,7 +56,7 @@ class Fields(NamedTuple):
         for name in (self.x, self.y):
             if name not in row:
                 raise BadRow(f'no field {name!r}', f'it has {", ".join(map(repr, row)) or "none"}')
-            check_text(name, row[name], self.max_chars)
+            decode_text_field(name, row[name], self.max_chars)
         self._check_negatives(row.get(self.negatives))
         return row
 
@@ -66,7 +66,7 @@ class Fields(NamedTuple):
         if not isinstance(negatives, list):
             raise BadRow(f'{self.negatives!r} is not a list of texts')
         for negative in negatives:
-            check_text(self.negatives, negative, self.max_chars)
+            decode_text_field(self.negatives, negative, self.max_chars)
 
     def get_negatives(self, row: dict) -> tuple[str, ...]:
         """Returns the hard negatives of a parsed row."""

@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from cpt_jax.data.filters import (
     FILTERS_VERSION,
+    explain_rejected_path,
     find_exact_duplicates,
     find_near_duplicates,
-    reject_path,
 )
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
@@ -38,10 +38,11 @@ from cpt_jax.data.strings import Strings
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-# Increment when this file or python_functions.py makes other pairs from the same files.
+# Increment when a change to this file or to python_functions.py changes the pairs extracted from
+# the same files.
 EXTRACTION_VERSION = 1
 
-# The distributions of requirements.txt, by their names there.
+# The distributions in requirements.txt, with the names that they have there.
 DEFAULT_PACKAGES = (
     'absl-py', 'array_record', 'bm25s', 'etils', 'flax', 'grain', 'jax', 'Jinja2', 'matplotlib',
     'ml_collections', 'numpy', 'optax', 'orbax-checkpoint', 'pytrec-eval-terrier', 'safetensors',
@@ -49,10 +50,11 @@ DEFAULT_PACKAGES = (
     'tensorboardX', 'tensorflow-datasets', 'tokenizers', 'tqdm',
 )  # fmt: skip
 
-# Chosen once: the first of '0/', '1/', '2/', ... with which the held-out tenth of the packages has
-# at least 1,250 pairs and at most 15 % of all pairs, and no package has more than a third of them
-# (candidates from mainly one package would test only that package). Held out with it, largest
-# first: idlelib, optax, absl-py, asyncio, importlib, ml_collections, xml, wsgiref, smtplib, ...
+# Prefix of a package's name before it is hashed. It is the first of '0/', '1/', '2/', ... for which
+# the held-out tenth of the packages has at least 1,250 pairs and at most 15 % of all pairs, and no
+# package has more than a third of the held-out pairs (otherwise the test would mainly measure that
+# package). With this prefix, the held-out packages are, largest first: idlelib, optax, absl-py,
+# asyncio, importlib, ml_collections, xml, wsgiref, smtplib, ...
 HOLDOUT_SALT = '53/'
 
 
@@ -73,14 +75,14 @@ class SourceFile(NamedTuple):
 class PythonSource:
     """Pairs of documentation (x) and function (y).
 
-    The module docstring defines the pairs, `cpt_jax/data/filters.py` the filters. Whole packages
-    are held out: each distribution and each top-level module or package of the standard library is
-    one.
+    The module docstring defines the pairs, and `cpt_jax/data/filters.py` defines the filters. Whole
+    packages are held out. A package is a distribution, or a top-level module or package of the
+    standard library.
 
     Attributes:
       split, fingerprint, documents: see Source.
       problems: counts of the files that cannot be decoded or parsed.
-      counts: number of functions seen, and of dropped ones by reason.
+      counts: number of functions seen, and number of dropped functions by reason.
       packages: str[n], package of each pair.
     """
 
@@ -107,8 +109,8 @@ class PythonSource:
           UserError: a package is not installed, the split is empty, or too many files are bad.
         """
         files = find_files(packages, standard_library)
-        corpus = _fingerprint(files)
-        saved = load_or_build(f'python_source_{corpus}', lambda: _build(files))
+        corpus = _compute_fingerprint(files)
+        saved = load_or_build(f'python_source_{corpus}', lambda: _build_arrays(files))
         self.split = split
         self.fingerprint = digest_texts('python_source', corpus, split, repr(float(holdout)))
         self.counts = array_to_json(saved['counts'])
@@ -148,14 +150,14 @@ class PythonSource:
 
 
 def is_held_out(package: str, holdout: float) -> bool:
-    """Returns whether the package is held out at this fraction."""
+    """Returns whether a package is held out if `holdout` is the fraction of held-out packages."""
     return hash_to_unit_interval(HOLDOUT_SALT + package) < holdout
 
 
 def find_files(packages: Sequence[str], standard_library: bool) -> list[SourceFile]:
     """Returns the files to read, without test files.
 
-    Their order is fixed: of two duplicate functions, the first is kept.
+    Their order is fixed, because the first of two duplicate functions is kept.
 
     Args:
       packages: names of installed distributions.
@@ -167,7 +169,7 @@ def find_files(packages: Sequence[str], standard_library: bool) -> list[SourceFi
     files = list(_find_standard_library_files()) if standard_library else []
     for package in sorted(packages):
         files += _find_distribution_files(package)
-    return [file for file in files if not reject_path(file.name)]
+    return [file for file in files if not explain_rejected_path(file.name)]
 
 
 def _find_standard_library_files() -> Iterator[SourceFile]:
@@ -203,7 +205,7 @@ def _find_distribution_files(name: str) -> Iterator[SourceFile]:
             yield SourceFile(name, path.as_posix(), Path(path.locate()))
 
 
-def _fingerprint(files: Sequence[SourceFile]) -> str:
+def _compute_fingerprint(files: Sequence[SourceFile]) -> str:
     contents = (
         f'{file.package} {file.name} {blake2b(file.path.read_bytes()).hexdigest()}'
         for file in files
@@ -211,7 +213,7 @@ def _fingerprint(files: Sequence[SourceFile]) -> str:
     return digest_texts(str(EXTRACTION_VERSION), str(FILTERS_VERSION), *contents)
 
 
-def _build(files: Sequence[SourceFile]) -> Arrays:
+def _build_arrays(files: Sequence[SourceFile]) -> Arrays:
     """Reads every file and returns the pairs of all splits, as arrays for the cache."""
     problems = Problems()
     dropped: Counter[str] = Counter()
@@ -259,11 +261,11 @@ def _disable_garbage_collection() -> Iterator[None]:
 
 def _to_arrays(found: Sequence[tuple[SourceFile, Function]]) -> Arrays:
     texts = {
-        'ids': Strings.of(
+        'ids': Strings.from_texts(
             f'{file.name}:{function.line} {function.name}' for file, function in found
         ),
-        'docs': Strings.of(function.doc for _, function in found),
-        'codes': Strings.of(function.code for _, function in found),
+        'docs': Strings.from_texts(function.doc for _, function in found),
+        'codes': Strings.from_texts(function.code for _, function in found),
     }
     columns = {'packages': np.array([file.package for file, _ in found], str)}
     for key, strings in texts.items():

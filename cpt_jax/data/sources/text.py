@@ -2,8 +2,8 @@
 2022, section 2.1).
 
 A document is split into consecutive pieces of bounded length, and piece i is paired with piece
-i + 1. The paper does not publish how documents were split; here a piece is as many whole sentences
-as fit.
+i + 1. The paper does not publish how documents were split; here a piece consists of as many whole
+sentences as fit.
 """
 
 import re
@@ -23,7 +23,8 @@ from cpt_jax.data.strings import Strings, StringSelection
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-CUTTING_VERSION = 1  # increment when the code below makes other pieces from the same files
+# Increment when a change to the code below changes the pieces of the same files.
+CUTTING_VERSION = 1
 
 _PARAGRAPH_END = re.compile(r'\n\s*\n')
 _SENTENCE_END = re.compile(r'(?:(?<=[.!?…])|(?<=[.!?…]["\')\]’”]))\s+')
@@ -94,7 +95,7 @@ class Cut(NamedTuple):
         most = self.piece_tokens - self.min_tokens
         joints, texts = zip(*_split_into_sentences(document), strict=True)
         for joint, text, count in zip(joints, texts, tokenizer.count(texts), strict=True):
-            parts = [(text, count)] if count <= most else _halve(text, tokenizer, most)
+            parts = [(text, count)] if count <= most else _split_in_halves(text, tokenizer, most)
             for i, (part, part_count) in enumerate(parts):
                 yield (' ' if i else joint), part, part_count
 
@@ -109,7 +110,7 @@ def _split_into_sentences(document: str) -> Iterator[tuple[str, str]]:
             yield (' ' if i else '\n'), sentence
 
 
-def _halve(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int]]:
+def _split_in_halves(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int]]:
     """Returns (part, tokens) of a text that is halved until no part has more than `most` tokens.
 
     Texts are split at white space if possible.
@@ -127,7 +128,7 @@ def _halve(text: str, tokenizer: TokenCounter, most: int) -> list[tuple[str, int
     else:
         left = text[:middle]
         right = text[middle:]
-    return _halve(left, tokenizer, most) + _halve(right, tokenizer, most)
+    return _split_in_halves(left, tokenizer, most) + _split_in_halves(right, tokenizer, most)
 
 
 class TextSource:
@@ -135,10 +136,10 @@ class TextSource:
 
     Attributes:
       split, fingerprint: see Source.
-      documents: see Source; only the documents of this split.
+      documents: see Source; it covers only the documents of this split.
       problems: number of documents; no document is bad.
-      counts: numbers of documents, of repeated ones and of those that are too short for a pair, and
-        names of the files read as Latin-1.
+      counts: number of documents, of repeated documents, and of documents that are too short for a
+        pair; and the names of the files that are read as Latin-1.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class TextSource:
           path: a file, a folder (searched recursively for *.txt and *.md) or a pattern. Files that
             are not UTF-8 are read as Latin-1.
           split: 'train', 'heldout' or 'all'.
-          tokenizer: counts the tokens of texts, without delimiters.
+          tokenizer: tokenizer that counts the tokens of texts, without delimiters.
           piece_tokens: maximum number of tokens of a piece.
           min_tokens: minimum number of tokens of a document's last piece; a shorter one is dropped.
           separator: regular expression. A line that contains a match begins a new document
@@ -282,8 +283,9 @@ def _read_documents(
 
 
 def _split_into_documents(text: str, separator: re.Pattern | None) -> Iterator[str]:
-    """Yields the documents of a file that are not blank; a separator line is the first line of its
-    document.
+    """Yields the documents of a file, without blank ones.
+
+    A separator line is the first line of its document.
     """
     lines: list[str] = []
     for line in text.splitlines():
@@ -330,7 +332,7 @@ def _cut_files(
         unit = hash_to_unit_interval(document.name)
         found.append((len(pieces), document.file_number, document.ordinal, unit))
         pieces += new_pieces
-    texts = Strings.of(pieces)
+    texts = Strings.from_texts(pieces)
     first, file_numbers, ordinals, units = zip(*found, strict=True) if found else ((),) * 4
     contents = blake2b(
         texts.bytes.tobytes() + texts.starts.tobytes() + repr(first).encode()

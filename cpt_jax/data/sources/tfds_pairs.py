@@ -12,15 +12,17 @@ import numpy as np
 from tqdm import tqdm
 
 from cpt_jax.data.pairs import Pair, digest_texts
-from cpt_jax.data.problems import BadRow, Problems, check_text
+from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
-if TYPE_CHECKING:  # the import takes 0.2 seconds, so only this source does it, when it is used
+if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of this kind is used
     import tensorflow_datasets as tfds
 
-INDEX_VERSION = 1  # increment when the code below selects other rows from the same dataset
+# Increment when a change to the code below changes the rows that are selected from the same
+# dataset.
+INDEX_VERSION = 1
 
 
 class TfdsSource:
@@ -101,12 +103,12 @@ class TfdsSource:
         self.problems = Problems.from_json(problems, self.problems.max_share)
         self.problems.check()
         good = saved['good']
-        # Raises UserError if no row is good.
+        # This raises UserError if no row is valid.
         source = f'tfds {self._name} {self._tfds_split}'
         self._rows = good[select_rows('all', np.ones(len(good), bool), source, 0)]
 
     def _index_rows(self) -> Arrays:
-        """Checks every row.
+        """Checks every row, and returns the indices of the valid ones.
 
         Returns:
           Arrays for a cache file: `good` int64[n], indices of the valid rows; `notes`, a digest of
@@ -143,14 +145,16 @@ class TfdsSource:
     def _read_pair(self, row: int) -> Pair:
         """Reads and checks a row. Raises BadRow if it is invalid."""
         example = self._data[row]
-        x = check_text(self._x, _get_field(example, self._x), self._max_chars)
-        y = check_text(self._y, _get_field(example, self._y), self._max_chars)
+        x = decode_text_field(self._x, _get_field(example, self._x), self._max_chars)
+        y = decode_text_field(self._y, _get_field(example, self._y), self._max_chars)
         values = _get_field(example, self._negatives) if self._negatives else ()
-        negatives = tuple(check_text(self._negatives, value, self._max_chars) for value in values)
+        negatives = tuple(
+            decode_text_field(self._negatives, value, self._max_chars) for value in values
+        )
         return Pair(x, y, negatives, f'{self._name} {self._tfds_split}:{row}')
 
     def summary(self) -> str:
-        """Returns one line: the number of pairs and rows, and the problems of the other rows."""
+        """Returns one line: the number of pairs and rows, and the problems of the rejected rows."""
         problems = self.problems.summary() or 'all rows can be used'
         return (
             f'tfds {self._name}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows; '

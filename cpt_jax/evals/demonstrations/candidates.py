@@ -26,7 +26,7 @@ from cpt_jax.text.prompt_template import (
     parse_template,
 )
 
-# Default numbers of candidates. The PromptEOL paper has 300: 100 sentences and 200 definitions.
+# Default numbers of candidates of each kind, as in the PromptEOL paper, which has 300 in total.
 SENTENCES = 100
 DEFINITIONS = 200
 LABEL_PAIRS = 100
@@ -53,7 +53,7 @@ class Candidate(NamedTuple):
 
     Attributes:
       demonstrations: (sentence, word) pairs, which are filled into the model's template.
-      template: template to use instead of the model's; '' uses the model's.
+      template: template that replaces the model's; '': the model's template is used.
       where: 'file:line' of the candidate, for messages.
     """
 
@@ -71,7 +71,7 @@ def read_candidates(paths: Sequence[Path], template: str) -> list[Candidate]:
         filled in is read as these demonstrations.
 
     Raises:
-      UserError: a line has neither form or lacks a word (with file and line), or there is no
+      UserError: a line is in neither format or lacks a word (with file and line), or there is no
         candidate.
     """
     found: dict[tuple, Candidate] = {}
@@ -153,22 +153,22 @@ def read_sentence_words(path: Path, data_dir: Path) -> list[tuple[Demonstration,
         line). Sentences of the dev and test splits would leak into the scores.
     """
 
-    def normalize(text):
+    def normalize_sentence(text):
         return re.sub(r'\W+', '', text.lower())
 
-    known = set(map(normalize, read_sts_sentences(data_dir)))
+    known = set(map(normalize_sentence, read_sts_sentences(data_dir)))
     found = []
     for where, line in read_lines(epath.Path(path)):
         shown = _parse_pairs(where, line)
         for sentence, _ in shown:
-            if normalize(sentence) not in known:
+            if normalize_sentence(sentence) not in known:
                 raise UserError(f"{where}: {sentence!r} is not a sentence of STS-B's sts-train.csv")
         found.append(shown)
     return found
 
 
 def draw_definitions(path: Path, count: int, seed: int) -> list[tuple[Demonstration, ...]]:
-    """Draws definitions and the words that they define at random.
+    """Draws random (definition, word) pairs from a dictionary.
 
     Only single words are taken, each once. They are capitalized, as in the PromptEOL paper.
 
@@ -239,7 +239,7 @@ def draw_label_demonstrations(
         raise UserError(
             f'--build_labels {task}: no senteval/{LAYOUTS[task].folder} in --data_dir {data_dir}'
         )
-    part = data.part('all' if task in WITHOUT_SPLIT else 'train')
+    part = data.read_part('all' if task in WITHOUT_SPLIT else 'train')
     random = np.random.default_rng(seed)
     classes = range(len(words))
     if len(words) == 2:

@@ -1,5 +1,6 @@
-"""The search for demonstrations: scores a task with each candidate in front of all texts, and ranks
-the candidates.
+"""The search for demonstrations.
+
+A task is scored with each candidate in front of all texts, and the candidates are ranked.
 """
 
 import dataclasses
@@ -25,15 +26,15 @@ NOTE = (
     'Chosen with the labels of a dev set: its scores are not comparable with those of methods '
     'that use no labels.'
 )
-NONE = Candidate((), where='none')  # no demonstration: the baseline of all candidates
-SECONDS_BETWEEN_LINES = 30  # between progress lines, if the output is not a terminal
+NO_DEMONSTRATION = Candidate((), where='none')  # no demonstration: the baseline of all candidates
+SECONDS_BETWEEN_LINES = 30  # interval of progress lines if the output is not a terminal
 _KEYS = {'number', 'demonstrations', 'template', 'main_score', 'main_metric', 'seconds'}
 
 Row = dict
 
 
 def make_candidate_prompt(candidate: Candidate, base: Prompt) -> Prompt:
-    """Returns the prompt with a candidate's demonstrations, and its template if it has one."""
+    """Returns `base` with a candidate's demonstrations, and with its template if it has one."""
     return dataclasses.replace(
         base, template=candidate.template or base.template, demonstrations=candidate.demonstrations
     )
@@ -52,11 +53,11 @@ def search_demonstrations(
     Candidates that have a row in `output` already are not measured again.
 
     Args:
-      read: returns the embedding function of the model with a prompt.
+      read: function from a prompt to the embedding function of the model with this prompt.
       base: the model's prompt without demonstrations.
       task: task whose main score ranks the candidates.
-      about: everything else that a score depends on. Rows of a search with another `about` are
-        refused.
+      about: everything else that a score depends on. It is an error if `output` has rows of a
+        search with another `about`.
       output: directory, created if missing. A row is appended to its demonstrations.jsonl after
         each candidate.
 
@@ -77,7 +78,7 @@ def search_demonstrations(
                 f'another directory'
             )
         path = output / ROWS
-        wanted = [NONE, *candidates]
+        wanted = [NO_DEMONSTRATION, *candidates]
         found = _read_earlier_rows(path, about)
         for candidate in wanted:
             _check_length(read, candidate, base)
@@ -93,7 +94,7 @@ def search_demonstrations(
         )
         next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         for done, number in enumerate(missing, len(wanted) - len(missing) + 1):
-            row = {'number': number, **_measure(read, wanted[number], base, task)}
+            row = {'number': number, **_measure_candidate(read, wanted[number], base, task)}
             append_row(path, row)
             found[_make_key(wanted[number])] = row
             bar.set_postfix_str(_format_best(found))
@@ -113,7 +114,7 @@ def _format_best(found: Mapping[str, Row]) -> str:
     return f'best {100 * best:.2f}'
 
 
-def _measure(
+def _measure_candidate(
     read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt, task: Task
 ) -> Row:
     start = time.perf_counter()
@@ -131,8 +132,8 @@ def _measure(
 def _check_length(read: Callable[[Prompt], Embed], candidate: Candidate, base: Prompt) -> None:
     """Raises UserError if a candidate is too long for the model.
 
-    Called for all candidates before the first one is measured, so that a long search does not fail
-    at its end.
+    It is called for all candidates before the first one is measured, so that a long search does not
+    fail at its end.
     """
     try:
         read(make_candidate_prompt(candidate, base))
@@ -147,7 +148,7 @@ def _make_key(candidate: Candidate) -> str:
 def _read_earlier_rows(path: Path, about: Mapping[str, object]) -> dict[str, Row]:
     """Reads the rows of an earlier search, by candidate key.
 
-    Starts the file anew if it has no complete line.
+    If the file has no complete line, it is started again.
     """
     rows = list(read_complete_rows(path))
     if not rows:
@@ -204,7 +205,7 @@ def format_ranking(rows: Sequence[Row], most: int = 20) -> str:
 def format_page(rows: Sequence[Row], about: Mapping[str, object]) -> str:
     """Returns a Markdown page with all candidates."""
 
-    def cell(text):
+    def escape_pipes(text):
         return text.replace('|', '\\|')
 
     lines = [
@@ -219,7 +220,9 @@ def format_page(rows: Sequence[Row], about: Mapping[str, object]) -> str:
         words, sentences = _format_candidate(row)
         score = _format_score(row).strip()
         change = _format_change(row, rows)
-        table.append(f'| {rank} | {score} | {change} | {cell(words)} | {cell(sentences)} |')
+        table.append(
+            f'| {rank} | {score} | {change} | {escape_pipes(words)} | {escape_pipes(sentences)} |'
+        )
     return '\n\n'.join(lines) + '\n' + '\n'.join(table) + '\n'
 
 
@@ -232,7 +235,10 @@ def _format_change(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _format_candidate(row: Row) -> tuple[str, str]:
-    """Returns the words and the sentences of a candidate, or '' and its whole template."""
+    """Returns (words, sentences) of a candidate, joined by ' / '.
+
+    If the candidate has its own template, returns ('', template).
+    """
     if row['template']:
         return '', row['template']
     words = [word for _, word in row['demonstrations']]

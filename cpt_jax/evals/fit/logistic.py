@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 MAX_STEPS = 2000
-# Largest possible gain of another step, as a fraction of the loss at zero weights. Accuracies stop
-# changing at 1e-5 already.
+# A fit stops if another step could reduce its loss by at most this fraction of the loss at zero
+# weights. Accuracies already stop changing at 1e-5.
 TOLERANCE = 1e-8
 
 
@@ -63,7 +63,7 @@ def fit_logistic(
     ones_Nx1 = np.ones((len(x_NxD), 1))
     a_NxE = np.concatenate([centered_NxD @ basis_DxD, ones_Nx1], axis=1).astype(np.float32)
     spectrum_E = np.append(np.maximum(spectrum_D, 0), len(x_NxD)).astype(np.float32)
-    predicted_NxUxA, steps, converged = _fit(
+    predicted_NxUxA, steps, converged = _fit_all(
         a_NxE,
         spectrum_E,
         labels_N.astype(np.int32),
@@ -76,7 +76,7 @@ def fit_logistic(
     )
 
 
-class _State(NamedTuple):
+class _NesterovState(NamedTuple):
     """State of Nesterov's method, for K weight vectors of size E per fit.
 
     Attributes:
@@ -95,7 +95,7 @@ class _State(NamedTuple):
 
 
 @partial(jax.jit, static_argnames='classes')
-def _fit(a_NxE, spectrum_E, labels_N, train_UxN, strengths_A, classes):
+def _fit_all(a_NxE, spectrum_E, labels_N, train_UxN, strengths_A, classes):
     # Number of weight vectors, and Böhning's bound on the Hessian of the loss.
     columns, bound = (1, 1 / 4) if classes == 2 else (classes, 1 / 2)
     penalty_E = jnp.ones_like(spectrum_E).at[-1].set(0)
@@ -106,7 +106,7 @@ def _fit(a_NxE, spectrum_E, labels_N, train_UxN, strengths_A, classes):
     # The loss of a training sample at zero weights is log 2 with two classes.
     enough_UxA = TOLERANCE * np.log(2) * strengths_A * train_UxN.sum(1)[:, None]
 
-    def gradient(w_ExUxAxY):
+    def compute_gradient(w_ExUxAxY):
         logits_NxUxAxY = product('ne,euay->nuay', a_NxE, w_ExUxAxY)
         if columns == 1:
             p_NxUxAxY = jax.nn.sigmoid(logits_NxUxAxY)
@@ -116,18 +116,18 @@ def _fit(a_NxE, spectrum_E, labels_N, train_UxN, strengths_A, classes):
         loss_ExUxAxY = strengths_A[:, None] * product('ne,nuay->euay', a_NxE, error_NxUxAxY)
         return loss_ExUxAxY + penalty_E[:, None, None, None] * w_ExUxAxY
 
-    def step(state: _State) -> _State:
+    def take_step(state: _NesterovState) -> _NesterovState:
         """Takes a step of Nesterov's method. The momentum of a fit is reset when it points uphill
         (O'Donoghue and Candès, 2015).
         """
-        gradient_ExUxAxY = gradient(state.y_ExUxAxY)
+        gradient_ExUxAxY = compute_gradient(state.y_ExUxAxY)
         w_ExUxAxY = state.y_ExUxAxY - gradient_ExUxAxY / curvature_ExUxAxY
         moved_ExUxAxY = w_ExUxAxY - state.w_ExUxAxY
         uphill_UxA = (gradient_ExUxAxY * moved_ExUxAxY).sum((0, 3)) > 0
         t_UxA = jnp.where(uphill_UxA, 1.0, (1 + jnp.sqrt(1 + 4 * state.t_UxA**2)) / 2)
         momentum_UxA = jnp.where(uphill_UxA, 0.0, (state.t_UxA - 1) / t_UxA)
         gain_UxA = (gradient_ExUxAxY**2 / curvature_ExUxAxY).sum((0, 3)) / 2
-        return _State(
+        return _NesterovState(
             w_ExUxAxY,
             w_ExUxAxY + momentum_UxA[..., None] * moved_ExUxAxY,
             t_UxA,
@@ -137,9 +137,11 @@ def _fit(a_NxE, spectrum_E, labels_N, train_UxN, strengths_A, classes):
 
     zero_ExUxAxY = jnp.zeros((len(spectrum_E), len(train_UxN), len(strengths_A), columns))
     ones_UxA = jnp.ones(zero_ExUxAxY.shape[1:3])
-    first = _State(zero_ExUxAxY, zero_ExUxAxY, ones_UxA, ones_UxA * jnp.inf, jnp.int32(0))
+    first = _NesterovState(zero_ExUxAxY, zero_ExUxAxY, ones_UxA, ones_UxA * jnp.inf, jnp.int32(0))
     last = jax.lax.while_loop(
-        lambda state: (state.gain_UxA > enough_UxA).any() & (state.step < MAX_STEPS), step, first
+        lambda state: (state.gain_UxA > enough_UxA).any() & (state.step < MAX_STEPS),
+        take_step,
+        first,
     )
     logits_NxUxAxY = product('ne,euay->nuay', a_NxE, last.w_ExUxAxY)
     if columns == 1:

@@ -3,15 +3,15 @@ stopping, many fits as one program.
 
 All of its random numbers can be reproduced without torch. Every fit starts from seed 1111, torch
 and numpy have the same Mersenne Twister, and SentEval's permutations are numpy's. Therefore all
-fits start from the same weights, all fits of one size see the same permutations, and the fits of a
-fold, which differ only in weight decay, share every batch. The remaining difference is rounding:
-float32 sums in another order.
+fits start from the same weights, fits with the same number of samples use the same permutations,
+and the fits of one fold, which differ only in weight decay, use the same batches. The remaining
+difference is rounding: float32 sums in another order.
 
-Two properties of the published code look like mistakes and are kept. The count of checks without
-improvement is never reset. Training stops at such a check if the count before it has reached
-`TENACITY`, which is one check later than the name suggests. One property is left out, because it
-has no effect in current torch: size_average = False, which is set after the loss was created (the
-loss is the mean over the batch).
+Two properties of the published code look like mistakes and are kept. First, the number of checks
+without improvement is never reset. Second, training stops at a check without improvement if the
+number of earlier such checks is at least `TENACITY`, one check later than the name suggests. One
+property is left out, because it has no effect in current torch: size_average = False is set after
+the loss was created, so the loss stays the mean over the batch.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,13 @@ import numpy as np
 DECAYS = 1e-5, 1e-4, 1e-3, 1e-2
 SEED = 1111
 BATCH = 64
-PASSES = 4  # epochs between two checks (SentEval's epoch_size)
-CHECKS = 51  # maximum number of checks: SentEval trains while epochs <= 200 (max_epoch)
+EPOCHS_PER_CHECK = 4  # epochs between two checks (SentEval's epoch_size)
+MAX_CHECKS = 51  # maximum number of checks: SentEval trains while epochs <= 200 (max_epoch)
 TENACITY = 5
-RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # torch's defaults for Adam
-VALIDATION = 0.05  # fraction of the training samples, if no validation set is given
-FOLDS_AT_ONCE = 10  # small, because a batch of folds runs until its last fold has stopped
+LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-8  # torch's defaults for Adam
+VALIDATION_FRACTION = 0.05  # share of the training samples, if no validation set is given
+# Number of folds that are trained together. It is small, because they run until the last one stops.
+FOLDS_AT_ONCE = 10
 
 _Array = np.ndarray | jax.Array
 
@@ -70,14 +71,14 @@ class SplitMaker:
         self._seed = seed
         self._orders: dict[tuple[int, int], np.ndarray] = {}
 
-    def make(self, train: np.ndarray, validation: np.ndarray) -> Split:
+    def make_split(self, train: np.ndarray, validation: np.ndarray) -> Split:
         """Returns a split with a given validation set."""
         return Split(train, validation, self._draw_orders(len(train), 0))
 
-    def draw(self, train: np.ndarray) -> Split:
+    def draw_split(self, train: np.ndarray) -> Split:
         """Returns a split whose validation set is drawn from the training samples."""
         order = np.random.RandomState(self._seed).permutation(len(train))
-        held_out = int(VALIDATION * len(train))
+        held_out = int(VALIDATION_FRACTION * len(train))
         return Split(
             train[order[held_out:]],
             train[order[:held_out]],
@@ -94,7 +95,10 @@ class SplitMaker:
         if (size, drawn_before) not in self._orders:
             generator = np.random.RandomState(self._seed)
             generator.permutation(drawn_before)
-            orders = [generator.permutation(size).astype(np.int32) for _ in range(PASSES * CHECKS)]
+            orders = [
+                generator.permutation(size).astype(np.int32)
+                for _ in range(EPOCHS_PER_CHECK * MAX_CHECKS)
+            ]
             self._orders[size, drawn_before] = np.stack(orders)
         return self._orders[size, drawn_before]
 
@@ -143,20 +147,20 @@ def fit_probes(
     longest = -(-max(len(split.train) for split in splits) // BATCH) * BATCH
     widest = max(len(split.validation) for split in splits)
     folds = _Fold(
-        train_O=np.stack([_pad(split.train, longest) for split in splits]),
+        train_O=np.stack([_pad_indices(split.train, longest) for split in splits]),
         size=np.array([len(split.train) for split in splits], np.int32),
         orders=np.array([list(distinct).index(id(split.orders_PxO)) for split in splits], np.int32),
-        validation_W=np.stack([_pad(split.validation, widest) for split in splits]),
+        validation_W=np.stack([_pad_indices(split.validation, widest) for split in splits]),
         validation_size=np.array([len(split.validation) for split in splits], np.int32),
         decays_A=np.asarray(decays_UxA, np.float32),
     )
-    orders_IxPxO = np.stack([_pad(orders_PxO, longest) for orders_PxO in distinct.values()])
+    orders_IxPxO = np.stack([_pad_indices(orders_PxO, longest) for orders_PxO in distinct.values()])
     first_YxE = draw_first_weights(x_NxD.shape[1], classes, seed)
     found = _fit_all(samples, first_YxE, orders_IxPxO, folds)
     return ProbeFits(*map(np.asarray, found))
 
 
-def _pad(indices: np.ndarray, size: int) -> np.ndarray:
+def _pad_indices(indices: np.ndarray, size: int) -> np.ndarray:
     """Returns int32[..., size]: indices with zeros appended."""
     widths = [(0, 0)] * (indices.ndim - 1) + [(0, size - indices.shape[-1])]
     return np.pad(indices.astype(np.int32), widths)
@@ -176,7 +180,7 @@ class _Fold(NamedTuple):
       train_O: int32, indices of the training samples, padded to the size of the largest fold.
       size: int32, number of training samples.
       orders: int32, index of the fold's table among the S tables of permutations.
-      validation_W: int32, indices of the validation samples, padded as well.
+      validation_W: int32, indices of the validation samples, padded in the same way.
       validation_size: int32, number of validation samples.
       decays_A: float32, weight decays.
     """
@@ -189,7 +193,7 @@ class _Fold(NamedTuple):
     decays_A: _Array
 
 
-class _Adam(NamedTuple):
+class _AdamState(NamedTuple):
     """State of Adam: the weights, both moments and the number of steps."""
 
     w_AxYxE: jax.Array
@@ -198,7 +202,7 @@ class _Adam(NamedTuple):
     step: jax.Array
 
 
-class _Search(NamedTuple):
+class _EarlyStopping(NamedTuple):
     """State of early stopping.
 
     Attributes:
@@ -210,7 +214,7 @@ class _Search(NamedTuple):
       check: int32, number of checks so far.
     """
 
-    adam: _Adam
+    adam: _AdamState
     right_A: jax.Array
     best_AxYxE: jax.Array
     misses_A: jax.Array
@@ -227,24 +231,26 @@ def _fit_all(samples: _Samples, first_YxE, orders_IxPxO, folds: _Fold):
 def _fit_one(samples: _Samples, first_YxE, orders_IxPxO, fold: _Fold):
     """Fits one fold with all weight decays. Returns right_A and w_AxYxE of the best checks."""
 
-    def train_and_check(search: _Search) -> _Search:
-        adam = _train(search.adam, search.check * PASSES, samples, orders_IxPxO, fold)
-        return _keep_best(search, adam, _count_right(adam.w_AxYxE, samples, fold))
+    def train_and_check(search: _EarlyStopping) -> _EarlyStopping:
+        adam = _train_until_check(
+            search.adam, search.check * EPOCHS_PER_CHECK, samples, orders_IxPxO, fold
+        )
+        return _update_best(search, adam, _count_right(adam.w_AxYxE, samples, fold))
 
     last = jax.lax.while_loop(
-        lambda search: ~search.stopped_A.all() & (search.check < CHECKS),
+        lambda search: ~search.stopped_A.all() & (search.check < MAX_CHECKS),
         train_and_check,
-        _start(first_YxE, len(fold.decays_A)),
+        _init_search(first_YxE, len(fold.decays_A)),
     )
     return last.right_A, last.best_AxYxE
 
 
-def _start(first_YxE, decays: int) -> _Search:
+def _init_search(first_YxE, decays: int) -> _EarlyStopping:
     w_AxYxE = jnp.repeat(first_YxE[None], decays, axis=0)
     moment_AxYxE = jnp.zeros_like(w_AxYxE)
     zeros_A = jnp.zeros(decays, jnp.int32)
-    return _Search(
-        adam=_Adam(w_AxYxE, moment_AxYxE, moment_AxYxE, jnp.int32(0)),
+    return _EarlyStopping(
+        adam=_AdamState(w_AxYxE, moment_AxYxE, moment_AxYxE, jnp.int32(0)),
         right_A=zeros_A - 1,
         best_AxYxE=w_AxYxE,
         misses_A=zeros_A,
@@ -253,55 +259,57 @@ def _start(first_YxE, decays: int) -> _Search:
     )
 
 
-def _train(adam: _Adam, first_pass, samples: _Samples, orders_IxPxO, fold: _Fold) -> _Adam:
-    """Trains for the passes between two checks."""
+def _train_until_check(
+    adam: _AdamState, first_pass, samples: _Samples, orders_IxPxO, fold: _Fold
+) -> _AdamState:
+    """Trains for EPOCHS_PER_CHECK epochs, until the next check."""
     targets_NxY = jax.nn.one_hot(samples.labels_N, adam.w_AxYxE.shape[1])
 
-    def train_pass(i, adam: _Adam) -> _Adam:
+    def train_pass(i, adam: _AdamState) -> _AdamState:
         rows_O = fold.train_O[orders_IxPxO[fold.orders, first_pass + i]]
 
-        def train_batch(batch, adam: _Adam) -> _Adam:
+        def train_batch(batch, adam: _AdamState) -> _AdamState:
             rows_Z = jax.lax.dynamic_slice(rows_O, [batch * BATCH], [BATCH])
             valid_Z = batch * BATCH + jnp.arange(BATCH) < fold.size
             weights_Z = valid_Z / valid_Z.sum()
             x_ZxE, targets_ZxY = samples.x_NxE[rows_Z], targets_NxY[rows_Z]
-            updated = _update(adam, x_ZxE, targets_ZxY, weights_Z, fold.decays_A)
+            updated = _take_adam_step(adam, x_ZxE, targets_ZxY, weights_Z, fold.decays_A)
             # All samples of the last batches are padding if the fold is smaller than the largest.
             return jax.tree.map(partial(jnp.where, valid_Z[0]), updated, adam)
 
         return jax.lax.fori_loop(0, len(rows_O) // BATCH, train_batch, adam)
 
-    return jax.lax.fori_loop(0, PASSES, train_pass, adam)
+    return jax.lax.fori_loop(0, EPOCHS_PER_CHECK, train_pass, adam)
 
 
-def _update(adam: _Adam, x_ZxE, targets_ZxY, weights_Z, decays_A) -> _Adam:
+def _take_adam_step(adam: _AdamState, x_ZxE, targets_ZxY, weights_Z, decays_A) -> _AdamState:
     """Takes one step on the mean loss of a batch, in which sample b has weight weights_Z[b]."""
-    p_ZxAxY = jax.nn.softmax(_product('ze,aye->zay', x_ZxE, adam.w_AxYxE))
+    p_ZxAxY = jax.nn.softmax(_multiply('ze,aye->zay', x_ZxE, adam.w_AxYxE))
     error_ZxAxY = (p_ZxAxY - targets_ZxY[:, None]) * weights_Z[:, None, None]
-    loss_AxYxE = _product('zay,ze->aye', error_ZxAxY, x_ZxE)
+    loss_AxYxE = _multiply('zay,ze->aye', error_ZxAxY, x_ZxE)
     gradient_AxYxE = loss_AxYxE + decays_A[:, None, None] * adam.w_AxYxE
     m_AxYxE = BETA_1 * adam.m_AxYxE + (1 - BETA_1) * gradient_AxYxE
     v_AxYxE = BETA_2 * adam.v_AxYxE + (1 - BETA_2) * gradient_AxYxE**2
     step = adam.step + 1
     # Bias correction. torch computes it in float64; expm1 avoids the cancellation in float32.
-    rate = RATE / -jnp.expm1(step * np.log(BETA_1))
+    rate = LEARNING_RATE / -jnp.expm1(step * np.log(BETA_1))
     scale = jnp.sqrt(-jnp.expm1(step * np.log(BETA_2)))
     w_AxYxE = adam.w_AxYxE - rate * m_AxYxE / (jnp.sqrt(v_AxYxE) / scale + EPSILON)
-    return _Adam(w_AxYxE, m_AxYxE, v_AxYxE, step)
+    return _AdamState(w_AxYxE, m_AxYxE, v_AxYxE, step)
 
 
 def _count_right(w_AxYxE, samples: _Samples, fold: _Fold):
     """Returns right_A: the number of validation samples that each classifier predicts correctly."""
     x_WxE, labels_W = samples.x_NxE[fold.validation_W], samples.labels_N[fold.validation_W]
-    predicted_WxA = _product('we,aye->way', x_WxE, w_AxYxE).argmax(-1)
+    predicted_WxA = _multiply('we,aye->way', x_WxE, w_AxYxE).argmax(-1)
     valid_W = jnp.arange(len(labels_W)) < fold.validation_size
     return ((predicted_WxA == labels_W[:, None]) & valid_W[:, None]).sum(0)
 
 
-def _keep_best(search: _Search, adam: _Adam, right_A) -> _Search:
-    """Returns the search state after one more check."""
+def _update_best(search: _EarlyStopping, adam: _AdamState, right_A) -> _EarlyStopping:
+    """Returns the state after a check, with updated best weights, misses and stopped fits."""
     better_A = (right_A > search.right_A) & ~search.stopped_A
-    return _Search(
+    return _EarlyStopping(
         adam=adam,
         right_A=jnp.where(better_A, right_A, search.right_A),
         best_AxYxE=jnp.where(better_A[:, None, None], adam.w_AxYxE, search.best_AxYxE),
@@ -311,5 +319,5 @@ def _keep_best(search: _Search, adam: _Adam, right_A) -> _Search:
     )
 
 
-def _product(axes: str, left, right):
+def _multiply(axes: str, left, right):
     return jnp.einsum(axes, left, right, precision='highest', preferred_element_type=jnp.float32)

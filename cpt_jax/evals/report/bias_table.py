@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cpt_jax.evals.store.results import format_score
 
 ALPHA = 0.01  # significance level of the sent-bias analysis, after Holm's correction
-MAX_EFFECT = 2.0  # effect size of a full bar; d cannot exceed it by much
+MAX_EFFECT = 2.0  # effect size d of a full bar; the largest possible d is little more than 2
 KIND = 'bias/'
 # Prefix of a test's name -> its group. The first matching prefix counts.
 GROUPS = {
@@ -20,7 +20,7 @@ GROUPS = {
 }
 
 
-class Test(NamedTuple):
+class AssociationTestRow(NamedTuple):
     """One row of the table.
 
     Attributes:
@@ -54,7 +54,7 @@ class BiasTable(NamedTuple):
       significant: number of significant tests.
     """
 
-    groups: list[tuple[str, list[Test]]]
+    groups: list[tuple[str, list[AssociationTestRow]]]
     settings: dict[str, object]
     tests: int
     significant: int
@@ -66,11 +66,11 @@ def make_bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
     Args:
       tasks: task -> row of results.json.
     """
-    rows = {name: row for name, row in tasks.items() if is_bias_test(name)}
+    rows = {name: row for name, row in tasks.items() if is_association_test(name)}
     if not rows:
         return None
     ordered = sorted(rows, key=lambda name: (-rows[name]['metrics']['effect_size'], name))
-    groups: dict[str, list[Test]] = {group: [] for group in GROUPS.values()}
+    groups: dict[str, list[AssociationTestRow]] = {group: [] for group in GROUPS.values()}
     for name in ordered:
         groups[_find_group(name)].append(_make_test(name, rows[name]))
     first, *others = (row['settings'] for row in rows.values())
@@ -84,7 +84,7 @@ def make_bias_table(tasks: Mapping[str, Mapping]) -> BiasTable | None:
     return BiasTable(nonempty, common, len(rows), significant)
 
 
-def is_bias_test(task: str) -> bool:
+def is_association_test(task: str) -> bool:
     return task.startswith(KIND)
 
 
@@ -93,11 +93,11 @@ def _find_group(name: str) -> str:
     return next(group for prefix, group in GROUPS.items() if test.startswith(prefix))
 
 
-def _make_test(name: str, row: Mapping) -> Test:
+def _make_test(name: str, row: Mapping) -> AssociationTestRow:
     metrics = row['metrics']
     corrected = metrics.get('p_holm', metrics['p_value'])  # equal if there is only one test
     ends = sorted((0.0, max(-MAX_EFFECT, min(MAX_EFFECT, metrics['effect_size']))))
-    return Test(
+    return AssociationTestRow(
         name.removeprefix(KIND),
         row['settings'].get('positive', ''),
         format_score('effect_size', metrics['effect_size']),

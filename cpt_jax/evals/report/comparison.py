@@ -1,19 +1,26 @@
-"""Tables that compare the scores with published results of other models, one for each family of
-tasks. Scores that were measured differently are never compared.
+"""Tables that compare our scores with published results of other models, one per family of tasks.
+
+Scores that were measured differently are never compared.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, groupby
 from typing import NamedTuple
 
-from cpt_jax.evals.report.published import Cell, OneOf, Roughly, Score, Table
+from cpt_jax.evals.report.published import (
+    AlternativeCounts,
+    PublishedNumber,
+    RoundedCount,
+    Table,
+    TaskMetric,
+)
 from cpt_jax.evals.store.results import BASELINES, format_score, label_metric
 from cpt_jax.evals.suites import SUITES
 
 MAX_SETTING_CHARACTERS = 40  # longer settings are cut in the reason for excluding a task
 
 
-class Line(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One row of a comparison.
 
     Attributes:
@@ -28,7 +35,7 @@ class Line(NamedTuple):
     metric: str
     counted: str
     here: list[str]
-    printed: list[Cell | None]
+    printed: list[PublishedNumber | None]
 
     @property
     def is_mean(self) -> bool:
@@ -43,10 +50,10 @@ class Comparison(NamedTuple):
       title: title of the published table.
       notes: notes of the published table.
       here: headings of our columns: the model and its baselines.
-      groups: (group, number of its columns) of the published columns.
+      groups: (name, number of columns) of each group of published columns.
       names: headings of the published columns.
       lines: rows.
-      sources: (group, source of its numbers) of the published columns.
+      sources: (name, source of the numbers) of each group of published columns.
     """
 
     title: str
@@ -54,7 +61,7 @@ class Comparison(NamedTuple):
     here: list[str]
     groups: list[tuple[str, int]]
     names: list[str]
-    lines: list[Line]
+    lines: list[ComparisonRow]
     sources: list[tuple[str, str]]
 
     @property
@@ -64,11 +71,11 @@ class Comparison(NamedTuple):
 
     @property
     def marks(self) -> set[str]:
-        """Marks of all cells."""
+        """The marks of all published numbers in the table."""
         return {cell.mark for line in self.lines for cell in line.printed if cell}
 
 
-def compare(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[Comparison]:
+def make_comparisons(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[Comparison]:
     """Returns the comparisons that have at least one comparable score.
 
     Columns without a number are left out.
@@ -81,8 +88,7 @@ def compare(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[Compa
 
 
 def explain_excluded_tasks(tasks: Mapping[str, Mapping], tables: Sequence[Table]) -> list[str]:
-    """Returns the reason for each task that has published numbers but is not comparable with any of
-    them, as a line.
+    """Returns the reason, as one line, for each task whose published numbers are not comparable.
 
     Args:
       tasks: task -> row of results.json.
@@ -135,12 +141,12 @@ def _compare_table(table: Table, tasks: Mapping[str, Mapping]) -> Comparison | N
 
 
 def _make_line(
-    score: Score, row: Mapping, kinds: Sequence[str], printed: list[Cell | None]
-) -> Line:
+    score: TaskMetric, row: Mapping, kinds: Sequence[str], printed: list[PublishedNumber | None]
+) -> ComparisonRow:
     by_kind = {'model': row['metrics'], **row['baselines']}
     values = [by_kind.get(kind, {}).get(score.metric) for kind in kinds]
     here = ['' if value is None else format_score(score.metric, value) for value in values]
-    return Line(
+    return ComparisonRow(
         score.task,
         label_metric(score.metric),
         f'{row["n"]:,} {row.get("counted", "queries")}',
@@ -149,11 +155,11 @@ def _make_line(
     )
 
 
-def _is_printed(table: Table, score: Score) -> bool:
+def _is_printed(table: Table, score: TaskMetric) -> bool:
     return any(score in model.cells for model in table.models)
 
 
-def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]) -> str:
+def _explain_difference(table: Table, score: TaskMetric, tasks: Mapping[str, Mapping]) -> str:
     """Returns the reason why a score is not comparable with a table; '' if it is comparable.
 
     The mean of a suite is comparable if the scores of all of its tasks are.
@@ -165,7 +171,7 @@ def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]
     if score.task in SUITES:
         for task in SUITES[score.task].tasks:
             if task in tasks:
-                reason = _explain_difference(table, Score(task, score.metric), tasks)
+                reason = _explain_difference(table, TaskMetric(task, score.metric), tasks)
                 if reason:
                     return f'{task}: {reason}'
         return ''
@@ -181,9 +187,9 @@ def _explain_difference(table: Table, score: Score, tasks: Mapping[str, Mapping]
 
 
 def _agrees(found: object, required: object) -> bool:
-    if isinstance(required, Roughly):  # 5K is the rounded form of 5,183
+    if isinstance(required, RoundedCount):  # 5K is the rounded form of 5,183
         return isinstance(found, int) and abs(found - required.about) <= 0.05 * required.about
-    if isinstance(required, OneOf):
+    if isinstance(required, AlternativeCounts):
         return found in required.counts
     return found == required
 

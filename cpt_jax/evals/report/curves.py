@@ -17,7 +17,8 @@ from cpt_jax.evals.store.history import Row
 from cpt_jax.evals.store.results import PLAIN, label_metric
 
 COLORS = '#1d4ed8', '#d97706'
-# Longer curves are binned: the line is the mean of each bin, the band its minimum and maximum.
+# Maximum number of points of a curve. Longer curves are binned: the line shows the mean of each
+# bin, and the band shows its minimum and maximum.
 MAX_POINTS = 300
 
 
@@ -27,7 +28,7 @@ class Panel(NamedTuple):
     Attributes:
       title: title of the plot.
       curves: column of metrics.jsonl -> label of its curve.
-      dashed: column -> label of reference curves.
+      dashed: column of metrics.jsonl -> label of its curve, for reference curves.
     """
 
     title: str
@@ -62,8 +63,8 @@ PANELS = (
 def read_metrics(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns column -> (steps, values), float64, sorted by step; {} if there is no file.
 
-    If a step has several rows, as after a restart, the last values count. An incomplete last line
-    is skipped.
+    If a step has several rows, as after a restart, the last values are used. An incomplete last
+    line is skipped.
     """
     rows: dict[int, dict] = {}
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -95,7 +96,7 @@ def _make_column(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarra
 def draw_panels(metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[tuple[str, str]]:
     """Returns (title, SVG as a data URI) of each panel that has a column in `metrics`."""
     return [
-        (panel.title, _draw(panel, metrics))
+        (panel.title, _draw_panel(panel, metrics))
         for panel in PANELS
         if panel.curves.keys() & metrics.keys()
     ]
@@ -114,7 +115,7 @@ def draw_history(curves: dict[str, list[Row]]) -> list[tuple[str, str]]:
         scale = 1 if metric in PLAIN else 100
         panel = Panel(f'{task}: {label_metric(metric)}', {task: 'model'})
         column = _make_column([(row['step'], scale * row['main_score']) for row in rows])
-        drawn.append((panel.title, _draw(panel, {task: column})))
+        drawn.append((panel.title, _draw_panel(panel, {task: column})))
     return drawn
 
 
@@ -130,19 +131,21 @@ def save_curves(metrics: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -
     figure = Figure(figsize=(4.2 * len(panels), 2.6), layout='constrained')
     subplots = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(subplots, panels, strict=True):
-        _draw_on(axes, panel, metrics)
+        _draw_panel_on(axes, panel, metrics)
         axes.set_title(panel.title, fontsize=10)
     figure.savefig(path, dpi=150, metadata={'Software': None})
     return True
 
 
-def _draw(panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
+def _draw_panel(panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     figure = Figure(figsize=(4.2, 2.5), layout='constrained')
-    _draw_on(figure.subplots(), panel, metrics)
+    _draw_panel_on(figure.subplots(), panel, metrics)
     return _to_uri(figure)
 
 
-def _draw_on(axes: Axes, panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def _draw_panel_on(
+    axes: Axes, panel: Panel, metrics: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> None:
     curves = [(name, label) for name, label in panel.curves.items() if name in metrics]
     for (name, label), color in zip(curves, COLORS, strict=False):
         _draw_curve(axes, *metrics[name], label, color)

@@ -1,5 +1,6 @@
-"""Two-dimensional maps of embeddings of labeled texts, which show how well the embeddings separate
-the classes without training a classifier.
+"""Two-dimensional maps of the embeddings of labeled texts.
+
+They show how well the embeddings separate the classes; no classifier is trained.
 """
 
 import importlib.util
@@ -14,10 +15,11 @@ from cpt_jax.benchmark_data.senteval import SentEvalSet
 from cpt_jax.embed.function import Embed
 
 POINTS = 1_000
-SPAN = 1_000  # length of the longer side of a map; integer coordinates keep the page small
-CHARACTERS = 120  # longer texts are cut
+# Length of the longer side of a map. Coordinates are integers, which keeps the page small.
+LONGER_SIDE = 1_000
+MAX_CHARACTERS = 120  # maximum characters of a text on the map
 SEED = 0
-ROUNDING = 1e-12  # variances below this fraction of the total are rounding errors
+ROUNDING_FRACTION = 1e-12  # variances below this fraction of the total are set to 0
 
 
 class Plane(NamedTuple):
@@ -41,7 +43,7 @@ class EmbeddingMap(NamedTuple):
 
     Attributes:
       name: data set and part, such as 'SST2, test'.
-      of: number of texts that the sample was drawn from.
+      of: number of texts from which the sample was drawn.
       classes: names of the classes.
       labels: class index of each point.
       texts: text of each point, cut if it is long.
@@ -70,8 +72,8 @@ def draw_task_map(data: SentEvalSet, embed: Embed) -> EmbeddingMap | None:
     The embeddings are those that `data` has cached.
     """
     part = 'test' if 'test' in data.layout.parts else 'all'
-    samples = data.part(part)
-    vectors = data.vectors(embed, part)
+    samples = data.read_part(part)
+    vectors = data.compute_vectors(embed, part)
     if len(vectors) > 1:
         return None
     return draw_map(
@@ -104,14 +106,14 @@ def draw_map(
     sample_PxD = vectors_NxD[chosen_P].astype(np.float64)
     xy_Px2, explained_2 = compute_principal_components(sample_PxD)
     planes = [_make_plane('PCA', xy_Px2, np.round(explained_2, 4).tolist())]
-    if importlib.util.find_spec('umap') and len(sample_PxD) > 15:  # UMAP's number of neighbors
+    if importlib.util.find_spec('umap') and len(sample_PxD) > 15:  # UMAP uses 15 neighbors
         planes += run_umap(sample_PxD)
-    shown = [_shorten(texts[i]) for i in chosen_P]
+    shown = [_cut_text(texts[i]) for i in chosen_P]
     return EmbeddingMap(name, len(texts), list(classes), labels_N[chosen_P].tolist(), shown, planes)
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= CHARACTERS else text[: CHARACTERS - 1] + '…'
+def _cut_text(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + '…'
 
 
 def compute_principal_components(x_PxD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -126,7 +128,7 @@ def compute_principal_components(x_PxD: np.ndarray) -> tuple[np.ndarray, np.ndar
     variance_P, directions_PxP = np.linalg.eigh(centered_PxD @ centered_PxD.T)
     variance_2 = np.append(variance_P[::-1], 0)[:2]
     # If all vectors are equal, rounding errors would be spread over the whole map.
-    variance_2[variance_2 < ROUNDING * np.square(x_PxD).sum()] = 0
+    variance_2[variance_2 < ROUNDING_FRACTION * np.square(x_PxD).sum()] = 0
     xy_Px2 = np.zeros((len(x_PxD), 2))
     xy_Px2[:, : len(variance_P)] = directions_PxP[:, ::-1][:, :2] * np.sqrt(
         variance_2[: len(variance_P)]
@@ -161,6 +163,6 @@ def run_umap(x_PxD: np.ndarray) -> list[Plane]:
 
 def _make_plane(method: str, xy_Px2: np.ndarray, explained: list[float]) -> Plane:
     low_2 = xy_Px2.min(axis=0)
-    scale = SPAN / ((xy_Px2.max(axis=0) - low_2).max() or 1)
+    scale = LONGER_SIDE / ((xy_Px2.max(axis=0) - low_2).max() or 1)
     x_P, y_P = np.rint((xy_Px2 - low_2) * scale).astype(int).T
     return Plane(method, x_P.tolist(), (y_P.max() - y_P).tolist(), explained)

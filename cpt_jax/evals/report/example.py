@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-EXAMPLE_QUERIES = 10  # queries that the report shows for each task
-EXAMPLE_ANSWERS = 3  # answers that it shows for each query
-EXAMPLE_CHARACTERS = 1_500  # longer texts are cut, to keep the report small
+EXAMPLE_QUERIES = 10  # number of queries that the report shows for each task
+EXAMPLE_ANSWERS = 3  # number of answers that the report shows for each query
+EXAMPLE_CHARACTERS = 1_500  # maximum characters of a text, to keep the report small
 
 
-class Found(NamedTuple):
+class FoundAnswer(NamedTuple):
     """A retrieved answer: its text, its score and whether it is right."""
 
     text: str
@@ -24,7 +24,7 @@ class Answers(NamedTuple):
       rank: rank of the first right answer, from 1; None if the ranking has none.
     """
 
-    found: list[Found]
+    found: list[FoundAnswer]
     rank: int | None
 
 
@@ -54,12 +54,12 @@ def examples_to_json(examples: Iterable[Example]) -> list[dict]:
     return [
         {
             **example._asdict(),
-            'model': _answers_json(example.model),
-            'bm25': _answers_json(example.bm25),
+            'model': _answers_to_json(example.model),
+            'bm25': _answers_to_json(example.bm25),
         }
         for example in examples
     ]
 
 
-def _answers_json(answers: Answers) -> dict:
+def _answers_to_json(answers: Answers) -> dict:
     return {'found': [found._asdict() for found in answers.found], 'rank': answers.rank}

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import jinja2
 from etils import epath
 
-from cpt_jax.evals.report.bias_table import ALPHA, is_bias_test, make_bias_table
-from cpt_jax.evals.report.comparison import compare, explain_excluded_tasks
+from cpt_jax.evals.report.bias_table import ALPHA, is_association_test, make_bias_table
+from cpt_jax.evals.report.comparison import explain_excluded_tasks, make_comparisons
 from cpt_jax.evals.report.curves import draw_history, draw_panels, read_metrics
 from cpt_jax.evals.report.published import MARKS, read_tables
 from cpt_jax.evals.store.history import Row, select_curves
@@ -18,12 +18,13 @@ from cpt_jax.evals.store.results import BASELINES, PLAIN, format_score, label_me
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
-# A text of several lines is shown as code, unless one of its lines is longer than this.
+# Maximum characters of a line of code. A text of several lines is shown as code unless one of its
+# lines is longer.
 LONGEST_CODE_LINE = 160
 ROWS = {'model': 'model', **BASELINES}
 
 
-class Bar(NamedTuple):
+class ScoreBar(NamedTuple):
     """A score with its bar.
 
     Attributes:
@@ -46,7 +47,7 @@ class Snippet(NamedTuple):
     code: bool
 
 
-def render(
+def render_page(
     results: dict,
     examples: dict[str, list[dict]],
     metrics_path: epath.Path | None = None,
@@ -59,7 +60,7 @@ def render(
       results: content of results.json.
       examples: task -> examples, as `example.examples_to_json` returns them.
       metrics_path: metrics.jsonl of the training run; without it, there are no training curves.
-      rows: rows of results.jsonl, for the curves of checkpoint scores.
+      rows: rows of results.jsonl, from which the curves of checkpoint scores are drawn.
       maps: maps, as JSON objects of `embedding_map.map_to_json`.
     """
     environment = jinja2.Environment(
@@ -75,11 +76,13 @@ def render(
         'score_bars': make_score_bars,
     }
     published = list(read_tables().values())
-    comparisons = compare(results['tasks'], published)
+    comparisons = make_comparisons(results['tasks'], published)
     return environment.get_template('report.html.j2').render(
         model=results['model'],
         settings=results['settings'],
-        scored={name: row for name, row in results['tasks'].items() if not is_bias_test(name)},
+        scored={
+            name: row for name, row in results['tasks'].items() if not is_association_test(name)
+        },
         comparisons=comparisons,
         excluded=explain_excluded_tasks(results['tasks'], published),
         marks={
@@ -96,7 +99,7 @@ def render(
     )
 
 
-def make_score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
+def make_score_bars(row: dict) -> list[tuple[str, list[ScoreBar]]]:
     """Returns (metric, bars of the model and the baselines) of a task, the main metric first."""
     scores = {'model': row['metrics'], **row['baselines']}
     names = sorted(row['metrics'], key=lambda name: name != row['settings']['main_metric'])
@@ -111,9 +114,9 @@ def make_score_bars(row: dict) -> list[tuple[str, list[Bar]]]:
     return metrics
 
 
-def _make_bar(kind: str, label: str, name: str, value: float) -> Bar:
+def _make_bar(kind: str, label: str, name: str, value: float) -> ScoreBar:
     percent = None if name in PLAIN else 100 * max(value, 0)
-    return Bar(kind, label, format_score(name, value), percent)
+    return ScoreBar(kind, label, format_score(name, value), percent)
 
 
 def cut_snippet(text: str) -> Snippet:

@@ -28,7 +28,7 @@ from cpt_jax.evals.suites import SUITES
 
 PATH = Path(__file__).with_suffix('.json')
 
-# Sources of a number.
+# Mark of a number -> its source.
 MARKS = {
     'P': 'the text of the paper itself',
     'C': 'code, README or data of the official repository',
@@ -37,14 +37,14 @@ MARKS = {
 }
 
 
-class Score(NamedTuple):
+class TaskMetric(NamedTuple):
     """A metric of a task, with the names of results.json."""
 
     task: str
     metric: str
 
 
-class Cell(NamedTuple):
+class PublishedNumber(NamedTuple):
     """A published number.
 
     Attributes:
@@ -56,24 +56,24 @@ class Cell(NamedTuple):
     mark: str
 
 
-class Model(NamedTuple):
+class PublishedModel(NamedTuple):
     """The published results of one model.
 
     Attributes:
       group: heading of several models, such as 'cpt-text, unsupervised'.
       name: name within the group, such as 'XL'.
       source: published table, and where we read it.
-      cells: the numbers that are known.
+      cells: known numbers, by metric.
     """
 
     group: str
     name: str
     source: str
-    cells: Mapping[Score, Cell]
+    cells: Mapping[TaskMetric, PublishedNumber]
 
 
-class Roughly(NamedTuple):
-    """A count that its source rounds, such as 5K."""
+class RoundedCount(NamedTuple):
+    """A count that is rounded in its source, such as 5K."""
 
     about: int
 
@@ -81,8 +81,10 @@ class Roughly(NamedTuple):
         return f'about {self.about:,}'
 
 
-class OneOf(NamedTuple):
-    """Counts of several releases of the same data, if the source does not specify the release."""
+class AlternativeCounts(NamedTuple):
+    """The possible values of a count, one for each release of the data, if a publication does not
+    say which release it used.
+    """
 
     counts: tuple[int, ...]
 
@@ -94,17 +96,18 @@ class Table(NamedTuple):
     """Published results for one family of tasks.
 
     Attributes:
-      title: title, including the metric if all rows have the same.
+      title: title, including the metric if all rows have the same metric.
       scores: rows. The score of a suite is the mean of its tasks.
       models: columns.
-      measured: setting ('n' is the number of scored items) -> required value for a comparison.
+      measured: name of a setting -> value that is required for a comparison; 'n' is the number of
+        scored items.
       sizes: task -> further required values for this task.
       notes: known differences to the scores of this package, and unknown details.
     """
 
     title: str
-    scores: tuple[Score, ...]
-    models: tuple[Model, ...]
+    scores: tuple[TaskMetric, ...]
+    models: tuple[PublishedModel, ...]
     measured: Mapping[str, object] = {}
     sizes: Mapping[str, Mapping[str, object]] = {}
     notes: str = ''
@@ -121,7 +124,7 @@ def parse_table(table: Mapping[str, Any]) -> Table:
     """Returns a table from its JSON object in published.json.
 
     Raises:
-      ValueError: the number of cells of a column is not the number of rows.
+      ValueError: a column does not have one cell per row.
     """
     scores = _parse_scores(table['scores'])
     sizes = {
@@ -133,39 +136,41 @@ def parse_table(table: Mapping[str, Any]) -> Table:
     return Table(table['title'], scores, models, table['measured'], sizes, table.get('notes', ''))
 
 
-def parse_group(scores: Sequence[Score], group: Mapping[str, Any]) -> list[Model]:
+def parse_group(scores: Sequence[TaskMetric], group: Mapping[str, Any]) -> list[PublishedModel]:
     """Returns the columns of a group."""
     models = []
     for name, column in group['rows'].items():
         cells = _parse_cells(scores, group['mark'], column.split())
-        models.append(Model(group['group'], name, group['source'], cells))
+        models.append(PublishedModel(group['group'], name, group['source'], cells))
     return models
 
 
-def make_suite_scores(metric: str, suite: str) -> tuple[Score, ...]:
+def make_suite_scores(metric: str, suite: str) -> tuple[TaskMetric, ...]:
     """Returns the scores of the tasks of a suite, and the score of their mean."""
-    return tuple(Score(task, metric) for task in (*SUITES[suite].tasks, suite))
+    return tuple(TaskMetric(task, metric) for task in (*SUITES[suite].tasks, suite))
 
 
-def _parse_scores(scores: Mapping[str, str] | Sequence[Sequence[str]]) -> tuple[Score, ...]:
+def _parse_scores(scores: Mapping[str, str] | Sequence[Sequence[str]]) -> tuple[TaskMetric, ...]:
     if isinstance(scores, Mapping):
         return make_suite_scores(scores['metric'], scores['suite'])
-    return tuple(Score(task, metric) for task, metric in scores)
+    return tuple(TaskMetric(task, metric) for task, metric in scores)
 
 
 def _parse_size(value: Any) -> object:
     if isinstance(value, dict) and value.keys() == {'about'}:
-        return Roughly(value['about'])
+        return RoundedCount(value['about'])
     if isinstance(value, dict) and value.keys() == {'one_of'}:
-        return OneOf(tuple(value['one_of']))
+        return AlternativeCounts(tuple(value['one_of']))
     return value
 
 
-def _parse_cells(scores: Sequence[Score], mark: str, texts: list[str]) -> dict[Score, Cell]:
+def _parse_cells(
+    scores: Sequence[TaskMetric], mark: str, texts: list[str]
+) -> dict[TaskMetric, PublishedNumber]:
     """Returns the cells of a column; `mark` is the source of numbers without a letter."""
     cells = {}
     for score, text in zip(scores, texts, strict=True):
         if text != '-':
             own_mark = text[-1] if text[-1] in MARKS else mark
-            cells[score] = Cell(text.rstrip(''.join(MARKS)), own_mark)
+            cells[score] = PublishedNumber(text.rstrip(''.join(MARKS)), own_mark)
     return cells

@@ -1,5 +1,6 @@
-"""Embeddings that are kept on disk until their task is done, so that a killed evaluation resumes
-where it stopped.
+"""A cache on disk for the embeddings of a task, which is deleted when the task is done.
+
+It lets an evaluation that was killed resume where it stopped.
 """
 
 import json
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from cpt_jax.embed.function import Embed
 from cpt_jax.storage.atomic_write import open_atomically
 
-SHARD = 4096  # texts per file
+TEXTS_PER_FILE = 4096
 
 
 def digest_json(value: object) -> str:
@@ -31,20 +32,19 @@ class EmbeddingCache:
 
     Attributes:
       folder: folder of the cached embeddings; None disables the cache.
-      shard: number of texts per file. `Embedder.window` is the number for which the embedder is
-        fastest.
+      shard: number of texts per file. The embedder is fastest if this is `Embedder.window`.
       keep: whether to keep the embeddings of a task when it is done.
     """
 
     folder: Path | None = None
-    shard: int = SHARD
+    shard: int = TEXTS_PER_FILE
     keep: bool = False
 
     def wrap(self, embed: Embed, model: str, settings: Mapping) -> 'CachingEmbed':
         """Returns `embed` with a cache.
 
-        The folder depends on the model and its settings, so embeddings of another model or of other
-        settings are not found.
+        Each combination of model and settings has its own folder, so embeddings of another model or
+        of other settings are never returned.
         """
         name = f'{model.replace("/", "-")}-{digest_json(settings)}'
         return CachingEmbed(embed, self, self.folder and self.folder / name)
@@ -64,7 +64,7 @@ class CachingEmbed:
         self._embed = embed
         self._cache = cache
         self._model_folder = model_folder
-        self._folder: Path | None = None  # of the current task
+        self._folder: Path | None = None  # folder of the current task
         self._written: set[Path] = set()  # files written by this program
 
     @contextmanager
@@ -77,8 +77,8 @@ class CachingEmbed:
         yield
         if folder and not self._cache.keep:
             shutil.rmtree(folder, ignore_errors=True)
-            _remove_empty(folder.parent)
-            _remove_empty(folder.parent.parent)
+            _remove_empty_folder(folder.parent)
+            _remove_empty_folder(folder.parent.parent)
         self._folder = None
 
     def __call__(self, texts: Sequence[str], side: str) -> np.ndarray:
@@ -92,17 +92,17 @@ class CachingEmbed:
         for start in range(0, len(texts), self._cache.shard):
             shard = texts[start : start + self._cache.shard]
             path = self._folder and self._folder / f'{digest_json([side, *shard])}.npy'
-            vectors_NxD = _read(path, len(shard)) if path else None
+            vectors_NxD = _read_shard(path, len(shard)) if path else None
             if vectors_NxD is not None and path not in self._written:
                 reused += len(shard)
             if vectors_NxD is None:
                 vectors_NxD = np.asarray(self._embed(shard, side), np.float32)
-                self._write(path, vectors_NxD)
+                self._write_shard(path, vectors_NxD)
             yield vectors_NxD
         if reused:
             tqdm.write(f'{reused:,} of {len(texts):,} embeddings were read from the cache')
 
-    def _write(self, path: Path | None, vectors_NxD: np.ndarray) -> None:
+    def _write_shard(self, path: Path | None, vectors_NxD: np.ndarray) -> None:
         """Writes a shard. If the disk is full, the cache is disabled and the evaluation continues.
 
         Embeddings that are not finite are not cached: the task will report them.
@@ -124,14 +124,14 @@ class CachingEmbed:
             self._folder = None
 
 
-def _remove_empty(folder: Path) -> None:
+def _remove_empty_folder(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:  # another task is using it
         pass
 
 
-def _read(path: Path, texts: int) -> np.ndarray | None:
+def _read_shard(path: Path, texts: int) -> np.ndarray | None:
     """Returns float32[texts, D], or None if the file is missing or was truncated by a crash."""
     try:
         vectors_NxD = np.load(path)

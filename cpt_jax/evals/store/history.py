@@ -4,7 +4,7 @@
     "main_metric": "spearman",
      "metrics": {...}, "n": 1379, "seconds": 4.2, "time": ...}
 
-A row counts when its line is complete, including the newline. Its key consists of the step, the
+A row is valid if its line is complete, including the newline. Its key consists of the step, the
 time at which the checkpoint was saved, the task, and the fingerprint of everything else that the
 score depends on. Each key has at most one row.
 """
@@ -61,10 +61,10 @@ def add_row(path: Path, row: Row) -> bool:
 def select_curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
     """Returns the comparable rows of each task, one per step, sorted by step.
 
-    Only rows with the fingerprint of the task's last row are comparable. If a step has several, the
-    last one is returned. Rows of a training that was abandoned are dropped: a checkpoint that was
-    saved before a checkpoint of an earlier step belongs to it, because the run resumed from the
-    earlier step or started anew.
+    Only rows with the fingerprint of the task's last row are comparable. If a step has several
+    comparable rows, the last one is returned. Rows of abandoned checkpoints are dropped. A
+    checkpoint is abandoned if a checkpoint with a lower step was saved after it: the run was then
+    resumed from the lower step, or restarted.
     """
     rows = _drop_abandoned(rows)
     current = {row['task']: row['fingerprint'] for row in rows}
@@ -76,8 +76,9 @@ def select_curves(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def find_remeasured_tasks(rows: Iterable[Row], row_fingerprints: Mapping[str, str]) -> list[str]:
-    """Returns the tasks whose last row has another fingerprint than expected, because the task was
-    measured differently later.
+    """Returns the tasks whose last row has another fingerprint than expected.
+
+    Such a task was later measured with other options or data.
 
     Args:
       rows: rows of results.jsonl.
@@ -91,7 +92,7 @@ def find_remeasured_tasks(rows: Iterable[Row], row_fingerprints: Mapping[str, st
 
 
 def _drop_abandoned(rows: Iterable[Row]) -> list[Row]:
-    """Returns the rows of the current training, in the given order."""
+    """Returns the rows without those of abandoned checkpoints (see `select_curves`)."""
     rows = list(rows)
     checkpoints = sorted({(row['step'], row['saved']) for row in rows})
     steps = [step for step, _ in checkpoints]
@@ -102,7 +103,7 @@ def _drop_abandoned(rows: Iterable[Row]) -> list[Row]:
 
 
 def format_history(rows: Iterable[Row]) -> str:
-    """Returns the table for the terminal: the main score of each checkpoint (line) on each task
+    """Returns the table for the terminal: the main score of each checkpoint (row) on each task
     (column). A star marks the best checkpoint of a task.
     """
     rows = list(rows)

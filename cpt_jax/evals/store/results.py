@@ -12,7 +12,7 @@ from cpt_jax.storage.json_files import read_json_file, write_json
 
 RESULTS = 'results.json'
 
-# Labels of metrics whose names are not clear by themselves.
+# Labels of metrics whose names need an explanation.
 LABELS = {
     'spearman': 'Spearman',
     'spearman_mean': 'Spearman, mean of subsets',
@@ -28,7 +28,7 @@ BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}
 
 
-def read_earlier(path: epath.Path) -> dict:
+def read_earlier_json(path: epath.Path) -> dict:
     """Returns the JSON object that an earlier evaluation wrote to `path`; {} if there is no file.
 
     Raises:
@@ -65,10 +65,11 @@ class ResultsFile:
         self.settings = json.loads(json.dumps(settings))
 
     def load(self) -> dict:
-        """Returns this model's results. They have no task if the file is missing or has the results
-        of another model.
+        """Returns this model's results.
+
+        They contain no task if the file is missing or has the results of another model.
         """
-        earlier = read_earlier(self.path)
+        earlier = read_earlier_json(self.path)
         if not earlier or self._describe_difference(earlier):
             return make_empty_results(self.model, self.settings)
         tasks = earlier.get('tasks', {})
@@ -80,7 +81,7 @@ class ResultsFile:
 
     def describe_replaced_results(self) -> str:
         """Returns a message if the next `add` replaces the results in the file, '' otherwise."""
-        earlier = read_earlier(self.path)
+        earlier = read_earlier_json(self.path)
         other = self._describe_difference(earlier) if earlier else ''
         if not other:
             return ''
@@ -91,7 +92,7 @@ class ResultsFile:
 
     def holds_later_checkpoint(self) -> bool:
         """Returns whether the file has results of a checkpoint that was saved after this model."""
-        saved = read_earlier(self.path).get('settings', {}).get('saved', '')
+        saved = read_earlier_json(self.path).get('settings', {}).get('saved', '')
         return saved > self.settings.get('saved', '')
 
     def add(
@@ -149,7 +150,7 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
 
 
 def label_metric(name: str) -> str:
-    """Returns the label of a metric: 'MRR of 1,000' for 'mrr_of_1000', 'nDCG@10' for 'ndcg@10'."""
+    """Returns the label of a metric: for example 'MRR of 1,000' for 'mrr_of_1000'."""
     if name in LABELS:
         return LABELS[name]
     kind, _, pool = name.partition('_of_')

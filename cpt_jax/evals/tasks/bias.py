@@ -19,14 +19,14 @@ from etils import epath
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import SideOptions
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint
 
 SEED = 0
-SAMPLES = 100_000  # maximum number of partitions; if there are fewer, all of them are used
-AT_ONCE = 1_000  # random partitions that are computed together
-TIE = 1e-12  # tolerance per number for sums of the same numbers in another order
+MAX_PARTITIONS = 100_000  # maximum number of partitions; if there are fewer, all of them are used
+PARTITIONS_AT_ONCE = 1_000  # random partitions that are computed together
+TIE_TOLERANCE = 1e-12  # per summand: sums of the same numbers in another order differ by less
 KEYS = 'targ1', 'targ2', 'attr1', 'attr2'
 LAYOUT = (
     'sent_bias_seat/tests/<name>.jsonl, each one object with targ1, targ2, attr1 and attr2 '
@@ -52,8 +52,8 @@ class Significance(NamedTuple):
 
     Attributes:
       p: p-value.
-      partitions: number of partitions that were counted.
-      exact: whether these are all partitions.
+      partitions: number of partitions that were evaluated.
+      exact: whether these are all possible partitions.
     """
 
     p: float
@@ -62,7 +62,7 @@ class Significance(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bias(Task):
+class AssociationTest(Task):
     """One association test.
 
     Attributes:
@@ -96,11 +96,13 @@ class Bias(Task):
             metric='effect_size',
             metrics={'effect_size': compute_effect_size(s_U), 'p_value': found.p},
             n=len(s_U),
-            settings=self._settings(concepts, found),
+            settings=self._make_settings(concepts, found),
             counted='target texts',
         )
 
-    def _settings(self, concepts: dict[str, Concept], found: Significance) -> dict[str, object]:
+    def _make_settings(
+        self, concepts: dict[str, Concept], found: Significance
+    ) -> dict[str, object]:
         targ1, targ2, attr1, attr2 = (concept.category for concept in concepts.values())
         drawn = f'{found.partitions - 1:,} random ones and the observed one'
         return {
@@ -123,14 +125,18 @@ def find_bias(
     home = data_dir / 'sent_bias_seat' / 'tests' if data_dir else None
     paths = sorted(home.glob('*.jsonl')) if home else []
     names = [f'{KIND.name}/{path.name.removesuffix(".jsonl")}' for path in paths]
-    return {name: Bias(name, path, options) for name, path in zip(names, paths, strict=True)}
+    return {
+        name: AssociationTest(name, path, options) for name, path in zip(names, paths, strict=True)
+    }
 
 
 def compute_associations(
     targets_UxD: np.ndarray, first_NxD: np.ndarray, second_OxD: np.ndarray
 ) -> np.ndarray:
-    """Returns float64[T]: s(w) of each target w, the difference of its mean cosines with the two
-    attributes. The vectors are float64 unit vectors.
+    """Returns float64[U]: s(w) of each target w, the difference of its mean cosines with the two
+    attributes.
+
+    The arguments are float64 unit vectors.
     """
     return (targets_UxD @ first_NxD.T).mean(axis=1) - (targets_UxD @ second_OxD.T).mean(axis=1)
 
@@ -139,12 +145,12 @@ def compute_effect_size(s_U: np.ndarray) -> float:
     """Returns the effect size d of associations s; the first half of s belongs to targ1."""
     first, second = np.split(s_U, 2)
     deviation = np.std(s_U, ddof=1)
-    if deviation <= TIE:
+    if deviation <= TIE_TOLERANCE:
         return 0.0
     return float((first.mean() - second.mean()) / deviation)
 
 
-def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significance:
+def run_permutation_test(s_U: np.ndarray, samples: int = MAX_PARTITIONS) -> Significance:
     """Returns the fraction of partitions into halves whose first half has a sum of s at least as
     large as the observed one.
 
@@ -155,7 +161,7 @@ def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significanc
     """
     half = len(s_U) // 2
     total = math.comb(len(s_U), half)
-    observed = s_U[:half].sum() - TIE * len(s_U)
+    observed = s_U[:half].sum() - TIE_TOLERANCE * len(s_U)
     if total <= samples:
         choices_PxW = np.array(list(combinations(range(len(s_U)), half)))
         sums_P = s_U[choices_PxW].sum(axis=1)
@@ -169,8 +175,8 @@ def run_permutation_test(s_U: np.ndarray, samples: int = SAMPLES) -> Significanc
 def _draw_sums(s_U: np.ndarray, half: int, count: int) -> Iterator[np.ndarray]:
     """Yields the sums of the first halves of `count` shuffles of s, as float64 arrays."""
     generator = np.random.default_rng(SEED)
-    for start in range(0, count, AT_ONCE):
-        rows_PxU = np.broadcast_to(s_U, (min(AT_ONCE, count - start), len(s_U)))
+    for start in range(0, count, PARTITIONS_AT_ONCE):
+        rows_PxU = np.broadcast_to(s_U, (min(PARTITIONS_AT_ONCE, count - start), len(s_U)))
         yield generator.permuted(rows_PxU, axis=1)[:, :half].sum(axis=1)
 
 
@@ -254,7 +260,7 @@ def _parse_concept(value: object, where: str) -> Concept:
     return Concept(category, list(dict.fromkeys(texts)))
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='bias',
     find=find_bias,
     options=SideOptions,

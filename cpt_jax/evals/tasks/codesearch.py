@@ -9,8 +9,8 @@ over all queries. CodeSearchNet's own `model_test.py` uses the same chunks in th
 from function to docstring.
 
 For all candidates, the protocol is that of GraphCodeBERT's `codesearch/run.py`. All functions of a
-language are candidates, including those of a codebase file if there is one. Ranks beyond 1,000
-count 0.
+language are candidates, including those of a codebase file if there is one. A query whose
+rank is above 1,000 scores 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,25 +29,25 @@ from cpt_jax.benchmark_data.code_pairs import (
 )
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
-from cpt_jax.evals.options import Options, option
+from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
     EXAMPLE_QUERIES,
     Answers,
     Example,
-    Found,
+    FoundAnswer,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
 from cpt_jax.search.ranking import rank_right_candidates
 
 SEED = 0
 CUTOFFS = 1, 5, 10
-MAX_RANK = 1000  # if all functions are candidates: larger ranks count 0
+MAX_RANK = 1000  # if all functions are candidates, queries with a larger rank score 0
 QUERIES_AT_ONCE = 256
-# The first is the suffix of test sets in CodeSearchNet's release.
+# Suffixes of data files. The first one is that of test sets in CodeSearchNet's release.
 SUFFIXES = '_test_0.jsonl.gz', '.jsonl', '.jsonl.gz'
 CODEBASE = '.codebase'  # before the suffix of a file with additional candidates
 # Direction -> prefix of its metrics.
@@ -79,18 +79,18 @@ class _Vectors(NamedTuple):
 class CodeSearchOptions(Options):
     """Options of codesearch/*."""
 
-    candidates: int = option(
+    candidates: int = declare_option(
         1000,
         'Candidates for each query of a code search task, 0 for all. Papers use 1000, 10000 and '
         'all.',
         lower_bound=0,
     )
-    code_direction: str = option(
+    code_direction: str = declare_option(
         'text_to_code',
         'Direction of code search tasks.',
         choices=[*DIRECTIONS, BOTH],
     )
-    code_text: str = option(
+    code_text: str = declare_option(
         'raw',
         'Text fields of CodeSearchNet files: docstring and code, or the token lists as in '
         'CodeBERT.',
@@ -132,7 +132,7 @@ class CodeSearch(Task):
     def run(self, embed: Embed) -> Result:
         pairs = self.load()
         candidates = self.options.candidates
-        chunks = make_chunks(len(pairs.queries), candidates)
+        chunks = shuffle_into_chunks(len(pairs.queries), candidates)
         chunk_size = len(chunks[0])
         order = np.concatenate(chunks)
         queries = [pairs.queries[i] for i in order]
@@ -168,12 +168,12 @@ class CodeSearch(Task):
             metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
             n=len(order),
-            settings=self._settings(pairs, chunk_size + len(others), len(chunks), directions),
+            settings=self._make_settings(pairs, chunk_size + len(others), len(chunks), directions),
             baselines=metrics,
             examples=examples,
         )
 
-    def _settings(
+    def _make_settings(
         self, pairs: CodePairs, pool: int, chunks: int, directions: Sequence[str]
     ) -> dict[str, object]:
         candidates = self.options.candidates
@@ -242,7 +242,7 @@ def _find_python_sources(settings: Mapping[str, Any]) -> list[dict[str, object]]
     ]
 
 
-def make_chunks(total: int, size: int) -> list[np.ndarray]:
+def shuffle_into_chunks(total: int, size: int) -> list[np.ndarray]:
     """Returns shuffled indices in chunks of `size`, without an incomplete last chunk.
 
     All indices are in one chunk if there are fewer than `size`, or if `size` is 0.
@@ -260,8 +260,8 @@ def compute_rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') 
 
     Args:
       ranks: int64[Q], rank of the right answer of each query, from 1.
-      pool: number of candidates, which is part of the names; None for all.
-      prefix: prefix of the names.
+      pool: number of candidates, which is part of the metrics' names; None: all functions.
+      prefix: prefix of the metrics' names.
     """
     suffix = f'of_{pool or "all"}'
     reciprocal = np.where((ranks <= MAX_RANK) | bool(pool), 1 / ranks, 0)
@@ -300,7 +300,7 @@ def _make_vector_scorer(direction: str, pool: slice, vectors: _Vectors) -> Score
 
 def _make_bm25_scorer(texts: _Texts) -> Scorer:
     index = Bm25(texts.candidates)
-    return lambda rows: np.stack([index.scores(query) for query in texts.queries[rows]])
+    return lambda rows: np.stack([index.compute_scores(query) for query in texts.queries[rows]])
 
 
 def _compute_ranks(scorer: Scorer, queries: int) -> np.ndarray:
@@ -321,7 +321,9 @@ def _make_examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
     def make_answers(name: str, query: int) -> Answers:
         best = np.argsort(-scores[name][query], kind='stable')[:EXAMPLE_ANSWERS]
         found = [
-            Found(cut_text(texts.candidates[i]), float(scores[name][query, i]), bool(i == query))
+            FoundAnswer(
+                cut_text(texts.candidates[i]), float(scores[name][query, i]), bool(i == query)
+            )
             for i in best
         ]
         return Answers(found, int(ranks[name][query]))
@@ -337,7 +339,7 @@ def _make_examples(texts: _Texts, scorers: dict[str, Scorer]) -> list[Example]:
     ]
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='codesearch',
     find=find_code_search,
     options=CodeSearchOptions,

@@ -11,7 +11,7 @@ from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import Options
 from cpt_jax.evals.report.embedding_map import draw_task_map
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 
 NEIGHBOURS = 256  # as in the cpt paper
 SET = 'SST2'
@@ -41,10 +41,10 @@ class NearestNeighbours(Task):
         return fingerprint_task(self.name, Options(), fingerprint_files(self.data.files))
 
     def run(self, embed: Embed) -> Result:
-        train, test = self.data.part('train'), self.data.part('test')
-        train_NxD = normalize_rows(*self.data.vectors(embed, 'train'))
-        test_QxD = normalize_rows(*self.data.vectors(embed, 'test'))
-        predicted_Q = vote(test_QxD, train_NxD, train.labels, self.k)
+        train, test = self.data.read_part('train'), self.data.read_part('test')
+        train_NxD = normalize_rows(*self.data.compute_vectors(embed, 'train'))
+        test_QxD = normalize_rows(*self.data.compute_vectors(embed, 'test'))
+        predicted_Q = predict_by_vote(test_QxD, train_NxD, train.labels, self.k)
         known = set(train.texts[0])
         return Result(
             metric='accuracy',
@@ -56,7 +56,7 @@ class NearestNeighbours(Task):
                 'similarity': 'cosine, float32',
                 'test_sentences_in_train': sum(text in known for text in test.texts[0]),
                 'libraries': read_library_versions(),
-                **self.data.facts(),
+                **self.data.describe(),
             },
             baselines={
                 'majority': {'accuracy': compute_majority_accuracy(train.labels, test.labels)}
@@ -70,7 +70,7 @@ def find_nearest_neighbours(
     data_dir: epath.Path | None, options: Options, context: Context
 ) -> dict[str, Task]:
     """Returns the task on SST-2, if its data are in `data_dir`."""
-    sets = context.share('senteval', partial(find_senteval_sets, data_dir))
+    sets = context.get_or_make('senteval', partial(find_senteval_sets, data_dir))
     name = f'{KIND.name}/{SET}'
     return {name: NearestNeighbours(name, sets[SET])} if SET in sets else {}
 
@@ -81,7 +81,7 @@ def normalize_rows(vectors_NxD: np.ndarray) -> np.ndarray:
     return vectors_NxD / np.maximum(norms_Nx1, np.finfo(np.float32).tiny)
 
 
-def vote(
+def predict_by_vote(
     queries_QxD: np.ndarray, samples_NxD: np.ndarray, labels_N: np.ndarray, k: int
 ) -> np.ndarray:
     """Returns int64[Q]: the most frequent label among the k nearest samples of each query. Ties are
@@ -93,7 +93,7 @@ def vote(
       labels_N: int, class indices of the training samples.
       k: number of neighbors.
     """
-    # Imports JAX, so only after the program has chosen JAX's platform.
+    # Imported here because it imports JAX, whose platform the program chooses first.
     from cpt_jax.search.across_hosts import search_everywhere
 
     hits = search_everywhere(queries_QxD, [(np.arange(len(samples_NxD)), samples_NxD)], k)
@@ -113,7 +113,7 @@ def compute_majority_accuracy(train_N: np.ndarray, test_Q: np.ndarray) -> float:
     return float(np.mean(test_Q == np.bincount(train_N).argmax()))
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='knn',
     find=find_nearest_neighbours,
     layout='senteval/SST/binary/ with sentiment-train, -dev and -test (SentEval)',

@@ -21,10 +21,10 @@ from cpt_jax.evals.report.example import (
     EXAMPLE_QUERIES,
     Answers,
     Example,
-    Found,
+    FoundAnswer,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row
 from cpt_jax.search.ranking import Hits
@@ -70,7 +70,8 @@ class OpenQa(Task):
 
     def fingerprint(self) -> str:
         own = self.questions.parent
-        # The passages are next to the questions, or in the parent folder, shared by several sets.
+        # The passages are next to the questions, or in the parent folder if several sets share
+        # them.
         files = [*own.glob('*'), *own.parent.glob('*')]
         return fingerprint_task(self.name, self.options, fingerprint_files(files))
 
@@ -95,13 +96,13 @@ class OpenQa(Task):
             metric=f'answer_recall@{CUTOFFS[0]}',
             metrics=metrics.pop('model'),
             n=len(questions),
-            settings=self._settings(passages) | searched.settings,
+            settings=self._make_settings(passages) | searched.settings,
             baselines=metrics,
             examples=_make_examples(questions, answers, passages, searched.hits, right),
             counted='questions',
         )
 
-    def _settings(self, passages: IndexedDocuments) -> dict[str, object]:
+    def _make_settings(self, passages: IndexedDocuments) -> dict[str, object]:
         return {
             'protocol': PROTOCOL,
             'direction': 'question to passage',
@@ -156,15 +157,15 @@ def read_questions(path: epath.Path) -> tuple[list[str], list[list[str]]]:
     Raises:
       UserError: a line cannot be used (with file and line), or there are no questions.
     """
-    read = _read_json_questions if path.suffix == '.jsonl' else _read_csv_questions
+    read = _read_json_questions if path.suffix == '.jsonl' else _read_tsv_questions
     rows = list(read(path))
     if not rows:
         raise UserError(f'{path}: has no questions')
-    checked = [_check_answers(where, answers) for where, _, answers in rows]
+    checked = [_get_checked_answers(where, answers) for where, _, answers in rows]
     return [question for _, question, _ in rows], checked
 
 
-def _check_answers(where: str, answers: object) -> list[str]:
+def _get_checked_answers(where: str, answers: object) -> list[str]:
     """Returns the answers. Raises UserError unless they are a nonempty list of strings."""
     if (
         not isinstance(answers, list)
@@ -181,8 +182,8 @@ def _read_json_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
         yield where, get_text_field(row, where, 'question'), row.get('answer', row.get('answers'))
 
 
-def _read_csv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
-    """Yields ('file:line', question, answers)."""
+def _read_tsv_questions(path: epath.Path) -> Iterator[tuple[str, str, object]]:
+    """Yields ('file:line', question, answers) of each line of a tab-separated file."""
     for where, line in read_lines(path):
         question, answers = (_unquote(field) for field in line.partition('\t')[::2])
         try:
@@ -233,8 +234,8 @@ def mark_right_passages(
 
     Args:
       hits: hits of each ranking.
-      positions_N: int, index of each passage in the hits.
-      passages: the passages, without titles.
+      positions_N: int, position of each passage, as in `Hits.documents_Qxk`.
+      passages: passages without titles, in the order of `positions_N`.
       answers: accepted answers of each question.
     """
     wanted: dict[int, list[tuple[str, int, int]]] = defaultdict(list)
@@ -295,7 +296,7 @@ def _make_examples(
             strict=True,
         )
         found = [
-            Found(cut_text(texts[i]), score, bool(right[name][q, k]))
+            FoundAnswer(cut_text(texts[i]), score, bool(right[name][q, k]))
             for k, (i, score) in enumerate(best)
             if score > -np.inf
         ]
@@ -312,7 +313,7 @@ def _make_examples(
     ]
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='openqa',
     find=find_open_qa,
     options=SearchOptions,

@@ -11,14 +11,14 @@ from etils import epath
 from cpt_jax.benchmark_data.senteval import SentEvalSet, assign_stratified_folds, find_senteval_sets
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
-from cpt_jax.evals.options import Options, option
+from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.embedding_map import draw_task_map
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 
 SEED = 1111  # SentEval's seed, for folds and for its classifier
 FOLDS = 10
-INNER_FOLDS = 5  # of the protocol lbfgs; SentEval uses ten
+INNER_FOLDS = 5  # inner folds of the protocol lbfgs; SentEval uses ten
 # Values of C. Unit vectors need larger values than SentEval's 1/4 to 32.
 STRENGTHS = 0.0625, 0.25, 1.0, 4.0, 16.0, 64.0, 256.0
 
@@ -80,7 +80,7 @@ class ProbeResult(NamedTuple):
 class ProbeOptions(Options):
     """Options of probe/*."""
 
-    probe_protocol: str = option(
+    probe_protocol: str = declare_option(
         'lbfgs',
         'Protocol of probe/*. ' + '; '.join(map(': '.join, PROTOCOLS.items())),
         choices=[*PROTOCOLS],
@@ -127,13 +127,13 @@ class Probe(Task):
             metric='accuracy',
             metrics=_compute_metrics(probed.predicted, right, are_pairs),
             n=sum(map(len, right)),
-            settings=self._settings(samples) | probed.facts,
+            settings=self._make_settings(samples) | probed.facts,
             baselines={'majority': _compute_metrics(majority, right, are_pairs)},
             counted='pairs' if are_pairs else 'sentences',
             map=draw_task_map(self.data, embed),
         )
 
-    def _settings(self, samples: Samples) -> dict[str, object]:
+    def _make_settings(self, samples: Samples) -> dict[str, object]:
         return {
             'protocol': PROTOCOLS[self.protocol],
             'scored_on': SPLITS[_find_split_kind(samples)],
@@ -142,7 +142,7 @@ class Probe(Task):
             else 'the vector, not scaled',
             'seed': SEED,
             'libraries': read_library_versions('jax'),
-            **self.data.facts(),
+            **self.data.describe(),
         }
 
 
@@ -150,7 +150,7 @@ def find_probes(
     data_dir: epath.Path | None, options: ProbeOptions, context: Context
 ) -> dict[str, Task]:
     """Returns a task for each SentEval data set in `data_dir`."""
-    sets = context.share('senteval', partial(find_senteval_sets, data_dir))
+    sets = context.get_or_make('senteval', partial(find_senteval_sets, data_dir))
     tasks = [Probe(f'{KIND.name}/{name}', data, options) for name, data in sets.items()]
     return {task.name: task for task in tasks}
 
@@ -162,8 +162,8 @@ def read_samples(data: SentEvalSet, embed: Embed) -> Samples:
       UserError: the data cannot be used.
     """
     # Read all files before embedding, so that errors in the data are reported early.
-    parts = {part: data.part(part) for part in data.layout.parts}
-    features = [make_pair_features(*data.vectors(embed, part)) for part in parts]
+    parts = {part: data.read_part(part) for part in data.layout.parts}
+    features = [make_pair_features(*data.compute_vectors(embed, part)) for part in parts]
     labels = [part.labels for part in parts.values()]
     return Samples(
         np.concatenate(features),
@@ -220,7 +220,7 @@ def _make_inner_folds(
 
 
 def _choose_hyperparameter(accuracies_IxA: np.ndarray) -> int:
-    """Returns the index of the hyperparameter with the best mean accuracy, the first one of ties.
+    """Returns the index of the hyperparameter with the best mean accuracy; the first of equal ones.
 
     Accuracies are rounded to hundredths of a percent, as in SentEval.
     """
@@ -230,8 +230,9 @@ def _choose_hyperparameter(accuracies_IxA: np.ndarray) -> int:
 def probe_to_convergence(
     samples: Samples, outer_folds: Sequence[OuterFold], classes: int
 ) -> ProbeResult:
-    """Runs the protocol lbfgs. All fits, on inner folds and on whole training sets, with every C,
-    are one program.
+    """Runs the protocol lbfgs.
+
+    One program computes all fits: on inner folds and on whole training sets, with every C.
     """
     from cpt_jax.evals.fit import logistic  # imports JAX
 
@@ -280,16 +281,16 @@ def probe_as_senteval(
     splits = senteval_probe.SplitMaker(seed)
     decays_A = np.array(senteval_probe.DECAYS, np.float32)
     inner = [pair for outer in outer_folds for pair in outer.inner]
-    fits = fit([splits.make(*pair) for pair in inner], np.tile(decays_A, (len(inner), 1)))
+    fits = fit([splits.make_split(*pair) for pair in inner], np.tile(decays_A, (len(inner), 1)))
     accuracies = fits.right_UxA / np.array([[len(validation)] for _, validation in inner])
     chosen = [
         _choose_hyperparameter(accuracies_IxA)
         for accuracies_IxA in np.split(accuracies, len(outer_folds))
     ]
     if all(len(outer.inner) > 1 for outer in outer_folds):
-        drawn = [splits.draw(outer.train) for outer in outer_folds]
+        drawn = [splits.draw_split(outer.train) for outer in outer_folds]
         weights = fit(drawn, decays_A[chosen][:, None]).w_UxAxYxE[:, 0]
-    else:  # with a dev set, SentEval repeats the chosen fit, which gives the same weights
+    else:  # with a dev set, SentEval would fit the same weights again
         weights = fits.w_UxAxYxE[np.arange(len(outer_folds)), chosen]
     predicted = [
         (samples.x_NxD[outer.test] @ w_YxE[:, :-1].T + w_YxE[:, -1]).argmax(axis=1)
@@ -323,7 +324,7 @@ def _compute_f1(predicted_N: np.ndarray, right_N: np.ndarray) -> float:
     return 2 * both / total if total else 0.0
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='probe',
     find=find_probes,
     options=ProbeOptions,

@@ -1,5 +1,6 @@
-"""Retrieval on BEIR collections and MS MARCO: nDCG@10, MRR@10 and recall, as trec_eval computes
-them.
+"""Retrieval on BEIR collections and MS MARCO.
+
+The metrics are nDCG@10, MRR@10 and recall, as computed by trec_eval.
 """
 
 from collections.abc import Sequence
@@ -18,21 +19,21 @@ from cpt_jax.benchmark_data.beir import (
 )
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
-from cpt_jax.evals.options import SearchOptions, SplitOptions, option
+from cpt_jax.evals.options import SearchOptions, SplitOptions, declare_option
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
     EXAMPLE_QUERIES,
     Answers,
     Example,
-    Found,
+    FoundAnswer,
     cut_text,
 )
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.search.ranking import Hits
 from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
 
-CUTOFF = 10  # for nDCG and MRR
+CUTOFF = 10  # documents per query that nDCG and MRR take into account
 MARCO = 'msmarco'  # this folder's published scores are MRR@10 on the dev queries
 
 PROTOCOL = (
@@ -46,7 +47,7 @@ PROTOCOL = (
 class RetrievalOptions(SplitOptions, SearchOptions):
     """Options of retrieval/*."""
 
-    unjudged: str = option(
+    unjudged: str = declare_option(
         'refuse',
         'How to treat queries of a retrieval task without a judgement in any file of qrels/: as an '
         'error, or skip them.',
@@ -107,12 +108,12 @@ class Retrieval(Task):
             metric=f'mrr@{CUTOFF}' if self.folder.name == MARCO else f'ndcg@{CUTOFF}',
             metrics=metrics.pop('model'),
             n=len(collection.queries),
-            settings=self._settings(collection) | searched.settings,
+            settings=self._make_settings(collection) | searched.settings,
             baselines=metrics,
             examples=_make_examples(collection, rankings),
         )
 
-    def _settings(self, collection: Collection) -> dict[str, object]:
+    def _make_settings(self, collection: Collection) -> dict[str, object]:
         return {
             'protocol': PROTOCOL,
             'direction': 'query to document',
@@ -140,7 +141,7 @@ def find_retrieval(
 
 
 def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
-    """Returns the metrics, averaged over all queries of `qrels`. Queries missing in `run` count 0.
+    """Returns the metrics, averaged over all queries of `qrels`. Queries missing in `run` score 0.
 
     Args:
       run: query id -> document id -> score. trec_eval sorts by score, then by descending id.
@@ -152,14 +153,14 @@ def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
     )
     found = evaluator.evaluate(run)  # without the queries that are missing in `run`
 
-    def mean(measure: str, least: float = 0.0) -> float:
+    def compute_mean(measure: str, least: float = 0.0) -> float:
         values = [found[query][measure] for query in qrels if query in found]
         return sum(value for value in values if value >= least) / len(qrels)
 
     return {
-        f'ndcg@{CUTOFF}': mean(f'ndcg_cut_{CUTOFF}'),
-        f'mrr@{CUTOFF}': mean('recip_rank', least=1 / CUTOFF),  # larger ranks count 0
-        f'recall@{k}': mean(f'recall_{k}'),
+        f'ndcg@{CUTOFF}': compute_mean(f'ndcg_cut_{CUTOFF}'),
+        f'mrr@{CUTOFF}': compute_mean('recip_rank', least=1 / CUTOFF),  # larger ranks count 0
+        f'recall@{k}': compute_mean(f'recall_{k}'),
     }
 
 
@@ -211,7 +212,7 @@ def _make_examples(collection: Collection, rankings: dict[str, Run]) -> list[Exa
         q: [rankings.get(name, {}).get(collection.query_ids[q], {}) for name in ('model', 'bm25')]
         for q in chosen
     }
-    # A relevant document of each query; some judged documents are not in the corpus.
+    # One relevant document per query, or None: some judged documents are not in the corpus.
     right = {
         q: next((name for name in sorted(relevant[q]) if name in collection.positions), None)
         for q in chosen
@@ -238,11 +239,11 @@ def _find_relevant(collection: Collection, q: int) -> set[str]:
 def _make_answers(row: dict[str, float], relevant: set[str], texts: dict[str, str]) -> Answers:
     rank = next((rank for rank, name in enumerate(row, 1) if name in relevant), None)
     best = list(row.items())[:EXAMPLE_ANSWERS]
-    found = [Found(cut_text(texts[name]), score, name in relevant) for name, score in best]
+    found = [FoundAnswer(cut_text(texts[name]), score, name in relevant) for name, score in best]
     return Answers(found, rank)
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='retrieval',
     find=find_retrieval,
     options=RetrievalOptions,

@@ -11,7 +11,7 @@ from etils import epath
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
 from cpt_jax.evals.options import SideOptions, SplitOptions
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint, read_lines
 
@@ -33,8 +33,8 @@ LAYOUT = (
 _SICK = {'test': 'SICK_test_annotated.txt', 'dev': 'SICK_trial.txt', 'train': 'SICK_train.txt'}
 # Files of each task's fingerprint, below senteval/.
 _FILES = {name: f'STS/{name}*/*' for name in (*YEARS, 'STSBenchmark')} | {'SICK-R': 'SICK/*'}
-# As in SimCSE, sentence-transformers and mteb. SentEval itself trains a regression on STS-B and
-# SICK-R, and does not compute "all".
+# This is the protocol of SimCSE, sentence-transformers and mteb. SentEval itself trains a
+# regression on STS-B and SICK-R, and does not compute "all".
 PROTOCOL = (
     'Spearman of the cosine, nothing trained; of several subsets: spearman and pearson over all '
     'their pairs together ("all"), spearman_mean and spearman_wmean over their Spearmans, the '
@@ -266,11 +266,11 @@ def _parse_texts(where: str, fields: Sequence[str]) -> tuple[str, str]:
 
 
 def _parse_gold(where: str, fields: Sequence[str]) -> float:
-    """Returns the score.
+    """Returns the human score of a pair.
 
     Args:
       where: 'file:line', for the message.
-      fields: list of the field with the score; empty if the line is too short.
+      fields: [the field with the score]; [] if the line is too short.
     """
     try:
         gold = float(fields[0])
@@ -296,7 +296,7 @@ def _make_scored_pairs(
     return ScoredPairs(name, paths, [texts for texts, _ in rows], np.array(golds))
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='sts',
     find=find_similarity,
     options=SimilarityOptions,

@@ -10,9 +10,9 @@ from etils import epath
 from cpt_jax.benchmark_data.senteval import SIDE, SentEvalSet, find_senteval_sets
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
-from cpt_jax.evals.options import Options, option
+from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.embedding_map import draw_task_map
-from cpt_jax.evals.task import Context, Kind, Result, Task, read_library_versions
+from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.evals.tasks.knn import compute_majority_accuracy, normalize_rows
 from cpt_jax.runtime.errors import UserError
 
@@ -25,8 +25,8 @@ SET = 'SST2'
 class ZeroShotOptions(Options):
     """Options of zeroshot/*."""
 
-    label_words: Sequence[str] = option(WORDS, 'Label words of zeroshot/*, label 0 first.')
-    label_template: str = option(
+    label_words: Sequence[str] = declare_option(WORDS, 'Label words of zeroshot/*, label 0 first.')
+    label_template: str = declare_option(
         TEMPLATE, 'Sentence that describes a label in zeroshot/*; {} is replaced by its word.'
     )
 
@@ -61,8 +61,8 @@ class ZeroShot(Task):
         return fingerprint_task(self.name, self.options, fingerprint_files(self.data.files))
 
     def run(self, embed: Embed) -> Result:
-        test = self.data.part('test')
-        test_QxD = normalize_rows(*self.data.vectors(embed, 'test'))
+        test = self.data.read_part('test')
+        test_QxD = normalize_rows(*self.data.compute_vectors(embed, 'test'))
         words = self.options.label_words
         template = self.options.label_template
         forms = {
@@ -88,7 +88,7 @@ class ZeroShot(Task):
                 'labels': forms,
                 'label_side': f'{SIDE}; y in the metrics that end in as_document',
                 'libraries': read_library_versions(),
-                **self.data.facts(),
+                **self.data.describe(),
             },
             baselines={
                 'majority': dict.fromkeys(
@@ -104,7 +104,7 @@ def find_zero_shot(
     data_dir: epath.Path | None, options: ZeroShotOptions, context: Context
 ) -> dict[str, Task]:
     """Returns the task on SST-2, if its data are in `data_dir`."""
-    sets = context.share('senteval', partial(find_senteval_sets, data_dir))
+    sets = context.get_or_make('senteval', partial(find_senteval_sets, data_dir))
     name = f'{KIND.name}/{SET}'
     return {name: ZeroShot(name, sets[SET], options)} if SET in sets else {}
 
@@ -114,7 +114,7 @@ def find_nearest_label(queries_QxD: np.ndarray, labels_YxD: np.ndarray) -> np.nd
     return (queries_QxD @ labels_YxD.T).argmax(axis=1)
 
 
-KIND = Kind(
+KIND = TaskKind(
     name='zeroshot',
     find=find_zero_shot,
     options=ZeroShotOptions,

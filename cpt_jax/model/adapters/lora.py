@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Codes, Int8, encode_stack
+from cpt_jax.model.adapters.nf4 import BLOCK, NF4, Int8, QuantizedMatrix, quantize_stack
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import Initializer, constant
@@ -18,7 +18,7 @@ from cpt_jax.model.parameter import Frozen, gather_weight, is_variable, make_par
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, AnyMesh, get_mesh
 
-# Matrices of a layer: the submodule that holds each, and how many of its axes are inputs.
+# Name of a matrix of a layer -> (submodule that contains it, number of its input axes).
 MATRICES = {
     'query': ('attention', 1),
     'key': ('attention', 1),
@@ -36,14 +36,14 @@ BASES = ('float32', 'bfloat16', *_CODE_CLASSES)
 _FIRST_ADAPTER_SITE = 1 << 20
 
 
-class Adaptable(Protocol):
+class AdaptableEncoder(Protocol):
     """An Encoder; encoder.py imports this file, so the class itself cannot be imported here."""
 
     config: EncoderConfig
     adapter_dropout: float
 
 
-E = TypeVar('E', bound=Adaptable)
+E = TypeVar('E', bound=AdaptableEncoder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +80,13 @@ class LoRA:
             )
 
     @property
-    def keeps_codes(self) -> bool:
-        """Whether the matrices of the layers are stored as codes, which each use decodes."""
+    def is_quantized(self) -> bool:
+        """Whether the matrices of the layers are stored as codes and dequantized at each use."""
         return self.base in _CODE_CLASSES
 
     def check(self, config: EncoderConfig, mesh: AnyMesh) -> None:
-        """Raises UserError if the model cannot be adapted like this, or if its codes cannot be
-        split over the mesh.
+        """Raises UserError if the model has none of the target matrices, or if its quantized
+        weights cannot be split over the mesh.
         """
         if not self.rank:
             return
@@ -95,7 +95,7 @@ class LoRA:
                 f'lora.targets={list(self.targets)}: a model with '
                 f'model.activation={config.activation} has none of these matrices'
             )
-        if self.keeps_codes and config.remat == 'none':
+        if self.is_quantized and config.remat == 'none':
             raise UserError(
                 f'lora.base={self.base} with model.remat=none would keep the decoded weights of '
                 f'every layer: set model.remat to dots or full'
@@ -120,7 +120,7 @@ class LoRA:
                     )
 
     def add_adapters(self, encoder: E, rngs: nnx.Rngs) -> E:
-        """Returns an Encoder frozen as in `freeze`, with new adapters, whose output is still 0."""
+        """Returns a frozen Encoder (see `freeze`) with new adapters, whose output is still 0."""
         adapted = self.freeze(encoder)
         adapted.adapter_dropout = self.dropout
         stacks = ('blocks', 'last') if encoder.config.layers > 1 else ('last',)
@@ -140,14 +140,14 @@ class LoRA:
     def freeze(self, encoder: E) -> E:
         """Returns an Encoder with all variables frozen by `freeze_weight`."""
 
-        def freeze_variable(path: tuple, weight: nnx.Variable) -> nnx.Variable | Codes:
+        def freeze_variable(path: tuple, weight: nnx.Variable) -> nnx.Variable | QuantizedMatrix:
             return self.freeze_weight(
                 jax.tree_util.keystr(path, simple=True, separator='.'), weight[...]
             )
 
         return jax.tree_util.tree_map_with_path(freeze_variable, encoder, is_leaf=is_variable)
 
-    def freeze_weight(self, path: str, weight: jax.Array) -> Frozen | Codes:
+    def freeze_weight(self, path: str, weight: jax.Array) -> Frozen | QuantizedMatrix:
         """Returns the frozen form of a weight.
 
         With `base` 'nf4' or 'int8', only the matrices of the layers become codes; embeddings, norms
@@ -164,7 +164,9 @@ class LoRA:
         is_layer_matrix = name in MATRICES and stack in ('blocks', 'last')
         if is_layer_matrix and self.base in _CODE_CLASSES:
             kind, inputs = _CODE_CLASSES[self.base], MATRICES[name][1]
-            return encode_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
+            return (
+                quantize_stack(kind, weight, inputs) if stack == 'blocks' else kind(weight, inputs)
+            )
         is_bfloat16 = self.base == 'bfloat16' and (
             is_layer_matrix or 'embedding' in name or name.startswith('project_')
         )
@@ -204,7 +206,8 @@ class LowRankAdapter(nnx.Module):
     ) -> jax.Array:
         """Returns the term to add to einsum(form, h, weight).
 
-        Arguments are those of `multiply_with_adapter`, and `site`: index of the matrix in MATRICES.
+        The arguments are those of `multiply_with_adapter`, and `site`, the index of the matrix in
+        MATRICES.
         """
         # For 'rsd,dhk->rshk': inputs 'd', outputs 'hk', batch 'rs', and the rank is 'z'. Then
         # rsd,dz->rsz and rsz,zhk->rshk.
@@ -225,7 +228,7 @@ class LowRankAdapter(nnx.Module):
 
 
 def has_adapter(module: nnx.Module, name: str) -> bool:
-    """Whether the weight `name` of a module has an adapter."""
+    """Returns whether the weight `name` of a module has an adapter."""
     return hasattr(module, f'{name}_adapter')
 
 
@@ -274,8 +277,8 @@ def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
     """
     weight = getattr(module, name)
     adapter = getattr(module, f'{name}_adapter', None)
-    if isinstance(weight, Codes):
-        array = _decode_to_host(weight)
+    if isinstance(weight, QuantizedMatrix):
+        array = _dequantize_to_host(weight)
     else:
         array = np.asarray(jax.device_get(weight[...]))
     if adapter is None:
@@ -287,9 +290,9 @@ def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
     return array.astype(np.float32) + np.float32(adapter.scale) * delta.reshape(array.shape)
 
 
-def _decode_to_host(codes: Codes) -> np.ndarray:
+def _dequantize_to_host(codes: QuantizedMatrix) -> np.ndarray:
     with jax.set_mesh(get_mesh(codes.codes[...])):
-        return np.asarray(jax.jit(lambda codes: codes.decode())(codes))
+        return np.asarray(jax.jit(lambda codes: codes.dequantize())(codes))
 
 
 def _make_rank_axis(rank: int, others: list[Axis]) -> Axis:

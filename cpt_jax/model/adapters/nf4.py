@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.parameter import Frozen
 
-BLOCK = 64  # consecutive inputs of one output whose weights have a common absolute maximum
-# Absolute maxima with a common scale, in the order of torch's [outputs, blocks of inputs].
+BLOCK = 64  # weights per block: consecutive inputs of one output, with one absolute maximum
+# Absolute maxima per group, which has one scale, in the order of torch's [outputs, blocks of
+# inputs].
 GROUP = 256
 # bitsandbytes.functional.get_4bit_type('nf4'): quantiles of the normal distribution and an exact
 # zero (QLoRA paper, appendix E).
@@ -53,7 +54,7 @@ def make_dynamic_levels() -> np.ndarray:
     return np.array(sorted([*positive, *(-value for value in positive), 0.0, 1.0]), np.float32)
 
 
-class Codes(nnx.Module):
+class QuantizedMatrix(nnx.Module):
     """A frozen weight [*inputs, *outputs] stored as codes; base class of NF4 and Int8.
 
     In a stack of layers all arrays have one more leading axis. Only the first input axis and the
@@ -64,7 +65,7 @@ class Codes(nnx.Module):
     codes: Frozen
 
     def __init__(self, weight: jax.Array, inputs: int):
-        """Encodes a weight, keeping its sharding; call it under jax.jit.
+        """Quantizes a weight, keeping its sharding; call it under jax.jit.
 
         Args:
           weight: float[*inputs, *outputs].
@@ -74,21 +75,21 @@ class Codes(nnx.Module):
         spec = jax.typeof(weight).sharding.spec
         axes = spec[0], spec[inputs]
         sizes = math.prod(self.inputs), math.prod(self.outputs)
-        self._encode(
+        self._quantize(
             jax.lax.reshape(weight.astype(jnp.float32), sizes, out_sharding=P(*axes)), *axes
         )
 
     def gather(self, dtype: jnp.dtype, *spec: str | None) -> jax.Array:
-        """Gathers the codes and decodes them on each device.
+        """Gathers the codes and dequantizes them on each device.
 
         Args:
           dtype: dtype of the result.
           spec: mesh axis of each axis of the result.
         """
-        matrix = self._decode_matrix(spec[0], spec[len(self.inputs)]).astype(dtype)
+        matrix = self._dequantize_matrix(spec[0], spec[len(self.inputs)]).astype(dtype)
         return jax.lax.reshape(matrix, (*self.inputs, *self.outputs), out_sharding=P(*spec))
 
-    def decode(self) -> jax.Array:
+    def dequantize(self) -> jax.Array:
         """Returns the weight, float32[*inputs, *outputs], with the sharding of the codes.
 
         For a stack, the result has one more leading axis, for its layers.
@@ -97,22 +98,22 @@ class Codes(nnx.Module):
         rows, columns = spec[-self.MATRIX_AXES], spec[-1]
         inner = rows, *[None] * (len(self.inputs) - 1), columns, *[None] * (len(self.outputs) - 1)
 
-        def decode_layer(codes):
+        def dequantize_layer(codes):
             return codes.gather(jnp.float32, *inner)
 
         is_stack = self.codes[...].ndim > self.MATRIX_AXES
-        return jax.lax.map(decode_layer, self) if is_stack else decode_layer(self)
+        return jax.lax.map(dequantize_layer, self) if is_stack else dequantize_layer(self)
 
-    def _encode(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
+    def _quantize(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
         """Sets the arrays from a float32[I, O] matrix that is split over these mesh axes."""
         raise NotImplementedError
 
-    def _decode_matrix(self, rows: str | None, columns: str | None) -> jax.Array:
+    def _dequantize_matrix(self, rows: str | None, columns: str | None) -> jax.Array:
         """Returns the float32[I, O] matrix, split over these mesh axes."""
         raise NotImplementedError
 
 
-class NF4(Codes):
+class NF4(QuantizedMatrix):
     """NF4 codes: 4 bits per weight and 8 bits per block of 64 weights, 0.516 bytes per weight.
 
     Attributes:
@@ -126,7 +127,7 @@ class NF4(Codes):
 
     MATRIX_AXES = 3
 
-    def _encode(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
+    def _quantize(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
         parts_IxPxO = matrix.reshape(-1, BLOCK, matrix.shape[1])  # P: position in a block
         absmax_IxO = jnp.max(jnp.abs(parts_IxPxO), axis=1)
         parts_IxPxO = parts_IxPxO * (1 / jnp.maximum(absmax_IxO, _SMALLEST))[:, None]
@@ -139,10 +140,12 @@ class NF4(Codes):
         self.absmax = Frozen(jax.reshard(absmax_IxO, P(rows, columns)))
         self.scales, self.offset = Frozen(scales_U), Frozen(offset)
 
-    def _decode_matrix(self, rows: str | None, columns: str | None) -> jax.Array:
+    def _dequantize_matrix(self, rows: str | None, columns: str | None) -> jax.Array:
         codes_IxWxO = jax.reshard(self.codes[...], P(rows, None, columns))
-        units_IxPxO = _decode_levels(jnp.concatenate([codes_IxWxO >> 4, codes_IxWxO & 15], axis=1))
-        levels_IxO = _decode_dynamic_levels(jax.reshard(self.absmax[...], P(rows, columns)))
+        units_IxPxO = _dequantize_levels(
+            jnp.concatenate([codes_IxWxO >> 4, codes_IxWxO & 15], axis=1)
+        )
+        levels_IxO = _dequantize_absmax_indices(jax.reshard(self.absmax[...], P(rows, columns)))
         blocks, outputs = levels_IxO.shape
         scales_OxI = jnp.repeat(self.scales[...], GROUP)[: outputs * blocks].reshape(
             outputs, blocks
@@ -151,7 +154,7 @@ class NF4(Codes):
         return (units_IxPxO * absmax_IxO[:, None]).reshape(-1, outputs)
 
 
-class Int8(Codes):
+class Int8(QuantizedMatrix):
     """Int8 codes: 8 bits per weight and one scale per output, 1.0 bytes per weight, as LLM.int8()
     (arXiv 2208.07339) does for all but the outliers.
 
@@ -162,19 +165,19 @@ class Int8(Codes):
 
     MATRIX_AXES = 2
 
-    def _encode(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
+    def _quantize(self, matrix: jax.Array, rows: str | None, columns: str | None) -> None:
         scales_O = jnp.maximum(jnp.max(jnp.abs(matrix), axis=0), _SMALLEST) / 127
         self.codes = Frozen(jnp.round(matrix / scales_O).astype(jnp.int8))
         self.scales = Frozen(scales_O)
 
-    def _decode_matrix(self, rows: str | None, columns: str | None) -> jax.Array:
+    def _dequantize_matrix(self, rows: str | None, columns: str | None) -> jax.Array:
         return jax.reshard(self.codes[...], P(rows, columns)) * jax.reshard(
             self.scales[...], P(columns)
         )
 
 
-def encode_stack(kind: type[Codes], weight: jax.Array, inputs: int) -> Codes:
-    """Encodes float[L, *inputs, *outputs], one layer after the other."""
+def quantize_stack(kind: type[QuantizedMatrix], weight: jax.Array, inputs: int) -> QuantizedMatrix:
+    """Quantizes float[L, *inputs, *outputs], one layer after the other."""
     return jax.lax.map(lambda layer: kind(layer, inputs), weight)
 
 
@@ -183,10 +186,10 @@ def _compute_midpoints(levels: np.ndarray) -> np.ndarray:
     return (levels[1:] + levels[:-1]) / 2
 
 
-def _decode_levels(codes: jax.Array) -> jax.Array:
+def _dequantize_levels(codes: jax.Array) -> jax.Array:
     """Returns the float32 LEVELS of 4-bit codes.
 
-    It selects bit by bit, because a gather of single numbers is slow on a TPU.
+    The level is selected bit by bit, because a gather of single numbers is slow on a TPU.
     """
     is_set = (codes & 1) != 0
     values = [
@@ -201,10 +204,11 @@ def _decode_levels(codes: jax.Array) -> jax.Array:
     return values[0]
 
 
-def _decode_dynamic_levels(indices: jax.Array) -> jax.Array:
+def _dequantize_absmax_indices(indices: jax.Array) -> jax.Array:
     """Returns the float32 values of indices into `make_dynamic_levels`.
 
-    It evaluates the formula instead of gathering; values agree to one unit in the last place.
+    The formula is evaluated instead of gathering from the table. The values agree with the table to
+    one unit in the last place.
     """
     signed = indices.astype(jnp.float32) - 127
     size = jnp.abs(signed)

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import Family
-from cpt_jax.model.families.tensors import Tensor
-from cpt_jax.model.formats.safetensors_files import Files, open_safetensors
+from cpt_jax.model.families.tensors import TensorMapping
+from cpt_jax.model.formats.safetensors_files import TensorFiles, open_safetensors
 from cpt_jax.runtime.errors import UserError
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
@@ -38,7 +38,7 @@ _KNOWN_KEYS = {
 _KNOWN_INITS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
 
 
-class _Delta(NamedTuple):
+class _LinearAdapter(NamedTuple):
     """Adapter of one linear layer: scale * b @ a is added to torch's weight [out, in]."""
 
     a_ExI: np.ndarray
@@ -46,10 +46,10 @@ class _Delta(NamedTuple):
     scale: float
 
 
-class AdaptedFiles(Files):
+class AdaptedFiles(TensorFiles):
     """The tensors of a base with a merged adapter, each in the dtype of its file."""
 
-    def __init__(self, base: Files, family: Family, directory: Path):
+    def __init__(self, base: TensorFiles, family: Family, directory: Path):
         """Reads the adapter.
 
         Args:
@@ -67,7 +67,7 @@ class AdaptedFiles(Files):
         self._adapter = directory / WEIGHTS
         self.names = base.names
         bare = {_strip_prefix(family, name): name for name in base.names}
-        self._deltas: dict[str, _Delta] = {}
+        self._deltas: dict[str, _LinearAdapter] = {}
         self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
         with open_safetensors(self._adapter) as file:
             tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
@@ -78,11 +78,11 @@ class AdaptedFiles(Files):
                 b = name.replace('.lora_A.', '.lora_B.')
                 where = bare.get(f'{module}.weight')
                 if where and b in tensors:
-                    self._deltas[where] = _Delta(
+                    self._deltas[where] = _LinearAdapter(
                         tensors[name], tensors[b], _find_scale(config, module, len(tensors[name]))
                     )
                     continue
-                # The output head, which is not loaded.
+                # An adapter of the output head can be ignored, because the head is not loaded.
                 can_ignore = f'{module}.weight' in family.ignored_names
             elif module.endswith(_TOKEN_DELTA_SUFFIX):
                 where = bare.get(module.removesuffix(_TOKEN_DELTA_SUFFIX) + '.weight')
@@ -105,7 +105,8 @@ class AdaptedFiles(Files):
         array = self._base.read(name)
         if name in self._rows:
             ids, rows = self._rows[name]
-            # The base's own tokenizer does not produce ids beyond the table, so they are left out.
+            # Ids beyond the base's token table are left out: the base's tokenizer does not produce
+            # them.
             kept = [index for index, i in enumerate(ids) if i < len(array)]
             array = array.copy()
             array[[ids[index] for index in kept]] = rows[kept]
@@ -254,7 +255,7 @@ def _choose_target_modules(
     return sorted(modules) if is_ambiguous else suffixes
 
 
-def check_is_separate(tensor: Tensor, parameter: str) -> None:
+def check_is_separate(tensor: TensorMapping, parameter: str) -> None:
     """Raises UserError if files store a matrix together with others.
 
     PEFT has a single A for all of them.
@@ -268,7 +269,7 @@ def check_is_separate(tensor: Tensor, parameter: str) -> None:
 
 
 def _strip_prefix(family: Family, name: str) -> str:
-    """Removes the prefix of a tensor name, if any."""
+    """Removes the longest known prefix that a tensor name begins with."""
     return name.removeprefix(
         max((prefix for prefix in family.prefixes if name.startswith(prefix)), key=len)
     )

@@ -7,12 +7,12 @@ from cpt_jax.model.families.family import (
     GELUS,
     Config,
     Family,
-    choose,
     read_usual_sizes,
     refuse_unless,
+    translate_config_value,
 )
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear_with_bias,
     map_norm,
     map_out_of_heads,
@@ -27,7 +27,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     return read_usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-12),
         'norm_place': 'after',
-        'activation': choose(config, 'hidden_act', GELUS, 'gelu'),
+        'activation': translate_config_value(config, 'hidden_act', GELUS, 'gelu'),
         'causal': False,
         'final_norm': False,
         'embedding_norm': True,
@@ -36,7 +36,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     del config
     return [
         map_unchanged('embeddings.word_embeddings.weight', 'token_embedding'),
@@ -46,7 +46,7 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     layer = 'encoder.layer.{i}'
     return [
         *map_projections(

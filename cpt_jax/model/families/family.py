@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.tensors import Tensor
+from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.runtime.errors import UserError
 
 Config = Mapping[str, Any]
@@ -24,22 +24,23 @@ class Family:
       layer: function from EncoderConfig to the tensors of each layer.
       ignored_names: tensors that a file may contain but that no vector depends on: output heads and
         buffers of old versions.
-      tied: whether the output head is the token table if config.json has no
-        `tie_word_embeddings`.
+      tied: default of `tie_word_embeddings`: whether the output head is the token table.
       transposed: whether files store matrices as [in, out].
     """
 
     model_types: Mapping[str, str]
     prefixes: tuple[str, ...]
     shape: Callable[[Config], dict[str, Any]]
-    outer: Callable[[EncoderConfig], list[Tensor]]
-    layer: Callable[[EncoderConfig], list[Tensor]]
+    outer: Callable[[EncoderConfig], list[TensorMapping]]
+    layer: Callable[[EncoderConfig], list[TensorMapping]]
     ignored_names: tuple[str, ...] = ()
     tied: bool = False
     transposed: bool = False
 
 
-def choose(config: Config, key: str, known: Mapping[Any, Any], default: Any = None) -> Any:
+def translate_config_value(
+    config: Config, key: str, known: Mapping[Any, Any], default: Any = None
+) -> Any:
     """Returns our name for a value of config.json. Raises UserError if the value is not known.
 
     Args:
@@ -84,7 +85,7 @@ def read_gpt_sizes(config: Config) -> dict[str, Any]:
         'hidden': config.get('n_inner') or 4 * config['n_embd'],
         'max_length': config['n_positions'],
         'norm_epsilon': config.get('layer_norm_epsilon', 1e-5),
-        'activation': choose(config, 'activation_function', GELUS, 'gelu_new'),
+        'activation': translate_config_value(config, 'activation_function', GELUS, 'gelu_new'),
     }
 
 
@@ -99,7 +100,7 @@ def read_usual_sizes(config: Config) -> dict[str, Any]:
     }
 
 
-# Activations of a gated feed-forward part.
+# Name of an activation in config.json -> our name in a gated feed-forward part.
 GATES = {
     'silu': 'swiglu',
     'gelu_new': 'geglu',
@@ -118,7 +119,7 @@ def read_rope(config: Config) -> dict[str, Any]:
     }
     return {
         'rotary_base': float(given.get('rope_theta', 10_000.0)),
-        'rotary_scaling': _read_scaling(given, config),
+        'rotary_scaling': _read_rope_scaling(given, config),
     }
 
 
@@ -138,13 +139,13 @@ def read_ropes(config: Config, full_theta: float, local_theta: float) -> dict[st
     full = full | (config.get('rope_scaling') or {})
     return {
         'rotary_base': float(full.get('rope_theta', full_theta)),
-        'rotary_scaling': _read_scaling(full, config),
+        'rotary_scaling': _read_rope_scaling(full, config),
         'local_rotary_base': float(local.get('rope_theta', local_theta)),
-        'local_rotary_scaling': _read_scaling(local, config),
+        'local_rotary_scaling': _read_rope_scaling(local, config),
     }
 
 
-def read_layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
+def read_layer_types(config: Config, by_pattern: Callable[[int], bool]) -> dict[str, Any]:
     """Reads which layers are local.
 
     Args:
@@ -165,7 +166,7 @@ def read_layer_kinds(config: Config, by_pattern: Callable[[int], bool]) -> dict[
     return {'local_layers': tuple(kinds[kind] for kind in types)}
 
 
-def _read_scaling(given: Config, config: Config) -> tuple[str | float, ...]:
+def _read_rope_scaling(given: Config, config: Config) -> tuple[str | float, ...]:
     """Returns the scaling in the form of `rotary.compute_rotary_frequencies`."""
     kind = given.get('rope_type', given.get('type', 'default'))
     if kind == 'default':

@@ -9,14 +9,14 @@ from cpt_jax.model.families.family import (
     GATES,
     Config,
     Family,
-    choose,
-    read_layer_kinds,
+    read_layer_types,
     read_ropes,
     read_usual_sizes,
     refuse_unless,
+    translate_config_value,
 )
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear,
     map_out_of_heads,
     map_projections,
@@ -32,7 +32,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     is_bidirectional = bool(config.get('use_bidirectional_attention', False))
     causal = config.get('is_causal', True)
     period = config.get('sliding_window_pattern', 6)
-    kinds = read_layer_kinds(config, lambda layer: (layer + 1) % period > 0)
+    kinds = read_layer_types(config, lambda layer: (layer + 1) % period > 0)
     window = config.get('sliding_window', 4096)
     if any(kinds['local_layers']) and not window:
         raise UserError(
@@ -47,7 +47,9 @@ def _read_config(config: Config) -> dict[str, Any]:
         'norm_epsilon': config.get('rms_norm_eps', 1e-6),
         'norm_place': 'both',
         'norm_from_one': True,
-        'activation': choose(config, 'hidden_activation', GATES, 'gelu_pytorch_tanh'),
+        'activation': translate_config_value(
+            config, 'hidden_activation', GATES, 'gelu_pytorch_tanh'
+        ),
         'bias': False,
         'qkv_bias': bool(config.get('attention_bias', False)),
         'out_bias': bool(config.get('attention_bias', False)),
@@ -68,7 +70,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     del config
     return [
         map_unchanged('embed_tokens.weight', 'token_embedding'),
@@ -76,7 +78,7 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     layer, k = 'layers.{i}', config.head_width
     out_bias = (
         [map_unchanged(f'{layer}.self_attn.o_proj.bias', 'attention.out_bias')]

@@ -6,7 +6,7 @@ import numpy as np
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import Config, Family, read_gpt_sizes, refuse_unless
-from cpt_jax.model.families.tensors import Tensor, map_norm, map_unchanged
+from cpt_jax.model.families.tensors import TensorMapping, map_norm, map_unchanged
 
 
 def _read_config(config: Config) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     return read_gpt_sizes(config)
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     del config
     return [
         map_unchanged('wte.weight', 'token_embedding'),
@@ -24,7 +24,7 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     """Lists the tensors of a layer. Conv1D stores [in, out]; query, key and value are concatenated
     along out.
     """
@@ -33,19 +33,19 @@ def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     return [
         *map_norm('h.{i}.ln_1', 'attention_norm'),
         *map_norm('h.{i}.ln_2', 'feed_forward_norm'),
-        Tensor(
+        TensorMapping(
             'h.{i}.attn.c_attn.weight',
             parameters,
             lambda array: [part.reshape(len(part), -1, k) for part in np.split(array, 3, axis=1)],
             lambda *parts: np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1),
         ),
-        Tensor(
+        TensorMapping(
             'h.{i}.attn.c_attn.bias',
             tuple(f'{name}_bias' for name in parameters),
             lambda array: [part.reshape(-1, k) for part in np.split(array, 3)],
             lambda *parts: np.concatenate([part.reshape(-1) for part in parts]),
         ),
-        Tensor(
+        TensorMapping(
             'h.{i}.attn.c_proj.weight',
             ('attention.out',),
             lambda array: (array.reshape(-1, k, array.shape[1]),),

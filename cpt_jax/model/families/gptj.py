@@ -9,7 +9,7 @@ import numpy as np
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import Config, Family, read_gpt_sizes
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear_with_bias,
     map_norm,
     map_out_of_heads,
@@ -33,12 +33,12 @@ def _read_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     del config
     return [map_unchanged('wte.weight', 'token_embedding'), *map_norm('ln_f', 'final_norm')]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     return [
         *map_projections(
             [f'h.{{i}}.attn.{name}_proj' for name in 'qkv'], config.head_width, bias=False
@@ -47,7 +47,7 @@ def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_codegen_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_codegen_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     k = config.head_width
 
     def read(array: np.ndarray) -> list[np.ndarray]:
@@ -63,7 +63,7 @@ def _list_codegen_layer_tensors(config: EncoderConfig) -> list[Tensor]:
         ]
         return np.stack(parts, 1).reshape(-1, len(query))
 
-    joined = Tensor(
+    joined = TensorMapping(
         'h.{i}.attn.qkv_proj.weight',
         ('attention.query', 'attention.key', 'attention.value'),
         read,
@@ -72,7 +72,7 @@ def _list_codegen_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     return [joined, *_list_shared_tensors(config)]
 
 
-def _list_shared_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_shared_tensors(config: EncoderConfig) -> list[TensorMapping]:
     return [
         *map_norm('h.{i}.ln_1', 'attention_norm'),
         map_out_of_heads('h.{i}.attn.out_proj.weight', 'attention.out', config.head_width),

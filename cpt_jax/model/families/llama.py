@@ -5,7 +5,7 @@ from typing import Any
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.family import Config, Family, read_rope, read_usual_sizes, refuse_unless
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear,
     map_out_of_heads,
     map_projections,
@@ -41,7 +41,8 @@ def _read_config(config: Config) -> dict[str, Any]:
 def _read_max_length(config: Config) -> int:
     """Returns the maximum length, limited to the sliding window if there is one.
 
-    In a text that is no longer than the window, the window hides nothing, so it is not implemented.
+    The window itself is not implemented: it has no effect on texts that are not longer than the
+      window.
     """
     longest = config['max_position_embeddings']
     uses_window = config.get('use_sliding_window', config['model_type'] == 'mistral')
@@ -49,7 +50,7 @@ def _read_max_length(config: Config) -> int:
     return min(longest, window) if window else longest
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     del config
     return [
         map_unchanged('embed_tokens.weight', 'token_embedding'),
@@ -57,7 +58,7 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     k = config.head_width
     attention = 'layers.{i}.self_attn'
     out_bias = (

@@ -11,12 +11,12 @@ import numpy as np
 from flax import nnx
 
 from cpt_jax.model.adapters.lora import LoRA, merge_adapter
-from cpt_jax.model.adapters.nf4 import Codes
+from cpt_jax.model.adapters.nf4 import QuantizedMatrix
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
-from cpt_jax.model.families.tensors import Tensor
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.families.tensors import TensorMapping
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import Frozen
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
@@ -24,7 +24,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
 
 def load_encoder(
     family: Family,
-    files: Files,
+    files: TensorFiles,
     config: EncoderConfig,
     mesh: jax.sharding.Mesh,
     dtype: jnp.dtype | None = None,
@@ -56,14 +56,15 @@ def load_encoder(
         if lora:
             frozen = jax.eval_shape(lambda: lora.freeze(Encoder(config, nnx.Rngs(0))))
             stored = assign_mesh_shardings(frozen, mesh)
-    # `wanted` has the parameters as files hold them, `kept` as devices hold them (codes, with NF4).
+    # `wanted` has the parameters as they are stored in files, `kept` as they are stored on devices
+    # (as codes, with NF4).
     wanted, _ = _flatten_by_name(abstract)
     kept, tree = _flatten_by_name(stored)
     found: dict[str, jax.Array] = {}
     names = TensorNames(family, files, config)
     for tensor in family.outer(config):
-        location = files.describe_location(names.of(tensor))
-        for parameter, array in _read_parameters(tensor, files, names.of(tensor)):
+        location = files.describe_location(names.get_name(tensor))
+        for parameter, array in _read_parameters(tensor, files, names.get_name(tensor)):
             if parameter == 'token_embedding':
                 array = resize_token_table(array, config.table_rows, fresh)
             weight = _put_on_devices(array, wanted[parameter], parameter, location, dtype)
@@ -78,8 +79,8 @@ def load_encoder(
                     for name in tensor.parameters
                 ]
             else:
-                location = files.describe_location(names.of(tensor, number))
-                parts = _read_parameters(tensor, files, names.of(tensor, number))
+                location = files.describe_location(names.get_name(tensor, number))
+                parts = _read_parameters(tensor, files, names.get_name(tensor, number))
             for parameter, array in parts:
                 last_name = f'last.{parameter}'
                 weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
@@ -133,7 +134,7 @@ def iterate_tensors(
 class TensorNames:
     """Names of a family's tensors in some files, which all have the same prefix."""
 
-    def __init__(self, family: Family, files: Files, config: EncoderConfig):
+    def __init__(self, family: Family, files: TensorFiles, config: EncoderConfig):
         """Finds the prefix and checks the names.
 
         Raises:
@@ -168,7 +169,7 @@ class TensorNames:
                 f'({next(iter(family.model_types))}): {"; ".join(problems)}'
             )
 
-    def of(self, tensor: Tensor, layer: int = 0) -> str:
+    def get_name(self, tensor: TensorMapping, layer: int = 0) -> str:
         """Returns the name of a tensor, of the layer with this index if it belongs to a layer."""
         return self._prefix + tensor.name.format(i=layer)
 
@@ -184,7 +185,9 @@ def _flatten_by_name(parameters: Any) -> tuple[dict[str, Any], jax.tree_util.PyT
     }, tree
 
 
-def _read_parameters(tensor: Tensor, files: Files, name: str) -> list[tuple[str, np.ndarray]]:
+def _read_parameters(
+    tensor: TensorMapping, files: TensorFiles, name: str
+) -> list[tuple[str, np.ndarray]]:
     """Returns (name, array) of each parameter in one tensor of the files."""
     array = files.read(name)
     try:
@@ -225,7 +228,7 @@ def _put_on_devices(
     location: str,
     dtype: jnp.dtype | None,
 ) -> jax.Array:
-    """Puts an array onto the devices, each its own shard, cast to `dtype` (None: unchanged).
+    """Puts each device's shard of an array onto the device, cast to `dtype` (None: unchanged).
 
     Raises:
       UserError: the shape is not the wanted one.
@@ -243,8 +246,9 @@ def _put_on_devices(
 
 
 def _freeze_parts(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, jax.Array]:
-    """Returns the arrays as which a weight is stored, by name: the weight itself, or several arrays
-    if LoRA freezes it as codes.
+    """Returns the arrays in which a weight is stored, by name.
+
+    It is the weight itself, or several arrays if LoRA quantizes it.
     """
     if lora is None:
         return {path: weight}
@@ -254,17 +258,17 @@ def _freeze_parts(lora: LoRA | None, path: str, weight: jax.Array) -> dict[str, 
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _freeze_weight(lora: LoRA, path: str, weight: jax.Array) -> Frozen | Codes:
+def _freeze_weight(lora: LoRA, path: str, weight: jax.Array) -> Frozen | QuantizedMatrix:
     return lora.freeze_weight(path, weight)
 
 
 def _set_stack_layer(
     stack: jax.Array | None, wanted: jax.ShapeDtypeStruct, layer: jax.Array, number: int
 ) -> jax.Array:
-    """Writes a layer into the stack of all layers, in place (None: a new stack).
+    """Writes a layer into the stack of all layers, in place; for None, into a new stack.
 
-    It waits for the result, so that at most one layer exists outside of the stack, on the devices
-    and on the host.
+    The function waits for the result, so that at most one layer exists outside of the stack, on the
+    devices and on the host.
     """
     with jax.set_mesh(wanted.sharding.mesh):
         if stack is None:

@@ -11,14 +11,14 @@ from cpt_jax.model.families.family import (
     GATES,
     Config,
     Family,
-    choose,
-    read_layer_kinds,
+    read_layer_types,
     read_ropes,
     read_usual_sizes,
     refuse_unless,
+    translate_config_value,
 )
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear,
     map_norm,
     map_out_of_heads,
@@ -36,14 +36,14 @@ def _read_config(config: Config) -> dict[str, Any]:
         'norm_bias': bool(config.get('norm_bias', False)),
         'first_norm': False,
         'embedding_norm': True,
-        'activation': choose(config, 'hidden_activation', GATES, 'gelu'),
+        'activation': translate_config_value(config, 'hidden_activation', GATES, 'gelu'),
         'bias': False,
         'qkv_bias': bool(config.get('attention_bias', False)),
         'out_bias': bool(config.get('attention_bias', False)),
         'causal': False,
         'window': config.get('local_attention', 128) // 2,  # config.json counts both sides together
         'pooling': 'mean',
-        **read_layer_kinds(config, lambda layer: layer % period > 0),
+        **read_layer_types(config, lambda layer: layer % period > 0),
         **read_ropes(
             config,
             config.get('global_rope_theta', 160_000.0),
@@ -52,7 +52,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     return [
         map_unchanged('embeddings.tok_embeddings.weight', 'token_embedding'),
         *map_norm('embeddings.norm', 'embedding_norm', config.norm_bias),
@@ -60,14 +60,14 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     """Lists the tensors of a layer. Query, key and value are concatenated along out; so are gate
     and up projection.
     """
     layer, k = 'layers.{i}', config.head_width
     parameters = ('attention.query', 'attention.key', 'attention.value')
     biases = [
-        Tensor(
+        TensorMapping(
             f'{layer}.attn.Wqkv.bias',
             tuple(f'{name}_bias' for name in parameters),
             lambda array: list(array.reshape(3, -1, k)),
@@ -80,7 +80,7 @@ def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
             tensor._replace(first=1)
             for tensor in map_norm(f'{layer}.attn_norm', 'attention_norm', config.norm_bias)
         ),
-        Tensor(
+        TensorMapping(
             f'{layer}.attn.Wqkv.weight',
             parameters,
             lambda array: list(array.reshape(3, -1, k, array.shape[1]).transpose(0, 3, 1, 2)),
@@ -89,7 +89,7 @@ def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
         map_out_of_heads(f'{layer}.attn.Wo.weight', 'attention.out', k),
         *(biases if config.qkv_bias else []),
         *map_norm(f'{layer}.mlp_norm', 'feed_forward_norm', config.norm_bias),
-        Tensor(
+        TensorMapping(
             f'{layer}.mlp.Wi.weight',
             ('feed_forward.gate', 'feed_forward.up'),
             lambda array: [part.T for part in np.split(array, 2)],

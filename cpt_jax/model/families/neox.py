@@ -11,13 +11,13 @@ from cpt_jax.model.families.family import (
     GELUS,
     Config,
     Family,
-    choose,
     read_rope,
     read_usual_sizes,
     refuse_unless,
+    translate_config_value,
 )
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear_with_bias,
     map_norm,
     map_out_of_heads,
@@ -36,7 +36,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     )
     return read_usual_sizes(config) | {
         'norm_epsilon': config.get('layer_norm_eps', 1e-5),
-        'activation': choose(config, 'hidden_act', GELUS, 'gelu'),
+        'activation': translate_config_value(config, 'hidden_act', GELUS, 'gelu'),
         'positions': 'rotary',
         'rotary_width': int(head_width * rotary_fraction),
         'parallel': 'two norms' if config.get('use_parallel_residual', True) else 'no',
@@ -44,7 +44,7 @@ def _read_config(config: Config) -> dict[str, Any]:
     }
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     del config
     return [
         map_unchanged('embed_in.weight', 'token_embedding'),
@@ -52,7 +52,7 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     """Lists the tensors of a layer. Query, key and value are concatenated head by head."""
     k = config.head_width
     layer = 'layers.{i}'
@@ -60,13 +60,13 @@ def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
     return [
         *map_norm(f'{layer}.input_layernorm', 'attention_norm'),
         *map_norm(f'{layer}.post_attention_layernorm', 'feed_forward_norm'),
-        Tensor(
+        TensorMapping(
             f'{layer}.attention.query_key_value.weight',
             parameters,
             lambda array: list(array.reshape(-1, 3, k, array.shape[1]).transpose(1, 3, 0, 2)),
             lambda *parts: np.stack(parts).transpose(2, 0, 3, 1).reshape(-1, len(parts[0])),
         ),
-        Tensor(
+        TensorMapping(
             f'{layer}.attention.query_key_value.bias',
             tuple(f'{name}_bias' for name in parameters),
             lambda array: list(array.reshape(-1, 3, k).swapaxes(0, 1)),

@@ -5,9 +5,15 @@ after attention and after the feed-forward part.
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import GELUS, Config, Family, choose, refuse_unless
+from cpt_jax.model.families.family import (
+    GELUS,
+    Config,
+    Family,
+    refuse_unless,
+    translate_config_value,
+)
 from cpt_jax.model.families.tensors import (
-    Tensor,
+    TensorMapping,
     map_linear,
     map_linear_with_bias,
     map_norm,
@@ -29,13 +35,13 @@ def _read_config(config: Config) -> dict[str, Any]:
         'max_length': config['max_position_embeddings'],
         'position_offset': 2,
         'norm_place': 'before' if norm_before else 'after',
-        'activation': choose(config, 'activation_function', GELUS, 'relu'),
+        'activation': translate_config_value(config, 'activation_function', GELUS, 'relu'),
         'final_norm': norm_before and not config.get('_remove_final_layer_norm', False),
         'embedding_width': config.get('word_embed_proj_dim') or config['hidden_size'],
     }
 
 
-def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     narrow = [
         map_linear('decoder.project_in.weight', 'project_in'),
         map_linear('decoder.project_out.weight', 'project_out'),
@@ -48,7 +54,7 @@ def _list_outer_tensors(config: EncoderConfig) -> list[Tensor]:
     ]
 
 
-def _list_layer_tensors(config: EncoderConfig) -> list[Tensor]:
+def _list_layer_tensors(config: EncoderConfig) -> list[TensorMapping]:
     layer = 'decoder.layers.{i}'
     return [
         *map_norm(f'{layer}.self_attn_layer_norm', 'attention_norm'),

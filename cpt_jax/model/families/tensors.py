@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Tensor(NamedTuple):
+class TensorMapping(NamedTuple):
     """Mapping between one tensor of a file and parameters of an Encoder.
 
     Attributes:
@@ -26,29 +26,29 @@ class Tensor(NamedTuple):
     first: int = 0
 
 
-def map_unchanged(name: str, parameter: str) -> Tensor:
+def map_unchanged(name: str, parameter: str) -> TensorMapping:
     """Maps a tensor unchanged: a table, norm or bias, or a matrix that is [in, out] in the file."""
-    return Tensor(name, (parameter,), lambda array: (array,), lambda array: array)
+    return TensorMapping(name, (parameter,), lambda array: (array,), lambda array: array)
 
 
-def map_linear(name: str, parameter: str) -> Tensor:
+def map_linear(name: str, parameter: str) -> TensorMapping:
     """Maps the weight of a torch Linear, [out, in] <-> [in, out]."""
-    return Tensor(name, (parameter,), lambda array: (array.T,), lambda array: array.T)
+    return TensorMapping(name, (parameter,), lambda array: (array.T,), lambda array: array.T)
 
 
-def map_heads(name: str, parameter: str, width: int) -> Tensor:
+def map_heads(name: str, parameter: str, width: int) -> TensorMapping:
     """Maps a Linear whose outputs are heads: [heads x width, in] <-> [in, heads, width]."""
-    return Tensor(
+    return TensorMapping(
         name,
         (parameter,),
-        lambda array: (_split_heads(array.T, width),),
+        lambda array: (_split_into_heads(array.T, width),),
         lambda array: _join_heads(array).T,
     )
 
 
-def map_out_of_heads(name: str, parameter: str, width: int) -> Tensor:
+def map_out_of_heads(name: str, parameter: str, width: int) -> TensorMapping:
     """Maps a Linear whose inputs are heads: [out, heads x width] <-> [heads, width, out]."""
-    return Tensor(
+    return TensorMapping(
         name,
         (parameter,),
         lambda array: (array.T.reshape(-1, width, len(array)),),
@@ -56,9 +56,9 @@ def map_out_of_heads(name: str, parameter: str, width: int) -> Tensor:
     )
 
 
-def map_heads_bias(name: str, parameter: str, width: int) -> Tensor:
+def map_heads_bias(name: str, parameter: str, width: int) -> TensorMapping:
     """Maps a bias of heads: [heads x width] <-> [heads, width]."""
-    return Tensor(
+    return TensorMapping(
         name,
         (parameter,),
         lambda array: (array.reshape(-1, width),),
@@ -66,7 +66,7 @@ def map_heads_bias(name: str, parameter: str, width: int) -> Tensor:
     )
 
 
-def map_norm(name: str, parameter: str, bias: bool = True) -> list[Tensor]:
+def map_norm(name: str, parameter: str, bias: bool = True) -> list[TensorMapping]:
     """Maps the weight of a norm, and its bias if `bias`."""
     return [
         map_unchanged(f'{name}.weight', f'{parameter}.scale'),
@@ -74,7 +74,7 @@ def map_norm(name: str, parameter: str, bias: bool = True) -> list[Tensor]:
     ]
 
 
-def map_linear_with_bias(name: str, parameter: str) -> list[Tensor]:
+def map_linear_with_bias(name: str, parameter: str) -> list[TensorMapping]:
     """Maps a Linear and its bias, which an Encoder calls `<parameter>_bias`."""
     return [
         map_linear(f'{name}.weight', parameter),
@@ -82,7 +82,7 @@ def map_linear_with_bias(name: str, parameter: str) -> list[Tensor]:
     ]
 
 
-def map_projections(names: Sequence[str], width: int, bias: bool) -> list[Tensor]:
+def map_projections(names: Sequence[str], width: int, bias: bool) -> list[TensorMapping]:
     """Maps the Linear layers of query, key and value (`names`, in this order), and their biases."""
     parameters = [f'attention.{name}' for name in ('query', 'key', 'value')]
     tensors = [
@@ -96,7 +96,7 @@ def map_projections(names: Sequence[str], width: int, bias: bool) -> list[Tensor
     return tensors + (biases if bias else [])
 
 
-def _split_heads(array: np.ndarray, width: int) -> np.ndarray:
+def _split_into_heads(array: np.ndarray, width: int) -> np.ndarray:
     """Reshapes [.., heads x width] to [.., heads, width]."""
     return array.reshape(*array.shape[:-1], -1, width)
 

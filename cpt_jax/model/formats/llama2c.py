@@ -11,7 +11,7 @@ import numpy as np
 
 from cpt_jax.model.families.family import Config
 from cpt_jax.model.families.llama import LLAMA
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 
 _SIZES = ('width', 'hidden', 'layers', 'heads', 'kv_heads', 'vocabulary', 'length')
 _HEADER = np.dtype([(name, '<i4') for name in _SIZES])
@@ -34,10 +34,10 @@ def find_llama2c_file(directory: Path) -> Path | None:
     return None
 
 
-class Llama2cFile(Files):
+class Llama2cFile(TensorFiles):
     """The tensors of a llama2.c file, under Hugging Face's names for LLaMA.
 
-    Unlike there, rotary positions rotate neighbouring dimensions.
+    Unlike in Hugging Face's LLaMA, rotary positions rotate neighbouring dimensions.
 
     Attributes:
       config: equivalent of config.json.

@@ -12,7 +12,7 @@ from cpt_jax.runtime.errors import UserError
 INDEX = 'model.safetensors.index.json'
 
 
-class Files:
+class TensorFiles:
     """All tensors of a directory by name; each is read from disk on demand.
 
     Attributes:

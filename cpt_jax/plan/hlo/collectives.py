@@ -35,10 +35,12 @@ class CollectiveSite:
         operands for other kinds.
       times: executions per step.
       loops: number of enclosing loops.
-      groups: groups of devices that exchange data; for a collective-permute, pairs (from, to).
+      groups: device numbers of each group that exchanges data; for a collective-permute, pairs
+        (from, to).
       members: number of devices of a group.
-      backward: whether it belongs to the backward pass. Excluded are the recomputed forward pass,
-        and the loss, which exchanges gradients of embeddings once per step (in a shard_map).
+      backward: whether it belongs to the backward pass of the encoder. The recomputed forward pass
+        does not, and neither does the loss, which exchanges gradients of embeddings once per step
+        (in a shard_map).
     """
 
     kind: str
@@ -52,8 +54,9 @@ class CollectiveSite:
     backward: bool
 
     def is_gradient(self, mesh_shape: Sequence[int], tensor_axis: int) -> bool:
-        """Returns whether it reduces the gradient of parameters: a reduction in the backward pass
-        over devices that hold different pairs.
+        """Returns whether the collective reduces the gradient of parameters.
+
+        It does if it is a reduction in the backward pass over devices that hold different pairs.
 
         Args:
           mesh_shape: sizes of the mesh axes; devices are numbered in row-major order.
@@ -93,9 +96,9 @@ def find_collectives(module: Module, devices: int, slices: int = 1) -> list[Coll
     for executed in iterate_executed(module):
         kind = executed.instruction.opcode.removesuffix('-start')
         if kind in KINDS and _is_continuation(executed):
-            continued_channels.add(executed.instruction.attribute('channel_id') or '')
+            continued_channels.add(executed.instruction.get_attribute('channel_id') or '')
         elif kind in KINDS:
-            started_channels.add(executed.instruction.attribute('channel_id') or '')
+            started_channels.add(executed.instruction.get_attribute('channel_id') or '')
             found.append(_read_site(executed, kind, devices))
         elif (
             executed.instruction.opcode == 'send'
@@ -114,7 +117,7 @@ def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> Collec
     payload = sum(
         array.bytes
         for index in range(len(executed.instruction.operands))
-        for array in executed.operand_arrays(index)
+        for array in executed.get_operand_arrays(index)
     )
     summed = kind == 'all-reduce' and _sums_parts_of_zeros(executed)
     if kind == 'all-gather':
@@ -141,7 +144,7 @@ def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) ->
     kind = match[1].lower().replace('_', '-') if match else ''
     if kind not in KINDS:
         raise HloError(f'unknown transfer between slices: {executed.instruction.attributes}')
-    payload = sum(array.bytes for array in executed.operand_arrays(0)) * (
+    payload = sum(array.bytes for array in executed.get_operand_arrays(0)) * (
         slices if kind == 'all-gather' else 1
     )
     return CollectiveSite(
@@ -158,7 +161,7 @@ def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) ->
 
 
 def _is_continuation(executed: ExecutedInstruction) -> bool:
-    """Returns whether it is a later part of a collective that another fusion starts."""
+    """Returns whether an instruction is a later part of a collective that another fusion starts."""
     if '"async_collective_fusion_config"' not in executed.instruction.attributes:
         return False
     readers = executed.frame.computation.users[executed.instruction.name]
@@ -178,10 +181,10 @@ def _is_part_of_zeros(frame: Frame, name: str) -> bool:
     instruction = frame.computation.instructions[name]
     while instruction.opcode in ('bitcast', 'copy', 'convert', 'fusion', 'copy-done', 'copy-start'):
         if instruction.opcode == 'fusion':
-            frame = frame.enter(instruction, instruction.called('calls')[0])
+            frame = frame.enter(instruction, instruction.get_called_names('calls')[0])
             instruction = frame.computation.root
         else:
-            instruction = frame.computation.operand(instruction, 0)
+            instruction = frame.computation.get_operand(instruction, 0)
     if instruction.opcode != 'dynamic-update-slice':
         return False
     return _is_zero(frame, instruction.operands[0])
@@ -194,7 +197,7 @@ def _is_zero(frame: Frame, name: str) -> bool:
     if instruction.opcode in ('broadcast', 'bitcast', 'copy', 'convert', 'copy-done', 'copy-start'):
         return _is_zero(frame, instruction.operands[0])
     if instruction.opcode == 'fusion':
-        inner = frame.enter(instruction, instruction.called('calls')[0])
+        inner = frame.enter(instruction, instruction.get_called_names('calls')[0])
         return _is_zero(inner, inner.computation.root.name)
     in_fusion = frame.call is not None and frame.call.opcode == 'fusion'
     if instruction.opcode == 'parameter' and frame.caller and frame.call and in_fusion:
@@ -203,9 +206,9 @@ def _is_zero(frame: Frame, name: str) -> bool:
 
 
 def _is_backward(executed: ExecutedInstruction) -> bool:
-    """Returns whether it belongs to the backward pass, the recomputed forward pass excluded.
+    """Returns whether an instruction belongs to the backward pass, without recomputation.
 
-    The compiler drops the names of some instructions, so the names of enclosing loops count too.
+    The compiler drops the names of some instructions, so the names of enclosing loops are used too.
     """
     name = _find_op_name(executed.frame, executed.instruction)
     if 'rematted_computation' in name or 'shard_map' in name:
@@ -224,7 +227,7 @@ def _find_op_name(frame: Frame, instruction: Instruction, depth: int = 10) -> st
     if instruction.opcode == 'while':
         return _find_loop_name(frame, instruction)
     if instruction.opcode == 'fusion':
-        inside = frame.module.computations[instruction.called('calls')[0]].root.op_name
+        inside = frame.module.computations[instruction.get_called_names('calls')[0]].root.op_name
         if inside:
             return inside
     names = (
@@ -242,7 +245,7 @@ def _find_loop_name(frame: Frame, loop: Instruction) -> str:
     """
     if loop.op_name:
         return loop.op_name
-    inside = frame.module.computations[loop.called('body')[0]].instructions.values()
+    inside = frame.module.computations[loop.get_called_names('body')[0]].instructions.values()
     return next((inner.op_name for inner in inside if 'transpose(' in inner.op_name), '')
 
 

@@ -13,13 +13,13 @@ from cpt_jax.plan.hlo.program import Array, HloError, Module
 from cpt_jax.plan.hlo.walk import ExecutedInstruction, iterate_executed
 
 # Kernels of JAX's splash attention -> number of matrix products, each with the cost of queries
-# times keys. The second and third kernel recompute the scores. Blocks that are fully masked by a
+# times keys. The second and third kernel recompute the logits. Blocks that are fully masked by a
 # causal mask are skipped by the kernels, but counted here.
 _ATTENTION_PRODUCTS = {'splash_mha_fwd': 2, 'splash_mha_dq': 3, 'splash_mha_dkv': 4}
 
 
 @dataclasses.dataclass(frozen=True)
-class Flops:
+class StepFlops:
     """The arithmetic of one device in one step.
 
     Attributes:
@@ -31,7 +31,7 @@ class Flops:
     uncounted: tuple[str, ...]
 
 
-def count_flops(module: Module) -> Flops:
+def count_flops(module: Module) -> StepFlops:
     """Counts the floating-point operations of one device in a step.
 
     Raises:
@@ -49,13 +49,13 @@ def count_flops(module: Module) -> Flops:
             total += executed.times * (kernel_flops or 0)
             if kernel_flops is None:
                 uncounted[executed.kernel] = True
-    return Flops(total, tuple(uncounted))
+    return StepFlops(total, tuple(uncounted))
 
 
 def count_dot_flops(executed: ExecutedInstruction) -> int:
-    """Counts two operations per element of the result and element of the contracted dimensions."""
-    lhs, result = executed.operand_arrays(0)[0], executed.results[0]
-    contracted = _parse_numbers(executed.instruction.attribute('lhs_contracting_dims') or '')
+    """Counts the operations of a dot: two per element of the result and contracted element."""
+    lhs, result = executed.get_operand_arrays(0)[0], executed.results[0]
+    contracted = _parse_numbers(executed.instruction.get_attribute('lhs_contracting_dims') or '')
     return 2 * result.size * math.prod(lhs.dims[axis] for axis in contracted)
 
 
@@ -66,25 +66,25 @@ def count_convolution_flops(executed: ExecutedInstruction) -> int:
     On TPUs, matrix products are compiled to convolutions, whose spatial dimensions are batch or
     contracted dimensions.
     """
-    lhs, rhs = executed.operand_arrays(0)[0], executed.operand_arrays(1)[0]
-    labels = executed.instruction.attribute('dim_labels') or ''
+    lhs, rhs = executed.get_operand_arrays(0)[0], executed.get_operand_arrays(1)[0]
+    labels = executed.instruction.get_attribute('dim_labels') or ''
     match = re.fullmatch(r'(\w+)_(\w+)->(\w+)', labels)
     if not match:
         raise HloError(f'{executed.instruction.name} has unknown dim_labels: {labels!r}')
     inputs, kernel, output = match.groups()
-    window = _parse_window(executed.instruction.attribute('window') or '')
-    groups = int(executed.instruction.attribute('feature_group_count') or 1)
-    batch_groups = int(executed.instruction.attribute('batch_group_count') or 1)
+    window = _parse_window(executed.instruction.get_attribute('window') or '')
+    groups = int(executed.instruction.get_attribute('feature_group_count') or 1)
+    batch_groups = int(executed.instruction.get_attribute('batch_group_count') or 1)
     valid = 1
     for axis, label in enumerate(sorted(label for label in kernel if label.isdigit())):
         sizes = (
-            _size(lhs, inputs, label),
-            _size(rhs, kernel, label),
-            _size(executed.results[0], output, label),
+            _get_size(lhs, inputs, label),
+            _get_size(rhs, kernel, label),
+            _get_size(executed.results[0], output, label),
         )
         valid *= count_valid_positions(*sizes, *(numbers[axis] for numbers in window.values()))
-    features = _size(lhs, inputs, 'f') // groups * _size(executed.results[0], output, 'f')
-    return 2 * features * (_size(lhs, inputs, 'b') // batch_groups) * valid
+    features = _get_size(lhs, inputs, 'f') // groups * _get_size(executed.results[0], output, 'f')
+    return 2 * features * (_get_size(lhs, inputs, 'b') // batch_groups) * valid
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,7 +119,7 @@ def count_valid_positions(
 
 
 def _parse_window(text: str) -> dict[str, list[int]]:
-    """Returns lists over spatial axes of stride, padding before, input and kernel dilation."""
+    """Returns stride, padding before, input and kernel dilation, as lists over spatial axes."""
     fields = dict(part.split('=') for part in text.split()) if text else {}
     axes = len(fields['size'].split('x')) if 'size' in fields else 0
     ones = 'x'.join(['1'] * axes)
@@ -137,7 +137,7 @@ def _parse_window(text: str) -> dict[str, list[int]]:
     }
 
 
-def _size(array: Array, labels: str, label: str) -> int:
+def _get_size(array: Array, labels: str, label: str) -> int:
     return array.dims[labels.index(label)]
 
 
@@ -161,7 +161,7 @@ def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
     large = (
         array
         for index in range(len(executed.instruction.operands))
-        for array in executed.operand_arrays(index)
+        for array in executed.get_operand_arrays(index)
         if len(array.dims) > 2
     )
     queries, keys = [array for array in large if array.dtype in ('bf16', 'f32')][:2]

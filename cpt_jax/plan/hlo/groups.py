@@ -57,7 +57,7 @@ def _read_lists(match: re.Match) -> tuple[tuple[int, ...], ...]:
 
 
 def _read_iota(match: re.Match) -> tuple[tuple[int, ...], ...]:
-    return _to_tuples(_make_order(match[2], match[3]).reshape(_parse_numbers(match[1])))
+    return _to_tuples(_make_device_order(match[2], match[3]).reshape(_parse_numbers(match[1])))
 
 
 _MESH = rf'mesh\[([^\]]*)\](?:, device_ids=\((?:{_IOTA}|([\d,]+))\))? ?\{{([^}}]*)\}}'
@@ -66,7 +66,7 @@ _MESH = rf'mesh\[([^\]]*)\](?:, device_ids=\((?:{_IOTA}|([\d,]+))\))? ?\{{([^}}]
 def _read_mesh(match: re.Match) -> tuple[tuple[int, ...], ...]:
     axis_sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
     if match[2]:
-        order = _make_order(match[2], match[3])
+        order = _make_device_order(match[2], match[3])
     elif match[4]:
         order = np.array(_parse_numbers(match[4]))
     else:
@@ -103,7 +103,7 @@ def _read_mesh(match: re.Match) -> tuple[tuple[int, ...], ...]:
 _AXIS = r"'([^']+)'(?::\((\d+)\)(\d+))?"
 
 
-def _make_order(sizes: str, permutation: str | None) -> np.ndarray:
+def _make_device_order(sizes: str, permutation: str | None) -> np.ndarray:
     shape = _parse_numbers(sizes)
     order = np.arange(math.prod(shape)).reshape(shape)
     if permutation:

@@ -12,7 +12,7 @@ import re
 
 from cpt_jax.plan.hlo.program import Computation, HloError, Instruction, Module
 
-# Opcodes whose result is their operand.
+# Opcodes whose result equals their operand.
 _IDENTITY = {
     'copy',
     'bitcast',
@@ -87,13 +87,13 @@ def compute_trip_count(frame: Frame, loop: Instruction) -> int:
 
 
 def _derive_trip_count(frame: Frame, loop: Instruction) -> int:
-    condition = frame.enter(loop, loop.called('condition')[0])
-    body = frame.enter(loop, loop.called('body')[0])
+    condition = frame.enter(loop, loop.get_called_names('condition')[0])
+    body = frame.enter(loop, loop.get_called_names('body')[0])
     test_frame = condition
     test = condition.computation.root
     while test.opcode in _IDENTITY or test.opcode == 'fusion':
-        test_frame, test = _step_in(test_frame, test)
-    direction = test.attribute('direction')
+        test_frame, test = _enter_fusion_or_copy(test_frame, test)
+    direction = test.get_attribute('direction')
     if test.opcode != 'compare' or direction not in _MIRRORED:
         raise HloError(f'its condition ends in {test.opcode} {direction}')
     left, right = (_evaluate(test_frame, operand) for operand in test.operands)
@@ -127,12 +127,15 @@ def _count_passes(start: int, bound: int, step: int, direction: str) -> int:
     return max(0, -(-distance // abs(step)))
 
 
-def _step_in(frame: Frame, instruction: Instruction) -> tuple[Frame, Instruction]:
-    """Returns the root of a fusion, or the operand of a copy or another identity, and its frame."""
+def _enter_fusion_or_copy(frame: Frame, instruction: Instruction) -> tuple[Frame, Instruction]:
+    """Returns the instruction that computes the result of a fusion, a copy or another identity.
+
+    It is the root of the fusion, or the operand of the copy, and is returned with its frame.
+    """
     if instruction.opcode == 'fusion':
-        inner = frame.enter(instruction, instruction.called('calls')[0])
+        inner = frame.enter(instruction, instruction.get_called_names('calls')[0])
         return inner, inner.computation.root
-    return frame, frame.computation.operand(instruction, 0)
+    return frame, frame.computation.get_operand(instruction, 0)
 
 
 def _evaluate(frame: Frame, name: str) -> int | _Counter:
@@ -143,18 +146,18 @@ def _evaluate(frame: Frame, name: str) -> int | _Counter:
     if instruction.opcode == 'parameter':
         return _evaluate(*_resolve_parameter(frame, instruction))
     if instruction.opcode in _IDENTITY or instruction.opcode == 'fusion':
-        inner, found = _step_in(frame, instruction)
+        inner, found = _enter_fusion_or_copy(frame, instruction)
         return _evaluate(inner, found.name)
     if instruction.opcode == 'get-tuple-element':
-        return _evaluate_element(frame, instruction.operands[0], instruction.number('index'))
+        return _evaluate_element(frame, instruction.operands[0], instruction.get_number('index'))
     if instruction.opcode in _ARITHMETIC:
-        return _calculate(
+        return _apply_arithmetic(
             instruction.opcode, *(_evaluate(frame, operand) for operand in instruction.operands)
         )
     raise HloError(f'{name} is the result of {instruction.opcode}')
 
 
-def _calculate(opcode: str, a: int | _Counter, b: int | _Counter) -> int | _Counter:
+def _apply_arithmetic(opcode: str, a: int | _Counter, b: int | _Counter) -> int | _Counter:
     if isinstance(a, int) and isinstance(b, int):
         return _ARITHMETIC[opcode](a, b)
     if isinstance(b, _Counter) and opcode == 'add':
@@ -171,7 +174,7 @@ def _evaluate_element(frame: Frame, name: str, index: int) -> int | _Counter:
         return _evaluate(frame, instruction.operands[index])
     in_loop = frame.call is not None and frame.call.opcode == 'while'
     if instruction.opcode == 'parameter' and frame.caller and frame.call and in_loop:
-        body = frame.module.computations[frame.call.called('body')[0]]
+        body = frame.module.computations[frame.call.get_called_names('body')[0]]
         if _is_carried_unchanged(body, index):
             return _evaluate_element(frame.caller, frame.call.operands[0], index)
         return _Counter(index, 0)
@@ -180,10 +183,10 @@ def _evaluate_element(frame: Frame, name: str, index: int) -> int | _Counter:
     if instruction.opcode == 'copy-start':  # (result, source, context)
         return _evaluate(frame, instruction.operands[0])
     if instruction.opcode in _IDENTITY or instruction.opcode == 'fusion':
-        inner, found = _step_in(frame, instruction)
+        inner, found = _enter_fusion_or_copy(frame, instruction)
         return _evaluate_element(inner, found.name, index)
     if instruction.opcode == 'while':
-        body = frame.module.computations[instruction.called('body')[0]]
+        body = frame.module.computations[instruction.get_called_names('body')[0]]
         if _is_carried_unchanged(body, index):
             return _evaluate_element(frame, instruction.operands[0], index)
     raise HloError(f'{name}, element {index}, is the result of {instruction.opcode}')
@@ -194,13 +197,13 @@ def _is_carried_unchanged(body: Computation, index: int) -> bool:
     root = body.root
     if root.opcode != 'tuple':
         return False
-    source = body.operand(root, index)
+    source = body.get_operand(root, index)
     while source.opcode in _IDENTITY:
-        source = body.operand(source, 0)
+        source = body.get_operand(source, 0)
     is_carried = (
-        source.opcode == 'get-tuple-element' and body.operand(source, 0).opcode == 'parameter'
+        source.opcode == 'get-tuple-element' and body.get_operand(source, 0).opcode == 'parameter'
     )
-    return is_carried and source.number('index') == index
+    return is_carried and source.get_number('index') == index
 
 
 def _resolve_parameter(frame: Frame, parameter: Instruction) -> tuple[Frame, str]:

@@ -12,7 +12,7 @@ from cpt_jax.plan.hlo.program import Computation, HloError, Instruction, Module,
 from cpt_jax.plan.hlo.walk import ExecutedInstruction, count_hbm_bytes, iterate_executed
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-# Messages of the current libtpu, and of libtpu in issue reports from 2022 to 2025.
+# Out-of-memory messages of the current libtpu, and of libtpu in issue reports from 2022 to 2025.
 _OUT_OF_MEMORY = (
     r'memory required for HLO temporaries \(([\d.]+)([KMGT]?)',
     r'Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm',
@@ -35,9 +35,9 @@ _SLICES = {'slice', 'dynamic-slice', 'gather'}
 def count_needed_bytes(compiled: jax.stages.Compiled) -> int:
     """Returns the bytes of memory per device that a program needs to run.
 
-    The sum of its code and of the peak of arguments, results and temporaries, which the compiler
-    compares with the limit. The separate sizes that `memory_analysis` also reports add up to more
-    than this peak, because temporaries share memory.
+    It is the sum of the code and of the peak of arguments, results and temporaries, which the
+    compiler compares with the limit. The separate sizes that `memory_analysis` also reports add up
+    to more than this peak, because temporaries share memory.
     """
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -78,23 +78,23 @@ def _count_moved_bytes(executed: ExecutedInstruction) -> int:
     if instruction.opcode in _NO_TRAFFIC or executed.is_bookkeeping:
         return 0
     if opcode == 'fusion':
-        inner = executed.frame.module.computations[instruction.called('calls')[0]]
+        inner = executed.frame.module.computations[instruction.get_called_names('calls')[0]]
         return _count_fusion_reads(executed, inner) + _count_writes(inner, inner.root, instruction)
     if opcode in _SLICES:
         # Only the selected part of the operand is read.
-        read = executed.results[0].bytes if count_hbm_bytes(executed.operand_arrays(0)) else 0
+        read = executed.results[0].bytes if count_hbm_bytes(executed.get_operand_arrays(0)) else 0
         return read + count_hbm_bytes(executed.results)
     if opcode == 'dynamic-update-slice':
-        return count_hbm_bytes(executed.operand_arrays(1)) + (
-            executed.operand_arrays(1)[0].bytes if count_hbm_bytes(executed.results) else 0
+        return count_hbm_bytes(executed.get_operand_arrays(1)) + (
+            executed.get_operand_arrays(1)[0].bytes if count_hbm_bytes(executed.results) else 0
         )
     if opcode == 'scatter':
         # Reads the indices, the updates and the old values; writes the new values.
-        return count_hbm_bytes(executed.operand_arrays(1)) + 3 * count_hbm_bytes(
-            executed.operand_arrays(2)
+        return count_hbm_bytes(executed.get_operand_arrays(1)) + 3 * count_hbm_bytes(
+            executed.get_operand_arrays(2)
         )
     return sum(
-        count_hbm_bytes(executed.operand_arrays(index))
+        count_hbm_bytes(executed.get_operand_arrays(index))
         for index in range(len(instruction.operands))
     ) + count_hbm_bytes(executed.results)
 
@@ -102,7 +102,7 @@ def _count_moved_bytes(executed: ExecutedInstruction) -> int:
 def _count_fusion_reads(executed: ExecutedInstruction, inner: Computation) -> int:
     total = 0
     for index, parameter in enumerate(inner.parameters):
-        whole = count_hbm_bytes(executed.operand_arrays(index))
+        whole = count_hbm_bytes(executed.get_operand_arrays(index))
         if whole:
             total += min(whole, _count_reads(inner, parameter, executed))
     return total
@@ -111,8 +111,8 @@ def _count_fusion_reads(executed: ExecutedInstruction, inner: Computation) -> in
 def _count_reads(
     computation: Computation, source: Instruction, executed: ExecutedInstruction
 ) -> int:
-    """Returns the bytes of an array in a fusion that its readers read: parts if all readers select
-    parts, else the whole array.
+    """Returns how many bytes of `source` its users read inside a fusion: the bytes of the slices if
+    every user slices it, else the size of the whole array.
     """
     whole = sum(array.bytes for array in flatten_shape(source.shape))
     total = 0
@@ -122,7 +122,7 @@ def _count_reads(
         elif reader.opcode == 'bitcast':
             total += _count_reads(computation, reader, executed)
         elif reader.opcode == 'fusion':
-            inner = executed.frame.module.computations[reader.called('calls')[0]]
+            inner = executed.frame.module.computations[reader.get_called_names('calls')[0]]
             parameters = [
                 inner.parameters[index]
                 for index, operand in enumerate(reader.operands)
@@ -132,14 +132,16 @@ def _count_reads(
             # The compiler wraps operands of matrix products in fusions that return them unchanged.
             if _skip_bitcasts(inner, inner.root) in parameters:
                 total += _count_reads(computation, reader, executed)
-        elif not _passes_on(reader, source):
+        elif not _only_forwards(reader, source):
             return whole
     return min(total, whole)
 
 
-def _passes_on(reader: Instruction, source: Instruction) -> bool:
-    """Returns whether a reader only passes the array on: as the target of an update in place, in a
-    tuple, or in a later part of an asynchronous collective.
+def _only_forwards(reader: Instruction, source: Instruction) -> bool:
+    """Returns whether a user only forwards the array without reading it.
+
+    It does so as the target of an update in place, in a tuple, or in a later part of an
+    asynchronous collective.
     """
     if reader.opcode == 'dynamic-update-slice':
         return reader.operands[0] == source.name and source.name not in reader.operands[1:]
@@ -147,8 +149,9 @@ def _passes_on(reader: Instruction, source: Instruction) -> bool:
 
 
 def _is_async_part(instruction: Instruction) -> bool:
-    """Returns whether it is a later part of a collective that libtpu spreads over fusions, whose
-    traffic is counted where it starts.
+    """Returns whether an instruction is a later part of a collective that is spread over fusions.
+
+    The traffic of such a collective is counted at its first part.
     """
     if 'custom_call_target="AsyncCollectiveDone"' in instruction.attributes:
         return True
@@ -179,11 +182,11 @@ def _count_array_writes(inner: Computation, instruction: Instruction, whole: int
     if not whole or instruction.opcode == 'parameter' or _is_async_part(instruction):
         return 0
     if instruction.opcode == 'dynamic-update-slice':
-        return sum(array.bytes for array in flatten_shape(inner.operand(instruction, 1).shape))
+        return sum(array.bytes for array in flatten_shape(inner.get_operand(instruction, 1).shape))
     return whole
 
 
 def _skip_bitcasts(computation: Computation, instruction: Instruction) -> Instruction:
     while instruction.opcode == 'bitcast':
-        instruction = computation.operand(instruction, 0)
+        instruction = computation.get_operand(instruction, 0)
     return instruction

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-# Memory spaces of a layout. Other numbers are smaller memories, or the host's.
+# Memory spaces in a layout. Other numbers are smaller memories, or host memory.
 HBM = 0
 VMEM = 1
 
@@ -85,29 +85,31 @@ class Instruction:
     literal: str
     attributes: str
 
-    def attribute(self, key: str) -> str | None:
+    def get_attribute(self, key: str) -> str | None:
         """Returns the value of an attribute, without enclosing braces; None if there is none."""
         found = re.search(rf'(?:^|, ){key}=', self.attributes)
         if not found:
             return None
-        value = self.attributes[found.end() : _find_end(self.attributes, found.end())]
+        value = self.attributes[found.end() : _find_list_end(self.attributes, found.end())]
         return value[1:-1] if value.startswith('{') else value
 
-    def number(self, key: str) -> int:
+    def get_number(self, key: str) -> int:
         """Returns the value of an integer attribute.
 
         Raises:
           HloError: there is no such attribute.
         """
-        value = self.attribute(key)
+        value = self.get_attribute(key)
         if value is None:
             raise HloError(f'{self.name} has no {key}')
         return int(value)
 
-    def called(self, *keys: str) -> list[str]:
+    def get_called_names(self, *keys: str) -> list[str]:
         """Returns the names of the computations that the attributes `keys` name."""
         return [
-            name for key in keys for name in re.findall(r'%([\w.-]+)', self.attribute(key) or '')
+            name
+            for key in keys
+            for name in re.findall(r'%([\w.-]+)', self.get_attribute(key) or '')
         ]
 
     @property
@@ -148,7 +150,7 @@ class Computation:
                 found[operand].append(instruction)
         return found
 
-    def operand(self, instruction: Instruction, index: int) -> Instruction:
+    def get_operand(self, instruction: Instruction, index: int) -> Instruction:
         """Returns operand `index` of one of its instructions."""
         return self.instructions[instruction.operands[index]]
 
@@ -166,7 +168,7 @@ class Module:
     computations: Mapping[str, Computation]
 
 
-def parse(text: str) -> Module:
+def parse_program(text: str) -> Module:
     """Parses the text of a program.
 
     Raises:
@@ -211,7 +213,7 @@ def _parse_instruction(line: str) -> Instruction:
     opcode = re.compile(r' ([\w-]+)\(').match(line, position)
     if not opcode:
         raise HloError(f'no opcode: {line[:200]}')
-    end = _find_end(line, opcode.end())
+    end = _find_list_end(line, opcode.end())
     literal = line[opcode.end() : end]
     return Instruction(
         head[1],
@@ -243,8 +245,8 @@ def _parse_shape(text: str, position: int) -> tuple[Shape, int]:
     return tuple(parts), position + 1
 
 
-def _find_end(text: str, position: int) -> int:
-    """Returns where a list of operands or an attribute that starts at `position` ends.
+def _find_list_end(text: str, position: int) -> int:
+    """Returns the end of a list of operands, or of an attribute, that starts at `position`.
 
     A list of operands ends at its closing parenthesis; an attribute ends at the next comma outside
     of brackets and quotes.

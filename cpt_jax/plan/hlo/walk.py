@@ -1,4 +1,4 @@
-"""Walks over the instructions that a program executes, with their numbers of executions."""
+"""Iterates over the instructions that a program executes, with their numbers of executions."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from cpt_jax.plan.hlo.program import (
 )
 
 _BRANCHES = ('branch_computations', 'true_computation', 'false_computation')
-# Opcodes whose called computations only combine two elements, and do not count as executed.
+# Opcodes whose called computations only combine two elements; they are not yielded.
 _ELEMENTWISE = {
     'all-reduce', 'all-reduce-start', 'reduce', 'reduce-scatter', 'reduce-scatter-start',
     'reduce-window', 'scatter', 'select-and-scatter',
@@ -62,14 +62,14 @@ class ExecutedInstruction:
             return flatten_shape(get_tuple_elements(shape)[1])
         return flatten_shape(shape)
 
-    def operand_arrays(self, index: int) -> list[Array]:
+    def get_operand_arrays(self, index: int) -> list[Array]:
         """Returns the arrays of an operand."""
-        return flatten_shape(self.frame.computation.operand(self.instruction, index).shape)
+        return flatten_shape(self.frame.computation.get_operand(self.instruction, index).shape)
 
     @property
     def kernel(self) -> str | None:
         """Target of a custom call that does real work; None for other instructions."""
-        target = (self.instruction.attribute('custom_call_target') or '').strip('"')
+        target = (self.instruction.get_attribute('custom_call_target') or '').strip('"')
         if self.instruction.opcode != 'custom-call' or target in _BOOKKEEPING:
             return None
         return target
@@ -95,11 +95,13 @@ def _walk(frame: Frame, times: int, loops: int, fused: bool) -> Iterator[Execute
     for instruction in frame.computation.instructions.values():
         yield ExecutedInstruction(instruction, frame, times, loops, fused)
         if instruction.opcode == 'while':
-            body = frame.enter(instruction, instruction.called('body')[0])
+            body = frame.enter(instruction, instruction.get_called_names('body')[0])
             yield from _walk(body, times * compute_trip_count(frame, instruction), loops + 1, fused)
         elif instruction.opcode not in _ELEMENTWISE:
             inside = fused or instruction.opcode == 'fusion'
-            for name in instruction.called('calls', 'to_apply', 'called_computations', *_BRANCHES):
+            for name in instruction.get_called_names(
+                'calls', 'to_apply', 'called_computations', *_BRANCHES
+            ):
                 yield from _walk(frame.enter(instruction, name), times, loops, inside)
 
 

@@ -144,7 +144,7 @@ def test_second_use_reads_the_cache(install, cache, monkeypatch):
     install('alpha', {'alpha/a.py': distinct('one')})
     first = read('all', ('alpha',))
     with monkeypatch.context() as patch:
-        patch.setattr(python_source, '_build', None)  # a call would fail
+        patch.setattr(python_source, '_build_arrays', None)  # a call would fail
         second = read('all', ('alpha',))
     assert second[0] == first[0]
     assert second.summary() == first.summary()

@@ -9,7 +9,7 @@ from cpt_jax.evals.demonstrations import candidates, selection
 from cpt_jax.evals.demonstrations.candidates import Candidate, read_candidates
 from cpt_jax.evals.demonstrations.selection import (
     BEST,
-    NONE,
+    NO_DEMONSTRATION,
     ROWS,
     count_helpful,
     format_page,
@@ -231,7 +231,7 @@ def test_ranking_lists_the_best_candidates_and_no_demonstration(tmp_path):
     assert '2 of 3 candidates help' in page
     assert '| 1 | 62.50 | +12.50 | A | s\\|1 |' in page
     assert '| 3 | 40.00 | -10.00 | B | s2 |' in page
-    assert NONE[:2] == ((), '') and BEST == 'best.json'
+    assert NO_DEMONSTRATION[:2] == ((), '') and BEST == 'best.json'
 
 
 def test_training_sentences_get_the_words_of_a_file(tmp_path, data_dir):

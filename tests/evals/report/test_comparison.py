@@ -1,23 +1,35 @@
 import pytest
 
-from cpt_jax.evals.report.comparison import compare, explain_excluded_tasks
-from cpt_jax.evals.report.published import Cell, Model, Roughly, Score, Table, read_tables
+from cpt_jax.evals.report.comparison import explain_excluded_tasks, make_comparisons
+from cpt_jax.evals.report.published import (
+    PublishedModel,
+    PublishedNumber,
+    RoundedCount,
+    Table,
+    TaskMetric,
+    read_tables,
+)
 from cpt_jax.evals.suites import SUITES
 from cpt_jax.evals.tasks.probe import PROTOCOLS
 
 PUBLISHED = [*read_tables().values()]
 
-A, B = Score('retrieval/a', 'ndcg@10'), Score('retrieval/b', 'ndcg@10')
+A, B = TaskMetric('retrieval/a', 'ndcg@10'), TaskMetric('retrieval/b', 'ndcg@10')
 TABLE = Table(
     'Search',
     (A, B),
     (
-        Model('old', 'one', 'Table 1', {A: Cell('50.0', 'P')}),
-        Model('old', 'two', 'Table 1', {A: Cell('51.0', 'D'), B: Cell('41.0', 'T')}),
-        Model('new', 'one', 'Table 2', {B: Cell('42.00', 'C')}),
+        PublishedModel('old', 'one', 'Table 1', {A: PublishedNumber('50.0', 'P')}),
+        PublishedModel(
+            'old',
+            'two',
+            'Table 1',
+            {A: PublishedNumber('51.0', 'D'), B: PublishedNumber('41.0', 'T')},
+        ),
+        PublishedModel('new', 'one', 'Table 2', {B: PublishedNumber('42.00', 'C')}),
     ),
     measured={'split': 'test'},
-    sizes={'retrieval/a': {'n': 300, 'documents': Roughly(5000)}},
+    sizes={'retrieval/a': {'n': 300, 'documents': RoundedCount(5000)}},
 )
 
 
@@ -35,7 +47,7 @@ def row(n=300, baselines=(), metric='ndcg@10', score=0.5, **settings):
 
 
 def test_our_columns_come_before_published_columns():
-    (table,) = compare(
+    (table,) = make_comparisons(
         {
             'retrieval/b': row(7, score=0.4),
             'retrieval/a': row(baselines=('random', 'bm25')),
@@ -55,10 +67,10 @@ def test_our_columns_come_before_published_columns():
 
 
 def test_empty_columns_and_tables_are_left_out():
-    (table,) = compare({'retrieval/b': row()}, [TABLE])
+    (table,) = make_comparisons({'retrieval/b': row()}, [TABLE])
     assert table.names == ['two', 'one'] and table.groups == [('old', 1), ('new', 1)]
     assert [line.task for line in table.lines] == ['retrieval/b']
-    assert compare({'other': row()}, [TABLE]) == []
+    assert make_comparisons({'other': row()}, [TABLE]) == []
     assert explain_excluded_tasks({'other': row()}, [TABLE]) == []
 
 
@@ -78,10 +90,10 @@ def test_empty_columns_and_tables_are_left_out():
 )
 def test_task_measured_differently_is_excluded_with_a_reason(changed, message):
     tasks = {'retrieval/a': row(**changed), 'retrieval/b': row()}
-    (table,) = compare(tasks, [TABLE])
+    (table,) = make_comparisons(tasks, [TABLE])
     assert [line.task for line in table.lines] == ['retrieval/b']
     assert explain_excluded_tasks(tasks, [TABLE]) == [message]
-    assert compare({'retrieval/a': row(**changed)}, [TABLE]) == []
+    assert make_comparisons({'retrieval/a': row(**changed)}, [TABLE]) == []
 
 
 def test_mean_is_compared_only_if_all_its_tasks_are_comparable():
@@ -106,16 +118,18 @@ def test_mean_is_compared_only_if_all_its_tasks_are_comparable():
             for name in SUITES['suite/senteval'].tasks
         }
 
-    (table,) = compare(tasks(protocol=PROTOCOLS['senteval']), PUBLISHED)
+    (table,) = make_comparisons(tasks(protocol=PROTOCOLS['senteval']), PUBLISHED)
     fewer = tasks(protocol=PROTOCOLS['senteval'])
-    assert compare(fewer | {'probe/MR': fewer['probe/MR'] | {'n': 10_661}}, PUBLISHED) == []
+    assert (
+        make_comparisons(fewer | {'probe/MR': fewer['probe/MR'] | {'n': 10_661}}, PUBLISHED) == []
+    )
     assert len(table.lines) == 8 and [line.is_mean for line in table.lines] == 7 * [False] + [True]
     assert [cell and cell.printed for cell in table.lines[-1].printed] == [
         '91.34',
         '91.78',
     ]
     assert not any(table.lines[0].printed)
-    assert compare(tasks(protocol=PROTOCOLS['lbfgs']), PUBLISHED) == []
+    assert make_comparisons(tasks(protocol=PROTOCOLS['lbfgs']), PUBLISHED) == []
     (line,) = explain_excluded_tasks(tasks(protocol=PROTOCOLS['lbfgs']), PUBLISHED)
     assert line.startswith('suite/senteval: probe/MR: protocol: logistic regression')
     assert 'SentEval: Adam' in line
@@ -126,7 +140,7 @@ def test_code_search_is_compared_for_equal_pools_and_data():
         return {'codesearch/go': row(n, metric=metric, candidates=10_000)}
 
     for n in (14_000, 8_000):  # the release, and GraphCodeBERT's cleaned version
-        (table,) = compare(task('mrr_of_1000', n), PUBLISHED)
+        (table,) = make_comparisons(task('mrr_of_1000', n), PUBLISHED)
         assert table.title == 'Code search among 1,000 functions, MRR'
         assert table.names == [
             'S',
@@ -140,5 +154,5 @@ def test_code_search_is_compared_for_equal_pools_and_data():
         ('mrr_of_10000', 10_000, 'MRR of 10,000 here, MRR of 1,000 published'),
         ('mrr_of_all', 8_122, 'candidates: 10,000 here, 28,120 published'),
     ):
-        assert compare(task(metric, n), PUBLISHED) == []
+        assert make_comparisons(task(metric, n), PUBLISHED) == []
         assert explain_excluded_tasks(task(metric, n), PUBLISHED) == [f'codesearch/go: {message}']

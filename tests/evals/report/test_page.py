@@ -8,7 +8,7 @@ import pytest
 from etils import epath
 
 from cpt_jax.evals.report.curves import draw_panels, read_metrics
-from cpt_jax.evals.report.page import cut_snippet, render
+from cpt_jax.evals.report.page import cut_snippet, render_page
 
 CODE = 'def f(a, b):\n    return a < b & "x" </pre><script>alert(1)</script>'
 
@@ -74,7 +74,7 @@ def make_examples():
 
 
 def test_texts_are_escaped():
-    html = render(make_results(), make_examples())
+    html = render_page(make_results(), make_examples())
     page = Page(html)
     assert page.open == [] and 'script' not in page.tags
     assert page.texts['pre'] == [CODE, CODE]
@@ -98,14 +98,14 @@ def make_map():
 
 
 def test_maps_show_texts_and_explained_variance():
-    html = render(make_results(), {}, maps=[make_map()])
+    html = render_page(make_results(), {}, maps=[make_map()])
     page = Page(html)
     assert page.open == [] and 'script' not in page.tags
     assert page.texts['title'][1:] == 2 * [f'a & b: {CODE}', 'c: "quoted"']
     assert html.count('<circle class="k0" cx="0" cy="7" r="7">') == 1
     assert 'viewBox="-12 -12 1024 31"' in html
     assert '2 of 1,821 texts' in html and '25.0 % (horizontal) and 12.5 % (vertical)' in html
-    assert 'Embedding maps' not in render(make_results(), {})
+    assert 'Embedding maps' not in render_page(make_results(), {})
 
 
 def bias_row(effect, p):
@@ -135,7 +135,7 @@ def test_page_has_tables_of_published_results_and_bias_tests():
         'bias/sent-weat1': bias_row(1.25, 0.0001),
         'bias/weat<1>': bias_row(-0.5, 0.3),
     }
-    html = render({**make_results(), 'tasks': tasks}, {})
+    html = render_page({**make_results(), 'tasks': tasks}, {})
     page = Page(html)
     assert page.open == [] and page.texts['td'][:3] == ['82.03', '82.2', '73.2']
     assert page.texts['sup'][:3] == ['T', 'T', 'T']
@@ -154,26 +154,28 @@ def test_page_has_tables_of_published_results_and_bias_tests():
     ]
     assert {'● 1.25', '-0.50', 'A <b> nearer to C'} <= {*page.texts['td']}
     assert '1 of 2 tests with p &lt; 0.01' in html and 'weat&lt;1&gt;' in html
-    plain = render(make_results(), {})
+    plain = render_page(make_results(), {})
     assert '<table' not in plain and 'Not compared' not in plain
 
 
 def test_page_is_self_contained(tmp_path):
     (tmp_path / 'metrics.jsonl').write_text(json.dumps({'step': 1, 'loss': 2.0}) + '\n')
-    page = Page(render(make_results(), make_examples(), epath.Path(tmp_path / 'metrics.jsonl')))
+    page = Page(
+        render_page(make_results(), make_examples(), epath.Path(tmp_path / 'metrics.jsonl'))
+    )
     assert page.links and all(link.startswith('data:') for link in page.links)
     assert 'link' not in page.tags
 
 
 def test_main_metric_comes_first_with_its_baselines():
-    page = Page(render(make_results(), {}))
+    page = Page(render_page(make_results(), {}))
     assert page.texts['b'][:2] == ['MRR of 1,000', 'Recall@1 of 1,000']
     spans = [text for text in page.texts['span'] if text.strip()]
     assert spans[:6] == ['model', '50.00', 'BM25', '40.00', 'random', '0.75']
 
 
 def test_right_answers_are_marked():
-    html = render(make_results(), make_examples())
+    html = render_page(make_results(), make_examples())
     assert html.count('<div class="found right">') == 1 and html.count('<div class="found">') == 1
     assert 'right answer at rank 1' in html and 'no right answer in the ranking' in html
 
@@ -236,10 +238,10 @@ def test_each_task_has_a_curve_of_checkpoint_scores():
         for step in (1, 2, 3)
         for task, metric in [('sts/STS12', 'spearman'), ('bias/a', 'effect_size')]
     ]
-    page = Page(render(make_results(), {}, None, rows))
+    page = Page(render_page(make_results(), {}, None, rows))
     assert 'Checkpoint scores' in page.texts['h2']
     assert [text for text in page.texts['h3'] if ': ' in text] == [
         'sts/STS12: Spearman',
         'bias/a: effect size d',
     ]
-    assert 'Checkpoint scores' not in render(make_results(), {})
+    assert 'Checkpoint scores' not in render_page(make_results(), {})

@@ -4,7 +4,7 @@ from statistics import fmean
 import pytest
 
 from cpt_jax.evals import registry
-from cpt_jax.evals.report.published import MARKS, PATH, Score, parse_table, read_tables
+from cpt_jax.evals.report.published import MARKS, PATH, TaskMetric, parse_table, read_tables
 from cpt_jax.evals.suites import SUITES
 from cpt_jax.evals.tasks.knn import NEIGHBOURS
 from cpt_jax.evals.tasks.probe import PROTOCOLS
@@ -74,7 +74,7 @@ def test_published_numbers_have_rows_and_marks():
 
 
 def test_unverified_numbers_are_absent():
-    assert Score('knn/SST2', 'accuracy') not in TABLES['sst'].models[0].cells
+    assert TaskMetric('knn/SST2', 'accuracy') not in TABLES['sst'].models[0].cells
     for model in TABLES['probe'].models:
         assert {score.task for score in model.cells} == {'suite/senteval'}
 

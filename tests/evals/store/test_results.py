@@ -3,20 +3,20 @@ import json
 import pytest
 from etils import epath
 
-from cpt_jax.evals.report.example import Answers, Example, Found, examples_to_json
+from cpt_jax.evals.report.example import Answers, Example, FoundAnswer, examples_to_json
 from cpt_jax.evals.store.results import (
     ResultsFile,
     add_result,
     format_table,
     make_empty_results,
-    read_earlier,
+    read_earlier_json,
 )
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
 
 
 def make_result(value=0.5):
-    answers = Answers([Found('code', 0.25, True)], 1)
+    answers = Answers([FoundAnswer('code', 0.25, True)], 1)
     return Result(
         metric='mrr_of_1000',
         metrics={'mrr_of_1000': value, 'recall@1_of_1000': 0.25},
@@ -64,7 +64,7 @@ def test_rows_of_the_same_model_are_kept_and_replaced_by_task(tmp_path):
 def test_derived_values_are_written_with_the_rows(tmp_path):
     results = results_file(tmp_path, 'm', {})
     results.add('a', make_result(), 'f', lambda rows: {**rows, 'count': len(rows['tasks'])})
-    assert read_earlier(epath.Path(tmp_path) / 'results.json')['count'] == 1
+    assert read_earlier_json(epath.Path(tmp_path) / 'results.json')['count'] == 1
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def test_later_checkpoint_is_detected(tmp_path):
 
 
 def test_missing_file_is_empty_and_truncated_file_is_refused(tmp_path):
-    assert read_earlier(epath.Path(tmp_path / 'none.json')) == {}
+    assert read_earlier_json(epath.Path(tmp_path / 'none.json')) == {}
     (tmp_path / 'cut.json').write_text('{"model": ')
     with pytest.raises(UserError, match=r'cut.json: not JSON .*: remove the file or write to'):
-        read_earlier(epath.Path(tmp_path / 'cut.json'))
+        read_earlier_json(epath.Path(tmp_path / 'cut.json'))
 
 
 def test_table_shows_baselines_and_split():
@@ -129,4 +129,4 @@ def test_examples_convert_to_json():
 def test_file_without_results_is_refused(tmp_path):
     (tmp_path / 'results.json').write_text('[1, 2]')
     with pytest.raises(UserError, match='not a JSON object: remove the file'):
-        read_earlier(epath.Path(tmp_path / 'results.json'))
+        read_earlier_json(epath.Path(tmp_path / 'results.json'))

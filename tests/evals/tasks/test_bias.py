@@ -7,7 +7,7 @@ from etils import epath
 
 from cpt_jax.evals.options import SideOptions
 from cpt_jax.evals.registry import find_tasks as all_tasks
-from cpt_jax.evals.registry import select
+from cpt_jax.evals.registry import select_tasks
 from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.store.results import add_result, format_table, make_empty_results
 from cpt_jax.evals.task import Context, Result
@@ -230,7 +230,7 @@ def test_holm_correction_covers_all_tests_in_the_results():
 def test_evaluation_writes_results_and_report(tmp_path):
     write_test(tmp_path)
     write_test(tmp_path, {**TOY, 'targ1': TOY['targ2'], 'targ2': TOY['targ1']}, 'weat2')
-    tasks = select(all_tasks(str(tmp_path)), ['bias/*'], str(tmp_path))
+    tasks = select_tasks(all_tasks(str(tmp_path)), ['bias/*'], str(tmp_path))
     results = run_tasks(word_embed, 'm', {}, tasks, epath.Path(tmp_path / 'out'))
     written = json.loads((tmp_path / 'out' / 'results.json').read_text())['tasks']
     assert written == results['tasks'] and list(written) == ['bias/weat1', 'bias/weat2']
@@ -249,7 +249,7 @@ def test_available_tests_are_found(tmp_path):
         UserError,
         match=r'bias/.: no such task.*expected in --data_dir .*: sent_bias_seat/tests/<name>.jsonl',
     ):
-        select(all_tasks(str(tmp_path)), ['bias/*'], str(tmp_path))
+        select_tasks(all_tasks(str(tmp_path)), ['bias/*'], str(tmp_path))
     for name in ('weat1', 'sent-weat1', 'heilman_1+3-'):
         write_test(tmp_path, name=name)
     assert list(find(tmp_path)) == [

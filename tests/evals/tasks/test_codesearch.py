@@ -13,7 +13,7 @@ from cpt_jax.evals.tasks.codesearch import (
     CodeSearchOptions,
     compute_rank_metrics,
     find_code_search,
-    make_chunks,
+    shuffle_into_chunks,
 )
 from cpt_jax.search.bm25 import make_random_embed
 
@@ -65,7 +65,7 @@ def compute_mrr_as_codebert(scores):
 
 @pytest.mark.parametrize('total', [7, 20, 29, 30])
 def test_chunks_match_codebert(total):
-    assert [rows.tolist() for rows in make_chunks(total, 10)] == (
+    assert [rows.tolist() for rows in shuffle_into_chunks(total, 10)] == (
         chunk_as_codebert(total, 10) or [chunk_as_codebert(total, total)[0]]
     )
 

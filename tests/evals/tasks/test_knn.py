@@ -5,12 +5,12 @@ import pytest
 from etils import epath
 
 from cpt_jax.benchmark_data.senteval import SentEvalSet
-from cpt_jax.evals.registry import find_tasks, select
+from cpt_jax.evals.registry import find_tasks, select_tasks
 from cpt_jax.evals.tasks.knn import (
     NearestNeighbours,
     compute_majority_accuracy,
     normalize_rows,
-    vote,
+    predict_by_vote,
 )
 from cpt_jax.evals.tasks.zeroshot import ZeroShot, ZeroShotOptions, find_nearest_label
 from cpt_jax.runtime.errors import UserError
@@ -39,22 +39,30 @@ def draw_samples():
 def test_odd_votes_match_scikit_learn(k):
     samples_NxD, queries_QxD, labels_N = draw_samples()
     expected_Q = read_golden('knn').arrays[f'predicted/{k}']
-    np.testing.assert_array_equal(vote(queries_QxD, samples_NxD, labels_N, k), expected_Q)
+    np.testing.assert_array_equal(
+        predict_by_vote(queries_QxD, samples_NxD, labels_N, k), expected_Q
+    )
 
 
 def test_ties_go_to_the_larger_sum_of_cosines():
     samples_NxD = normalize_rows(np.array([[1, 0.1], [0.3, 1], [1, 0.2], [1, 1]], np.float32))
     # The nearest sample has class 1, but class 0 has the larger sum of cosines.
     labels_N = np.array([1, 1, 0, 0])
-    assert vote(np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 4).tolist() == [0]
+    assert predict_by_vote(
+        np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 4
+    ).tolist() == [0]
     # k is larger than the number of samples.
-    assert vote(np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 256).tolist() == [0]
-    assert vote(np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 1).tolist() == [1]
+    assert predict_by_vote(
+        np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 256
+    ).tolist() == [0]
+    assert predict_by_vote(
+        np.array([[1.0, 0.0]], np.float32), samples_NxD, labels_N, 1
+    ).tolist() == [1]
 
 
 def test_neighbors_come_only_from_the_training_set(sst):
     result = NearestNeighbours('knn/SST2', sst, 15).run(bag_of_words)
-    train, test = sst.part('train'), sst.part('test')
+    train, test = sst.read_part('train'), sst.read_part('test')
     # Sentences with the same words in another order have the same vector, so the order of the
     # training set decides which of them are neighbors.
     assert result.main_score == pytest.approx(
@@ -121,7 +129,7 @@ def test_message_contains_the_expected_layout(tmp_path):
         ('probe/MR', 'senteval/{MR,CR'),
     ):
         with pytest.raises(UserError) as error:
-            select(find_tasks(str(tmp_path)), [name], str(tmp_path))
+            select_tasks(find_tasks(str(tmp_path)), [name], str(tmp_path))
         assert layout in str(error.value) and str(tmp_path) in str(error.value)
 
 

@@ -87,10 +87,10 @@ def make_fit_splits(classes: int):
     x_NxD, labels_N = make_blobs(300, classes)
     splits = senteval_probe.SplitMaker()
     given = [
-        splits.make(train, np.setdiff1d(np.arange(300), train)[: 60 + i])
+        splits.make_split(train, np.setdiff1d(np.arange(300), train)[: 60 + i])
         for i, train in enumerate(TRAINS)
     ]
-    return x_NxD, labels_N, given, splits.draw(TRAINS[2])
+    return x_NxD, labels_N, given, splits.draw_split(TRAINS[2])
 
 
 def make_contrary_samples():
@@ -99,14 +99,14 @@ def make_contrary_samples():
     """
     x_NxD, labels_N = make_blobs(200, 2, apart=5)
     labels_N[150:] = 1 - labels_N[150:]
-    split = senteval_probe.SplitMaker().make(np.arange(150), np.arange(150, 200))
+    split = senteval_probe.SplitMaker().make_split(np.arange(150), np.arange(150, 200))
     return x_NxD, labels_N, split
 
 
 @contextmanager
 def few_checks(checks: int, tenacity: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(senteval_probe, 'CHECKS', checks)
+        patch.setattr(senteval_probe, 'MAX_CHECKS', checks)
         patch.setattr(senteval_probe, 'TENACITY', tenacity)
         yield
 
@@ -172,7 +172,7 @@ def test_senteval_fits_match_torch(expected, classes):
 
 @pytest.mark.parametrize('name', SENTEVAL)
 def test_senteval_protocol_matches_its_loop_in_torch(data_dir, expected, name, monkeypatch):
-    monkeypatch.setattr(senteval_probe, 'CHECKS', 3)
+    monkeypatch.setattr(senteval_probe, 'MAX_CHECKS', 3)
     monkeypatch.setattr(probe, 'FOLDS', SMALL['FOLDS'])
     result = find_tasks(str(data_dir), probe_protocol='senteval')[f'probe/{name}'].run(bag_of_words)
     assert result.main_score == pytest.approx(float(expected[f'senteval/{name}']), abs=0.005)
@@ -191,7 +191,7 @@ def test_training_stops_one_check_after_the_tenacity(expected):
 
 def test_pairs_have_f1_and_a_majority_baseline(data_dir, expected):
     result = find_tasks(str(data_dir))['probe/MRPC'].run(bag_of_words)
-    labels = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').part('test').labels
+    labels = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').read_part('test').labels
     assert result.counted == 'pairs' and result.n == 50
     # The baseline predicts that all pairs are paraphrases: its recall is 1.
     precision = labels.mean()
@@ -209,13 +209,13 @@ def test_samples_are_sorted_and_blank_lines_count(tmp_path):
     folder.mkdir()
     (folder / 'rt-polarity.pos').write_bytes(b'caf\xe9  au lait \nb\n\n')
     (folder / 'rt-polarity.neg').write_bytes(b'c\nd e f\n')
-    part = SentEvalSet('MR', epath.Path(tmp_path)).part('all')
+    part = SentEvalSet('MR', epath.Path(tmp_path)).read_part('all')
     assert part.texts == (['.', 'c', 'b', 'd e f', 'café au lait'],)
     assert part.labels.tolist() == [1, 0, 1, 0, 1]
 
 
 def test_mrpc_keeps_quotation_marks_and_drops_the_byte_order_mark(data_dir):
-    part = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').part('train')
+    part = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').read_part('train')
     assert len(part.labels) == 160 and part.texts[0][0].endswith(' "')
     u, v = np.array([[1.0, 2.0]]), np.array([[3.0, -1.0]])
     assert probe.make_pair_features(u, v).tolist() == [[2.0, 3.0, 3.0, -2.0]]

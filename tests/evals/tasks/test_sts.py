@@ -6,7 +6,7 @@ import scipy.stats
 from etils import epath
 
 from cpt_jax.evals.registry import find_tasks as all_tasks
-from cpt_jax.evals.registry import select
+from cpt_jax.evals.registry import select_tasks
 from cpt_jax.evals.store.results import add_result, format_table, make_empty_results
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks.sts import YEARS, SimilarityOptions, find_similarity, score_pairs
@@ -220,13 +220,15 @@ def test_available_sets_are_found(tmp_path):
     assert list(find(tmp_path)) == ['sts/STS13', 'sts/STSBenchmark', 'sts/SICK-R']
     assert [
         task.side
-        for task in select(all_tasks(str(tmp_path), symmetric_side='y'), ['sts/*'], str(tmp_path))
+        for task in select_tasks(
+            all_tasks(str(tmp_path), symmetric_side='y'), ['sts/*'], str(tmp_path)
+        )
     ] == ['y'] * 3
     with pytest.raises(
         UserError,
         match=r'sts/STS12: no such task.*expected in --data_dir .*: senteval/STS/STS12-en-test/',
     ):
-        select(all_tasks(str(tmp_path)), ['sts/STS12'], str(tmp_path))
+        select_tasks(all_tasks(str(tmp_path)), ['sts/STS12'], str(tmp_path))
 
 
 def test_missing_subset_is_reported(tmp_path):

@@ -23,7 +23,7 @@ def make() -> Golden:
     with tempfile.TemporaryDirectory() as folder:
         write_sst(Path(folder) / 'SST' / 'binary')
         data = SentEvalSet('SST2', epath.Path(folder))
-        train, test = data.part('train'), data.part('test')
+        train, test = data.read_part('train'), data.read_part('test')
         classifier = _fit(15, bag_of_words(train.texts[0], 'x'), train.labels)
         accuracy = classifier.score(bag_of_words(test.texts[0], 'x'), test.labels)
     return Golden({}, arrays | {'accuracy': np.array(accuracy)})

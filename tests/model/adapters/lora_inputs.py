@@ -16,9 +16,9 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import join_frozen, split_frozen
-from cpt_jax.origin.frozen_base import merge_base
+from cpt_jax.origin.frozen_base import fill_frozen_from_base
 from cpt_jax.runtime.mesh import assign_mesh_shardings, make_mesh
 
 VOCABULARY = 77
@@ -41,12 +41,14 @@ class Base:
         self.content = content
         self.family = find_family(content)
         shape = self.family.shape(content)
-        self.config = EncoderConfig(vocab_size=VOCABULARY, remat='full', **shape).resolve_for('cpu')
+        self.config = EncoderConfig(vocab_size=VOCABULARY, remat='full', **shape).resolve_auto(
+            'cpu'
+        )
 
-    def load(self, files: Files | None = None, lora: LoRA | None = None) -> Encoder:
+    def load(self, files: TensorFiles | None = None, lora: LoRA | None = None) -> Encoder:
         """Returns the encoder of this base's files, or of others of its family."""
         mesh = make_mesh(devices=jax.devices()[:1])
-        files = files or Files(self.folder)
+        files = files or TensorFiles(self.folder)
         return load_encoder(self.family, files, self.config, mesh, jnp.float32, lora=lora)
 
 
@@ -62,7 +64,7 @@ def make_adapted(base: Base, lora: LoRA) -> Encoder:
             lambda w: jax.device_put(random.normal(0, 0.2, w.shape).astype(np.float32), w.sharding),
             trained,
         )
-    return join_frozen(trained, merge_base(frozen, base.load(lora=lora)))
+    return join_frozen(trained, fill_frozen_from_base(frozen, base.load(lora=lora)))
 
 
 def write_our_adapter(base: Base, folder: Path) -> Encoder:

@@ -17,7 +17,7 @@ from cpt_jax.model.adapters.lora import MATRICES, LoRA
 from cpt_jax.model.adapters.peft import AdaptedFiles, write_adapter
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import iterate_tensors
-from cpt_jax.model.formats.safetensors_files import Files
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import join_frozen, split_frozen
 from cpt_jax.origin.pretrained import is_pretrained
 from cpt_jax.runtime.errors import UserError
@@ -50,7 +50,7 @@ def bases(tmp_path_factory) -> Callable[[str], Base]:
 
 
 # Compiled once for all encoders of the same structure.
-_states = jax.jit(lambda encoder, *rows: encoder.states(*rows))
+_states = jax.jit(lambda encoder, *rows: encoder.compute_states(*rows))
 
 
 def compute_states(encoder: Encoder) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_peft_reproduces_our_adapter(bases, case, tmp_path):
     np.testing.assert_allclose(ours, golden.arrays[f'ours/{case}'], atol=1e-4)
     assert np.abs(ours - golden.arrays[f'base/{case}']).max() > 0.05
     # Our own reader merges it.
-    merged = base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path))
+    merged = base.load(AdaptedFiles(TensorFiles(base.folder), base.family, tmp_path))
     np.testing.assert_allclose(compute_states(merged), ours, atol=1e-4)
     # With B = 0 the model equals the base, up to rounding: in the OPT base, the keys of the last
     # layer are folded into the queries.
@@ -99,7 +99,7 @@ def test_we_reproduce_an_adapter_of_peft(bases, case, tmp_path):
     base, golden = bases(case), read_golden('lora')
     restore(golden.facts['theirs'][case], tmp_path)
     assert is_pretrained(str(tmp_path))
-    found = compute_states(base.load(AdaptedFiles(Files(base.folder), base.family, tmp_path)))
+    found = compute_states(base.load(AdaptedFiles(TensorFiles(base.folder), base.family, tmp_path)))
     np.testing.assert_allclose(found, golden.arrays[f'theirs/{case}'], atol=1e-4)
     assert np.abs(found - golden.arrays[f'base/{case}']).max() > 0.05
 
@@ -113,7 +113,7 @@ def test_merged_adapter_matches_unmerged(bases, tmp_path):
     }
     save_file(tensors, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
     ours = compute_states(encoder)
-    np.testing.assert_allclose(compute_states(base.load(Files(tmp_path))), ours, atol=1e-5)
+    np.testing.assert_allclose(compute_states(base.load(TensorFiles(tmp_path))), ours, atol=1e-5)
     assert np.abs(ours - compute_states(base.load())).max() > 0.05
 
 
@@ -203,7 +203,7 @@ def test_adapters_with_more_than_lora_are_rejected(bases, tmp_path):
     def open_with(**keys) -> None:
         config = json.loads((tmp_path / 'adapter_config.json').read_text())
         (tmp_path / 'adapter_config.json').write_text(json.dumps(config | keys))
-        AdaptedFiles(Files(base.folder), base.family, tmp_path)
+        AdaptedFiles(TensorFiles(base.folder), base.family, tmp_path)
 
     open_with()
     for key, value in {

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy.stats import norm
 
-from cpt_jax.model.adapters.nf4 import LEVELS, NF4, Int8, encode_stack, make_dynamic_levels
+from cpt_jax.model.adapters.nf4 import LEVELS, NF4, Int8, make_dynamic_levels, quantize_stack
 from cpt_jax.runtime.mesh import make_mesh
 
 # bitsandbytes.functional.get_4bit_type('nf4') of 0.50.2.
@@ -127,19 +127,19 @@ def test_stack_on_a_mesh_matches_each_layer_on_one_device(kind):
     for sizes in [(1, 1, 1), (2, 2, 2)]:
         with jax.set_mesh(make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])):
             if sizes == (1, 1, 1):
-                one = jax.jit(lambda weight: kind(weight, 1).decode())
+                one = jax.jit(lambda weight: kind(weight, 1).dequantize())
                 found[sizes] = np.stack(
                     [one(put_on_mesh(layer, 'fsdp', 'tensor', None)) for layer in layers]
                 )
             else:
-                codes = jax.jit(lambda weight: encode_stack(kind, weight, 1))(
+                codes = jax.jit(lambda weight: quantize_stack(kind, weight, 1))(
                     put_on_mesh(layers, None, 'fsdp', 'tensor', None)
                 )
                 assert (
                     codes.codes[...].addressable_shards[0].data.nbytes * 4
                     == codes.codes[...].nbytes
                 )
-                found[sizes] = np.asarray(jax.jit(lambda codes: codes.decode())(codes))
+                found[sizes] = np.asarray(jax.jit(lambda codes: codes.dequantize())(codes))
     np.testing.assert_allclose(found[1, 1, 1], found[2, 2, 2], atol=1e-8)
 
 
@@ -147,7 +147,7 @@ def test_int8_error_is_at_most_half_a_step():
     weight = make_weights() * np.linspace(0.1, 10, HEADS)[:, None].astype(np.float32)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
         floats = np.asarray(
-            jax.jit(lambda weight: Int8(weight, 1).decode())(
+            jax.jit(lambda weight: Int8(weight, 1).dequantize())(
                 put_on_mesh(weight, 'fsdp', 'tensor', None)
             )
         )

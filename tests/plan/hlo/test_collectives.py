@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.collectives import CollectiveSite, find_collectives
-from cpt_jax.plan.hlo.program import HloError, parse
+from cpt_jax.plan.hlo.program import HloError, parse_program
 
 MAPPED = {
     'all-gather': lambda x: jax.lax.all_gather(x, 'x', tiled=True),
@@ -101,7 +101,9 @@ LINES
 
 def find_sites(lines: str, computations: str = '', slices: int = 1) -> list[CollectiveSite]:
     return find_collectives(
-        parse(BLOCK.replace('LINES', lines).replace('COMPUTATIONS', computations)), 4, slices
+        parse_program(BLOCK.replace('LINES', lines).replace('COMPUTATIONS', computations)),
+        4,
+        slices,
     )
 
 

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.flops import count_flops, count_valid_positions
-from cpt_jax.plan.hlo.program import parse
+from cpt_jax.plan.hlo.program import parse_program
 
 
 def attention(q, k, v):
@@ -69,7 +69,7 @@ def test_flops_match_xlas_cost_analysis(devices, compiled, name):
     """
     function, shapes = PROGRAMS[name]
     executable = compiled(devices, function, *((shape, P()) for shape in shapes))
-    counted = count_flops(parse(executable.as_text()))
+    counted = count_flops(parse_program(executable.as_text()))
     assert counted.uncounted == ()
     assert 0.985 <= counted.total / executable.cost_analysis()['flops'] <= 1
 

@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.flops import count_flops
-from cpt_jax.plan.hlo.program import HloError, parse
+from cpt_jax.plan.hlo.program import HloError, parse_program
 from cpt_jax.plan.hlo.walk import iterate_executed
 
 N = 128
@@ -85,7 +85,7 @@ def count_passes(
     first: int, bound: int, step: int, direction: str, operands: str = '%i, %bound'
 ) -> int:
     text = TEXT.replace('FIRST', str(first)).replace('BOUND', str(bound)).replace('STEP', str(step))
-    module = parse(text.replace('DIRECTION', direction).replace('OPERANDS', operands))
+    module = parse_program(text.replace('DIRECTION', direction).replace('OPERANDS', operands))
     return next(found.times for found in iterate_executed(module) if found.instruction.name == 'x')
 
 
@@ -125,7 +125,7 @@ def test_trip_count_that_the_compiler_states_is_used():
     stated = TEXT.replace(
         'body=%body', 'body=%body, backend_config={"known_trip_count":{"n":"42"}}'
     ).replace('DIRECTION', 'EQ')
-    module = parse(
+    module = parse_program(
         stated.replace('OPERANDS', '%i, %bound')
         .replace('BOUND', '1')
         .replace('STEP', '1')

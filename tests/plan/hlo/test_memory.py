@@ -6,7 +6,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.memory import count_needed_bytes, count_traffic, parse_refused_bytes
-from cpt_jax.plan.hlo.program import parse
+from cpt_jax.plan.hlo.program import parse_program
 from cpt_jax.plan.topology import get_topology_devices
 from cpt_jax.runtime.hardware import CHIPS
 
@@ -143,4 +143,4 @@ def test_traffic_of_fusions_matches_a_count_by_hand():
     update = part + 4 + part
     negate = whole  # reads all through a fusion that is an identity; writes to VMEM
     copy, add = whole, 3 * whole
-    assert count_traffic(parse(TEXT)) == update + negate + copy + add
+    assert count_traffic(parse_program(TEXT)) == update + negate + copy + add

@@ -1,7 +1,7 @@
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.plan.hlo.program import HBM, VMEM, Array, HloError, flatten_shape, parse
+from cpt_jax.plan.hlo.program import HBM, VMEM, Array, HloError, flatten_shape, parse_program
 
 TEXT = """HloModule m, is_scheduled=true
 
@@ -34,34 +34,37 @@ ENTRY %main (x: bf16[8,128], y: pred[3]) -> f32[8] {
 
 
 def test_computations_instructions_and_shapes_are_parsed():
-    module = parse(TEXT)
+    module = parse_program(TEXT)
     assert list(module.computations) == ['add.1', 'fused', 'main'] and module.entry.name == 'main'
     entry = module.entry.instructions
     assert entry['x'].shape == Array('bf16', (8, 128), HBM) and entry['y'].shape.bytes == 3
     assert [array.space for array in flatten_shape(entry['copy-start'].shape)] == [VMEM, HBM, 2]
     assert entry['fusion'].shape == (Array('bf16', (8, 128), VMEM), Array('f32', (8,), HBM))
     assert entry['fusion'].shape[0].bytes == 2048
-    assert entry['fusion'].operands == ('copy-done',) and entry['fusion'].called(
+    assert entry['fusion'].operands == ('copy-done',) and entry['fusion'].get_called_names(
         'calls', 'to_apply'
     ) == ['fused']
-    assert module.entry.root.name == 'out' and module.entry.root.attribute('index') == '1'
+    assert module.entry.root.name == 'out' and module.entry.root.get_attribute('index') == '1'
     assert entry['words'].literal == '{7, 8}' and entry['words'].operands == ()
     fused = module.computations['fused']
     assert [parameter.name for parameter in fused.parameters] == ['p']
     assert [user.name for user in fused.users['p']] == ['r', 't']
-    assert fused.operand(fused.root, 1).called('to_apply') == ['add.1']
+    assert fused.get_operand(fused.root, 1).get_called_names('to_apply') == ['add.1']
     assert [parameter.name for parameter in module.computations['add.1'].parameters] == ['a', 'b']
 
 
 def test_attributes_end_at_the_next_outer_comma():
-    instruction = parse(TEXT).entry.instructions['fusion']
-    assert instruction.attribute('kind') == 'kLoop' and instruction.attribute('calls') == '%fused'
-    assert instruction.attribute('config') == '"a":"b, c={"'
-    assert instruction.attribute('condition') is None
+    instruction = parse_program(TEXT).entry.instructions['fusion']
+    assert (
+        instruction.get_attribute('kind') == 'kLoop'
+        and instruction.get_attribute('calls') == '%fused'
+    )
+    assert instruction.get_attribute('config') == '"a":"b, c={"'
+    assert instruction.get_attribute('condition') is None
 
 
 def test_op_names_are_parsed():
-    module = parse(TEXT)
+    module = parse_program(TEXT)
     assert module.computations['add.1'].root.op_name == 'jit(f)/add, calls=%nothing'
     assert module.entry.root.op_name == ''
 
@@ -93,7 +96,7 @@ def test_bytes_of_all_types(dtype, expected):
 )
 def test_malformed_text_is_an_error(broken):
     with pytest.raises(HloError):
-        parse(broken)
+        parse_program(broken)
 
 
 def test_compiled_program_is_parsed(devices, program):
