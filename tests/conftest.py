@@ -44,8 +44,15 @@ WORDS = (
 
 @pytest.fixture(scope='session', autouse=True)
 def isolated_cache(tmp_path_factory):
-    """Sets an empty cache folder, so that tests never read the user's cache."""
-    os.environ['CPT_JAX_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+    """Sets an empty cache folder, so that tests never read the user's cache.
+
+    All workers of a session share it: a program or an index that one of them has made is not made
+    again.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    os.environ['CPT_JAX_CACHE'] = str(folder / 'shared_cache')
 
 
 @pytest.fixture(scope='module')

@@ -142,10 +142,13 @@ def test_targets_of_make_exist():
 
 @pytest.fixture(scope='module')
 def examples(tmp_path_factory) -> Path:
-    """A folder with the files that the Python blocks name: runs/mine and what it makes."""
+    """Returns a folder with the files that the Python blocks name: runs/mine, its vectors and its
+    export, pairs, and a benchmark.
+    """
     folder = tmp_path_factory.mktemp('documents')
     old_runs = ROOT / 'tests' / 'fixtures' / 'old_runs'
     shutil.copytree(old_runs / 'scratch', folder / 'runs' / 'mine')
+    shutil.copytree(old_runs / 'data' / 'senteval', folder / 'data' / 'senteval')
     (folder / 'my' / 'pairs').mkdir(parents=True)
     shutil.copy(old_runs / 'data' / 'pairs.jsonl', folder / 'my' / 'pairs' / 'train.jsonl')
     texts = [{'id': str(i), 'text': f'def read_{i}(path): ...'} for i in range(8)]
