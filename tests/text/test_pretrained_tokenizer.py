@@ -5,6 +5,7 @@ in a golden) and llama2.c.
 import io
 import json
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import sentencepiece
 import tokenizers
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.hugging_face_json import HuggingFaceJson
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
 from cpt_jax.text.tokenizer import parse_tokenizer_file
 from tests.conftest import sentences
@@ -438,3 +440,18 @@ def test_invalid_directory_gives_a_one_line_error(tmp_path, mistake):
     with pytest.raises(UserError, match=line) as error:
         open_directory(folder)
     assert '\n' not in str(error.value)
+
+
+def test_threads_do_not_change_each_others_truncation():
+    """The input pipeline encodes x and y, which have different limits, in several threads."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({'list': 0, 'file': 1}, 'list'))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    model = HuggingFaceJson(tokenizer.to_str().encode())
+    texts = ['list file ' * 40] * 20
+
+    def find_lengths(limit: int) -> set[int]:
+        return {len(ids) for _ in range(50) for ids in model.encode(texts, limit)}
+
+    limits = [3, 17, 29, 60] * 2
+    with ThreadPoolExecutor(len(limits)) as pool:
+        assert list(pool.map(find_lengths, limits)) == [{limit} for limit in limits]
