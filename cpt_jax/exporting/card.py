@@ -47,6 +47,8 @@ class ExportedPart(NamedTuple):
       max_tokens: int, maximum tokens of a text, including prompt and special tokens.
       difference: float, largest absolute difference between any dimension of the run's vectors and
         those after a reload.
+      kind: model_type in config.json.
+      width: int, dimension of the vectors.
       shorter: maximum tokens in the run, of the sides (by name) whose texts the run truncated to
         fewer than `max_tokens`.
     """
@@ -56,20 +58,18 @@ class ExportedPart(NamedTuple):
     prompts: Mapping[str, str]
     max_tokens: int
     difference: float
-    shorter: Mapping[str, int] = {}
+    kind: str
+    width: int
+    shorter: Mapping[str, int]
 
 
-def write_card(
-    folder: Path, run: ExportedRun, name: str, kind: str, width: int, parts: Sequence[ExportedPart]
-) -> None:
+def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[ExportedPart]) -> None:
     """Writes README.md and, if the run has metrics, the plot of its training curves.
 
     Args:
       folder: directory to write to.
       run: the exported checkpoint.
       name: name of the model, which is that of its directory.
-      kind: model_type in config.json.
-      width: int, dimensions of the vectors.
       parts: directories of the export.
     """
     metrics = read_metrics(epath.Path(run.directory.metrics))
@@ -86,8 +86,8 @@ def write_card(
         template=template,
         quoted=repr(template),
         name=name,
-        kind=kind,
-        width=width,
+        kind=parts[0].kind,
+        width=parts[0].width,
         parts=parts,
         run=run,
         batch=config['train']['batch_pairs'],
@@ -98,7 +98,7 @@ def write_card(
         sources=_describe_sources(run),
         scores=_read_scores(run),
         curves=CURVES if curves else '',
-        served_by_tei=kind in SERVED_BY_TEI,
+        served_by_tei=parts[0].kind in SERVED_BY_TEI,
     )
     (folder / 'README.md').write_text(text, 'utf-8')
 

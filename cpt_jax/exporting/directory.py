@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,11 +18,13 @@ from cpt_jax.exporting.golden import TEXTS, compute_differences, make_golden, wr
 from cpt_jax.exporting.sentence_transformers import write_layout, write_tokenizer
 from cpt_jax.exporting.tokenizer import (
     PROMPT_NAMES,
+    ExportedTokenizer,
     export_pretrained_tokenizer,
     export_template_tokenizer,
     export_tokenizer,
 )
 from cpt_jax.exporting.transformer import make_config_json, write_weights
+from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
@@ -66,65 +68,107 @@ def export(
             f'--model {reference}: is a pretrained model, which other libraries already load; give '
             f'a run of launch/train.py'
         )
-    provenance = run.provenance
-    template = provenance.template
-    tokenizer = run.load_tokenizer()
-    if template:
-        max_tokens: dict[Side, int] = dict.fromkeys(SIDES, 0)  # 0: the limit of the model
-    else:
-        max_tokens = {side: provenance.config['data'][f'max_tokens_{side}'] for side in SIDES}
-    # Tuples of directory within the output, sides that it embeds, and the side whose opening and
-    # closing delimiters the tokenizer adds (None: the opening one is a prompt, or there is none).
-    parts: list[tuple[str, tuple[Side, ...], Side | None]] = [
-        (PROMPT_NAMES[side], (side,), side) for side in SIDES
-    ]
-    if template:
-        parts = [('', ('x',), None)]
-    elif isinstance(tokenizer, PretrainedTokenizer) or tokenizer.closing == 'shared':
-        parts = [('', SIDES, None)]
     with atomic_directory(output) as folder:
-        found: list[ExportedPart] = []
-        for name, sides, side in parts:
-            directory = folder / name
-            directory.mkdir(exist_ok=True)
-            embed = load_embedder(
-                reference, dtype='float32', max_tokens=max(max_tokens[one] for one in sides)
-            )
-            family, config = make_config_json(embed.encoder.config, provenance.pretrained, dtype)
-            longest = embed.settings['max_tokens_y']
-            width = embed.width
-            encoder_config = embed.encoder.config
-            if isinstance(tokenizer, PretrainedTokenizer):
-                assert provenance.pretrained is not None
-                text = export_pretrained_tokenizer(tokenizer, provenance.pretrained)
-                write_layout(directory, text, encoder_config, longest, embed.dense)
-            elif template:
-                text = export_template_tokenizer(tokenizer, provenance.begin or ())
-                write_tokenizer(directory, text, longest, text.special_tokens)
-            else:
-                text = export_tokenizer(tokenizer, side)
-                write_layout(directory, text, encoder_config, longest)
-            write_json(directory / 'config.json', config | text.ids)
-            if found:  # the weights of the other side are the same
-                for path in (folder / found[0].name).glob('model*'):
-                    _link(path, directory / path.name)
-            else:
-                rows = encoder_config.vocab_size
-                write_weights(family, embed.encoder, rows, directory, dtype, shard_bytes)
-            golden = make_golden(embed, sides)
-            write_golden(directory, golden)
-            parity = compute_differences(directory, golden)
-            # Vectors may be NaN: the export is written all the same, so that it can be examined.
-            write_json(
-                directory / PARITY, _make_parity_report(embed, parity, dtype), allow_nan=True
-            )
-            limits = {PROMPT_NAMES[one]: max_tokens[one] or longest for one in sides}
-            shorter = {side: limit for side, limit in limits.items() if limit < longest}
-            difference = max(parity.values())
-            found.append(ExportedPart(name, sides, text.prompts, longest, difference, shorter))
-        exported_run = ExportedRun(run.run_dir, run.step, provenance, dtype, license_id)
-        write_card(folder, exported_run, output.name, config['model_type'], width, found)
-    return found
+        written: list[ExportedPart] = []
+        for part in _plan_parts(run):
+            weights = folder / written[0].name if written else None
+            written.append(_write_part(run, part, folder, weights, dtype, shard_bytes))
+        exported_run = ExportedRun(run.run_dir, run.step, run.provenance, dtype, license_id)
+        write_card(folder, exported_run, output.name, written)
+    return written
+
+
+class _Part(NamedTuple):
+    """A directory to write.
+
+    Attributes:
+      name: path within the export; '' for the export itself.
+      max_tokens: maximum tokens of a text in the run, for each side that the directory embeds; 0:
+        the limit of the model.
+      delimiters: side whose opening and closing delimiters the tokenizer adds; None: the opening
+        one is a prompt, or there is none.
+    """
+
+    name: str
+    max_tokens: Mapping[Side, int]
+    delimiters: Side | None
+
+
+def _plan_parts(run: EarlierRun) -> list[_Part]:
+    if run.provenance.template:
+        return [_Part('', {'x': 0}, None)]
+    data = run.provenance.config['data']
+    max_tokens: dict[Side, int] = {side: data[f'max_tokens_{side}'] for side in SIDES}
+    tokenizer = run.load_tokenizer()
+    if isinstance(tokenizer, PretrainedTokenizer) or tokenizer.closing == 'shared':
+        return [_Part('', max_tokens, None)]
+    return [_Part(PROMPT_NAMES[side], {side: max_tokens[side]}, side) for side in SIDES]
+
+
+def _write_part(
+    run: EarlierRun, part: _Part, folder: Path, weights: Path | None, dtype: str, shard_bytes: int
+) -> ExportedPart:
+    """Writes one directory of an export.
+
+    Args:
+      run: the exported checkpoint.
+      part: the directory to write.
+      folder: folder of the export.
+      weights: directory that already has the weights, optional.
+      dtype, shard_bytes: see `export`.
+    """
+    directory = folder / part.name
+    directory.mkdir(exist_ok=True)
+    sides = tuple(part.max_tokens)
+    longest = max(part.max_tokens.values())
+    embed = load_embedder(run.reference, dtype='float32', max_tokens=longest)
+    encoder_config = embed.encoder.config
+    family, config = make_config_json(encoder_config, run.provenance.pretrained, dtype)
+    longest = embed.settings['max_tokens_y']
+    text = _write_tokenizer_files(run, part, directory, embed, longest)
+    write_json(directory / 'config.json', config | text.ids)
+    if weights:
+        for path in weights.glob('model*'):
+            _link(path, directory / path.name)
+    else:
+        rows = encoder_config.vocab_size
+        write_weights(family, embed.encoder, rows, directory, dtype, shard_bytes)
+    golden = make_golden(embed, sides)
+    write_golden(directory, golden)
+    parity = compute_differences(directory, golden)
+    # Vectors may be NaN: the export is written all the same, so that it can be examined.
+    write_json(directory / PARITY, _make_parity_report(embed, parity, dtype), allow_nan=True)
+    limits = {PROMPT_NAMES[side]: limit or longest for side, limit in part.max_tokens.items()}
+    return ExportedPart(
+        name=part.name,
+        sides=sides,
+        prompts=text.prompts,
+        max_tokens=longest,
+        difference=max(parity.values()),
+        kind=config['model_type'],
+        width=embed.width,
+        shorter={side: limit for side, limit in limits.items() if limit < longest},
+    )
+
+
+def _write_tokenizer_files(
+    run: EarlierRun, part: _Part, directory: Path, embed: Embedder, longest: int
+) -> ExportedTokenizer:
+    """Writes the tokenizer and, unless texts are in a template, the files of
+    sentence-transformers.
+    """
+    tokenizer = run.load_tokenizer()
+    if isinstance(tokenizer, PretrainedTokenizer):
+        assert run.provenance.pretrained is not None
+        text = export_pretrained_tokenizer(tokenizer, run.provenance.pretrained)
+        write_layout(directory, text, embed.encoder.config, longest, embed.dense)
+    elif run.provenance.template:
+        text = export_template_tokenizer(tokenizer, run.provenance.begin or ())
+        write_tokenizer(directory, text, longest, text.special_tokens)
+    else:
+        text = export_tokenizer(tokenizer, part.delimiters)
+        write_layout(directory, text, embed.encoder.config, longest)
+    return text
 
 
 def check_can_export(output: Path) -> None:

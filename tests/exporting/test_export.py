@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting import transformer
-from cpt_jax.exporting.card import ExportedRun, write_card
+from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
 from cpt_jax.exporting.check import check
 from cpt_jax.exporting.directory import export
 from cpt_jax.exporting.golden import read_golden
@@ -223,4 +223,5 @@ def test_damaged_file_of_the_run_is_named(tokenizer, tmp_path, name):
     earlier = resolve_model(str(run), '--model')
     described = ExportedRun(earlier.run_dir, earlier.step, earlier.provenance, 'float32', 'mit')
     with pytest.raises(UserError, match=rf'run/{name}: not JSON \([^()]*\([^()]*\)\)$'):
-        write_card(tmp_path, described, 'out', 'gpt2', 8, [])
+        part = ExportedPart('', ('x', 'y'), {}, 9, 0.0, 'gpt2', 8, {})
+        write_card(tmp_path, described, 'out', [part])

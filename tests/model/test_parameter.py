@@ -25,7 +25,7 @@ from cpt_jax.runtime.mesh import (
 )
 
 # A config with matrices, biases, norms, a gate and a position table.
-SHAPE = EncoderConfig(
+CONFIG = EncoderConfig(
     vocab_size=200,
     width=64,
     layers=2,
@@ -36,7 +36,7 @@ SHAPE = EncoderConfig(
     dtype='float32',
     layer_loop='unroll',
 )
-PASSTHROUGH = dataclasses.replace(SHAPE, init='passthrough')
+PASSTHROUGH = dataclasses.replace(CONFIG, init='passthrough')
 
 
 @functools.cache
@@ -66,8 +66,8 @@ def flatten_parameters(encoder: Encoder) -> dict:
 
 def test_every_parameter_is_sharded_as_declared():
     abstract, made = (
-        flatten_parameters(compile_init(SHAPE, (2, 2, 2))[0]),
-        flatten_parameters(initialize(SHAPE, (2, 2, 2))),
+        flatten_parameters(compile_init(CONFIG, (2, 2, 2))[0]),
+        flatten_parameters(initialize(CONFIG, (2, 2, 2))),
     )
     assert abstract.keys() == made.keys() and len(made) == 38
     sizes = {'data': 2, 'fsdp': 2, 'tensor': 2, None: 1}
@@ -88,7 +88,7 @@ def test_every_parameter_is_sharded_as_declared():
 
 def test_values_depend_only_on_the_seed():
     sharded, replicated, other = (
-        flatten_parameters(initialize(SHAPE, sizes, seed))
+        flatten_parameters(initialize(CONFIG, sizes, seed))
         for sizes, seed in [((2, 2, 2), 0), ((8, 1, 1), 0), ((8, 1, 1), 1)]
     )
     for name, array in sharded.items():
@@ -99,7 +99,7 @@ def test_values_depend_only_on_the_seed():
 
 def test_initial_values_are_those_of_gpt2():
     made = {
-        name: np.asarray(array) for name, array in flatten_parameters(initialize(SHAPE)).items()
+        name: np.asarray(array) for name, array in flatten_parameters(initialize(CONFIG)).items()
     }
     for name, array in made.items():
         if name.endswith(('bias', 'scale')):
@@ -155,7 +155,7 @@ def test_passthrough_makes_texts_with_common_words_similar():
     assert same[own].mean() > some[own].mean() + 0.2 and some[own].mean() > some[~own].mean() + 0.15
     # Half of its words are enough to find a text (chance level: 0.06).
     assert np.mean(some.argmax(1) == np.arange(16)) > 0.5
-    assert cosines(SHAPE, half).min() > 0.9
+    assert cosines(CONFIG, half).min() > 0.9
 
 
 def test_passthrough_value_times_output_is_the_identity():

@@ -21,7 +21,7 @@ from cpt_jax.training.contrastive import Contrastive, ContrastiveParams
 from cpt_jax.training.optimizer import make_decay_mask, make_optimizer
 from cpt_jax.training.step import TrainState, make_step
 
-SHAPE = EncoderConfig(
+CONFIG = EncoderConfig(
     vocab_size=20,
     width=16,
     layers=1,
@@ -64,7 +64,7 @@ def test_weight_decay_applies_only_to_matrices():
         {'activation': 'swiglu'},
         {'norm': 'rmsnorm', 'positions': 'rotary', 'bias': False},
     ):
-        params = make_params(dataclasses.replace(SHAPE, **changes))
+        params = make_params(dataclasses.replace(CONFIG, **changes))
         mask = dict(flatten(to_nested_dict(make_decay_mask(params))))
         assert mask.keys() == dict(flatten(to_nested_dict(params))).keys()
         with_decay |= {name.rpartition('.')[2] for name, decays in mask.items() if decays}
@@ -188,7 +188,7 @@ def test_scale_is_clipped_to_100():
         place = jax.NamedSharding(mesh, jax.P(None, ('data', 'fsdp')))
         batch = Batch(*(jax.device_put(array, place) for array in make_batch()[:5]))
         step = jax.jit(make_step(Contrastive(InfoNCE()), optimizer, schedule, 0))
-        params = make_params(SHAPE)
+        params = make_params(CONFIG)
         for start, end in [
             (3.0, 3.05),
             (4.58, MAX_LOG_SCALE),
