@@ -18,7 +18,8 @@ def get_config() -> ConfigDict:
     c.seed = 0
     # Model to start from; '' starts from random weights. One of:
     # - a run, `RUN` or `RUN@STEP`: loads its parameters (with the temperature) and its tokenizer;
-    #   if its objective is lm, also its architecture, which replaces the `model` section;
+    #   if its objective is lm, or if it inherited its architecture itself, also its architecture,
+    #   which replaces the `model` section;
     # - a pretrained model's directory (config.json, *.safetensors, tokenizer.json) or a PEFT
     #   adapter's directory: loads parameters, tokenizer and architecture.
     c.init_from = ''
@@ -39,6 +40,7 @@ def get_config() -> ConfigDict:
     # tokens and prompts of the embedding model in init_from. auto: none for an embedding model,
     # else paper. The run stores what auto means.
     c.tokenizer.delimiters = 'auto'
+    # The closing delimiters; no effect with delimiters='none'.
     # own: x is enclosed in [ ] and y in { }, as in the paper.
     # shared: y is enclosed in { ]. An export is then one directory for both sides instead of two.
     c.tokenizer.closing = 'own'

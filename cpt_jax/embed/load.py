@@ -12,7 +12,6 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
-from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import (
     OWN_REPRESENTATION,
     Representation,
@@ -145,10 +144,7 @@ def _read_run_setup(
         overrides['dtype'] = dtype
     if not representation.is_own:
         overrides['pooling'] = representation.pooling
-    vocab_size = tokenizer.vocab_size
-    if isinstance(tokenizer, PretrainedTokenizer):  # the model may have more rows
-        vocab_size = config['tokenizer']['vocab_size']
-    encoder_config = run.encoder_config(vocab_size, **overrides)
+    encoder_config = run.encoder_config(run.get_vocab_size(tokenizer), **overrides)
     encoder_config = encoder_config.resolve_auto(jax.devices()[0].platform)
     limits: dict[Side, int] = {
         'x': max_tokens or config['data']['max_tokens_x'],
@@ -183,13 +179,13 @@ def _wrap_in_template(run: EarlierRun, representation: Representation) -> TextTo
     if representation.is_own and not own_prompt:
         if representation.demonstrations:
             raise UserError(
-                f'--demonstration: {run.reference} was trained with delimiters and has no template '
-                f'for demonstrations; remove --demonstration'
+                f'--demonstration: {run.reference} was trained without a template, so there is '
+                f'none for demonstrations; remove --demonstration'
             )
         return tokenizer
     if not own_prompt and not run.is_language_model:
         raise UserError(
-            f'--representation: {run.reference} was trained with delimiters; remove '
+            f'--representation: {run.reference} was trained without a template; remove '
             f'--representation and --template'
         )
     prompt = representation.make_prompt(own_prompt.template if own_prompt else '')

@@ -19,6 +19,8 @@ from cpt_jax.origin.frozen_base import get_adapter_base, load_adapters, open_che
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
 
 
 class ExportedAdapter(NamedTuple):
@@ -76,7 +78,8 @@ def export_adapter(reference: str, output: Path) -> ExportedAdapter:
             'embeddings pair other dimensions than those of transformers: use launch/embed.py to '
             'embed texts'
         )
-    encoder_config = run.encoder_config(tokenizer.vocab_size)
+    encoder_config = run.encoder_config(run.get_vocab_size(tokenizer))
+    _check_base_has_form(found, tokenizer, encoder_config)
     encoder, _ = load_adapters(run, lora, encoder_config, make_mesh())
     adapter_config = {
         'base_model_name_or_path': path,
@@ -100,6 +103,24 @@ def export_adapter(reference: str, output: Path) -> ExportedAdapter:
         )
     table_is_too_small = bool(new_ids) and max(new_ids) >= found.rows
     return ExportedAdapter(path, max(new_ids) + 1 if table_is_too_small else 0, template)
+
+
+def _check_base_has_form(
+    base: Pretrained, tokenizer: TextTokenizer, encoder_config: EncoderConfig
+) -> None:
+    """Raises UserError if vectors of the run depend on more than the adapters and the base."""
+    if not isinstance(tokenizer, PretrainedTokenizer):
+        return
+    changed = {
+        'trained Dense modules': encoder_config.dense and not encoder_config.freeze_dense,
+        'another model.pooling': encoder_config.pooling != base.shape['pooling'],
+        'other data.prompts': tokenizer.prompts != base.tokenizer.prompts,
+    }
+    if names := [name for name, is_changed in changed.items() if is_changed]:
+        raise UserError(
+            f'--adapter: the run has {" and ".join(names)}, which an adapter cannot hold: remove '
+            f'the flag to export the merged model'
+        )
 
 
 def collect_adapters(

@@ -94,6 +94,8 @@ def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[Export
         model=config['model'],
         pooling=config['model']['pooling'],
         dense=bool(config['model'].get('dense')),
+        has_delimiters=run.provenance.own_tokenizer is None,
+        is_lowercased=(run.provenance.own_tokenizer or {}).get('lower', False),
         init_from=config['init_from'],
         sources=_describe_sources(run),
         scores=_read_scores(run),

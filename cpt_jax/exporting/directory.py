@@ -167,7 +167,7 @@ def _write_tokenizer_files(
         write_tokenizer(directory, text, longest, text.special_tokens)
     else:
         text = export_tokenizer(tokenizer, part.delimiters)
-        write_layout(directory, text, embed.encoder.config, longest)
+        write_layout(directory, text, embed.encoder.config, longest, embed.dense)
     return text
 
 

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from cpt_jax.exporting.tokenizer import ExportedTokenizer
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.dense import Dense
+from cpt_jax.model.dense import TORCH_ACTIVATIONS, Dense
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.storage.json_files import write_json
 
@@ -30,10 +30,6 @@ _POOLINGS = (
 )
 # Keys pooling_mode_... that differ from the names of modes.
 _FLAG_OF_MODE = {'lasttoken': 'lasttoken', 'cls': 'cls_token', 'mean': 'mean_tokens'}
-_TORCH_ACTIVATIONS = {
-    'identity': 'torch.nn.modules.linear.Identity',
-    'tanh': 'torch.nn.modules.activation.Tanh',
-}
 MODULES = ('Transformer', 'Pooling', 'Normalize')
 
 
@@ -99,13 +95,13 @@ def _write_dense(folder: Path, layer: Dense) -> None:
     """Writes a Dense module in the form that all versions of sentence-transformers read."""
     weight = np.asarray(layer.dense_weight[...])
     tensors = {'linear.weight': weight}
-    if layer.shape.has_bias:
+    if layer.config.has_bias:
         tensors['linear.bias'] = np.asarray(layer.dense_bias[...])
     config = {
         'in_features': weight.shape[1],
         'out_features': weight.shape[0],
-        'bias': layer.shape.has_bias,
-        'activation_function': _TORCH_ACTIVATIONS[layer.activation],
+        'bias': layer.config.has_bias,
+        'activation_function': TORCH_ACTIVATIONS[layer.activation],
     }
     write_json(folder / 'config.json', config)
     save_file(tensors, folder / 'model.safetensors')

@@ -87,18 +87,26 @@ def export_pretrained_tokenizer(
 
     Args:
       tokenizer: the tokenizer.
-      config: config.json of the pretrained model, with the id of the padding token.
+      config: config.json of the pretrained model.
     """
     _, data = tokenizer.file
-    ids = {'pad_token_id': config.get('pad_token_id')}
-    special_tokens = {}
-    if isinstance(ids['pad_token_id'], int):
-        name = tokenizers.Tokenizer.from_buffer(data).id_to_token(ids['pad_token_id'])
-        special_tokens = {'pad_token': name} if name else {}
-    prompts = {PROMPT_NAMES[side]: prompt for side, prompt in tokenizer.prompts.items()}
     settings = tokenizer.settings
+    reader = tokenizers.Tokenizer.from_buffer(data)
+    padding = reader.token_to_id(settings['padding']) if settings['padding'] else None
+    # Readers need a padding token. Any serves: the attention mask hides it.
+    if padding is None:
+        padding = config.get('pad_token_id')
+    name = reader.id_to_token(padding) if isinstance(padding, int) else None
+    if name is None:
+        padding = settings['end']
+        name = reader.id_to_token(settings['end'])
+    prompts = {PROMPT_NAMES[side]: prompt for side, prompt in tokenizer.prompts.items()}
     return ExportedTokenizer(
-        json.loads(data), prompts, {}, special_tokens, is_lowercased=settings['lower']
+        json.loads(data),
+        prompts,
+        ids={'pad_token_id': padding},
+        special_tokens={'pad_token': name} if name else {},
+        is_lowercased=settings['lower'],
     )
 
 

@@ -50,8 +50,8 @@ class DenseConfig(NamedTuple):
 class EncoderConfig:
     """Architecture of an encoder, and how it is computed.
 
-    Fields from `pooling` on are set by a pretrained family (model/families); a config sets the
-    fields before, which configs/base.py describes in more detail.
+    Fields after `pooling` are set by a pretrained family (model/families), except `freeze_dense`; a
+    config sets the others, which configs/base.py describes in more detail.
 
     Attributes:
       vocab_size: number of token ids.
@@ -214,8 +214,8 @@ class EncoderConfig:
             )
         if self.freeze_dense and not self.dense:
             raise UserError(
-                'model.freeze_dense: the model has no Dense modules; remove it, or start from a '
-                'model that has some'
+                'model.freeze_dense: there are no Dense modules (with delimiters, those of '
+                'init_from are left out); remove it, or start from a model that has some'
             )
         if any(self.local_layers) and self.window < 1:
             raise UserError(f'model.window={self.window}: must be 1 or more if a layer is local')

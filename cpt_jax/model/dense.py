@@ -20,10 +20,12 @@ from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parame
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
 
-# Activations by the name of torch's class. As in sentence-transformers, the default is Tanh.
-_ACTIVATIONS = {
-    'torch.nn.modules.linear.Identity': 'identity',
-    'torch.nn.modules.activation.Tanh': 'tanh',
+# torch's classes of our activations, by the names that all versions of sentence-transformers read.
+TORCH_ACTIVATIONS = {
+    'identity': 'torch.nn.modules.linear.Identity',
+    'tanh': 'torch.nn.modules.activation.Tanh',
+}
+_ACTIVATIONS = {name: ours for ours, name in TORCH_ACTIVATIONS.items()} | {
     'torch.nn.Identity': 'identity',
     'torch.nn.Tanh': 'tanh',
 }
@@ -32,23 +34,23 @@ _ACTIVATIONS = {
 class Dense(nnx.Module):
     """A linear layer followed by an activation, replicated on each device."""
 
-    def __init__(self, shape: DenseConfig, width: int, rngs: nnx.Rngs):
+    def __init__(self, config: DenseConfig, width: int, rngs: nnx.Rngs):
         """Makes random parameters.
 
         Args:
-          shape: output dimension, bias and activation.
+          config: output dimension, bias and activation.
           width: input dimension.
           rngs: random keys of the weight.
         """
-        self.activation = shape.activation
+        self.activation = config.activation
         self.dense_weight = make_parameter(
-            rngs, normal(width**-0.5), (shape.width, None), (width, None)
+            rngs, normal(width**-0.5), (config.width, None), (width, None)
         )
-        if shape.has_bias:
-            self.dense_bias = make_parameter(rngs, constant(0.0), (shape.width, None))
+        if config.has_bias:
+            self.dense_bias = make_parameter(rngs, constant(0.0), (config.width, None))
 
     @property
-    def shape(self) -> DenseConfig:
+    def config(self) -> DenseConfig:
         """Output dimension, bias and activation."""
         return DenseConfig(
             self.dense_weight[...].shape[0], hasattr(self, 'dense_bias'), self.activation
@@ -69,24 +71,24 @@ class Dense(nnx.Module):
         return jnp.tanh(e_BxTxE) if self.activation == 'tanh' else e_BxTxE
 
 
-def make_dense(shapes: Sequence[DenseConfig], width: int, rngs: nnx.Rngs) -> tuple[Dense, ...]:
+def make_dense(configs: Sequence[DenseConfig], width: int, rngs: nnx.Rngs) -> tuple[Dense, ...]:
     """Returns layers with random parameters, the first of which has the input dimension `width`."""
     layers = []
-    for shape in shapes:
-        layers.append(Dense(shape, width, rngs))
-        width = shape.width
+    for config in configs:
+        layers.append(Dense(config, width, rngs))
+        width = config.width
     return tuple(layers)
 
 
 def read_dense_configs(
     configs: Mapping[Path, Mapping[str, Any]], width: int
 ) -> tuple[DenseConfig, ...]:
-    """Returns the shapes of Dense modules; see `load_dense`."""
-    shapes = []
+    """Returns what the config.json of each Dense module describes; see `load_dense`."""
+    found = []
     for folder, config in configs.items():
-        shapes.append(_read_config(folder, config, width))
-        width = shapes[-1].width
-    return tuple(shapes)
+        found.append(_read_config(folder, config, width))
+        width = found[-1].width
+    return tuple(found)
 
 
 def load_dense(
@@ -117,7 +119,7 @@ def load_dense(
 def _read_config(folder: Path, config: Mapping[str, Any], width: int) -> DenseConfig:
     try:
         activation = translate_config_value(
-            config, 'activation_function', _ACTIVATIONS, 'torch.nn.modules.activation.Tanh'
+            config, 'activation_function', _ACTIVATIONS, TORCH_ACTIVATIONS['tanh']
         )
         refuse_unless(config, 'use_residual', False)
         refuse_unless(config, 'module_input_name', 'sentence_embedding')

@@ -21,6 +21,7 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, restore_tokenizer
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file
 
 T = TypeVar('T')
@@ -136,6 +137,14 @@ class EarlierRun:
         if self.provenance.own_tokenizer is not None:
             return restore_tokenizer(content, self.provenance.own_tokenizer)
         return parse_tokenizer_file(name, content, self.provenance.closing)
+
+    def get_vocab_size(self, tokenizer: TextTokenizer) -> int:
+        """Returns the number of ids of the model. That of a pretrained model may have more than its
+        tokenizer.
+        """
+        if isinstance(tokenizer, PretrainedTokenizer):
+            return self.provenance.config['tokenizer']['vocab_size']
+        return tokenizer.vocab_size
 
     def load_params(self, abstract: T) -> T:
         """Returns parameters of the run.

@@ -53,8 +53,8 @@ class Pretrained:
       files: the files of the weights, which are read tensor by tensor.
       shape: keyword arguments of EncoderConfig, including the pooling.
       rows: number of rows of the token table.
-      tokenizer: tokenizer with the model's special tokens and prompts, for embedding. A run that
-        starts from the model uses `tokenizer.file` with delimiters instead.
+      tokenizer: tokenizer with the model's special tokens and prompts, for embedding and for
+        runs in the model's own form. Other runs use `tokenizer.file` with delimiters.
       max_tokens: maximum number of tokens of a text, including special tokens.
       dense: folder -> config.json of each Dense module of sentence-transformers, in order.
       has_own_form: whether it has a pooling of its own: a sentence-transformers directory, or a
@@ -156,8 +156,14 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     directory = Path(reference).absolute()
     if is_adapter_directory(directory):
         base = open_pretrained(str(find_base_directory(directory)), pooling)
+        # An adapter that trained token ids has delimiters, which the base's form lacks.
+        adapter_config = read_json_file(directory / 'adapter_config.json')
+        has_delimiters = bool(adapter_config.get('trainable_token_indices'))
         return dataclasses.replace(
-            base, directory=directory, files=AdaptedFiles(base.files, base.family, directory)
+            base,
+            directory=directory,
+            files=AdaptedFiles(base.files, base.family, directory),
+            has_own_form=base.has_own_form and not has_delimiters,
         )
     path = None if (directory / 'config.json').is_file() else find_llama2c_file(directory)
     legacy = Llama2cFile(path) if path else None

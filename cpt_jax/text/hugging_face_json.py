@@ -22,7 +22,10 @@ class HuggingFaceJson:
         is_special = encoded.special_tokens_mask
         self.before = encoded.ids[: is_special.index(0)] if 0 in is_special else []
 
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
+        if max_tokens is None:
+            found = self._tokenizer.encode_batch_fast(list(texts))
+            return [encoded.ids for encoded in found]
         if max_tokens not in self._truncating:
             tokenizer = self._load()
             tokenizer.enable_truncation(max_tokens)

@@ -28,8 +28,6 @@ from cpt_jax.text.hugging_face_json import HuggingFaceJson
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import Side
 
-_UNLIMITED = 1 << 20  # more tokens than any prompt has
-
 
 class _Model(Protocol):
     """A tokenizer with its special tokens, in one of the file formats.
@@ -49,7 +47,8 @@ class _Model(Protocol):
     def before(self) -> Sequence[int]:
         """Ids of the special tokens before each text."""
 
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]: ...
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
+        """Returns the ids of each text with special tokens, truncated if there is a limit."""
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text without special tokens around it."""
@@ -79,6 +78,7 @@ class PretrainedTokenizer:
         lower: bool,
         end: int,
         bos_ids: Sequence[int] = (),
+        padding: str = '',
     ):
         """Wraps a model.
 
@@ -89,11 +89,13 @@ class PretrainedTokenizer:
           lower: whether texts are lowercased.
           end: id that replaces a text without any token, because pooling needs at least one state.
           bos_ids: BOS from config.json, used if the tokenizer itself puts nothing before texts.
+          padding: padding token from tokenizer_config.json; '' if there is none.
         """
         self._model = model
         self._end = end
+        self._padding = padding
         self._lower = lower
-        self._ids_if_empty = [] if model.encode([''], 10)[0] else [end]
+        self._ids_if_empty = [] if model.encode([''], None)[0] else [end]
         self.bos_ids = tuple(model.before or bos_ids)
         self.source = source
         self.prompts = dict(prompts)
@@ -106,12 +108,9 @@ class PretrainedTokenizer:
         """
         return self._model.file
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """All settings that are not in `file`, as plain values for `restore_tokenizer`.
-
-        Raises:
-          UserError: `file` lacks the special tokens, because the directory has no tokenizer.json.
+    def check_can_be_stored(self) -> None:
+        """Raises UserError if `file` lacks the special tokens, because the directory has no
+        tokenizer.json.
         """
         if not isinstance(self._model, HuggingFaceJson):
             raise UserError(
@@ -119,12 +118,18 @@ class PretrainedTokenizer:
                 f'one with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`, or set '
                 f'--config.tokenizer.delimiters=paper'
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings that are not in `file`, as plain values for `restore_tokenizer`."""
+        self.check_can_be_stored()
         return {
             'source': self.source,
             'prompts': self.prompts,
             'lower': self._lower,
             'end': self._end,
             'bos_ids': list(self.bos_ids),
+            'padding': self._padding,
         }
 
     def with_prompts(self, prompts: Mapping[Side, str]) -> 'PretrainedTokenizer':
@@ -136,6 +141,7 @@ class PretrainedTokenizer:
             self._lower,
             self._end,
             self.bos_ids,
+            self._padding,
         )
 
     def save(self, directory: Path | str) -> None:
@@ -152,7 +158,7 @@ class PretrainedTokenizer:
     def added_length(self) -> int:
         """Number of ids that special tokens and prompt add to a text, on the side with more."""
         sides: tuple[Side, ...] = ('x', 'y')
-        return max(len(self.encode([''], side, _UNLIMITED)[0]) for side in sides)
+        return max(len(self._model.encode([self.prompts[side]], None)[0]) for side in sides)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -200,6 +206,7 @@ def restore_tokenizer(data: bytes, settings: Mapping[str, Any]) -> PretrainedTok
         settings['lower'],
         settings['end'],
         settings['bos_ids'],
+        settings['padding'],
     )
 
 
@@ -235,6 +242,7 @@ def open_tokenizer(
         lower,
         _find_end_id(config, model.vocab_size),
         _find_bos_ids(config, tokenizer_config, model.vocab_size),
+        _find_padding(tokenizer_config),
     )
 
 
@@ -274,6 +282,12 @@ def _find_bos_ids(
         return []
     bos_id = config.get('bos_token_id')
     return [bos_id] if isinstance(bos_id, int) and 0 <= bos_id < vocab_size else []
+
+
+def _find_padding(tokenizer_config: Mapping[str, Any]) -> str:
+    token = tokenizer_config.get('pad_token')
+    # Older versions of transformers write a dict of the token's properties.
+    return token['content'] if isinstance(token, dict) else token or ''
 
 
 def _find_file(directory: Path) -> Path:

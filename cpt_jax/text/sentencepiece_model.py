@@ -60,8 +60,10 @@ class SentencePieceModel:
         self._names = re.compile('|'.join(groups) or '(?!)')
         self.vocab_size = max([self._first.get_piece_size() - 1, *added]) + 1
 
-    def encode(self, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-        room = max_tokens - len(self.before) - len(self._after)
+    def encode(self, texts: Sequence[str], max_tokens: int | None) -> list[list[int]]:
+        room = None
+        if max_tokens is not None:
+            room = max_tokens - len(self.before) - len(self._after)
         return [[*self.before, *ids[:room], *self._after] for ids in self.encode_plain(texts)]
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:

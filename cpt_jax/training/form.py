@@ -10,10 +10,11 @@ from typing import Any
 
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
-from cpt_jax.origin.resolve import Origin
+from cpt_jax.origin.resolve import Origin, Scratch
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import read_json_file
 
-DELIMITERS = ('auto', 'paper', 'none')
+DELIMITER_CHOICES = ('auto', 'paper', 'none')
 
 
 def keeps_own_form(config: Mapping[str, Any]) -> bool:
@@ -35,13 +36,16 @@ def resolve_form(
       UserError: the keys do not fit each other or the origin.
     """
     chosen = config['tokenizer'].get('delimiters', 'auto')
-    if chosen not in DELIMITERS:
-        raise UserError(f'tokenizer.delimiters={chosen!r}: choose one of {", ".join(DELIMITERS)}')
+    if chosen not in DELIMITER_CHOICES:
+        choices = ', '.join(DELIMITER_CHOICES)
+        raise UserError(f'tokenizer.delimiters={chosen!r}: choose one of {choices}')
     pooling, delimiters = _find_own_form(config, origin, previous)
     if chosen != 'auto':
         pooling = pooling if chosen == delimiters else _find_pooling(chosen, origin)
         delimiters = chosen
-    pooling = _get_pooling(config) if _get_pooling(config) != 'auto' else pooling
+    chosen_pooling = config['model'].get('pooling', 'auto')
+    if chosen_pooling != 'auto':
+        pooling = chosen_pooling
     resolved = {
         **config,
         'model': {**config['model'], 'pooling': pooling},
@@ -56,22 +60,21 @@ def _find_own_form(
     config: Mapping[str, Any], origin: Origin, previous: EarlierRun | None
 ) -> tuple[str, str]:
     """Returns the (pooling, delimiters) that 'auto' means."""
-    run = previous or origin
-    if isinstance(run, EarlierRun):
-        if run.is_language_model and not previous:
-            return 'eos', 'paper'
-        stored = run.provenance.config
-        return stored['model']['pooling'], stored['tokenizer']['delimiters']
-    is_contrastive = config['objective'] == 'contrastive'
-    has_template = bool(config['prompt'].get('template'))
-    if (
-        isinstance(origin, Pretrained)
-        and origin.has_own_form
-        and is_contrastive
-        and not has_template
-    ):
+    if previous:
+        return _read_form(previous)
+    if config['objective'] != 'contrastive' or config['prompt'].get('template'):
+        return 'eos', 'paper'
+    if isinstance(origin, EarlierRun) and not origin.is_language_model:
+        return _read_form(origin)
+    if isinstance(origin, Pretrained) and origin.has_own_form:
         return origin.shape['pooling'], 'none'
     return 'eos', 'paper'
+
+
+def _read_form(run: EarlierRun) -> tuple[str, str]:
+    """Returns the (pooling, delimiters) that a run was trained with."""
+    config = run.provenance.config
+    return config['model']['pooling'], config['tokenizer']['delimiters']
 
 
 def _find_pooling(delimiters: str, origin: Origin) -> str:
@@ -81,32 +84,46 @@ def _find_pooling(delimiters: str, origin: Origin) -> str:
     return 'eos'
 
 
-def _get_pooling(config: Mapping[str, Any]) -> str:
-    return config['model'].get('pooling', 'auto')
-
-
 def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
     """Raises UserError if a new run cannot have the form of its config."""
-    prompts = config['data'].get('prompts') or {}
-    for side, prompt in prompts.items():
-        if side not in ('x', 'y'):
-            raise UserError(f'unknown config key data.prompts.{side}: data.prompts has x, y')
+    if isinstance(origin, Scratch) and config['init_from']:
+        return  # a plan, made before its origin exists
+    for side, prompt in (config['data'].get('prompts') or {}).items():
         if prompt is not None and not keeps_own_form(config):
             raise UserError(
                 f'data.prompts.{side}: texts between delimiters have no prompt; remove it, or '
                 f'start from an embedding model with --config.tokenizer.delimiters=none'
             )
+    own = isinstance(origin, EarlierRun) and origin.provenance.own_tokenizer is not None
     if not keeps_own_form(config):
+        if own:
+            raise UserError(
+                f'init_from={config["init_from"]}: a run with the special tokens of a pretrained '
+                f'model trains contrastively, without delimiters and template; to change that, '
+                f'start from an export of the run'
+            )
         return
     where = 'tokenizer.delimiters=none'
     if config['objective'] != 'contrastive':
         raise UserError(f'{where}: objective=lm adds no delimiters in any case; set it to auto')
     if config['prompt'].get('template'):
         raise UserError(f'{where}: prompt.template replaces delimiters too; set one of the two')
-    own = isinstance(origin, EarlierRun) and origin.provenance.own_tokenizer is not None
     if isinstance(origin, Pretrained):
-        origin.tokenizer.settings  # noqa: B018  raises UserError if it cannot be stored
+        origin.tokenizer.check_can_be_stored()
+        _check_embeds_both_sides(origin)
     elif not own:
         raise UserError(
             f'{where}: needs init_from to be a pretrained model, or a run from one that has none'
+        )
+
+
+def _check_embeds_both_sides(origin: Pretrained) -> None:
+    """Raises UserError for `query/` or `document/` of an export, whose tokenizer adds the
+    delimiters of one side to every text.
+    """
+    golden = read_json_file(origin.directory / 'golden.json', optional=True)
+    if len(golden.get('vectors', {'x': (), 'y': ()})) == 1 and not golden.get('template'):
+        raise UserError(
+            f'init_from={origin.directory}: embeds one side only: start from the run that was '
+            f'exported, or set --config.tokenizer.delimiters=paper'
         )

@@ -94,6 +94,8 @@ class LanguageModel:
 
     def check_model(self, config: EncoderConfig) -> None:
         check_language_model(config)
+        if config.dense:
+            raise UserError('model.dense: objective=lm has no vectors; leave it empty')
 
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         if not 2 < data.row_length <= config.max_length:

@@ -36,6 +36,13 @@ class Data:
         _check_minimum(
             'data', self, negatives=0, rows=0, row_choices=1, row_length=1, threads=1, prefetch=1
         )
+        if not isinstance(self.prompts or {}, Mapping):
+            raise UserError(f'data.prompts={self.prompts!r}: must be a section with x and y')
+        for side, prompt in (self.prompts or {}).items():
+            if side not in ('x', 'y'):
+                raise UserError(f'unknown config key data.prompts.{side}: data.prompts has x, y')
+            if not isinstance(prompt, str | None):
+                raise UserError(f'data.prompts.{side}={prompt!r}: must be a text')
 
 
 @dataclasses.dataclass(frozen=True)

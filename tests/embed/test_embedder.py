@@ -393,5 +393,5 @@ def test_run_with_delimiters_has_no_other_representation(run):
         (Representation('prompteol'), '--representation'),
         (Representation(demonstrations=shown), '--demonstration'),
     ]:
-        with pytest.raises(UserError, match=f'{flag}: .*run was trained with delimiters'):
+        with pytest.raises(UserError, match=f'{flag}: .*run was trained without a template'):
             load_embedder(str(run), representation=representation)

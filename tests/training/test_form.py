@@ -11,6 +11,7 @@ import pytest
 
 from cpt_jax.data.batch import place_batch
 from cpt_jax.embed.load import load_embedder
+from cpt_jax.exporting.adapter import export_adapter
 from cpt_jax.exporting.directory import export
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runs.config_file import load_config
@@ -19,6 +20,7 @@ from cpt_jax.training import loop
 from cpt_jax.training.chunks import encode
 from cpt_jax.training.setup import Run, set_up
 from cpt_jax.training.start import make_starting_state
+from tests.embed.test_embedder import write_run
 from tests.goldens.golden import read_golden, restore
 from tests.origin.test_pretrained import edit
 
@@ -136,10 +138,15 @@ def test_trained_run_resumes_and_is_exported_in_its_form(config_file, tmp_path, 
     np.testing.assert_allclose(exported(texts, 'y'), embed(texts, 'y'), atol=1e-5)
     np.testing.assert_allclose(exported(texts[:3], 'x'), embed(texts[:3], 'x'), atol=1e-5)
     assert np.abs(exported(texts[:2], 'y') - load_embedder(str(model))(texts[:2], 'y')).max() > 1e-4
+    reader = json.loads((tmp_path / 'out' / 'tokenizer_config.json').read_text())
+    assert reader['pad_token']
     config['init_from'] = f'{tmp_path}/run'
     inheriting = set_up(config, tmp_path / 'next')
     assert inheriting.tokenizer.fingerprint == embed.settings['tokenizer']
     assert inheriting.encoder_config.dense == pretrained.shape['dense']
+    config['tokenizer']['delimiters'] = 'paper'
+    with pytest.raises(UserError, match='a run with the special tokens of a pretrained model'):
+        set_up(config, tmp_path / 'next')
 
 
 def test_config_replaces_prompts_and_lora_keeps_the_form(config_file, tmp_path):
@@ -151,6 +158,9 @@ def test_config_replaces_prompts_and_lora_keeps_the_form(config_file, tmp_path):
     own = open_pretrained(str(model)).tokenizer.prompts
     assert embed.settings['prompts'] == {'x': 'a b: ', 'y': own['y']}
     assert np.isfinite(embed(['list file'], 'x')).all()
+    # All that an adapter cannot hold is named.
+    with pytest.raises(UserError, match='trained Dense modules and other data.prompts, which an'):
+        export_adapter(str(tmp_path / 'run'), tmp_path / 'adapter')
     config['data']['prompts'] = {'x': None, 'y': None}
     with pytest.raises(UserError, match=r'data\.prompts\.x was'):
         loop.train(config, tmp_path / 'run')
@@ -170,6 +180,8 @@ def test_paper_form_of_an_embedding_model_is_still_there(config_file, tmp_path):
         ({'data__max_tokens_x': 2}, r'data\.max_tokens_x=2 must be over \d+ \(special tokens and'),
         ({'tokenizer__path': 'x.json'}, r'tokenizer\.path=x\.json'),
         ({'model__pooling': 'max'}, r"model\.pooling='max': choose one of"),
+        ({'data__prompts': 'query: '}, r"data\.prompts='query: ': must be a section with x and y"),
+        ({'data__prompts': {'x': 3}}, r'data\.prompts\.x=3: must be a text'),
         ({'data__prompts': {'z': 'a'}}, r'unknown config key data\.prompts\.z'),
         (
             {'tokenizer__delimiters': 'paper', 'data__prompts': {'x': 'a'}},
@@ -177,7 +189,7 @@ def test_paper_form_of_an_embedding_model_is_still_there(config_file, tmp_path):
         ),
         (
             {'tokenizer__delimiters': 'paper', 'model__freeze_dense': True},
-            r'model\.freeze_dense: the model has no Dense modules',
+            r'model\.freeze_dense: there are no Dense modules',
         ),
     ],
 )
@@ -203,6 +215,15 @@ def test_run_from_scratch_trains_with_mean_pooling(config_file, tmp_path):
     assert loop.train(config, tmp_path / 'run') == 0
     embed = load_embedder(str(tmp_path / 'run'))
     assert embed.encoder.config.pooling == 'mean'
+
+
+def test_directory_of_one_side_keeps_no_form(config_file, tmp_path, tokenizer):
+    """Its tokenizer would add the delimiters of x to y."""
+    run = write_run(tmp_path / 'run', tokenizer)
+    export(str(run), tmp_path / 'out', dtype='float32', shard_bytes=10**9, license_id='mit')
+    config = make_config(config_file, tmp_path / 'out' / 'query')
+    with pytest.raises(UserError, match='query: embeds one side only'):
+        set_up(config, tmp_path / 'next')
 
 
 def test_unknown_module_is_one_line(config_file, tmp_path):
