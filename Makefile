@@ -5,9 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ORACLES := .venv-oracles/bin
 PIP := -m pip install --quiet --disable-pip-version-check
-# One worker more than cores, at most 8: workers wait for the programs that they start.
-WORKERS = $(shell $(PYTHON) -c 'import os; print(min(8, 1 + os.cpu_count()))')
-PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
+PYTEST := -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 # On Linux the default index has the CUDA build of torch: gigabytes that the oracles never use.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 
