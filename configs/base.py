@@ -64,15 +64,15 @@ def get_config() -> ConfigDict:
     # --config.data.sources.NAME.KEY also sets arguments that are not listed in the config.
     c.data.sources = {'python': {'kind': 'python_source', 'weight': 1.0}}
     # Maximum number of tokens of an x, including the two delimiters or the template; longer texts
-    # are truncated.
+    # are truncated. 0: the length of 99 % of a sample of the data, at most what the model reads.
     c.data.max_tokens_x = 256
     c.data.max_tokens_y = 256  # as max_tokens_x, for y and hard negatives
     # Prompts put before x and y (and hard negatives), with delimiters='none'; None: those of the
     # model in init_from.
     c.data.prompts = ConfigDict({side: config_dict.placeholder(str) for side in ('x', 'y')})
     c.data.negatives = 0  # number of hard negatives per pair; uses the first ones of each pair
-    # Tokens of a packed row, at least max_tokens_x and max_tokens_y. With objective lm, the maximum
-    # text length.
+    # Tokens of a packed row, at least max_tokens_x and max_tokens_y; 0: the longer of the two. With
+    # objective lm, the maximum text length.
     c.data.row_length = 512
     # True: a row contains several texts. False: a row contains one text, which costs padding.
     c.data.packed = True
@@ -173,6 +173,8 @@ def get_config() -> ConfigDict:
     c.optimizer.peak_lr = 1e-4  # learning rate of AdamW after the warm-up
     # Steps in which the learning rate rises from 0 to peak_lr; less than train.steps.
     c.optimizer.warmup_steps = 1000
+    # Warm-up as a fraction of train.steps, which replaces warmup_steps; 0: off.
+    c.optimizer.warmup_share = 0.0
     # Decay of the learning rate after the warm-up: cosine | linear (the default of transformers).
     c.optimizer.decay = 'cosine'
     c.optimizer.final_share = 0.1  # learning rate at the last step, as a fraction of peak_lr
@@ -185,6 +187,8 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 10_000  # number of batches, and the end of the learning rate schedule
+    # Number of times that the pairs of all sources are read, which replaces train.steps; 0: off.
+    c.train.epochs = 0.0
     # Pairs in a batch, over all devices; each is a negative of every other. With objective lm:
     # texts.
     c.train.batch_pairs = 12_288
@@ -198,12 +202,18 @@ def get_config() -> ConfigDict:
     # Steps between evaluations on held-out data; 0: no evaluation. Measures retrieval; with
     # objective lm, bits per byte.
     c.evaluation.every_steps = 500
+    # Number of evaluations, evenly over the run, which replaces every_steps; 0: off.
+    c.evaluation.times = 0
     # Number of held-out pairs; each y is a candidate for every x. With objective lm: texts.
     c.evaluation.pairs = 1000
+    # Number of evaluations without a better score after which training stops early; 0: never.
+    c.evaluation.patience = 0
 
     c.checkpoint = ConfigDict()
     # Steps between checkpoints. The last step and SIGTERM also save one.
     c.checkpoint.every_steps = 500
     c.checkpoint.keep_latest = 2  # number of latest checkpoints to keep, to resume from
     c.checkpoint.keep_every = 5000  # keep checkpoints at multiples of this step forever; 0: none
+    # Saves and keeps the checkpoint with the best held-out score, which is RUN@best.
+    c.checkpoint.keep_best = False
     return c

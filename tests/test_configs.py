@@ -38,6 +38,8 @@ def list_configs(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.glob('[a-z]*.py')):
         arguments = importlib.import_module(f'configs.{path.stem}').__dict__.get('ARGUMENTS', ())
+        if path.stem == 'finetune':  # any directory is an argument
+            arguments = ('models/bert',)
         found += [f'{path.stem}:{argument}' for argument in arguments] or [path.stem]
     return found
 

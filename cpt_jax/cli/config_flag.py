@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -28,11 +28,25 @@ ACCUMULATION = (
 )
 
 
-def define_config_flag() -> Callable[[], tuple[str, ConfigDict]]:
+class ConfigFlags(NamedTuple):
+    """What the flags say.
+
+    Attributes:
+      name: name of the config, see `ConfigFile.name`.
+      config: the config with the keys of the flags.
+      given: keys that flags have set.
+    """
+
+    name: str
+    config: ConfigDict
+    given: frozenset[str]
+
+
+def define_config_flag() -> Callable[[], ConfigFlags]:
     """Defines --config and --config.section.key=value; returns a function that reads them.
 
-    The returned function returns the config's name and the config. It raises UserError if --config
-    is missing. Parsing the flags raises UserError for a file, argument or key that cannot be used.
+    The returned function raises UserError if --config is missing. Parsing the flags raises
+    UserError for a file, argument or key that cannot be used.
     """
     example = 'such as configs/quickstart.py or configs/prompteol.py:opt-13b'
     config_flags.DEFINE_config_file(
@@ -45,10 +59,10 @@ def define_config_flag() -> Callable[[], tuple[str, ConfigDict]]:
     parser = ConfigParser()
     flags.FLAGS['config'].parser = parser
 
-    def read_config() -> tuple[str, ConfigDict]:
+    def read_config() -> ConfigFlags:
         if parser.file is None:
             raise UserError('--config is missing: give a file such as configs/quickstart.py')
-        return parser.file.name, ConfigDict(flags.FLAGS['config'].value)
+        return ConfigFlags(parser.file.name, ConfigDict(flags.FLAGS['config'].value), parser.given)
 
     return read_config
 
@@ -58,10 +72,12 @@ class ConfigParser(flags.ArgumentParser):
 
     Attributes:
       file: the file that was loaded last; None before the first.
+      given: keys that --config.KEY flags set.
     """
 
     def __init__(self) -> None:
         self.file: ConfigFile | None = None
+        self.given: frozenset[str] = frozenset()
 
     def parse(self, argument: str) -> ConfigDict:
         if not argument:
@@ -73,7 +89,9 @@ class ConfigParser(flags.ArgumentParser):
             raise UserError(f'--config {error}') from error
         # After this, ml_collections reads the same command line to set the keys.
         words = flags.FLAGS.read_flags_from_files(sys.argv, force_gnu=False)
-        check_given_keys(config, find_given_keys(words))
+        given = find_given_keys(words)
+        self.given = frozenset(given)
+        check_given_keys(config, given)
         config.lock()
         return config
 
@@ -144,15 +162,18 @@ def _check_source_key(
     if name in source:
         return
     # Imported here because it takes seconds and imports JAX, whose platform must be chosen first.
-    from cpt_jax.data.mixture import KINDS, get_source_arguments
+    from cpt_jax.data.mixture import KINDS, SOURCE_KEYS, get_source_arguments
 
     kind = given.get(f'{where}.kind', source.get('kind'))
     if kind not in KINDS:  # make_sources reports the unknown kind
         _check_key(config, f'{where}.{name}')
         return
+    if name in SOURCE_KEYS:
+        source[name] = SOURCE_KEYS[name]()
+        return
     arguments = get_source_arguments(kind)
     if name not in arguments:
-        known = ['kind', 'weight', *arguments]
+        known = [*SOURCE_KEYS, *arguments]
         raise _make_unknown_key_error(
             f'{where}.{name}', name, where, known, f'{KINDS[kind].__module__} explains the keys'
         )

@@ -26,8 +26,8 @@ def define_model_flags(
       of `load_embedder`. It raises UserError if the flags contradict each other.
     """
     reference = (
-        'Model to load: a run, RUN@STEP, RUN@best:TASK (after evaluate.py --follow), or the '
-        'directory of a pretrained model.'
+        'Model to load: a run, RUN@STEP, RUN@best:TASK (after evaluate.py --follow), RUN@best '
+        '(after training with checkpoint.keep_best), or the directory of a pretrained model.'
     )
     pooling = (
         'Pooling of a pretrained model whose directory does not define one: eos (or last), mean or '

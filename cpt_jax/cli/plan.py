@@ -81,7 +81,7 @@ flags.declare_key_flag('config')
 
 
 def main() -> None:
-    _, config = _read_config()
+    config = _read_config().config
     if not _TOPOLOGY.value:
         raise UserError('--topology is missing: give a TPU slice such as v5p:4x4x4')
     options = _read_embedding_options()

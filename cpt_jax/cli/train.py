@@ -2,7 +2,8 @@
 
 Example:
   python launch/train.py --config configs/quickstart.py --workdir runs/mine --config.train.steps=600
-  python launch/train.py --config configs/small_pairs.py --config.data.sources.pairs.path=my/pairs
+  python launch/train.py --config configs/finetune.py:models/all-MiniLM-L6-v2 \
+      --config.data.sources.pairs.path=my/pairs
   python launch/train.py --config configs/prompteol.py:opt-13b --config.init_from=$HOME/opt-13b
 
 Set keys of the config with --config.section.key=value; configs/base.py explains every key. Default
@@ -33,7 +34,7 @@ flags.declare_key_flag('config')
 
 
 def main() -> int:
-    name, config = _read_config()
+    name, config, given = _read_config()
     from cpt_jax.training.loop import train
 
     use_compilation_cache()
@@ -41,7 +42,7 @@ def main() -> int:
     if _WORKDIR.value:
         workdir = local_path(_WORKDIR.value, '--workdir')
     with _join_processes():
-        return train(config.to_dict(), workdir)
+        return train(config.to_dict(), workdir, given)
 
 
 def run() -> None:

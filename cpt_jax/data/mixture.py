@@ -7,7 +7,7 @@ recognized by their style.
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -20,6 +20,7 @@ from cpt_jax.data.sources.text import TextSource, TokenCounter
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runs.config import check_section
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.tokenizer import Side
 
 KINDS: dict[str, Callable[..., Source]] = {
     'python_source': PythonSource,
@@ -29,6 +30,8 @@ KINDS: dict[str, Callable[..., Source]] = {
     'text': TextSource,
 }
 
+# Keys of a source that are not arguments of its class, with their types.
+SOURCE_KEYS = {'kind': str, 'weight': float, 'prompt_x': str, 'prompt_y': str}
 # Arguments of these classes that the run sets, not the config.
 _SET_BY_RUN = ('split', 'tokenizer')
 
@@ -73,8 +76,8 @@ def make_sources(
     """Returns the sources of a config's `data.sources` and their weights, by name in sorted order.
 
     Args:
-      sections: a section for each source, by name. It has `kind` (one of KINDS), `weight` and the
-        keyword arguments of the kind's class.
+      sections: a section for each source, by name. It has `kind` (one of KINDS), `weight`, the
+        keyword arguments of the kind's class, and optionally `prompt_x` and `prompt_y`.
       split: 'train', 'heldout' or 'all'. 'heldout' leaves out sources without held-out pairs.
       tokenizer: tokenizer for sources that limit texts by tokens.
       wrap: function applied to each source, optional.
@@ -97,6 +100,8 @@ def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) 
         raise UserError(f'{where}.kind is {kind!r} and must be one of {", ".join(KINDS)}')
     if section.pop('weight', None) is None:
         raise UserError(f'config key {where}.weight is missing')
+    for key in ('prompt_x', 'prompt_y'):
+        section.pop(key, None)
     given: dict[str, object] = {'split': split}
     if 'tokenizer' in inspect.signature(KINDS[kind]).parameters:
         given['tokenizer'] = tokenizer
@@ -107,6 +112,13 @@ def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) 
         raise UserError(
             f'{where}: {error} (arguments of this source are set with --config.{where}.NAME=VALUE)'
         ) from None
+
+
+def read_source_prompts(section: Mapping[str, Any]) -> dict[Side, str]:
+    """Returns the prompts of a source, by side: its `prompt_x` and `prompt_y`, where given."""
+    sides: tuple[Side, ...] = ('x', 'y')
+    found = {side: section.get(f'prompt_{side}') for side in sides}
+    return {side: prompt for side, prompt in found.items() if prompt is not None}
 
 
 def _parse_weight(name: str, weight: float) -> float:
@@ -150,11 +162,28 @@ def make_batches(
     return grain.MapDataset.mix(data_sets, np.rint(100 * relative / relative.min()).tolist())
 
 
-def _make_source_batches(
-    source_index: int, name: str, source: Source, seed: int, batch_pairs: int
-) -> grain.MapDataset:
-    """Returns the endless batches of one source; consecutive batches follow its shuffled order."""
-    # One item per epoch is a pair, or one pair of a document.
+def count_batches_per_epoch(sources: Mapping[str, Source], batch_pairs: int) -> int:
+    """Returns the number of batches in which all sources are read once.
+
+    Args:
+      sources: sources by name.
+      batch_pairs: number of pairs in a batch.
+
+    Raises:
+      UserError: a source has fewer pairs, or documents, than a batch.
+    """
+    return sum(
+        _count_items(name, source, batch_pairs) // batch_pairs for name, source in sources.items()
+    )
+
+
+def _count_items(name: str, source: Source, batch_pairs: int) -> int:
+    """Returns the number of items that a source gives in an epoch: pairs, or one pair of each
+    document.
+
+    Raises:
+      UserError: they are fewer than a batch.
+    """
     items = len(source) if source.documents is None else len(source.documents) - 1
     if items < batch_pairs:
         what = 'pairs'
@@ -165,6 +194,14 @@ def _make_source_batches(
             f'data.sources.{name} has {items} {what}, fewer than train.batch_pairs={batch_pairs}: '
             f'lower train.batch_pairs or add data'
         )
+    return items
+
+
+def _make_source_batches(
+    source_index: int, name: str, source: Source, seed: int, batch_pairs: int
+) -> grain.MapDataset:
+    """Returns the endless batches of one source; consecutive batches follow its shuffled order."""
+    items = _count_items(name, source, batch_pairs)
     # grain shuffles with seed + epoch, so adjacent seeds would give the same orders one epoch
     # apart. A hash avoids this.
     order_seed = int(digest_texts(str(seed), name)[:8], 16)

@@ -21,6 +21,7 @@ from absl import logging
 from etils import epath
 from tqdm import tqdm
 
+from cpt_jax.evals.report.curves import read_metrics
 from cpt_jax.evals.run import make_claim_path, store_result, write_report
 from cpt_jax.evals.store.embedding_cache import CachingEmbed, digest_json
 from cpt_jax.evals.store.history import (
@@ -36,7 +37,7 @@ from cpt_jax.evals.store.results import RESULTS, ResultsFile
 from cpt_jax.evals.task import Result, Task
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.best_checkpoint import keep_best, write_best
-from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.runs.run_dir import STOPPED_EARLY, RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.event_files import ScorePoint, write_points
 from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
@@ -353,7 +354,14 @@ def _make_point(row: Row) -> ScorePoint:
 
 
 def _read_last_step(run: Path) -> int | None:
-    """Returns train.steps of the run's current config; None before the run has started."""
+    """Returns the run's last step, if it is not interrupted: train.steps of its current config, or
+    the step after which it stopped early; None before the run has started.
+    """
+    columns = read_metrics(epath.Path(RunDir(run).metrics))
+    if STOPPED_EARLY in columns:
+        last_step = columns['step'][0][-1]
+        if columns[STOPPED_EARLY][0][-1] == last_step:
+            return int(last_step)
     path = RunDir(run).config
     try:
         return json.loads(path.read_text('utf-8'))['train']['steps']

@@ -32,6 +32,7 @@ from cpt_jax.runtime.mesh import (
 from cpt_jax.training.objective import Objective
 from cpt_jax.training.resolve import resolve, resolve_architecture
 from cpt_jax.training.sections import Data, Train, add_defaults, check_sections
+from cpt_jax.training.sizes import assume_longest
 from cpt_jax.training.step import TrainState, init_state, make_step
 
 
@@ -138,8 +139,9 @@ def _inherit_from_origin(config: Mapping[str, Any]) -> Mapping[str, Any]:
     plan may be made before that run has trained.
     """
     check_sections(config)
-    config, _ = resolve_architecture(config, resolve_origin(config['init_from'], must_exist=False))
-    return add_defaults(config)
+    origin = resolve_origin(config['init_from'], must_exist=False)
+    config, _ = resolve_architecture(config, origin)
+    return assume_longest(add_defaults(config), origin)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The best checkpoints of a run: best.json names one per task, and best/ holds copies of them.
+"""The best checkpoints of a run, by held-out score and by task.
 
-launch/evaluate.py --follow scores the checkpoints of a run and writes both.
+Training writes best_heldout.json, and keeps that checkpoint. launch/evaluate.py --follow scores the
+checkpoints by tasks: best.json names one per task, and best/ holds copies of them.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -18,6 +20,8 @@ _METADATA_FILE = '_CHECKPOINT_METADATA'
 
 # The content of best.json: task -> {'step': ..., 'score': ...}.
 Best = Mapping[str, Mapping[str, float]]
+# Name of the held-out pairs among the tasks, in RUN@best:heldout.
+HELDOUT = 'heldout'
 
 
 def write_best(run: Path, best: Best) -> None:
@@ -25,26 +29,31 @@ def write_best(run: Path, best: Best) -> None:
     write_atomically(RunDir(run).best_steps, json.dumps(best, indent=2) + '\n')
 
 
+def write_best_heldout(run: Path, step: int, score: float) -> None:
+    """Writes best_heldout.json into a run's directory."""
+    entry = {'step': step, 'score': score}
+    write_atomically(RunDir(run).best_heldout, json.dumps(entry) + '\n')
+
+
 def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
     """Returns the directory and the step of the best checkpoint.
 
     Args:
       run: the run's directory.
-      task: task whose scores decide; '' is the only task in best.json.
+      task: task whose scores decide; '' is the only one with scores.
       prefix: beginning of the error messages.
 
     Raises:
-      UserError: there is no best.json, it does not have the task, or the checkpoint is deleted.
+      UserError: there are no such scores, a file is damaged, or the checkpoint is deleted.
     """
-    path = RunDir(run).best_steps
-    try:
-        best = json.loads(path.read_text('utf-8'))
-    except FileNotFoundError:
-        raise UserError(f'{prefix}: no {path}: launch/evaluate.py --follow writes it') from None
-    except ValueError as error:
+    best = dict(_read_best(RunDir(run).best_steps, prefix))
+    if heldout := _read_best(RunDir(run).best_heldout, prefix):
+        best[HELDOUT] = heldout
+    if not best:
         raise UserError(
-            f'{prefix}: {path} is not JSON ({error}): launch/evaluate.py --follow writes it again'
-        ) from None
+            f'{prefix}: the best checkpoint is not known: launch/evaluate.py --follow finds it by '
+            f'a task, training with checkpoint.keep_best=True by the held-out pairs'
+        )
     if task not in best and (task or len(best) != 1):
         problem = f'no scores of {task}' if task else 'name the task'
         choices = ', '.join(f'@best:{name}' for name in best) or 'none'
@@ -58,6 +67,19 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
         f'checkpoint.keep_latest and keep_every; launch/evaluate.py --follow --keep_best keeps the '
         f'best'
     )
+
+
+def _read_best(path: Path, prefix: str) -> dict[str, Any]:
+    """Returns the content of a file, {} if there is none. Raises UserError if it is damaged."""
+    try:
+        return json.loads(path.read_text('utf-8'))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(
+            f'{prefix}: {path} is not JSON ({error}): delete it; launch/evaluate.py --follow, or '
+            f'training, writes it again'
+        ) from None
 
 
 def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:

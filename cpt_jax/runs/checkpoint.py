@@ -19,6 +19,7 @@ from cpt_jax.runtime.errors import UserError
 
 _SAVE = ocp.training.save_decision_policies
 _KEEP = ocp.training.preservation_policies
+_SCORE = 'score'  # name of the score among the metrics of a checkpoint
 # The metadata of a checkpoint, as JSON: a Provenance.
 Metadata = dict[str, Any]
 
@@ -29,6 +30,9 @@ class Checkpoints:
     A checkpoint contains the state, the tokenizer's file and the metadata (config, code version,
     ...). Orbax writes a checkpoint under a temporary name and renames it at the end, so an
     incomplete checkpoint of a crashed run is never restored.
+
+    Attributes:
+      keeps_best: whether the checkpoint with the highest score is kept.
     """
 
     def __init__(
@@ -40,6 +44,7 @@ class Checkpoints:
         every_steps: int,
         keep_latest: int,
         keep_every: int,
+        keep_best: bool = False,
     ):
         """Opens a directory for training.
 
@@ -50,6 +55,7 @@ class Checkpoints:
           every_steps: a save is due at every multiple of this number of steps.
           keep_latest: number of latest checkpoints to keep, to resume from.
           keep_every: checkpoints at multiples of this step are kept forever; 0 keeps none.
+          keep_best: whether to keep the checkpoint that was saved with the highest score.
 
         Raises:
           UserError: one of the three numbers is too small.
@@ -64,11 +70,22 @@ class Checkpoints:
         self._directory = directory
         self._tokenizer_file = tokenizer_file
         self._metadata = about
-        forever = [_KEEP.EveryNSteps(keep_every)] if keep_every else []
+        self.keeps_best = keep_best
+        policies: list[Any] = [_KEEP.LatestN(keep_latest)]
+        if keep_every:
+            policies.append(_KEEP.EveryNSteps(keep_every))
+        if keep_best:
+            policies.append(
+                _KEEP.BestN(
+                    get_metric_fn=lambda metrics: metrics[_SCORE],
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
         self._open = lambda: ocp.training.Checkpointer(
             directory,
             save_decision_policy=_SAVE.FixedIntervalPolicy(every_steps),
-            preservation_policy=_KEEP.AnyPreservationPolicy([_KEEP.LatestN(keep_latest), *forever]),
+            preservation_policy=_KEEP.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
         )
         for name in _find_unfinished(directory):
@@ -79,11 +96,16 @@ class Checkpoints:
         """Returns whether a save is due after this many steps."""
         return self._checkpointer.should_save(step)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, score: float | None = None) -> None:
         """Starts to save the state after `step` steps, even if no save is due.
 
         Returns when the state is copied, so that its buffers can be donated. Does not save if the
         latest checkpoint is of the same step.
+
+        Args:
+          step: number of steps.
+          state: the state after them.
+          score: score that `keep_best` compares, higher is better; None if it is not known.
         """
         if self._checkpointer.latest is not None and self._checkpointer.latest.step == step:
             return
@@ -93,7 +115,11 @@ class Checkpoints:
             'tokenizer': {file_name: np.frombuffer(data, np.uint8)},
         }
         self._checkpointer.save_checkpointables_async(
-            step, content, force=True, custom_metadata=self._metadata
+            step,
+            content,
+            force=True,
+            metrics=None if score is None else {_SCORE: score},
+            custom_metadata=self._metadata,
         )
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
@@ -170,6 +196,19 @@ def list_steps(directory: Path) -> list[int]:
     return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit())
 
 
+def _explain_download(directory: Path) -> str:
+    """Returns the command that downloads a model of the Hugging Face hub; '' if a missing directory
+    cannot be the name of one.
+    """
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)) or directory.parent.exists():
+        return ''
+    target = f'models/{directory.name}'
+    return (
+        f'; a model of the Hugging Face hub has to be downloaded: hf download {directory} '
+        f"--local-dir {target} --exclude 'onnx/*' 'openvino/*' '*.bin' '*.h5', then use {target}"
+    )
+
+
 def _explain_not_pretrained(directory: Path) -> str:
     """Returns the end of an error message, for a user who meant a pretrained model.
 
@@ -177,7 +216,7 @@ def _explain_not_pretrained(directory: Path) -> str:
     the directory has a config.json.
     """
     if not directory.is_dir():
-        return ', nor is there such a directory'
+        return f', nor is there such a directory{_explain_download(directory)}'
     if (directory / 'config.json').is_file():
         return ''
     return ', nor does it hold a pretrained model: no config.json, and no complete .bin of llama2.c'
@@ -188,8 +227,8 @@ def find_checkpoint(reference: str, flag: str) -> tuple[Path, int]:
 
     Args:
       reference: a run's directory (its latest step), `run@step`, `run@best:TASK` (the step with the
-        best score of a task that launch/evaluate.py --follow measured), or `run@best` if there is
-        only one such task.
+        best score of a task that launch/evaluate.py --follow measured; `heldout` is the held-out
+        score), or `run@best` if there is only one such task.
       flag: flag or key that the reference comes from; messages begin with it.
 
     Returns:

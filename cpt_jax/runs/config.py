@@ -20,6 +20,7 @@ T = TypeVar('T')
 # ends in a dot is a whole section.
 CHANGEABLE_KEYS = (
     'train.steps',
+    'train.epochs',
     'train.log_every',
     'train.encode_chunks',
     'checkpoint.',

@@ -3,6 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+# Column of metrics.jsonl in the row of the step after which a run stopped early.
+STOPPED_EARLY = 'stopped_early'
+
 
 @dataclasses.dataclass(frozen=True)
 class RunDir:
@@ -43,6 +46,11 @@ class RunDir:
     def best_steps(self) -> Path:
         """The best checkpoint of each task: {task: {"step": ..., "score": ...}}, as JSON."""
         return self.path / 'best.json'
+
+    @property
+    def best_heldout(self) -> Path:
+        """The step with the best held-out score: {"step": ..., "score": ...}, as JSON."""
+        return self.path / 'best_heldout.json'
 
     @property
     def metrics(self) -> Path:

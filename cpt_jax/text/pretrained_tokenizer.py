@@ -178,7 +178,8 @@ class PretrainedTokenizer:
 
         A long text is truncated so that the special tokens still fit.
         """
-        prompted = [self.prompts[side] + text for text in self._lowercase(texts)]
+        # sentence-transformers lowercases the prompt too.
+        prompted = self._lowercase([self.prompts[side] + text for text in texts])
         return [
             np.array(ids or self._ids_if_empty, np.int32)
             for ids in self._model.encode(prompted, max_tokens)

@@ -30,6 +30,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import Side
 from cpt_jax.training.chunks import encode, merge_chunks
+from cpt_jax.training.heldout_scores import MainScore
 from cpt_jax.training.objective import HeldOut, Objective, Params, Scorer
 from cpt_jax.training.sections import Data
 
@@ -62,6 +63,7 @@ class Contrastive:
     name = 'contrastive'
     next_command = 'launch/evaluate.py --tasks TASKS --model'
     marks_boundaries = False
+    main_score = MainScore('heldout_mrr', 'MRR', 1)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], data: Data) -> 'Contrastive':

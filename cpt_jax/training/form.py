@@ -5,7 +5,7 @@ scores as the model does. Scratch and language models get the form of "Text and 
 Contrastive Pre-Training" (section 2): delimiters, and the state at the closing one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cpt_jax.origin.earlier_run import EarlierRun
@@ -88,10 +88,10 @@ def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
     """Raises UserError if a new run cannot have the form of its config."""
     if isinstance(origin, Scratch) and config['init_from']:
         return  # a plan, made before its origin exists
-    for side, prompt in (config['data'].get('prompts') or {}).items():
+    for key, prompt in _list_prompts(config['data']):
         if prompt is not None and not keeps_own_form(config):
             raise UserError(
-                f'data.prompts.{side}: texts between delimiters have no prompt; remove it, or '
+                f'{key}: texts between delimiters have no prompt; remove it, or '
                 f'start from an embedding model with --config.tokenizer.delimiters=none'
             )
     own = isinstance(origin, EarlierRun) and origin.provenance.own_tokenizer is not None
@@ -115,6 +115,15 @@ def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
         raise UserError(
             f'{where}: needs init_from to be a pretrained model, or a run from one that has none'
         )
+
+
+def _list_prompts(data: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Yields each key of the `data` section that sets a prompt, and the prompt."""
+    for side, prompt in (data.get('prompts') or {}).items():
+        yield f'data.prompts.{side}', prompt
+    for name, section in data['sources'].items():
+        for key in ('prompt_x', 'prompt_y'):
+            yield f'data.sources.{name}.{key}', section.get(key)
 
 
 def _check_embeds_both_sides(origin: Pretrained) -> None:

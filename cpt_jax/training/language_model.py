@@ -33,6 +33,7 @@ from cpt_jax.runtime.mesh import place_on_mesh
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer
 from cpt_jax.training.chunks import Rows, map_chunks
+from cpt_jax.training.heldout_scores import MainScore
 from cpt_jax.training.objective import HeldOut, Params, Scorer
 from cpt_jax.training.sections import Data
 
@@ -62,6 +63,7 @@ class LanguageModel:
     name = 'lm'
     next_command = 'launch/train.py --config CONFIG --config.init_from'
     marks_boundaries = True
+    main_score = MainScore('heldout_bits_per_byte', 'bits per byte', -1)
     form = 'next token'
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,24 +11,28 @@ import jax
 from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import Metrics
 from cpt_jax.runs import checkpoint
+from cpt_jax.runs.best_checkpoint import write_best_heldout
 from cpt_jax.runs.config import build, write_config
+from cpt_jax.runs.run_dir import STOPPED_EARLY
 from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.runtime.preemption import Preempted, Preemption
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.training.heldout_scores import HeldoutScores
 from cpt_jax.training.objective import Scorer
 from cpt_jax.training.recording import Clock, Recorder
 from cpt_jax.training.setup import Run, set_up_on_all_processes
 from cpt_jax.training.start import make_starting_state
-from cpt_jax.training.startup import format_startup_table
+from cpt_jax.training.startup import ChosenKeys, format_startup_table
 from cpt_jax.training.step import StepPrograms, TrainState
 
 
-def train(config: Mapping[str, Any], workdir: Path) -> int:
+def train(config: Mapping[str, Any], workdir: Path, given: Collection[str] = ()) -> int:
     """Trains a run up to its last step, resuming from its latest checkpoint if there is one.
 
     Args:
       config: the sections of configs/base.py, as plain values.
       workdir: the run's directory.
+      given: keys of the config that flags have set, for the startup table.
 
     Returns:
       The exit status: 0, or 42 if SIGTERM stopped the run early.
@@ -39,12 +43,14 @@ def train(config: Mapping[str, Any], workdir: Path) -> int:
     """
     preemption = Preemption()
     try:
-        return _train(config, workdir, preemption)
+        return _train(config, workdir, given, preemption)
     finally:
         preemption.restore_handler()
 
 
-def _train(config: Mapping[str, Any], workdir: Path, preemption: Preemption) -> int:
+def _train(
+    config: Mapping[str, Any], workdir: Path, given: Collection[str], preemption: Preemption
+) -> int:
     run = set_up_on_all_processes(config, workdir)
     if preemption.is_requested():
         return EXIT_PREEMPTED
@@ -63,9 +69,11 @@ def _train(config: Mapping[str, Any], workdir: Path, preemption: Preemption) -> 
             write_config(workdir, run.provenance.config)
             run.tokenizer.save(run.directory.tokenizer)
             write_atomically(run.directory.data, json.dumps(_describe_data(run), indent=2) + '\n')
-            print(format_startup_table(run, state, first_step, workdir), flush=True)
+            chosen = ChosenKeys(config, given)
+            print(format_startup_table(run, state, first_step, workdir, chosen), flush=True)
+        loop = _Loop(run, checkpoints, preemption, first_step)
         try:
-            status = _Loop(run, checkpoints, preemption, first_step).run_to_end(state)
+            status = loop.run_to_end(state)
         except BaseException:
             # With several processes, closing would wait for the other processes to finish a save
             # in progress, and they must first learn of this error (runtime/multihost.py).
@@ -74,10 +82,7 @@ def _train(config: Mapping[str, Any], workdir: Path, preemption: Preemption) -> 
             raise
         checkpoints.close()
         if status == 0 and jax.process_index() == 0:
-            print(
-                f'done: step {max(first_step, run.train.steps):,} is in {workdir}; next: python '
-                f'{run.objective.next_command}={workdir}'
-            )
+            print(loop.describe_end(workdir))
         return status
 
 
@@ -100,6 +105,8 @@ class _Loop:
 
     Attributes:
       first_step: number of steps already done before the loop.
+      step: number of steps done.
+      heldout: the held-out scores since step 0.
       pending: metrics of the last step started; None if they have been read.
       recorded_step: step of the last recorded row.
       recorded_seconds: training seconds at the last recorded row.
@@ -117,10 +124,13 @@ class _Loop:
         self.checkpoints = checkpoints
         self.preemption = preemption
         self.first_step = first_step
+        self.step = first_step
         is_writer = jax.process_index() == 0
         self.recorder = Recorder(run.directory, first_step, run.train.steps, is_writer)
-        self.clock = Clock(
-            self.recorder.last.get('seconds', 0.0), self.recorder.last.get('paused_seconds', 0.0)
+        last = self.recorder.earlier[-1] if self.recorder.earlier else {}
+        self.clock = Clock(last.get('seconds', 0.0), last.get('paused_seconds', 0.0))
+        self.heldout = HeldoutScores(
+            run.objective.main_score, run.evaluation.patience, self.recorder.earlier
         )
         self.pending: _PendingMetrics | None = None
         self.programs = StepPrograms(run)
@@ -144,6 +154,8 @@ class _Loop:
     def _run_steps(self, state: TrainState) -> int:
         if not self.first_step and self.run.heldout_pairs and not self._evaluate_start(state):
             return EXIT_PREEMPTED
+        if self._stops_early():
+            return 0
         upcoming = self.run.iterate_batches_after(self.first_step)
         for step in range(self.first_step + 1, self.run.train.steps + 1):
             batch = place_batch(next(upcoming), self.run.mesh, self.run.layout)
@@ -165,6 +177,7 @@ class _Loop:
                 self._record(*self._read_pending(), {})
             self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, metrics)
             self.recorder.advance(1)
+            self.step = step
             if self._is_pause_due(step):
                 should_stop = self._evaluate_and_save(step, state)
                 if should_stop:
@@ -172,13 +185,38 @@ class _Loop:
                         f'SIGTERM: saved step {step:,}; run the same command again to resume'
                     )
                     return EXIT_PREEMPTED
+                if self._stops_early():
+                    return 0
         return 0
+
+    def _stops_early(self) -> bool:
+        """Returns whether the held-out scores have stopped rising, before the last step."""
+        if not self.heldout.should_stop or self._is_last(self.step):
+            return False
+        patience = self.heldout.patience
+        self.recorder.print_line(
+            f'step {self.step:,}: stopped early, because {patience} evaluations brought no better '
+            f'score; to train on, set --config.evaluation.patience=0'
+        )
+        return True
+
+    def describe_end(self, workdir: Path) -> str:
+        """Returns the last line of a run that is done."""
+        parts = [f'done: step {self.step:,} is in {workdir}']
+        if scores := self.heldout.describe():
+            parts.append(scores)
+        model = workdir
+        if self.checkpoints.keeps_best and self.heldout.best_step:
+            model = Path(f'{workdir}@best')
+        parts.append(f'next: python {self.run.objective.next_command}={model}')
+        return '; '.join(parts)
 
     def _evaluate_start(self, state: TrainState) -> bool:
         """Records the held-out scores before the first step; returns False after SIGTERM."""
         scores = self._evaluate(state)
         if scores:
             start = {'pairs_seen': 0, 'seconds': 0.0, 'paused_seconds': self.clock.paused}
+            self.heldout.add(0, scores)
             self.recorder.write(0, start | scores)
             self.recorder.print_line(f'step 0: {self.run.objective.format_heldout(scores)}')
         return bool(scores)
@@ -210,11 +248,27 @@ class _Loop:
         if self._is_evaluation_due(step) and not self.preemption.requested:
             scores = self._evaluate(state)
         should_stop = self.preemption.requested
-        self._record(*metrics, scores, stops_here=should_stop)
-        if should_stop or self._is_last(step) or self.checkpoints.is_due(step):
+        score = None
+        if scores:
+            self.heldout.add(step, scores)
+            score = self.heldout.get(step) * self.heldout.main.sign
+        is_best = self.checkpoints.keeps_best and self.heldout.best_step == step
+        stops_here = should_stop or self.heldout.should_stop
+        if self.heldout.should_stop and not self._is_last(step):
+            scores = scores | {STOPPED_EARLY: 1.0}
+        self._record(*metrics, scores, stops_here)
+        if stops_here or is_best or self._is_last(step) or self.checkpoints.is_due(step):
             with self.clock.pause():
-                self.checkpoints.save(step, state._replace(frozen=None))
+                self.checkpoints.save(step, state._replace(frozen=None), score)
+                if is_best:
+                    self._write_best(step)
         return should_stop
+
+    def _write_best(self, step: int) -> None:
+        """Makes RUN@best the checkpoint of this step, once it is complete."""
+        self.checkpoints.wait()
+        if jax.process_index() == 0:
+            write_best_heldout(self.run.directory.path, step, self.heldout.get(step))
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Returns the held-out scores; an empty dict if SIGTERM arrived during the evaluation."""

@@ -18,6 +18,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.training.heldout_scores import MainScore
 from cpt_jax.training.sections import Data
 
 
@@ -60,6 +61,7 @@ class Objective(Protocol):
       marks_boundaries: whether texts have begin-of-text and end-of-text tokens, for which a newly
         trained tokenizer needs ids.
       form: form of the loss, shown in a plan.
+      main_score: held-out score that decides which checkpoint is the best.
     """
 
     @property
@@ -73,6 +75,9 @@ class Objective(Protocol):
 
     @property
     def form(self) -> str: ...
+
+    @property
+    def main_score(self) -> MainScore: ...
 
     def check_model(self, config: EncoderConfig) -> None:
         """Raises UserError if a model with this config cannot be trained with the objective."""

@@ -65,6 +65,7 @@ def make_optimizer(
     epsilon: float,
     clip_norm: float,
     decay: str = 'cosine',
+    warmup_share: float = 0.0,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns the optimizer and its learning-rate schedule, a function of the step.
 
@@ -83,6 +84,7 @@ def make_optimizer(
       epsilon: constant added to the root of the second moment.
       clip_norm: maximum global norm of the gradient.
       decay: shape of the decay, 'cosine' (half a period) or 'linear'.
+      warmup_share: length of the warmup as a fraction of `steps`; 0 uses `warmup_steps`.
 
     Raises:
       UserError: an argument is invalid.
@@ -93,6 +95,10 @@ def make_optimizer(
         raise UserError(
             f'optimizer.clip_norm={clip_norm}: must be above 0; to disable clipping, set it to 1e9'
         )
+    if not 0 <= warmup_share < 1:
+        raise UserError(f'optimizer.warmup_share={warmup_share}: must be 0 or more and less than 1')
+    if warmup_share:
+        warmup_steps = int(warmup_share * steps)
     if not 0 <= warmup_steps < steps:
         raise UserError(
             f'optimizer.warmup_steps={warmup_steps} must be less than train.steps={steps}'

@@ -49,7 +49,7 @@ class Recorder:
     All methods do nothing if `is_writer` is False, as on all processes but one.
 
     Attributes:
-      last: the last recorded row; {} for a new run.
+      earlier: the rows recorded before the run was resumed; [] for a new run.
     """
 
     def __init__(self, directory: RunDir, first_step: int, steps: int, is_writer: bool):
@@ -59,7 +59,7 @@ class Recorder:
         """
         self._file, self._events = None, None
         # A run that begins again writes its row for step 0 again.
-        self.last = drop_rows_after(directory.metrics, first_step or -1) if is_writer else {}
+        self.earlier = drop_rows_after(directory.metrics, first_step or -1) if is_writer else []
         if is_writer:
             self._file = directory.metrics.open('a', encoding='utf-8')
             self._events = import_summary_writer()(
@@ -119,14 +119,14 @@ class Recorder:
             self._events.close()
 
 
-def drop_rows_after(path: Path, step: int) -> dict[str, float]:
+def drop_rows_after(path: Path, step: int) -> list[dict[str, float]]:
     """Drops the rows of later steps, and an incomplete last line, from a metrics.jsonl file.
 
     Returns:
-      The last row that is kept; {} if there is none or no file.
+      The rows that are kept.
     """
     if not path.exists():
-        return {}
+        return []
     kept = []
     for line in path.read_text(encoding='utf-8').splitlines():
         try:
@@ -137,4 +137,4 @@ def drop_rows_after(path: Path, step: int) -> dict[str, float]:
             break
         kept.append(row)
     write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
-    return kept[-1] if kept else {}
+    return kept

@@ -34,7 +34,7 @@ class Data:
 
     def __post_init__(self):
         _check_minimum(
-            'data', self, negatives=0, rows=0, row_choices=1, row_length=1, threads=1, prefetch=1
+            'data', self, negatives=0, rows=0, row_choices=1, row_length=0, threads=1, prefetch=1
         )
         if not isinstance(self.prompts or {}, Mapping):
             raise UserError(f'data.prompts={self.prompts!r}: must be a section with x and y')
@@ -53,9 +53,12 @@ class Train:
     batch_pairs: int
     encode_chunks: int = 1
     log_every: int = 10
+    epochs: float = 0.0
 
     def __post_init__(self):
-        _check_minimum('train', self, steps=1, batch_pairs=1, encode_chunks=1, log_every=1)
+        _check_minimum(
+            'train', self, steps=1, batch_pairs=1, encode_chunks=1, log_every=1, epochs=0
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +67,11 @@ class Evaluation:
 
     every_steps: int
     pairs: int
+    times: int = 0
+    patience: int = 0
 
     def __post_init__(self):
-        _check_minimum('evaluation', self, every_steps=0, pairs=0)
+        _check_minimum('evaluation', self, every_steps=0, pairs=0, times=0, patience=0)
 
     @property
     def is_on(self) -> bool:

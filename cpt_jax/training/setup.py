@@ -11,9 +11,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cpt_jax.data.batch import Batch, Layout, TokenReader, make_local_batches, plan_layout
-from cpt_jax.data.mixture import get_source_classes, make_batches
+from cpt_jax.data.mixture import get_source_classes, make_batches, read_source_prompts
 from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id, spread_indices
-from cpt_jax.data.sources.text import TokenCounter
+from cpt_jax.data.prompted_source import PromptedSource
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
 from cpt_jax.origin.frozen_base import describe_base, get_adapter_base, open_checked_base
@@ -31,6 +31,7 @@ from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
 from cpt_jax.training.sections import SECTION_FUNCTIONS, Evaluation, add_defaults, check_sections
+from cpt_jax.training.sizes import assume_longest, keep_sizes, read_lengths, read_steps
 from cpt_jax.training.step import TrainState, init_state
 
 
@@ -87,7 +88,8 @@ class Run(Resolved):
     @property
     def held_out(self) -> HeldOut:
         """The held-out pairs, and all that is needed to read and embed them."""
-        return HeldOut(self.heldout_pairs, self.tokenizer, self.data, self.layout, self.mesh)
+        tokenizer = self.reader.tokenizer
+        return HeldOut(self.heldout_pairs, tokenizer, self.data, self.layout, self.mesh)
 
 
 def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
@@ -114,25 +116,33 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         tokenizer = resolve_tokenizer(config, start.previous or start.origin, objective)
         return wrap_in_template(tokenizer, config['prompt'], start.bos_ids)
 
-    resolved = resolve(config, jax.devices(), make_tokenizer)
-    objective = resolved.objective
-    tokenizer = resolved.tokenizer
+    # Everything that needs no data is checked before the data is read.
+    checked = resolve(assume_longest(config, start.origin), jax.devices(), make_tokenizer)
+    objective = checked.objective
+    tokenizer = checked.tokenizer
     assert tokenizer is not None  # `resolve` calls make_tokenizer
-    sources, weights = objective.load_sources(config['data']['sources'], 'train', tokenizer)
+    sections = config['data']['sources']
+    sources, weights = objective.load_sources(sections, 'train', tokenizer)
+    sources, reading_tokenizer = _put_prompts(sources, sections, tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     if start.previous:
         _check_data(start.previous.provenance.sources, fingerprints, workdir)
-    check_negatives(sources, resolved.data.negatives)
+    check_negatives(sources, checked.data.negatives)
+    config = read_steps(config, sources)
+    config = read_lengths(config, start.origin, list(sources.values()), reading_tokenizer)
+    resolved = resolve(config, jax.devices(), lambda _: tokenizer)
+    _check_prompts_leave_room(resolved)
     indices = make_batches(sources, weights, resolved.seed, resolved.train.batch_pairs)
-    reader = objective.make_reader(list(sources.values()), tokenizer, resolved.data)
+    reader = objective.make_reader(list(sources.values()), reading_tokenizer, resolved.data)
     layout = _plan_rows(reader, resolved)
     base, base_description = _open_base(start, resolved.lora, workdir)
     heldout_pairs = _load_heldout_pairs(resolved.evaluation, config, objective, tokenizer)
+    _check_heldout_is_used(config, heldout_pairs)
     resolved = dataclasses.replace(
         resolved, objective=objective.with_baseline(reader, heldout_pairs)
     )
     provenance = Provenance(
-        config=to_json_values(start.config),
+        config=to_json_values(_keep_keys(config, start.config)),
         tokenizer=tokenizer.fingerprint,
         sources=fingerprints,
         code=get_code_version(),
@@ -155,6 +165,14 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         provenance=provenance,
         changes=changes,
     )
+
+
+def _keep_keys(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config without the defaults that `given` lacks."""
+    return {
+        name: {key: value[key] for key in given[name]} if isinstance(value, Mapping) else value
+        for name, value in config.items()
+    }
 
 
 def _check_origin_of_adapters(config: Mapping[str, Any]) -> None:
@@ -247,6 +265,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     config = resolve_form(config, Scratch(), previous)
     if inherits:
         config = replace_architecture(config, *previous.model_section_and_vocab_size)
+    config = keep_sizes(config, previous.provenance.config)
     return _Start(config, previous, Scratch(), inherits, previous.provenance.begin)
 
 
@@ -271,20 +290,61 @@ def _load_heldout_pairs(
     evaluation: Evaluation,
     config: Mapping[str, Any],
     objective: Objective,
-    tokenizer: TokenCounter,
+    tokenizer: TextTokenizer,
 ) -> list[Pair]:
     """Returns up to `evaluation.pairs` held-out pairs, in equal numbers from the sources that have
     any.
     """
     if not evaluation.is_on:
         return []
-    sources, _ = objective.load_sources(config['data']['sources'], 'heldout', tokenizer)
+    sections = config['data']['sources']
+    sources, _ = objective.load_sources(sections, 'heldout', tokenizer)
+    sources, _ = _put_prompts(sources, sections, tokenizer)
     pairs_per_source, remainder = divmod(evaluation.pairs, max(len(sources), 1))
     pairs = []
     for position, source in enumerate(sources.values()):
         count = pairs_per_source + (position < remainder)
         pairs += [source[int(index)] for index in spread_indices(len(source), count)]
     return pairs
+
+
+def _put_prompts(
+    sources: dict[str, Source], sections: Mapping[str, Mapping[str, Any]], tokenizer: TextTokenizer
+) -> tuple[dict[str, Source], TextTokenizer]:
+    """Returns the sources and the tokenizer that reads them.
+
+    If a source has prompts of its own, all sources put the prompts before their texts, and the
+    tokenizer puts none.
+    """
+    if not any(map(read_source_prompts, sections.values())):
+        return sources, tokenizer
+    assert isinstance(tokenizer, PretrainedTokenizer)  # resolve_form has refused the others
+    prompted: dict[str, Source] = {
+        name: PromptedSource(source, tokenizer.prompts | read_source_prompts(sections[name]))
+        for name, source in sources.items()
+    }
+    return prompted, tokenizer.with_prompts(dict.fromkeys(tokenizer.prompts, ''))
+
+
+def _check_prompts_leave_room(resolved: Resolved) -> None:
+    """Raises UserError if the prompts of a source leave no room for its texts."""
+    for name, section in resolved.data.sources.items():
+        if prompts := read_source_prompts(section):
+            assert isinstance(resolved.tokenizer, PretrainedTokenizer)
+            around = resolved.tokenizer.with_prompts(prompts).added_length
+            what = f'special tokens and prompt of data.sources.{name}'
+            resolved.objective.check_lengths(resolved.data, resolved.encoder_config, around, what)
+
+
+def _check_heldout_is_used(config: Mapping[str, Any], heldout_pairs: Sequence[Pair]) -> None:
+    """Raises UserError if a key needs held-out pairs and there are none."""
+    for section, key in [('checkpoint', 'keep_best'), ('evaluation', 'patience')]:
+        value = config[section].get(key)
+        if value and not heldout_pairs:
+            raise UserError(
+                f'{section}.{key}={value}: needs held-out pairs: set the holdout of a source and '
+                f'the evaluation section, or turn it off with --config.{section}.{key}=0'
+            )
 
 
 def _check_data(before: Mapping[str, str], now: Mapping[str, str], workdir: Path) -> None:

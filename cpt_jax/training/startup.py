@@ -1,16 +1,48 @@
 """The table that a run prints before its first step."""
 
+import dataclasses
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 from cpt_jax.data.batch import Layout
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.training.setup import Run
+from cpt_jax.training.sizes import LENGTH_QUANTILE
 from cpt_jax.training.step import TrainState
 
 
-def format_startup_table(run: Run, state: TrainState, first_step: int, workdir: Path) -> str:
+@dataclasses.dataclass(frozen=True)
+class ChosenKeys:
+    """What the user chose, to show where the values of a run come from.
+
+    Attributes:
+      config: the config before anything in it was resolved.
+      given: keys that flags have set.
+    """
+
+    config: Mapping[str, Any]
+    given: Collection[str]
+
+    def find_source(self, key: str, otherwise: str) -> str:
+        """Returns where the value of a key comes from: 'flag', 'config', or `otherwise` if the
+        user left it open.
+        """
+        if key in self.given:
+            return 'flag'
+        value: Any = self.config
+        for name in key.split('.'):
+            value = (value or {}).get(name)
+        return otherwise if value in (None, 0, 'auto') else 'config'
+
+
+def format_startup_table(
+    run: Run, state: TrainState, first_step: int, workdir: Path, chosen: ChosenKeys
+) -> str:
     """Returns a description of the run, one line per property.
 
     Args:
@@ -18,6 +50,7 @@ def format_startup_table(run: Run, state: TrainState, first_step: int, workdir: 
       state: its state before the first step.
       first_step: number of steps already done.
       workdir: the run's directory, as the user gave it.
+      chosen: what the user chose.
     """
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     embedding_size = state.encoder.token_embedding[...].size
@@ -34,6 +67,9 @@ def format_startup_table(run: Run, state: TrainState, first_step: int, workdir: 
         'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint '
         f'{run.tokenizer.fingerprint[:12]}, {tokenizer_speed}',
         'template': _describe_template(run),
+        'form': _describe_form(run, chosen),
+        'lengths': _describe_lengths(run, chosen),
+        'learning': _describe_schedule(run),
         'batch': run.objective.describe_batch(run.train.batch_pairs, run.data),
         'rows': _describe_layout(run.layout),
         'held out': _describe_heldout(run),
@@ -61,6 +97,49 @@ def _describe_template(run: Run) -> str:
     if not prompt.text_tokens:
         return prompt.template
     return f'{prompt.template}, texts truncated to {prompt.text_tokens} ids'
+
+
+def _describe_form(run: Run, chosen: ChosenKeys) -> str:
+    """Returns what is put around texts and how they are pooled, and where that comes from."""
+    model = _name_origin(chosen)
+    where = chosen.find_source('model.pooling', model)
+    text = f'pooling {run.encoder_config.pooling} ({where})'
+    if not isinstance(run.tokenizer, PretrainedTokenizer):
+        return text
+    where = chosen.find_source('tokenizer.delimiters', model)
+    text += f", the model's special tokens ({where})"
+    for side, prompt in run.tokenizer.prompts.items():
+        text += (
+            f', prompt of {side} {prompt!r} ({chosen.find_source(f"data.prompts.{side}", model)})'
+        )
+    return text
+
+
+def _describe_lengths(run: Run, chosen: ChosenKeys) -> str:
+    """Returns the maximum lengths of a run's texts, and where they come from."""
+    if run.objective.name != 'contrastive':
+        return ''
+    parts = []
+    for side, length in (('x', run.data.max_tokens_x), ('y', run.data.max_tokens_y)):
+        where = chosen.find_source(f'data.max_tokens_{side}', f'{LENGTH_QUANTILE:.0%} of the data')
+        parts.append(f'{side} up to {length:,} tokens ({where})')
+    return ', '.join(parts)
+
+
+def _describe_schedule(run: Run) -> str:
+    """Returns the number of steps, and the learning rate at its peak and at the end."""
+    steps = run.train.steps
+    epochs = f' ({run.train.epochs:g} epochs)' if run.train.epochs else ''
+    rates_S = np.asarray(run.schedule(np.arange(steps + 1)))
+    return (
+        f'{steps:,} steps{epochs}, learning rate {rates_S.max():.2g} after '
+        f'{rates_S.argmax():,} steps, {rates_S[-1]:.2g} at the end'
+    )
+
+
+def _name_origin(chosen: ChosenKeys) -> str:
+    """Returns the name of what decides about a key that the user left open."""
+    return Path(chosen.config['init_from']).name or 'default'
 
 
 def _describe_parameters(run: Run, state: TrainState, embedding_size: int) -> str:

@@ -52,7 +52,7 @@ def test_wrong_reference_is_a_one_line_error(run):
         assert str(caught.value).startswith(f'--model {run}@{reference}: ')
         return str(caught.value)
 
-    assert 'best.json: launch/evaluate.py --follow writes it' in error_of('best')
+    assert 'the best checkpoint is not known: launch/evaluate.py --follow' in error_of('best')
     write_best(run, make_best(a=2, b=9))
     assert error_of('best').endswith('name the task; there are @best:sts/a, @best:sts/b')
     assert error_of('best:sts/c').endswith('no scores of sts/c; there are @best:sts/a, @best:sts/b')

@@ -63,13 +63,13 @@ def test_rows_of_later_steps_and_an_incomplete_line_are_dropped(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     rows = [{'step': step, 'loss': 1 / step} for step in range(2, 12, 2)]
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows) + '{"step": 12, "lo')
-    assert drop_rows_after(path, 11) == rows[-1] and read_rows(tmp_path) == rows
-    assert drop_rows_after(path, 7) == rows[2] and read_rows(tmp_path) == rows[:3]
-    assert drop_rows_after(path, 6) == rows[2] and read_rows(tmp_path) == rows[:3]
-    assert drop_rows_after(path, 1) == {} and path.read_text() == ''
-    assert drop_rows_after(path, 1) == {}
+    assert drop_rows_after(path, 11) == rows and read_rows(tmp_path) == rows
+    assert drop_rows_after(path, 7) == rows[:3] and read_rows(tmp_path) == rows[:3]
+    assert drop_rows_after(path, 6) == rows[:3] and read_rows(tmp_path) == rows[:3]
+    assert drop_rows_after(path, 1) == [] and path.read_text() == ''
+    assert drop_rows_after(path, 1) == []
     assert (
-        drop_rows_after(tmp_path / 'other.jsonl', 5) == {}
+        drop_rows_after(tmp_path / 'other.jsonl', 5) == []
         and not (tmp_path / 'other.jsonl').exists()
     )
     assert [file.name for file in tmp_path.iterdir()] == ['metrics.jsonl']
@@ -79,7 +79,7 @@ def test_last_line_without_newline_and_values_that_are_not_finite_are_kept(tmp_p
     (tmp_path / 'metrics.jsonl').write_text(
         '{"step": 1, "loss": NaN}\n{"step": 2, "loss": Infinity}'
     )
-    assert drop_rows_after(tmp_path / 'metrics.jsonl', 5) == {'step': 2, 'loss': float('inf')}
+    assert drop_rows_after(tmp_path / 'metrics.jsonl', 5)[-1] == {'step': 2, 'loss': float('inf')}
     assert (
         tmp_path / 'metrics.jsonl'
     ).read_text() == '{"step": 1, "loss": NaN}\n{"step": 2, "loss": Infinity}\n'
@@ -87,7 +87,7 @@ def test_last_line_without_newline_and_values_that_are_not_finite_are_kept(tmp_p
 
 def test_row_is_written_to_metrics_jsonl_and_tensorboard(tmp_path):
     records = Recorder(RunDir(tmp_path), 0, 10, is_writer=True)
-    assert records.last == {}
+    assert records.earlier == []
     records.write(1, {'loss': 2.5, 'accuracy_xy': 0.25})
     # Written immediately, not when the recorder is closed.
     assert read_rows(tmp_path) == [{'step': 1, 'loss': 2.5, 'accuracy_xy': 0.25}]
@@ -107,7 +107,7 @@ def test_records_continue_after_the_step_of_the_checkpoint(tmp_path):
         (step, 2.0 if step <= 4 else 1.0) for step in range(1, 9)
     ]
     again = Recorder(RunDir(tmp_path), 8, 8, is_writer=True)
-    assert again.last == {'step': 8, 'loss': 1.0, 'seconds': 80.0}
+    assert again.earlier[-1] == {'step': 8, 'loss': 1.0, 'seconds': 80.0}
     again.close()
 
 
@@ -118,7 +118,7 @@ def test_only_the_writer_writes_and_prints(tmp_path, capsys):
     records.advance(1)
     records.print_line('a line')
     records.close()
-    assert records.last == {} and (tmp_path / 'metrics.jsonl').read_text() == '{"step": 9}\n'
+    assert records.earlier == [] and (tmp_path / 'metrics.jsonl').read_text() == '{"step": 9}\n'
     assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
     assert capsys.readouterr() == ('', '')
 

@@ -1,0 +1,126 @@
+"""The sizes of a run that its data determine: the maximum lengths of texts and the number of steps.
+
+The run stores the sizes, so a resumed run has the same ones.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cpt_jax.data.batch import PairTokenReader, sample_lengths
+from cpt_jax.data.mixture import count_batches_per_epoch
+from cpt_jax.data.pairs import Source
+from cpt_jax.origin.earlier_run import EarlierRun
+from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.resolve import Origin
+from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.text.tokenizer import Side
+
+# Fraction of the texts that a length from the data does not truncate.
+LENGTH_QUANTILE = 0.99
+SAMPLED_PAIRS = 4096
+# Lengths are rounded up to a multiple of 8, the smaller side of a TPU's float32 tile.
+_LENGTH_MULTIPLE = 8
+_SIDES: tuple[Side, ...] = ('x', 'y')
+
+
+def assume_longest(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
+    """Returns the config with the longest texts that the model can read in place of lengths that
+    the data will determine.
+
+    Args:
+      config: the sections of configs/base.py, with the architecture to train.
+      origin: the model that a new run starts from.
+    """
+    limits = _find_limits(config, origin)
+    found = {side: config['data'][f'max_tokens_{side}'] or limits[side] for side in _SIDES}
+    return _with_lengths(config, found)
+
+
+def read_lengths(
+    config: Mapping[str, Any], origin: Origin, sources: Sequence[Source], tokenizer: TextTokenizer
+) -> dict[str, Any]:
+    """Returns the config with a quantile of the data's lengths in place of `max_tokens_x=0` and
+    `max_tokens_y=0`, and with the smallest rows that fit in place of `row_length=0`.
+
+    Args:
+      config: the sections of configs/base.py, with the architecture to train.
+      origin: the model that a new run starts from, which bounds the lengths.
+      sources: sources of the run's pairs.
+      tokenizer: the run's tokenizer.
+    """
+    if config['objective'] != 'contrastive':  # a language model reads whole rows
+        return assume_longest(config, origin)
+    data = config['data']
+    limits = _find_limits(config, origin)
+    found = {side: data[f'max_tokens_{side}'] for side in _SIDES}
+    if not all(found.values()):
+        reader = PairTokenReader(sources, tokenizer, limits['x'], limits['y'], data['negatives'])
+        samples = [sample_lengths(reader, i, SAMPLED_PAIRS) for i in range(len(sources))]
+        lengths_PxT = np.concatenate(samples)
+        # A missing negative has no tokens.
+        y_N = lengths_PxT[:, 1:][lengths_PxT[:, 1:] > 0]
+        for side, lengths_N in zip(_SIDES, (lengths_PxT[:, 0], y_N), strict=True):
+            longest = math.ceil(np.quantile(lengths_N, LENGTH_QUANTILE))
+            found[side] = found[side] or min(_round_up(longest), limits[side])
+    return _with_lengths(config, found)
+
+
+def read_steps(config: Mapping[str, Any], sources: Mapping[str, Source]) -> dict[str, Any]:
+    """Returns the config with `train.steps` from `train.epochs`, and `evaluation.every_steps` from
+    `evaluation.times`, where these are not 0.
+    """
+    train, evaluation = dict(config['train']), dict(config['evaluation'])
+    if train.get('epochs'):
+        batches = count_batches_per_epoch(sources, train['batch_pairs'])
+        train['steps'] = max(math.ceil(train['epochs'] * batches), 1)
+    if evaluation.get('times'):
+        evaluation['every_steps'] = math.ceil(train['steps'] / evaluation['times'])
+    return {**config, 'train': train, 'evaluation': evaluation}
+
+
+def keep_sizes(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config with the sizes of a run in place of those that the data determine.
+
+    Args:
+      config: the sections of configs/base.py.
+      stored: the config that the run stored.
+    """
+    kept = dict(config)
+    for section, key, is_open in [
+        ('data', 'max_tokens_x', not config['data']['max_tokens_x']),
+        ('data', 'max_tokens_y', not config['data']['max_tokens_y']),
+        ('data', 'row_length', not config['data']['row_length']),
+        ('train', 'steps', config['train'].get('epochs')),
+        ('evaluation', 'every_steps', config['evaluation'].get('times')),
+    ]:
+        if is_open:
+            kept[section] = {**kept[section], key: stored[section][key]}
+    return kept
+
+
+def _find_limits(config: Mapping[str, Any], origin: Origin) -> dict[Side, int]:
+    """Returns the maximum number of tokens that the model can read of a text, by side."""
+    longest = config['model']['max_length']
+    if isinstance(origin, Pretrained):
+        return dict.fromkeys(_SIDES, min(origin.max_tokens, longest))
+    if isinstance(origin, EarlierRun) and not origin.is_language_model:
+        data = origin.provenance.config['data']
+        return {side: min(data[f'max_tokens_{side}'], longest) for side in _SIDES}
+    return dict.fromkeys(_SIDES, longest)
+
+
+def _with_lengths(config: Mapping[str, Any], lengths: Mapping[Side, int]) -> dict[str, Any]:
+    """Returns the config with these maximum lengths, and with rows that hold them if `row_length`
+    is 0.
+    """
+    data = config['data']
+    row_length = data['row_length'] or _round_up(max(lengths.values()))
+    lengths_by_key = {f'max_tokens_{side}': length for side, length in lengths.items()}
+    return {**config, 'data': {**data, **lengths_by_key, 'row_length': row_length}}
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
