@@ -199,6 +199,7 @@ NINE_STEPS = {
     'checkpoint.keep_every': 3,
     'train.steps': 9,
     'optimizer.epsilon': 1e-4,
+    'model.pooling': 'mean',  # over texts that two processes pack
 }
 COPIES = [f'--config.{key}={value}' for key, value in NINE_STEPS.items()]
 # The parameters are sharded over all devices of both processes.

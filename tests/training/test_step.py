@@ -69,6 +69,8 @@ NEGATIVES = {
     'loss__dimensions': (8, 32),
     'loss__temperature_per_source': True,
     'train__batch_pairs': 37,  # not divisible by any number of devices and chunks
+    'model__pooling': 'mean',
+    'model__causal': False,
 }
 LANGUAGE = {'objective': 'lm', 'train__batch_pairs': 37, 'model__dropout': 0.3}
 WAYS = [
