@@ -8,10 +8,16 @@ functions of the installed packages, or the pairs of --pairs. Both have the same
 direction, constant scale 20), AdamW without weight decay, a linear warm-up over a tenth of the
 steps and a linear decay to 0, no dropout and float32. Each seed is a new order of the pairs. The
 score is the MRR of held-out pairs, computed from the vectors of each side by the same function.
+With --beir FOLDER, both sides train on the relevant documents of the queries in qrels/train.tsv,
+and the score is nDCG@10 on qrels/test.tsv:
+
+  python benchmarks/finetune_race.py --model models/all-MiniLM-L6-v2 \
+      --beir data/retrieval/scifact --max_tokens 256 --steps 14 --seeds 1
 
 `ratio` in the JSON is pairs per processor second, ours over theirs, the median over the seeds;
-`mrr_ours`, `mrr_theirs` and `mrr_start` are the scores after and before training. `packing` is the
-part of the ratio that packing explains: computed tokens per pair, theirs over ours.
+`mrr_ours`, `mrr_theirs` and `mrr_start` (or `ndcg_...`) are the scores after and before training.
+`packing` is the part of the ratio that packing explains: computed tokens per pair, theirs over
+ours.
 """
 
 import dataclasses
@@ -24,10 +30,14 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from etils import epath
 from tqdm import tqdm
 
+from cpt_jax.benchmark_data.beir import load_collection
 from cpt_jax.cli.program import run_program
 from cpt_jax.data.pairs import Pair, spread_indices
+from cpt_jax.embed.function import Embed
+from cpt_jax.evals.tasks.retrieval import Retrieval
 from cpt_jax.runs.config_file import load_config
 from turns import Moment, call_in_process, count_cores
 
@@ -38,6 +48,7 @@ class Settings:
 
     model: str
     pairs: str
+    beir: str
     batch: int
     steps: int
     peak_lr: float
@@ -48,6 +59,10 @@ class Settings:
     @property
     def warmup_steps(self) -> int:
         return self.steps // 10
+
+    @property
+    def metric(self) -> str:
+        return 'ndcg' if self.beir else 'mrr'
 
 
 def measure(settings: Settings) -> dict[str, Any]:
@@ -64,14 +79,15 @@ def measure(settings: Settings) -> dict[str, Any]:
     rates = {
         name: [run['pairs'] / run['cpu_seconds'] for run in runs] for name, runs in sides.items()
     }
+    metric = settings.metric
     computed = {name: sum(run['computed'] for run in runs) for name, runs in sides.items()}
     return {
         'ratio': statistics.median(rates['ours']) / statistics.median(rates['theirs']),
         'packing': computed['theirs'] / computed['ours'],
-        'mrr_ours': [run['mrr'] for run in sides['ours']],
-        'mrr_theirs': [run['mrr'] for run in sides['theirs']],
-        'mrr_start': sides['ours'][0]['mrr_start'],
-        'mrr_start_theirs': sides['theirs'][0]['mrr_start'],
+        f'{metric}_ours': [run['end'] for run in sides['ours']],
+        f'{metric}_theirs': [run['end'] for run in sides['theirs']],
+        f'{metric}_start': sides['ours'][0]['start'],
+        f'{metric}_start_theirs': sides['theirs'][0]['start'],
         'pairs_per_cpu_second': rates,
         'settings': dataclasses.asdict(settings) | {'cores': count_cores()},
         'sides': sides,
@@ -80,17 +96,19 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Prints a row per side and seed, and the comparison."""
-    print(f'{"":<10}{"seed":>5}{"MRR":>9}{"pairs/CPU s":>14}{"seconds":>10}{"tokens/pair":>13}')
+    metric = 'ndcg' if result['settings']['beir'] else 'mrr'
+    print(f'{"":<10}{"seed":>5}{metric:>9}{"pairs/CPU s":>14}{"seconds":>10}{"tokens/pair":>13}')
     for name, runs in result['sides'].items():
         for seed, run in enumerate(runs):
             print(
-                f'{name:<10}{seed:>5}{run["mrr"]:>9.4f}'
+                f'{name:<10}{seed:>5}{run["end"]:>9.4f}'
                 f'{run["pairs"] / run["cpu_seconds"]:>14.2f}{run["seconds"]:>10.1f}'
                 f'{run["computed"] / run["pairs"]:>13.1f}'
             )
-    ours, theirs = statistics.mean(result['mrr_ours']), statistics.mean(result['mrr_theirs'])
+    ours, theirs = (statistics.mean(result[f'{metric}_{side}']) for side in ('ours', 'theirs'))
+    starts = result[f'{metric}_start'], result[f'{metric}_start_theirs']
     print(
-        f'MRR at the start {result["mrr_start"]:.4f} here, {result["mrr_start_theirs"]:.4f} there; '
+        f'{metric} at the start {starts[0]:.4f} here, {starts[1]:.4f} there; '
         f'mean after training {ours:.4f} here, {theirs:.4f} there\n'
         f'pairs per processor second: {result["ratio"]:.2f} x; computed tokens per pair: '
         f'{1 / result["packing"]:.2f} x'
@@ -98,7 +116,9 @@ def print_table(result: Mapping[str, Any]) -> None:
 
 
 def read_pairs(settings: Settings) -> tuple[list[Pair], list[Pair]]:
-    """Returns the pairs to train on, and the held-out pairs."""
+    """Returns the pairs to train on, and the held-out pairs, [] with --beir."""
+    if settings.beir:
+        return read_beir_pairs(epath.Path(settings.beir)), []
     from cpt_jax.data.sources.jsonl import JsonlSource
     from cpt_jax.data.sources.python_source import PythonSource
 
@@ -112,10 +132,30 @@ def read_pairs(settings: Settings) -> tuple[list[Pair], list[Pair]]:
     return [train[i] for i in range(len(train))], [heldout[int(i)] for i in chosen]
 
 
+def read_beir_pairs(folder: epath.Path) -> list[Pair]:
+    """Returns each training query of a BEIR folder with each of its relevant documents."""
+    collection = load_collection(folder, 'train')
+    texts = dict(zip(collection.query_ids, collection.queries, strict=True))
+    return [
+        Pair(texts[query], collection.documents[collection.positions[document]])
+        for query, grades in collection.qrels.items()
+        for document, grade in grades.items()
+        if grade > 0
+    ]
+
+
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     """Writes pairs as JSON lines."""
     with path.open('w', encoding='utf-8') as file:
         file.writelines(json.dumps({'x': pair.x, 'y': pair.y}) + '\n' for pair in pairs)
+
+
+def compute_score(settings: Settings, heldout: Sequence[Pair], embed: Embed) -> float:
+    """Returns the score of an embedding function; see the description of this program."""
+    if settings.beir:
+        return Retrieval('retrieval/race', epath.Path(settings.beir)).run(embed).main_score
+    x_NxD, y_NxD = (embed([getattr(pair, side) for pair in heldout], side) for side in ('x', 'y'))
+    return compute_mrr(x_NxD, y_NxD)
 
 
 def compute_mrr(x_NxD: np.ndarray, y_NxD: np.ndarray) -> float:
@@ -176,10 +216,7 @@ def train_here(
         nonlocal embedder
         embedder = embedder or make_embedder(params, run.held_out)
         embedder.encoder = params.encoder
-        x_NxD, y_NxD = (
-            embedder([getattr(pair, side) for pair in heldout], side) for side in ('x', 'y')
-        )
-        return compute_mrr(x_NxD, y_NxD)
+        return compute_score(settings, heldout, embedder)
 
     with jax.set_mesh(run.mesh):
         _, state = make_starting_state(run, NoCheckpoints())
@@ -190,11 +227,11 @@ def train_here(
         for rows in (*run.layout.smaller_row_counts, run.layout.rows):
             smaller = dataclasses.replace(run.layout, rows=rows)
             programs(state, make_abstract_batch(smaller, run.mesh))
-        computed = 0
+        computed, losses = 0, []
         for step in range(settings.steps):
             batch = place_batch(next(upcoming), run.mesh, run.layout)
             state, metrics = programs(state, batch)(state, batch)
-            jax.block_until_ready(metrics)
+            losses.append(float(metrics['loss']))  # waits for the step
             if step == 0:
                 start = Moment.now()
             else:
@@ -202,11 +239,11 @@ def train_here(
         end = Moment.now()
         end_score = score(state.all_params)
     return start.until(end) | {
-        'mrr_start': start_score,
-        'mrr': end_score,
+        'start': start_score,
+        'end': end_score,
         'pairs': settings.batch * (settings.steps - 1),
         'computed': computed,
-        'loss': float(metrics['loss']),
+        'loss': statistics.mean(losses),
     }
 
 
@@ -243,9 +280,11 @@ def train_there(
     order_SxB = np.load(folder / f'order-{seed}.npy')
 
     def score() -> float:
-        return compute_mrr(
-            model.encode_query([pair.x for pair in heldout], normalize_embeddings=True),
-            model.encode_document([pair.y for pair in heldout], normalize_embeddings=True),
+        encode = {'x': model.encode_query, 'y': model.encode_document}
+        return compute_score(
+            settings,
+            heldout,
+            lambda texts, side: encode[side](list(texts), normalize_embeddings=True),
         )
 
     class Clock(TrainerCallback):
@@ -260,7 +299,14 @@ def train_there(
 
     start_score = score()
     x, y = ([rows[i][side] for i in order_SxB.ravel()] for side in ('x', 'y'))
+    # A run here puts the model's prompts before texts; their trainer only those that it is given.
+    prompts = {
+        column: model.prompts[name]
+        for column, name in (('anchor', 'query'), ('positive', 'document'))
+        if model.prompts.get(name)
+    }
     arguments = SentenceTransformerTrainingArguments(
+        prompts=prompts or None,
         output_dir=str(folder / 'trainer'), max_steps=settings.steps,
         per_device_train_batch_size=settings.batch, use_cpu=True,
         learning_rate=settings.peak_lr, lr_scheduler_type='linear',
@@ -283,8 +329,8 @@ def train_there(
     tokens = model.tokenizer(x + y, truncation=True, max_length=settings.max_tokens)['input_ids']
     lengths_2xSxB = np.array(list(map(len, tokens))).reshape(2, *order_SxB.shape)
     return clock.ends[0].until(clock.ends[-1]) | {
-        'mrr_start': start_score,
-        'mrr': score(),
+        'start': start_score,
+        'end': score(),
         'pairs': settings.batch * (settings.steps - 1),
         'computed': int(lengths_2xSxB[:, 1:].max(-1).sum()) * settings.batch,
         'loss': loss,
@@ -307,6 +353,7 @@ if __name__ == '__main__':
         'A .jsonl file of {"x": ..., "y": ...}. Default: the docstrings and functions of '
         'installed packages.',
     )
+    flags.DEFINE_string('beir', '', 'Folder of a BEIR collection to train on and to score.')
     flags.DEFINE_integer('batch', 64, 'Pairs in a batch.')
     flags.DEFINE_integer('steps', 60, 'Training steps.')
     flags.DEFINE_float('peak_lr', 2e-5, 'Learning rate after the warm-up.')

@@ -22,6 +22,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.tokenizer import load_tokenizer
 from tests.conftest import FAST_COMPILE_FLAGS, sentences
+from tests.goldens.golden import read_golden, restore
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -147,6 +148,47 @@ def test_train_throughput_compares_the_same_batches_and_losses(files, tmp_path):
     for side in (padded, peer):
         assert side['first_loss'] == pytest.approx(packed['first_loss'], rel=1e-4)
     assert packed['loss'] == pytest.approx(peer['loss'], rel=0.05)
+
+
+def test_race_starts_and_ends_at_equal_scores(files, tmp_path):
+    """Both sides fine-tune the same model on the same batches, so all steps are equal."""
+    model = str(restore(read_golden('pretrained').facts['whole']['bert mean'], tmp_path / 'model'))
+    size = '--max_tokens=24', '--batch=8', '--steps=5', '--seeds=2', '--peak_lr=1e-3'
+    found = run(
+        tmp_path, 'finetune_race', '--model', model, '--pairs', files['pairs'], '--heldout=9', *size
+    )
+    assert found['mrr_start'] == pytest.approx(found['mrr_start_theirs'], abs=1e-6)
+    np.testing.assert_allclose(found['mrr_ours'], found['mrr_theirs'], atol=1e-3)
+    assert len(found['mrr_ours']) == 2
+    ours, theirs = found['sides']['ours'], found['sides']['theirs']
+    rates = [[run['pairs'] / run['cpu_seconds'] for run in side] for side in (ours, theirs)]
+    assert found['ratio'] == pytest.approx(np.median(rates[0]) / np.median(rates[1]))
+    assert ours[0]['pairs'] == theirs[0]['pairs'] == 8 * 4
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine['loss'] == pytest.approx(other['loss'], rel=1e-3)
+    assert ours[0]['loss'] != ours[1]['loss']  # another order of the pairs
+    collection = tmp_path / 'collection'
+    (collection / 'qrels').mkdir(parents=True)
+    rows = [json.loads(line) for line in Path(files['pairs']).read_text().splitlines()]
+    write_rows(
+        collection / 'corpus.jsonl',
+        [{'_id': f'd{i}', 'text': row['y']} for i, row in enumerate(rows)],
+    )
+    write_rows(
+        collection / 'queries.jsonl',
+        [{'_id': f'q{i}', 'text': row['x']} for i, row in enumerate(rows)],
+    )
+    for split, chosen in (('train', range(40)), ('test', range(40, 60))):
+        lines = ['query-id\tcorpus-id\tscore', *(f'q{i}\td{i}\t1' for i in chosen)]
+        (collection / 'qrels' / f'{split}.tsv').write_text('\n'.join(lines) + '\n')
+    found = run(tmp_path, 'finetune_race', '--model', model, '--beir', str(collection), *size)
+    assert found['ndcg_start'] == pytest.approx(found['ndcg_start_theirs'], abs=1e-6)
+    np.testing.assert_allclose(found['ndcg_ours'], found['ndcg_theirs'], atol=1e-3)
+    assert 'pairs per processor second' in (tmp_path / 'stdout').read_text()
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def test_encode_throughput_compares_with_the_faster_peer(files, tmp_path):
