@@ -1,10 +1,13 @@
+import os
+from pathlib import Path
+
 import pytest
 
 
 @pytest.fixture(scope='session')
-def session_cache(tmp_path_factory):
-    """A cache folder for the whole session, for the default corpus, which is slow to build."""
-    return tmp_path_factory.mktemp('cache')
+def session_cache(isolated_cache) -> Path:
+    """The cache folder that all workers share, for the default corpus, which is slow to build."""
+    return Path(os.environ['CPT_JAX_CACHE'])
 
 
 @pytest.fixture(autouse=True)
