@@ -21,6 +21,7 @@ from cpt_jax.training.chunks import encode
 from cpt_jax.training.setup import Run, set_up
 from cpt_jax.training.start import make_starting_state
 from tests.embed.test_embedder import write_run
+from tests.exporting.conftest import one_row_length
 from tests.goldens.golden import read_golden, restore
 from tests.origin.test_pretrained import edit
 
@@ -71,6 +72,7 @@ UNPACKED = {'data__packed': False}
     ('case', 'layout'),
     [*((case, PACKED) for case in CASES), ('bert dense', UNPACKED)],
 )
+@one_row_length()
 def test_untrained_run_is_the_model(config_file, tmp_path, case, layout):
     """Its batch has the vectors of the model as it is, and so has its held-out score."""
     model = write_model(tmp_path / 'model', case)
@@ -107,6 +109,7 @@ class NoCheckpoints:
 
 
 @pytest.mark.parametrize(('case', 'freeze'), [('bert dense', False), ('gemma3 dense', True)])
+@one_row_length()
 def test_trained_run_resumes_and_is_exported_in_its_form(config_file, tmp_path, case, freeze):
     model = write_model(tmp_path / 'model', case)
     config = make_config(config_file, model, model__freeze_dense=freeze)
@@ -149,6 +152,7 @@ def test_trained_run_resumes_and_is_exported_in_its_form(config_file, tmp_path, 
         set_up(config, tmp_path / 'next')
 
 
+@one_row_length()
 def test_config_replaces_prompts_and_lora_keeps_the_form(config_file, tmp_path):
     model = write_model(tmp_path / 'model', 'bert dense')
     config = make_config(config_file, model, lora__rank=2, evaluation__every_steps=0)
