@@ -135,9 +135,10 @@ def read_pairs(settings: Settings) -> tuple[list[Pair], list[Pair]]:
 def read_beir_pairs(folder: epath.Path) -> list[Pair]:
     """Returns each training query of a BEIR folder with each of its relevant documents."""
     collection = load_collection(folder, 'train')
-    texts = dict(zip(collection.query_ids, collection.queries, strict=True))
+    queries = dict(zip(collection.query_ids, collection.queries, strict=True))
+    documents = collection.documents.load_texts_at(collection.positions.values())
     return [
-        Pair(texts[query], collection.documents[collection.positions[document]])
+        Pair(queries[query], documents[collection.positions[document]])
         for query, grades in collection.qrels.items()
         for document, grade in grades.items()
         if grade > 0

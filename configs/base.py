@@ -187,7 +187,8 @@ def get_config() -> ConfigDict:
 
     c.train = ConfigDict()
     c.train.steps = 10_000  # number of batches, and the end of the learning rate schedule
-    # Number of times that the pairs of all sources are read, which replaces train.steps; 0: off.
+    # Sets train.steps to this number of times the batches that all sources have together; 0: off.
+    # With one source, it is read as often.
     c.train.epochs = 0.0
     # Pairs in a batch, over all devices; each is a negative of every other. With objective lm:
     # texts.
@@ -202,7 +203,7 @@ def get_config() -> ConfigDict:
     # Steps between evaluations on held-out data; 0: no evaluation. Measures retrieval; with
     # objective lm, bits per byte.
     c.evaluation.every_steps = 500
-    # Number of evaluations, evenly over the run, which replaces every_steps; 0: off.
+    # Maximum number of evaluations, evenly over the run, which replaces every_steps; 0: off.
     c.evaluation.times = 0
     # Number of held-out pairs; each y is a candidate for every x. With objective lm: texts.
     c.evaluation.pairs = 1000

@@ -4,13 +4,13 @@ Example:
   python launch/train.py --config configs/finetune.py:models/all-MiniLM-L6-v2 \
       --workdir runs/tuned --config.data.sources.pairs.path=my/pairs
 
-The argument is the directory of the model, or a run. The pairs are JSON lines with the fields x and
-y. If the fields have other names, set --config.data.sources.pairs.x=question and
---config.data.sources.pairs.y=answer; for CSV files, set --config.data.sources.pairs.kind=csv.
+The argument is the directory of the model, or a run that started from one. The pairs are JSON lines
+with the fields x and y. If the fields have other names, set --config.data.sources.pairs.x=question
+and --config.data.sources.pairs.y=answer. For CSV files, set --config.data.sources.pairs.kind=csv,
+and --config.data.sources.pairs.negatives='' if they have no hard negatives.
 
-The learning rate, batch size, warm-up and decay are those that sentence-transformers' documentation
-uses for models of BERT's size. The model keeps its pooling, special tokens, prompts and Dense
-modules (docs/fine-tuning.md).
+The learning rate, warm-up and decay are those of the examples of sentence-transformers. The model
+keeps its pooling, special tokens, prompts and Dense modules (docs/fine-tuning.md).
 """
 
 from ml_collections import ConfigDict

@@ -40,7 +40,8 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
 
     Args:
       run: the run's directory.
-      task: task whose scores decide; '' is the only one with scores.
+      task: task whose scores decide; '' is the held-out score if training kept its best
+        checkpoint, else the only task with scores.
       prefix: beginning of the error messages.
 
     Raises:
@@ -49,6 +50,7 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
     best = dict(_read_best(RunDir(run).best_steps, prefix))
     if heldout := _read_best(RunDir(run).best_heldout, prefix):
         best[HELDOUT] = heldout
+        task = task or HELDOUT
     if not best:
         raise UserError(
             f'{prefix}: the best checkpoint is not known: launch/evaluate.py --follow finds it by '
@@ -64,8 +66,8 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
             return folder, step
     raise UserError(
         f'{prefix}: the checkpoint of step {step} is gone: training keeps those of '
-        f'checkpoint.keep_latest and keep_every; launch/evaluate.py --follow --keep_best keeps the '
-        f'best'
+        f'checkpoint.keep_latest and keep_every; checkpoint.keep_best or launch/evaluate.py '
+        f'--follow --keep_best keeps the best'
     )
 
 

@@ -92,6 +92,10 @@ class Checkpoints:
             _print_once(f'checkpoint {name} is incomplete: it is not used')
         self._checkpointer = self._open()
 
+    def list_scored_steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that were saved with a score."""
+        return [saved.step for saved in self._checkpointer.checkpoints if saved.metrics]
+
     def is_due(self, step: int) -> bool:
         """Returns whether a save is due after this many steps."""
         return self._checkpointer.should_save(step)
@@ -228,7 +232,7 @@ def find_checkpoint(reference: str, flag: str) -> tuple[Path, int]:
     Args:
       reference: a run's directory (its latest step), `run@step`, `run@best:TASK` (the step with the
         best score of a task that launch/evaluate.py --follow measured; `heldout` is the held-out
-        score), or `run@best` if there is only one such task.
+        score), or `run@best` (see `find_best`).
       flag: flag or key that the reference comes from; messages begin with it.
 
     Returns:

@@ -32,19 +32,36 @@ class HeldoutScores:
       values: the score after each of these steps.
     """
 
-    def __init__(self, main: MainScore, patience: int, rows: Iterable[Mapping[str, float]] = ()):
-        """Takes the scores of rows of metrics.jsonl, on process 0, for all processes."""
+    def __init__(
+        self,
+        main: MainScore,
+        patience: int,
+        rows: Iterable[Mapping[str, float]] = (),
+        kept: Iterable[int] | None = None,
+    ):
+        """Takes the scores of an earlier start.
+
+        Args:
+          main: see above.
+          patience: see above.
+          rows: rows of metrics.jsonl; those of process 0 count.
+          kept: steps of `rows` that can be the best, those with a checkpoint; None: all.
+        """
         self.main = main
         self.patience = patience
         found = [(row['step'], row[main.key]) for row in rows if main.key in row]
         scores_Nx2 = _broadcast(np.array(found, np.float64).reshape(-1, 2))
         self.steps: list[int] = [int(step) for step in scores_Nx2[:, 0]]
         self.values: list[float] = scores_Nx2[:, 1].tolist()
+        self._candidates = set(self.steps if kept is None else kept)
 
     def add(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds the scores of an evaluation."""
+        # All processes must decide alike, and sums may differ in the last digit between them.
+        ((_, value),) = _broadcast(np.array([[step, scores[self.main.key]]]))
         self.steps.append(step)
-        self.values.append(scores[self.main.key])
+        self.values.append(float(value))
+        self._candidates.add(step)
 
     @property
     def best_step(self) -> int | None:
@@ -54,7 +71,7 @@ class HeldoutScores:
         trained = [
             (self.main.sign * value, step)
             for step, value in zip(self.steps, self.values, strict=True)
-            if step > 0
+            if step > 0 and step in self._candidates
         ]
         return max(trained)[1] if trained else None
 

@@ -21,6 +21,7 @@ from cpt_jax.training.heldout_scores import HeldoutScores
 from cpt_jax.training.objective import Scorer
 from cpt_jax.training.recording import Clock, Recorder
 from cpt_jax.training.setup import Run, set_up_on_all_processes
+from cpt_jax.training.sizes import check_given_sizes
 from cpt_jax.training.start import make_starting_state
 from cpt_jax.training.startup import ChosenKeys, format_startup_table
 from cpt_jax.training.step import StepPrograms, TrainState
@@ -51,6 +52,7 @@ def train(config: Mapping[str, Any], workdir: Path, given: Collection[str] = ())
 def _train(
     config: Mapping[str, Any], workdir: Path, given: Collection[str], preemption: Preemption
 ) -> int:
+    check_given_sizes(config, given)
     run = set_up_on_all_processes(config, workdir)
     if preemption.is_requested():
         return EXIT_PREEMPTED
@@ -65,12 +67,13 @@ def _train(
             about=run.provenance.to_json(),
         )
         first_step, state = make_starting_state(run, checkpoints)
+        # All processes make the table, because it runs the schedule on the devices of all.
+        table = format_startup_table(run, state, first_step, workdir, ChosenKeys(config, given))
         if jax.process_index() == 0:
             write_config(workdir, run.provenance.config)
             run.tokenizer.save(run.directory.tokenizer)
             write_atomically(run.directory.data, json.dumps(_describe_data(run), indent=2) + '\n')
-            chosen = ChosenKeys(config, given)
-            print(format_startup_table(run, state, first_step, workdir, chosen), flush=True)
+            print(table, flush=True)
         loop = _Loop(run, checkpoints, preemption, first_step)
         try:
             status = loop.run_to_end(state)
@@ -130,10 +133,16 @@ class _Loop:
         last = self.recorder.earlier[-1] if self.recorder.earlier else {}
         self.clock = Clock(last.get('seconds', 0.0), last.get('paused_seconds', 0.0))
         self.heldout = HeldoutScores(
-            run.objective.main_score, run.evaluation.patience, self.recorder.earlier
+            run.objective.main_score,
+            run.evaluation.patience,
+            self.recorder.earlier,
+            checkpoints.list_scored_steps() if checkpoints.keeps_best else None,
         )
         self.pending: _PendingMetrics | None = None
         self.programs = StepPrograms(run)
+        # The file may name a step that is gone, or none although there is one.
+        if self.checkpoints.keeps_best:
+            self._write_best()
         self.recorded_step = first_step
         self.recorded_seconds = self.clock.trained
         self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0}
@@ -144,7 +153,7 @@ class _Loop:
         if self.first_step >= self.run.train.steps:
             self.recorder.print_line(
                 f'all {self.first_step:,} steps are done: to train longer, set '
-                f'--config.train.steps=N'
+                f'--config.train.{"epochs" if self.run.train.epochs else "steps"}=N'
             )
         try:
             return self._run_steps(state)
@@ -261,13 +270,14 @@ class _Loop:
             with self.clock.pause():
                 self.checkpoints.save(step, state._replace(frozen=None), score)
                 if is_best:
-                    self._write_best(step)
+                    self._write_best()
         return should_stop
 
-    def _write_best(self, step: int) -> None:
-        """Makes RUN@best the checkpoint of this step, once it is complete."""
+    def _write_best(self) -> None:
+        """Makes RUN@best the best checkpoint, once it is complete."""
         self.checkpoints.wait()
-        if jax.process_index() == 0:
+        step = self.heldout.best_step
+        if jax.process_index() == 0 and step is not None:
             write_best_heldout(self.run.directory.path, step, self.heldout.get(step))
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:

@@ -4,7 +4,7 @@ The run stores the sizes, so a resumed run has the same ones.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from cpt_jax.data.pairs import Source
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
+from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import Side
 
@@ -58,14 +59,19 @@ def read_lengths(
     found = {side: data[f'max_tokens_{side}'] for side in _SIDES}
     if not all(found.values()):
         reader = PairTokenReader(sources, tokenizer, limits['x'], limits['y'], data['negatives'])
-        samples = [sample_lengths(reader, i, SAMPLED_PAIRS) for i in range(len(sources))]
-        lengths_PxT = np.concatenate(samples)
-        # A missing negative has no tokens.
-        y_N = lengths_PxT[:, 1:][lengths_PxT[:, 1:] > 0]
-        for side, lengths_N in zip(_SIDES, (lengths_PxT[:, 0], y_N), strict=True):
-            longest = math.ceil(np.quantile(lengths_N, LENGTH_QUANTILE))
+        longest_Sx2 = np.array([_measure_longest(reader, i) for i in range(len(sources))])
+        for side, longest in zip(_SIDES, longest_Sx2.max(0).tolist(), strict=True):
             found[side] = found[side] or min(_round_up(longest), limits[side])
     return _with_lengths(config, found)
+
+
+def _measure_longest(reader: PairTokenReader, source: int) -> list[int]:
+    """Returns the quantile of the lengths of a source's x, and of its y and hard negatives."""
+    lengths_PxT = sample_lengths(reader, source, SAMPLED_PAIRS)
+    others_N = lengths_PxT[:, 1:].ravel()
+    others_N = others_N[others_N > 0]  # a missing negative has no tokens
+    sides = lengths_PxT[:, 0], others_N
+    return [math.ceil(np.quantile(lengths, LENGTH_QUANTILE)) for lengths in sides]
 
 
 def read_steps(config: Mapping[str, Any], sources: Mapping[str, Source]) -> dict[str, Any]:
@@ -79,6 +85,26 @@ def read_steps(config: Mapping[str, Any], sources: Mapping[str, Source]) -> dict
     if evaluation.get('times'):
         evaluation['every_steps'] = math.ceil(train['steps'] / evaluation['times'])
     return {**config, 'train': train, 'evaluation': evaluation}
+
+
+# Keys that have no effect while another key, which replaces them, is not 0.
+_REPLACED_KEYS = {
+    'train.steps': 'train.epochs',
+    'evaluation.every_steps': 'evaluation.times',
+    'optimizer.warmup_steps': 'optimizer.warmup_share',
+}
+
+
+def check_given_sizes(config: Mapping[str, Any], given: Collection[str]) -> None:
+    """Raises UserError if a flag sets a key that another key replaces."""
+    for key, replacement in _REPLACED_KEYS.items():
+        section, _, name = replacement.partition('.')
+        value = (config.get(section) or {}).get(name)
+        if key in given and value:
+            raise UserError(
+                f'--config.{key} has no effect, because {replacement}={value:g} replaces it: add '
+                f'--config.{replacement}=0'
+            )
 
 
 def keep_sizes(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +130,8 @@ def keep_sizes(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str
 def _find_limits(config: Mapping[str, Any], origin: Origin) -> dict[Side, int]:
     """Returns the maximum number of tokens that the model can read of a text, by side."""
     longest = config['model']['max_length']
+    if config['data']['row_length']:
+        longest = min(longest, config['data']['row_length'])
     if isinstance(origin, Pretrained):
         return dict.fromkeys(_SIDES, min(origin.max_tokens, longest))
     if isinstance(origin, EarlierRun) and not origin.is_language_model:
@@ -118,6 +146,8 @@ def _with_lengths(config: Mapping[str, Any], lengths: Mapping[Side, int]) -> dic
     """
     data = config['data']
     row_length = data['row_length'] or _round_up(max(lengths.values()))
+    if not data['row_length'] and config['objective'] != 'contrastive':
+        row_length = config['model']['max_length']  # a row is a text of a language model
     lengths_by_key = {f'max_tokens_{side}': length for side, length in lengths.items()}
     return {**config, 'data': {**data, **lengths_by_key, 'row_length': row_length}}
 

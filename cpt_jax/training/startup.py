@@ -32,12 +32,12 @@ class ChosenKeys:
         """Returns where the value of a key comes from: 'flag', 'config', or `otherwise` if the
         user left it open.
         """
-        if key in self.given:
-            return 'flag'
         value: Any = self.config
         for name in key.split('.'):
             value = (value or {}).get(name)
-        return otherwise if value in (None, 0, 'auto') else 'config'
+        if value in (None, 0, 'auto'):
+            return otherwise
+        return 'flag' if key in self.given else 'config'
 
 
 def format_startup_table(
@@ -121,7 +121,8 @@ def _describe_lengths(run: Run, chosen: ChosenKeys) -> str:
         return ''
     parts = []
     for side, length in (('x', run.data.max_tokens_x), ('y', run.data.max_tokens_y)):
-        where = chosen.find_source(f'data.max_tokens_{side}', f'{LENGTH_QUANTILE:.0%} of the data')
+        open_length = f'{LENGTH_QUANTILE:.0%} of the data, at most what the model reads'
+        where = chosen.find_source(f'data.max_tokens_{side}', open_length)
         parts.append(f'{side} up to {length:,} tokens ({where})')
     return ', '.join(parts)
 

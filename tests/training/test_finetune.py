@@ -63,6 +63,15 @@ def test_lengths_are_bounded_by_the_model_and_set_one_by_one(config, tmp_path):
     config['data']['max_tokens_x'] = 16
     run = set_up(config, tmp_path / 'run')
     assert (run.data.max_tokens_x, run.data.max_tokens_y, run.data.row_length) == (16, 12, 16)
+    config['data'] |= {'max_tokens_x': 0, 'row_length': 11}
+    run = set_up(config, tmp_path / 'run')
+    assert (run.data.max_tokens_x, run.data.max_tokens_y, run.data.row_length) == (11, 11, 11)
+
+
+@pytest.mark.parametrize('key', ['train.steps', 'evaluation.every_steps', 'optimizer.warmup_steps'])
+def test_flag_of_a_replaced_key_is_one_line(config, tmp_path, key):
+    with pytest.raises(UserError, match=rf'--config\.{key} has no effect, because .* add --config'):
+        loop.train(config, tmp_path / 'run', given={key})
 
 
 def test_best_checkpoint_is_kept_and_the_run_stops_early(config, tmp_path, monkeypatch, capsys):
@@ -93,6 +102,8 @@ def test_best_checkpoint_is_kept_and_the_run_stops_early(config, tmp_path, monke
     assert loop.train(config, workdir) == 0
     rows = read_rows(workdir)
     assert [row.get('heldout_mrr') for row in rows][5:] == [0.3, 0.2, 0.1, 0.1]
+    (workdir / 'best_heldout.json').write_text('{"step": 7, "score": 0.9}')  # of a lost checkpoint
+    assert loop.train(config, workdir) == 0
     assert find_checkpoint(f'{workdir}@best', '--model')[1] == 2
     assert _read_last_step(workdir) == rows[-1]['step'] == list_steps(workdir / 'checkpoints')[-1]
 
@@ -106,6 +117,8 @@ def test_scores_of_an_earlier_start_count_and_lower_can_be_better():
     scores.add(6, {'bits': 2.5})
     assert scores.best_step == 4 and scores.should_stop  # equal is not better
     assert scores.describe() == 'held-out bits per byte 3.000 -> 2.500, best 2.000 at step 4'
+    lost = HeldoutScores(main, 0, [*rows, {'step': 3, 'bits': 2.5}], kept=[3])
+    assert lost.best_step == 3  # the checkpoint of step 2 is gone
     worse = HeldoutScores(main, 0, [{'step': 0, 'bits': 1.0}, {'step': 2, 'bits': 2.0}])
     assert worse.describe().endswith('1.000 -> 2.000, never better than at the start')
 
