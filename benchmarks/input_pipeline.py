@@ -27,7 +27,7 @@ from cpt_jax.cli.program import run_program, use_compilation_cache
 
 
 def main() -> None:
-    name, config = _CONFIG()
+    name, config, _ = _CONFIG()
     use_compilation_cache()
     steps = _STEPS.value if _STEP.value else 0
     found = measure(config.to_dict(), _SOURCE.value, _BATCHES.value, steps)

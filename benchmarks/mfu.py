@@ -137,7 +137,7 @@ def count_work(run, batch) -> tuple[int, int, float]:
 def _load_config() -> tuple[str, dict[str, Any]]:
     """Returns name and sections of --config, or of the default for the device."""
     if flags.FLAGS['config'].present:
-        name, config = _CONFIG()
+        name, config, _ = _CONFIG()
         return name, config.to_dict()
     import jax
 
