@@ -171,6 +171,7 @@ def runs_here(block: Block) -> bool:
     return module is None or importlib.util.find_spec(module[1]) is not None
 
 
+@pytest.mark.usefixtures('persistent_compilation_cache')  # two pages train the same config
 @pytest.mark.parametrize(
     'block',
     [block for block in BLOCKS if block.language == 'python'],
