@@ -221,7 +221,8 @@ def train_here(
 
     with jax.set_mesh(run.mesh):
         _, state = make_starting_state(run, NoCheckpoints())
-        start_score = score(state.all_params)
+    start_score = score(state.all_params)  # outside: a search has a mesh of its own
+    with jax.set_mesh(run.mesh):
         upcoming = run.iterate_batches_after(0)
         programs = StepPrograms(run)
         # Compile all row counts now, so that no timed step includes a compilation.
@@ -238,7 +239,7 @@ def train_here(
             else:
                 computed += batch.tokens_JxRxS.size
         end = Moment.now()
-        end_score = score(state.all_params)
+    end_score = score(state.all_params)
     return start.until(end) | {
         'start': start_score,
         'end': end_score,
