@@ -39,6 +39,7 @@ from cpt_jax.data.pairs import Pair, spread_indices
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.tasks.retrieval import Retrieval
 from cpt_jax.runs.config_file import load_config
+from cpt_jax.training.contrastive import compute_heldout_scores
 from turns import Moment, call_in_process, count_cores
 
 
@@ -155,15 +156,7 @@ def compute_score(settings: Settings, heldout: Sequence[Pair], embed: Embed) -> 
     """Returns the score of an embedding function; see the description of this program."""
     if settings.beir:
         return Retrieval('retrieval/race', epath.Path(settings.beir)).run(embed).main_score
-    x_NxD, y_NxD = (embed([getattr(pair, side) for pair in heldout], side) for side in ('x', 'y'))
-    return compute_mrr(x_NxD, y_NxD)
-
-
-def compute_mrr(x_NxD: np.ndarray, y_NxD: np.ndarray) -> float:
-    """Returns the mean reciprocal rank of each x's own y; ties count against it."""
-    scores_NxN = x_NxD @ y_NxD.T
-    rank_N = np.sum(scores_NxN >= np.diagonal(scores_NxN)[:, None], axis=1)
-    return float(np.mean(1 / rank_N))
+    return compute_heldout_scores(embed, heldout, lambda: None)['heldout_mrr']
 
 
 def make_our_config(settings: Settings, folder: Path, seed: int) -> dict[str, Any]:
@@ -286,7 +279,7 @@ def train_there(
         return compute_score(
             settings,
             heldout,
-            lambda texts, side: encode[side](list(texts), normalize_embeddings=True),
+            lambda texts, side, **_: encode[side](list(texts), normalize_embeddings=True),
         )
 
     class Clock(TrainerCallback):
