@@ -20,7 +20,7 @@ from cpt_jax.data.sources.text import TextSource, TokenCounter
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runs.config import check_section
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer import SIDES, Side
 
 KINDS: dict[str, Callable[..., Source]] = {
     'python_source': PythonSource,
@@ -116,8 +116,7 @@ def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) 
 
 def read_source_prompts(section: Mapping[str, Any]) -> dict[Side, str]:
     """Returns the prompts of a source, by side: its `prompt_x` and `prompt_y`, where given."""
-    sides: tuple[Side, ...] = ('x', 'y')
-    found = {side: section.get(f'prompt_{side}') for side in sides}
+    found = {side: section.get(f'prompt_{side}') for side in SIDES}
     return {side: prompt for side, prompt in found.items() if prompt is not None}
 
 

@@ -30,9 +30,8 @@ from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
-from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer import SIDES, Side
 
-SIDES: tuple[Side, ...] = ('x', 'y')
 PARITY = 'parity.json'
 
 

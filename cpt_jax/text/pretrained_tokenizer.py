@@ -26,7 +26,7 @@ from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.text.byte_level import build_byte_level_json
 from cpt_jax.text.hugging_face_json import HuggingFaceJson
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
-from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer import SIDES, Side
 
 
 class _Model(Protocol):
@@ -157,8 +157,7 @@ class PretrainedTokenizer:
     @property
     def added_length(self) -> int:
         """Number of ids that special tokens and prompt add to a text, on the side with more."""
-        sides: tuple[Side, ...] = ('x', 'y')
-        return max(len(self._model.encode([self.prompts[side]], None)[0]) for side in sides)
+        return max(len(self._model.encode([self.prompts[side]], None)[0]) for side in SIDES)
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -17,6 +17,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 
 Side = Literal['x', 'y']
+SIDES: tuple[Side, ...] = ('x', 'y')
 
 # "Text and Code Embeddings by Contrastive Pre-Training", section 2: x is wrapped in [ ], y in { }.
 # They have the four ids after the model's vocabulary, so no text can produce them or merge with

@@ -13,7 +13,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import parse_prompt_section
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
-from cpt_jax.text.tokenizer import Side, Tokenizer, load_tokenizer, train_tokenizer
+from cpt_jax.text.tokenizer import SIDES, Side, Tokenizer, load_tokenizer, train_tokenizer
 from cpt_jax.training.form import keeps_own_form
 from cpt_jax.training.objective import Objective
 from cpt_jax.training.sections import remove_tokenizer_keys
@@ -69,8 +69,7 @@ def resolve_tokenizer(
 def _read_prompts(config: Mapping[str, Any]) -> dict[Side, str]:
     """Returns the prompts that the config sets, which replace those of the model."""
     prompts = config['data'].get('prompts') or {}
-    sides: tuple[Side, ...] = ('x', 'y')
-    return {side: prompts[side] for side in sides if prompts.get(side) is not None}
+    return {side: prompts[side] for side in SIDES if prompts.get(side) is not None}
 
 
 def wrap_in_template(

@@ -17,14 +17,13 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
-from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer import SIDES, Side
 
 # Fraction of the texts that a length from the data does not truncate.
 LENGTH_QUANTILE = 0.99
 SAMPLED_PAIRS = 4096
 # Lengths are rounded up to a multiple of 8, the smaller side of a TPU's float32 tile.
 _LENGTH_MULTIPLE = 8
-_SIDES: tuple[Side, ...] = ('x', 'y')
 
 
 def assume_longest(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def assume_longest(config: Mapping[str, Any], origin: Origin) -> dict[str, Any]:
       origin: the model that a new run starts from.
     """
     limits = _find_limits(config, origin)
-    found = {side: config['data'][f'max_tokens_{side}'] or limits[side] for side in _SIDES}
+    found = {side: config['data'][f'max_tokens_{side}'] or limits[side] for side in SIDES}
     return _with_lengths(config, found)
 
 
@@ -56,11 +55,11 @@ def read_lengths(
         return assume_longest(config, origin)
     data = config['data']
     limits = _find_limits(config, origin)
-    found = {side: data[f'max_tokens_{side}'] for side in _SIDES}
+    found = {side: data[f'max_tokens_{side}'] for side in SIDES}
     if not all(found.values()):
         reader = PairTokenReader(sources, tokenizer, limits['x'], limits['y'], data['negatives'])
         longest_Sx2 = np.array([_measure_longest(reader, i) for i in range(len(sources))])
-        for side, longest in zip(_SIDES, longest_Sx2.max(0).tolist(), strict=True):
+        for side, longest in zip(SIDES, longest_Sx2.max(0).tolist(), strict=True):
             found[side] = found[side] or min(_round_up(longest), limits[side])
     return _with_lengths(config, found)
 
@@ -133,11 +132,11 @@ def _find_limits(config: Mapping[str, Any], origin: Origin) -> dict[Side, int]:
     if config['data']['row_length']:
         longest = min(longest, config['data']['row_length'])
     if isinstance(origin, Pretrained):
-        return dict.fromkeys(_SIDES, min(origin.max_tokens, longest))
+        return dict.fromkeys(SIDES, min(origin.max_tokens, longest))
     if isinstance(origin, EarlierRun) and not origin.is_language_model:
         data = origin.provenance.config['data']
-        return {side: min(data[f'max_tokens_{side}'], longest) for side in _SIDES}
-    return dict.fromkeys(_SIDES, longest)
+        return {side: min(data[f'max_tokens_{side}'], longest) for side in SIDES}
+    return dict.fromkeys(SIDES, longest)
 
 
 def _with_lengths(config: Mapping[str, Any], lengths: Mapping[Side, int]) -> dict[str, Any]:

@@ -7,10 +7,9 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.exporting.directory import export
 from cpt_jax.training import loop
 from tests.training.conftest import config_file  # noqa: F401
-from tests.training.test_form import CASES, make_config, write_model
+from tests.training.test_form import CASES, export_run_as_one, make_config, write_model
 
 pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
 
@@ -21,13 +20,7 @@ def test_exported_run_has_equal_vectors(config_file, tmp_path, case):  # noqa: F
     config = make_config(config_file, model, evaluation__every_steps=0)
     config['data'] |= {'max_tokens_x': 20, 'max_tokens_y': 20}
     assert loop.train(config, tmp_path / 'run') == 0
-    (part,) = export(
-        str(tmp_path / 'run'),
-        tmp_path / 'out',
-        dtype='float32',
-        shard_bytes=10**9,
-        license_id='mit',
-    )
+    part = export_run_as_one(tmp_path / 'run', tmp_path / 'out')
     assert not part.shorter
     theirs = SentenceTransformer(str(tmp_path / 'out'), device='cpu')
     ours, reread = load_embedder(str(tmp_path / 'run')), load_embedder(str(tmp_path / 'out'))

@@ -50,6 +50,12 @@ def make_config(config_file: Path, model: Path, **changes) -> dict:
     return config
 
 
+def export_run_as_one(run: Path, out: Path):
+    """Exports a run that makes one directory; returns what `export` says about it."""
+    (part,) = export(str(run), out, dtype='float32', shard_bytes=10**9, license_id='mit')
+    return part
+
+
 def read_rows(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
@@ -128,13 +134,7 @@ def test_trained_run_resumes_and_is_exported_in_its_form(config_file, tmp_path, 
     for layer, original in zip(embed.dense, load_embedder(str(model)).dense, strict=True):
         change = np.abs(np.asarray(layer.dense_weight[...] - original.dense_weight[...])).max()
         assert change == 0 if freeze else change > 1e-5
-    (part,) = export(
-        str(tmp_path / 'run'),
-        tmp_path / 'out',
-        dtype='float32',
-        shard_bytes=10**9,
-        license_id='mit',
-    )
+    part = export_run_as_one(tmp_path / 'run', tmp_path / 'out')
     assert part.difference < 1e-5 and part.shorter == {'query': 24}
     exported = load_embedder(str(tmp_path / 'out'))
     texts = ['list file', 'Upper Case', '', 'parser ' * 60]
