@@ -6,7 +6,7 @@ import jax
 
 from cpt_jax.embed.embedder import Embedder, describe_settings
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.origin.earlier_run import EarlierRun, find_run
+from cpt_jax.origin.earlier_run import EarlierRun, find_run, load_intact
 from cpt_jax.origin.frozen_base import load_adapted
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
@@ -70,8 +70,11 @@ def load_embedder(
             f'--pooling {pooling}: {reference} is a run, which has its own pooling; remove '
             f'--pooling'
         )
-    setup = _read_run_setup(model, dtype, max_tokens, representation)
-    return _load_run(model, setup, mesh)
+
+    def load(run: EarlierRun) -> Embedder:
+        return _load_run(run, _read_run_setup(run, dtype, max_tokens, representation), mesh)
+
+    return load_intact(model, load)
 
 
 def read_settings(

@@ -17,6 +17,7 @@ from cpt_jax.runs import checkpoint
 from cpt_jax.runs.code_version import get_code_version
 from cpt_jax.runs.config import build
 from cpt_jax.runs.provenance import Base, Provenance
+from cpt_jax.runs.reference import find_checkpoint, use_newest_intact
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings
@@ -203,15 +204,36 @@ def find_run(reference: str, flag: str) -> EarlierRun:
     """Returns the checkpoint of a model reference.
 
     Args:
-      reference: a run (its latest step), `run@step` or `run@best:TASK`.
+      reference: a run (its latest step whose metadata can be read), `run@step` or `run@best:TASK`.
       flag: flag or key that the reference comes from, for messages.
 
     Raises:
       UserError: there is no such run or checkpoint, or it is damaged.
     """
-    directory, step = checkpoint.find_checkpoint(reference, flag)
-    provenance = Provenance.from_json(checkpoint.read_metadata(directory, step))
-    return EarlierRun(directory, step, provenance, reference, flag)
+    directory, step = find_checkpoint(reference, flag)
+
+    def read(step: int) -> EarlierRun:
+        provenance = Provenance.from_json(checkpoint.read_metadata(directory, step))
+        return EarlierRun(directory, step, provenance, reference, flag)
+
+    return use_newest_intact(reference, directory, step, read)
+
+
+def load_intact(run: EarlierRun, load: Callable[[EarlierRun], T]) -> T:
+    """Returns what `load` returns for the run's checkpoint, or for an older one if that is damaged
+    and the reference names no step. All processes load the same checkpoint.
+
+    Raises:
+      DamagedCheckpoint: see `use_newest_intact`.
+    """
+
+    def load_step(step: int) -> T:
+        if step == run.step:
+            return load(run)
+        provenance = Provenance.from_json(checkpoint.read_metadata(run.directory, step))
+        return load(dataclasses.replace(run, step=step, provenance=provenance))
+
+    return use_newest_intact(run.reference, run.directory, run.step, load_step)
 
 
 def find_latest_checkpoint(run_dir: RunDir) -> EarlierRun | None:

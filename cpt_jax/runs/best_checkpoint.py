@@ -17,11 +17,18 @@ from cpt_jax.storage.atomic_write import write_atomically
 
 # The metadata file that Orbax writes into each checkpoint; it records when it was saved.
 _METADATA_FILE = '_CHECKPOINT_METADATA'
+# The file that Orbax writes last.
+_COMMIT_FILE = 'commit_success.txt'
 
 # The content of best.json: task -> {'step': ..., 'score': ...}.
 Best = Mapping[str, Mapping[str, float]]
 # Name of the held-out pairs among the tasks, in RUN@best:heldout.
 HELDOUT = 'heldout'
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Returns whether the folder of a checkpoint has been written to its end."""
+    return (checkpoint / _COMMIT_FILE).exists()
 
 
 def write_best(run: Path, best: Best) -> None:
@@ -62,7 +69,7 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
         raise UserError(f'{prefix}: {problem}; there are {choices}')
     step = int(best[task or next(iter(best))]['step'])
     for folder in (RunDir(run).best_checkpoints, RunDir(run).checkpoints):
-        if (folder / str(step)).is_dir():
+        if is_complete(folder / str(step)):
             return folder, step
     raise UserError(
         f'{prefix}: the checkpoint of step {step} is gone: training keeps those of '

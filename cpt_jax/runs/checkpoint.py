@@ -1,6 +1,9 @@
 """Checkpoints of a run: written by Orbax, asynchronously and atomically."""
 
+import functools
+import logging
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,9 +15,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from cpt_jax.runs.best_checkpoint import find_best
+from cpt_jax.runs.best_checkpoint import is_complete
+from cpt_jax.runs.checksums import CHECKSUM, add_checksum, make_saving_context, remove_checksum
 from cpt_jax.runs.config import flatten
-from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 
 _SAVE = ocp.training.save_decision_policies
@@ -24,12 +27,16 @@ _SCORE = 'score'  # name of the score among the metrics of a checkpoint
 Metadata = dict[str, Any]
 
 
+class DamagedCheckpoint(UserError):
+    """A checkpoint cannot be read, or a checksum does not match."""
+
+
 class Checkpoints:
     """The checkpoints in a directory, each in its own folder `<step>/`.
 
     A checkpoint contains the state, the tokenizer's file and the metadata (config, code version,
-    ...). Orbax writes a checkpoint under a temporary name and renames it at the end, so an
-    incomplete checkpoint of a crashed run is never restored.
+    ...). The last file that Orbax writes is commit_success.txt; a folder without it is an
+    incomplete checkpoint of a crashed run, which is never restored.
 
     Attributes:
       keeps_best: whether the checkpoint with the highest score is kept.
@@ -84,6 +91,7 @@ class Checkpoints:
             )
         self._open = lambda: ocp.training.Checkpointer(
             directory,
+            context=make_saving_context(),
             save_decision_policy=_SAVE.FixedIntervalPolicy(every_steps),
             preservation_policy=_KEEP.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=True,
@@ -123,11 +131,12 @@ class Checkpoints:
             content,
             force=True,
             metrics=None if score is None else {_SCORE: score},
-            custom_metadata=self._metadata,
+            custom_metadata=add_checksum(self._metadata),
         )
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """Restores the newest checkpoint that all processes can read.
+        """Restores the newest checkpoint that all processes can read, with its tokenizer and
+        metadata.
 
         Checkpoints that cannot be read are renamed to `<step>.unreadable`.
 
@@ -147,12 +156,15 @@ class Checkpoints:
             state: Any = None
             problem = 'another process cannot read it'
             try:
+                read_metadata(self._directory, step)
+                read_tokenizer_file(self._directory, step)
                 state = self._checkpointer.load_checkpointables(
                     step, {'state': to_nested_dict(abstract_state)}
                 )['state']
             except (MemoryError, PermissionError):
                 raise
             except Exception as error:  # Orbax and TensorStore raise various types
+                _silence_aborted_reads()
                 problem = _summarize_error(error)
             # All processes must resume from the same step.
             if np.all(multihost_utils.process_allgather(np.asarray(state is not None))):
@@ -197,79 +209,29 @@ def list_steps(directory: Path) -> list[int]:
     """Returns the steps of the complete checkpoints in a directory, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.glob('*') if path.name.isdigit())
-
-
-def _explain_download(directory: Path) -> str:
-    """Returns the command that downloads a model of the Hugging Face hub; '' if a missing directory
-    cannot be the name of one.
-    """
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(directory)) or directory.parent.exists():
-        return ''
-    target = f'models/{directory.name}'
-    return (
-        f'; a model of the Hugging Face hub has to be downloaded: hf download {directory} '
-        f"--local-dir {target} --exclude 'onnx/*' 'openvino/*' '*.bin' '*.h5', then use {target}"
+    return sorted(
+        int(path.name) for path in directory.iterdir() if path.name.isdigit() and is_complete(path)
     )
 
 
-def _explain_not_pretrained(directory: Path) -> str:
-    """Returns the end of an error message, for a user who meant a pretrained model.
-
-    The text explains why the directory is not one (see `cpt_jax.origin.pretrained`); it is '' if
-    the directory has a config.json.
-    """
-    if not directory.is_dir():
-        return f', nor is there such a directory{_explain_download(directory)}'
-    if (directory / 'config.json').is_file():
-        return ''
-    return ', nor does it hold a pretrained model: no config.json, and no complete .bin of llama2.c'
-
-
-def find_checkpoint(reference: str, flag: str) -> tuple[Path, int]:
-    """Resolves a model reference to a checkpoint.
-
-    Args:
-      reference: a run's directory (its latest step), `run@step`, `run@best:TASK` (the step with the
-        best score of a task that launch/evaluate.py --follow measured; `heldout` is the held-out
-        score), or `run@best` (see `find_best`).
-      flag: flag or key that the reference comes from; messages begin with it.
-
-    Returns:
-      The directory of the checkpoints, and the step.
-
-    Raises:
-      UserError: there is no such run or checkpoint.
-    """
-    name, at, wanted = reference.rpartition('@')
-    # The path of a run may itself contain an @.
-    if not at or RunDir(Path(reference)).checkpoints.is_dir():
-        name = reference
-        wanted = ''
-    if wanted.partition(':')[0] == 'best':
-        return find_best(Path(name).absolute(), wanted.partition(':')[2], f'{flag} {reference}')
-    directory = RunDir(Path(name).absolute()).checkpoints
-    steps = list_steps(directory)
-    if not steps:
-        folder = RunDir(Path(name)).checkpoints
-        raise UserError(
-            f'{flag} {reference}: no run with a checkpoint ({folder} holds none)'
-            f'{_explain_not_pretrained(Path(name))}'
-        )
-    if wanted and wanted not in map(str, steps):
-        raise UserError(
-            f'{flag} {reference}: no such checkpoint; there are {", ".join(map(str, steps))}'
-        )
-    return directory, int(wanted) if wanted else steps[-1]
-
-
 def read_metadata(directory: Path, step: int) -> Metadata:
-    """Returns the metadata of a checkpoint. Raises UserError if the checkpoint is damaged."""
+    """Returns the metadata of a checkpoint. Raises DamagedCheckpoint if they are damaged."""
     with _report_damage(directory, step):
-        about = ocp.metadata(directory / str(step)).custom_metadata
-        if not about:
+        stored = ocp.metadata(directory / str(step)).custom_metadata
+        if not stored:
             raise ValueError('it has no metadata')
-    return about
+        if CHECKSUM not in stored:
+            _report_missing_checksums(directory.parent)
+        return remove_checksum(stored)
+
+
+@functools.cache
+def _report_missing_checksums(run: Path) -> None:
+    """Prints a line, once per run."""
+    _print_once(
+        f'{run}: its checkpoints have no checksums (an earlier version wrote them): damaged values '
+        f'would not be noticed'
+    )
 
 
 def read_save_time(directory: Path, step: int) -> str:
@@ -283,11 +245,14 @@ def read_save_time(directory: Path, step: int) -> str:
 
 
 def read_latest_metadata(directory: Path) -> tuple[int, Metadata] | None:
-    """Returns the newest step with readable metadata, and the metadata; None if there is none."""
+    """Returns the newest step with readable metadata and tokenizer, and the metadata; None if there
+    is none.
+    """
     for step in reversed(list_steps(directory)):
         try:
+            read_tokenizer_file(directory, step)
             return step, read_metadata(directory, step)
-        except UserError:  # `restore` reports it
+        except DamagedCheckpoint:  # `restore` reports it
             continue
     return None
 
@@ -311,7 +276,7 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
 
     Raises:
       KeyError: the checkpoint lacks a parameter, or has it in another shape.
-      UserError: the checkpoint is damaged.
+      DamagedCheckpoint: the parameters cannot be read.
     """
     wanted = to_nested_dict(abstract_params)
     with _report_damage(directory, step):
@@ -336,19 +301,29 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
 
 @contextmanager
 def _report_damage(directory: Path, step: int) -> Iterator[None]:
-    """Turns any exception of Orbax or TensorStore in the block into a one-line UserError."""
+    """Turns any exception of Orbax or TensorStore in the block into a DamagedCheckpoint."""
     try:
         yield
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
+        _silence_aborted_reads()
         others = (
             ', '.join(f'@{other}' for other in list_steps(directory) if other != step) or 'none'
         )
-        raise UserError(
+        raise DamagedCheckpoint(
             f'{directory / str(step)} is damaged ({_summarize_error(error)}); other checkpoints of '
             f'the run: {others}'
         ) from error
+
+
+def _silence_aborted_reads() -> None:
+    """Hides what Python prints about the other reads of a checkpoint when one has failed.
+
+    Orbax waits for none of them, and each would print a page.
+    """
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
 
 
 def _summarize_error(error: BaseException) -> str:
@@ -403,11 +378,15 @@ def _get_path_names(path: tuple) -> list[str]:
 
 
 def _find_unfinished(directory: Path) -> list[str]:
-    """Returns the steps of checkpoints with Orbax's temporary names, as strings."""
+    """Returns the steps of incomplete checkpoints, as strings.
+
+    Earlier versions wrote a checkpoint under a temporary name.
+    """
     if not directory.is_dir():
         return []
-    names = [path.name for path in directory.glob('*.orbax-checkpoint-tmp*')]
-    return sorted({match[1] for name in names if (match := re.match(r'(\d+)\.', name))})
+    names = [path.name for path in directory.iterdir() if not is_complete(path)]
+    unfinished = re.compile(r'(\d+)(\.orbax-checkpoint-tmp.*)?')
+    return sorted({match[1] for name in names if (match := unfinished.fullmatch(name))})
 
 
 def _print_once(line: str) -> None:

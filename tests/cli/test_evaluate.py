@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.evals.store.history import read_rows
-from cpt_jax.runs.checkpoint import find_checkpoint
+from cpt_jax.runs.reference import find_checkpoint
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
 from tests.programs import Program, finish, start_program

@@ -53,6 +53,7 @@ class Run:
         folder = self.path / 'checkpoints' / str(step)
         folder.mkdir(parents=True)
         (folder / 'number').write_text(str(step / 10 if score is None else score))
+        (folder / 'commit_success.txt').touch()
 
     def delete(self, step: int) -> None:
         shutil.rmtree(self.path / 'checkpoints' / str(step))

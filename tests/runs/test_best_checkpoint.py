@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from cpt_jax.runs import checkpoint
 from cpt_jax.runs.best_checkpoint import keep_best, write_best
+from cpt_jax.runs.reference import find_checkpoint
 from cpt_jax.runtime.errors import UserError
 
 
@@ -15,6 +15,7 @@ def write_checkpoint(run, step: int, content: str = '') -> None:
     (folder / 'state').mkdir(parents=True)
     (folder / '_CHECKPOINT_METADATA').write_text(content or f'saved {step}')
     (folder / 'state' / 'numbers').write_text(content or f'numbers {step}')
+    (folder / 'commit_success.txt').touch()
 
 
 def make_best(**steps: int) -> dict:
@@ -35,20 +36,20 @@ def run(tmp_path):
 def test_reference_names_the_best_checkpoint(run):
     write_best(run, make_best(a=2))
     assert (
-        checkpoint.find_checkpoint(f'{run}@best', '--model')
-        == checkpoint.find_checkpoint(f'{run}@best:sts/a', '--model')
+        find_checkpoint(f'{run}@best', '--model')
+        == find_checkpoint(f'{run}@best:sts/a', '--model')
         == (run / 'checkpoints', 2)
     )
     write_best(run, make_best(a=2, b=3))
-    assert checkpoint.find_checkpoint(f'{run}@best:sts/b', '--model') == (run / 'checkpoints', 3)
+    assert find_checkpoint(f'{run}@best:sts/b', '--model') == (run / 'checkpoints', 3)
     keep_best(run, make_best(a=2, b=3))
-    assert checkpoint.find_checkpoint(f'{run}@best:sts/b', '--model') == (run / 'best', 3)
+    assert find_checkpoint(f'{run}@best:sts/b', '--model') == (run / 'best', 3)
 
 
 def test_wrong_reference_is_a_one_line_error(run):
     def error_of(reference: str) -> str:
         with pytest.raises(UserError) as caught:
-            checkpoint.find_checkpoint(f'{run}@{reference}', '--model')
+            find_checkpoint(f'{run}@{reference}', '--model')
         assert str(caught.value).startswith(f'--model {run}@{reference}: ')
         return str(caught.value)
 
@@ -68,7 +69,7 @@ def test_best_checkpoints_survive_their_deletion_by_training(run):
     assert keep_best(run, make_best(a=1, b=3)) == [] and list_kept(run) == ['1', '3']
     assert (run / 'best' / '1' / 'state' / 'numbers').read_text() == 'numbers 1'
     write_best(run, make_best(a=1))
-    assert checkpoint.find_checkpoint(f'{run}@best', '--model') == (run / 'best', 1)
+    assert find_checkpoint(f'{run}@best', '--model') == (run / 'best', 1)
     assert keep_best(run, {}) == [] and list_kept(run) == []
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: restored bitwise, and never incomplete."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,10 +12,9 @@ import optax
 import pytest
 from flax import nnx
 
-from cpt_jax.runs import checkpoint
 from cpt_jax.runs.checkpoint import (
     Checkpoints,
-    find_checkpoint,
+    DamagedCheckpoint,
     from_nested_dict,
     list_steps,
     load_params,
@@ -23,6 +23,7 @@ from cpt_jax.runs.checkpoint import (
     read_tokenizer_file,
     to_nested_dict,
 )
+from cpt_jax.runs.reference import find_checkpoint, use_newest_intact
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 
@@ -40,7 +41,7 @@ class Layer(nnx.Module):
     """A module with a parameter called `value`, as in attention."""
 
     def __init__(self, random):
-        self.value = nnx.Param(random.normal(size=(8, 4)).astype(np.float32))
+        self.value = nnx.Param(random.normal(size=(64, 32)).astype(np.float32))
         self.bias = nnx.Param(random.normal(size=(4,)).astype(np.float32))
 
 
@@ -246,9 +247,12 @@ def test_state_can_be_donated_right_after_save(tmp_path, open_checkpoints):
     assert_same(jax.device_get(restored), host)
 
 
-def test_incomplete_checkpoint_is_reported_and_not_used(run, open_checkpoints, capsys):
-    shutil.copytree(run / '6', run / '8.orbax-checkpoint-tmp-1234567')
-    damage(run, '8.orbax-checkpoint-tmp-1234567')
+# Earlier versions wrote checkpoints under a temporary name.
+@pytest.mark.parametrize('name', ['8', '8.orbax-checkpoint-tmp-1234567'])
+def test_incomplete_checkpoint_is_reported_and_not_used(run, open_checkpoints, capsys, name):
+    shutil.copytree(run / '6', run / name)
+    (run / name / 'commit_success.txt').unlink()
+    assert list_steps(run) == [2, 4, 6]
     saved = open_checkpoints(run)
     assert capsys.readouterr().out == 'checkpoint 8 is incomplete: it is not used\n'
     assert saved.restore(make_abstract(make_state(0, make_mesh(*MESH))))[0] == 6
@@ -294,6 +298,63 @@ def test_checkpoint_without_metadata_is_an_error_and_is_skipped(run):
     ):
         read_metadata(run, 6)
     assert read_latest_metadata(run)[0] == 4
+
+
+@pytest.mark.parametrize('name', ['params.a.value', 'tokenizer', 'metadata'])
+def test_every_flipped_bit_is_found(run, tokenizer, name):
+    """Flips bits of what is loaded, wherever Orbax has stored it."""
+    abstract = make_abstract(make_state(0, make_mesh(*MESH)).params)
+    stored = {
+        'params.a.value': np.asarray(make_state(6).params['a'].value[...])[:16, :16].tobytes(),
+        'tokenizer': tokenizer.file[1],
+        'metadata': b'"model": {"width": 8}',
+    }
+    path, start = find_bytes(run / '6', stored[name])
+    data = path.read_bytes()
+    for position in np.random.default_rng(0).integers(len(stored[name]) * 8, size=20):
+        flipped = bytearray(data)
+        flipped[start + position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(
+            DamagedCheckpoint, match=r'6 is damaged .*checkpoints of the run: @2, @4'
+        ):
+            read_metadata(run, 6)
+            read_tokenizer_file(run, 6)
+            load_params(run, 6, abstract)
+
+
+def find_bytes(folder: Path, wanted: bytes) -> tuple[Path, int]:
+    """Returns the file below a folder that contains some bytes, and their offset."""
+    for path in sorted(folder.rglob('*')):
+        if path.is_file() and wanted in path.read_bytes():
+            return path, path.read_bytes().index(wanted)
+    raise AssertionError('no file contains the bytes')
+
+
+def test_only_references_without_a_step_use_an_older_checkpoint(run, capsys):
+    damage(run, 6)
+    abstract = make_abstract(make_state(0, make_mesh(*MESH)).params)
+
+    def load(reference: str) -> Any:
+        return use_newest_intact(
+            reference, run, 6, lambda step: (step, load_params(run, step, abstract))
+        )
+
+    step, params = load(str(run.parent))
+    assert step == 4
+    assert_same(params, make_state(4, make_mesh(*MESH)).params)
+    assert '6 is damaged' in capsys.readouterr().out
+    with pytest.raises(DamagedCheckpoint, match='6 is damaged'):
+        load(f'{run.parent}@6')
+
+
+def test_checkpoint_of_an_earlier_version_has_no_checksums(run, capsys):
+    path = run / '6' / '_CHECKPOINT_METADATA'
+    content = json.loads(path.read_text())
+    del content['custom_metadata']['crc32']
+    path.write_text(json.dumps(content))
+    assert read_metadata(run, 6) == METADATA
+    assert capsys.readouterr().out.endswith('damaged values would not be noticed\n')
 
 
 def test_parameters_are_loaded_without_the_rest_of_the_state(run):
@@ -351,4 +412,4 @@ def test_unreadable_and_incomplete_folders_are_no_checkpoints(run):
     (run / '6').rename(run / '6.unreadable')
     (run / '8.orbax-checkpoint-tmp-1').mkdir()
     assert list_steps(run) == [2, 4]
-    assert checkpoint.find_checkpoint(str(run.parent), '--model') == (run, 4)
+    assert find_checkpoint(str(run.parent), '--model') == (run, 4)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from cpt_jax.evals.follow import _read_last_step
-from cpt_jax.runs.checkpoint import find_checkpoint, list_steps
+from cpt_jax.runs.checkpoint import list_steps
 from cpt_jax.runs.config_file import load_config
+from cpt_jax.runs.reference import find_checkpoint
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training import contrastive, loop
 from cpt_jax.training.heldout_scores import HeldoutScores, MainScore

@@ -16,6 +16,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.config import flatten
 from cpt_jax.runs.config_file import load_config
+from cpt_jax.runs.reference import find_checkpoint
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import get_batch_sharding, make_mesh
 from cpt_jax.text.tokenizer import Tokenizer, train_tokenizer
@@ -59,7 +60,7 @@ def finished(config_file, tmp_path_factory):
 
 def load_arrays(workdir) -> dict[str, np.ndarray]:
     """Returns the arrays of the latest checkpoint, by name."""
-    directory, step = checkpoint.find_checkpoint(str(workdir), '')
+    directory, step = find_checkpoint(str(workdir), '')
     state = checkpoint.ocp.load_checkpointables(directory / str(step), {'state': None})['state']
     return {name: np.asarray(array) for name, array in flatten(state)}
 
