@@ -27,7 +27,6 @@ from cpt_jax.exporting.transformer import make_config_json, write_weights
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
-from cpt_jax.runs.reference import names_checkpoint
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
@@ -121,11 +120,11 @@ def _write_part(
     directory.mkdir(exist_ok=True)
     sides = tuple(part.max_tokens)
     longest = max(part.max_tokens.values())
-    # With the step, a damaged checkpoint is an error: the card describes this one.
-    reference = run.reference
-    if not names_checkpoint(reference):
-        reference = f'{run.run_dir.path}@{run.step}'
-    embed = load_embedder(reference, dtype='float32', max_tokens=longest)
+    embed = load_embedder(run.reference, dtype='float32', max_tokens=longest)
+    if embed.model_name != run.name:  # the card would describe the checkpoint that is damaged
+        raise UserError(
+            f'--model {run.reference}: step {run.step} is damaged: export {embed.model_name} instead'
+        )
     encoder_config = embed.encoder.config
     family, config = make_config_json(encoder_config, run.provenance.pretrained, dtype)
     longest = embed.settings['max_tokens_y']

@@ -1,0 +1,56 @@
+"""Paths of the file system and of buckets (gs://...)."""
+
+import re
+from pathlib import Path
+from typing import cast
+
+from etils import epath
+
+from cpt_jax.runtime.errors import UserError
+
+_URL = re.compile(r'[a-zA-Z][a-zA-Z0-9+.-]+:/')  # one slash, because Path turns gs:// into gs:/
+_BUCKET = 'gs://'
+
+
+def is_remote(path: str | Path) -> bool:
+    """Returns whether a path is one of a bucket."""
+    return str(path).startswith(_BUCKET)
+
+
+def make_path(path: str | Path, name: str) -> Path:
+    """Returns a path of the file system or of a bucket.
+
+    Args:
+      path: the path, as the user gave it.
+      name: flag or argument that the path comes from, for the message.
+
+    Raises:
+      UserError: the path is a URL other than gs://.
+    """
+    if is_remote(path):
+        # It has the methods of pathlib.Path, except `absolute`, `rglob` and appending to a file.
+        return cast(Path, epath.Path(path))
+    return local_path(path, name)
+
+
+def make_absolute(path: Path) -> Path:
+    """Returns the absolute path; a path of a bucket always is."""
+    return path if is_remote(path) else path.absolute()
+
+
+def local_path(path: str | Path, name: str) -> Path:
+    """Returns a path of the file system, for files that are renamed or memory-mapped.
+
+    Args:
+      path: the path, as the user gave it.
+      name: flag or argument that the path comes from, for the message.
+
+    Raises:
+      UserError: the path is a URL.
+    """
+    if _URL.match(str(path)):
+        raise UserError(
+            f'{name} {path}: only paths of the file system are supported: mount the bucket '
+            f'(gcsfuse) and give the mounted path'
+        )
+    return Path(path)
