@@ -62,10 +62,10 @@ def train(config: Mapping[str, Any] | str | Path, workdir: str | Path) -> int:
     >>> train(config, 'runs/mine')  # prints the settings and the progress
     0
     """
-    from cpt_jax.storage.local_path import local_path
+    from cpt_jax.storage.paths import make_path
     from cpt_jax.training.loop import train
 
-    return train(_to_plain_config(config), local_path(workdir, 'workdir'))
+    return train(_to_plain_config(config), make_path(workdir, 'workdir'))
 
 
 def evaluate(
@@ -106,7 +106,7 @@ def evaluate(
     from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model
     from cpt_jax.evals.registry import find_option_fields
     from cpt_jax.runs.run_dir import RunDir
-    from cpt_jax.storage.local_path import local_path
+    from cpt_jax.storage.paths import local_path
     from cpt_jax.text.prompt_template import Representation
 
     local_path(output or '', 'output')
@@ -158,7 +158,7 @@ def export(
     True
     """
     from cpt_jax.exporting.directory import export
-    from cpt_jax.storage.local_path import local_path
+    from cpt_jax.storage.paths import local_path
 
     written = export(
         model,

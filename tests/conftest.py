@@ -4,8 +4,10 @@ session.
 
 import gc
 import importlib.util
+import logging
 import os
 import platform
+import socket
 import sys
 
 # Tests run each compiled program only a few times, so compilation dominates. XLA's older CPU
@@ -73,6 +75,31 @@ def persistent_compilation_cache(isolated_cache):
     yield
     jax.config.update('jax_compilation_cache_dir', before)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def gs_bucket(monkeypatch):
+    """The URL of an empty bucket of an emulated Google Cloud Storage, also for started programs."""
+    import fsspec
+    from gcp_storage_emulator.server import create_server
+
+    from cpt_jax.storage import bucket
+
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    url = f'http://localhost:{port}'
+    monkeypatch.setenv('STORAGE_EMULATOR_HOST', url)
+    monkeypatch.setenv('TENSORSTORE_GCS_HTTP_URL', url)
+    monkeypatch.setenv('GOOGLE_AUTH_TOKEN_FOR_TESTING', 'any')
+    logging.getLogger('gcp_storage_emulator').setLevel(logging.ERROR)
+    logging.getLogger('gcsfs').setLevel(logging.ERROR)
+    bucket._make_client.cache_clear()
+    with create_server('localhost', port, in_memory=True, default_bucket='bucket'):
+        fsspec.filesystem('gs').clear_instance_cache()
+        yield 'gs://bucket'
+        fsspec.filesystem('gs').clear_instance_cache()
+    bucket._make_client.cache_clear()
 
 
 def sentences(count: int, seed: int = 0, words: int = 12) -> list[str]:

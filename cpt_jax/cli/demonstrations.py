@@ -54,7 +54,7 @@ from cpt_jax.evals.tasks import sts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
-from cpt_jax.storage.local_path import local_path
+from cpt_jax.storage.paths import local_path
 from cpt_jax.text.prompt_template import Prompt
 
 _MODEL, _read_model_options = define_model_flags(evaluation=True, required=False)

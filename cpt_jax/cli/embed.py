@@ -28,7 +28,7 @@ from etils import epath
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.local_path import local_path
+from cpt_jax.storage.paths import local_path
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
 from cpt_jax.text.corpus import Corpus
 

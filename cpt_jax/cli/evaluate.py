@@ -48,7 +48,8 @@ from cpt_jax.evals.suites import explain_missing_means
 from cpt_jax.evals.task import Context, Task
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.local_path import local_path
+from cpt_jax.storage.cache import get_cache_folder
+from cpt_jax.storage.paths import as_path, is_remote, make_absolute, make_path
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
@@ -177,7 +178,7 @@ def _check_same_model(embedder: 'Embedder') -> None:
 
 def _check_flags() -> None:
     """Raises UserError for flags that cannot be used together."""
-    local_path(OUTPUT.value or '', '--output')
+    make_path(OUTPUT.value or '', '--output')
     if FOLLOW.value and OUTPUT.value:
         raise UserError(
             f'--output {OUTPUT.value}: --follow writes into the directory of the run: remove the '
@@ -189,7 +190,7 @@ def _check_flags() -> None:
             '--again: --follow scores each checkpoint once; to score one again, remove its rows '
             'from results.jsonl'
         )
-    if FOLLOW.value and not Path(MODEL.value).is_dir():
+    if FOLLOW.value and not make_path(MODEL.value, '--model').is_dir():
         raise UserError(
             f'--model {MODEL.value}: no such directory: --follow needs the directory of a run'
         )
@@ -209,7 +210,7 @@ def _evaluate_once() -> None:
         DATA_DIR.value,
         output,
         read_task_options(),
-        vectors=_choose_cache_folder(Path(output)),
+        vectors=_choose_cache_folder(as_path(output)),
         keep_vectors=KEEP_VECTORS.value,
         allow_missing=ALLOW_MISSING.value,
         again=AGAIN.value,
@@ -240,7 +241,7 @@ def _evaluate_new_checkpoints() -> None:
         raise UserError(
             f'--pooling {options["pooling"]}: --follow uses the pooling of the run: remove the flag'
         )
-    run = Path(MODEL.value).absolute()
+    run = make_absolute(make_path(MODEL.value, '--model'))
     loaded: list[Embedder] = []  # at most one: the embedder of the previous checkpoint
 
     def load(step: int) -> CachingEmbed:
@@ -298,6 +299,8 @@ def _choose_cache_folder(output: Path) -> Path | None:
         return None
     if CACHE_DIR.value:
         return Path(CACHE_DIR.value)
+    if is_remote(output):  # vectors are memory-mapped
+        return get_cache_folder() / 'vectors' / str(output).replace('/', '_')
     return RunDir(output).vectors
 
 

@@ -34,7 +34,7 @@ from absl import flags
 
 from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.local_path import local_path
+from cpt_jax.storage.paths import local_path
 
 _MODEL = flags.DEFINE_string('model', '', 'Run to export: its directory, or RUN@STEP.')
 _OUTPUT = flags.DEFINE_string('output', '', 'Directory to create; must not exist yet.')

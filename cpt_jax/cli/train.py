@@ -20,7 +20,7 @@ from absl import flags
 from cpt_jax.cli.config_flag import define_config_flag
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runs.config_file import find_default_workdir
-from cpt_jax.storage.local_path import local_path
+from cpt_jax.storage.paths import make_path
 
 _read_config = define_config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -40,7 +40,7 @@ def main() -> int:
     use_compilation_cache()
     workdir = find_default_workdir(name)
     if _WORKDIR.value:
-        workdir = local_path(_WORKDIR.value, '--workdir')
+        workdir = make_path(_WORKDIR.value, '--workdir')
     with _join_processes():
         return train(config.to_dict(), workdir, given)
 

@@ -36,7 +36,7 @@ from cpt_jax.evals.store.history import (
 from cpt_jax.evals.store.results import RESULTS, ResultsFile
 from cpt_jax.evals.task import Result, Task
 from cpt_jax.runs import checkpoint
-from cpt_jax.runs.best_checkpoint import keep_best, write_best
+from cpt_jax.runs.best_checkpoint import identify, keep_best, write_best
 from cpt_jax.runs.run_dir import STOPPED_EARLY, RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.event_files import ScorePoint, write_points
@@ -174,7 +174,10 @@ class Follower:
     def _find_held_steps(self) -> set[int]:
         """Returns the steps that are being scored; removes the lock files of killed programs."""
         held = set()
-        for path in (self.run / LOCKS_FOLDER).glob(f'{_HELD}-*'):
+        folder = self.run / LOCKS_FOLDER
+        for path in list(folder.iterdir()) if folder.is_dir() else []:
+            if not path.name.startswith(f'{_HELD}-'):
+                continue
             with try_lock(path) as free:
                 if not free:
                     held.add(int(path.name.split('-')[1]))
@@ -189,8 +192,7 @@ class Follower:
         A new checkpoint of the same step (another directory) is read again.
         """
         try:
-            folder = (RunDir(self.run).checkpoints / str(step)).stat()
-            identity = step, folder.st_ino, folder.st_mtime_ns
+            identity = step, identify(RunDir(self.run).checkpoints / str(step))
             if identity not in self._known:
                 with _silence_warnings():
                     self._known[identity] = json.loads(json.dumps(self.read_step_settings(step)))

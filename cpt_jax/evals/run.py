@@ -20,6 +20,7 @@ from cpt_jax.evals.tasks.bias import add_holm
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.locks import LOCKS_FOLDER, try_lock, wait_for_lock
+from cpt_jax.storage.paths import as_path
 
 # Files in report/.
 EXAMPLES = 'examples.json'
@@ -79,7 +80,7 @@ def run_tasks(
 
 def make_claim_path(output: epath.Path, model: str, task: str) -> Path:
     """Returns the path of the lock file that a program holds while it scores a task of a model."""
-    return Path(output / LOCKS_FOLDER / f'{model}-{task}'.replace('/', '-'))
+    return as_path(output / LOCKS_FOLDER / f'{model}-{task}'.replace('/', '-'))
 
 
 def store_result(
@@ -96,8 +97,8 @@ def store_result(
         that was saved later.
     """
     output = results.path.parent
-    report = output / 'report'
-    with wait_for_lock(Path(output / LOCKS_FOLDER / 'results')):
+    report = as_path(output / 'report')
+    with wait_for_lock(as_path(output / LOCKS_FOLDER / 'results')):
         if newest and results.holds_later_checkpoint():
             return
         examples: dict = {}
@@ -106,9 +107,11 @@ def store_result(
             examples, maps = read_earlier_json(report / EXAMPLES), read_earlier_json(report / MAPS)
         results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows)))
         report.mkdir(parents=True, exist_ok=True)
-        write_json(Path(report / EXAMPLES), {**examples, name: examples_to_json(result.examples)})
+        write_json(
+            as_path(report / EXAMPLES), {**examples, name: examples_to_json(result.examples)}
+        )
         # Without indentation: one line per number would double the size of the file.
-        write_json(Path(report / MAPS), {**maps, **map_to_json(result.map)}, indent=None)
+        write_json(report / MAPS, {**maps, **map_to_json(result.map)}, indent=None)
 
 
 def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
@@ -119,11 +122,11 @@ def write_report(output: epath.Path, metrics_path: epath.Path | None) -> None:
       metrics_path: metrics.jsonl of the training run, for the training curves; None draws none.
     """
     report = output / 'report'
-    with wait_for_lock(Path(output / LOCKS_FOLDER / 'results')):
+    with wait_for_lock(as_path(output / LOCKS_FOLDER / 'results')):
         results = read_earlier_json(output / RESULTS)
         examples = read_earlier_json(report / EXAMPLES)
         maps = read_earlier_json(report / MAPS)
-        rows = read_rows(Path(output / HISTORY))
+        rows = read_rows(as_path(output / HISTORY))
         page = render_page(results, examples, metrics_path, rows, list(maps.values()))
         report.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(report / 'index.html'), page)
+        write_atomically(as_path(report / 'index.html'), page)

@@ -123,7 +123,7 @@ def _write_part(
     embed = load_embedder(run.reference, dtype='float32', max_tokens=longest)
     if embed.model_name != run.name:  # the card would describe the checkpoint that is damaged
         raise UserError(
-            f'--model {run.reference}: step {run.step} is damaged: export {embed.model_name} instead'
+            f'--model {run.reference}: step {run.step} is damaged: export {embed.model_name}'
         )
     encoder_config = embed.encoder.config
     family, config = make_config_json(encoder_config, run.provenance.pretrained, dtype)

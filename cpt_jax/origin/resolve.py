@@ -1,12 +1,12 @@
 """Resolves model references and the config key `init_from`. No other module does."""
 
 import dataclasses
-from pathlib import Path
 
 from cpt_jax.origin.earlier_run import EarlierRun, find_run
 from cpt_jax.origin.pretrained import Pretrained, is_pretrained, open_pretrained
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.paths import as_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ def check_is_run(reference: str, flag: str) -> None:
 
     A new run may have no data.json and no checkpoint yet, so the folder checkpoints/ decides.
     """
-    if is_pretrained(reference) and not RunDir(Path(reference)).checkpoints.is_dir():
+    if is_pretrained(reference) and not RunDir(as_path(reference)).checkpoints.is_dir():
         raise UserError(
             f'{flag} {reference}: a pretrained model, which has no checkpoints to follow: omit '
             f'--follow'
@@ -52,7 +52,7 @@ def check_is_run(reference: str, flag: str) -> None:
 
 def reference_exists(reference: str) -> bool:
     """Whether the directory of a model reference exists, with any content."""
-    return Path(reference).exists() or Path(reference.rpartition('@')[0] or reference).exists()
+    return as_path(reference).exists() or as_path(reference.rpartition('@')[0]).exists()
 
 
 def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:

@@ -7,13 +7,17 @@ checkpoints by tasks: best.json names one per task, and best/ holds copies of th
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.bucket import get_generation
+from cpt_jax.storage.paths import is_remote
 
 # The metadata file that Orbax writes into each checkpoint; it records when it was saved.
 _METADATA_FILE = '_CHECKPOINT_METADATA'
@@ -29,6 +33,14 @@ HELDOUT = 'heldout'
 def is_complete(checkpoint: Path) -> bool:
     """Returns whether the folder of a checkpoint has been written to its end."""
     return (checkpoint / _COMMIT_FILE).exists()
+
+
+def identify(checkpoint: Path) -> tuple[int, ...]:
+    """Returns numbers that differ between two checkpoints that were saved at one path."""
+    if is_remote(checkpoint):
+        return (get_generation(checkpoint / _COMMIT_FILE),)
+    folder = checkpoint.stat()
+    return folder.st_ino, folder.st_mtime_ns
 
 
 def write_best(run: Path, best: Best) -> None:
@@ -114,12 +126,16 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
         target = RunDir(run).best_checkpoints / str(step)
         if target.is_dir() and not _was_replaced(source, target):
             continue
-        copy = _link_or_copy if step in wanted else os.link
-        if not _try_copy(source, target, copy) and step in wanted:
+        if is_remote(run):
+            is_copied = step in wanted and _copy_objects(source, target)
+        else:
+            is_copied = _try_copy(source, target, _link_or_copy if step in wanted else os.link)
+        if step in wanted and not is_copied:
             gone.append(step)
-    for path in RunDir(run).best_checkpoints.glob('*'):
+    folder = RunDir(run).best_checkpoints
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
         if path.name not in map(str, kept):
-            shutil.rmtree(path)
+            epath.Path(path).rmtree()
     return gone
 
 
@@ -135,6 +151,38 @@ def _was_replaced(source: Path, target: Path) -> bool:
         return False
 
 
+def _copy_objects(source: Path, target: Path) -> bool:
+    """Copies a checkpoint on a bucket. The file that marks it as complete comes last.
+
+    Returns:
+      False if the source is missing or was deleted during the copy.
+    """
+    if not is_complete(source):
+        return False
+    try:
+        for path in _find_objects(source):
+            if path != source / _COMMIT_FILE:
+                _copy_object(path, target / path.relative_to(source))
+        _copy_object(source / _COMMIT_FILE, target / _COMMIT_FILE)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _find_objects(folder: Path) -> Iterator[Path]:
+    """Yields all objects below a folder."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _find_objects(path)
+        else:
+            yield path
+
+
+def _copy_object(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    epath.Path(source).copy(target, overwrite=True)
+
+
 def _try_copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> bool:
     """Copies a checkpoint with `copy`, file by file.
 
@@ -145,15 +193,15 @@ def _try_copy(source: Path, target: Path, copy: Callable[[str, str], object]) ->
     shutil.rmtree(part, ignore_errors=True)  # left by a program that was killed
     try:
         shutil.copytree(source, part, copy_function=copy)
-        is_complete = _list_files(part) == _list_files(source)
+        is_whole = _list_files(part) == _list_files(source)
     # shutil.Error: copytree could not copy some of the files
     except (FileNotFoundError, shutil.Error):
-        is_complete = False
-    if is_complete:
+        is_whole = False
+    if is_whole:
         shutil.rmtree(target, ignore_errors=True)
         part.rename(target)
     shutil.rmtree(part, ignore_errors=True)
-    return is_complete
+    return is_whole
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.paths import make_absolute
 
 T = TypeVar('T')
 
@@ -218,10 +219,17 @@ def _remove_section(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises UserError if a directory has a config.json that no run wrote.
+    """Raises UserError if a directory has a foreign config.json, or a path that is a pattern.
 
     The directory may hold somebody's pretrained model, whose config.json a run would overwrite.
     """
+    # Orbax looks for the files that the processes wrote with glob, without escaping the directory.
+    # It would find none, and write checkpoints that cannot be read.
+    if found := set('[]*?') & set(str(make_absolute(workdir))):
+        raise UserError(
+            f'--workdir {workdir}: checkpoints cannot be written where a path contains '
+            f'{" ".join(sorted(found))}: give another --workdir'
+        )
     path = RunDir(workdir).config
     try:
         is_free = not path.exists() or 'train' in json.loads(path.read_bytes())

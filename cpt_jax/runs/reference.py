@@ -13,6 +13,7 @@ from cpt_jax.runs.best_checkpoint import find_best
 from cpt_jax.runs.checkpoint import DamagedCheckpoint, list_steps
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.paths import make_absolute, make_path
 
 T = TypeVar('T')
 
@@ -33,15 +34,15 @@ def find_checkpoint(reference: str, flag: str) -> tuple[Path, int]:
       UserError: there is no such run or checkpoint.
     """
     name, wanted = _split_reference(reference)
+    run = make_absolute(make_path(name, flag))
     if wanted.partition(':')[0] == 'best':
-        return find_best(Path(name).absolute(), wanted.partition(':')[2], f'{flag} {reference}')
-    directory = RunDir(Path(name).absolute()).checkpoints
+        return find_best(run, wanted.partition(':')[2], f'{flag} {reference}')
+    directory = RunDir(run).checkpoints
     steps = list_steps(directory)
     if not steps:
-        folder = RunDir(Path(name)).checkpoints
         raise UserError(
-            f'{flag} {reference}: no run with a checkpoint ({folder} holds none)'
-            f'{_explain_not_pretrained(Path(name))}'
+            f'{flag} {reference}: no run with a checkpoint ({RunDir(Path(name)).checkpoints} holds '
+            f'none){_explain_not_pretrained(make_path(name, flag))}'
         )
     if wanted and wanted not in map(str, steps):
         raise UserError(
@@ -59,7 +60,7 @@ def _split_reference(reference: str) -> tuple[str, str]:
     """Splits 'run@checkpoint'; the second part is '' if there is none."""
     name, at, wanted = reference.rpartition('@')
     # The path of a run may itself contain an @.
-    if not at or RunDir(Path(reference)).checkpoints.is_dir():
+    if not at or RunDir(make_path(reference, '--model')).checkpoints.is_dir():
         return reference, ''
     return name, wanted
 

@@ -93,6 +93,11 @@ class RunDir:
         return self.path / 'vectors'
 
     @property
+    def owner(self) -> Path:
+        """The file that exists while the run is trained, and says by whom."""
+        return self.path / '.training'
+
+    @property
     def locks(self) -> Path:
         """The folder with the lock files of evaluators that share the directory."""
         return self.path / '.claims'

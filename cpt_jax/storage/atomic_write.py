@@ -1,4 +1,4 @@
-"""Atomic writes: a file is either complete or absent."""
+"""Atomic writes: a file, or an object of a bucket, is either complete or absent."""
 
 import os
 import tempfile
@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from cpt_jax.storage.paths import is_remote
+
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[BinaryIO]:
     """Opens a temporary file that is renamed to `path` at the end of the block.
 
-    If the block raises or the program is killed, the old file at `path` stays.
+    If the block raises or the program is killed, the old file at `path` stays. The data are on the
+    disk before the file is renamed, so a loss of power leaves the old file or the new one.
 
     Yields:
       A binary file, open for writing.
@@ -21,6 +24,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(descriptor, 'wb') as file:
             yield file
+            file.flush()
+            os.fsync(descriptor)
         os.chmod(temporary, 0o644)  # mkstemp lets only the owner read it
         os.replace(temporary, path)
     except BaseException:
@@ -29,6 +34,10 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a file atomically; text is encoded as UTF-8."""
+    """Writes a file or an object of a bucket atomically; text is encoded as UTF-8."""
+    data = data.encode('utf-8') if isinstance(data, str) else data
+    if is_remote(path):  # an object appears when it is complete
+        path.write_bytes(data)
+        return
     with open_atomically(path) as file:
-        file.write(data.encode('utf-8') if isinstance(data, str) else data)
+        file.write(data)

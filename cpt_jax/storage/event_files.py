@@ -1,11 +1,16 @@
 """TensorBoard event files."""
 
+import socket
 import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from cpt_jax.storage.growing_file import GrowingFile
+from cpt_jax.storage.paths import is_remote
 
 
 class ScorePoint(NamedTuple):
@@ -22,12 +27,40 @@ class ScorePoint(NamedTuple):
     scores: Mapping[str, float]
 
 
-def import_summary_writer() -> type:
-    """Returns tensorboardX's SummaryWriter, imported without torch."""
-    with _hide_torch():
-        from tensorboardX import SummaryWriter
+class EventWriter:
+    """Appends the rows of one start of a program to an event file of its own."""
 
-        return SummaryWriter
+    def __init__(self, folder: Path, first_step: int):
+        """Creates the folder and the file.
+
+        Args:
+          folder: folder of all event files of a run.
+          first_step: first step of this start. TensorBoard drops the rows of earlier files from
+            this step on.
+        """
+        with _hide_torch():
+            from tensorboardX.proto.event_pb2 import Event, SessionLog
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f'events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}'
+        self._file = GrowingFile(folder / name)
+        start = SessionLog(status=SessionLog.START)
+        self._append(Event(wall_time=time.time(), file_version='brain.Event:2'))
+        self._append(Event(wall_time=time.time(), step=first_step, session_log=start))
+
+    def write_row(self, step: int, row: Mapping[str, float]) -> None:
+        """Appends an event with the values of a row."""
+        self._append(_make_event(ScorePoint(step, time.time(), row)))
+
+    def write_if_due(self) -> None:
+        """See GrowingFile."""
+        self._file.write_if_due()
+
+    def write(self) -> None:
+        """Writes the events that wait."""
+        self._file.write()
+
+    def _append(self, event: Any) -> None:
+        self._file.append(_encode_record(event.SerializeToString()))
 
 
 def write_points(path: Path, points: Sequence[ScorePoint]) -> None:
@@ -44,21 +77,31 @@ def write_points(path: Path, points: Sequence[ScorePoint]) -> None:
     """
     with _hide_torch():
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-    events = [Event(wall_time=points[0].time if points else 0, file_version='brain.Event:2')]
-    for point in points:
-        events.append(Event(wall_time=point.time, step=point.step))
-        for name, score in point.scores.items():
-            events[-1].summary.MergeFrom(scalar(name, score))
+    first = Event(wall_time=points[0].time if points else 0, file_version='brain.Event:2')
+    events = [first, *map(_make_event, points)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    ends = [0, *_find_record_ends(path.read_bytes() if path.exists() else b'')]
+    old = path.read_bytes() if path.exists() else b''
+    ends = [0, *_find_record_ends(old)]
     written = len(ends) - 1
     if written > len(events):
         written = 0
+    new = b''.join(_encode_record(event.SerializeToString()) for event in events[written:])
+    if is_remote(path):
+        path.write_bytes(old[: ends[written]] + new)
+        return
     with path.open('ab') as file:
         file.truncate(ends[written])  # removes an incomplete event at the end
-        records = [_encode_record(event.SerializeToString()) for event in events[written:]]
-        file.write(b''.join(records))
+        file.write(new)
+
+
+def _make_event(point: ScorePoint) -> Any:
+    with _hide_torch():
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+    event = Event(wall_time=point.time, step=point.step)
+    for name, score in point.scores.items():
+        event.summary.MergeFrom(scalar(name, score))
+    return event
 
 
 def _encode_record(data: bytes) -> bytes:

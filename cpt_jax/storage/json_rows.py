@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.paths import is_remote
 
 
 def read_complete_rows(path: Path) -> Iterator[tuple[str, object]]:
@@ -32,10 +33,15 @@ def read_complete_rows(path: Path) -> Iterator[tuple[str, object]]:
 def append_row(path: Path, row: Mapping) -> None:
     """Appends a row and flushes it to disk. The caller must prevent concurrent writes.
 
-    First removes an incomplete line at the end, which a killed program left.
+    First removes an incomplete line at the end, which a killed program left. An object of a bucket
+    is written again with the row.
     """
+    line = json.dumps(row, allow_nan=False).encode() + b'\n'
+    if is_remote(path):
+        path.write_bytes((path.read_bytes() if path.exists() else b'') + line)
+        return
     with path.open('a+b') as file:
         file.truncate(path.read_bytes().rfind(b'\n') + 1)
-        file.write(json.dumps(row, allow_nan=False).encode() + b'\n')
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())

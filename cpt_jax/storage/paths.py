@@ -1,5 +1,7 @@
 """Paths of the file system and of buckets (gs://...)."""
 
+import logging
+import os
 import re
 from pathlib import Path
 from typing import cast
@@ -12,9 +14,9 @@ _URL = re.compile(r'[a-zA-Z][a-zA-Z0-9+.-]+:/')  # one slash, because Path turns
 _BUCKET = 'gs://'
 
 
-def is_remote(path: str | Path) -> bool:
+def is_remote(path: str | os.PathLike) -> bool:
     """Returns whether a path is one of a bucket."""
-    return str(path).startswith(_BUCKET)
+    return os.fspath(path).startswith(_BUCKET)
 
 
 def make_path(path: str | Path, name: str) -> Path:
@@ -27,10 +29,21 @@ def make_path(path: str | Path, name: str) -> Path:
     Raises:
       UserError: the path is a URL other than gs://.
     """
-    if is_remote(path):
-        # It has the methods of pathlib.Path, except `absolute`, `rglob` and appending to a file.
-        return cast(Path, epath.Path(path))
-    return local_path(path, name)
+    return as_path(path) if is_remote(path) else local_path(path, name)
+
+
+def as_path(path: str | os.PathLike) -> Path:
+    """Returns a path of a bucket as an epath.Path, and any other as a pathlib.Path."""
+    if not is_remote(path):
+        return Path(path)
+    import fsspec
+
+    # gcsfs warns for every path if it may not ask for the bucket's kind, and goes on.
+    logging.getLogger('gcsfs').setLevel(logging.ERROR)
+    # It would go on listing what a folder held when it was first listed.
+    fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
+    # It has the methods of pathlib.Path, except `absolute`, `rglob` and appending to a file.
+    return cast(Path, epath.Path(path))
 
 
 def make_absolute(path: Path) -> Path:

@@ -23,6 +23,7 @@ import numpy as np
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import read_json_file
+from cpt_jax.storage.paths import as_path
 from cpt_jax.text.byte_level import build_byte_level_json
 from cpt_jax.text.hugging_face_json import HuggingFaceJson
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
@@ -147,8 +148,9 @@ class PretrainedTokenizer:
     def save(self, directory: Path | str) -> None:
         """Writes `file` to a directory, which is created if it does not exist."""
         name, data = self.file
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(directory) / name, data)
+        directory = as_path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / name, data)
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Returns the number of ids of each text without special tokens and prompt."""

@@ -15,6 +15,7 @@ import tokenizers
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.paths import as_path
 
 Side = Literal['x', 'y']
 SIDES: tuple[Side, ...] = ('x', 'y')
@@ -256,7 +257,7 @@ class Tokenizer:
 
     def save(self, directory: Path | str) -> None:
         """Writes the subword model's file, in its own format, into a directory."""
-        directory = Path(directory)
+        directory = as_path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(directory / self._model.file_name, self._model.data)
 

@@ -13,10 +13,12 @@ from cpt_jax.loss.infonce import Metrics
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.best_checkpoint import write_best_heldout
 from cpt_jax.runs.config import build, write_config
-from cpt_jax.runs.run_dir import STOPPED_EARLY
+from cpt_jax.runs.owner import own_run
+from cpt_jax.runs.run_dir import STOPPED_EARLY, RunDir
 from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.runtime.preemption import Preempted, Preemption
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.paths import make_absolute
 from cpt_jax.training.heldout_scores import HeldoutScores
 from cpt_jax.training.objective import Scorer
 from cpt_jax.training.recording import Clock, Recorder
@@ -53,6 +55,13 @@ def _train(
     config: Mapping[str, Any], workdir: Path, given: Collection[str], preemption: Preemption
 ) -> int:
     check_given_sizes(config, given)
+    with own_run(RunDir(make_absolute(workdir))):
+        return _train_owned(config, workdir, given, preemption)
+
+
+def _train_owned(
+    config: Mapping[str, Any], workdir: Path, given: Collection[str], preemption: Preemption
+) -> int:
     run = set_up_on_all_processes(config, workdir)
     if preemption.is_requested():
         return EXIT_PREEMPTED
@@ -255,6 +264,7 @@ class _Loop:
         metrics = self._read_pending()
         scores = {}
         if self._is_evaluation_due(step) and not self.preemption.requested:
+            self.recorder.flush()  # an evaluation may take minutes
             scores = self._evaluate(state)
         should_stop = self.preemption.requested
         score = None
@@ -266,6 +276,7 @@ class _Loop:
         if self.heldout.should_stop and not self._is_last(step):
             scores = scores | {STOPPED_EARLY: 1.0}
         self._record(*metrics, scores, stops_here)
+        self.recorder.flush()
         if stops_here or is_best or self._is_last(step) or self.checkpoints.is_due(step):
             with self.clock.pause():
                 self.checkpoints.save(step, state._replace(frozen=None), score)

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.storage.atomic_write import write_atomically
-from cpt_jax.storage.event_files import import_summary_writer
+from cpt_jax.storage.event_files import EventWriter
+from cpt_jax.storage.growing_file import GrowingFile
 
 # Minimum time between two progress lines if the output is not a terminal.
 SECONDS_BETWEEN_LINES = 30
@@ -57,14 +58,13 @@ class Recorder:
 
         Rows of later steps, written before the run was killed, are dropped.
         """
-        self._file, self._events = None, None
+        self._metrics: GrowingFile | None = None
+        self._events: EventWriter | None = None
         # A run that begins again writes its row for step 0 again.
         self.earlier = drop_rows_after(directory.metrics, first_step or -1) if is_writer else []
         if is_writer:
-            self._file = directory.metrics.open('a', encoding='utf-8')
-            self._events = import_summary_writer()(
-                str(directory.tensorboard), purge_step=first_step + 1, flush_secs=10
-            )
+            self._metrics = GrowingFile(directory.metrics)
+            self._events = EventWriter(directory.tensorboard, first_step + 1)
         self._steps = steps
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         self._bar = tqdm(
@@ -77,16 +77,23 @@ class Recorder:
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Writes a line {"step": ..., ...} to metrics.jsonl, and each value to TensorBoard."""
-        if self._file is None or self._events is None:
+        if self._metrics is None or self._events is None:
             return
-        self._file.write(json.dumps({'step': step, **row}) + '\n')
-        self._file.flush()
-        for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+        self._metrics.append((json.dumps({'step': step, **row}) + '\n').encode())
+        self._events.write_row(step, row)
 
     def advance(self, steps: int) -> None:
-        """Advances the progress bar."""
+        """Advances the progress bar, and writes the rows that wait if that is due."""
         self._bar.update(steps)
+        if self._metrics is not None and self._events is not None:
+            self._metrics.write_if_due()
+            self._events.write_if_due()
+
+    def flush(self) -> None:
+        """Writes the rows that wait. A checkpoint must not be newer than the rows on the disk."""
+        if self._metrics is not None and self._events is not None:
+            self._metrics.write()
+            self._events.write()
 
     def show_progress(self, step: int, row: Mapping[str, float], text: str) -> None:
         """Shows metrics next to the progress bar; without a terminal, prints a line from time to
@@ -108,15 +115,12 @@ class Recorder:
 
     def print_line(self, text: str) -> None:
         """Prints a line above the progress bar."""
-        if self._file is not None:
+        if self._metrics is not None:
             self._bar.write(text)
 
     def close(self) -> None:
         self._bar.close()
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self.flush()
 
 
 def drop_rows_after(path: Path, step: int) -> list[dict[str, float]]:

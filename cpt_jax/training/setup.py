@@ -24,6 +24,7 @@ from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings
+from cpt_jax.storage.paths import make_absolute
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.training.form import resolve_form
@@ -107,7 +108,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     check_sections(config)
     check_workdir(workdir)
     _check_origin_of_adapters(config)
-    directory = RunDir(workdir.absolute())
+    directory = RunDir(make_absolute(workdir))
     start = _find_start(config, directory)
     changes = _list_changes(start, workdir)
     config = add_defaults(start.config)

@@ -23,7 +23,9 @@ from orbax.checkpoint import v1 as ocp
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.config import flatten
 from cpt_jax.runs.config_file import load_config
+from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.paths import as_path
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training import loop
 from cpt_jax.training.setup import set_up
@@ -85,6 +87,15 @@ def wait_for_rows(workdir: Path, count: int, process: Program) -> None:
         time.sleep(0.005)
 
 
+def wait_for_checkpoint(workdir: Path, process: Program) -> None:
+    """Waits until a checkpoint is complete."""
+    deadline = time.time() + 100
+    while not checkpoint.list_steps(workdir / 'checkpoints'):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope='module')
 def config_file(tmp_path_factory) -> Path:
     """A config with one layer, because every start traces the model again. test_step.py tests the
@@ -126,20 +137,33 @@ def set_key(config: dict, key: str, value: object) -> None:
     section[name] = value
 
 
-def test_killed_run_ends_like_an_uninterrupted_one(launch, tmp_path, finished):
-    for kill_after in (2, 9):
-        process = launch('killed')
-        wait_for_rows(tmp_path / 'killed', kill_after, process)
+@pytest.mark.parametrize('storage', ['disk', 'bucket'])
+def test_killed_run_ends_like_an_uninterrupted_one(launch, tmp_path, request, finished, storage):
+    workdir = tmp_path / 'killed'
+    kills = [2, 9]
+    if storage == 'bucket':
+        workdir = as_path(request.getfixturevalue('gs_bucket')) / 'killed'
+        kills = [4]
+    for kill_after in kills:
+        process = launch(str(workdir))
+        wait_for_rows(workdir, kill_after, process)
+        if storage == 'bucket':  # slower than the steps, so the kill is likely during the next save
+            wait_for_checkpoint(workdir, process)
         process.kill()
         process.wait()
-    output = finish(launch('killed'))
+        if storage == 'bucket':  # instead of waiting a minute; see tests/storage/test_lease.py
+            RunDir(workdir).owner.unlink()
+    output = finish(launch(str(workdir)))
     assert 'step 0 of 12' not in output  # it resumed from a checkpoint
     assert (
         output.splitlines()[-1].startswith('done: step 12 is in ')
         and 'launch/evaluate.py --tasks TASKS --model=' in output
     )
-    assert_same(finished, tmp_path / 'killed', 12)
-    assert [row['step'] for row in read_rows(tmp_path / 'killed')] == list(range(1, 13))
+    assert_same(finished, workdir, 12)
+    assert [row['step'] for row in read_rows(workdir)] == list(range(1, 13))
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {path.name for path in finished.iterdir()}
+    assert not any(path.name.startswith('gs:') for path in tmp_path.iterdir())
 
 
 def test_sigterm_saves_and_exits_with_42_and_the_run_resumes(launch, train_here, tmp_path, capsys):
@@ -331,7 +355,7 @@ def read_error(process: Program) -> str:
             r'Gradient accumulation is not offered: .*train\.encode_chunks',
         ),
         ('--config.data.sources.pairs.path=broken.jsonl', r'broken\.jsonl:2: not JSON'),
-        ('--workdir=gs://bucket/run', 'only paths of the file system'),
+        ('--workdir=s3://bucket/run', 'only paths of the file system'),
     ],
 )
 def test_invalid_input_is_a_one_line_error(launch, tmp_path, flag, expected):

@@ -9,6 +9,7 @@ from etils import epath
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file, write_json
+from cpt_jax.storage.paths import as_path
 
 RESULTS = 'results.json'
 
@@ -28,14 +29,14 @@ BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}
 
 
-def read_earlier_json(path: epath.Path) -> dict:
+def read_earlier_json(path: Path | epath.Path) -> dict:
     """Returns the JSON object that an earlier evaluation wrote to `path`; {} if there is no file.
 
     Raises:
       UserError: the file is not JSON, or does not contain an object.
     """
     try:
-        return read_json_file(Path(path), optional=True)
+        return read_json_file(as_path(path), optional=True)
     except UserError as error:
         raise UserError(f'{error}: remove the file or write to another --output') from None
 
@@ -112,7 +113,7 @@ class ResultsFile:
             as means of suites.
         """
         results = add_result(self.load(), name, result, fingerprint)
-        write_json(Path(self.path), derive(results))
+        write_json(as_path(self.path), derive(results))
 
     def _describe_difference(self, earlier: dict) -> str:
         """Returns the model of `earlier` and how it differs from this one; '' if it does not."""
