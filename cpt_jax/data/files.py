@@ -2,11 +2,13 @@
 
 import glob
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.file_stamp import compute_file_stamp
 
 
 class InputFile(NamedTuple):
@@ -15,17 +17,19 @@ class InputFile(NamedTuple):
     Attributes:
       name: path relative to the folder of the config's path, the same on every machine.
       path: path to read.
-      compressed: path of the original file if `path` is its decompressed copy.
+      original: path of the user's own file if `path` is a copy of it in the cache.
+      checksum: size and CRC-32 of such a copy.
     """
 
     name: str
     path: Path
-    compressed: Path | None = None
+    original: Path | None = None
+    checksum: tuple[int, int] | None = None
 
     @property
     def original_path(self) -> Path:
         """Path of the user's own file, for messages."""
-        return self.compressed or self.path
+        return self.original or self.path
 
 
 def find_input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
@@ -49,7 +53,8 @@ def find_input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
         paths = [found for found in expanded.rglob('*') if found.name.endswith(tuple(suffixes))]
     else:
         root = _find_fixed_folder(expanded)
-        paths = [Path(found) for found in glob.glob(str(expanded), recursive=True)]
+        pattern = str(expanded.relative_to(root))
+        paths = [root / found for found in glob.glob(pattern, root_dir=root, recursive=True)]
     named = [
         InputFile(found.relative_to(root).as_posix(), found) for found in paths if found.is_file()
     ]
@@ -66,16 +71,29 @@ def find_input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
 
 
 def _find_fixed_folder(pattern: Path) -> Path:
-    """Returns the longest parent folder of a pattern that has no wildcard."""
-    return next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+    """Returns the longest parent folder of a pattern that exists or has no wildcard.
 
-
-def digest_file_stats(files: Sequence[InputFile]) -> str:
-    """Returns a digest of the files' paths, sizes and modification times, for use as a cache key.
-
-    The files are not read.
+    A folder may be named as a pattern is written, such as `runs[1]`.
     """
-    stats = ((file, file.path.stat()) for file in files)
+    return next(
+        parent for parent in pattern.parents if parent.is_dir() or not glob.has_magic(str(parent))
+    )
+
+
+def digest_file_states(files: Sequence[InputFile], verify: bool = False) -> str:
+    """Returns a digest of the paths and the states of the user's files, for use as a cache key.
+
+    Args:
+      files: the files.
+      verify: whether to read all their bytes; otherwise 16 blocks of each are read.
+    """
+    paths = [file.original_path for file in files]
+    # Threads, because on a network each read waits for a round trip.
+    with ThreadPoolExecutor(16) as threads:
+        stamps = list(threads.map(lambda path: compute_file_stamp(path, verify), paths))
     return digest_texts(
-        *(f'{file.path.absolute()} {stat.st_size} {stat.st_mtime_ns}' for file, stat in stats)
+        *(
+            f'{file.original_path.absolute()} {stamp} {file.checksum}'
+            for file, stamp in zip(files, stamps, strict=True)
+        )
     )

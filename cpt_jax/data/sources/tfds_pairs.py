@@ -6,11 +6,13 @@ Prepare a dataset with `tfds build --file_format=array_record`, or write it with
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from cpt_jax.data.files import InputFile, digest_file_states
 from cpt_jax.data.pairs import Pair, digest_texts
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
@@ -47,6 +49,7 @@ class TfdsSource:
         heldout_split: str = 'test',
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
+        verify: bool = False,
     ):
         """Opens the dataset.
 
@@ -61,6 +64,7 @@ class TfdsSource:
             They must not overlap, which is not checked. A heldout_split of '' holds out no pairs.
           max_bad_share: maximum fraction of bad rows, in [0, 1]; more of them are an error.
           max_chars: maximum number of characters of a text; a row with a longer text is bad.
+          verify: whether to read the files in full to find out whether they changed.
 
         Raises:
           UserError: the dataset, split or a field does not exist, or too many rows are bad.
@@ -69,6 +73,7 @@ class TfdsSource:
         self._y = y
         self._negatives = negatives
         self._max_chars = max_chars
+        self._verify = verify
         self._name = name
         self.split = split
         tfds_splits = {
@@ -96,8 +101,9 @@ class TfdsSource:
                 f'{_get_first_line(error)}'
             ) from None
         settings = (self._tfds_split, self._x, self._y, self._negatives, str(self._max_chars))
-        key = digest_texts(str(INDEX_VERSION), _digest_file_stats(builder), *settings)
-        saved = load_or_build(f'tfds_{key}', self._index_rows)
+        states = _digest_file_states(builder, self._verify)
+        key = digest_texts(str(INDEX_VERSION), states, *settings)
+        saved = load_or_build(f'tfds_{key}', self._index_rows, ('good', 'notes'))
         contents, problems = array_to_json(saved['notes'])
         self.fingerprint = digest_texts('tfds', str(INDEX_VERSION), contents, self.split)
         self.problems = Problems.from_json(problems, self.problems.max_share)
@@ -185,11 +191,16 @@ def _open_builder(name: str, data_dir: str | None) -> 'tfds.core.DatasetBuilder'
     return builder
 
 
-def _digest_file_stats(builder: 'tfds.core.DatasetBuilder') -> str:
-    """Returns a digest of the paths, sizes and modification times of the dataset's files, which may
-    be in a bucket.
+def _digest_file_states(builder: 'tfds.core.DatasetBuilder', verify: bool) -> str:
+    """Returns a digest of the paths and the states of the dataset's files.
+
+    For files in a bucket, the states are their sizes and modification times.
     """
-    stats = ((path, path.stat()) for path in sorted(builder.data_path.iterdir()))
+    paths = sorted(builder.data_path.iterdir())
+    if '://' not in str(builder.data_path):
+        local = [InputFile(path.name, Path(path)) for path in paths if path.is_file()]
+        return digest_file_states(local, verify)
+    stats = ((path, path.stat()) for path in paths)
     return digest_texts(*(f'{path} {stat.length} {stat.mtime}' for path, stat in stats))
 
 
