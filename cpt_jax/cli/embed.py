@@ -29,6 +29,7 @@ from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.local_path import local_path
+from cpt_jax.storage.remote import fetch
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
 from cpt_jax.text.corpus import Corpus
 
@@ -41,7 +42,8 @@ _MODEL, _read_model_options = define_model_flags()
 _INPUT = flags.DEFINE_string(
     'input',
     None,
-    'File of texts: .jsonl or .txt, optionally compressed (.jsonl.gz, .txt.gz).',
+    'File of texts, local or in a bucket (gs://...): .jsonl or .txt, optionally compressed '
+    '(.jsonl.gz, .txt.gz).',
     required=True,
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to write to.', required=True)
@@ -77,12 +79,12 @@ def _embed_file() -> None:
 
     output = local_path(_OUTPUT.value, '--output')
     embedder = load_embedder(_MODEL.value, **_read_model_options())
-    corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
+    corpus = Corpus(epath.Path(fetch(_INPUT.value, '--input')), _FIELD.value)
     meta = VectorsMeta(
         model=embedder.model_name,
         settings=embedder.settings,
         side=_SIDE.value,
-        input=str(corpus.path),
+        input=_INPUT.value,
         fingerprint=corpus.fingerprint,
         texts=len(corpus),
         width=embedder.width,
@@ -95,7 +97,7 @@ def _embed_file() -> None:
     )
     check_processes_agree(
         corpus.fingerprint,
-        f'--input {corpus.path}: the processes read different texts: give all of them the same '
+        f'--input {_INPUT.value}: the processes read different texts: give all of them the same '
         f'file',
     )
 

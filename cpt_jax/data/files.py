@@ -9,6 +9,7 @@ from typing import NamedTuple
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.file_stamp import compute_file_stamp
+from cpt_jax.storage.remote import RemoteFiles, expand_home, is_remote
 
 
 class InputFile(NamedTuple):
@@ -19,33 +20,53 @@ class InputFile(NamedTuple):
       path: path to read.
       original: path of the user's own file if `path` is a copy of it in the cache.
       checksum: size and CRC-32 of such a copy.
+      url: URL of a file that was copied from a bucket.
     """
 
     name: str
     path: Path
     original: Path | None = None
     checksum: tuple[int, int] | None = None
+    url: str = ''
 
     @property
-    def original_path(self) -> Path:
-        """Path of the user's own file, for messages."""
-        return self.original or self.path
+    def original_path(self) -> Path | str:
+        """Path or URL of the user's own file, for messages."""
+        return self.url or self.original or self.path
 
 
-def find_input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
+def find_input_files(path: str, suffixes: Sequence[str], verify: bool = False) -> list[InputFile]:
     """Returns the files of a path, sorted by name.
 
     Args:
       path: a file with any suffix, a folder, which is searched recursively, or a glob pattern
         ('data/*.jsonl', 'data/**/*.md'). In folders and patterns, files and folders whose names
         begin with '_' or '.' are skipped, as in other tools: notes such as `_SOURCE.txt` are not
-        data.
+        data. A name that exists is not taken for a pattern. All three may be URLs (gs://...),
+        whose files are copied into the cache.
       suffixes: suffixes of the files to find in a folder.
+      verify: whether to read the copies of remote files in full to find out whether they changed.
 
     Raises:
-      UserError: no file is found.
+      UserError: no file is found, or a file or folder cannot be read.
     """
-    expanded = Path(path).expanduser()
+    try:
+        find = _find_remote_files if is_remote(path) else _find_local_files
+        files = find(path, suffixes, verify)
+    except OSError as error:
+        raise UserError(f'path: {path!r} cannot be read: {error.strerror}') from None
+    if not files:
+        kinds = ' or '.join(f'*{suffix}' for suffix in suffixes)
+        raise UserError(
+            f'path: {path!r} is not a file, not a folder with {kinds} files and not a pattern that '
+            f'matches a file'
+        )
+    return files
+
+
+def _find_local_files(path: str, suffixes: Sequence[str], verify: bool) -> list[InputFile]:
+    del verify  # the files are not copied
+    expanded = expand_home(path, 'path')
     if expanded.is_file():
         return [InputFile(expanded.name, expanded)]
     if expanded.is_dir():
@@ -58,16 +79,27 @@ def find_input_files(path: str, suffixes: Sequence[str]) -> list[InputFile]:
     named = [
         InputFile(found.relative_to(root).as_posix(), found) for found in paths if found.is_file()
     ]
-    files = sorted(
-        file for file in named if not any(part[0] in '_.' for part in Path(file.name).parts)
-    )
-    if not files:
-        kinds = ' or '.join(f'*{suffix}' for suffix in suffixes)
-        raise UserError(
-            f'path: {path!r} is not a file, not a folder with {kinds} files and not a pattern that '
-            f'matches a file'
-        )
-    return files
+    return sorted(file for file in named if not _is_hidden(file.name))
+
+
+def _find_remote_files(url: str, suffixes: Sequence[str], verify: bool) -> list[InputFile]:
+    found = RemoteFiles.find(url, 'path', must_exist=False)
+    if found.kind == 'folder':
+        found = found.select(lambda name: name.endswith(tuple(suffixes)))
+    if found.kind != 'file':
+        found = found.select(lambda name: not _is_hidden(name))
+    if not found.files:
+        return []
+    folder = found.copy(verify)
+    if found.kind == 'file':
+        folder = folder.parent
+    return [
+        InputFile(name, folder / name, url=f'{found.folder}/{name}') for name in sorted(found.files)
+    ]
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part[0] in '_.' for part in Path(name).parts)
 
 
 def _find_fixed_folder(pattern: Path) -> Path:
@@ -87,13 +119,13 @@ def digest_file_states(files: Sequence[InputFile], verify: bool = False) -> str:
       files: the files.
       verify: whether to read all their bytes; otherwise 16 blocks of each are read.
     """
-    paths = [file.original_path for file in files]
+    paths = [file.original or file.path for file in files]
     # Threads, because on a network each read waits for a round trip.
     with ThreadPoolExecutor(16) as threads:
         stamps = list(threads.map(lambda path: compute_file_stamp(path, verify), paths))
     return digest_texts(
         *(
-            f'{file.original_path.absolute()} {stamp} {file.checksum}'
-            for file, stamp in zip(files, stamps, strict=True)
+            f'{file.url or path.absolute()} {stamp} {file.checksum}'
+            for file, path, stamp in zip(files, paths, stamps, strict=True)
         )
     )

@@ -69,7 +69,7 @@ def make_local_copies(files: Sequence[InputFile], verify: bool = False) -> list[
 
 def _use_copy(file: InputFile, copy: Path) -> InputFile:
     checksum = read_checksums(copy.parent)[copy.name]
-    return InputFile(file.name, copy, file.path, checksum[:2])
+    return file._replace(path=copy, original=file.path, checksum=checksum[:2])
 
 
 def _needs_copy(file: InputFile) -> bool:
@@ -98,7 +98,7 @@ def _is_copy_whole(file: InputFile, copy: Path, verify: bool) -> bool:
     if is_good and verify:
         is_good = _read_checksum(file) == (expected.size, expected.crc32, '')
     if not is_good:
-        logging.warning('%s: the copy of %s is damaged: making it again', copy, file.path)
+        logging.warning('%s: the copy of %s is damaged: making it again', copy, file.original_path)
         return False
     with contextlib.suppress(OSError):  # in a cache that cannot be written
         _store_checksum(copy, expected)
@@ -115,7 +115,7 @@ def _fits_on_disk(files: Sequence[InputFile]) -> bool:
     logging.warning(
         '%s: read over the network at each access, because %.1f GB do not fit into the cache '
         '(%s, %.1f GB are free): set CPT_JAX_CACHE to a folder on a larger disk',
-        files[0].path,
+        files[0].original_path,
         size / 1e9,
         folder,
         free / 1e9,
@@ -135,8 +135,8 @@ def _write_copy(file: InputFile, copy: Path, bar: tqdm) -> None:
     except OSError as error:
         done = 'decompressed' if _is_gzipped(file) else 'copied'
         raise UserError(
-            f'{file.path}: cannot be {done} into {copy.parent} ({error}): free space there, or set '
-            f'CPT_JAX_CACHE to another folder'
+            f'{file.original_path}: cannot be {done} into {copy.parent} ({error}): free space '
+            f'there, or set CPT_JAX_CACHE to another folder'
         ) from None
 
 
@@ -164,7 +164,9 @@ def _read_blocks(file: InputFile, bar: tqdm) -> Iterator[bytes]:
                 bar.update(original.tell() - position)
                 position = original.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f'{file.path}: a broken gzip file ({error}): download it again') from None
+        raise UserError(
+            f'{file.original_path}: a broken gzip file ({error}): download it again'
+        ) from None
 
 
 def _store_checksum(copy: Path, checksum: Checksum) -> None:

@@ -112,6 +112,8 @@ def _make_source(
     check_section(KINDS[kind], where, section, given)
     try:
         return KINDS[kind](**section, **given)
+    except OSError as error:
+        raise UserError(f'{where}: {error.filename}: cannot be read: {error.strerror}') from None
     except UserError as error:  # the message names the argument, so add the section
         raise UserError(
             f'{where}: {error} (arguments of this source are set with --config.{where}.NAME=VALUE)'

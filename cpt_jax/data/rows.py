@@ -126,7 +126,7 @@ class RowSource:
           UserError: no file or row is found, or too many rows are bad.
         """
         self._fields = fields
-        self._files = make_local_copies(find_input_files(path, self.suffixes), verify)
+        self._files = make_local_copies(find_input_files(path, self.suffixes, verify), verify)
         states = digest_file_states(self._files, verify)
         key = digest_texts(str(INDEX_VERSION), states, repr(fields))
         saved = load_or_build(

@@ -22,7 +22,7 @@ def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str
       blank: whether to yield blank lines too.
 
     Raises:
-      UserError: the file is missing, not UTF-8 or a damaged gzip file.
+      UserError: the file is missing, cannot be read, is not UTF-8 or a damaged gzip file.
     """
     try:
         with (
@@ -38,6 +38,8 @@ def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str
         raise UserError(f'{path}: a broken gzip file ({error}): download it again') from None
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read: {error.strerror}') from None
 
 
 def read_json_lines(path: epath.Path) -> Iterator[tuple[str, dict]]:

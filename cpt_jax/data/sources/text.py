@@ -178,7 +178,7 @@ class TextSource:
         cut = Cut(piece_tokens, min_tokens)
         cut.check()
         pattern = _compile_separator(separator)
-        self._files = find_input_files(path, ('.txt', '.md'))
+        self._files = find_input_files(path, ('.txt', '.md'), verify)
         key = digest_texts(
             str(CUTTING_VERSION),
             digest_file_states(self._files, verify),
@@ -275,7 +275,8 @@ def _read_documents(
             source = file.path.read_bytes()
             if b'\0' in source:
                 raise UserError(
-                    f'{file.path}: contains zero bytes, so it is not text: remove it from the path'
+                    f'{file.original_path}: contains zero bytes, so it is not text: remove it from '
+                    f'the path'
                 )
             try:
                 text = source.decode('utf-8-sig')
