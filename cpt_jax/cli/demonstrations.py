@@ -57,6 +57,7 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.local_path import local_path
 from cpt_jax.storage.remote import expand_home, fetch
+from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.prompt_template import Prompt
 
 _MODEL, _read_model_options = define_model_flags(evaluation=True, required=False)
@@ -102,6 +103,7 @@ _SEED = flags.DEFINE_integer(
 
 def main() -> None:
     output = local_path(_OUTPUT.value, '--output')
+    check_writable(output, '--output')
     if _STS.value or _DICTIONARY.value or _LABELS.value:
         _build_candidates(output)
     elif not _MODEL.value or not _CANDIDATES.value or not _DATA_DIR.value:

@@ -31,6 +31,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.local_path import local_path
 from cpt_jax.storage.remote import fetch
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
+from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -78,6 +79,8 @@ def _embed_file() -> None:
     from cpt_jax.runtime.multihost import check_processes_agree
 
     output = local_path(_OUTPUT.value, '--output')
+    if jax.process_index() == 0:  # only process 0 writes
+        check_writable(output, '--output')
     embedder = load_embedder(_MODEL.value, **_read_model_options())
     corpus = Corpus(epath.Path(fetch(_INPUT.value, '--input')), _FIELD.value)
     meta = VectorsMeta(
@@ -102,7 +105,7 @@ def _embed_file() -> None:
     )
 
     writer = VectorWriter(output, meta) if jax.process_index() == 0 else None
-    # Only process 0 needs access to the output directory, so it broadcasts the missing shards.
+    # Only process 0 has access to the output directory, so it broadcasts the missing shards.
     wanted = multihost_utils.broadcast_one_to_all(
         np.isin(np.arange(meta.shards), writer.missing if writer else [])
     )

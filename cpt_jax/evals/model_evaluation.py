@@ -13,6 +13,7 @@ from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.store.embedding_cache import CachingEmbed, EmbeddingCache
 from cpt_jax.evals.task import Context
 from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.storage.writable import check_writable
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
@@ -67,8 +68,9 @@ def evaluate_model(
       The content of results.json.
 
     Raises:
-      UserError: there is no such task, or its data cannot be used.
+      UserError: there is no such task, its data cannot be used, or `output` cannot be written.
     """
+    check_writable(Path(output), '--output')
     metrics = None
     if embedder.workdir:
         metrics = epath.Path(RunDir(Path(embedder.workdir)).metrics)

@@ -177,7 +177,7 @@ class RemoteFiles(NamedTuple):
         base = Path(self.folder).name if self.kind == 'folder' else 'files'
         target = entry / base
         try:
-            entry.mkdir(parents=True, exist_ok=True)
+            target.mkdir(parents=True, exist_ok=True)
             # Several processes of a host may ask for the same files.
             with wait_for_lock(entry / 'lock'):
                 self._fill(entry, base, verify)

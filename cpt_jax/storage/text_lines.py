@@ -3,6 +3,7 @@
 Every error message names the file and the line.
 """
 
+import glob
 import gzip
 import json
 import zlib
@@ -87,6 +88,14 @@ def get_text_field(row: dict, where: str, *names: str) -> str:
     if not isinstance(row[name], str) or not row[name].strip():
         raise UserError(f'{where}: field {name!r} holds no text: fill it in or remove the line')
     return row[name]
+
+
+def find_paths(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """Returns the paths below a folder that match a pattern, sorted.
+
+    `folder.glob(pattern)` of epath would take [ ], * and ? in the folder's own path for wildcards.
+    """
+    return sorted(epath.Path(glob.escape(str(folder))).glob(pattern))
 
 
 def compute_file_fingerprint(*paths: epath.Path) -> str:
