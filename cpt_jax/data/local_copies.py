@@ -17,7 +17,7 @@ from tqdm import tqdm
 from cpt_jax.data.files import InputFile, digest_file_states
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import open_atomically
-from cpt_jax.storage.cache import get_cache_folder, get_free_bytes
+from cpt_jax.storage.cache import fits_into_cache, get_cache_folder, is_slower_than_cache
 from cpt_jax.storage.file_checksums import (
     Checksum,
     is_undamaged,
@@ -25,7 +25,6 @@ from cpt_jax.storage.file_checksums import (
     write_checksums,
 )
 from cpt_jax.storage.file_stamp import compute_file_stamp
-from cpt_jax.storage.mounts import is_on_slow_mount
 
 GZIP_SUFFIX = '.gz'
 _BLOCK_BYTES = 1 << 22
@@ -55,7 +54,8 @@ def make_local_copies(files: Sequence[InputFile], verify: bool = False) -> list[
     copies = {file: _get_copy_path(file) for file in found if _needs_copy(file)}
     missing = [file for file, copy in copies.items() if not _is_copy_whole(file, copy, verify)]
     slow = [file for file in missing if not _is_gzipped(file)]
-    if slow and not _fits_on_disk(slow):
+    size = sum(file.path.stat().st_size for file in slow)
+    if slow and not fits_into_cache(size, str(slow[0].original_path)):
         missing = [file for file in missing if file not in slow]
         copies = {file: copy for file, copy in copies.items() if file not in slow}
     total = sum(file.path.stat().st_size for file in missing)
@@ -73,9 +73,7 @@ def _use_copy(file: InputFile, copy: Path) -> InputFile:
 
 
 def _needs_copy(file: InputFile) -> bool:
-    # A cache on a slow mount would not be faster than the file.
-    is_slow = is_on_slow_mount(file.path) and not is_on_slow_mount(get_cache_folder())
-    return _is_gzipped(file) or is_slow
+    return _is_gzipped(file) or is_slower_than_cache(file.path)
 
 
 def _is_gzipped(file: InputFile) -> bool:
@@ -103,24 +101,6 @@ def _is_copy_whole(file: InputFile, copy: Path, verify: bool) -> bool:
     with contextlib.suppress(OSError):  # in a cache that cannot be written
         _store_checksum(copy, expected)
     return True
-
-
-def _fits_on_disk(files: Sequence[InputFile]) -> bool:
-    """Returns whether the files fit on the disk of the cache; warns if they do not."""
-    size = sum(file.path.stat().st_size for file in files)
-    folder = get_cache_folder()
-    free = get_free_bytes(folder)
-    if size < free:
-        return True
-    logging.warning(
-        '%s: read over the network at each access, because %.1f GB do not fit into the cache '
-        '(%s, %.1f GB are free): set CPT_JAX_CACHE to a folder on a larger disk',
-        files[0].original_path,
-        size / 1e9,
-        folder,
-        free / 1e9,
-    )
-    return False
 
 
 def _write_copy(file: InputFile, copy: Path, bar: tqdm) -> None:

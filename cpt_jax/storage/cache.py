@@ -12,6 +12,7 @@ import numpy as np
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import open_atomically
+from cpt_jax.storage.mounts import is_on_slow_mount
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,6 +39,33 @@ def get_free_bytes(folder: Path) -> int:
     while not folder.is_dir():
         folder = folder.parent
     return shutil.disk_usage(folder).free
+
+
+def is_slower_than_cache(path: Path) -> bool:
+    """Returns whether a path is on a network or FUSE file system and the cache is not."""
+    return is_on_slow_mount(path) and not is_on_slow_mount(get_cache_folder())
+
+
+def fits_into_cache(size: int, what: str) -> bool:
+    """Returns whether a copy of files on a slow mount fits on the disk of the cache; warns if not.
+
+    Args:
+      size: bytes of the files.
+      what: name of the files, for the warning.
+    """
+    folder = get_cache_folder()
+    free = get_free_bytes(folder)
+    if size < free:
+        return True
+    logging.warning(
+        '%s: read over the network at each access, because %.1f GB do not fit into the cache (%s, '
+        '%.1f GB are free): set CPT_JAX_CACHE to a folder on a larger disk',
+        what,
+        size / 1e9,
+        folder,
+        free / 1e9,
+    )
+    return False
 
 
 def load_or_build(name: str, build: Callable[[], Arrays], required: Sequence[str] = ()) -> Arrays:

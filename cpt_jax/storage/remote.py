@@ -34,7 +34,7 @@ from cpt_jax.storage.locks import wait_for_lock
 _URL = re.compile(r'([a-zA-Z][a-zA-Z0-9+.-]+):/')
 # Keys of fsspec's description of a file, one of which changes with the content. Which of them exist
 # depends on the store.
-_STATE_KEYS = ('generation', 'ETag', 'etag', 'md5Hash', 'updated', 'LastModified', 'created')
+_STATE_KEYS = 'generation ETag etag md5Hash updated LastModified created mtime'.split()
 _BLOCK_BYTES = 1 << 24
 _PARALLEL_READS = 8
 _PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs'}
@@ -293,10 +293,9 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
     """Returns fsspec's file system of a URL, without a stale listing, and the path in it."""
     import fsspec.core
 
-    # Without credentials, both warn at each request. With some, gcsfs warns for each bucket whose
-    # storage layout it may not ask for.
+    # Both log at each attempt of a request. The last error is raised, and reported in one line.
     for name in ('gcsfs', 'google.auth._default'):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     filesystem, root = fsspec.core.url_to_fs(_URL.sub(r'\1://', url.replace('://', ':/'), count=1))
     filesystem.invalidate_cache()
     return filesystem, root

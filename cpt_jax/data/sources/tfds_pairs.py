@@ -17,7 +17,15 @@ from cpt_jax.data.pairs import Pair, digest_texts
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
+from cpt_jax.storage.cache import (
+    Arrays,
+    array_to_json,
+    fits_into_cache,
+    is_slower_than_cache,
+    json_to_array,
+    load_or_build,
+)
+from cpt_jax.storage.remote import RemoteFiles, is_remote
 
 if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of this kind is used
     import tensorflow_datasets as tfds
@@ -60,6 +68,7 @@ class TfdsSource:
           x, y: names of text features; 'question/text' is feature `text` of feature `question`.
           negatives: name of a feature with a sequence of hard negatives; '' for none.
           data_dir: folder with the prepared datasets; None: tfds's default, ~/tensorflow_datasets.
+            From a bucket (gs://...), the dataset is copied into the cache.
           train_split, heldout_split: tfds splits, such as 'train', 'validation' or 'train[:95%]'.
             They must not overlap, which is not checked. A heldout_split of '' holds out no pairs.
           max_bad_share: maximum fraction of bad rows, in [0, 1]; more of them are an error.
@@ -90,7 +99,7 @@ class TfdsSource:
             self._open(data_dir)
 
     def _open(self, data_dir: str | None) -> None:
-        builder = _open_builder(self._name, data_dir)
+        builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
         for field in filter(None, (self._x, self._y, self._negatives)):
             _check_field(builder, field)
         try:
@@ -166,6 +175,25 @@ class TfdsSource:
             f'tfds {self._name}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows; '
             f'{problems}'
         )
+
+
+def _fetch_data_set(name: str, data_dir: str | None, verify: bool) -> str | None:
+    """Returns the data_dir to read; one in the cache if `data_dir` is remote or on a slow mount."""
+    if not data_dir:
+        return None
+    folder, *parts = name.replace(':', '/').split('/')
+    is_slow = not is_remote(data_dir) and is_slower_than_cache(Path(data_dir, folder))
+    if not is_slow and not is_remote(data_dir):
+        return data_dir
+    url = f'file://{Path(data_dir).absolute()}' if is_slow else data_dir.rstrip('/')
+    found = RemoteFiles.find(f'{url}/{folder}', 'data_dir', must_exist=not is_slow)
+    if parts and '*' not in name:  # a config, a version or both
+        prefix = '/'.join(parts) + '/'
+        found = found.select(lambda path: path.startswith(prefix))
+    size = sum(file.size for file in found.files.values())
+    if is_slow and not fits_into_cache(size, data_dir):
+        return data_dir
+    return str(found.copy(verify).parent) if found.files else data_dir
 
 
 def _open_builder(name: str, data_dir: str | None) -> 'tfds.core.DatasetBuilder':

@@ -150,7 +150,7 @@ def test_index_without_an_array_is_built_again(rows, cache, caplog):
 
 def test_file_on_a_slow_mount_is_read_from_a_copy(rows, cache, caplog, monkeypatch):
     path = Path(rows(numbered(100)))
-    monkeypatch.setattr(local_copies, 'is_on_slow_mount', lambda found: found == path)
+    monkeypatch.setattr(local_copies, 'is_slower_than_cache', lambda found: found == path)
     source = JsonlSource(str(path), 'all')
     assert source.fingerprint == JsonlSource(str(path), 'all').fingerprint
     assert len([*cache.glob('unpacked/*/rows.jsonl')]) == 1
@@ -162,8 +162,8 @@ def test_file_on_a_slow_mount_that_does_not_fit_is_read_where_it_is(
     rows, cache, caplog, monkeypatch
 ):
     path = Path(rows(numbered(100)))
-    monkeypatch.setattr(local_copies, 'is_on_slow_mount', lambda found: found == path)
-    monkeypatch.setattr(local_copies, 'get_free_bytes', lambda folder: 1000)
+    monkeypatch.setattr(local_copies, 'is_slower_than_cache', lambda found: found == path)
+    monkeypatch.setattr('cpt_jax.storage.cache.get_free_bytes', lambda folder: 1000)
     assert len(JsonlSource(str(path), 'all')) == 100
     assert not [*cache.glob('unpacked/*/*')]
     assert 'do not fit into the cache' in caplog.text and 'CPT_JAX_CACHE' in caplog.text
