@@ -173,7 +173,7 @@ def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
     Args:
       directory: the directory.
       verify: whether to read all vectors once to compare their checksums, at the speed of the disk
-        (docs/data.md has a measurement). Sizes, shapes and ids are checked in any case.
+        (docs/export.md has a measurement). Sizes, shapes and ids are checked in any case.
 
     Raises:
       UserError: the directory is not one of vectors, is incomplete, or has a damaged shard.
