@@ -82,7 +82,8 @@ def evaluate(
     Args:
       model: a model reference, as for `load_embedder`.
       tasks: names of tasks, globs such as 'sts/*' or suites, as a list or comma-separated.
-      data_dir: folder with the data of the tasks; default None, for tasks that need no data.
+      data_dir: folder with the data of the tasks, local or in a bucket (gs://...); default None,
+        for tasks that need no data.
       output: folder for results.json and report/; default the run's directory, or ./results for a
         pretrained model.
       again: whether to evaluate tasks again that already have results.
@@ -104,7 +105,7 @@ def evaluate(
 
     from cpt_jax.embed.load import load_embedder
     from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model
-    from cpt_jax.evals.registry import find_option_fields
+    from cpt_jax.evals.registry import fetch_data_dir, find_option_fields
     from cpt_jax.runs.run_dir import RunDir
     from cpt_jax.storage.paths import local_path
     from cpt_jax.text.prompt_template import Representation
@@ -112,7 +113,7 @@ def evaluate(
     local_path(output or '', 'output')
     task_options = {name: options.pop(name) for name in find_option_fields() if name in options}
     patterns = tasks.split(',') if isinstance(tasks, str) else tasks
-    folder = str(data_dir) if data_dir else None
+    folder = fetch_data_dir(str(data_dir) if data_dir else None, patterns)
     check_tasks(patterns, folder, task_options)
     options.setdefault('representation', Representation(clean=True))  # as in launch/evaluate.py
     embedder = load_embedder(model, **options)

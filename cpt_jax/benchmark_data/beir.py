@@ -9,7 +9,12 @@ from etils import epath
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row, load_texts_by_name
-from cpt_jax.storage.text_lines import compute_file_fingerprint, read_json_lines, read_lines
+from cpt_jax.storage.text_lines import (
+    compute_file_fingerprint,
+    find_paths,
+    read_json_lines,
+    read_lines,
+)
 from cpt_jax.text.corpus import join_title_and_text
 
 MAX_DECIMALS = 6  # maximum decimals of a grade; some collections average grades of annotators
@@ -107,7 +112,7 @@ def check_judged(folder: epath.Path) -> None:
 
     The message has file and line. `load_collection` reports all other errors in the files.
     """
-    paths = sorted((folder / 'qrels').glob('*.tsv'))
+    paths = find_paths(folder / 'qrels', '*.tsv')
     path = folder / 'queries.jsonl'
     judgements = [line.split('\t') for qrels in paths for _, line in read_lines(qrels)]
     if not path.exists() or not judgements or any(len(fields) != 3 for fields in judgements):

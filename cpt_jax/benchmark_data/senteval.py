@@ -11,7 +11,7 @@ from etils import epath
 
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.text_lines import compute_file_fingerprint
+from cpt_jax.storage.text_lines import compute_file_fingerprint, find_paths
 
 SIDE = 'x'  # side of all sentences: a classifier needs all of them encoded in the same way
 # SentEval treats a blank line in MR, CR, SUBJ and MPQA as a sample (CR and MPQA end with one), and
@@ -195,7 +195,7 @@ class SentEvalSet:
     @property
     def files(self) -> list[epath.Path]:
         """All files in the task's folder, including those that are not read."""
-        return list(self._folder.glob('*'))
+        return find_paths(self._folder, '*')
 
     def describe(self) -> dict[str, object]:
         """Returns the facts about the data that belong to the settings of a score."""

@@ -49,12 +49,15 @@ from cpt_jax.evals.demonstrations.selection import (
     search_demonstrations,
 )
 from cpt_jax.evals.fingerprint import fingerprint_weights
+from cpt_jax.evals.registry import fetch_data_dir
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks import sts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.paths import local_path
+from cpt_jax.storage.remote import expand_home, fetch
+from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.prompt_template import Prompt
 
 _MODEL, _read_model_options = define_model_flags(evaluation=True, required=False)
@@ -100,6 +103,7 @@ _SEED = flags.DEFINE_integer(
 
 def main() -> None:
     output = local_path(_OUTPUT.value, '--output')
+    check_writable(output, '--output')
     if _STS.value or _DICTIONARY.value or _LABELS.value:
         _build_candidates(output)
     elif not _MODEL.value or not _CANDIDATES.value or not _DATA_DIR.value:
@@ -114,7 +118,7 @@ def main() -> None:
 
 def _build_candidates(output: Path) -> None:
     path = output / 'candidates.tsv'
-    data_dir = Path(_DATA_DIR.value or '').expanduser()
+    data_dir = Path(fetch_data_dir(_DATA_DIR.value, [_TASK.value]) or '')
     if path.exists():
         raise UserError(f'{path}: already exists: remove it, or give another --output')
     if (_STS.value or _LABELS.value) and not _DATA_DIR.value:
@@ -123,7 +127,7 @@ def _build_candidates(output: Path) -> None:
     count = _COUNT.value
     seed = _SEED.value
     if _STS.value:
-        words = Path(_STS.value).expanduser()
+        words = expand_home(_STS.value, '--build_sts')
         if not words.exists():
             wanted = count or candidates.SENTENCES
             drawn = candidates.draw_sentences(data_dir, wanted, seed)
@@ -138,7 +142,7 @@ def _build_candidates(output: Path) -> None:
         found += candidates.read_sentence_words(words, data_dir)
     if _DICTIONARY.value:
         found += candidates.draw_definitions(
-            Path(_DICTIONARY.value).expanduser(), count or candidates.DEFINITIONS, seed
+            fetch(_DICTIONARY.value, '--build_dictionary'), count or candidates.DEFINITIONS, seed
         )
     if _LABELS.value:
         wanted = count or candidates.LABEL_PAIRS
@@ -174,9 +178,9 @@ def _search_candidates(output: Path) -> None:
     if options['representation'].demonstrations:
         raise UserError('--demonstration: remove this flag; the search shows its own candidates')
     for name in _CANDIDATES.value:
-        if not Path(name).expanduser().is_file():
+        if not fetch(name, '--candidates').is_file():
             raise UserError(f'--candidates {name}: no such file')
-    data_dir = epath.Path(_DATA_DIR.value).expanduser()
+    data_dir = epath.Path(fetch_data_dir(_DATA_DIR.value, [_TASK.value]))
     tasks = sts.find_similarity(data_dir, sts.SimilarityOptions(split='dev'), Context())
     if _TASK.value not in tasks:
         raise UserError(
@@ -196,7 +200,7 @@ def _search_candidates(output: Path) -> None:
             f'prompteol, with a language model'
         )
     found = candidates.read_candidates(
-        [Path(name) for name in _CANDIDATES.value], embedder.prompt.template
+        [fetch(name, '--candidates') for name in _CANDIDATES.value], embedder.prompt.template
     )[: _LIMIT.value or None]
     if not embedder.workdir:
         embedder.settings['weights'] = fingerprint_weights(*list_model_directories(_MODEL.value))

@@ -29,7 +29,9 @@ from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import local_path
+from cpt_jax.storage.remote import fetch
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
+from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.corpus import Corpus
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ _MODEL, _read_model_options = define_model_flags()
 _INPUT = flags.DEFINE_string(
     'input',
     None,
-    'File of texts: .jsonl or .txt, optionally compressed (.jsonl.gz, .txt.gz).',
+    'File of texts, local or in a bucket (gs://...): .jsonl or .txt, optionally compressed '
+    '(.jsonl.gz, .txt.gz).',
     required=True,
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory to write to.', required=True)
@@ -76,13 +79,15 @@ def _embed_file() -> None:
     from cpt_jax.runtime.multihost import check_processes_agree
 
     output = local_path(_OUTPUT.value, '--output')
+    if jax.process_index() == 0:  # only process 0 writes
+        check_writable(output, '--output')
     embedder = load_embedder(_MODEL.value, **_read_model_options())
-    corpus = Corpus(epath.Path(_INPUT.value).expanduser(), _FIELD.value)
+    corpus = Corpus(epath.Path(fetch(_INPUT.value, '--input')), _FIELD.value)
     meta = VectorsMeta(
         model=embedder.model_name,
         settings=embedder.settings,
         side=_SIDE.value,
-        input=str(corpus.path),
+        input=_INPUT.value,
         fingerprint=corpus.fingerprint,
         texts=len(corpus),
         width=embedder.width,
@@ -95,12 +100,12 @@ def _embed_file() -> None:
     )
     check_processes_agree(
         corpus.fingerprint,
-        f'--input {corpus.path}: the processes read different texts: give all of them the same '
+        f'--input {_INPUT.value}: the processes read different texts: give all of them the same '
         f'file',
     )
 
     writer = VectorWriter(output, meta) if jax.process_index() == 0 else None
-    # Only process 0 needs access to the output directory, so it broadcasts the missing shards.
+    # Only process 0 has access to the output directory, so it broadcasts the missing shards.
     wanted = multihost_utils.broadcast_one_to_all(
         np.isin(np.arange(meta.shards), writer.missing if writer else [])
     )

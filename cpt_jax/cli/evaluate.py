@@ -23,6 +23,7 @@ Example:
   python launch/evaluate.py --model runs/quickstart --tasks 'sts/*' --data_dir ~/data --follow
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +36,7 @@ from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
 from cpt_jax.evals.registry import (
+    fetch_data_dir,
     find_option_fields,
     find_tasks,
     make_options,
@@ -49,7 +51,7 @@ from cpt_jax.evals.task import Context, Task
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import get_cache_folder
-from cpt_jax.storage.paths import as_path, is_remote, make_absolute, make_path
+from cpt_jax.storage.paths import as_path, is_on_bucket, make_absolute, make_path
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
@@ -71,7 +73,8 @@ ALLOW_MISSING = flags.DEFINE_bool(
 DATA_DIR = flags.DEFINE_string(
     'data_dir',
     None,
-    'Directory with retrieval/<folder>/ (BEIR, MS MARCO), openqa/<name>/ (NQ, TriviaQA), '
+    'Directory, local or in a bucket (gs://...), with retrieval/<folder>/ (BEIR, MS MARCO), '
+    'openqa/<name>/ (NQ, TriviaQA), '
     'codesearch/<name>.jsonl[.gz] (CodeSearchNet), senteval/ (SentEval), sent_bias_seat/tests/ '
     '(SEAT).',
 )
@@ -115,9 +118,15 @@ KEEP_VECTORS = flags.DEFINE_bool(
 )
 
 
+@functools.cache
+def _read_data_dir() -> str | None:
+    """Returns the local path of --data_dir, which is copied into the cache if it is remote."""
+    return fetch_data_dir(DATA_DIR.value, TASKS.value)
+
+
 def _select_tasks(tasks: dict[str, Task]) -> list[Task]:
     """Returns the available tasks that --tasks selects."""
-    return select_tasks(tasks, TASKS.value, DATA_DIR.value, ALLOW_MISSING.value)
+    return select_tasks(tasks, TASKS.value, _read_data_dir(), ALLOW_MISSING.value)
 
 
 def main() -> None:
@@ -141,7 +150,7 @@ def run_as_leader() -> None:
     """Reads the data, scores and writes; runs on process 0 only."""
     from cpt_jax.search import across_hosts
 
-    check_tasks(TASKS.value, DATA_DIR.value, read_task_options(), ALLOW_MISSING.value)
+    check_tasks(TASKS.value, _read_data_dir(), read_task_options(), ALLOW_MISSING.value)
     if FOLLOW.value:
         _evaluate_new_checkpoints()
     else:
@@ -207,7 +216,7 @@ def _evaluate_once() -> None:
         embedder,
         MODEL.value,
         TASKS.value,
-        DATA_DIR.value,
+        _read_data_dir(),
         output,
         read_task_options(),
         vectors=_choose_cache_folder(as_path(output)),
@@ -258,7 +267,7 @@ def _evaluate_new_checkpoints() -> None:
         # A folder per step, so that rankings of one checkpoint do not replace those of another.
         runs = epath.Path(RunDir(run).trec_runs / str(settings['step']))
         return _select_tasks(
-            find_tasks(DATA_DIR.value, Context(settings, runs), **read_task_options())
+            find_tasks(_read_data_dir(), Context(settings, runs), **read_task_options())
         )
 
     follower = Follower(
@@ -285,7 +294,7 @@ def _fingerprint_model_scores() -> dict[str, str]:
     an option does not make existing rows look like those of another evaluation.
     """
     chosen = select_score_options(read_task_options())
-    tasks = _select_tasks(find_tasks(DATA_DIR.value, **chosen))
+    tasks = _select_tasks(find_tasks(_read_data_dir(), **chosen))
     return {task.name: task.fingerprint() for task in tasks}
 
 
@@ -299,7 +308,7 @@ def _choose_cache_folder(output: Path) -> Path | None:
         return None
     if CACHE_DIR.value:
         return Path(CACHE_DIR.value)
-    if is_remote(output):  # vectors are memory-mapped
+    if is_on_bucket(output):  # vectors are memory-mapped
         return get_cache_folder() / 'vectors' / str(output).replace('/', '_')
     return RunDir(output).vectors
 

@@ -130,7 +130,10 @@ def _may_have_accelerator(root: Path) -> bool:
 def use_compilation_cache() -> None:
     """Makes JAX keep compiled programs in the user's cache folder, so that restarts do not compile.
 
-    Does nothing if a folder is already configured.
+    Does nothing if a folder is already configured. Warns if the folder cannot be created.
+
+    Raises:
+      UserError: the cache folder is in an unknown home directory.
     """
     import jax
 
@@ -138,4 +141,15 @@ def use_compilation_cache() -> None:
 
     setting = 'jax_compilation_cache_dir'
     if getattr(jax.config, setting) is None:
-        jax.config.update(setting, os.fspath(get_cache_folder() / 'xla'))
+        folder = get_cache_folder() / 'xla'
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning(
+                '%s cannot be created (%s), so each start compiles again: set CPT_JAX_CACHE to a '
+                'folder that can be written',
+                folder,
+                error.strerror,
+            )
+        else:
+            jax.config.update(setting, os.fspath(folder))

@@ -33,7 +33,7 @@ KINDS: dict[str, Callable[..., Source]] = {
 # Keys of a source that are not arguments of its class, with their types.
 SOURCE_KEYS = {'kind': str, 'weight': float, 'prompt_x': str, 'prompt_y': str}
 # Arguments of these classes that the run sets, not the config.
-_SET_BY_RUN = ('split', 'tokenizer')
+_SET_BY_RUN = ('split', 'tokenizer', 'verify')
 
 
 def get_source_arguments(kind: str) -> dict[str, inspect.Parameter]:
@@ -72,6 +72,7 @@ def make_sources(
     split: str,
     tokenizer: TokenCounter,
     wrap: Callable[[Source], Source] = lambda source: source,
+    verify: bool = False,
 ) -> tuple[dict[str, Source], dict[str, float]]:
     """Returns the sources of a config's `data.sources` and their weights, by name in sorted order.
 
@@ -81,19 +82,22 @@ def make_sources(
       split: 'train', 'heldout' or 'all'. 'heldout' leaves out sources without held-out pairs.
       tokenizer: tokenizer for sources that limit texts by tokens.
       wrap: function applied to each source, optional.
+      verify: whether to read all files in full to find out whether they changed.
 
     Raises:
       UserError: a section is invalid; the message contains the key.
     """
     sources = {
-        name: wrap(_make_source(name, dict(sections[name]), split, tokenizer))
+        name: wrap(_make_source(name, dict(sections[name]), split, tokenizer, verify))
         for name in sorted(sections)
     }
     kept = {name: source for name, source in sources.items() if len(source) or split != 'heldout'}
     return kept, {name: _parse_weight(name, sections[name]['weight']) for name in kept}
 
 
-def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) -> Source:
+def _make_source(
+    name: str, section: dict, split: str, tokenizer: TokenCounter, verify: bool
+) -> Source:
     where = f'data.sources.{name}'
     kind = section.pop('kind', None)
     if kind not in KINDS:
@@ -102,12 +106,14 @@ def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) 
         raise UserError(f'config key {where}.weight is missing')
     for key in ('prompt_x', 'prompt_y'):
         section.pop(key, None)
-    given: dict[str, object] = {'split': split}
-    if 'tokenizer' in inspect.signature(KINDS[kind]).parameters:
-        given['tokenizer'] = tokenizer
+    set_by_run = {'split': split, 'tokenizer': tokenizer, 'verify': verify}
+    arguments = inspect.signature(KINDS[kind]).parameters
+    given = {key: value for key, value in set_by_run.items() if key in arguments}
     check_section(KINDS[kind], where, section, given)
     try:
         return KINDS[kind](**section, **given)
+    except OSError as error:
+        raise UserError(f'{where}: {error.filename}: cannot be read: {error.strerror}') from None
     except UserError as error:  # the message names the argument, so add the section
         raise UserError(
             f'{where}: {error} (arguments of this source are set with --config.{where}.NAME=VALUE)'

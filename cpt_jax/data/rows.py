@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
+from cpt_jax.data.files import InputFile, digest_file_states, find_input_files
+from cpt_jax.data.local_copies import make_local_copies
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
 from cpt_jax.data.split import select_rows
-from cpt_jax.data.unpacked import decompress_files
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
 
@@ -24,6 +24,7 @@ from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_
 # from the same files.
 INDEX_VERSION = 1
 BOM = b'\xef\xbb\xbf'
+_INDEX_ARRAYS = ('file_number', 'line', 'start', 'bytes', 'unit', 'notes')
 
 
 class RowFormat(Protocol):
@@ -108,6 +109,7 @@ class RowSource:
         holdout: float,
         max_bad_share: float,
         *more: str,
+        verify: bool = False,
     ):
         """Indexes the files, or reads the index from the cache.
 
@@ -118,14 +120,18 @@ class RowSource:
           holdout: fraction of the groups, in [0, 1], that is in 'heldout' and not in 'train'.
           max_bad_share: maximum fraction of bad rows.
           more: further settings that the pairs depend on, for the fingerprint.
+          verify: whether to read the files in full to find out whether they changed.
 
         Raises:
           UserError: no file or row is found, or too many rows are bad.
         """
         self._fields = fields
-        self._files = decompress_files(find_input_files(path, self.suffixes))
-        key = digest_texts(str(INDEX_VERSION), digest_file_stats(self._files), repr(fields))
-        saved = load_or_build(f'{self.kind}_{key}', lambda: _index_rows(self._files, fields))
+        self._files = make_local_copies(find_input_files(path, self.suffixes, verify), verify)
+        states = digest_file_states(self._files, verify)
+        key = digest_texts(str(INDEX_VERSION), states, repr(fields))
+        saved = load_or_build(
+            f'{self.kind}_{key}', lambda: _index_rows(self._files, fields), _INDEX_ARRAYS
+        )
         contents, problems = array_to_json(saved['notes'])
         self.split = split
         headers = filter(None, (fields.read_header(file.path) for file in self._files))

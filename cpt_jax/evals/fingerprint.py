@@ -9,7 +9,7 @@ from etils import epath
 
 from cpt_jax.evals.options import Options
 from cpt_jax.evals.store.embedding_cache import digest_json
-from cpt_jax.storage.text_lines import compute_file_fingerprint
+from cpt_jax.storage.text_lines import compute_file_fingerprint, find_paths
 
 
 def fingerprint_task(name: str, options: Options, data: str) -> str:
@@ -33,7 +33,7 @@ def fingerprint_files(paths: Iterable[epath.Path]) -> str:
 
 def fingerprint_glob(folder: epath.Path, pattern: str) -> str:
     """Returns 32 hex digits for the content of the files below `folder` that match `pattern`."""
-    return fingerprint_files(folder.glob(pattern))
+    return fingerprint_files(find_paths(folder, pattern))
 
 
 def fingerprint_weights(*directories: Path) -> str:

@@ -13,6 +13,8 @@ from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.store.embedding_cache import CachingEmbed, EmbeddingCache
 from cpt_jax.evals.task import Context
 from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.storage.paths import as_path
+from cpt_jax.storage.writable import check_writable
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
@@ -67,14 +69,15 @@ def evaluate_model(
       The content of results.json.
 
     Raises:
-      UserError: there is no such task, or its data cannot be used.
+      UserError: there is no such task, its data cannot be used, or `output` cannot be written.
     """
+    check_writable(as_path(output), '--output')
     metrics = None
     if embedder.workdir:
-        metrics = epath.Path(RunDir(Path(embedder.workdir)).metrics)
+        metrics = epath.Path(RunDir(as_path(embedder.workdir)).metrics)
     else:  # a run's checkpoint is identified by the time at which it was saved
         embedder.settings['weights'] = fingerprint_weights(*_find_directories(reference))
-    context = Context(embedder.settings, epath.Path(RunDir(Path(output)).trec_runs))
+    context = Context(embedder.settings, epath.Path(RunDir(as_path(output)).trec_runs))
     tasks = select_tasks(
         find_tasks(data_dir, context, **options), patterns, data_dir, allow_missing
     )

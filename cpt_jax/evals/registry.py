@@ -12,6 +12,7 @@ from cpt_jax.evals.suites import SUITES, expand_suites
 from cpt_jax.evals.task import Context, Task, TaskKind, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.remote import RemoteFiles, expand_home, is_remote
 
 # All kinds, in the order in which --tasks '*' runs them.
 KINDS: tuple[TaskKind, ...] = (
@@ -63,6 +64,34 @@ def make_options(**chosen: Any) -> dict[str, Options]:
         own = {field.name for field in dataclasses.fields(kind.options)}
         options[kind.name] = kind.options(**{name: parsed[name] for name in own & parsed.keys()})
     return options
+
+
+def fetch_data_dir(data_dir: str | None, patterns: Iterable[str]) -> str | None:
+    """Returns the local path of a data directory.
+
+    If it is in a bucket (gs://...), the folders of the kinds of tasks that the patterns name are
+    copied into the cache.
+
+    Args:
+      data_dir: a path or URL, or None, which is returned.
+      patterns: names of tasks, globs or names of suites.
+
+    Raises:
+      UserError: the bucket cannot be read, or the data do not fit on the disk.
+    """
+    if not data_dir:
+        return None
+    if not is_remote(data_dir):
+        return str(expand_home(data_dir, '--data_dir'))
+    names = [pattern.strip() for pattern in patterns]
+    names += [task for name in names if name in SUITES for task in SUITES[name].tasks]
+    folders = {
+        kind.folder.split('/')[0]
+        for kind in KINDS
+        if any(fnmatchcase(kind.name, _get_kind(name)) for name in names)
+    }
+    found = RemoteFiles.find(data_dir, '--data_dir')
+    return str(found.select(lambda name: name.split('/')[0] in folders).copy())
 
 
 def find_tasks(

@@ -29,6 +29,7 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
+from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.tokenizer import SIDES, Side
 
@@ -177,13 +178,15 @@ def _write_tokenizer_files(
 def check_can_export(output: Path) -> None:
     """Raises UserError if an export cannot be written.
 
-    That is if `output` already exists, or if there are several processes.
+    That is if `output` already exists, if its folder cannot be written, or if there are several
+    processes.
     """
     if jax.process_count() > 1:
         raise UserError(
             'an export is written by a single process: run it on one host, with JAX_PLATFORMS=cpu '
             'if one host cannot use its chips without the others'
         )
+    check_writable(output.absolute().parent, '--output')
     if output.exists():
         raise UserError(f'--output {output}: already exists: remove it, or give another')
 

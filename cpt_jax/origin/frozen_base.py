@@ -39,7 +39,7 @@ def describe_base(model: Model) -> Base:
       UserError: the checkpoints of the run contain only adapters.
     """
     if isinstance(model, Pretrained):
-        return Base(str(model.directory), _fingerprint_files(model.files.paths))
+        return Base(model.reference, _fingerprint_files(model.files.paths))
     return model.describe_base()
 
 

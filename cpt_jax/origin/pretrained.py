@@ -1,6 +1,7 @@
 """Pretrained models in the formats of transformers, sentence-transformers, PEFT and llama2.c."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
+from cpt_jax.storage.remote import RemoteFiles, is_remote
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
 from cpt_jax.text.tokenizer import Side, Tokenizer, parse_tokenizer_file
 
@@ -37,6 +39,9 @@ _LEGACY_FLAGS = {
     'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
     'pooling_mode_weightedmean_tokens': 'weightedmean',
 }
+# Suffixes of the files of a model that are copied from a bucket. Model directories often hold the
+# same weights in other formats too.
+_FILE_SUFFIXES: tuple[str, ...] = ('.json', '.safetensors', '.model', '.txt', '.jinja', '.gguf')
 # Keys of each side in `prompts` of config_sentence_transformers.json; the first existing one is
 # used. E5 calls documents passages.
 _PROMPTS: dict[Side, tuple[str, ...]] = {'x': ('query',), 'y': ('document', 'passage')}
@@ -47,7 +52,8 @@ class Pretrained:
     """A directory of a pretrained model, with everything read except the weights.
 
     Attributes:
-      directory: absolute path.
+      directory: absolute path; of the copy in the cache if the model is in a bucket.
+      reference: absolute path or URL that the model can be opened from again.
       config: content of config.json.
       family: the transformer family, such as BERT.
       files: the files of the weights, which are read tensor by tensor.
@@ -62,6 +68,7 @@ class Pretrained:
     """
 
     directory: Path
+    reference: str
     config: Mapping[str, Any]
     family: Family
     files: TensorFiles
@@ -120,7 +127,7 @@ def is_pretrained(reference: str) -> bool:
 
     The directory of a run also has a config.json; it differs by its data.json.
     """
-    directory = Path(reference)
+    directory = find_directory(reference)
     if not reference or RunDir(directory).data.is_file():
         return False
     return (
@@ -130,9 +137,31 @@ def is_pretrained(reference: str) -> bool:
     )
 
 
+@functools.cache
+def find_directory(reference: str) -> Path:
+    """Returns the local directory of a model reference, which need not exist.
+
+    A pretrained model in a bucket (gs://...) is copied into the cache, once in a process. Its
+    directory is that of the copy.
+
+    Raises:
+      UserError: the bucket cannot be read, or the model does not fit on the disk.
+    """
+    if not is_remote(reference):
+        return Path(reference)
+    found = RemoteFiles.find(reference, 'model', must_exist=False)
+    names = {name for name in found.files if '/' not in name}
+    if not names & {'config.json', 'adapter_config.json'} or 'data.json' in names:
+        return Path(reference)
+    suffixes = _FILE_SUFFIXES
+    if not any(name.endswith('.safetensors') for name in names):
+        suffixes += ('.bin',)
+    return found.select(lambda name: name.endswith(suffixes)).copy()
+
+
 def list_model_directories(reference: str) -> list[Path]:
     """Returns the directory of a pretrained model and, if it is an adapter, those of its base."""
-    directory = Path(reference)
+    directory = find_directory(reference)
     if not is_adapter_directory(directory):
         return [directory]
     return [directory, *list_model_directories(str(find_base_directory(directory)))]
@@ -153,7 +182,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
       UserError: the directory is damaged or needs an unsupported feature, or `pooling` is set for a
         directory that configures one.
     """
-    directory = Path(reference).absolute()
+    directory = find_directory(reference).absolute()
     if is_adapter_directory(directory):
         base = open_pretrained(str(find_base_directory(directory)), pooling)
         # An adapter that trained token ids has delimiters, which the base's form lacks.
@@ -162,6 +191,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         return dataclasses.replace(
             base,
             directory=directory,
+            reference=reference if is_remote(reference) else str(directory),
             files=AdaptedFiles(base.files, base.family, directory),
             has_own_form=base.has_own_form and not has_delimiters,
         )
@@ -203,6 +233,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     max_tokens = int(min(limit for limit in limits if limit))
     return Pretrained(
         directory,
+        reference if is_remote(reference) else str(directory),
         config,
         family,
         legacy or TensorFiles(directory),

@@ -17,7 +17,7 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.bucket import get_generation
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 # The metadata file that Orbax writes into each checkpoint; it records when it was saved.
 _METADATA_FILE = '_CHECKPOINT_METADATA'
@@ -37,7 +37,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 def identify(checkpoint: Path) -> tuple[int, ...]:
     """Returns numbers that differ between two checkpoints that were saved at one path."""
-    if is_remote(checkpoint):
+    if is_on_bucket(checkpoint):
         return (get_generation(checkpoint / _COMMIT_FILE),)
     folder = checkpoint.stat()
     return folder.st_ino, folder.st_mtime_ns
@@ -126,7 +126,7 @@ def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:
         target = RunDir(run).best_checkpoints / str(step)
         if target.is_dir() and not _was_replaced(source, target):
             continue
-        if is_remote(run):
+        if is_on_bucket(run):
             is_copied = step in wanted and _copy_objects(source, target)
         else:
             is_copied = _try_copy(source, target, _link_or_copy if step in wanted else os.link)

@@ -17,7 +17,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.bucket import report_bucket_errors
 from cpt_jax.storage.lease import STALE_SECONDS, read_note, wait_until_renewed_or_stale
 from cpt_jax.storage.locks import LocksNotSupported, try_lock
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def _take_lock(run: RunDir, stack: ExitStack) -> None:
     note = _describe_owner()
     try:
         mine = stack.enter_context(try_lock(run.owner, note))
-        if not mine and is_remote(run.path):
+        if not mine and is_on_bucket(run.path):
             _wait_for_killed_owner(run, flag)
             mine = stack.enter_context(try_lock(run.owner, note))
     except LocksNotSupported:
@@ -82,7 +82,7 @@ def _wait_for_killed_owner(run: RunDir, flag: str) -> None:
 
 
 def _read_owner(run: RunDir) -> str:
-    note = read_note(run.owner) if is_remote(run.path) else run.owner.read_text('utf-8')
+    note = read_note(run.owner) if is_on_bucket(run.path) else run.owner.read_text('utf-8')
     return note or 'another program'
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes a file or an object of a bucket atomically; text is encoded as UTF-8."""
     data = data.encode('utf-8') if isinstance(data, str) else data
-    if is_remote(path):  # an object appears when it is complete
+    if is_on_bucket(path):  # an object appears when it is complete
         path.write_bytes(data)
         return
     with open_atomically(path) as file:

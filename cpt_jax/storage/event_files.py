@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpt_jax.storage.growing_file import GrowingFile
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 
 class ScorePoint(NamedTuple):
@@ -86,7 +86,7 @@ def write_points(path: Path, points: Sequence[ScorePoint]) -> None:
     if written > len(events):
         written = 0
     new = b''.join(_encode_record(event.SerializeToString()) for event in events[written:])
-    if is_remote(path):
+    if is_on_bucket(path):
         path.write_bytes(old[: ends[written]] + new)
         return
     with path.open('ab') as file:

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 # Minimum time between two writes. Buckets allow about one write per second of an object.
 SECONDS_BETWEEN_WRITES = 2.0
@@ -24,7 +24,7 @@ class GrowingFile:
         self._next_write = 0.0
         if not path.exists():
             path.write_bytes(b'')
-        self._content = path.read_bytes() if is_remote(path) else b''
+        self._content = path.read_bytes() if is_on_bucket(path) else b''
 
     def append(self, data: bytes) -> None:
         """Appends data, now or when `write_if_due` is next called."""
@@ -40,7 +40,7 @@ class GrowingFile:
         """Writes the data that wait."""
         if not self._pending:
             return
-        if is_remote(self._path):
+        if is_on_bucket(self._path):
             self._content += self._pending
             self._path.write_bytes(self._content)
         else:

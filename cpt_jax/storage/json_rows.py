@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 
 def read_complete_rows(path: Path) -> Iterator[tuple[str, object]]:
@@ -37,7 +37,7 @@ def append_row(path: Path, row: Mapping) -> None:
     is written again with the row.
     """
     line = json.dumps(row, allow_nan=False).encode() + b'\n'
-    if is_remote(path):
+    if is_on_bucket(path):
         path.write_bytes((path.read_bytes() if path.exists() else b'') + line)
         return
     with path.open('a+b') as file:

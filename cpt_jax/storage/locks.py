@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.lease import try_lease, wait_for_lease
-from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.paths import is_on_bucket
 
 
 class LocksNotSupported(UserError):
@@ -39,7 +39,7 @@ def try_lock(path: Path, note: str = '') -> Iterator[bool]:
     Yields:
       True if this program has the lock, False if another one has it.
     """
-    if is_remote(path):
+    if is_on_bucket(path):
         with try_lease(path, note) as mine:
             yield mine
         return
@@ -63,7 +63,7 @@ def try_lock(path: Path, note: str = '') -> Iterator[bool]:
 @contextmanager
 def wait_for_lock(path: Path) -> Iterator[None]:
     """Waits for a lock, and releases it at the end of the block. The lock file is not removed."""
-    if is_remote(path):
+    if is_on_bucket(path):
         with wait_for_lease(path):
             yield
         return

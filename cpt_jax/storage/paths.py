@@ -14,7 +14,7 @@ _URL = re.compile(r'[a-zA-Z][a-zA-Z0-9+.-]+:/')  # one slash, because Path turns
 _BUCKET = 'gs://'
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_on_bucket(path: str | os.PathLike) -> bool:
     """Returns whether a path is one of a bucket."""
     return os.fspath(path).startswith(_BUCKET)
 
@@ -29,12 +29,12 @@ def make_path(path: str | Path, name: str) -> Path:
     Raises:
       UserError: the path is a URL other than gs://.
     """
-    return as_path(path) if is_remote(path) else local_path(path, name)
+    return as_path(path) if is_on_bucket(path) else local_path(path, name)
 
 
 def as_path(path: str | os.PathLike) -> Path:
     """Returns a path of a bucket as an epath.Path, and any other as a pathlib.Path."""
-    if not is_remote(path):
+    if not is_on_bucket(path):
         return Path(path)
     import fsspec
 
@@ -48,7 +48,7 @@ def as_path(path: str | os.PathLike) -> Path:
 
 def make_absolute(path: Path) -> Path:
     """Returns the absolute path; a path of a bucket always is."""
-    return path if is_remote(path) else path.absolute()
+    return path if is_on_bucket(path) else path.absolute()
 
 
 def local_path(path: str | Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 Every error message names the file and the line.
 """
 
+import glob
 import gzip
 import json
 import zlib
@@ -22,7 +23,7 @@ def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str
       blank: whether to yield blank lines too.
 
     Raises:
-      UserError: the file is missing, not UTF-8 or a damaged gzip file.
+      UserError: the file is missing, cannot be read, is not UTF-8 or a damaged gzip file.
     """
     try:
         with (
@@ -38,6 +39,8 @@ def read_lines(path: epath.Path, blank: bool = False) -> Iterator[tuple[str, str
         raise UserError(f'{path}: a broken gzip file ({error}): download it again') from None
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read: {error.strerror}') from None
 
 
 def read_json_lines(path: epath.Path) -> Iterator[tuple[str, dict]]:
@@ -85,6 +88,14 @@ def get_text_field(row: dict, where: str, *names: str) -> str:
     if not isinstance(row[name], str) or not row[name].strip():
         raise UserError(f'{where}: field {name!r} holds no text: fill it in or remove the line')
     return row[name]
+
+
+def find_paths(folder: epath.Path, pattern: str) -> list[epath.Path]:
+    """Returns the paths below a folder that match a pattern, sorted.
+
+    `folder.glob(pattern)` of epath would take [ ], * and ? in the folder's own path for wildcards.
+    """
+    return sorted(epath.Path(glob.escape(str(folder))).glob(pattern))
 
 
 def compute_file_fingerprint(*paths: epath.Path) -> str:

@@ -3,13 +3,17 @@
     vectors-00000-of-00004.npy  float32[n, D], of unit length
     ids-00000-of-00004.txt      n lines
     meta.json                   a VectorsMeta
+    checksums.json              size and CRC-32 of the files of each shard
 
 Shards are in the order of the input. Files are written atomically, so a program that was killed
-resumes at the first missing shard.
+resumes at the first missing shard. A shard whose files do not match their checksums counts as
+missing. Directories of earlier versions have no checksums; shards without one are checked for their
+shape alone.
 """
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +22,14 @@ import numpy as np
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import open_atomically, write_atomically
+from cpt_jax.storage.file_checksums import (
+    CHECKSUMS,
+    Checksum,
+    compute_checksum,
+    is_undamaged,
+    read_checksums,
+    write_checksums,
+)
 
 _META = 'meta.json'
 # Norms of normalised float32 vectors are 1 within 1e-6. A vector outside this larger tolerance was
@@ -68,7 +80,7 @@ class VectorWriter:
     """Writes vectors into a directory, shard by shard.
 
     Attributes:
-      missing: indices of the shards that are not written yet.
+      missing: indices of the shards that are not written yet, or damaged.
     """
 
     def __init__(self, directory: Path, meta: VectorsMeta):
@@ -93,11 +105,8 @@ class VectorWriter:
         write_atomically(directory / _META, json.dumps(dataclasses.asdict(meta), indent=2) + '\n')
         for part in directory.glob('*.part'):  # left by a program that was killed
             part.unlink()
-        self.missing = [
-            shard
-            for shard in range(meta.shards)
-            if not meta.get_shard_paths(directory, shard)[0].exists()
-        ]
+        self._checksums = read_checksums(directory)
+        self.missing = [shard for shard in range(meta.shards) if not self._is_written(shard)]
         self._ids: list[str] = []
         self._vectors: list[np.ndarray] = []
 
@@ -122,12 +131,26 @@ class VectorWriter:
             self._ids = self._ids[size:]
             self._vectors = [waiting_NxD[size:]]
 
+    def _is_written(self, shard: int) -> bool:
+        """Returns whether a shard is complete; warns about a damaged one."""
+        paths = self._meta.get_shard_paths(self._directory, shard)
+        if not all(path.exists() for path in paths):
+            return False
+        try:
+            ids, _ = _read_shard(*paths, self._meta, self._checksums)
+        except UserError as error:
+            logging.warning('shard %d is embedded again: %s', shard, error)
+            return False
+        return len(ids) == self._meta.get_shard_size(shard)
+
     def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
         write_atomically(ids_path, ''.join(f'{name}\n' for name in ids))
-        # The vectors are written after the ids: a shard is complete if its vectors file exists.
         with open_atomically(vectors_path) as file:
             np.save(file, vectors_NxD.astype(np.float32, copy=False))
+        for path in (ids_path, vectors_path):
+            self._checksums[path.name] = compute_checksum(path)
+        write_checksums(self._directory, self._checksums)
 
 
 class Vectors(NamedTuple):
@@ -144,12 +167,16 @@ class Vectors(NamedTuple):
     shards: list[np.ndarray]
 
 
-def read_vectors(directory: Path | str) -> Vectors:
+def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
     """Opens a directory of vectors.
 
+    Args:
+      directory: the directory.
+      verify: whether to read all vectors once to compare their checksums, at the speed of the disk
+        (docs/export.md has a measurement). Sizes, shapes and ids are checked in any case.
+
     Raises:
-      UserError: the directory is not one of vectors, is incomplete, or has a shard whose shape does
-        not match its ids and metadata.
+      UserError: the directory is not one of vectors, is incomplete, or has a damaged shard.
     """
     directory = Path(directory)
     meta = _read_meta(directory)
@@ -160,17 +187,51 @@ def read_vectors(directory: Path | str) -> Vectors:
             f'{directory}: {len(missing)} of {2 * len(paths)} files are missing, {missing[0]} '
             f'first: start launch/embed.py again to write them'
         )
-    shards = [np.load(path, mmap_mode='r') for path, _ in paths]
-    # Not splitlines(), because an id may contain a carriage return.
-    ids = [path.read_bytes().decode().split('\n')[:-1] for _, path in paths]
-    for shard, names, (path, _) in zip(shards, ids, paths, strict=True):
-        if shard.shape != (len(names), meta.width) or shard.dtype != np.float32:
+    checksums = read_checksums(directory)
+    opened = [_read_shard(*pair, meta, checksums, verify) for pair in paths]
+    ids = [name for names, _ in opened for name in names]
+    return Vectors(meta, ids, [vectors_NxD for _, vectors_NxD in opened])
+
+
+def _read_shard(
+    vectors_path: Path,
+    ids_path: Path,
+    meta: VectorsMeta,
+    checksums: Mapping[str, Checksum],
+    verify: bool = True,
+) -> tuple[list[str], np.ndarray]:
+    """Returns the ids of a shard and its vectors, memory-mapped.
+
+    Raises:
+      UserError: a file is damaged, or the vectors do not match the ids or the metadata.
+    """
+    for path in (vectors_path, ids_path):
+        expected = checksums.get(path.name)
+        if expected is None:  # written by an earlier version
+            continue
+        is_good = path.stat().st_size == expected.size
+        if is_good and (verify or path is ids_path):
+            is_good = is_undamaged(path, expected)
+        if not is_good:
             raise UserError(
-                f'{path}: holds {shard.dtype}{list(shard.shape)}, not float32 '
-                f'{[len(names), meta.width]} as in its ids and {_META}: delete the directory, and '
-                f'embed again'
+                f'{path}: is damaged (its size or checksum differs from {CHECKSUMS}): start '
+                f'launch/embed.py again to write it anew'
             )
-    return Vectors(meta, [name for names in ids for name in names], shards)
+    try:
+        vectors_NxD = np.load(vectors_path, mmap_mode='r')
+        # Not splitlines(), because an id may contain a carriage return.
+        ids = ids_path.read_bytes().decode().split('\n')[:-1]
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f'{vectors_path}: is damaged ({error}): start launch/embed.py again to write it anew'
+        ) from None
+    if vectors_NxD.shape != (len(ids), meta.width) or vectors_NxD.dtype != np.float32:
+        raise UserError(
+            f'{vectors_path}: holds {vectors_NxD.dtype}{list(vectors_NxD.shape)}, not float32 '
+            f'{[len(ids), meta.width]} as in its ids and {_META}: start launch/embed.py again to '
+            f'write it anew'
+        )
+    return ids, vectors_NxD
 
 
 def check_unit_length(vectors_NxD: np.ndarray, model: str) -> None:

@@ -101,9 +101,13 @@ class Contrastive:
         return origin.model_section_and_vocab_size
 
     def load_sources(
-        self, sections: Mapping[str, Mapping[str, Any]], split: str, tokenizer: TokenCounter
+        self,
+        sections: Mapping[str, Mapping[str, Any]],
+        split: str,
+        tokenizer: TokenCounter,
+        verify: bool,
     ) -> tuple[dict[str, Source], dict[str, float]]:
-        return make_sources(sections, split, tokenizer)
+        return make_sources(sections, split, tokenizer, verify=verify)
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data

@@ -113,7 +113,11 @@ class LanguageModel:
         return origin.model_section_and_vocab_size if isinstance(origin, Pretrained) else None
 
     def load_sources(
-        self, sections: Mapping[str, Mapping[str, Any]], split: str, tokenizer: TokenCounter
+        self,
+        sections: Mapping[str, Mapping[str, Any]],
+        split: str,
+        tokenizer: TokenCounter,
+        verify: bool,
     ) -> tuple[dict[str, Source], dict[str, float]]:
         """Returns sources of texts instead of pairs, and their weights, by name."""
         # A document of one piece makes no pair, but it is a text to learn from.
@@ -121,7 +125,7 @@ class LanguageModel:
             name: {**section, 'min_pieces': 1} if section.get('kind') == 'text' else section
             for name, section in sections.items()
         }
-        return make_sources(sections, split, tokenizer, DocumentSource)
+        return make_sources(sections, split, tokenizer, DocumentSource, verify)
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data

@@ -99,9 +99,13 @@ class Objective(Protocol):
         """
 
     def load_sources(
-        self, sections: Mapping[str, Mapping[str, Any]], split: str, tokenizer: TokenCounter
+        self,
+        sections: Mapping[str, Mapping[str, Any]],
+        split: str,
+        tokenizer: TokenCounter,
+        verify: bool,
     ) -> tuple[dict[str, Source], dict[str, float]]:
-        """Returns the sources of `data.sources` and their weights, by name."""
+        """Returns the sources of `data.sources` and their weights, by name; see `make_sources`."""
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data

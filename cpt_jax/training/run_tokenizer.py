@@ -10,6 +10,7 @@ from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.remote import fetch
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_template import parse_prompt_section
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
@@ -54,7 +55,8 @@ def resolve_tokenizer(
                 )
             return tokenizer.with_prompts(_read_prompts(config))
         tokenizer = tokenizer.with_closing(closing)
-        if path and load_tokenizer(path, closing).fingerprint != tokenizer.fingerprint:
+        given = load_tokenizer(fetch(path, 'tokenizer.path'), closing) if path else tokenizer
+        if given.fingerprint != tokenizer.fingerprint:
             raise UserError(
                 f'tokenizer.path={path} is not the tokenizer that '
                 f'{origin.directory / str(origin.step)} was trained with: put the original file '
@@ -62,7 +64,7 @@ def resolve_tokenizer(
             )
         return tokenizer
     if path:
-        return load_tokenizer(path, closing)
+        return load_tokenizer(fetch(path, 'tokenizer.path'), closing)
     return _train_tokenizer(config, objective)
 
 
@@ -126,7 +128,8 @@ def _iterate_training_texts(config: Mapping[str, Any], objective: Objective) -> 
 
     The pairs of a source are shuffled, because training a tokenizer may read only the first texts.
     """
-    by_name, _ = objective.load_sources(config['data']['sources'], 'train', _FourCharacters())
+    data = config['data']
+    by_name, _ = objective.load_sources(data['sources'], 'train', _FourCharacters(), data['verify'])
     sources = list(by_name.values())
     orders = [np.random.default_rng(0).permutation(len(source)) for source in sources]
     for position in range(max(map(len, orders))):

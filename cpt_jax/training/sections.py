@@ -31,6 +31,7 @@ class Data:
     threads: int = 2
     prefetch: int = 8
     prompts: Mapping[str, str | None] | None = None
+    verify: bool = False
 
     def __post_init__(self):
         _check_minimum(

@@ -123,7 +123,9 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     tokenizer = checked.tokenizer
     assert tokenizer is not None  # `resolve` calls make_tokenizer
     sections = config['data']['sources']
-    sources, weights = objective.load_sources(sections, 'train', tokenizer)
+    sources, weights = objective.load_sources(
+        sections, 'train', tokenizer, config['data']['verify']
+    )
     sources, reading_tokenizer = _put_prompts(sources, sections, tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     if start.previous:
@@ -299,7 +301,7 @@ def _load_heldout_pairs(
     if not evaluation.is_on:
         return []
     sections = config['data']['sources']
-    sources, _ = objective.load_sources(sections, 'heldout', tokenizer)
+    sources, _ = objective.load_sources(sections, 'heldout', tokenizer, config['data']['verify'])
     sources, _ = _put_prompts(sources, sections, tokenizer)
     pairs_per_source, remainder = divmod(evaluation.pairs, max(len(sources), 1))
     pairs = []

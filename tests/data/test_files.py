@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from cpt_jax.data.files import digest_file_stats, find_input_files
+from cpt_jax.data.files import digest_file_states, find_input_files
 from cpt_jax.runtime.errors import UserError
 
 
@@ -66,9 +66,9 @@ def test_path_without_files_is_refused(folder, tmp_path, path):
 
 
 def test_digest_changes_with_a_file(folder):
-    before = digest_file_stats(find_input_files(str(folder), ('.txt',)))
-    assert before == digest_file_stats(find_input_files(str(folder), ('.txt',)))
+    before = digest_file_states(find_input_files(str(folder), ('.txt',)))
+    assert before == digest_file_states(find_input_files(str(folder), ('.txt',)))
     os.utime(folder / 'a.txt', ns=(1, 1))
-    touched = digest_file_stats(find_input_files(str(folder), ('.txt',)))
+    touched = digest_file_states(find_input_files(str(folder), ('.txt',)))
     (folder / 'b.txt').write_text('longer than before')
-    assert len({before, touched, digest_file_stats(find_input_files(str(folder), ('.txt',)))}) == 3
+    assert len({before, touched, digest_file_states(find_input_files(str(folder), ('.txt',)))}) == 3

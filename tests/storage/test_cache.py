@@ -1,4 +1,6 @@
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +79,18 @@ def test_unwritable_folder_is_a_warning(tmp_path, monkeypatch, caplog):
 def test_default_folder_is_in_the_home_directory(monkeypatch):
     monkeypatch.delenv('CPT_JAX_CACHE')
     assert get_cache_folder() == Path(os.path.expanduser('~/.cache/cpt_jax'))
+
+
+def test_entry_that_two_programs_fill_at_once_is_whole(cache, caplog):
+    """Both build, because neither finds the entry; each then writes all of it."""
+    both = threading.Barrier(2)
+
+    def build():
+        both.wait(60)
+        return {'a': np.arange(10**5)}
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: load_or_build('name', build), range(2)))
+    found.append(load_or_build('name', lambda: {}))
+    assert all(np.array_equal(arrays['a'], np.arange(10**5)) for arrays in found)
+    assert [path.name for path in cache.iterdir()] == ['name.npz'] and not caplog.records

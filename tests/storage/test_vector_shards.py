@@ -46,7 +46,9 @@ def test_batch_sizes_do_not_change_what_is_read(tmp_path, batch_sizes):
     write_vectors(directory, batch_sizes)
     shards = [f'{i:05d}-of-00003' for i in range(3)]
     assert list_names(directory) == sorted(
-        [f'vectors-{i}.npy' for i in shards] + [f'ids-{i}.txt' for i in shards] + ['meta.json']
+        [f'vectors-{i}.npy' for i in shards]
+        + [f'ids-{i}.txt' for i in shards]
+        + ['checksums.json', 'meta.json']
     )
     found = read_vectors(directory)
     assert [len(shard) for shard in found.shards] == [4, 4, 2] and isinstance(
@@ -140,8 +142,59 @@ def test_vector_that_is_not_of_unit_length_is_not_written(tmp_path, value):
 
 def test_ids_that_do_not_match_the_vectors_are_an_error(tmp_path):
     write_vectors(tmp_path, [10])
+    (tmp_path / 'checksums.json').unlink()  # as in directories of earlier versions
     (tmp_path / 'ids-00002-of-00003.txt').write_text('one\n')
     with pytest.raises(
         UserError, match=r'vectors-00002-of-00003.npy: holds float32\[2, 4\], not float32 \[1, 4\]'
     ):
         read_vectors(tmp_path)
+
+
+def damage_file(path, kind: str) -> None:
+    """Truncates a file, flips one of its bits or removes it."""
+    content = path.read_bytes()
+    if kind == 'removed':
+        path.unlink()
+        return
+    flipped = content[:-3] + bytes([content[-3] ^ 4]) + content[-2:]
+    path.write_bytes({'truncated': content[:-5], 'empty': b'', 'flipped': flipped}[kind])
+
+
+@pytest.mark.parametrize('has_checksums', [True, False])
+@pytest.mark.parametrize('name', ['vectors-00001-of-00003.npy', 'ids-00001-of-00003.txt'])
+@pytest.mark.parametrize('kind', ['truncated', 'empty', 'flipped', 'removed'])
+def test_damaged_shard_is_an_error_and_is_written_again(
+    tmp_path, caplog, kind, name, has_checksums
+):
+    """Without checksums, as in directories of earlier versions, only lost bytes are noticed."""
+    write_vectors(tmp_path, [10])
+    if not has_checksums:
+        (tmp_path / 'checksums.json').unlink()
+    damage_file(tmp_path / name, kind)
+    if kind == 'flipped' and not has_checksums:
+        assert VectorWriter(tmp_path, META).missing == []
+        return
+    with pytest.raises(UserError, match='start launch/embed.py again') as error:
+        read_vectors(tmp_path)
+    assert '\n' not in str(error.value) and '00001-of-00003' in str(error.value)
+    writer = VectorWriter(tmp_path, META)
+    assert writer.missing == [1]
+    assert ('shard 1 is embedded again' in caplog.text) == (kind != 'removed')
+    writer.add(IDS[4:8], make_unit_vectors()[4:8])
+    assert read_vectors(tmp_path).ids == IDS and VectorWriter(tmp_path, META).missing == []
+
+
+def test_without_verification_only_sizes_and_ids_are_checked(tmp_path):
+    write_vectors(tmp_path, [10])
+    damage_file(tmp_path / 'vectors-00001-of-00003.npy', 'flipped')
+    assert read_vectors(tmp_path, verify=False).ids == IDS
+    damage_file(tmp_path / 'ids-00001-of-00003.txt', 'flipped')
+    with pytest.raises(UserError, match='ids-00001-of-00003.txt: is damaged'):
+        read_vectors(tmp_path, verify=False)
+
+
+def test_unreadable_checksums_are_a_warning(tmp_path, caplog):
+    write_vectors(tmp_path, [10])
+    (tmp_path / 'checksums.json').write_text('{"vectors')
+    assert read_vectors(tmp_path).ids == IDS
+    assert 'checksums.json cannot be read' in caplog.text

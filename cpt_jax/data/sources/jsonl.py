@@ -107,6 +107,7 @@ class JsonlSource(RowSource):
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
         codesearchnet: bool = False,
+        verify: bool = False,
     ):
         """Indexes the files, or reads the index from the cache.
 
@@ -126,13 +127,16 @@ class JsonlSource(RowSource):
           codesearchnet: whether to cut x to its first paragraph and to remove the docstring from
             Python code in y (rows without `language` are Python). CodeSearchNet's files keep the
             docstring in the code, which makes retrieval trivial.
+          verify: whether to read the files in full to find out whether they changed.
 
         Raises:
           UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
         fields = Fields(x, y, negatives, id, to_field_names(group), max_chars)
         self._codesearchnet = codesearchnet
-        super().__init__(path, split, fields, holdout, max_bad_share, repr(codesearchnet))
+        super().__init__(
+            path, split, fields, holdout, max_bad_share, repr(codesearchnet), verify=verify
+        )
 
     def _get_texts(self, row: dict) -> tuple[str, str]:
         x, y = super()._get_texts(row)

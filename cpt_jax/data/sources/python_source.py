@@ -41,6 +41,9 @@ from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_
 # Increment when a change to this file or to python_functions.py changes the pairs extracted from
 # the same files.
 EXTRACTION_VERSION = 1
+_PAIR_ARRAYS = (
+    'counts', 'packages', 'ids', 'ids_starts', 'docs', 'docs_starts', 'codes', 'codes_starts'
+)  # fmt: skip
 
 # The distributions in requirements.txt, with the names that they have there.
 DEFAULT_PACKAGES = (
@@ -110,7 +113,7 @@ class PythonSource:
         """
         files = find_files(packages, standard_library)
         corpus = _compute_fingerprint(files)
-        saved = load_or_build(f'python_source_{corpus}', lambda: _build_arrays(files))
+        saved = load_or_build(f'python_source_{corpus}', lambda: _build_arrays(files), _PAIR_ARRAYS)
         self.split = split
         self.fingerprint = digest_texts('python_source', corpus, split, repr(float(holdout)))
         self.counts = array_to_json(saved['counts'])

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
+from cpt_jax.data.files import InputFile, digest_file_states, find_input_files
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import Problems
 from cpt_jax.data.split import select_rows
@@ -25,6 +25,7 @@ from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_
 
 # Increment when a change to the code below changes the pieces of the same files.
 CUTTING_VERSION = 1
+_CUT_ARRAYS = ('pieces', 'pieces_starts', 'first', 'file_number', 'ordinal', 'unit', 'notes')
 
 _PARAGRAPH_END = re.compile(r'\n\s*\n')
 _SENTENCE_END = re.compile(r'(?:(?<=[.!?…])|(?<=[.!?…]["\')\]’”]))\s+')
@@ -152,6 +153,7 @@ class TextSource:
         separator: str = '',
         holdout: float = 0.0,
         min_pieces: int = 2,
+        verify: bool = False,
     ):
         """Splits the documents, or reads the pieces from the cache.
 
@@ -168,6 +170,7 @@ class TextSource:
           holdout: fraction of the documents, in [0, 1], that is in 'heldout' and not in 'train'.
           min_pieces: minimum number of pieces of a document; documents with fewer are dropped. A
             pair needs 2; a text for a language model needs only 1.
+          verify: whether to read the files in full to find out whether they changed.
 
         Raises:
           UserError: no file or pair is found, an argument is invalid, or a file is not text.
@@ -175,17 +178,19 @@ class TextSource:
         cut = Cut(piece_tokens, min_tokens)
         cut.check()
         pattern = _compile_separator(separator)
-        self._files = find_input_files(path, ('.txt', '.md'))
+        self._files = find_input_files(path, ('.txt', '.md'), verify)
         key = digest_texts(
             str(CUTTING_VERSION),
-            digest_file_stats(self._files),
+            digest_file_states(self._files, verify),
             tokenizer.fingerprint,
             repr(cut),
             separator,
             str(min_pieces),
         )
         saved = load_or_build(
-            f'text_{key}', lambda: _cut_files(self._files, tokenizer, cut, pattern, min_pieces)
+            f'text_{key}',
+            lambda: _cut_files(self._files, tokenizer, cut, pattern, min_pieces),
+            _CUT_ARRAYS,
         )
         contents, self.counts = array_to_json(saved['notes'])
         self.split = split
@@ -270,7 +275,8 @@ def _read_documents(
             source = file.path.read_bytes()
             if b'\0' in source:
                 raise UserError(
-                    f'{file.path}: contains zero bytes, so it is not text: remove it from the path'
+                    f'{file.original_path}: contains zero bytes, so it is not text: remove it from '
+                    f'the path'
                 )
             try:
                 text = source.decode('utf-8-sig')

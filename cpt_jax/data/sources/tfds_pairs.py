@@ -6,16 +6,26 @@ Prepare a dataset with `tfds build --file_format=array_record`, or write it with
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
+from cpt_jax.data.files import InputFile, digest_file_states
 from cpt_jax.data.pairs import Pair, digest_texts
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
+from cpt_jax.storage.cache import (
+    Arrays,
+    array_to_json,
+    fits_into_cache,
+    is_slower_than_cache,
+    json_to_array,
+    load_or_build,
+)
+from cpt_jax.storage.remote import RemoteFiles, is_remote
 
 if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of this kind is used
     import tensorflow_datasets as tfds
@@ -47,6 +57,7 @@ class TfdsSource:
         heldout_split: str = 'test',
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
+        verify: bool = False,
     ):
         """Opens the dataset.
 
@@ -57,10 +68,12 @@ class TfdsSource:
           x, y: names of text features; 'question/text' is feature `text` of feature `question`.
           negatives: name of a feature with a sequence of hard negatives; '' for none.
           data_dir: folder with the prepared datasets; None: tfds's default, ~/tensorflow_datasets.
+            From a bucket (gs://...), the dataset is copied into the cache.
           train_split, heldout_split: tfds splits, such as 'train', 'validation' or 'train[:95%]'.
             They must not overlap, which is not checked. A heldout_split of '' holds out no pairs.
           max_bad_share: maximum fraction of bad rows, in [0, 1]; more of them are an error.
           max_chars: maximum number of characters of a text; a row with a longer text is bad.
+          verify: whether to read the files in full to find out whether they changed.
 
         Raises:
           UserError: the dataset, split or a field does not exist, or too many rows are bad.
@@ -69,6 +82,7 @@ class TfdsSource:
         self._y = y
         self._negatives = negatives
         self._max_chars = max_chars
+        self._verify = verify
         self._name = name
         self.split = split
         tfds_splits = {
@@ -85,7 +99,7 @@ class TfdsSource:
             self._open(data_dir)
 
     def _open(self, data_dir: str | None) -> None:
-        builder = _open_builder(self._name, data_dir)
+        builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
         for field in filter(None, (self._x, self._y, self._negatives)):
             _check_field(builder, field)
         try:
@@ -96,8 +110,9 @@ class TfdsSource:
                 f'{_get_first_line(error)}'
             ) from None
         settings = (self._tfds_split, self._x, self._y, self._negatives, str(self._max_chars))
-        key = digest_texts(str(INDEX_VERSION), _digest_file_stats(builder), *settings)
-        saved = load_or_build(f'tfds_{key}', self._index_rows)
+        states = _digest_file_states(builder, self._verify)
+        key = digest_texts(str(INDEX_VERSION), states, *settings)
+        saved = load_or_build(f'tfds_{key}', self._index_rows, ('good', 'notes'))
         contents, problems = array_to_json(saved['notes'])
         self.fingerprint = digest_texts('tfds', str(INDEX_VERSION), contents, self.split)
         self.problems = Problems.from_json(problems, self.problems.max_share)
@@ -162,6 +177,25 @@ class TfdsSource:
         )
 
 
+def _fetch_data_set(name: str, data_dir: str | None, verify: bool) -> str | None:
+    """Returns the data_dir to read; one in the cache if `data_dir` is remote or on a slow mount."""
+    if not data_dir:
+        return None
+    folder, *parts = name.replace(':', '/').split('/')
+    is_slow = not is_remote(data_dir) and is_slower_than_cache(Path(data_dir, folder))
+    if not is_slow and not is_remote(data_dir):
+        return data_dir
+    url = f'file://{Path(data_dir).absolute()}' if is_slow else data_dir.rstrip('/')
+    found = RemoteFiles.find(f'{url}/{folder}', 'data_dir', must_exist=not is_slow)
+    if parts and '*' not in name:  # a config, a version or both
+        prefix = '/'.join(parts) + '/'
+        found = found.select(lambda path: path.startswith(prefix))
+    size = sum(file.size for file in found.files.values())
+    if is_slow and not fits_into_cache(size, data_dir):
+        return data_dir
+    return str(found.copy(verify).parent) if found.files else data_dir
+
+
 def _open_builder(name: str, data_dir: str | None) -> 'tfds.core.DatasetBuilder':
     import tensorflow_datasets as tfds
 
@@ -185,11 +219,16 @@ def _open_builder(name: str, data_dir: str | None) -> 'tfds.core.DatasetBuilder'
     return builder
 
 
-def _digest_file_stats(builder: 'tfds.core.DatasetBuilder') -> str:
-    """Returns a digest of the paths, sizes and modification times of the dataset's files, which may
-    be in a bucket.
+def _digest_file_states(builder: 'tfds.core.DatasetBuilder', verify: bool) -> str:
+    """Returns a digest of the paths and the states of the dataset's files.
+
+    For files in a bucket, the states are their sizes and modification times.
     """
-    stats = ((path, path.stat()) for path in sorted(builder.data_path.iterdir()))
+    paths = sorted(builder.data_path.iterdir())
+    if '://' not in str(builder.data_path):
+        local = [InputFile(path.name, Path(path)) for path in paths if path.is_file()]
+        return digest_file_states(local, verify)
+    stats = ((path, path.stat()) for path in paths)
     return digest_texts(*(f'{path} {stat.length} {stat.mtime}' for path, stat in stats))
 
 

@@ -76,7 +76,7 @@ def read_candidates(paths: Sequence[Path], template: str) -> list[Candidate]:
     """
     found: dict[tuple, Candidate] = {}
     for path in paths:
-        for where, line in read_lines(epath.Path(path).expanduser()):
+        for where, line in read_lines(epath.Path(path)):
             if '\t' in line:
                 candidate = Candidate(_parse_pairs(where, line), where=where)
             else:

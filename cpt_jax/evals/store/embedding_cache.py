@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cpt_jax.embed.function import Embed
 from cpt_jax.storage.atomic_write import open_atomically
+from cpt_jax.storage.cache import read_arrays
 
 TEXTS_PER_FILE = 4096
 
@@ -91,7 +92,7 @@ class CachingEmbed:
         reused = 0
         for start in range(0, len(texts), self._cache.shard):
             shard = texts[start : start + self._cache.shard]
-            path = self._folder and self._folder / f'{digest_json([side, *shard])}.npy'
+            path = self._folder and self._folder / f'{digest_json([side, *shard])}.npz'
             vectors_NxD = _read_shard(path, len(shard)) if path else None
             if vectors_NxD is not None and path not in self._written:
                 reused += len(shard)
@@ -112,7 +113,7 @@ class CachingEmbed:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open_atomically(path) as file:
-                np.save(file, vectors_NxD)
+                np.savez(file, vectors_NxD)  # unlike a .npy file, it has a CRC-32
             self._written.add(path)
         except OSError as error:
             logging.warning(
@@ -132,11 +133,8 @@ def _remove_empty_folder(folder: Path) -> None:
 
 
 def _read_shard(path: Path, texts: int) -> np.ndarray | None:
-    """Returns float32[texts, D], or None if the file is missing or was truncated by a crash."""
-    try:
-        vectors_NxD = np.load(path)
-    except (OSError, ValueError, EOFError):
+    """Returns float32[texts, D], or None if the file is missing or damaged."""
+    vectors_NxD = (read_arrays(path) or {}).get('arr_0')
+    if vectors_NxD is None or vectors_NxD.ndim != 2 or len(vectors_NxD) != texts:
         return None
-    if vectors_NxD.ndim != 2 or len(vectors_NxD) != texts or vectors_NxD.dtype != np.float32:
-        return None
-    return vectors_NxD
+    return vectors_NxD if vectors_NxD.dtype == np.float32 else None

@@ -21,7 +21,7 @@ from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import SideOptions
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.text_lines import compute_file_fingerprint
+from cpt_jax.storage.text_lines import compute_file_fingerprint, find_paths
 
 SEED = 0
 MAX_PARTITIONS = 100_000  # maximum number of partitions; if there are fewer, all of them are used
@@ -123,7 +123,7 @@ def find_bias(
 ) -> dict[str, Task]:
     """Returns a task for each file of `data_dir`/sent_bias_seat/tests."""
     home = data_dir / 'sent_bias_seat' / 'tests' if data_dir else None
-    paths = sorted(home.glob('*.jsonl')) if home else []
+    paths = find_paths(home, '*.jsonl') if home else []
     names = [f'{KIND.name}/{path.name.removesuffix(".jsonl")}' for path in paths]
     return {
         name: AssociationTest(name, path, options) for name, path in zip(names, paths, strict=True)

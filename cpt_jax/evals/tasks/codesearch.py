@@ -13,6 +13,7 @@ language are candidates, including those of a codebase file if there is one. A q
 rank is above 1,000 scores 0.
 """
 
+import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_ver
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
 from cpt_jax.search.ranking import rank_right_candidates
+from cpt_jax.storage.text_lines import find_paths
 
 SEED = 0
 CUTOFFS = 1, 5, 10
@@ -207,7 +209,7 @@ def find_code_search(
 ) -> dict[str, Task]:
     """Returns a task for each file in `data_dir`/codesearch, and codesearch/python_source."""
     home = data_dir / 'codesearch' if data_dir else None
-    paths = sorted(home.glob('*')) if home else []
+    paths = find_paths(home, '*') if home else []
     tasks: dict[str, Task] = {}
     for path in paths:
         suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
@@ -220,7 +222,7 @@ def find_code_search(
             tasks[name] = CodeSearch(
                 name,
                 partial(load_file_pairs, path, options.code_text, codebase),
-                partial(fingerprint_glob, path.parent, f'{stem}*'),
+                partial(fingerprint_glob, path.parent, f'{glob.escape(stem)}*'),
                 options,
             )
     load = partial(load_python_source_pairs, _find_python_sources(context.settings))

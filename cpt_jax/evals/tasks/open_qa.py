@@ -32,6 +32,7 @@ from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
 from cpt_jax.storage.text_lines import (
     compute_file_fingerprint,
+    find_paths,
     get_text_field,
     read_json_lines,
     read_lines,
@@ -72,7 +73,7 @@ class OpenQa(Task):
         own = self.questions.parent
         # The passages are next to the questions, or in the parent folder if several sets share
         # them.
-        files = [*own.glob('*'), *own.parent.glob('*')]
+        files = [*find_paths(own, '*'), *find_paths(own.parent, '*')]
         return fingerprint_task(self.name, self.options, fingerprint_files(files))
 
     def run(self, embed: Embed) -> Result:
@@ -120,7 +121,7 @@ def find_open_qa(
 ) -> dict[str, Task]:
     """Returns a task for each folder of `data_dir`/openqa that has questions."""
     home = data_dir / 'openqa' if data_dir else None
-    paths = sorted(home.glob('*/questions.*')) if home else []
+    paths = find_paths(home, '*/questions.*') if home else []
     tasks: dict[str, Task] = {}
     for path in paths:
         if path.suffix in ('.jsonl', '.csv'):

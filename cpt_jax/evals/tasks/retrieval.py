@@ -32,6 +32,7 @@ from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_ver
 from cpt_jax.search.ranking import Hits
 from cpt_jax.search.searcher import SEED, compute_search_recall
 from cpt_jax.search.trec_run import Run, write_run
+from cpt_jax.storage.text_lines import find_paths
 
 CUTOFF = 10  # documents per query that nDCG and MRR take into account
 MARCO = 'msmarco'  # this folder's published scores are MRR@10 on the dev queries
@@ -78,7 +79,7 @@ class Retrieval(Task):
         return self.options.split or ('dev' if self.folder.name == MARCO else 'test')
 
     def fingerprint(self) -> str:
-        files = [*self.folder.glob('*'), *(self.folder / 'qrels').glob('*')]
+        files = [*find_paths(self.folder, '*'), *find_paths(self.folder / 'qrels', '*')]
         return fingerprint_task(self.name, self.options, fingerprint_files(files))
 
     def check(self) -> None:
@@ -134,7 +135,7 @@ def find_retrieval(
         return {}
     home = data_dir / 'retrieval'
     patterns = ('*/corpus.jsonl', '*/*/corpus.jsonl', f'*/{OWN_FILES}')
-    folders = {path.parent for pattern in patterns for path in home.glob(pattern)}
+    folders = {path.parent for pattern in patterns for path in find_paths(home, pattern)}
     names = {f'{KIND.name}/{folder.relative_to(home)}': folder for folder in sorted(folders)}
     runs = context.runs if options.trec_runs else None
     return {name: Retrieval(name, folder, options, runs) for name, folder in names.items()}

@@ -4,12 +4,15 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cpt_jax.data import local_copies
 from cpt_jax.data import rows as rows_module
 from cpt_jax.data.pairs import Pair
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.file_checksums import compute_checksum, write_checksums
 
 GOOD = b'{"x": "a", "y": "b"}'
 
@@ -68,7 +71,102 @@ def test_gzipped_files_have_the_same_rows(rows, cache):
     copies = {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/a.jsonl')}
     JsonlSource(path, 'all', max_bad_share=1)
     assert len(copies) == 2
-    assert copies == {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/*')}
+    assert copies == {file: file.stat().st_mtime_ns for file in cache.glob('unpacked/*/a*')}
+
+
+def test_damaged_copy_of_a_gzipped_file_is_made_again(rows, cache, caplog):
+    path = rows(gzip.compress(b''.join(GOOD + b'\n' for _ in range(20))), 'a.jsonl.gz')
+    whole = JsonlSource(path, 'all')
+    assert len(whole) == 20 and not caplog.records
+    (copy,) = cache.glob('unpacked/*/a.jsonl')
+    content = copy.read_bytes()
+    flipped = content.replace(b'"a"', b'"c"', 1)
+    for damaged in (content[: len(GOOD) * 10 + 10], b'', flipped):
+        caplog.clear()
+        copy.write_bytes(damaged)
+        again = JsonlSource(path, 'all')
+        assert len(again) == 20 and again[0] == whole[0] and copy.read_bytes() == content
+        assert again.fingerprint == whole.fingerprint
+        assert len(caplog.messages) == 1 and 'damaged: making it again' in caplog.text
+    # Without its checksum, or moved to another file system, a copy is not damaged.
+    caplog.clear()
+    copy.write_bytes(content)
+    JsonlSource(path, 'all')
+    (copy.parent / 'checksums.json').unlink()
+    JsonlSource(path, 'all')
+    assert not caplog.records
+
+
+def test_copy_that_two_programs_make_at_once_is_whole(rows, cache, caplog):
+    path = rows(
+        gzip.compress(b''.join(b'{"x": "%d", "y": "b"}\n' % i for i in range(2000))), 'a.gz'
+    )
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: JsonlSource(path, 'all'), range(4)))
+    found.append(JsonlSource(path, 'all'))
+    assert [source[1999].x for source in found] == ['1999'] * 5
+    assert len({source.fingerprint for source in found}) == 1 and not caplog.records
+
+
+def test_verification_reads_the_file_and_its_copy(rows, cache, caplog):
+    """Both copy and checksum are of other rows, as if the file had changed with an equal stamp."""
+    path = rows(gzip.compress(GOOD * 1), 'a.jsonl.gz')
+    JsonlSource(path, 'all')
+    (copy,) = cache.glob('unpacked/*/a.jsonl')
+    copy.write_bytes(b'{"x": "old", "y": "b"}')
+    (copy.parent / 'checksums.json').unlink()
+    write_checksums(copy.parent, {'a.jsonl': compute_checksum(copy)})
+    assert JsonlSource(path, 'all')[0].x == 'old'
+    assert JsonlSource(path, 'all', verify=True)[0].x == 'a'
+    assert 'damaged' in caplog.text
+    assert JsonlSource(path, 'all')[0].x == 'a'
+
+
+def test_index_is_built_again_if_the_file_changes_under_the_same_name_size_and_time(rows):
+    path = Path(rows([{'x': f'x {i}', 'y': 'y'} for i in range(10, 90)]))
+    before = JsonlSource(str(path), 'train', holdout=0.5)
+    stat = path.stat()
+    replacement = path.with_name('other')
+    replacement.write_bytes(path.read_bytes().replace(b'x 1', b'z 1'))
+    os.utime(replacement, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    replacement.replace(path)  # as cp -p and rsync -t do
+    assert path.stat().st_size == stat.st_size and path.stat().st_mtime_ns == stat.st_mtime_ns
+    after = JsonlSource(str(path), 'train', holdout=0.5)
+    assert after.fingerprint != before.fingerprint
+    assert not {after[i].x for i in range(len(after))} <= {before[i].x for i in range(len(before))}
+
+
+def test_index_without_an_array_is_built_again(rows, cache, caplog):
+    path = rows(numbered(3))
+    before = JsonlSource(path, 'all')
+    (index,) = cache.glob('jsonl_*.npz')
+    arrays = dict(np.load(index))
+    for name in arrays:
+        caplog.clear()
+        np.savez(index, **{key: array for key, array in arrays.items() if key != name})
+        assert JsonlSource(path, 'all').fingerprint == before.fingerprint
+        assert f'has no {name}: building it again' in caplog.text
+
+
+def test_file_on_a_slow_mount_is_read_from_a_copy(rows, cache, caplog, monkeypatch):
+    path = Path(rows(numbered(100)))
+    monkeypatch.setattr(local_copies, 'is_slower_than_cache', lambda found: found == path)
+    source = JsonlSource(str(path), 'all')
+    assert source.fingerprint == JsonlSource(str(path), 'all').fingerprint
+    assert len([*cache.glob('unpacked/*/rows.jsonl')]) == 1
+    path.rename(path.with_name('away'))  # no access reads the file
+    assert [source[i].x for i in range(100)] == [f'x {i}' for i in range(100)]
+
+
+def test_file_on_a_slow_mount_that_does_not_fit_is_read_where_it_is(
+    rows, cache, caplog, monkeypatch
+):
+    path = Path(rows(numbered(100)))
+    monkeypatch.setattr(local_copies, 'is_slower_than_cache', lambda found: found == path)
+    monkeypatch.setattr('cpt_jax.storage.cache.get_free_bytes', lambda folder: 1000)
+    assert len(JsonlSource(str(path), 'all')) == 100
+    assert not [*cache.glob('unpacked/*/*')]
+    assert 'do not fit into the cache' in caplog.text and 'CPT_JAX_CACHE' in caplog.text
 
 
 def test_broken_gzip_file_leaves_no_copy(rows, cache):

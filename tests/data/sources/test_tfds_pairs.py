@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -11,6 +12,7 @@ from cpt_jax.data.pairs import Pair
 from cpt_jax.data.sources import tfds_pairs
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.cache import get_cache_folder
 
 ROWS = {'train': 30, 'test': 5, 'dirty': 10}
 DIRTY = {2: b'caf\xe9', 5: ' ', 7: 'a' * 60}
@@ -73,6 +75,33 @@ def open_tiny(data_dir, split, **more):
 
 def pairs(source):
     return [source[i] for i in range(len(source))]
+
+
+@pytest.mark.parametrize('name', ['tiny_pairs', 'tiny_pairs:1.0.0'])
+def test_data_set_in_a_bucket_is_copied(data_dir, name):
+    store = fsspec.filesystem('memory')
+    try:
+        store.put(data_dir, '/bucket/tfds', recursive=True)
+        store.pipe('/bucket/tfds/other/large', b'')
+        source = open_tiny('memory://bucket/tfds', 'all', name=name)
+        local = open_tiny(data_dir, 'all', name=name)
+        assert pairs(source) == pairs(local) and source.fingerprint == local.fingerprint
+        assert not [*get_cache_folder().rglob('large')]
+    finally:
+        store.store.clear()
+        store.pseudo_dirs[:] = ['']
+
+
+def test_data_set_on_a_slow_mount_is_copied_if_it_fits(data_dir, monkeypatch, caplog):
+    expected = pairs(open_tiny(data_dir, 'train'))
+    monkeypatch.setattr(tfds_pairs, 'is_slower_than_cache', lambda path: True)
+    source = open_tiny(data_dir, 'train')
+    assert pairs(source) == expected
+    (copy,) = get_cache_folder().glob('remote/*/tiny_pairs/1.0.0')
+    assert len([*copy.glob('*.array_record*')]) == len(ROWS) and not caplog.records
+    monkeypatch.setattr('cpt_jax.storage.cache.get_free_bytes', lambda folder: 10)
+    assert pairs(open_tiny(data_dir, 'train')) == expected
+    assert 'do not fit into the cache' in caplog.text
 
 
 def test_splits_and_fields_are_read(data_dir):

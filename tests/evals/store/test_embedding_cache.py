@@ -6,6 +6,7 @@ import pytest
 from cpt_jax.embed.function import embed_texts
 from cpt_jax.evals.store.embedding_cache import EmbeddingCache
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.cache import read_arrays
 
 TEXTS = [f'text {i}' for i in range(10)]
 
@@ -91,6 +92,22 @@ def test_truncated_files_are_recomputed(killed):
     model = Model()
     np.testing.assert_array_equal(ask(killed, model), Model()(TEXTS, 'x'))
     assert len(model.asked) == 10
+
+
+def test_flipped_bits_are_noticed(killed, caplog):
+    """Every seventh bit of a file, headers included."""
+    path = files(killed)[0]
+    content = path.read_bytes()
+    expected = read_arrays(path)['arr_0']
+    noticed = 0
+    for position in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        found = read_arrays(path)
+        noticed += found is None
+        assert found is None or 'arr_0' not in found or np.array_equal(found['arr_0'], expected)
+    assert noticed > 8 * expected.nbytes // 7
 
 
 def test_cache_is_kept_on_request_and_read_by_shard(tmp_path):

@@ -1,0 +1,71 @@
+"""Sizes and checksums of the files of a folder, stored in the folder, to notice later damage.
+
+CRC-32 finds every change of up to 32 consecutive bits, and misses one in 2**32 of other accidental
+changes. It is as fast as reading the file.
+"""
+
+import json
+import logging
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from cpt_jax.storage.atomic_write import write_atomically
+
+CHECKSUMS = 'checksums.json'
+
+
+class Checksum(NamedTuple):
+    """Size and CRC-32 of a file.
+
+    Attributes:
+      size: number of bytes.
+      crc32: CRC-32 of all bytes.
+      stamp: `compute_file_stamp` of the file, for files that must not change at all; '' otherwise.
+    """
+
+    size: int
+    crc32: int
+    stamp: str = ''
+
+    def add(self, block: bytes) -> 'Checksum':
+        """Returns the checksum of a file that continues with `block`."""
+        return Checksum(self.size + len(block), zlib.crc32(block, self.crc32))
+
+
+def compute_checksum(path: Path) -> Checksum:
+    """Reads a file and returns its size and CRC-32."""
+    checksum = Checksum(0, 0)
+    with path.open('rb') as file:
+        while block := file.read(1 << 22):
+            checksum = checksum.add(block)
+    return checksum
+
+
+def is_undamaged(path: Path, expected: Checksum) -> bool:
+    """Returns whether a file exists and has the expected size and CRC-32."""
+    try:
+        if path.stat().st_size != expected.size:
+            return False
+        return compute_checksum(path).crc32 == expected.crc32
+    except OSError:
+        return False
+
+
+def read_checksums(folder: Path) -> dict[str, Checksum]:
+    """Returns the checksums in a folder, by file name; {} if there are none."""
+    path = folder / CHECKSUMS
+    try:
+        stored = json.loads(path.read_bytes())
+        return {name: Checksum(int(row[0]), int(row[1]), *row[2:]) for name, row in stored.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError, IndexError) as error:
+        logging.warning('%s cannot be read (%s): files are used without it', path, error)
+        return {}
+
+
+def write_checksums(folder: Path, checksums: Mapping[str, Checksum]) -> None:
+    """Writes the checksums of a folder's files, by file name."""
+    write_atomically(folder / CHECKSUMS, json.dumps(checksums, indent=1, sort_keys=True) + '\n')
