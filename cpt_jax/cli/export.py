@@ -32,6 +32,7 @@ from pathlib import Path
 
 from absl import flags
 
+from cpt_jax.cli.model_flags import define_base_flag
 from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import local_path
@@ -52,6 +53,7 @@ _ADAPTER = flags.DEFINE_boolean(
 _LICENSE = flags.DEFINE_string(
     'license', 'unknown', 'License identifier for the model card, such as apache-2.0.'
 )
+_BASE = define_base_flag()
 _CHECK = flags.DEFINE_string('check', '', 'Directory to check, instead of exporting.')
 
 
@@ -72,7 +74,7 @@ def _export_adapter() -> None:
 
     if not _MODEL.value or not _OUTPUT.value:
         raise UserError('--adapter needs --model and --output')
-    written = export_adapter(_MODEL.value, local_path(_OUTPUT.value, '--output'))
+    written = export_adapter(_MODEL.value, local_path(_OUTPUT.value, '--output'), _BASE.value)
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
     if written.template:
         template_flag = f'--template {shlex.quote(written.template)}'
@@ -100,6 +102,7 @@ def _export_model() -> None:
         dtype=_DTYPE.value,
         shard_bytes=int(_SHARD_GB.value * 1e9),
         license_id=_LICENSE.value,
+        base=_BASE.value,
     )
     for part in parts:
         sides = (

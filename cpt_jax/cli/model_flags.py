@@ -11,6 +11,13 @@ from cpt_jax.text.prompt_template import REPRESENTATIONS, Representation, parse_
 flags.disclaim_key_flags()
 
 
+def define_base_flag() -> flags.FlagHolder[str]:
+    """Defines --base."""
+    return flags.DEFINE_string(
+        'base', '', 'Directory, or RUN@STEP, of the base of a LoRA run, if the base has moved.'
+    )
+
+
 def define_model_flags(
     evaluation: bool = False, required: bool = True
 ) -> tuple[flags.FlagHolder[str], Callable[[], dict[str, Any]]]:
@@ -65,10 +72,17 @@ def define_model_flags(
         lower_bound=1,
     )
 
+    base = define_base_flag()
+
     def read_options() -> dict[str, Any]:
         chosen = Representation(
             name.value, own.value, parse_demonstrations(shown.value), clean.value
         )
-        return {'pooling': pooled.value or '', 'representation': chosen, 'fsdp': fsdp.value}
+        return {
+            'pooling': pooled.value or '',
+            'representation': chosen,
+            'fsdp': fsdp.value,
+            'base': base.value,
+        }
 
     return model, read_options

@@ -29,6 +29,7 @@ def load_embedder(
     max_tokens: int = 0,
     representation: Representation = OWN_REPRESENTATION,
     fsdp: int = 1,
+    base: str = '',
 ) -> Embedder:
     """Loads a model for embedding onto all devices.
 
@@ -44,6 +45,7 @@ def load_embedder(
       representation: template and pooling, for a causal language model or a run that was trained
         with a template.
       fsdp: number of devices over which one copy of the parameters is sharded.
+      base: where the base of a LoRA run is now. Default '': where it was in training.
 
     Returns:
       The embedder, with parameters on the devices.
@@ -62,7 +64,7 @@ def load_embedder(
             f'--fsdp {fsdp}: the number of devices, {jax.device_count():,}, is not a multiple of it'
         )
     mesh = make_mesh(fsdp=fsdp)
-    model = resolve_model(reference, '--model', pooling)
+    model = resolve_model(reference, '--model', pooling, base)
     if isinstance(model, Pretrained):
         return _load_pretrained(model, dtype or 'auto', max_tokens, representation, mesh)
     if pooling:

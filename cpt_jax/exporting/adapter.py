@@ -39,7 +39,7 @@ class ExportedAdapter(NamedTuple):
     template: str
 
 
-def export_adapter(reference: str, output: Path) -> ExportedAdapter:
+def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdapter:
     """Writes the adapters of a LoRA run as adapter_config.json and adapter_model.safetensors.
 
     The base's token table has no trained rows for the delimiters around texts, so these rows are
@@ -49,13 +49,14 @@ def export_adapter(reference: str, output: Path) -> ExportedAdapter:
       reference: a run, or RUN@STEP.
       output: directory to create. It must not exist yet, and exists afterwards only if the export
         succeeds.
+      base: where the base is now. Default '': where it was in training.
 
     Raises:
       UserError: the run has no adapters, its base is not a pretrained model, or PEFT has no
         equivalent of the adapter.
     """
     check_can_export(output)
-    run = find_run(reference, '--model')
+    run = find_run(reference, '--model', base)
     template = run.provenance.template
     if not run.provenance.has_adapters:
         raise UserError(

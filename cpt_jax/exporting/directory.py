@@ -37,7 +37,7 @@ PARITY = 'parity.json'
 
 
 def export(
-    reference: str, output: Path, *, dtype: str, shard_bytes: int, license_id: str
+    reference: str, output: Path, *, dtype: str, shard_bytes: int, license_id: str, base: str = ''
 ) -> list[ExportedPart]:
     """Writes a run as one directory, or as `query/` and `document/` if each side has its own
     closing delimiter.
@@ -53,6 +53,7 @@ def export(
       dtype: dtype of the weights, a key of DTYPES.
       shard_bytes: int, maximum bytes of weights per file.
       license_id: license identifier for the model card.
+      base: where the base of a LoRA run is now. Default '': where it was in training.
 
     Returns:
       The directories that were written.
@@ -62,7 +63,7 @@ def export(
         `output` already exists.
     """
     check_can_export(output)
-    run = resolve_model(reference, '--model')
+    run = resolve_model(reference, '--model', base_path=base)
     if isinstance(run, Pretrained):
         raise UserError(
             f'--model {reference}: is a pretrained model, which other libraries already load; give '
@@ -121,7 +122,7 @@ def _write_part(
     directory.mkdir(exist_ok=True)
     sides = tuple(part.max_tokens)
     longest = max(part.max_tokens.values())
-    embed = load_embedder(run.reference, dtype='float32', max_tokens=longest)
+    embed = load_embedder(run.reference, dtype='float32', max_tokens=longest, base=run.base_path)
     if embed.model_name != run.name:  # the card would describe the checkpoint that is damaged
         raise UserError(
             f'--model {run.reference}: step {run.step} is damaged: export {embed.model_name}'

@@ -38,6 +38,7 @@ class EarlierRun:
       provenance: metadata stored in the checkpoint.
       reference: model reference from the user, for messages.
       flag: flag or key that the reference comes from, for messages.
+      base_path: where the base of its adapters is now; '': where it was in training.
     """
 
     directory: Path
@@ -45,6 +46,7 @@ class EarlierRun:
     provenance: Provenance
     reference: str
     flag: str
+    base_path: str = ''
 
     @property
     def run_dir(self) -> RunDir:
@@ -200,12 +202,13 @@ class EarlierRun:
             )
 
 
-def find_run(reference: str, flag: str) -> EarlierRun:
+def find_run(reference: str, flag: str, base_path: str = '') -> EarlierRun:
     """Returns the checkpoint of a model reference.
 
     Args:
       reference: a run (its latest step whose metadata can be read), `run@step` or `run@best:TASK`.
       flag: flag or key that the reference comes from, for messages.
+      base_path: see EarlierRun.
 
     Raises:
       UserError: there is no such run or checkpoint, or it is damaged.
@@ -214,7 +217,7 @@ def find_run(reference: str, flag: str) -> EarlierRun:
 
     def read(step: int) -> EarlierRun:
         provenance = Provenance.from_json(checkpoint.read_metadata(directory, step))
-        return EarlierRun(directory, step, provenance, reference, flag)
+        return EarlierRun(directory, step, provenance, reference, flag, base_path)
 
     return use_newest_intact(reference, directory, step, read)
 

@@ -1,5 +1,6 @@
 """The frozen base of a LoRA run: describing it, checking that it is unchanged, and loading it."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -57,7 +58,10 @@ def open_checked_base(base: Base, run: str) -> Model:
         model = resolve_model(base.path, 'init_from')
         found = describe_base(model)
     except UserError as error:
-        raise UserError(f'{run} holds adapters, whose base cannot be read: {error}') from None
+        raise UserError(
+            f'{run} holds adapters, whose base cannot be read: {error}; if it has moved, give its '
+            f'place with --base (training: --config.init_from)'
+        ) from None
     if found.fingerprint != base.fingerprint:
         raise UserError(
             f'{run} holds adapters that were trained on other weights than {base.path} holds now: '
@@ -168,10 +172,15 @@ def load_adapters(
 
 
 def get_adapter_base(run: EarlierRun) -> Base:
-    """Returns the base in a LoRA run's provenance. Raises UserError if its metadata has none."""
-    if run.provenance.base is None:
+    """Returns the base in a LoRA run's provenance, at its place of today.
+
+    Raises:
+      UserError: the metadata of the run have no base.
+    """
+    base = run.provenance.base
+    if base is None:
         raise UserError(f'{run.run_dir.path} holds adapters, but its metadata has no base')
-    return run.provenance.base
+    return dataclasses.replace(base, path=run.base_path) if run.base_path else base
 
 
 def _fingerprint_files(paths: Sequence[Path]) -> str:

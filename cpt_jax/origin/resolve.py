@@ -22,20 +22,21 @@ Model = Pretrained | EarlierRun
 Origin = Scratch | Pretrained | EarlierRun
 
 
-def resolve_model(reference: str, flag: str, pooling: str = '') -> Model:
+def resolve_model(reference: str, flag: str, pooling: str = '', base_path: str = '') -> Model:
     """Returns the model of a model reference.
 
     Args:
       reference: a run, `run@step`, `run@best:TASK`, or the directory of a pretrained model.
       flag: flag or key that the reference comes from, for messages.
       pooling: pooling of a pretrained model, see `open_pretrained`.
+      base_path: see EarlierRun.
 
     Raises:
       UserError: there is no such run or directory, or it is damaged.
     """
     if is_pretrained(reference):
         return open_pretrained(reference, pooling)
-    return find_run(reference, flag)
+    return find_run(reference, flag, base_path)
 
 
 def check_is_run(reference: str, flag: str) -> None:

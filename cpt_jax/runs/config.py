@@ -40,6 +40,9 @@ CHANGEABLE_KEYS = (
     'data.verify',
 )
 
+# Keys of a source that say where its data are. They may change if the data are the same.
+SOURCE_PATHS = ('path', 'data_dir')
+
 # Values of keys for runs that were started before the key existed. A key needs an entry only if the
 # default in its section's function differs from the old behaviour, or if no function has the key.
 # Entries stay even if they equal the default of today: a later default must not change an old run.
@@ -210,6 +213,9 @@ def check_resume(
 
 
 def _is_changeable(key: str) -> bool:
+    # The contents are compared by fingerprint (cpt_jax/training/setup.py).
+    if key.startswith('data.sources.') and key.rpartition('.')[2] in SOURCE_PATHS:
+        return True
     return any(
         key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE_KEYS
     )
@@ -234,8 +240,9 @@ def check_workdir(workdir: Path) -> None:
     path = RunDir(workdir).config
     try:
         is_free = not path.exists() or 'train' in json.loads(path.read_bytes())
-    except ValueError:
-        is_free = False
+    except (ValueError, TypeError):
+        # A run's own file may have been cut short; its checkpoints have the config too.
+        is_free = RunDir(workdir).checkpoints.is_dir()
     if not is_free:
         raise UserError(
             f'{path} is not the config of a run, and would be overwritten: give another --workdir'

@@ -264,6 +264,8 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
         origin = resolve_origin(config['init_from'])
         config, inherits = resolve_architecture(config, origin)
         return _Start(config, None, origin, inherits, origin.bos_ids)
+    if previous.provenance.base and config['init_from'] != previous.provenance.config['init_from']:
+        previous = dataclasses.replace(previous, base_path=config['init_from'])
     inherits = previous.inherits_architecture
     config = resolve_form(config, Scratch(), previous)
     if inherits:
@@ -284,7 +286,8 @@ def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, 
         return None, None
     if previous:
         description = get_adapter_base(previous)
-        return open_checked_base(description, str(workdir)), description
+        base = open_checked_base(description, str(workdir))
+        return base, dataclasses.replace(description, path=describe_base(base).path)
     assert not isinstance(origin, Scratch)  # set_up has refused LoRA from scratch
     return origin, describe_base(origin)
 
@@ -359,6 +362,20 @@ def _check_data(before: Mapping[str, str], now: Mapping[str, str], workdir: Path
             )
 
 
+def _has_moved_origin(before: Provenance, init_from: str) -> bool:
+    """Returns whether `init_from` is another path of the model that a run started from.
+
+    The weights of a LoRA run's base are compared when it is opened. Other runs need their origin
+    only at their start and have not stored a fingerprint of it, so its config.json is compared.
+    """
+    if not init_from or init_from == before.config['init_from']:
+        return False
+    if before.base:
+        return True
+    found = resolve_origin(init_from, must_exist=False).pretrained_config
+    return found is not None and found == before.pretrained
+
+
 def _list_changes(start: _Start, workdir: Path) -> list[str]:
     """Returns one line for each config key, and for the code version, that changed since the run
     began.
@@ -370,7 +387,12 @@ def _list_changes(start: _Start, workdir: Path) -> list[str]:
         return []
     before = start.previous.provenance
     sections = SECTION_FUNCTIONS | get_source_classes(start.config['data']['sources'])
-    changes = check_resume(before.config, start.config, workdir, sections)
+    config = dict(start.config)
+    moved = []
+    if _has_moved_origin(before, config['init_from']):
+        moved = [f'init_from: {before.config["init_from"]!r} -> {config["init_from"]!r}']
+        config['init_from'] = before.config['init_from']
+    changes = check_resume(before.config, config, workdir, sections) + moved
     if before.code != get_code_version():
         changes.append(f'code: {before.code} -> {get_code_version()}')
     return changes

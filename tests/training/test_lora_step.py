@@ -184,11 +184,18 @@ def test_checkpoint_does_not_contain_the_base_and_the_run_resumes(
     assert 'frozen' not in stored and 'token_embedding' not in json.dumps(
         [name for name, _ in flatten(stored['params'])]
     )
+    # Run, base and data have moved.
     shutil.copytree(trained, tmp_path / 'run')
-    config = load_lora_config(config_file, base)
+    moved = shutil.copytree(base, tmp_path / 'moved')
+    config = load_lora_config(config_file, moved)
     config['optimizer']['peak_lr'], config['train']['steps'] = 0.05, 3
+    section = config['data']['sources']['pairs']
+    section['path'] = str(shutil.copy(section['path'], tmp_path / 'moved.jsonl'))
     assert loop.train(config, tmp_path / 'run') == 0
-    assert 'adapters of rank 4' in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert 'adapters of rank 4' in output
+    assert f"init_from: '{base}' -> '{moved}'" in output and 'data.sources.pairs.path' in output
+    assert find_latest_checkpoint(RunDir(tmp_path / 'run')).provenance.base.path == str(moved)
     changed = {
         name: array + (0.5 if 'q_proj' in name else 0)
         for name, array in load_file(base / 'model.safetensors').items()
@@ -202,6 +209,13 @@ def test_checkpoint_does_not_contain_the_base_and_the_run_resumes(
         UserError, match=r'run holds adapters, whose base cannot be read: init_from .*gone'
     ):
         open_checked_base(dataclasses.replace(described, path=str(tmp_path / 'gone')), 'run')
+
+
+def test_base_that_has_moved_is_given_by_its_new_place(trained, base, tmp_path):
+    moved = str(shutil.copytree(base, tmp_path / 'moved'))
+    elsewhere = load_embedder(str(trained), base=moved)
+    np.testing.assert_array_equal(elsewhere(TEXTS, 'x'), load_embedder(str(trained))(TEXTS, 'x'))
+    assert export_adapter(str(trained), tmp_path / 'adapter', moved).base == moved
 
 
 def test_exported_model_and_exported_adapter_give_the_runs_embeddings(trained, base, tmp_path):
