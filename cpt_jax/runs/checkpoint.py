@@ -1,9 +1,7 @@
 """Checkpoints of a run: written by Orbax, asynchronously and atomically."""
 
 import functools
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from cpt_jax.runs.aborted_reads import silence_aborted_reads
 from cpt_jax.runs.best_checkpoint import is_complete
 from cpt_jax.runs.checksums import CHECKSUM, add_checksum, make_saving_context, remove_checksum
 from cpt_jax.runs.config import flatten
@@ -164,7 +163,6 @@ class Checkpoints:
             except (MemoryError, PermissionError):
                 raise
             except Exception as error:  # Orbax and TensorStore raise various types
-                _silence_aborted_reads()
                 problem = _summarize_error(error)
             # All processes must resume from the same step.
             if np.all(multihost_utils.process_allgather(np.asarray(state is not None))):
@@ -302,12 +300,12 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
 @contextmanager
 def _report_damage(directory: Path, step: int) -> Iterator[None]:
     """Turns any exception of Orbax or TensorStore in the block into a DamagedCheckpoint."""
+    silence_aborted_reads()
     try:
         yield
     except (MemoryError, PermissionError):
         raise
     except Exception as error:
-        _silence_aborted_reads()
         others = (
             ', '.join(f'@{other}' for other in list_steps(directory) if other != step) or 'none'
         )
@@ -315,15 +313,6 @@ def _report_damage(directory: Path, step: int) -> Iterator[None]:
             f'{directory / str(step)} is damaged ({_summarize_error(error)}); other checkpoints of '
             f'the run: {others}'
         ) from error
-
-
-def _silence_aborted_reads() -> None:
-    """Hides what Python prints about the other reads of a checkpoint when one has failed.
-
-    Orbax waits for none of them, and each would print a page.
-    """
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-    warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
 
 
 def _summarize_error(error: BaseException) -> str:
