@@ -58,6 +58,11 @@ class RunDir:
         return self.path / 'metrics.jsonl'
 
     @property
+    def log(self) -> Path:
+        """The lines that training printed, with their times."""
+        return self.path / 'train.log'
+
+    @property
     def tensorboard(self) -> Path:
         """The folder with TensorBoard's event files."""
         return self.path / 'tensorboard'

@@ -84,6 +84,7 @@ def _train_owned(
             write_atomically(run.directory.data, json.dumps(_describe_data(run), indent=2) + '\n')
             print(table, flush=True)
         loop = _Loop(run, checkpoints, preemption, first_step)
+        loop.recorder.log(table)
         try:
             status = loop.run_to_end(state)
         except BaseException:
@@ -93,8 +94,9 @@ def _train_owned(
                 checkpoints.close()
             raise
         checkpoints.close()
-        if status == 0 and jax.process_index() == 0:
-            print(loop.describe_end(workdir))
+        if status == 0:
+            loop.recorder.print_line(loop.describe_end(workdir))
+        loop.recorder.flush()
         return status
 
 
@@ -166,6 +168,9 @@ class _Loop:
             )
         try:
             return self._run_steps(state)
+        except UserError as error:
+            self.recorder.log(f'error: {error}')
+            raise
         finally:
             self.recorder.close()
 

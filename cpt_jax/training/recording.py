@@ -1,9 +1,10 @@
-"""Records of a run: metrics.jsonl, TensorBoard events, a progress bar and a clock."""
+"""Records of a run: metrics.jsonl, TensorBoard events, a log, a progress bar and a clock."""
 
 import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from tqdm import tqdm
@@ -60,11 +61,13 @@ class Recorder:
         """
         self._metrics: GrowingFile | None = None
         self._events: EventWriter | None = None
+        self._log: GrowingFile | None = None
         # A run that begins again writes its row for step 0 again.
         self.earlier = drop_rows_after(directory.metrics, first_step or -1) if is_writer else []
         if is_writer:
             self._metrics = GrowingFile(directory.metrics)
             self._events = EventWriter(directory.tensorboard, first_step + 1)
+            self._log = GrowingFile(directory.log)
         self._steps = steps
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         self._bar = tqdm(
@@ -85,15 +88,15 @@ class Recorder:
     def advance(self, steps: int) -> None:
         """Advances the progress bar, and writes the rows that wait if that is due."""
         self._bar.update(steps)
-        if self._metrics is not None and self._events is not None:
-            self._metrics.write_if_due()
-            self._events.write_if_due()
+        for file in (self._metrics, self._events, self._log):
+            if file is not None:
+                file.write_if_due()
 
     def flush(self) -> None:
         """Writes the rows that wait. A checkpoint must not be newer than the rows on the disk."""
-        if self._metrics is not None and self._events is not None:
-            self._metrics.write()
-            self._events.write()
+        for file in (self._metrics, self._events, self._log):
+            if file is not None:
+                file.write()
 
     def show_progress(self, step: int, row: Mapping[str, float], text: str) -> None:
         """Shows metrics next to the progress bar; without a terminal, prints a line from time to
@@ -108,15 +111,26 @@ class Recorder:
         if row['dropped_pairs']:
             text += f', {row["dropped_pairs"]:.0f} pairs did not fit'
         self._bar.set_postfix_str(text)
-        if self._bar.disable and (time.monotonic() > self._next_line or step == self._steps):
+        if time.monotonic() > self._next_line or step == self._steps:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             left = (self._steps - step) * row['seconds'] / max(step, 1)
-            self.print_line(f'step {step:,} of {self._steps:,}: {text}, {left / 60:.0f} min left')
+            line = f'step {step:,} of {self._steps:,}: {text}, {left / 60:.0f} min left'
+            if self._bar.disable:
+                self.print_line(line)
+            else:
+                self.log(line)
 
     def print_line(self, text: str) -> None:
-        """Prints a line above the progress bar."""
-        if self._metrics is not None:
+        """Prints a line above the progress bar, and logs it."""
+        if self._log is not None:
             self._bar.write(text)
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Appends text to train.log, with the time."""
+        if self._log is not None:
+            now = datetime.now().astimezone().isoformat(sep=' ', timespec='seconds')
+            self._log.append(f'{now} {text}\n'.encode())
 
     def close(self) -> None:
         self._bar.close()

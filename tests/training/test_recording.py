@@ -92,8 +92,10 @@ def test_row_is_written_to_metrics_jsonl_and_tensorboard(tmp_path):
     # Written immediately, not when the recorder is closed.
     assert read_rows(tmp_path) == [{'step': 1, 'loss': 2.5, 'accuracy_xy': 0.25}]
     records.write(2, {'loss': 1.5})
+    records.print_line('a line')
     records.close()
     assert read_rows(tmp_path)[1:] == [{'step': 2, 'loss': 1.5}]
+    assert (tmp_path / 'train.log').read_text().endswith(' a line\n')
     assert read_points(tmp_path) == {('loss', 1, 2.5), ('accuracy_xy', 1, 0.25), ('loss', 2, 1.5)}
 
 

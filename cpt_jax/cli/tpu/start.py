@@ -40,7 +40,8 @@ def main() -> None:
         raise UserError(
             f'not every worker of {pod.name} has the code: run install.py --name {pod.name}'
         )
-    if not (pod.bucket and any(pod.mount in flag for flag in _TRAIN_FLAGS)):
+    in_bucket = any('gs://' in flag or (pod.bucket and pod.mount in flag) for flag in _TRAIN_FLAGS)
+    if not in_bucket:
         cloud.report(
             'note: --workdir is not on a mounted bucket; unless it is on another shared disk, its '
             'checkpoints are deleted with the machines'
