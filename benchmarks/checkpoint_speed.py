@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
@@ -20,6 +20,7 @@ ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that each is loaded; the faste
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax logs a page per checkpoint
     import jax
     from orbax.checkpoint import v1 as ocp
 

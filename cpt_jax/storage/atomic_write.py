@@ -1,6 +1,8 @@
 """Atomic writes: a file, or an object of a bucket, is either complete or absent."""
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
     If the block raises or the program is killed, the old file at `path` stays. The data are on the
     disk before the file is renamed, so a loss of power leaves the old file or the new one.
 
+    A file system that cannot rename files gets a copy, which is not atomic.
+
     Yields:
       A binary file, open for writing.
     """
@@ -27,10 +31,20 @@ def open_atomically(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(descriptor)
         os.chmod(temporary, 0o644)  # mkstemp lets only the owner read it
-        os.replace(temporary, path)
+        _replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _replace(temporary: str, path: Path) -> None:
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.EXDEV, errno.EIO):
+            raise
+        shutil.copyfile(temporary, path)
+        os.unlink(temporary)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -7,6 +7,8 @@ from cpt_jax.storage.paths import is_on_bucket
 
 # Minimum time between two writes. Buckets allow about one write per second of an object.
 SECONDS_BETWEEN_WRITES = 2.0
+# An object is written whole, so the time between two writes grows with it: 10 s at 40 MB.
+_BYTES_PER_SECOND = 4e6
 
 
 class GrowingFile:
@@ -47,4 +49,5 @@ class GrowingFile:
             with self._path.open('ab') as file:
                 file.write(self._pending)
         self._pending = b''
-        self._next_write = time.monotonic() + SECONDS_BETWEEN_WRITES
+        seconds = max(SECONDS_BETWEEN_WRITES, len(self._content) / _BYTES_PER_SECOND)
+        self._next_write = time.monotonic() + seconds

@@ -5,8 +5,10 @@ second process therefore train in this process (`train_here`).
 """
 
 import contextlib
+import errno
 import functools
 import json
+import os
 import re
 import shutil
 import signal
@@ -164,6 +166,21 @@ def test_killed_run_ends_like_an_uninterrupted_one(launch, tmp_path, request, fi
     names = {path.name for path in workdir.iterdir()}
     assert names == {path.name for path in finished.iterdir()}
     assert not any(path.name.startswith('gs:') for path in tmp_path.iterdir())
+
+
+def test_run_needs_no_renaming(train_here, tmp_path, monkeypatch):
+    """Some mounted buckets cannot rename files or folders."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOTSUP, 'Operation not supported')
+
+    for name in ('rename', 'replace', 'renames'):
+        monkeypatch.setattr(os, name, refuse)
+    assert train_here(tmp_path / 'run', NINE_STEPS | {'train.steps': 3}) == 0
+    assert train_here(tmp_path / 'run', NINE_STEPS | {'train.steps': 4}) == 0
+    assert checkpoint.list_steps(tmp_path / 'run' / 'checkpoints') == [3, 4]
+    assert len(read_rows(tmp_path / 'run')) == 4
+    assert not [path for path in (tmp_path / 'run').rglob('*') if path.suffix == '.part']
 
 
 def test_sigterm_saves_and_exits_with_42_and_the_run_resumes(launch, train_here, tmp_path, capsys):
