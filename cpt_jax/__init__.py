@@ -142,7 +142,7 @@ def export(
 
     Args:
       model: a run's directory, or `run@step`.
-      output: the directory to create; it must not exist.
+      output: the directory to create, local or in a bucket (gs://...); it must not exist.
       dtype: dtype of the weights: float32, bfloat16 or float16.
       shard_gb: maximum size of a file of weights, in GB (1e9 bytes).
       license_id: licence in the model card, such as apache-2.0.
@@ -159,11 +159,11 @@ def export(
     True
     """
     from cpt_jax.exporting.directory import export
-    from cpt_jax.storage.local_path import local_path
+    from cpt_jax.storage.upload import make_output_path
 
     written = export(
         model,
-        local_path(output, 'output'),
+        make_output_path(output, 'output'),
         dtype=dtype,
         shard_bytes=int(shard_gb * 1e9),
         license_id=license_id,

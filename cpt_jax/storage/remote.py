@@ -139,8 +139,8 @@ class RemoteFiles(NamedTuple):
         Raises:
           UserError: the store cannot be read, or there is no file.
         """
-        with _explain_errors(name, url):
-            filesystem, root = _open_filesystem(url)
+        with explain_errors(name, url):
+            filesystem, root = open_filesystem(url)
             kind, folder, found = _list_files(filesystem, root.rstrip('/'))
         files = {
             path: _describe(info)
@@ -257,7 +257,7 @@ class RemoteFiles(NamedTuple):
         """Yields the blocks of all files in order; a few are read at the same time."""
 
         def read(file: RemoteFile, start: int) -> bytes:
-            with _explain_errors(self.name, self.url):
+            with explain_errors(self.name, self.url):
                 end = min(start + _BLOCK_BYTES, file.size)
                 return self.filesystem.cat_file(file.path, start, end)
 
@@ -289,7 +289,7 @@ def _check_copy(
     return expected._replace(stamp=stamp)
 
 
-def _open_filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """Returns fsspec's file system of a URL, without a stale listing, and the path in it."""
     import fsspec.core
 
@@ -334,10 +334,15 @@ def _describe(info: Mapping[str, Any]) -> RemoteFile:
 
 
 @contextlib.contextmanager
-def _explain_errors(name: str, url: str) -> Iterator[None]:
+def explain_errors(name: str, url: str, done: str = 'read') -> Iterator[None]:
     """Turns the errors of stores into a UserError of one line.
 
     Each store has its own exceptions, so they are told apart by their text and code.
+
+    Args:
+      name: flag or key that the URL comes from.
+      url: the URL.
+      done: what was done to it, 'read' or 'written'.
     """
     try:
         yield
@@ -356,9 +361,10 @@ def _explain_errors(name: str, url: str) -> Iterator[None]:
         if code == '401' or 'credentials' in text.lower() or 'Anonymous caller' in text:
             advice = 'log in with: gcloud auth application-default login'
         elif code == '403' or 'Forbidden' in text or isinstance(error, PermissionError):
-            advice = 'this account may not read it: ask for the role roles/storage.objectViewer'
+            role = 'objectViewer' if done == 'read' else 'objectUser'
+            advice = f'this account has no permission: ask for the role roles/storage.{role}'
         elif code == '429':
             advice = 'the store refuses so many requests: wait a minute and start again'
         else:
-            advice = 'start again, or copy it to this machine by hand'
-        raise UserError(f'{name} {url}: cannot be read ({reason}): {advice}') from None
+            advice = 'start again, or give a local path'
+        raise UserError(f'{name} {url}: cannot be {done} ({reason}): {advice}') from None

@@ -2,8 +2,6 @@
 
 import base64
 import gzip
-import logging
-import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -163,8 +161,8 @@ def test_file_that_changes_while_it_is_copied_is_an_error(bucket, monkeypatch):
 ERRORS = {
     'Anonymous caller does not have storage.objects.list access': (401, 'gcloud auth application'),
     'Your default credentials were not found.': (None, 'gcloud auth application'),
-    'Forbidden: https://x/y\nno access': (None, 'may not read it: ask for the role'),
-    'denied': (403, 'may not read it: ask for the role'),
+    'Forbidden: https://x/y\nno access': (None, 'no permission: ask for the role'),
+    'denied': (403, 'no permission: ask for the role'),
     'slow down': (429, 'wait a minute and start again'),
     'Internal\nError': (500, r'cannot be read \(Internal\): start again'),
 }
@@ -257,23 +255,6 @@ def test_source_reads_a_bucket_and_names_its_url_in_errors(bucket):
     bucket('pairs/b.jsonl', b'{"x": 1}\n')
     with pytest.raises(UserError, match=r"^memory://.*bucket/pairs/b\.jsonl:1: 'x' is not text"):
         JsonlSource('memory://bucket/pairs', 'all', max_bad_share=0.01)
-
-
-@pytest.fixture
-def emulator(monkeypatch):
-    """An emulated Google Cloud Storage with an empty bucket; returns gcsfs's file system."""
-    from gcp_storage_emulator.server import create_server
-
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://localhost:{port}')
-    logging.getLogger('gcsfs').setLevel(logging.ERROR)
-    with create_server('localhost', port, in_memory=True, default_bucket='bucket'):
-        store = fsspec.filesystem('gs', skip_instance_cache=True)
-        fsspec.filesystem('gs').clear_instance_cache()
-        yield store
-        fsspec.filesystem('gs').clear_instance_cache()
 
 
 def test_google_cloud_storage_is_read_through_gcsfs(emulator, caplog):
