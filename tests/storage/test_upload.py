@@ -55,7 +55,7 @@ def test_bucket_that_cannot_be_written_is_one_line(emulator, monkeypatch):
         raise OSError('Forbidden: https://x\nno access')
 
     monkeypatch.setattr(fsspec.filesystem('gs'), 'put_file', forbid)
-    monkeypatch.setattr(fsspec.filesystem('gs'), 'open', forbid)
+    monkeypatch.setattr(type(fsspec.filesystem('gs')), 'open', forbid)  # of epath
     output = make_output_path('gs://bucket/x', '--output')
     expected = r'^--output gs://bucket/x.* cannot be written \(Forbidden.*storage\.objectUser$'
     with pytest.raises(UserError, match=expected):
