@@ -9,6 +9,7 @@ import contextlib
 import glob
 import hashlib
 import logging
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -41,9 +42,9 @@ _PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs':
 
 
 def is_remote(path: str | Path) -> bool:
-    """Returns whether a path is a URL, such as gs://bucket/folder."""
+    """Returns whether a path is a URL, such as gs://bucket/folder, and not a local file or folder."""
     # The pattern has one slash, because Path turns gs:// into gs:/.
-    return _URL.match(str(path)) is not None
+    return _URL.match(str(path)) is not None and not os.path.exists(path)
 
 
 def fetch(path: str | Path, name: str) -> Path:

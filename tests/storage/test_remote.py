@@ -59,6 +59,14 @@ def test_urls_are_remote(path, expected):
     assert is_remote(path) == expected
 
 
+def test_local_folder_that_looks_like_a_url_is_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'abc:').mkdir()
+    (tmp_path / 'abc:' / 'rows.jsonl').write_bytes(LINE)
+    assert not is_remote('abc:/rows.jsonl')
+    assert len(JsonlSource('abc:/rows.jsonl', 'all')) == 1
+
+
 def test_local_paths_are_returned(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     assert fetch('~/a', '--input') == tmp_path / 'a' and str(fetch('b/c', '--input')) == 'b/c'
