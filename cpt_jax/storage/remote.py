@@ -42,7 +42,7 @@ _PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs':
 
 
 def is_remote(path: str | Path) -> bool:
-    """Returns whether a path is a URL, such as gs://bucket/folder, and not a local file or folder."""
+    """Returns whether a path is a URL, such as gs://bucket/folder, and does not exist locally."""
     # The pattern has one slash, because Path turns gs:// into gs:/.
     return _URL.match(str(path)) is not None and not os.path.exists(path)
 
