@@ -138,7 +138,7 @@ def is_adapter_directory(directory: Path) -> bool:
 
 
 def find_base_directory(directory: Path) -> Path:
-    """Returns the directory of an adapter's base, or a copy of it in the cache if it is in a bucket.
+    """Returns the directory of an adapter's base; of a copy in the cache if it is in a bucket.
 
     Raises:
       UserError: the base is not on this machine and not in a bucket that can be read.
