@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -254,7 +254,7 @@ class RemoteFiles(NamedTuple):
                         )
                 yield name, checksum._replace(stamp=compute_file_stamp(path))
 
-    def _read_ahead(self, files: Mapping[str, RemoteFile]) -> Iterator[bytes]:
+    def _read_ahead(self, files: Mapping[str, RemoteFile]) -> Generator[bytes, None, None]:
         """Yields the blocks of all files in order; a few are read at the same time."""
 
         def read(file: RemoteFile, start: int) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
@@ -148,7 +149,7 @@ class VectorWriter:
             return False
         if is_remote(self._directory):  # whose files have checksums of their own
             sizes = [self._checksums.get(path.name, Checksum(-1, 0)).size for path in paths]
-            return sizes == [path.stat().length for path in paths]
+            return sizes == [epath.Path(path).stat().length for path in paths]
         try:
             ids, _ = _read_shard(*paths, self._meta, self._checksums)
         except UserError as error:

@@ -81,7 +81,7 @@ def test_killed_evaluation_resumes_at_the_next_shard(folder, uninterrupted):
     kill_when(
         process,
         lambda: any(
-            path.stat().st_size > 10**5 for path in (folder / 'killed').glob('vectors/*/*/*.npy')
+            path.stat().st_size > 10**5 for path in (folder / 'killed').glob('vectors/*/*/*.npz')
         ),
         0,
     )
