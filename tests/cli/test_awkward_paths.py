@@ -192,6 +192,14 @@ def test_unusable_output_is_one_line_before_any_work(tmp_path, name):
         assert '\n' not in str(error.value) and name in str(error.value)
 
 
+def test_unusable_output_of_an_evaluation_is_one_line(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='^--output .*file: cannot be written .*Not a directory'):
+        cpt_jax.evaluate(
+            str(OLD_RUNS / 'bert_model'), 'retrieval/tiny', OLD_RUNS / 'data', tmp_path / 'file'
+        )
+
+
 def test_unusable_outputs_and_inputs_of_programs_are_one_line(tmp_path):
     (tmp_path / 'file').touch()
     (tmp_path / 'corpus.txt').mkdir()
