@@ -279,6 +279,15 @@ def test_google_cloud_storage_is_read_through_gcsfs(emulator, caplog):
     assert not caplog.records
 
 
+def test_awkward_names_of_objects_are_taken_literally(emulator):
+    names = ['a[1]b', 'a*b', 'what?', '{0}', "it's", '"hi"', 'with space', 'ö œ', '50%20', '#1']
+    for name in [*names, 'a:b', 'x=1,y=2', 'a@5', '$HOME', '~tilde', '-dash', 'a..b']:
+        emulator.pipe(f'bucket/{name}/rows.jsonl', name.encode())
+        for path in (name, f'{name}/rows.jsonl', f'{name}/*.jsonl'):
+            (file,) = find_input_files(f'gs://bucket/{path}', ('.jsonl',))
+            assert (file.name, file.path.read_text()) == ('rows.jsonl', name)
+
+
 def test_digest_of_the_bucket_is_compared(emulator):
     """The emulated bucket gives CRC-32C and MD5, as Google Cloud Storage does."""
     emulator.pipe('bucket/a.txt', b'content')
