@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     #   if its objective is lm, or if it inherited its architecture itself, also its architecture,
     #   which replaces the `model` section;
     # - a pretrained model's directory (config.json, *.safetensors, tokenizer.json) or a PEFT
-    #   adapter's directory: loads parameters, tokenizer and architecture.
+    #   adapter's directory, local or in a bucket (gs://...): loads parameters, tokenizer and
+    #   architecture.
     c.init_from = ''
 
     c.tokenizer = ConfigDict()

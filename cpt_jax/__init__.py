@@ -107,10 +107,10 @@ def evaluate(
     from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model
     from cpt_jax.evals.registry import fetch_data_dir, find_option_fields
     from cpt_jax.runs.run_dir import RunDir
-    from cpt_jax.storage.paths import local_path
+    from cpt_jax.storage.paths import make_path
     from cpt_jax.text.prompt_template import Representation
 
-    local_path(output or '', 'output')
+    make_path(output or '', 'output')
     task_options = {name: options.pop(name) for name in find_option_fields() if name in options}
     patterns = tasks.split(',') if isinstance(tasks, str) else tasks
     folder = fetch_data_dir(str(data_dir) if data_dir else None, patterns)
@@ -142,7 +142,7 @@ def export(
 
     Args:
       model: a run's directory, or `run@step`.
-      output: the directory to create; it must not exist.
+      output: the directory to create, local or in a bucket (gs://...); it must not exist.
       dtype: dtype of the weights: float32, bfloat16 or float16.
       shard_gb: maximum size of a file of weights, in GB (1e9 bytes).
       license_id: licence in the model card, such as apache-2.0.
@@ -159,11 +159,11 @@ def export(
     True
     """
     from cpt_jax.exporting.directory import export
-    from cpt_jax.storage.paths import local_path
+    from cpt_jax.storage.paths import make_path
 
     written = export(
         model,
-        local_path(output, 'output'),
+        make_path(output, 'output'),
         dtype=dtype,
         shard_bytes=int(shard_gb * 1e9),
         license_id=license_id,

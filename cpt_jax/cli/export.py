@@ -35,10 +35,13 @@ from absl import flags
 from cpt_jax.cli.model_flags import define_base_flag
 from cpt_jax.cli.program import run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.paths import local_path
+from cpt_jax.storage.paths import make_path
+from cpt_jax.storage.remote import fetch
 
 _MODEL = flags.DEFINE_string('model', '', 'Run to export: its directory, or RUN@STEP.')
-_OUTPUT = flags.DEFINE_string('output', '', 'Directory to create; must not exist yet.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Directory to create, local or in a bucket (gs://...); must not exist yet.'
+)
 _DTYPE = flags.DEFINE_enum(
     'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Dtype of the exported weights.'
 )
@@ -64,7 +67,7 @@ def main() -> None:
     if _ADAPTER.value:
         _export_adapter()
     elif _CHECK.value:
-        _check_export(Path(_CHECK.value))
+        _check_export(fetch(_CHECK.value, '--check'))
     else:
         _export_model()
 
@@ -74,7 +77,7 @@ def _export_adapter() -> None:
 
     if not _MODEL.value or not _OUTPUT.value:
         raise UserError('--adapter needs --model and --output')
-    written = export_adapter(_MODEL.value, local_path(_OUTPUT.value, '--output'), _BASE.value)
+    written = export_adapter(_MODEL.value, make_path(_OUTPUT.value, '--output'), _BASE.value)
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
     if written.template:
         template_flag = f'--template {shlex.quote(written.template)}'
@@ -95,7 +98,7 @@ def _export_model() -> None:
 
     if not _MODEL.value or not _OUTPUT.value:
         raise UserError('give both --model and --output')
-    output = local_path(_OUTPUT.value, '--output')
+    output = make_path(_OUTPUT.value, '--output')
     parts = export(
         _MODEL.value,
         output,

@@ -9,7 +9,10 @@ from typing import NamedTuple
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.file_stamp import compute_file_stamp
-from cpt_jax.storage.remote import RemoteFiles, expand_home, is_remote
+from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.remote import RemoteFiles, expand_home
+
+_PARALLEL_READS = 16
 
 
 class InputFile(NamedTuple):
@@ -119,13 +122,16 @@ def digest_file_states(files: Sequence[InputFile], verify: bool = False) -> str:
       files: the files.
       verify: whether to read all their bytes; otherwise 16 blocks of each are read.
     """
+    return digest_texts(*describe_file_states(files, verify))
+
+
+def describe_file_states(files: Sequence[InputFile], verify: bool = False) -> list[str]:
+    """Returns a text for each file that changes when the user's file or its copy changes."""
     paths = [file.original or file.path for file in files]
     # Threads, because on a network each read waits for a round trip.
-    with ThreadPoolExecutor(16) as threads:
+    with ThreadPoolExecutor(_PARALLEL_READS) as threads:
         stamps = list(threads.map(lambda path: compute_file_stamp(path, verify), paths))
-    return digest_texts(
-        *(
-            f'{file.url or path.absolute()} {stamp} {file.checksum}'
-            for file, path, stamp in zip(files, paths, stamps, strict=True)
-        )
-    )
+    return [
+        f'{file.url or path.absolute()} {stamp} {file.checksum}'
+        for file, path, stamp in zip(files, paths, stamps, strict=True)
+    ]

@@ -10,11 +10,13 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
 
-from cpt_jax.data.files import InputFile, digest_file_states
+from cpt_jax.data.files import InputFile, describe_file_states
+from cpt_jax.data.pairs import digest_texts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import open_atomically
 from cpt_jax.storage.cache import fits_into_cache, get_cache_folder, is_slower_than_cache
@@ -28,6 +30,7 @@ from cpt_jax.storage.file_stamp import compute_file_stamp
 
 GZIP_SUFFIX = '.gz'
 _BLOCK_BYTES = 1 << 22
+_PARALLEL_COPIES = 8
 
 
 def make_local_copies(files: Sequence[InputFile], verify: bool = False) -> list[InputFile]:
@@ -51,19 +54,20 @@ def make_local_copies(files: Sequence[InputFile], verify: bool = False) -> list[
             f'path: {repeated[0]} exists with and without {GZIP_SUFFIX}, so its rows would count '
             f'twice: remove one of the two files'
         )
-    copies = {file: _get_copy_path(file) for file in found if _needs_copy(file)}
+    copies = _find_copy_paths([file for file in found if _needs_copy(file)])
     missing = [file for file, copy in copies.items() if not _is_copy_whole(file, copy, verify)]
-    slow = [file for file in missing if not _is_gzipped(file)]
+    slow = {file for file in missing if not _is_gzipped(file)}
     size = sum(file.path.stat().st_size for file in slow)
-    if slow and not fits_into_cache(size, str(slow[0].original_path)):
+    if slow and not fits_into_cache(size, f'{len(slow):,} files of the path'):
         missing = [file for file in missing if file not in slow]
         copies = {file: copy for file, copy in copies.items() if file not in slow}
     total = sum(file.path.stat().st_size for file in missing)
-    with tqdm(
-        total=total, desc='copying', unit='B', unit_scale=True, disable=None if missing else True
-    ) as bar:
-        for file in missing:
-            _write_copy(file, copies[file], bar)
+    disable = None if missing else True
+    with (
+        tqdm(total=total, desc='copying', unit='B', unit_scale=True, disable=disable) as bar,
+        ThreadPoolExecutor(_PARALLEL_COPIES) as threads,
+    ):
+        list(threads.map(lambda file: _write_copy(file, copies[file], bar), missing))
     return [_use_copy(file, copies[file]) if file in copies else file for file in found]
 
 
@@ -80,8 +84,14 @@ def _is_gzipped(file: InputFile) -> bool:
     return file.path.name.endswith(GZIP_SUFFIX)
 
 
-def _get_copy_path(file: InputFile) -> Path:
-    return get_cache_folder() / 'unpacked' / digest_file_states([file]) / Path(file.name).name
+def _find_copy_paths(files: Sequence[InputFile]) -> dict[InputFile, Path]:
+    """Returns the path of each file's copy, which may not exist yet."""
+    folder = get_cache_folder() / 'unpacked'
+    states = describe_file_states(files)
+    return {
+        file: folder / digest_texts(state) / Path(file.name).name
+        for file, state in zip(files, states, strict=True)
+    }
 
 
 def _is_copy_whole(file: InputFile, copy: Path, verify: bool) -> bool:

@@ -12,7 +12,8 @@ from cpt_jax.evals.suites import SUITES, expand_suites
 from cpt_jax.evals.task import Context, Task, TaskKind, check_is_task
 from cpt_jax.evals.tasks import bias, codesearch, knn, open_qa, probe, retrieval, sts, zeroshot
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.remote import RemoteFiles, expand_home, is_remote
+from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.remote import RemoteFiles, expand_home
 
 # All kinds, in the order in which --tasks '*' runs them.
 KINDS: tuple[TaskKind, ...] = (

@@ -28,7 +28,11 @@ from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.cache import get_cache_folder
 from cpt_jax.storage.json_files import write_json
+from cpt_jax.storage.paths import is_on_bucket
+from cpt_jax.storage.store_errors import explain_errors
+from cpt_jax.storage.upload import upload_folder
 from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.tokenizer import SIDES, Side
@@ -48,8 +52,8 @@ def export(
 
     Args:
       reference: a run, or RUN@STEP.
-      output: directory to create. It must not exist yet, and exists afterwards only if the export
-        succeeds.
+      output: directory to create, local or in a bucket. It must not exist yet, and exists
+        afterwards only if the export succeeds.
       dtype: dtype of the weights, a key of DTYPES.
       shard_bytes: int, maximum bytes of weights per file.
       license_id: license identifier for the model card.
@@ -187,8 +191,13 @@ def check_can_export(output: Path) -> None:
             'an export is written by a single process: run it on one host, with JAX_PLATFORMS=cpu '
             'if one host cannot use its chips without the others'
         )
-    check_writable(output.absolute().parent, '--output')
-    if output.exists():
+    if is_on_bucket(output):
+        check_writable(get_cache_folder(), '--output')
+    else:
+        check_writable(output.absolute().parent, '--output')
+    with explain_errors('--output', str(output)):
+        exists = output.exists()
+    if exists:
         raise UserError(f'--output {output}: already exists: remove it, or give another')
 
 
@@ -220,7 +229,17 @@ def _link(path: Path, other: Path) -> None:
 
 @contextmanager
 def atomic_directory(output: Path) -> Iterator[Path]:
-    """Yields a temporary directory; renames it to `output` on success and removes it on failure."""
+    """Yields a temporary directory; renames it to `output` on success and removes it on failure.
+
+    If `output` is in a bucket, the directory is in the cache and is uploaded on success.
+    """
+    if is_on_bucket(output):
+        cache = get_cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='export-', dir=cache) as folder:
+            yield Path(folder)
+            upload_folder(Path(folder), str(output), '--output')
+        return
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.absolute().parent))
     try:

@@ -23,7 +23,8 @@ from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
-from cpt_jax.storage.remote import RemoteFiles, is_remote
+from cpt_jax.storage.paths import as_path, is_remote
+from cpt_jax.storage.remote import RemoteFiles
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
 from cpt_jax.text.tokenizer import Side, Tokenizer, parse_tokenizer_file
 
@@ -152,7 +153,7 @@ def find_directory(reference: str) -> Path:
     found = RemoteFiles.find(reference, 'model', must_exist=False)
     names = {name for name in found.files if '/' not in name}
     if not names & {'config.json', 'adapter_config.json'} or 'data.json' in names:
-        return Path(reference)
+        return as_path(reference)
     suffixes = _FILE_SUFFIXES
     if not any(name.endswith('.safetensors') for name in names):
         suffixes += ('.bin',)

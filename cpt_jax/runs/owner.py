@@ -14,10 +14,10 @@ import jax
 
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.bucket import report_bucket_errors
 from cpt_jax.storage.lease import STALE_SECONDS, read_note, wait_until_renewed_or_stale
 from cpt_jax.storage.locks import LocksNotSupported, try_lock
 from cpt_jax.storage.paths import is_on_bucket
+from cpt_jax.storage.store_errors import explain_errors
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def own_run(run: RunDir) -> Iterator[None]:
     if jax.process_index():
         yield
         return
-    is_new = not run.path.exists()
+    is_new = not is_on_bucket(run.path) and not run.path.exists()
     try:
         with ExitStack() as stack:
             _take_lock(run, stack)
@@ -51,9 +51,10 @@ def _take_lock(run: RunDir, stack: ExitStack) -> None:
     flag = f'--workdir {run.path}'
     note = _describe_owner()
     try:
-        mine = stack.enter_context(try_lock(run.owner, note))
-        if not mine and is_on_bucket(run.path):
-            _wait_for_killed_owner(run, flag)
+        if is_on_bucket(run.path):
+            with explain_errors('--workdir', str(run.path), 'written'):
+                mine = _take_lease(run, stack, note)
+        else:
             mine = stack.enter_context(try_lock(run.owner, note))
     except LocksNotSupported:
         print(
@@ -71,14 +72,17 @@ def _take_lock(run: RunDir, stack: ExitStack) -> None:
         )
 
 
-def _wait_for_killed_owner(run: RunDir, flag: str) -> None:
+def _take_lease(run: RunDir, stack: ExitStack, note: str) -> bool:
+    """Takes the lease, once that of a killed training has ended; returns whether it did."""
+    if stack.enter_context(try_lock(run.owner, note)):
+        return True
     print(
         f'{run.path}: owned by {_read_owner(run)}; if that was killed, its lease ends within '
         f'{STALE_SECONDS:.0f} s: waiting',
         flush=True,
     )
-    with report_bucket_errors(flag):
-        wait_until_renewed_or_stale(run.owner)
+    wait_until_renewed_or_stale(run.owner)
+    return stack.enter_context(try_lock(run.owner, note))
 
 
 def _read_owner(run: RunDir) -> str:

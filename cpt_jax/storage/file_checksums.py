@@ -68,4 +68,9 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
 
 def write_checksums(folder: Path, checksums: Mapping[str, Checksum]) -> None:
     """Writes the checksums of a folder's files, by file name."""
-    write_atomically(folder / CHECKSUMS, json.dumps(checksums, indent=1, sort_keys=True) + '\n')
+    write_atomically(folder / CHECKSUMS, encode_checksums(checksums))
+
+
+def encode_checksums(checksums: Mapping[str, Checksum]) -> bytes:
+    """Returns the content of the file of checksums."""
+    return json.dumps(checksums, indent=1, sort_keys=True).encode() + b'\n'

@@ -17,8 +17,8 @@ def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any
       kind: type of the content, dict or list.
 
     Raises:
-      UserError: the file is not JSON, its content has another type, or it is missing and not
-        `optional`.
+      UserError: the file cannot be read, is not JSON, its content has another type, or it is
+        missing and not `optional`.
     """
     if optional and not path.is_file():
         return {}
@@ -26,6 +26,8 @@ def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any
         content = json.loads(path.read_text('utf-8'))
     except FileNotFoundError:
         raise UserError(f'{path}: is missing') from None
+    except OSError as error:
+        raise UserError(f'{path}: cannot be read: {error.strerror}') from None
     except ValueError as error:
         raise UserError(f'{path}: not JSON ({error})') from None
     if not isinstance(content, kind):

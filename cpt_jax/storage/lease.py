@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cpt_jax.runtime.errors import EXIT_MISTAKE
-from cpt_jax.storage.bucket import find_blob, get_generation, report_bucket_errors
+from cpt_jax.storage.bucket import find_blob, get_generation
+from cpt_jax.storage.store_errors import explain_errors
 
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 60.0
@@ -46,7 +47,7 @@ def try_lease(path: Path, note: str = '') -> Iterator[bool]:
       UserError: the bucket cannot be written.
     """
     lease = _Lease(path, note)
-    with report_bucket_errors(str(path)):
+    with explain_errors('lease', str(path), 'written'):
         mine = lease.take()
     if not mine:
         yield False

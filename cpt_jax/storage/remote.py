@@ -9,9 +9,8 @@ import contextlib
 import glob
 import hashlib
 import logging
-import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,20 +29,14 @@ from cpt_jax.storage.file_checksums import (
 )
 from cpt_jax.storage.file_stamp import compute_file_stamp
 from cpt_jax.storage.locks import wait_for_lock
+from cpt_jax.storage.paths import configure_gcs, is_remote, normalize_url
+from cpt_jax.storage.store_errors import explain_errors
 
-_URL = re.compile(r'([a-zA-Z][a-zA-Z0-9+.-]+):/')
 # Keys of fsspec's description of a file, one of which changes with the content. Which of them exist
 # depends on the store.
 _STATE_KEYS = 'generation ETag etag md5Hash updated LastModified created mtime'.split()
 _BLOCK_BYTES = 1 << 24
 _PARALLEL_READS = 8
-_PACKAGES = {'gs': 'gcsfs', 'gcs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs', 'abfs': 'adlfs'}
-
-
-def is_remote(path: str | Path) -> bool:
-    """Returns whether a path is a URL, such as gs://bucket/folder."""
-    # The pattern has one slash, because Path turns gs:// into gs:/.
-    return _URL.match(str(path)) is not None
 
 
 def fetch(path: str | Path, name: str) -> Path:
@@ -139,8 +132,8 @@ class RemoteFiles(NamedTuple):
         Raises:
           UserError: the store cannot be read, or there is no file.
         """
-        with _explain_errors(name, url):
-            filesystem, root = _open_filesystem(url)
+        with explain_errors(name, url):
+            filesystem, root = open_filesystem(url)
             kind, folder, found = _list_files(filesystem, root.rstrip('/'))
         files = {
             path: _describe(info)
@@ -253,11 +246,11 @@ class RemoteFiles(NamedTuple):
                         )
                 yield name, checksum._replace(stamp=compute_file_stamp(path))
 
-    def _read_ahead(self, files: Mapping[str, RemoteFile]) -> Iterator[bytes]:
+    def _read_ahead(self, files: Mapping[str, RemoteFile]) -> Generator[bytes, None, None]:
         """Yields the blocks of all files in order; a few are read at the same time."""
 
         def read(file: RemoteFile, start: int) -> bytes:
-            with _explain_errors(self.name, self.url):
+            with explain_errors(self.name, self.url):
                 end = min(start + _BLOCK_BYTES, file.size)
                 return self.filesystem.cat_file(file.path, start, end)
 
@@ -289,14 +282,12 @@ def _check_copy(
     return expected._replace(stamp=stamp)
 
 
-def _open_filesystem(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """Returns fsspec's file system of a URL, without a stale listing, and the path in it."""
     import fsspec.core
 
-    # Both log at each attempt of a request. The last error is raised, and reported in one line.
-    for name in ('gcsfs', 'google.auth._default'):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    filesystem, root = fsspec.core.url_to_fs(_URL.sub(r'\1://', url.replace('://', ':/'), count=1))
+    configure_gcs()
+    filesystem, root = fsspec.core.url_to_fs(normalize_url(url))
     filesystem.invalidate_cache()
     return filesystem, root
 
@@ -331,34 +322,3 @@ def _describe(info: Mapping[str, Any]) -> RemoteFile:
     state = [str(info[key]) for key in _STATE_KEYS if key in info]
     hashes = {key: info[key] for key in ('crc32c', 'md5Hash') if info.get(key)}
     return RemoteFile(info['name'], info['size'], ' '.join(state), hashes)
-
-
-@contextlib.contextmanager
-def _explain_errors(name: str, url: str) -> Iterator[None]:
-    """Turns the errors of stores into a UserError of one line.
-
-    Each store has its own exceptions, so they are told apart by their text and code.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except ImportError:
-        package = _PACKAGES.get(url.partition(':')[0], 'the fsspec package of this kind of URL')
-        advice = ", or pip install 'cpt_jax[gcs]'" if package == 'gcsfs' else ''
-        raise UserError(f'{name} {url}: needs {package}: pip install {package}{advice}') from None
-    except FileNotFoundError:
-        raise UserError(f'{name} {url}: no such file, folder or bucket') from None
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        code = str(getattr(error, 'code', ''))
-        text = str(error)
-        if code == '401' or 'credentials' in text.lower() or 'Anonymous caller' in text:
-            advice = 'log in with: gcloud auth application-default login'
-        elif code == '403' or 'Forbidden' in text or isinstance(error, PermissionError):
-            advice = 'this account may not read it: ask for the role roles/storage.objectViewer'
-        elif code == '429':
-            advice = 'the store refuses so many requests: wait a minute and start again'
-        else:
-            advice = 'start again, or copy it to this machine by hand'
-        raise UserError(f'{name} {url}: cannot be read ({reason}): {advice}') from None

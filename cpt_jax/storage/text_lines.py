@@ -9,6 +9,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from hashlib import blake2b
+from pathlib import Path
 
 from etils import epath
 
@@ -90,7 +91,7 @@ def get_text_field(row: dict, where: str, *names: str) -> str:
     return row[name]
 
 
-def find_paths(folder: epath.Path, pattern: str) -> list[epath.Path]:
+def find_paths(folder: epath.Path | Path, pattern: str) -> list[epath.Path]:
     """Returns the paths below a folder that match a pattern, sorted.
 
     `folder.glob(pattern)` of epath would take [ ], * and ? in the folder's own path for wildcards.

@@ -12,6 +12,7 @@ shape alone.
 """
 
 import dataclasses
+import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,17 +20,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.atomic_write import open_atomically, write_atomically
+from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.file_checksums import (
     CHECKSUMS,
     Checksum,
-    compute_checksum,
+    encode_checksums,
     is_undamaged,
     read_checksums,
-    write_checksums,
 )
+from cpt_jax.storage.paths import is_on_bucket
+from cpt_jax.storage.remote import fetch
+from cpt_jax.storage.store_errors import explain_errors
+from cpt_jax.storage.text_lines import find_paths
 
 _META = 'meta.json'
 # Norms of normalised float32 vectors are 1 within 1e-6. A vector outside this larger tolerance was
@@ -89,26 +94,34 @@ class VectorWriter:
         Raises:
           UserError: the directory cannot be created, or holds other vectors.
         """
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f'{directory}: cannot be made: {error.strerror}') from None
         self._directory = directory
         self._meta = meta
+        self._ids: list[str] = []
+        self._vectors: list[np.ndarray] = []
+        if is_on_bucket(directory):
+            with explain_errors('--output', str(directory), 'written'):
+                self._open(directory, meta)
+        else:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(f'{directory}: cannot be made: {error.strerror}') from None
+            self._open(directory, meta)
+
+    def _open(self, directory: Path, meta: VectorsMeta) -> None:
+        """Writes the metadata, and finds the missing shards."""
         if (directory / _META).exists():
             _check_same_vectors(directory, _read_meta(directory), meta)
-        elif any(directory.glob('vectors-*')):
+        elif find_paths(directory, 'vectors-*'):
             raise UserError(
                 f'{directory}: holds vectors without {_META}, so their model is unknown: choose '
                 f'another directory'
             )
-        write_atomically(directory / _META, json.dumps(dataclasses.asdict(meta), indent=2) + '\n')
-        for part in directory.glob('*.part'):  # left by a program that was killed
+        _write(directory / _META, json.dumps(dataclasses.asdict(meta), indent=2).encode() + b'\n')
+        for part in find_paths(directory, '*.part'):  # left by a program that was killed
             part.unlink()
         self._checksums = read_checksums(directory)
         self.missing = [shard for shard in range(meta.shards) if not self._is_written(shard)]
-        self._ids: list[str] = []
-        self._vectors: list[np.ndarray] = []
 
     def add(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         """Adds the next texts of the missing shards, and writes each shard when it is full.
@@ -136,6 +149,9 @@ class VectorWriter:
         paths = self._meta.get_shard_paths(self._directory, shard)
         if not all(path.exists() for path in paths):
             return False
+        if is_on_bucket(self._directory):  # whose files have checksums of their own
+            sizes = [self._checksums.get(path.name, Checksum(-1, 0)).size for path in paths]
+            return sizes == [epath.Path(path).stat().length for path in paths]
         try:
             ids, _ = _read_shard(*paths, self._meta, self._checksums)
         except UserError as error:
@@ -145,12 +161,16 @@ class VectorWriter:
 
     def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
-        write_atomically(ids_path, ''.join(f'{name}\n' for name in ids))
-        with open_atomically(vectors_path) as file:
-            np.save(file, vectors_NxD.astype(np.float32, copy=False))
-        for path in (ids_path, vectors_path):
-            self._checksums[path.name] = compute_checksum(path)
-        write_checksums(self._directory, self._checksums)
+        content = io.BytesIO()
+        np.save(content, vectors_NxD.astype(np.float32, copy=False))
+        files = {
+            ids_path: ''.join(f'{name}\n' for name in ids).encode(),
+            vectors_path: content.getvalue(),
+        }
+        for path, data in files.items():
+            _write(path, data)
+            self._checksums[path.name] = Checksum(0, 0).add(data)
+        _write(self._directory / CHECKSUMS, encode_checksums(self._checksums))
 
 
 class Vectors(NamedTuple):
@@ -171,14 +191,14 @@ def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
     """Opens a directory of vectors.
 
     Args:
-      directory: the directory.
+      directory: the directory, local or in a bucket (gs://...), which is copied into the cache.
       verify: whether to read all vectors once to compare their checksums, at the speed of the disk
         (docs/export.md has a measurement). Sizes, shapes and ids are checked in any case.
 
     Raises:
       UserError: the directory is not one of vectors, is incomplete, or has a damaged shard.
     """
-    directory = Path(directory)
+    directory = fetch(directory, 'vectors')
     meta = _read_meta(directory)
     paths = [meta.get_shard_paths(directory, shard) for shard in range(meta.shards)]
     missing = [path.name for pair in paths for path in pair if not path.exists()]
@@ -191,6 +211,15 @@ def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
     opened = [_read_shard(*pair, meta, checksums, verify) for pair in paths]
     ids = [name for names, _ in opened for name in names]
     return Vectors(meta, ids, [vectors_NxD for _, vectors_NxD in opened])
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file of a local directory atomically, or an object of a bucket, which always is."""
+    if not is_on_bucket(path):
+        write_atomically(path, data)
+        return
+    with explain_errors('--output', str(path), 'written'):
+        path.write_bytes(data)
 
 
 def _read_shard(

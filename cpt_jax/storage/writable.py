@@ -4,8 +4,9 @@ import tempfile
 from pathlib import Path
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.bucket import find_blob, report_bucket_errors
+from cpt_jax.storage.bucket import find_blob
 from cpt_jax.storage.paths import is_on_bucket
+from cpt_jax.storage.store_errors import explain_errors
 
 
 def check_writable(directory: Path, name: str) -> None:
@@ -18,7 +19,7 @@ def check_writable(directory: Path, name: str) -> None:
       name: flag or argument that the directory comes from, for the message.
     """
     if is_on_bucket(directory):
-        with report_bucket_errors(f'{name} {directory}'):
+        with explain_errors(name, str(directory), 'written'):
             blob = find_blob(directory / '.cpt_jax_write_test')
             blob.upload_from_string(b'')
             blob.delete()

@@ -192,15 +192,25 @@ def test_unusable_output_is_one_line_before_any_work(tmp_path, name):
         assert '\n' not in str(error.value) and name in str(error.value)
 
 
-def test_unusable_outputs_and_inputs_of_programs_are_one_line(tmp_path):
+def test_unusable_output_of_an_evaluation_is_one_line(tmp_path):
     (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match='^--output .*file: cannot be written .*Not a directory'):
+        cpt_jax.evaluate(
+            str(OLD_RUNS / 'bert_model'), 'retrieval/tiny', OLD_RUNS / 'data', tmp_path / 'file'
+        )
+
+
+def test_folder_as_the_input_is_one_line(tmp_path):
     (tmp_path / 'corpus.txt').mkdir()
-    model = str(OLD_RUNS / 'bert_model')
-    flags = f'--model={model}', '--input=corpus.txt'
-    status, _, errors = run_program('embed', *flags, '--output=file/x', cwd=tmp_path)
+    with pytest.raises(UserError, match='corpus.txt: cannot be read: Is a directory$'):
+        Corpus(epath.Path(tmp_path / 'corpus.txt'))
+
+
+def test_program_checks_its_output_first(tmp_path):
+    (tmp_path / 'file').touch()
+    flags = '--model=none', '--input=none', '--output=file/x'
+    status, _, errors = run_program('embed', *flags, cwd=tmp_path)
     assert status == 1 and errors.startswith('error: --output file/x: cannot be written')
-    status, _, errors = run_program('embed', *flags, '--output=x', cwd=tmp_path)
-    assert (status, errors) == (1, 'error: corpus.txt: cannot be read: Is a directory\n')
 
 
 def test_program_with_awkward_paths_in_all_flags(tmp_path):

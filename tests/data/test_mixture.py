@@ -230,6 +230,16 @@ def test_sources_and_weights_are_made_from_sections(sections):
     assert sections['rows']['kind'] == 'jsonl'  # the config is not modified
 
 
+@pytest.mark.parametrize('verify', [False, True])
+def test_verification_reads_all_files(sections, monkeypatch, verify):
+    asked = []
+    monkeypatch.setattr(
+        'cpt_jax.data.files.compute_file_stamp', lambda path, verify: asked.append(verify) or ''
+    )
+    make_sources(sections, 'train', WordTokenizer(), verify=verify)
+    assert asked == [verify] * 2
+
+
 def test_heldout_omits_sources_without_held_out_pairs(sections):
     heldout, weights = make_sources(sections, 'heldout', WordTokenizer())
     train, _ = make_sources(sections, 'train', WordTokenizer())
@@ -253,6 +263,7 @@ def test_heldout_omits_sources_without_held_out_pairs(sections):
         ),
         ({'split': 'train'}, '^unknown config key data.sources.rows.split'),
         ({'tokenizer': 1}, '^unknown config key data.sources.rows.tokenizer'),
+        ({'verify': True}, '^unknown config key data.sources.rows.verify'),
         ({'path': '/nowhere'}, "^data.sources.rows: path: '/nowhere' is not a file"),
         ({'weight': 0}, '^data.sources.rows.weight is 0 and must be above 0'),
         ({'weight': -1.5}, '^data.sources.rows.weight is -1.5'),

@@ -1,5 +1,6 @@
 """Models and benchmark data in a bucket, here fsspec's file system in memory."""
 
+import json
 from pathlib import Path
 
 import fsspec
@@ -9,6 +10,7 @@ import pytest
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.evals.registry import fetch_data_dir, find_tasks
+from cpt_jax.model.adapters.peft import find_base_directory
 from cpt_jax.origin.frozen_base import describe_base, open_checked_base
 from cpt_jax.origin.pretrained import find_directory, list_model_directories
 from cpt_jax.origin.resolve import resolve_model, resolve_origin
@@ -58,6 +60,14 @@ def test_base_of_a_lora_run_is_stored_by_its_url(bucket):
     local = describe_base(resolve_origin(str(OLD_RUNS / 'llama_model')))
     assert base.fingerprint == local.fingerprint
     assert open_checked_base(base, 'run').directory == origin.directory
+
+
+def test_base_of_a_peft_adapter_may_be_in_a_bucket(bucket, tmp_path):
+    config = {'peft_type': 'LORA', 'base_model_name_or_path': f'{bucket}/llama_model'}
+    (tmp_path / 'adapter_config.json').write_text(json.dumps(config))
+    base = find_base_directory(tmp_path)
+    expected = (OLD_RUNS / 'llama_model' / 'config.json').read_bytes()
+    assert base.name == 'llama_model' and (base / 'config.json').read_bytes() == expected
 
 
 def test_data_of_the_selected_kinds_are_copied(bucket):

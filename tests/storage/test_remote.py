@@ -2,8 +2,6 @@
 
 import base64
 import gzip
-import logging
-import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,8 @@ from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage import remote
 from cpt_jax.storage.cache import get_cache_folder
-from cpt_jax.storage.remote import fetch, is_remote
+from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.remote import fetch
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +58,14 @@ def count_reads(monkeypatch) -> list[str]:
 )
 def test_urls_are_remote(path, expected):
     assert is_remote(path) == expected
+
+
+def test_local_folder_that_looks_like_a_url_is_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'abc:').mkdir()
+    (tmp_path / 'abc:' / 'rows.jsonl').write_bytes(LINE)
+    assert not is_remote('abc:/rows.jsonl')
+    assert len(JsonlSource('abc:/rows.jsonl', 'all')) == 1
 
 
 def test_local_paths_are_returned(tmp_path, monkeypatch):
@@ -163,8 +170,8 @@ def test_file_that_changes_while_it_is_copied_is_an_error(bucket, monkeypatch):
 ERRORS = {
     'Anonymous caller does not have storage.objects.list access': (401, 'gcloud auth application'),
     'Your default credentials were not found.': (None, 'gcloud auth application'),
-    'Forbidden: https://x/y\nno access': (None, 'may not read it: ask for the role'),
-    'denied': (403, 'may not read it: ask for the role'),
+    'Forbidden: https://x/y\nno access': (None, 'no permission: ask for the role'),
+    'denied': (403, 'no permission: ask for the role'),
     'slow down': (429, 'wait a minute and start again'),
     'Internal\nError': (500, r'cannot be read \(Internal\): start again'),
 }
@@ -259,23 +266,6 @@ def test_source_reads_a_bucket_and_names_its_url_in_errors(bucket):
         JsonlSource('memory://bucket/pairs', 'all', max_bad_share=0.01)
 
 
-@pytest.fixture
-def emulator(monkeypatch):
-    """An emulated Google Cloud Storage with an empty bucket; returns gcsfs's file system."""
-    from gcp_storage_emulator.server import create_server
-
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    monkeypatch.setenv('STORAGE_EMULATOR_HOST', f'http://localhost:{port}')
-    logging.getLogger('gcsfs').setLevel(logging.ERROR)
-    with create_server('localhost', port, in_memory=True, default_bucket='bucket'):
-        store = fsspec.filesystem('gs', skip_instance_cache=True)
-        fsspec.filesystem('gs').clear_instance_cache()
-        yield store
-        fsspec.filesystem('gs').clear_instance_cache()
-
-
 def test_google_cloud_storage_is_read_through_gcsfs(emulator, caplog):
     emulator.pipe('bucket/x[1]/a.jsonl', LINE)
     emulator.pipe('bucket/x[1]/deep/b.jsonl.gz', gzip.compress(LINE * 2))
@@ -288,6 +278,15 @@ def test_google_cloud_storage_is_read_through_gcsfs(emulator, caplog):
         with pytest.raises(UserError, match='no such file, folder or bucket'):
             fetch(url, '--input')
     assert not caplog.records
+
+
+def test_awkward_names_of_objects_are_taken_literally(emulator):
+    names = ['a[1]b', 'a*b', 'what?', '{0}', "it's", '"hi"', 'with space', 'ö œ', '50%20', '#1']
+    for name in [*names, 'a:b', 'x=1,y=2', 'a@5', '$HOME', '~tilde', '-dash', 'a..b']:
+        emulator.pipe(f'bucket/{name}/rows.jsonl', name.encode())
+        for path in (name, f'{name}/rows.jsonl', f'{name}/*.jsonl'):
+            (file,) = find_input_files(f'gs://bucket/{path}', ('.jsonl',))
+            assert (file.name, file.path.read_text()) == ('rows.jsonl', name)
 
 
 def test_digest_of_the_bucket_is_compared(emulator):

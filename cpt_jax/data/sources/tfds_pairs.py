@@ -25,7 +25,8 @@ from cpt_jax.storage.cache import (
     json_to_array,
     load_or_build,
 )
-from cpt_jax.storage.remote import RemoteFiles, is_remote
+from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.remote import RemoteFiles
 
 if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of this kind is used
     import tensorflow_datasets as tfds

@@ -17,6 +17,8 @@ from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.model.formats.safetensors_files import TensorFiles, open_safetensors
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.remote import fetch
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 _WRAPPER_PREFIX = 'base_model.model.'  # PEFT's prefix for the modules of the base model
@@ -137,8 +139,14 @@ def is_adapter_directory(directory: Path) -> bool:
 
 
 def find_base_directory(directory: Path) -> Path:
-    """Returns the directory of an adapter's base. Raises UserError if it is not on this machine."""
+    """Returns the directory of an adapter's base; of a copy in the cache if it is in a bucket.
+
+    Raises:
+      UserError: the base is not on this machine and not in a bucket that can be read.
+    """
     name = read_adapter_config(directory).get('base_model_name_or_path') or ''
+    if is_remote(name):
+        return fetch(name, f'{directory / CONFIG}: base_model_name_or_path')
     for path in (Path(name), directory / name):
         if name and (path / 'config.json').is_file():
             return path

@@ -1,0 +1,69 @@
+"""Outputs in an emulated bucket."""
+
+import fsspec
+import numpy as np
+import pytest
+
+from cpt_jax.exporting.directory import atomic_directory, check_can_export
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.cache import get_cache_folder
+from cpt_jax.storage.paths import make_path
+from cpt_jax.storage.vector_shards import VectorWriter, read_vectors
+from tests.storage.test_vector_shards import IDS, META, make_unit_vectors, write_vectors
+
+
+@pytest.mark.parametrize('name', ['vectors', 'v[1] ö'])
+def test_vectors_are_written_to_a_bucket_and_continued(emulator, name):
+    directory = make_path(f'gs://bucket/{name}', '--output')
+    write_vectors(directory, [7])
+    with pytest.raises(UserError, match='4 of 6 files are missing'):
+        read_vectors(f'gs://bucket/{name}')
+    writer = VectorWriter(directory, META)
+    assert writer.missing == [1, 2]
+    writer.add(IDS[4:], make_unit_vectors()[4:])
+    assert VectorWriter(directory, META).missing == []
+    found = read_vectors(f'gs://bucket/{name}')
+    assert found.ids == IDS
+    np.testing.assert_array_equal(np.concatenate(found.shards), make_unit_vectors())
+    # An object that was replaced counts as missing if its size differs.
+    emulator.pipe(f'bucket/{name}/vectors-00001-of-00003.npy', b'short')
+    assert VectorWriter(make_path(f'gs://bucket/{name}', '--output'), META).missing == [1]
+
+
+def test_export_is_uploaded_when_it_is_complete(emulator, tmp_path):
+    output = make_path('gs://bucket/exports/one', '--output')
+    check_can_export(output)
+    with pytest.raises(KeyboardInterrupt), atomic_directory(output) as folder:
+        (folder / 'config.json').write_text('{}')
+        raise KeyboardInterrupt
+    assert not output.exists()
+    with atomic_directory(output) as folder:
+        (folder / 'config.json').write_text('{}')
+        (folder / '1_Pooling').mkdir()
+        (folder / '1_Pooling' / 'config.json').write_text('{"a": 1}')
+    assert {name: emulator.cat(name) for name in emulator.find('bucket/exports')} == {
+        'bucket/exports/one/config.json': b'{}',
+        'bucket/exports/one/1_Pooling/config.json': b'{"a": 1}',
+    }
+    assert not [*get_cache_folder().glob('export-*')]
+    with pytest.raises(UserError, match='--output gs://bucket/exports/one: already exists'):
+        check_can_export(make_path('gs://bucket/exports/one', '--output'))
+
+
+def test_bucket_that_cannot_be_written_is_one_line(emulator, monkeypatch):
+    def forbid(*arguments, **options):
+        raise OSError('Forbidden: https://x\nno access')
+
+    monkeypatch.setattr(fsspec.filesystem('gs'), 'put_file', forbid)
+    monkeypatch.setattr(type(fsspec.filesystem('gs')), 'open', forbid)  # of epath
+    output = make_path('gs://bucket/x', '--output')
+    expected = r'^--output gs://bucket/x.* cannot be written \(Forbidden.*storage\.objectUser$'
+    with pytest.raises(UserError, match=expected):
+        VectorWriter(output, META)
+    with pytest.raises(UserError, match=expected), atomic_directory(output) as folder:
+        (folder / 'a').touch()
+
+
+def test_other_urls_are_refused():
+    with pytest.raises(UserError, match='--output s3://bucket/x: only paths of the file system'):
+        make_path('s3://bucket/x', '--output')
