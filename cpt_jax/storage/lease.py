@@ -47,7 +47,7 @@ def try_lease(path: Path, note: str = '') -> Iterator[bool]:
       UserError: the bucket cannot be written.
     """
     lease = _Lease(path, note)
-    with explain_errors('lease', str(path), 'written'):
+    with explain_errors('', str(path), 'written'):
         mine = lease.take()
     if not mine:
         yield False

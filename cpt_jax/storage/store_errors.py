@@ -16,10 +16,11 @@ def explain_errors(name: str, url: str, done: str = 'read') -> Iterator[None]:
     Each store has its own exceptions, so they are told apart by their text and code.
 
     Args:
-      name: flag or key that the URL comes from.
+      name: flag or key that the URL comes from; '' if there is none.
       url: the URL.
       done: what was done to it, 'read' or 'written'.
     """
+    what = f'{name} {url}'.strip()
     try:
         yield
     except UserError:
@@ -27,13 +28,15 @@ def explain_errors(name: str, url: str, done: str = 'read') -> Iterator[None]:
     except ImportError:
         package = _PACKAGES.get(url.partition(':')[0], 'the fsspec package of this kind of URL')
         advice = ", or pip install 'cpt_jax[gcs]'" if package == 'gcsfs' else ''
-        raise UserError(f'{name} {url}: needs {package}: pip install {package}{advice}') from None
+        raise UserError(f'{what}: needs {package}: pip install {package}{advice}') from None
     except FileNotFoundError:
-        raise UserError(f'{name} {url}: no such file, folder or bucket') from None
+        raise UserError(f'{what}: no such file, folder or bucket') from None
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         code = str(getattr(error, 'code', ''))
         text = str(error)
+        if code == '404':
+            raise UserError(f'{what}: no such file, folder or bucket') from None
         if code == '401' or 'credentials' in text.lower() or 'Anonymous caller' in text:
             advice = 'log in with: gcloud auth application-default login'
         elif code == '403' or 'Forbidden' in text or isinstance(error, PermissionError):
@@ -43,4 +46,4 @@ def explain_errors(name: str, url: str, done: str = 'read') -> Iterator[None]:
             advice = 'the store refuses so many requests: wait a minute and start again'
         else:
             advice = 'start again, or give a local path'
-        raise UserError(f'{name} {url}: cannot be {done} ({reason}): {advice}') from None
+        raise UserError(f'{what}: cannot be {done} ({reason}): {advice}') from None
