@@ -55,13 +55,20 @@ class HeldoutScores:
         self.values: list[float] = scores_Nx2[:, 1].tolist()
         self._candidates = set(self.steps if kept is None else kept)
 
-    def add(self, step: int, scores: Mapping[str, float]) -> None:
-        """Adds the scores of an evaluation."""
+    def add(self, step: int, scores: Mapping[str, float], is_kept: bool = True) -> None:
+        """Adds the scores of an evaluation.
+
+        Args:
+          step: the evaluated step.
+          scores: its scores, by column.
+          is_kept: whether the step can be the best one.
+        """
         # All processes must decide alike, and sums may differ in the last digit between them.
         ((_, value),) = _broadcast(np.array([[step, scores[self.main.key]]]))
         self.steps.append(step)
         self.values.append(float(value))
-        self._candidates.add(step)
+        if is_kept:
+            self._candidates.add(step)
 
     @property
     def best_step(self) -> int | None:

@@ -177,6 +177,8 @@ class _Loop:
     def _run_steps(self, state: TrainState) -> int:
         if not self.first_step and self.run.heldout_pairs and not self._evaluate_start(state):
             return EXIT_PREEMPTED
+        if self._is_score_missing() and not self._evaluate_again(state):
+            return EXIT_PREEMPTED
         if self._stops_early():
             return 0
         upcoming = self.run.iterate_batches_after(self.first_step)
@@ -242,6 +244,22 @@ class _Loop:
             self.heldout.add(0, scores)
             self.recorder.write(0, start | scores)
             self.recorder.print_line(f'step 0: {self.run.objective.format_heldout(scores)}')
+        return bool(scores)
+
+    def _is_score_missing(self) -> bool:
+        """Returns whether SIGTERM stopped the evaluation of the step that is resumed from."""
+        step = self.first_step
+        return step > 0 and self._is_evaluation_due(step) and step not in self.heldout.steps
+
+    def _evaluate_again(self, state: TrainState) -> bool:
+        """Records the scores that the earlier start lacks; returns False after SIGTERM."""
+        scores = self._evaluate(state)
+        if scores:
+            # Its checkpoint was saved without a score, so it is not kept as the best one.
+            self.heldout.add(self.first_step, scores, is_kept=not self.checkpoints.keeps_best)
+            self.recorder.write(self.first_step, scores)
+            text = self.run.objective.format_heldout(scores)
+            self.recorder.print_line(f'step {self.first_step:,}: {text}')
         return bool(scores)
 
     def _is_pause_due(self, step: int) -> bool:

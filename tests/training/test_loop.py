@@ -5,8 +5,10 @@ import signal
 
 import numpy as np
 import pytest
+from etils import epath
 
 from cpt_jax.data.pairs import Pair
+from cpt_jax.evals.report.curves import read_metrics
 from cpt_jax.runs import checkpoint
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
@@ -45,6 +47,13 @@ def test_sigterm_during_an_evaluation_stops_it_and_saves_its_step(
     ]
     assert [row['step'] for row in rows] == [0, 1, 2, 3]
     assert [row['step'] for row in rows if 'heldout_mrr' in row] == [0]
+    # The next start makes up for it.
+    monkeypatch.undo()
+    config['train']['steps'] = 4
+    assert loop.train(config, tmp_path / 'run') == 0
+    metrics = read_metrics(epath.Path(tmp_path / 'run' / 'metrics.jsonl'))
+    assert metrics['heldout_mrr'][0].tolist() == [0, 3, 4]
+    assert metrics['loss'][0].tolist() == [1, 2, 3, 4]
 
 
 def test_sigterm_during_the_first_evaluation_stops_before_the_first_step(
