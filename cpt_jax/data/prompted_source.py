@@ -34,7 +34,7 @@ class PromptedSource:
         pair = self._pairs[index]
         x, y = self._prompts['x'], self._prompts['y']
         negatives = tuple(y + negative for negative in pair.negatives)
-        return pair._replace(x=x + pair.x, y=y + pair.y, negatives=negatives)
+        return pair._replace(x=x + pair.x, y=y + pair.y, negatives=negatives, prompts=(x, y))
 
     def summary(self) -> str:
         """Returns one line: that of the source, and the prompts."""

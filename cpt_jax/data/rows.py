@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from cpt_jax.data.equality import NORMALIZED, STRIPPED, normalize_text
 from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
 from cpt_jax.data.problems import BadRow, Problems
@@ -75,15 +76,22 @@ def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, (names,) if isinstance(names, str) else names))
 
 
-def get_split_key(row: dict, fields: RowFormat) -> str:
+def get_split_key(row: dict, fields: RowFormat, equal_texts: str) -> str:
     """Returns the string whose hash decides whether a row is held out.
 
     It is the row's group if it has one, otherwise x, so that rows with equal x are in one split.
+
+    Args:
+      row: a parsed row.
+      fields: format of the row.
+      equal_texts: when two x are equal (data/equality.py). Case is always folded, because a split
+        does not depend on the tokenizer.
     """
     for name in fields.group:
         if row.get(name) not in (None, ''):
             return f'{name}={row[name]}'
-    return row[fields.x]
+    x = row[fields.x]
+    return normalize_text(x) if equal_texts == NORMALIZED else x
 
 
 class RowSource:
@@ -107,6 +115,7 @@ class RowSource:
         fields: RowFormat,
         holdout: float,
         max_bad_share: float,
+        equal_texts: str,
         *more: str,
     ):
         """Indexes the files, or reads the index from the cache.
@@ -117,6 +126,8 @@ class RowSource:
           fields: format of the rows.
           holdout: fraction of the groups, in [0, 1], that is in 'heldout' and not in 'train'.
           max_bad_share: maximum fraction of bad rows.
+          equal_texts: when two x are equal, so that their rows are in one split: one of
+            EQUALITY_RULES (data/equality.py).
           more: further settings that the pairs depend on, for the fingerprint.
 
         Raises:
@@ -124,8 +135,12 @@ class RowSource:
         """
         self._fields = fields
         self._files = decompress_files(find_input_files(path, self.suffixes))
-        key = digest_texts(str(INDEX_VERSION), digest_file_stats(self._files), repr(fields))
-        saved = load_or_build(f'{self.kind}_{key}', lambda: _index_rows(self._files, fields))
+        # Earlier runs were split by STRIPPED and keep their fingerprint.
+        rule = () if equal_texts == STRIPPED else (equal_texts,)
+        key = digest_texts(str(INDEX_VERSION), digest_file_stats(self._files), repr(fields), *rule)
+        saved = load_or_build(
+            f'{self.kind}_{key}', lambda: _index_rows(self._files, fields, equal_texts)
+        )
         contents, problems = array_to_json(saved['notes'])
         self.split = split
         headers = filter(None, (fields.read_header(file.path) for file in self._files))
@@ -136,6 +151,7 @@ class RowSource:
             repr(fields),
             split,
             repr(float(holdout)),
+            *rule,
             *more,
             *headers,
         )
@@ -186,7 +202,7 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
+def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str) -> Arrays:
     """Checks every row, and returns the locations of the valid ones.
 
     Returns:
@@ -209,7 +225,7 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
                 except BadRow as error:
                     problems.add(error, f'{file.original_path}:{line}')
                 else:
-                    unit = hash_to_unit_interval(get_split_key(row, fields))
+                    unit = hash_to_unit_interval(get_split_key(row, fields, equal_texts))
                     found.append((file_index, line, offset, len(text), unit))
     columns = zip(*found, strict=True) if found else ((),) * 5
     dtypes = {

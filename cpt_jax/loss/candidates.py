@@ -3,6 +3,7 @@
 Both forms of the loss (dense.py and chunked.py) are built from these functions.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,12 +17,12 @@ class PairBlock(NamedTuple):
 
     Attributes:
       e_cxTxD: unit vectors of x, y and hard negatives; if the pairs are candidates, x is left out.
-      ids_cxT: int32 content ids of the texts, x included.
+      ids_cxTxZ: int32 ids by which the texts are compared, x included (data/equality.py).
       number_c: int32 indices of the pairs in the batch.
     """
 
     e_cxTxD: jax.Array
-    ids_cxT: jax.Array
+    ids_cxTxZ: jax.Array
     number_c: jax.Array
 
 
@@ -88,17 +89,70 @@ def unflatten_candidates(a_Kx: jax.Array, pairs: int) -> jax.Array:
 def find_negatives_and_partners(
     anchors: PairBlock, candidates: PairBlock
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns two masks, bool[b, K]: whether a candidate is a negative of an anchor, and whether it
-    is its partner.
+    """Returns two masks, bool[b, C]: whether a candidate is a negative of an anchor, and whether it
+    is its partner. The partner is always included.
 
-    A candidate is neither if it is absent (id 0), if its pair has the same x or the same y as the
-    anchor's pair, or if it is a hard negative that equals the anchor's y. Batches of tens of
-    thousands of pairs always contain such duplicates. The partner is always included.
+    Two pairs that have an equal text among their x and y give each other no negative:
+
+      y_j = y_i, y_j = x_i    y_j is the anchor's own text or partner
+      x_j = x_i, x_j = y_i    y_j belongs to the anchor's own text or to its partner
+
+    One mask serves both directions, in which logit (i, j) compares x_i with y_j and y_j with x_i:
+    if i and j, and x and y, are exchanged, the four conditions stay the same four.
+
+    A hard negative is masked for an anchor if it equals the anchor's x or y, and for all anchors if
+    it equals x or y of its own pair. The hard negatives of pairs that share a text with the anchor
+    stay: they were chosen against that text. Chains over several texts are not closed: of (a, b),
+    (b, c) and (c, d), the first and the last pair give each other negatives.
+
+    Batches of tens of thousands of pairs always contain equal texts. If texts have only one id, the
+    batch is of a run that began before data.equal_texts existed: see `_find_in_same_columns`.
     """
-    x_bx1, y_bx1 = anchors.ids_cxT[:, :1], anchors.ids_cxT[:, 1:2]
-    x_1xc = candidates.ids_cxT[None, :, 0]
-    y_1xc = candidates.ids_cxT[None, :, 1]
-    hard_1xM = candidates.ids_cxT[None, :, 2:].reshape(1, -1)
+    if anchors.ids_cxTxZ.shape[-1] == 1:
+        return _find_in_same_columns(anchors, candidates)
+    x_bxZ, y_bxZ = anchors.ids_cxTxZ[:, 0], anchors.ids_cxTxZ[:, 1]
+    x_cxZ, y_cxZ = candidates.ids_cxTxZ[:, 0], candidates.ids_cxTxZ[:, 1]
+    hard_MxZ = candidates.ids_cxTxZ[:, 2:].reshape(-1, candidates.ids_cxTxZ.shape[-1])
+    partner_bxc = anchors.number_c[:, None] == candidates.number_c
+    share_bxc = (
+        compare_ids(x_bxZ, x_cxZ)
+        | compare_ids(x_bxZ, y_cxZ)
+        | compare_ids(y_bxZ, x_cxZ)
+        | compare_ids(y_bxZ, y_cxZ)
+    )
+    present_bx1 = x_bxZ[:, :1] > 0
+    negative_bxc = present_bx1 & (x_cxZ[:, 0] > 0) & ~share_bxc & ~partner_bxc
+    masked_bxM = compare_ids(x_bxZ, hard_MxZ) | compare_ids(y_bxZ, hard_MxZ)
+    hard_bxM = present_bx1 & _find_hard_negatives(candidates.ids_cxTxZ) & ~masked_bxM
+    negative_bxC = jnp.concatenate([negative_bxc, hard_bxM], axis=1)
+    return negative_bxC, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxM.shape[1])))
+
+
+def compare_ids(a_axZ: jax.Array, b_bxZ: jax.Array) -> jax.Array:
+    """Returns bool[a, b]: whether two texts are equal, which they are if any of their ids agree."""
+    # No array has the small axis Z last, which a TPU would pad to 128.
+    same = [a_axZ[:, None, z] == b_bxZ[:, z] for z in range(a_axZ.shape[-1])]
+    return functools.reduce(jnp.logical_or, same)
+
+
+def _find_hard_negatives(ids_cxTxZ: jax.Array) -> jax.Array:
+    """Returns bool[M]: which hard negatives are present and differ from x and y of their pair."""
+    hard_cxHxZ = ids_cxTxZ[:, 2:]
+    own_cxH = (hard_cxHxZ == ids_cxTxZ[:, :1]) | (hard_cxHxZ == ids_cxTxZ[:, 1:2])
+    return ((hard_cxHxZ[..., 0] > 0) & ~own_cxH.any(-1)).reshape(-1)
+
+
+def _find_in_same_columns(anchors: PairBlock, candidates: PairBlock) -> tuple[jax.Array, jax.Array]:
+    """Returns the masks of `find_negatives_and_partners` for data.equal_texts=stripped.
+
+    A candidate is masked if it is absent (id 0), if its pair has the same x or the same y as the
+    anchor's pair, or if it is a hard negative that equals the anchor's y.
+    """
+    anchor_ids_bxT, ids_cxT = anchors.ids_cxTxZ[..., 0], candidates.ids_cxTxZ[..., 0]
+    x_bx1, y_bx1 = anchor_ids_bxT[:, :1], anchor_ids_bxT[:, 1:2]
+    x_1xc = ids_cxT[None, :, 0]
+    y_1xc = ids_cxT[None, :, 1]
+    hard_1xM = ids_cxT[None, :, 2:].reshape(1, -1)
     partner_bxc = anchors.number_c[:, None] == candidates.number_c[None]
     in_batch_bxc = (x_1xc > 0) & (x_bx1 > 0) & (x_1xc != x_bx1) & (y_1xc != y_bx1)
     hard_bxM = (hard_1xM > 0) & (x_bx1 > 0) & (hard_1xM != y_bx1)
@@ -128,7 +182,7 @@ def compute_stats(
         # Summed row by row first: float32 counts exactly only up to 2**24.
         negatives=negative_bxC.astype(jnp.float32).sum(1).sum(),
     )
-    pairs = candidates.ids_cxT.shape[0]
+    pairs = candidates.ids_cxTxZ.shape[0]
     best_c = jax.lax.stop_gradient(logits_bxC[:, :pairs]).max(0)
     columns = ColumnStats(
         best_c=best_c,
@@ -215,11 +269,11 @@ def compute_row_lse(rows: RowStats) -> jax.Array:
     return jnp.log(rows.total_b) + rows.best_b
 
 
-def mask_present_pairs(ids_bxT: jax.Array) -> jax.Array:
+def mask_present_pairs(ids_bxTxZ: jax.Array) -> jax.Array:
     """Returns float32[b]: 1 for a pair that is present, 0 for an empty slot (a pair that did not
     fit into its rows, or padding).
     """
-    return (ids_bxT[:, 0] > 0).astype(jnp.float32)
+    return (ids_bxTxZ[:, 0, 0] > 0).astype(jnp.float32)
 
 
 def compute_pair_indices(count: int, axes: tuple[str, ...]) -> jax.Array:
