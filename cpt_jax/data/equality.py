@@ -87,7 +87,7 @@ class TextIdentifier:
         for text, text_tokens, prompt in zip(texts, tokens, prompts, strict=True):
             whole = normalize_text(text.removeprefix(prompt), self._folds_case)
             own = remove_added_tokens(text_tokens, self._encode_empty(side, prompt))
-            yield [compute_content_id(whole), _hash_tokens(own)]
+            yield [compute_content_id(whole), hash_tokens(own)]
 
     def _encode_empty(self, side: Side, prompt: str) -> list[int]:
         """Returns the ids of an empty text: all that is put around texts."""
@@ -135,7 +135,8 @@ def _count_common(a: Sequence[int], b: Sequence[int]) -> int:
     return common
 
 
-def _hash_tokens(tokens: np.ndarray) -> int:
+def hash_tokens(tokens: np.ndarray) -> int:
+    """Returns an id, 1 to 2**31 - 1, of int32 token ids."""
     digest = blake2b(tokens.tobytes(), digest_size=4).digest()
     return int.from_bytes(digest, 'little') % (2**31 - 1) + 1
 
