@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cpt_jax.data.equality import EQUALITY_RULES, resolve_rule
+from cpt_jax.data.equality import EQUALITY_RULES, STRIPPED, resolve_rule
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
@@ -32,7 +32,7 @@ class Data:
     threads: int = 2
     prefetch: int = 8
     prompts: Mapping[str, str | None] | None = None
-    equal_texts: str = 'auto'
+    equal_texts: str = STRIPPED
 
     def __post_init__(self):
         _check_minimum(

@@ -259,7 +259,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     previous = find_latest_checkpoint(directory)
     if previous is None:
         origin = resolve_origin(config['init_from'])
-        config, inherits = resolve_architecture(resolve_equality(config), origin)
+        config, inherits = resolve_architecture(config, origin)
         return _Start(config, None, origin, inherits, origin.bos_ids)
     inherits = previous.inherits_architecture
     config = resolve_form(config, Scratch(), previous)

@@ -79,7 +79,7 @@ def format_startup_table(
         'learning': _describe_schedule(run),
         'batch': run.objective.describe_batch(run.train.batch_pairs, run.data),
         'rows': _describe_layout(run.layout),
-        **_describe_equal_texts(run),
+        **describe_equal_texts(run),
         'held out': _describe_heldout(run),
         **{f'data {name}': source.summary() for name, source in run.sources.items()},
     }
@@ -98,7 +98,7 @@ def _describe_layout(layout: Layout) -> str:
     return text
 
 
-def _describe_equal_texts(run: Run) -> dict[str, str]:
+def describe_equal_texts(run: Run) -> dict[str, str]:
     """Returns how many texts of a sample of each source the model cannot tell from another, and a
     warning if the masks of equal texts leave few negatives.
     """
