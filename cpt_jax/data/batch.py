@@ -98,8 +98,8 @@ class Layout:
         return next(count for count in (*self.smaller_row_counts, self.rows) if count >= rows)
 
 
-# The int32 tokens of each text of a pair, and the ids by which each text is compared with others.
-TokensAndIds = tuple[list[np.ndarray], list[list[int]]]
+# The int32 tokens of the T texts of a pair, and int32[T, Z], the ids by which they are compared.
+TokensAndIds = tuple[list[np.ndarray], np.ndarray]
 
 
 class TokenReader(ABC):
@@ -130,11 +130,13 @@ class TokenReader(ABC):
         self.tokens = 0
         self.seconds = 0.0
         self._cache: dict[tuple[int, int], TokensAndIds] = {
-            (i, NO_PAIR): self._make_absent_texts(texts_per_pair) for i in range(len(sources))
+            (i, NO_PAIR): self._make_absent_pair() for i in range(len(sources))
         }
 
-    def _make_absent_texts(self, count: int) -> TokensAndIds:
-        return [np.zeros(0, np.int32)] * count, [[0] * self.ids_per_text] * count
+    def _make_absent_pair(self) -> TokensAndIds:
+        """Returns the empty tokens and the ids of T texts that do not exist."""
+        tokens = [np.zeros(0, np.int32)] * self.texts_per_pair
+        return tokens, np.zeros((self.texts_per_pair, self.ids_per_text), np.int32)
 
     @abstractmethod
     def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
@@ -192,38 +194,40 @@ class PairTokenReader(TokenReader):
         negatives: int,
         equal_texts: str = LATEST_RULE,
     ):
-        limits: dict[Side, int] = {'x': max_tokens_x, 'y': max_tokens_y}
-        self._identifier = TextIdentifier(equal_texts, tokenizer, limits)
+        self._max_tokens: dict[Side, int] = {'x': max_tokens_x, 'y': max_tokens_y}
+        self._identifier = TextIdentifier(equal_texts, tokenizer, self._max_tokens)
         super().__init__(sources, tokenizer, 2 + negatives, self._identifier.ids_per_text)
-        self._max_x = max_tokens_x
-        self._max_y = max_tokens_y
         self._negatives = negatives
 
     def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
-        hard = [pair.negatives[: self._negatives] for pair in pairs]
-        x = self._encode_side('x', self._max_x, [(pair.x, pair.prompts[0]) for pair in pairs])
-        y = self._encode_side('y', self._max_y, [(pair.y, pair.prompts[1]) for pair in pairs])
-        prompted = zip(hard, pairs, strict=True)
-        negatives = [(text, pair.prompts[1]) for texts, pair in prompted for text in texts]
-        encoded_negatives = self._encode_side('y', self._max_y, negatives)
-        for texts, encoded_x, encoded_y in zip(hard, x, y, strict=True):
-            found = [encoded_x, encoded_y, *itertools.islice(encoded_negatives, len(texts))]
-            absent, absent_ids = self._make_absent_texts(self.texts_per_pair - len(found))
-            yield [tokens for tokens, _ in found] + absent, [ids for _, ids in found] + absent_ids
+        texts_of_x = [(pair.x, pair.prompts[0]) for pair in pairs]
+        others = [[pair.y, *pair.negatives[: self._negatives]] for pair in pairs]
+        prompts_of_y = [pair.prompts[1] for pair in pairs]
+        texts_of_y = [
+            (text, prompt)
+            for texts, prompt in zip(others, prompts_of_y, strict=True)
+            for text in texts
+        ]
+        encoded_x = self._encode_side('x', texts_of_x)
+        encoded_y = self._encode_side('y', texts_of_y)
+        for x, texts in zip(encoded_x, others, strict=True):
+            tokens, ids_TxZ = self._make_absent_pair()
+            for t, encoded in enumerate([x, *itertools.islice(encoded_y, len(texts))]):
+                tokens[t], ids_TxZ[t] = encoded
+            yield tokens, ids_TxZ
 
     def _encode_side(
-        self, side: Side, max_tokens: int, prompted: Sequence[tuple[str, str]]
+        self, side: Side, prompted: Sequence[tuple[str, str]]
     ) -> Iterator[tuple[np.ndarray, list[int]]]:
         """Yields the tokens and ids of each text.
 
         Args:
           side: side of the texts.
-          max_tokens: maximum number of tokens of a text.
           prompted: each text, and the prompt with which it begins.
         """
         texts = [text for text, _ in prompted]
-        tokens = self.tokenizer.encode(texts, side, max_tokens)
         prompts = [prompt for _, prompt in prompted]
+        tokens = self.tokenizer.encode(texts, side, self._max_tokens[side])
         yield from zip(tokens, self._identifier.identify(texts, tokens, side, prompts), strict=True)
 
 
@@ -246,7 +250,7 @@ class DocumentTokenReader(TokenReader):
         texts = [pair.x for pair in pairs]
         encoded = self._encode(texts, self._max_tokens)
         for text, tokens in zip(texts, encoded, strict=True):
-            yield [tokens], [[compute_content_id(text)]]
+            yield [tokens], np.array([[compute_content_id(text)]], np.int32)
 
 
 def plan_layout(
