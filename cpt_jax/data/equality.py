@@ -63,7 +63,9 @@ class TextIdentifier:
         self._rule = rule
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._folds_case = rule == NORMALIZED and does_fold_case(tokenizer, max_tokens['x'])
+        self._folds_case = rule == NORMALIZED and does_fold_case(
+            tokenizer, max(max_tokens.values())
+        )
         self._added: dict[tuple[Side, str], list[int]] = {}
 
     def identify(
