@@ -21,10 +21,11 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.data.equality import IDS_PER_TEXT, LATEST_RULE, TextIdentifier
+from cpt_jax.data.equality import IDS_PER_TEXT, LATEST_RULE, NORMALIZED, TextIdentifier
 from cpt_jax.data.mixture import BatchIndex
 from cpt_jax.data.packing import pack_pairs, propose_rows, propose_smaller_row_counts
 from cpt_jax.data.pairs import Pair, Source, compute_content_id, spread_indices
+from cpt_jax.data.positives import make_positive_ids
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, count_batch_shards
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
@@ -183,6 +184,8 @@ class PairTokenReader(TokenReader):
       negatives: number of hard negatives per pair, the first ones. A pair that has fewer is filled
         up with empty texts.
       equal_texts: rule by which texts are compared, one of EQUALITY_RULES (data/equality.py).
+
+    If an x of some source has other positives, texts have the ids of `make_positive_ids` too.
     """
 
     def __init__(
@@ -196,7 +199,13 @@ class PairTokenReader(TokenReader):
     ):
         self._max_tokens: dict[Side, int] = {'x': max_tokens_x, 'y': max_tokens_y}
         self._identifier = TextIdentifier(equal_texts, tokenizer, self._max_tokens)
-        super().__init__(sources, tokenizer, 2 + negatives, self._identifier.ids_per_text)
+        self._most_positives = 0
+        if equal_texts == NORMALIZED:
+            # Only some kinds of sources know the positives of other pairs.
+            counts = (getattr(source, 'most_positives', 0) for source in sources)
+            self._most_positives = max(counts, default=0)
+        ids_per_text = self._identifier.ids_per_text + self._most_positives
+        super().__init__(sources, tokenizer, 2 + negatives, ids_per_text)
         self._negatives = negatives
 
     def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
@@ -210,10 +219,13 @@ class PairTokenReader(TokenReader):
         ]
         encoded_x = self._encode_side('x', texts_of_x)
         encoded_y = self._encode_side('y', texts_of_y)
-        for x, texts in zip(encoded_x, others, strict=True):
+        for pair, x, texts in zip(pairs, encoded_x, others, strict=True):
             tokens, ids_TxZ = self._make_absent_pair()
             for t, encoded in enumerate([x, *itertools.islice(encoded_y, len(texts))]):
-                tokens[t], ids_TxZ[t] = encoded
+                tokens[t], ids_TxZ[t, : self._identifier.ids_per_text] = encoded
+            if most := self._most_positives:
+                plain = [text.removeprefix(pair.prompts[1]) for text in texts]
+                ids_TxZ[: 1 + len(texts), -most:] = make_positive_ids(plain, pair.positives, most)
             yield tokens, ids_TxZ
 
     def _encode_side(

@@ -144,8 +144,8 @@ def hash_tokens(tokens: np.ndarray) -> int:
 
 
 def count_repeated_texts(ids_NxZ: np.ndarray) -> int:
-    """Returns how many of the N texts have the same last id, that of their tokens, as another."""
-    _, counts = np.unique(ids_NxZ[:, -1], return_counts=True)
+    """Returns how many of the N texts have the same tokens, once truncated, as another."""
+    _, counts = np.unique(ids_NxZ[:, 1], return_counts=True)
     return int(counts[counts > 1].sum())
 
 
@@ -154,9 +154,10 @@ def compute_masked_share(ids_PxTxZ: np.ndarray) -> float:
     give each other no negatives.
     """
     pairs = len(ids_PxTxZ)
+    texts = ids_PxTxZ[..., : IDS_PER_TEXT[NORMALIZED]]
     shares_PxP = np.zeros((pairs, pairs), bool)
     for left in (0, 1):
         for right in (0, 1):
-            shares_PxP |= (ids_PxTxZ[:, None, left] == ids_PxTxZ[:, right]).any(-1)
+            shares_PxP |= (texts[:, None, left] == texts[:, right]).any(-1)
     np.fill_diagonal(shares_PxP, False)
     return float(shares_PxP.sum() / max(pairs * (pairs - 1), 1))

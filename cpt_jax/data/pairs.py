@@ -17,6 +17,8 @@ class Pair(NamedTuple):
       y: second text (a function, a document, the next passage).
       negatives: hard negatives: texts that are similar to `y` but do not match `x`; often empty.
       id: human-readable name that is unique in the source, such as 'file:line'.
+      positives: word ids of all y's of this x in the source, if it has several
+        (data/positives.py).
       prompts: prompts with which x, and y and its hard negatives, begin; '' where there is none.
     """
 
@@ -24,6 +26,7 @@ class Pair(NamedTuple):
     y: str
     negatives: tuple[str, ...] = ()
     id: str = ''
+    positives: tuple[int, ...] = ()
     prompts: tuple[str, str] = ('', '')
 
 

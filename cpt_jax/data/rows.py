@@ -15,6 +15,11 @@ from tqdm import tqdm
 from cpt_jax.data.equality import NORMALIZED, STRIPPED, normalize_text
 from cpt_jax.data.files import InputFile, digest_file_stats, find_input_files
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
+from cpt_jax.data.positives import (
+    NO_OTHER_POSITIVES,
+    compute_word_id,
+    find_other_positives,
+)
 from cpt_jax.data.problems import BadRow, Problems
 from cpt_jax.data.split import select_rows
 from cpt_jax.data.unpacked import decompress_files
@@ -102,6 +107,8 @@ class RowSource:
       suffixes: suffixes of the files to find in a folder.
       split, fingerprint, documents: see Source.
       problems: counts of bad rows.
+      most_positives: largest number of y's that the x of a pair has in other pairs, at most
+        MAX_OTHER_POSITIVES (data/positives.py).
     """
 
     kind: str
@@ -162,6 +169,10 @@ class RowSource:
         self._lines = saved['line'][rows]
         self._offsets = saved['start'][rows]
         self._sizes = saved['bytes'][rows]
+        self._positives = NO_OTHER_POSITIVES
+        if equal_texts == NORMALIZED:
+            self._positives = find_other_positives(saved['x_id'][rows], saved['y_id'][rows])
+        self.most_positives = self._positives.most
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -179,7 +190,8 @@ class RowSource:
             ) from None
         name = row.get(self._fields.id, f'{file.name}:{line}')
         x, y = self._get_texts(row)
-        return Pair(x, y, self._fields.get_negatives(row), str(name))
+        positives = self._positives.find(index)
+        return Pair(x, y, self._fields.get_negatives(row), str(name), positives)
 
     def _get_texts(self, row: dict) -> tuple[str, str]:
         """Returns x and y of a parsed row."""
@@ -208,12 +220,14 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
     Returns:
       Arrays for a cache file. For the n valid rows: `file_number` int32[n], index of the file;
       `line` int64[n], counted from 1; `start` int64[n], offset; `bytes` int64[n], size; `unit`
-      float64[n], the number in [0, 1) that decides the split. `notes` has a digest of the contents,
-      and the problems.
+      float64[n], the number in [0, 1) that decides the split. With NORMALIZED, `x_id` and
+      `y_id` int32[n], the word ids of x and y. `notes` has a digest of the contents, and the
+      problems.
     """
     problems = Problems()
     contents = blake2b(digest_size=16)
     found: list[tuple[int, int, int, int, float]] = []
+    word_ids: list[tuple[int, int]] = []
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(total=total, desc='indexing rows', unit='B', unit_scale=True, disable=None) as bar:
         for file_index, file in enumerate(files):
@@ -227,6 +241,9 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
                 else:
                     unit = hash_to_unit_interval(get_split_key(row, fields, equal_texts))
                     found.append((file_index, line, offset, len(text), unit))
+                    if equal_texts == NORMALIZED:
+                        x, y = row[fields.x], row[fields.y]
+                        word_ids.append((compute_word_id(x), compute_word_id(y)))
     columns = zip(*found, strict=True) if found else ((),) * 5
     dtypes = {
         'file_number': np.int32,
@@ -239,4 +256,6 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
         name: np.array(column, dtype)
         for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
     }
+    if equal_texts == NORMALIZED:
+        arrays['x_id'], arrays['y_id'] = np.array(word_ids, np.int32).reshape(-1, 2).T
     return arrays | {'notes': json_to_array([contents.hexdigest(), problems.to_json()])}

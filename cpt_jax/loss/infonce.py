@@ -125,10 +125,11 @@ class InfoNCE:
         self, e_BxTxD: jax.Array, ids_BxTxZ: jax.Array, log_scale: jax.Array, axes: tuple[str, ...]
     ) -> tuple[jax.Array, Metrics]:
         scale = jnp.exp(log_scale)
+        ids_BxTZ = ids_BxTxZ.reshape(len(ids_BxTxZ), -1)
         if self.form == 'dense':
-            sums = compute_dense_sums(e_BxTxD, ids_BxTxZ, scale, axes)
+            sums = compute_dense_sums(e_BxTxD, ids_BxTZ, scale, axes)
         else:
-            sums = compute_chunked_sums(e_BxTxD, ids_BxTxZ, scale, axes, self.chunks)
+            sums = compute_chunked_sums(e_BxTxD, ids_BxTZ, scale, axes, self.chunks)
         mean = {name: total / jnp.maximum(sums['pairs'], 1) for name, total in sums.items()}
         loss = (mean['loss_xy'] + mean['loss_yx']) / 2 if self.symmetric else mean['loss_xy']
         metrics = {

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.loss.candidates import compare_ids, einsum_float32
+from cpt_jax.loss.candidates import TEXT_IDS, compare_ids, einsum_float32
 
 SHARPNESS = 2.0  # t in the paper
 
@@ -34,6 +34,7 @@ def compute_uniformity(
 def _compute_local_uniformity(
     e_bxTxD: jax.Array, ids_bxTxZ: jax.Array, axes: tuple[str, ...]
 ) -> jax.Array:
+    ids_bxTxZ = ids_bxTxZ[..., :TEXT_IDS]
     sides = [_compute_log_mean_potential(e_bxTxD[:, t], ids_bxTxZ[:, t], axes) for t in (0, 1)]
     return (sides[0] + sides[1]) / 2
 
@@ -48,7 +49,7 @@ def _compute_log_mean_potential(
     e_BxD, ids_BxZ = (jax.lax.all_gather(array, axes, tiled=True) for array in (e_bxD, ids_bxZ))
     squared_distance_bxB = 2 - 2 * einsum_float32('bd,cd->bc', e_bxD, e_BxD)
     present_bxB = (ids_bxZ[:, :1] > 0) & (ids_BxZ[:, 0] > 0)
-    counts_bxB = present_bxB & ~compare_ids(ids_bxZ, ids_BxZ)
+    counts_bxB = present_bxB & ~compare_ids(tuple(ids_bxZ.T), tuple(ids_BxZ.T))
     potential_bxB = jnp.where(counts_bxB, jnp.exp(-SHARPNESS * squared_distance_bxB), 0)
     total = jax.lax.psum(jnp.sum(potential_bxB), axes)
     count = jax.lax.psum(jnp.sum(counts_bxB, dtype=jnp.float32), axes)

@@ -16,18 +16,19 @@ from cpt_jax.runtime.mesh import BATCH, make_mesh
 def find_negatives(ids_BxTxZ):
     """Returns bool[B, B] and bool[B, B, T - 2]: which y's and which hard negatives are negatives of
     each x. The cells [i, j] are those of pair j for pair i. With a single id, the rule is that of
-    earlier runs.
+    earlier runs. Further ids compare x with y's and hard negatives only.
     """
 
     def same(a, b):
         return ((a == b) & (a > 0)).any(-1)
 
     x, y, hard = ids_BxTxZ[:, 0], ids_BxTxZ[:, 1], ids_BxTxZ[:, 2:]
-    shared = same(x[:, None], x) | same(y[:, None], y)
-    masked = same(y[:, None, None], hard)
-    if ids_BxTxZ.shape[-1] == 2:
-        shared |= same(x[:, None], y) | same(y[:, None], x)
-        masked |= same(x[:, None, None], hard) | same(hard, x[:, None]) | same(hard, y[:, None])
+    shared = same(x[:, None, :2], x[:, :2]) | same(y[:, None, :2], y[:, :2])
+    masked = same(y[:, None, None, :2], hard[..., :2])
+    if ids_BxTxZ.shape[-1] > 1:
+        shared |= same(x[:, None], y) | same(y[:, None, :2], x[:, :2])
+        masked |= same(x[:, None, None], hard) | same(hard, x[:, None])
+        masked |= same(hard[..., :2], y[:, None, :2])
     present = x[:, :1] > 0
     return present & present.T & ~shared, present[..., None] & (hard[..., 0] > 0) & ~masked
 
@@ -161,6 +162,25 @@ def test_texts_with_one_id_are_compared_in_the_same_column(form):
     ids = ids[..., :1]
     expected = compute_reference(e, ids, 0.0, True)
     assert abs(expected - compute_reference(e, np.repeat(ids, 2, -1), 0.0, True)) > 1e-3
+    mesh = make_mesh(8, 1, 1)
+    with jax.set_mesh(mesh):
+        run = compile_value_and_gradient((*form.items(),), True)
+        value, _ = jax.device_get(run(place(e, mesh), place(ids, mesh), jnp.float32(0.0)))
+    np.testing.assert_allclose(value, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize('form', [{'form': 'dense'}, {'form': 'chunked', 'chunks': 2}], ids=str)
+def test_positives_of_other_pairs_are_no_negatives(form):
+    e, ids = example(3)
+    more = 1000 + np.arange(16 * 3 * 2, dtype=np.int32).reshape(16, 3, 2)
+    more[:, 1:] = more[:, 1:, :1]
+    more[0, 0] = more[1, 1, 0], more[2, 2, 0]  # y of pair 1 and a hard negative of pair 2
+    more[4, 0] = 0, more[4, 2, 0]  # its own hard negative
+    more[9, 0] = more[8, 0]  # no text of another pair is compared with the positives of x
+    more[7] = 0
+    ids = np.concatenate([ids, more], axis=-1)
+    expected = compute_reference(e, ids, 0.0, True)
+    assert abs(expected - compute_reference(e, ids[..., :2], 0.0, True)) > 1e-3
     mesh = make_mesh(8, 1, 1)
     with jax.set_mesh(mesh):
         run = compile_value_and_gradient((*form.items(),), True)
