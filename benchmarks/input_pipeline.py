@@ -131,7 +131,7 @@ def time_pass(run, batches: int) -> dict[str, float]:
     for local in upcoming:
         columns += place_batch(local, run.mesh, run.layout).tokens_JxRxS.size
         tokens += sum(int(np.sum(part.segments_JxRxS > 0)) for part in local.values())
-        pairs += sum(int(np.sum(part.ids_JxBxT[..., 0] > 0)) for part in local.values())
+        pairs += sum(int(np.sum(part.ids_JxBxTxZ[..., 0, 0] > 0)) for part in local.values())
     seconds = time.perf_counter() - start
     cpu_seconds = time.process_time() - cpu_start
     return {

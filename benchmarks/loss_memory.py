@@ -71,7 +71,7 @@ def measure(
 
     inputs = (
         make_array((batch, 2, width), dtype, P(AXES)),
-        make_array((batch, 2), jnp.int32, P(AXES)),
+        make_array((batch, 2, 2), jnp.int32, P(AXES)),
         make_array((), jnp.float32, P()),
     )
     forms = {'CLIP': compute_clip_loss, 'dense': InfoNCE()} | {
@@ -93,7 +93,7 @@ def measure(
     return rows
 
 
-def compute_clip_loss(e_BxTxD, ids_BxT, log_scale):
+def compute_clip_loss(e_BxTxD, ids_BxTxZ, log_scale):
     """Returns CLIP's loss, and a value in place of metrics; it has no masks.
 
     Each device compares its x with all y, and its y with all x.
@@ -120,7 +120,7 @@ def compute_clip_loss(e_BxTxD, ids_BxT, log_scale):
         y_to_x = compute_one_direction(y_bxD, x_bxD, scale)
         return jax.lax.pmean((x_to_y + y_to_x) / 2, AXES)
 
-    return compute_sharded(e_BxTxD, jnp.exp(log_scale)), ids_BxT.sum()
+    return compute_sharded(e_BxTxD, jnp.exp(log_scale)), ids_BxTxZ.sum()
 
 
 if __name__ == '__main__':

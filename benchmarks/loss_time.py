@@ -100,7 +100,7 @@ def measure(
 
     inputs = (
         put(e_BxTxD.astype(jnp.dtype(dtype)), P(AXES)),
-        put(1 + np.arange(2 * batch, dtype=np.int32).reshape(-1, 2), P(AXES)),
+        put(1 + np.arange(4 * batch, dtype=np.int32).reshape(-1, 2, 2), P(AXES)),
     )
     log_scale = put(np.float32(3), P())
 

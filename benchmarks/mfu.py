@@ -125,7 +125,7 @@ def count_work(run, batch) -> tuple[int, int, float]:
     groups = np.asarray(batch.segments_JxRxS).reshape(layout.chunks * layout.parts, -1)
     lengths = np.concatenate([np.bincount(segments)[1:] for segments in groups])
     tokens = int(lengths.sum())
-    pairs = int(np.sum(np.asarray(batch.ids_JxBxT)[..., 0] > 0))
+    pairs = int(np.sum(np.asarray(batch.ids_JxBxTxZ)[..., 0, 0] > 0))
     attended = float(np.sum(lengths**2)) / tokens  # mean number of keys per query
     return (
         tokens,

@@ -71,6 +71,13 @@ def get_config() -> ConfigDict:
     # Prompts put before x and y (and hard negatives), with delimiters='none'; None: those of the
     # model in init_from.
     c.data.prompts = ConfigDict({side: config_dict.placeholder(str) for side in ('x', 'y')})
+    # Which texts are equal. Pairs with an equal x or y give each other no negatives, and pairs with
+    # equal x are held out together.
+    # normalized: texts with the same words (Unicode NFKC; case counts if the tokenizer keeps it;
+    # white space does not), or with the same tokens once truncated. An x can equal a y.
+    # stripped: texts that differ at most in white space at their ends. An x never equals a y.
+    # auto: normalized. A run that began before this key existed goes on with stripped.
+    c.data.equal_texts = 'auto'
     c.data.negatives = 0  # number of hard negatives per pair; uses the first ones of each pair
     # Tokens of a packed row, at least max_tokens_x and max_tokens_y; 0: the longer of the two. With
     # objective lm, the maximum text length.

@@ -78,7 +78,7 @@ def test_compared_losses_have_the_same_value_and_gradient():
         split = jax.NamedSharding(mesh, jax.P(mesh.axis_names))
         inputs = (
             jax.device_put(e_BxTxD, split),
-            jax.device_put(1 + np.arange(64, dtype=np.int32).reshape(32, 2), split),
+            jax.device_put(1 + np.arange(128, dtype=np.int32).reshape(32, 2, 2), split),
             np.float32(3),
         )
 

@@ -177,6 +177,7 @@ def test_old_runs_resume_with_a_new_key_at_its_default(runs, run, monkeypatch):
     config = load_config(f'{run}.py')
     config['train']['later'] = 0
     assert not [line for line in set_up(config, Path(run)).changes if 'later' in line]
+    assert set_up(config, Path(run)).data.equal_texts == 'stripped'
     config['train']['later'] = 1
     with pytest.raises(UserError, match=r'train\.later was 0 and is 1'):
         set_up(config, Path(run))

@@ -9,6 +9,7 @@ every batch size works on every mesh.
 """
 
 import dataclasses
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +21,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from cpt_jax.data.equality import IDS_PER_TEXT, LATEST_RULE, NORMALIZED, TextIdentifier
 from cpt_jax.data.mixture import BatchIndex
 from cpt_jax.data.packing import pack_pairs, propose_rows, propose_smaller_row_counts
 from cpt_jax.data.pairs import Pair, Source, compute_content_id, spread_indices
+from cpt_jax.data.positives import make_positive_ids
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, count_batch_shards
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
-from cpt_jax.text.tokenizer import Tokenizer
+from cpt_jax.text.tokenizer import Side, Tokenizer
 
 # The index of a padding pair, which has no texts.
 NO_PAIR = -1
@@ -46,7 +49,8 @@ class Batch(NamedTuple, Generic[A]):
       segments_JxRxS: number of the text in the group, from 1; 0 is padding.
       positions_JxRxS: position of each token in its text.
       eos_JxBxT: index of each text's last token in the group's flattened rows.
-      ids_JxBxT: content id of each text; 0: there is no text, or its pair did not fit.
+      ids_JxBxTxZ: ids by which each text is compared with others (data/equality.py); 0: there is no
+        text, or its pair did not fit.
       source: index of the source that all pairs come from, a scalar.
     """
 
@@ -54,7 +58,7 @@ class Batch(NamedTuple, Generic[A]):
     segments_JxRxS: A
     positions_JxRxS: A
     eos_JxBxT: A
-    ids_JxBxT: A
+    ids_JxBxTxZ: A
     source: A | np.int32 = np.int32(0)
 
 
@@ -72,6 +76,7 @@ class Layout:
       packed: whether texts share rows; otherwise each text has its own row.
       smaller_row_counts: row counts below `rows`, ascending. A batch has the smallest count that
         fits it; each count is compiled as a separate program.
+      ids_per_text: number of ids by which a text is compared with others.
     """
 
     parts: int
@@ -82,6 +87,7 @@ class Layout:
     row_length: int
     packed: bool = True
     smaller_row_counts: tuple[int, ...] = ()
+    ids_per_text: int = IDS_PER_TEXT[LATEST_RULE]
 
     @property
     def tokens(self) -> int:
@@ -93,6 +99,10 @@ class Layout:
         return next(count for count in (*self.smaller_row_counts, self.rows) if count >= rows)
 
 
+# The int32 tokens of the T texts of a pair, and int32[T, Z], the ids by which they are compared.
+TokensAndIds = tuple[list[np.ndarray], np.ndarray]
+
+
 class TokenReader(ABC):
     """Reads and tokenizes pairs by source and index, with a cache.
 
@@ -100,6 +110,7 @@ class TokenReader(ABC):
       sources: sources of pairs, in the order of the mixture.
       tokenizer: tokenizer of all texts.
       texts_per_pair: T, number of texts per pair.
+      ids_per_text: Z, number of ids by which a text is compared with others.
       tokens: number of tokens produced so far; cached pairs are not counted again.
       seconds: time spent on tokenizing so far.
     """
@@ -111,25 +122,31 @@ class TokenReader(ABC):
         sources: Sequence[Source],
         tokenizer: TextTokenizer,
         texts_per_pair: int,
+        ids_per_text: int,
     ):
         self.sources = sources
         self.tokenizer = tokenizer
         self.texts_per_pair = texts_per_pair
+        self.ids_per_text = ids_per_text
         self.tokens = 0
         self.seconds = 0.0
-        empty = [np.zeros(0, np.int32)] * texts_per_pair, [0] * texts_per_pair
-        self._cache: dict[tuple[int, int], tuple[list[np.ndarray], list[int]]] = {
-            (i, NO_PAIR): empty for i in range(len(sources))
+        self._cache: dict[tuple[int, int], TokensAndIds] = {
+            (i, NO_PAIR): self._make_absent_pair() for i in range(len(sources))
         }
 
+    def _make_absent_pair(self) -> TokensAndIds:
+        """Returns the empty tokens and the ids of T texts that do not exist."""
+        tokens = [np.zeros(0, np.int32)] * self.texts_per_pair
+        return tokens, np.zeros((self.texts_per_pair, self.ids_per_text), np.int32)
+
     @abstractmethod
-    def encode(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-        """Yields the tokens and content ids of the T texts of each pair."""
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
+        """Yields the tokens and ids of the T texts of each pair."""
 
     def __call__(
         self, source: int, indices: np.ndarray
     ) -> tuple[list[list[np.ndarray]], np.ndarray]:
-        """Returns the tokens and the content ids of pairs.
+        """Returns the tokens and the ids of pairs.
 
         Args:
           source: index of the source.
@@ -137,7 +154,7 @@ class TokenReader(ABC):
 
         Returns:
           For each pair, the int32 tokens of its T texts (empty if there is no text), and int32[P,
-          T] content ids (0 if there is no text).
+          T, Z], the ids by which texts are compared (0 if there is no text).
         """
         keys = [(source, int(index)) for index in indices]
         missing = [key for key in keys if key not in self._cache]
@@ -147,7 +164,7 @@ class TokenReader(ABC):
         found = [fresh[key] if key in fresh else self._cache[key] for key in keys]
         return [tokens for tokens, _ in found], np.array([ids for _, ids in found], np.int32)
 
-    def _read(self, keys: list[tuple[int, int]]) -> list[tuple[list[np.ndarray], list[int]]]:
+    def _read(self, keys: list[tuple[int, int]]) -> list[TokensAndIds]:
         pairs = [self.sources[source][index] for source, index in keys]
         start = time.perf_counter()
         found = list(self.encode(pairs))
@@ -166,6 +183,9 @@ class PairTokenReader(TokenReader):
         hard negatives have the limit of y.
       negatives: number of hard negatives per pair, the first ones. A pair that has fewer is filled
         up with empty texts.
+      equal_texts: rule by which texts are compared, one of EQUALITY_RULES (data/equality.py).
+
+    If an x of some source has other positives, texts have the ids of `make_positive_ids` too.
     """
 
     def __init__(
@@ -175,24 +195,52 @@ class PairTokenReader(TokenReader):
         max_tokens_x: int,
         max_tokens_y: int,
         negatives: int,
+        equal_texts: str = LATEST_RULE,
     ):
-        super().__init__(sources, tokenizer, 2 + negatives)
-        self._max_x = max_tokens_x
-        self._max_y = max_tokens_y
+        self._max_tokens: dict[Side, int] = {'x': max_tokens_x, 'y': max_tokens_y}
+        self._identifier = TextIdentifier(equal_texts, tokenizer, self._max_tokens)
+        self._most_positives = 0
+        if equal_texts == NORMALIZED:
+            # Only some kinds of sources know the positives of other pairs.
+            counts = (getattr(source, 'most_positives', 0) for source in sources)
+            self._most_positives = max(counts, default=0)
+        ids_per_text = self._identifier.ids_per_text + self._most_positives
+        super().__init__(sources, tokenizer, 2 + negatives, ids_per_text)
         self._negatives = negatives
 
-    def encode(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[np.ndarray], list[int]]]:
-        x = self.tokenizer.encode([pair.x for pair in pairs], 'x', self._max_x)
-        y = self.tokenizer.encode([pair.y for pair in pairs], 'y', self._max_y)
-        negatives = [text for pair in pairs for text in pair.negatives[: self._negatives]]
-        negative_tokens = iter(self.tokenizer.encode(negatives, 'y', self._max_y))
-        for pair, x_tokens, y_tokens in zip(pairs, x, y, strict=True):
-            texts = [pair.x, pair.y, *pair.negatives[: self._negatives]]
-            missing = self.texts_per_pair - len(texts)
-            tokens = [x_tokens, y_tokens]
-            tokens += [next(negative_tokens) for _ in texts[2:]]
-            tokens += [np.zeros(0, np.int32)] * missing
-            yield tokens, [compute_content_id(text) for text in texts] + [0] * missing
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
+        texts_of_x = [(pair.x, pair.prompts[0]) for pair in pairs]
+        others = [[pair.y, *pair.negatives[: self._negatives]] for pair in pairs]
+        prompts_of_y = [pair.prompts[1] for pair in pairs]
+        texts_of_y = [
+            (text, prompt)
+            for texts, prompt in zip(others, prompts_of_y, strict=True)
+            for text in texts
+        ]
+        encoded_x = self._encode_side('x', texts_of_x)
+        encoded_y = self._encode_side('y', texts_of_y)
+        for pair, x, texts in zip(pairs, encoded_x, others, strict=True):
+            tokens, ids_TxZ = self._make_absent_pair()
+            for t, encoded in enumerate([x, *itertools.islice(encoded_y, len(texts))]):
+                tokens[t], ids_TxZ[t, : self._identifier.ids_per_text] = encoded
+            if most := self._most_positives:
+                plain = [text.removeprefix(pair.prompts[1]) for text in texts]
+                ids_TxZ[: 1 + len(texts), -most:] = make_positive_ids(plain, pair.positives, most)
+            yield tokens, ids_TxZ
+
+    def _encode_side(
+        self, side: Side, prompted: Sequence[tuple[str, str]]
+    ) -> Iterator[tuple[np.ndarray, list[int]]]:
+        """Yields the tokens and ids of each text.
+
+        Args:
+          side: side of the texts.
+          prompted: each text, and the prompt with which it begins.
+        """
+        texts = [text for text, _ in prompted]
+        prompts = [prompt for _, prompt in prompted]
+        tokens = self.tokenizer.encode(texts, side, self._max_tokens[side])
+        yield from zip(tokens, self._identifier.identify(texts, tokens, side, prompts), strict=True)
 
 
 class DocumentTokenReader(TokenReader):
@@ -205,15 +253,16 @@ class DocumentTokenReader(TokenReader):
     """
 
     def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens: int):
-        super().__init__(sources, tokenizer, texts_per_pair=1)
+        # Texts are not compared: an id only says that there is a text.
+        super().__init__(sources, tokenizer, texts_per_pair=1, ids_per_text=1)
         self._encode = tokenizer.encode_language
         self._max_tokens = max_tokens
 
-    def encode(self, pairs: Sequence[Pair]) -> Iterator[tuple[list[np.ndarray], list[int]]]:
+    def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
         texts = [pair.x for pair in pairs]
         encoded = self._encode(texts, self._max_tokens)
         for text, tokens in zip(texts, encoded, strict=True):
-            yield [tokens], [compute_content_id(text)]
+            yield [tokens], np.array([[compute_content_id(text)]], np.int32)
 
 
 def plan_layout(
@@ -266,7 +315,17 @@ def plan_layout(
         needed = np.concatenate([needed_I for _, needed_I in proposed])
         if jax.process_count() == 1:
             smaller = propose_smaller_row_counts(needed, rows, parts * chunks, row_choices)
-    return Layout(parts, chunks, pairs, reader.texts_per_pair, rows, row_length, packed, smaller)
+    return Layout(
+        parts,
+        chunks,
+        pairs,
+        reader.texts_per_pair,
+        rows,
+        row_length,
+        packed,
+        smaller,
+        reader.ids_per_text,
+    )
 
 
 def sample_lengths(reader: TokenReader, source: int, sample: int) -> np.ndarray:
@@ -278,24 +337,24 @@ def sample_lengths(reader: TokenReader, source: int, sample: int) -> np.ndarray:
 
 
 def pack_group(
-    tokens: Sequence[Sequence[np.ndarray]], ids_bxT: np.ndarray, layout: Layout
+    tokens: Sequence[Sequence[np.ndarray]], ids_bxTxZ: np.ndarray, layout: Layout
 ) -> Batch[np.ndarray]:
     """Returns the rows of one group.
 
-    A pair that does not fit gets content ids of 0: the loss ignores it, and a metric counts it.
+    A pair that does not fit gets ids of 0: the loss ignores it, and a metric counts it.
 
     Args:
       tokens: int32 ids of the T texts of each of b pairs.
-      ids_bxT: int32 content ids.
+      ids_bxTxZ: int32 ids by which texts are compared.
       layout: shape of the batch.
     """
     texts = [text for pair in tokens for text in pair]
-    lengths_bxT = np.array([len(text) for text in texts]).reshape(ids_bxT.shape)
+    lengths_bxT = np.array([len(text) for text in texts]).reshape(ids_bxTxZ.shape[:2])
     if layout.packed:
         starts_bxT = pack_pairs(lengths_bxT, layout.rows, layout.row_length)
     else:
-        starts_bxT = np.arange(len(texts)).reshape(ids_bxT.shape) * layout.row_length
-    ids_bxT = ids_bxT * (starts_bxT >= 0)
+        starts_bxT = np.arange(len(texts)).reshape(lengths_bxT.shape) * layout.row_length
+    ids_bxTxZ = ids_bxTxZ * (starts_bxT >= 0)[..., None]
     placed_bxT = (starts_bxT >= 0) & (lengths_bxT > 0)
     eos_bxT = np.where(placed_bxT, starts_bxT + lengths_bxT - 1, 0)
 
@@ -323,7 +382,7 @@ def pack_group(
         fill_rows(segment_N),
         fill_rows(column_N),
         eos_bxT.astype(np.int32),
-        ids_bxT.astype(np.int32),
+        ids_bxTxZ.astype(np.int32),
     )
 
 
@@ -377,7 +436,7 @@ def _stack_chunks(chunks: Sequence[Batch[np.ndarray]], source: np.int32) -> Batc
         np.stack([chunk.segments_JxRxS for chunk in chunks]),
         np.stack([chunk.positions_JxRxS for chunk in chunks]),
         np.stack([chunk.eos_JxBxT for chunk in chunks]),
-        np.stack([chunk.ids_JxBxT for chunk in chunks]),
+        np.stack([chunk.ids_JxBxTxZ for chunk in chunks]),
         source,
     )
 
@@ -396,13 +455,13 @@ def place_batch(
     """
 
     def assemble(field: str) -> jax.Array:
-        chunks, size, last = getattr(next(iter(local.values())), field).shape
+        chunks, size, *rest = getattr(next(iter(local.values())), field).shape
         sharding = NamedSharding(mesh, P(None, BATCH))
 
         def read(index):
             return getattr(local[(index[1].start or 0) // size], field)
 
-        return jax.make_array_from_callback((chunks, size * layout.parts, last), sharding, read)
+        return jax.make_array_from_callback((chunks, size * layout.parts, *rest), sharding, read)
 
     source = next(iter(local.values())).source
     return Batch(
@@ -410,7 +469,7 @@ def place_batch(
         assemble('segments_JxRxS'),
         assemble('positions_JxRxS'),
         assemble('eos_JxBxT'),
-        assemble('ids_JxBxT'),
+        assemble('ids_JxBxTxZ'),
         jax.make_array_from_callback((), NamedSharding(mesh, P()), lambda _: np.asarray(source)),
     )
 
@@ -418,20 +477,21 @@ def place_batch(
 def make_abstract_batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch[jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of the `place_batch` result with `layout.rows` rows."""
 
-    def array(count: int, last: int) -> jax.ShapeDtypeStruct:
+    def array(count: int, *rest: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(
-            (layout.chunks, layout.parts * count, last),
+            (layout.chunks, layout.parts * count, *rest),
             np.int32,
             sharding=NamedSharding(mesh, P(None, BATCH)),
         )
 
     rows = array(layout.rows, layout.row_length)
-    texts = array(layout.pairs, layout.texts)
+    eos = array(layout.pairs, layout.texts)
+    ids = array(layout.pairs, layout.texts, layout.ids_per_text)
     return Batch(
         rows,
         rows,
         rows,
-        texts,
-        texts,
+        eos,
+        ids,
         jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P())),
     )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from cpt_jax.data.equality import LATEST_RULE
 from cpt_jax.data.pairs import Source, digest_texts
 from cpt_jax.data.sources.csv_pairs import CsvSource
 from cpt_jax.data.sources.jsonl import JsonlSource
@@ -33,7 +34,7 @@ KINDS: dict[str, Callable[..., Source]] = {
 # Keys of a source that are not arguments of its class, with their types.
 SOURCE_KEYS = {'kind': str, 'weight': float, 'prompt_x': str, 'prompt_y': str}
 # Arguments of these classes that the run sets, not the config.
-_SET_BY_RUN = ('split', 'tokenizer', 'verify')
+_SET_BY_RUN = ('split', 'tokenizer', 'equal_texts', 'verify')
 
 
 def get_source_arguments(kind: str) -> dict[str, inspect.Parameter]:
@@ -72,6 +73,7 @@ def make_sources(
     split: str,
     tokenizer: TokenCounter,
     wrap: Callable[[Source], Source] = lambda source: source,
+    equal_texts: str = LATEST_RULE,
     verify: bool = False,
 ) -> tuple[dict[str, Source], dict[str, float]]:
     """Returns the sources of a config's `data.sources` and their weights, by name in sorted order.
@@ -82,22 +84,27 @@ def make_sources(
       split: 'train', 'heldout' or 'all'. 'heldout' leaves out sources without held-out pairs.
       tokenizer: tokenizer for sources that limit texts by tokens.
       wrap: function applied to each source, optional.
+      equal_texts: value of data.equal_texts, for sources that are split by their texts.
       verify: whether to read all files in full to find out whether they changed.
 
     Raises:
       UserError: a section is invalid; the message contains the key.
     """
+    values = {
+        'split': split,
+        'tokenizer': tokenizer,
+        'equal_texts': equal_texts,
+        'verify': verify,
+    }
     sources = {
-        name: wrap(_make_source(name, dict(sections[name]), split, tokenizer, verify))
-        for name in sorted(sections)
+        name: wrap(_make_source(name, dict(sections[name]), values)) for name in sorted(sections)
     }
     kept = {name: source for name, source in sources.items() if len(source) or split != 'heldout'}
     return kept, {name: _parse_weight(name, sections[name]['weight']) for name in kept}
 
 
-def _make_source(
-    name: str, section: dict, split: str, tokenizer: TokenCounter, verify: bool
-) -> Source:
+def _make_source(name: str, section: dict, values: Mapping[str, object]) -> Source:
+    """Returns the source of a section, with those of the run's `values` that its class takes."""
     where = f'data.sources.{name}'
     kind = section.pop('kind', None)
     if kind not in KINDS:
@@ -106,9 +113,8 @@ def _make_source(
         raise UserError(f'config key {where}.weight is missing')
     for key in ('prompt_x', 'prompt_y'):
         section.pop(key, None)
-    set_by_run = {'split': split, 'tokenizer': tokenizer, 'verify': verify}
     arguments = inspect.signature(KINDS[kind]).parameters
-    given = {key: value for key, value in set_by_run.items() if key in arguments}
+    given: dict[str, object] = {key: values[key] for key in values if key in arguments}
     check_section(KINDS[kind], where, section, given)
     try:
         return KINDS[kind](**section, **given)

@@ -17,12 +17,17 @@ class Pair(NamedTuple):
       y: second text (a function, a document, the next passage).
       negatives: hard negatives: texts that are similar to `y` but do not match `x`; often empty.
       id: human-readable name that is unique in the source, such as 'file:line'.
+      positives: word ids of all y's of this x in the source, if it has several
+        (data/positives.py).
+      prompts: prompts with which x, and y and its hard negatives, begin; '' where there is none.
     """
 
     x: str
     y: str
     negatives: tuple[str, ...] = ()
     id: str = ''
+    positives: tuple[int, ...] = ()
+    prompts: tuple[str, str] = ('', '')
 
 
 class Source(Protocol):
@@ -60,9 +65,9 @@ def digest_texts(*parts: str) -> str:
 def compute_content_id(text: str) -> int:
     """Returns an id, 1 to 2**31 - 1, of a text's content; 0 is reserved for "no text".
 
-    Texts with equal ids are not used as negatives of each other. White space around a text is
-    ignored, as in tokenization. In a batch of 65,536 texts, about one pair of different texts has
-    the same 31-bit hash, which costs one negative.
+    Texts with equal ids are not used as negatives of each other (data/equality.py). White space
+    around a text is ignored, as in tokenization. In a batch of 65,536 texts, about one pair of
+    different texts has the same 31-bit hash, which costs one negative.
     """
     return int(digest_texts(text.strip())[:8], 16) % (2**31 - 1) + 1
 

@@ -10,7 +10,7 @@ class PromptedSource:
     """The pairs of a source, with a prompt before each text.
 
     Attributes:
-      split, documents: those of the source without prompts.
+      split, documents, most_positives: those of the source without prompts.
       fingerprint: differs if the source or a prompt differs.
     """
 
@@ -25,6 +25,7 @@ class PromptedSource:
         self._prompts = prompts
         self.split = pairs.split
         self.documents = pairs.documents
+        self.most_positives = getattr(pairs, 'most_positives', 0)
         self.fingerprint = digest_texts(pairs.fingerprint, prompts['x'], prompts['y'])
 
     def __len__(self) -> int:
@@ -34,7 +35,7 @@ class PromptedSource:
         pair = self._pairs[index]
         x, y = self._prompts['x'], self._prompts['y']
         negatives = tuple(y + negative for negative in pair.negatives)
-        return pair._replace(x=x + pair.x, y=y + pair.y, negatives=negatives)
+        return pair._replace(x=x + pair.x, y=y + pair.y, negatives=negatives, prompts=(x, y))
 
     def summary(self) -> str:
         """Returns one line: that of the source, and the prompts."""

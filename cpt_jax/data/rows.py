@@ -12,9 +12,15 @@ from typing import Protocol
 import numpy as np
 from tqdm import tqdm
 
+from cpt_jax.data.equality import NORMALIZED, STRIPPED, normalize_text
 from cpt_jax.data.files import InputFile, digest_file_states, find_input_files
 from cpt_jax.data.local_copies import make_local_copies
 from cpt_jax.data.pairs import Pair, digest_texts, hash_to_unit_interval
+from cpt_jax.data.positives import (
+    NO_OTHER_POSITIVES,
+    compute_word_id,
+    find_other_positives,
+)
 from cpt_jax.data.problems import BadRow, Problems
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
@@ -76,15 +82,22 @@ def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, (names,) if isinstance(names, str) else names))
 
 
-def get_split_key(row: dict, fields: RowFormat) -> str:
+def get_split_key(row: dict, fields: RowFormat, equal_texts: str) -> str:
     """Returns the string whose hash decides whether a row is held out.
 
     It is the row's group if it has one, otherwise x, so that rows with equal x are in one split.
+
+    Args:
+      row: a parsed row.
+      fields: format of the row.
+      equal_texts: when two x are equal (data/equality.py). Case is always folded, because a split
+        does not depend on the tokenizer.
     """
     for name in fields.group:
         if row.get(name) not in (None, ''):
             return f'{name}={row[name]}'
-    return row[fields.x]
+    x = row[fields.x]
+    return normalize_text(x) if equal_texts == NORMALIZED else x
 
 
 class RowSource:
@@ -95,6 +108,8 @@ class RowSource:
       suffixes: suffixes of the files to find in a folder.
       split, fingerprint, documents: see Source.
       problems: counts of bad rows.
+      most_positives: largest number of y's that the x of a pair has in other pairs, at most
+        MAX_OTHER_POSITIVES (data/positives.py).
     """
 
     kind: str
@@ -108,6 +123,7 @@ class RowSource:
         fields: RowFormat,
         holdout: float,
         max_bad_share: float,
+        equal_texts: str,
         *more: str,
         verify: bool = False,
     ):
@@ -119,6 +135,8 @@ class RowSource:
           fields: format of the rows.
           holdout: fraction of the groups, in [0, 1], that is in 'heldout' and not in 'train'.
           max_bad_share: maximum fraction of bad rows.
+          equal_texts: when two x are equal, so that their rows are in one split: one of
+            EQUALITY_RULES (data/equality.py).
           more: further settings that the pairs depend on, for the fingerprint.
           verify: whether to read the files in full to find out whether they changed.
 
@@ -128,9 +146,13 @@ class RowSource:
         self._fields = fields
         self._files = make_local_copies(find_input_files(path, self.suffixes, verify), verify)
         states = digest_file_states(self._files, verify)
-        key = digest_texts(str(INDEX_VERSION), states, repr(fields))
+        # Earlier runs were split by STRIPPED and keep their fingerprint.
+        rule = () if equal_texts == STRIPPED else (equal_texts,)
+        key = digest_texts(str(INDEX_VERSION), states, repr(fields), *rule)
         saved = load_or_build(
-            f'{self.kind}_{key}', lambda: _index_rows(self._files, fields), _INDEX_ARRAYS
+            f'{self.kind}_{key}',
+            lambda: _index_rows(self._files, fields, equal_texts),
+            _INDEX_ARRAYS if equal_texts == STRIPPED else (*_INDEX_ARRAYS, 'x_id', 'y_id'),
         )
         contents, problems = array_to_json(saved['notes'])
         self.split = split
@@ -142,6 +164,7 @@ class RowSource:
             repr(fields),
             split,
             repr(float(holdout)),
+            *rule,
             *more,
             *headers,
         )
@@ -152,6 +175,10 @@ class RowSource:
         self._lines = saved['line'][rows]
         self._offsets = saved['start'][rows]
         self._sizes = saved['bytes'][rows]
+        self._positives = NO_OTHER_POSITIVES
+        if equal_texts == NORMALIZED:
+            self._positives = find_other_positives(saved['x_id'][rows], saved['y_id'][rows])
+        self.most_positives = self._positives.most
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -169,7 +196,8 @@ class RowSource:
             ) from None
         name = row.get(self._fields.id, f'{file.name}:{line}')
         x, y = self._get_texts(row)
-        return Pair(x, y, self._fields.get_negatives(row), str(name))
+        positives = self._positives.find(index)
+        return Pair(x, y, self._fields.get_negatives(row), str(name), positives)
 
     def _get_texts(self, row: dict) -> tuple[str, str]:
         """Returns x and y of a parsed row."""
@@ -192,18 +220,20 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
+def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str) -> Arrays:
     """Checks every row, and returns the locations of the valid ones.
 
     Returns:
       Arrays for a cache file. For the n valid rows: `file_number` int32[n], index of the file;
       `line` int64[n], counted from 1; `start` int64[n], offset; `bytes` int64[n], size; `unit`
-      float64[n], the number in [0, 1) that decides the split. `notes` has a digest of the contents,
-      and the problems.
+      float64[n], the number in [0, 1) that decides the split. With NORMALIZED, `x_id` and
+      `y_id` int32[n], the word ids of x and y. `notes` has a digest of the contents, and the
+      problems.
     """
     problems = Problems()
     contents = blake2b(digest_size=16)
     found: list[tuple[int, int, int, int, float]] = []
+    word_ids: list[tuple[int, int]] = []
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(total=total, desc='indexing rows', unit='B', unit_scale=True, disable=None) as bar:
         for file_index, file in enumerate(files):
@@ -215,8 +245,11 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
                 except BadRow as error:
                     problems.add(error, f'{file.original_path}:{line}')
                 else:
-                    unit = hash_to_unit_interval(get_split_key(row, fields))
+                    unit = hash_to_unit_interval(get_split_key(row, fields, equal_texts))
                     found.append((file_index, line, offset, len(text), unit))
+                    if equal_texts == NORMALIZED:
+                        x, y = row[fields.x], row[fields.y]
+                        word_ids.append((compute_word_id(x), compute_word_id(y)))
     columns = zip(*found, strict=True) if found else ((),) * 5
     dtypes = {
         'file_number': np.int32,
@@ -229,4 +262,6 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
         name: np.array(column, dtype)
         for (name, dtype), column in zip(dtypes.items(), columns, strict=True)
     }
+    if equal_texts == NORMALIZED:
+        arrays['x_id'], arrays['y_id'] = np.array(word_ids, np.int32).reshape(-1, 2).T
     return arrays | {'notes': json_to_array([contents.hexdigest(), problems.to_json()])}

@@ -3,12 +3,18 @@
 Both forms of the loss (dense.py and chunked.py) are built from these functions.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 MASKED_LOGIT = -1e30  # logit of a text that is not a candidate
+# Number of ids of which any makes two texts equal; further ids are those of other positives.
+TEXT_IDS = 2
+# Z arrays: the z-th of the ids of each text of a list.
+Ids = Sequence[jax.Array]
 
 
 class PairBlock(NamedTuple):
@@ -16,12 +22,13 @@ class PairBlock(NamedTuple):
 
     Attributes:
       e_cxTxD: unit vectors of x, y and hard negatives; if the pairs are candidates, x is left out.
-      ids_cxT: int32 content ids of the texts, x included.
+      ids_cxTZ: int32[c, T * Z], the Z ids of each of the T texts, x included (data/equality.py).
+        They share one axis, because a TPU pads the last two axes of an array to 8 x 128.
       number_c: int32 indices of the pairs in the batch.
     """
 
     e_cxTxD: jax.Array
-    ids_cxT: jax.Array
+    ids_cxTZ: jax.Array
     number_c: jax.Array
 
 
@@ -88,22 +95,80 @@ def unflatten_candidates(a_Kx: jax.Array, pairs: int) -> jax.Array:
 def find_negatives_and_partners(
     anchors: PairBlock, candidates: PairBlock
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns two masks, bool[b, K]: whether a candidate is a negative of an anchor, and whether it
-    is its partner.
+    """Returns two masks, bool[b, C]: whether a candidate is a negative of an anchor, and whether it
+    is its partner. The partner is always included.
 
-    A candidate is neither if it is absent (id 0), if its pair has the same x or the same y as the
-    anchor's pair, or if it is a hard negative that equals the anchor's y. Batches of tens of
-    thousands of pairs always contain such duplicates. The partner is always included.
+    Two pairs that have an equal text among their x and y give each other no negative:
+
+      y_j = y_i, y_j = x_i    y_j is the anchor's own text or partner
+      x_j = x_i, x_j = y_i    y_j belongs to the anchor's own text or to its partner
+
+    One mask serves both directions, in which logit (i, j) compares x_i with y_j and y_j with x_i:
+    if i and j, and x and y, are exchanged, the four conditions stay the same four.
+
+    A hard negative is masked for an anchor if it equals the anchor's x or y, and for all anchors if
+    it equals x or y of its own pair. The hard negatives of pairs that share a text with the anchor
+    stay: they were chosen against that text. Chains over several texts are not closed: of (a, b),
+    (b, c) and (c, d), the first and the last pair give each other negatives.
+
+    Texts may have more ids than those by which they are equal. By these, an x is compared with y's
+    and hard negatives only: they equal positives that x has in other pairs (data/batch.py).
+
+    Batches of tens of thousands of pairs always contain equal texts.
+
+    If texts have only one id, the batch is of a run with data.equal_texts=stripped, which compares
+    x with x, y with y, and hard negatives with the anchor's y.
     """
-    x_bx1, y_bx1 = anchors.ids_cxT[:, :1], anchors.ids_cxT[:, 1:2]
-    x_1xc = candidates.ids_cxT[None, :, 0]
-    y_1xc = candidates.ids_cxT[None, :, 1]
-    hard_1xM = candidates.ids_cxT[None, :, 2:].reshape(1, -1)
-    partner_bxc = anchors.number_c[:, None] == candidates.number_c[None]
-    in_batch_bxc = (x_1xc > 0) & (x_bx1 > 0) & (x_1xc != x_bx1) & (y_1xc != y_bx1)
-    hard_bxM = (hard_1xM > 0) & (x_bx1 > 0) & (hard_1xM != y_bx1)
-    negative_bxC = jnp.concatenate([in_batch_bxc & ~partner_bxc, hard_bxM], axis=1)
+    x_Zxb, y_Zxb, _ = split_ids(anchors, anchors.e_cxTxD.shape[1])
+    x_Zxc, y_Zxc, hard_ZxM = split_ids(candidates, anchors.e_cxTxD.shape[1])
+    partner_bxc = anchors.number_c[:, None] == candidates.number_c
+    if len(x_Zxb) == 1:
+        share_bxc = compare_ids(x_Zxb, x_Zxc) | compare_ids(y_Zxb, y_Zxc)
+        hard_bxM = ~compare_ids(y_Zxb, hard_ZxM)
+    else:
+        share_bxc = (
+            compare_ids(x_Zxb[:TEXT_IDS], x_Zxc)
+            | compare_ids(x_Zxb, y_Zxc)
+            | compare_ids(y_Zxb[:TEXT_IDS], x_Zxc)
+            | compare_ids(y_Zxb[:TEXT_IDS], y_Zxc)
+        )
+        hard_bxM = ~compare_ids(x_Zxb, hard_ZxM) & ~compare_ids(y_Zxb[:TEXT_IDS], hard_ZxM)
+        hard_bxM &= _differ_from_own_pair(x_Zxc, y_Zxc, hard_ZxM)
+    present_bx1 = x_Zxb[0][:, None] > 0
+    # A pair shares its texts with itself.
+    negative_bxc = present_bx1 & (x_Zxc[0] > 0) & ~share_bxc
+    hard_bxM &= present_bx1 & (hard_ZxM[0] > 0)
+    negative_bxC = jnp.concatenate([negative_bxc, hard_bxM], axis=1)
     return negative_bxC, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxM.shape[1])))
+
+
+def split_ids(pairs: PairBlock, texts: int) -> tuple[Ids, Ids, Ids]:
+    """Returns the ids of x, of y and of hard negatives, each as Z arrays of the texts' ids."""
+    ids = pairs.ids_cxTZ.shape[1] // texts
+    # The ids of a pair: x0 x1 y0 y1 h0 h1 h0 h1.
+    by_text = [pairs.ids_cxTZ[:, z::ids] for z in range(ids)]
+    return (
+        [ids_cxT[:, 0] for ids_cxT in by_text],
+        [ids_cxT[:, 1] for ids_cxT in by_text],
+        [ids_cxT[:, 2:].reshape(-1) for ids_cxT in by_text],
+    )
+
+
+def compare_ids(a_Zxa: Ids, b_Zxb: Ids) -> jax.Array:
+    """Returns bool[a, b]: whether two texts are equal, which they are if any of their ids agree.
+
+    If one has more ids, only the ids that both have are compared.
+    """
+    same = [a[:, None] == b for a, b in zip(a_Zxa, b_Zxb, strict=False)]
+    return functools.reduce(jnp.logical_or, same)
+
+
+def _differ_from_own_pair(x_Zxc: Ids, y_Zxc: Ids, hard_ZxM: Ids) -> jax.Array:
+    """Returns bool[M]: whether hard negatives differ from x and y of their own pair."""
+    hard_Zxcx = [hard_M.reshape(len(x_Zxc[0]), -1) for hard_M in hard_ZxM]
+    same = [x[:, None] == hard for x, hard in zip(x_Zxc, hard_Zxcx, strict=True)]
+    same += [y[:, None] == hard for y, hard in zip(y_Zxc[:TEXT_IDS], hard_Zxcx, strict=False)]
+    return ~functools.reduce(jnp.logical_or, same).reshape(-1)
 
 
 def compute_stats(
@@ -128,7 +193,7 @@ def compute_stats(
         # Summed row by row first: float32 counts exactly only up to 2**24.
         negatives=negative_bxC.astype(jnp.float32).sum(1).sum(),
     )
-    pairs = candidates.ids_cxT.shape[0]
+    pairs = candidates.ids_cxTZ.shape[0]
     best_c = jax.lax.stop_gradient(logits_bxC[:, :pairs]).max(0)
     columns = ColumnStats(
         best_c=best_c,
@@ -215,11 +280,11 @@ def compute_row_lse(rows: RowStats) -> jax.Array:
     return jnp.log(rows.total_b) + rows.best_b
 
 
-def mask_present_pairs(ids_bxT: jax.Array) -> jax.Array:
+def mask_present_pairs(ids_bxTZ: jax.Array) -> jax.Array:
     """Returns float32[b]: 1 for a pair that is present, 0 for an empty slot (a pair that did not
     fit into its rows, or padding).
     """
-    return (ids_bxT[:, 0] > 0).astype(jnp.float32)
+    return (ids_bxTZ[:, 0] > 0).astype(jnp.float32)
 
 
 def compute_pair_indices(count: int, axes: tuple[str, ...]) -> jax.Array:

@@ -17,7 +17,7 @@ from cpt_jax.loss.candidates import (
 
 
 def compute_dense_sums(
-    e_BxTxD: jax.Array, ids_BxT: jax.Array, scale: jax.Array, axes: tuple[str, ...]
+    e_BxTxD: jax.Array, ids_BxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...]
 ) -> dict[str, jax.Array]:
     """Returns the sums of `sum_over_pairs`.
 
@@ -30,17 +30,17 @@ def compute_dense_sums(
         partial(_compute_local_dense_sums, axes=axes),
         in_specs=(P(axes), P(axes), P()),
         out_specs=P(),
-    )(e_BxTxD, ids_BxT, scale)
+    )(e_BxTxD, ids_BxTZ, scale)
 
 
 def _compute_local_dense_sums(
-    e_bxTxD: jax.Array, ids_bxT: jax.Array, scale: jax.Array, axes: tuple[str, ...]
+    e_bxTxD: jax.Array, ids_bxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...]
 ) -> dict[str, jax.Array]:
     candidates, ids = (
-        jax.lax.all_gather(array, axes, tiled=True) for array in (e_bxTxD[:, 1:], ids_bxT)
+        jax.lax.all_gather(array, axes, tiled=True) for array in (e_bxTxD[:, 1:], ids_bxTZ)
     )
-    anchors = PairBlock(e_bxTxD, ids_bxT, compute_pair_indices(len(ids_bxT), axes))
+    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(len(ids_bxTZ), axes))
     rows, columns = compute_stats(anchors, PairBlock(candidates, ids, jnp.arange(len(ids))), scale)
     return sum_over_pairs(
-        rows, *reduce_column_stats(columns, axes, 0), mask_present_pairs(ids_bxT), axes
+        rows, *reduce_column_stats(columns, axes, 0), mask_present_pairs(ids_bxTZ), axes
     )

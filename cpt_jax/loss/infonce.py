@@ -86,14 +86,14 @@ class InfoNCE:
             )
 
     def __call__(
-        self, e_BxTxD: jax.Array, ids_BxT: jax.Array, log_scale: jax.Array
+        self, e_BxTxD: jax.Array, ids_BxTxZ: jax.Array, log_scale: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """Computes the loss and the metrics of a global batch.
 
         Args:
           e_BxTxD: unit vectors, float32 or bfloat16: x, y, then hard negatives.
-          ids_BxT: int32 content ids of the same texts; 0 for an absent text. A pair whose x is 0
-            is ignored.
+          ids_BxTxZ: int32 ids by which the same texts are compared; 0 for an absent text. A pair
+            whose x is absent is ignored.
           log_scale: float32 scalar, -log(temperature).
 
         Returns:
@@ -104,11 +104,11 @@ class InfoNCE:
         """
         # Split over the whole mesh if the batch size allows it, so that devices of the tensor axis
         # compute different rows. Otherwise they repeat the same rows.
-        axes = AXES if ids_BxT.shape[0] % jax.sharding.get_abstract_mesh().size == 0 else BATCH
-        e_BxTxD, ids_BxT = (jax.reshard(array, P(axes)) for array in (e_BxTxD, ids_BxT))
+        axes = AXES if ids_BxTxZ.shape[0] % jax.sharding.get_abstract_mesh().size == 0 else BATCH
+        e_BxTxD, ids_BxTxZ = (jax.reshard(array, P(axes)) for array in (e_BxTxD, ids_BxTxZ))
         dimensions: list[int | None] = [*sorted(self.dimensions)] or [None]
         results = [
-            self._compute_loss(truncate_dimensions(e_BxTxD, dimension), ids_BxT, log_scale, axes)
+            self._compute_loss(truncate_dimensions(e_BxTxD, dimension), ids_BxTxZ, log_scale, axes)
             for dimension in dimensions
         ]
         # `sum` has type Array | int, but `results` is never empty.
@@ -116,19 +116,20 @@ class InfoNCE:
         loss = total / len(results)
         metrics = results[-1][1]
         for name, weight in self.terms:
-            value = TERMS[name](e_BxTxD, ids_BxT, axes)
+            value = TERMS[name](e_BxTxD, ids_BxTxZ, axes)
             loss = loss + weight * value
             metrics[name] = jax.lax.stop_gradient(value)
         return loss, metrics
 
     def _compute_loss(
-        self, e_BxTxD: jax.Array, ids_BxT: jax.Array, log_scale: jax.Array, axes: tuple[str, ...]
+        self, e_BxTxD: jax.Array, ids_BxTxZ: jax.Array, log_scale: jax.Array, axes: tuple[str, ...]
     ) -> tuple[jax.Array, Metrics]:
         scale = jnp.exp(log_scale)
+        ids_BxTZ = ids_BxTxZ.reshape(len(ids_BxTxZ), -1)
         if self.form == 'dense':
-            sums = compute_dense_sums(e_BxTxD, ids_BxT, scale, axes)
+            sums = compute_dense_sums(e_BxTxD, ids_BxTZ, scale, axes)
         else:
-            sums = compute_chunked_sums(e_BxTxD, ids_BxT, scale, axes, self.chunks)
+            sums = compute_chunked_sums(e_BxTxD, ids_BxTZ, scale, axes, self.chunks)
         mean = {name: total / jnp.maximum(sums['pairs'], 1) for name, total in sums.items()}
         loss = (mean['loss_xy'] + mean['loss_yx']) / 2 if self.symmetric else mean['loss_xy']
         metrics = {

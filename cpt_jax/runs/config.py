@@ -56,6 +56,7 @@ LEGACY_DEFAULTS = {
     'tokenizer.delimiters': 'paper',  # no run had the special tokens of a pretrained model
     'tokenizer.closing': 'own',  # each side had a closing delimiter of its own
     'model.pooling': 'eos',  # the only pooling in training
+    'data.equal_texts': 'stripped',  # texts were compared without white space at their ends
     'init_from': '',  # a key of the top level; every run was from scratch
 }
 

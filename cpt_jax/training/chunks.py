@@ -107,7 +107,7 @@ def compute_text_indices(
 
     The index does not depend on the layout (data/batch.py), so neither do dropout masks.
     """
-    chunks, pairs, texts = batch.ids_JxBxT.shape
+    chunks, pairs, texts = batch.eos_JxBxT.shape
     parts = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in BATCH)
     rows = segments_RxS.shape[0]
     # Rows are sharded over the parts of the mesh in order: row r belongs to part r // (R / parts).
@@ -142,7 +142,7 @@ def merge_chunks(a_JxBx: jax.Array) -> jax.Array:
       device 0   a0 a1   b0 b1        ->   device 0   a0 b0 a1 b1
       device 1   a2 a3   b2 b3             device 1   a2 b2 a3 b3
 
-    No pair moves to another device. The loss only needs the order of `batch.ids_JxBxT`, which is
+    No pair moves to another device. The loss only needs the order of `batch.ids_JxBxTxZ`, which is
     merged in the same way.
     """
     a_BxJx = a_JxBx.swapaxes(0, 1)

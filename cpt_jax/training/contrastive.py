@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from cpt_jax.data.batch import Batch, Layout, PairTokenReader, TokenReader
+from cpt_jax.data.equality import IDS_PER_TEXT, resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
@@ -101,19 +102,26 @@ class Contrastive:
         return origin.model_section_and_vocab_size
 
     def load_sources(
-        self,
-        sections: Mapping[str, Mapping[str, Any]],
-        split: str,
-        tokenizer: TokenCounter,
-        verify: bool,
+        self, data: Mapping[str, Any], split: str, tokenizer: TokenCounter
     ) -> tuple[dict[str, Source], dict[str, float]]:
-        return make_sources(sections, split, tokenizer, verify=verify)
+        return make_sources(
+            data['sources'],
+            split,
+            tokenizer,
+            equal_texts=resolve_rule(data),
+            verify=data.get('verify', False),
+        )
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> PairTokenReader:
         return PairTokenReader(
-            sources, tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives
+            sources,
+            tokenizer,
+            data.max_tokens_x,
+            data.max_tokens_y,
+            data.negatives,
+            data.equality_rule,
         )
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> Objective:
@@ -134,7 +142,7 @@ class Contrastive:
         if params.encoder.config.freeze_dense:
             dense = jax.lax.stop_gradient(dense)
         e_BxTxD = encode(params.encoder, batch, key, dense)
-        value, metrics = self.loss(e_BxTxD, merge_chunks(batch.ids_JxBxT), log_scale)
+        value, metrics = self.loss(e_BxTxD, merge_chunks(batch.ids_JxBxTxZ), log_scale)
         return value, metrics | {'scale': jnp.exp(log_scale)}
 
     def _log_scale(self, params: ContrastiveParams, batch: Batch) -> jax.Array:
@@ -149,6 +157,9 @@ class Contrastive:
 
     def get_max_lengths(self, data: Data) -> Sequence[int]:
         return [data.max_tokens_x, data.max_tokens_y, *[data.max_tokens_y] * data.negatives]
+
+    def count_ids_per_text(self, data: Data) -> int:
+        return IDS_PER_TEXT[data.equality_rule]
 
     def count_step_flops(
         self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA

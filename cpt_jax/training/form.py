@@ -8,6 +8,7 @@ Contrastive Pre-Training" (section 2): delimiters, and the state at the closing 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cpt_jax.data.equality import resolve_rule
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin, Scratch
@@ -54,6 +55,21 @@ def resolve_form(
     if not previous:
         _check_form(resolved, origin)
     return resolved
+
+
+def resolve_equality(
+    config: Mapping[str, Any], stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Returns the config with `data.equal_texts` in place of 'auto'.
+
+    Args:
+      config: the sections of configs/base.py.
+      stored: the config that the run stored, whose rule it keeps; None for a new run.
+    """
+    data = {**config['data']}
+    if data.get('equal_texts', 'auto') == 'auto':
+        data['equal_texts'] = resolve_rule(stored['data'] if stored else {})
+    return {**config, 'data': data}
 
 
 def _find_own_form(

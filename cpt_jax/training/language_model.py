@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.batch import Batch, DocumentTokenReader, Layout, TokenReader, pack_group
+from cpt_jax.data.equality import resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.packing import count_rows_needed
 from cpt_jax.data.pairs import Pair, Source, spread_indices
@@ -113,19 +114,22 @@ class LanguageModel:
         return origin.model_section_and_vocab_size if isinstance(origin, Pretrained) else None
 
     def load_sources(
-        self,
-        sections: Mapping[str, Mapping[str, Any]],
-        split: str,
-        tokenizer: TokenCounter,
-        verify: bool,
+        self, data: Mapping[str, Any], split: str, tokenizer: TokenCounter
     ) -> tuple[dict[str, Source], dict[str, float]]:
         """Returns sources of texts instead of pairs, and their weights, by name."""
         # A document of one piece makes no pair, but it is a text to learn from.
         sections = {
             name: {**section, 'min_pieces': 1} if section.get('kind') == 'text' else section
-            for name, section in sections.items()
+            for name, section in data['sources'].items()
         }
-        return make_sources(sections, split, tokenizer, DocumentSource, verify)
+        return make_sources(
+            sections,
+            split,
+            tokenizer,
+            DocumentSource,
+            resolve_rule(data),
+            data.get('verify', False),
+        )
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
@@ -156,7 +160,7 @@ class LanguageModel:
             params.encoder, batch, key, compute, lambda totals_Jx3: totals_Jx3.sum(0)
         )
         loss, accuracy, _ = totals_3 / jnp.maximum(totals_3[2], 1)
-        pairs = jnp.sum(batch.ids_JxBxT > 0, dtype=jnp.float32)
+        pairs = jnp.sum(batch.ids_JxBxTxZ > 0, dtype=jnp.float32)
         return loss, jax.lax.stop_gradient(
             {'accuracy': accuracy, 'foretold': totals_3[2], 'pairs': pairs}
         )
@@ -166,6 +170,9 @@ class LanguageModel:
 
     def get_max_lengths(self, data: Data) -> Sequence[int]:
         return [data.row_length]
+
+    def count_ids_per_text(self, data: Data) -> int:
+        return 1
 
     def count_step_flops(
         self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
@@ -254,9 +261,8 @@ class HeldoutText:
         rows_per_call = layout.parts * layout.rows
         rows = -(-count_rows_needed(lengths, layout.row_length) // rows_per_call) * rows_per_call
         all_texts = Layout(1, 1, len(tokens), 1, rows, layout.row_length)
-        group = pack_group(
-            [[text] for text in tokens], np.ones((len(tokens), 1), np.int32), all_texts
-        )
+        ids_bxTxZ = np.ones((len(tokens), 1, 1), np.int32)
+        group = pack_group([[text] for text in tokens], ids_bxTxZ, all_texts)
         self._row_batches = [
             [array[start : start + rows_per_call] for array in group[:3]]
             for start in range(0, rows, rows_per_call)

@@ -99,13 +99,9 @@ class Objective(Protocol):
         """
 
     def load_sources(
-        self,
-        sections: Mapping[str, Mapping[str, Any]],
-        split: str,
-        tokenizer: TokenCounter,
-        verify: bool,
+        self, data: Mapping[str, Any], split: str, tokenizer: TokenCounter
     ) -> tuple[dict[str, Source], dict[str, float]]:
-        """Returns the sources of `data.sources` and their weights, by name; see `make_sources`."""
+        """Returns the sources of the `data` section and their weights, by name."""
 
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
@@ -139,6 +135,9 @@ class Objective(Protocol):
 
     def get_max_lengths(self, data: Data) -> Sequence[int]:
         """Returns the maximum number of tokens of each text of a pair."""
+
+    def count_ids_per_text(self, data: Data) -> int:
+        """Returns the number of ids by which a text of a batch is compared with others."""
 
     def count_step_flops(
         self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA

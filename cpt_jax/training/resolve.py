@@ -18,7 +18,7 @@ from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer, TextTokenizer
 from cpt_jax.text.tokenizer import DELIMITERS
 from cpt_jax.training.contrastive import Contrastive
-from cpt_jax.training.form import keeps_own_form, resolve_form
+from cpt_jax.training.form import keeps_own_form, resolve_equality, resolve_form
 from cpt_jax.training.language_model import LanguageModel
 from cpt_jax.training.objective import Objective
 from cpt_jax.training.optimizer import make_optimizer
@@ -144,7 +144,7 @@ def resolve_architecture(
       UserError: see `make_objective`.
     """
     data = build(Data, 'data', config['data'])
-    config = resolve_form(config, origin)
+    config = resolve_equality(resolve_form(config, origin))
     inherited = make_objective(config, data).inherit_architecture(origin)
     if inherited is None:
         return config, False

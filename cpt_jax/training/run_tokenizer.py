@@ -128,8 +128,7 @@ def _iterate_training_texts(config: Mapping[str, Any], objective: Objective) -> 
 
     The pairs of a source are shuffled, because training a tokenizer may read only the first texts.
     """
-    data = config['data']
-    by_name, _ = objective.load_sources(data['sources'], 'train', _FourCharacters(), data['verify'])
+    by_name, _ = objective.load_sources(config['data'], 'train', _FourCharacters())
     sources = list(by_name.values())
     orders = [np.random.default_rng(0).permutation(len(source)) for source in sources]
     for position in range(max(map(len, orders))):

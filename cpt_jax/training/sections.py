@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cpt_jax.data.equality import EQUALITY_RULES, STRIPPED, resolve_rule
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
@@ -31,12 +32,18 @@ class Data:
     threads: int = 2
     prefetch: int = 8
     prompts: Mapping[str, str | None] | None = None
+    equal_texts: str = STRIPPED
     verify: bool = False
 
     def __post_init__(self):
         _check_minimum(
             'data', self, negatives=0, rows=0, row_choices=1, row_length=0, threads=1, prefetch=1
         )
+        if self.equal_texts not in ('auto', *EQUALITY_RULES):
+            raise UserError(
+                f'data.equal_texts={self.equal_texts!r}: choose one of auto, '
+                f'{", ".join(EQUALITY_RULES)}'
+            )
         if not isinstance(self.prompts or {}, Mapping):
             raise UserError(f'data.prompts={self.prompts!r}: must be a section with x and y')
         for side, prompt in (self.prompts or {}).items():
@@ -44,6 +51,11 @@ class Data:
                 raise UserError(f'unknown config key data.prompts.{side}: data.prompts has x, y')
             if not isinstance(prompt, str | None):
                 raise UserError(f'data.prompts.{side}={prompt!r}: must be a text')
+
+    @property
+    def equality_rule(self) -> str:
+        """The rule by which texts are compared, one of EQUALITY_RULES."""
+        return resolve_rule({'equal_texts': self.equal_texts})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.storage.paths import make_absolute
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
-from cpt_jax.training.form import resolve_form
+from cpt_jax.training.form import resolve_equality, resolve_form
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
@@ -123,9 +123,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     tokenizer = checked.tokenizer
     assert tokenizer is not None  # `resolve` calls make_tokenizer
     sections = config['data']['sources']
-    sources, weights = objective.load_sources(
-        sections, 'train', tokenizer, config['data']['verify']
-    )
+    sources, weights = objective.load_sources(config['data'], 'train', tokenizer)
     sources, reading_tokenizer = _put_prompts(sources, sections, tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     if start.previous:
@@ -268,6 +266,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
         previous = dataclasses.replace(previous, base_path=config['init_from'])
     inherits = previous.inherits_architecture
     config = resolve_form(config, Scratch(), previous)
+    config = resolve_equality(config, previous.provenance.config)
     if inherits:
         config = replace_architecture(config, *previous.model_section_and_vocab_size)
     config = keep_sizes(config, previous.provenance.config)
@@ -303,9 +302,8 @@ def _load_heldout_pairs(
     """
     if not evaluation.is_on:
         return []
-    sections = config['data']['sources']
-    sources, _ = objective.load_sources(sections, 'heldout', tokenizer, config['data']['verify'])
-    sources, _ = _put_prompts(sources, sections, tokenizer)
+    sources, _ = objective.load_sources(config['data'], 'heldout', tokenizer)
+    sources, _ = _put_prompts(sources, config['data']['sources'], tokenizer)
     pairs_per_source, remainder = divmod(evaluation.pairs, max(len(sources), 1))
     pairs = []
     for position, source in enumerate(sources.values()):

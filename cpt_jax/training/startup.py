@@ -8,12 +8,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from cpt_jax.data.batch import Layout
+from cpt_jax.data.batch import Layout, TokenReader
+from cpt_jax.data.equality import NORMALIZED, compute_masked_share, count_repeated_texts
+from cpt_jax.data.pairs import spread_indices
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.training.setup import Run
-from cpt_jax.training.sizes import LENGTH_QUANTILE
+from cpt_jax.training.sizes import LENGTH_QUANTILE, SAMPLED_PAIRS
 from cpt_jax.training.step import TrainState
+
+# Maximum number of pairs of a source that are compared with each other before training.
+COMPARED_PAIRS = 1024
+# Fraction of masked negatives above which the table warns.
+MUCH_MASKED = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +79,7 @@ def format_startup_table(
         'learning': _describe_schedule(run),
         'batch': run.objective.describe_batch(run.train.batch_pairs, run.data),
         'rows': _describe_layout(run.layout),
+        **describe_equal_texts(run),
         'held out': _describe_heldout(run),
         **{f'data {name}': source.summary() for name, source in run.sources.items()},
     }
@@ -88,6 +96,49 @@ def _describe_layout(layout: Layout) -> str:
         smaller = ', '.join(map(str, layout.smaller_row_counts))
         text += f'; {smaller} rows for batches that fit into fewer'
     return text
+
+
+def describe_equal_texts(run: Run) -> dict[str, str]:
+    """Returns how many texts of a sample of each source the model cannot tell from another, and a
+    warning if the masks of equal texts leave few negatives.
+    """
+    if run.objective.name != 'contrastive' or run.data.equality_rule != NORMALIZED:
+        return {}
+    samples = {name: _sample_ids(run.reader, i) for i, name in enumerate(run.sources)}
+    counts = [f'{name}: {_count_equal_texts(ids)}' for name, ids in samples.items()]
+    shares = {name: compute_masked_share(ids) for name, ids in samples.items()}
+    warnings = [
+        f'data.sources.{name}: {share:.0%} of the negatives in a batch are masked, because pairs '
+        f'have equal texts. If only the first tokens are equal, raise data.max_tokens_x or '
+        f'data.max_tokens_y, or remove the common beginning'
+        for name, share in shares.items()
+        if share > MUCH_MASKED
+    ]
+    return {
+        'equal texts': f'{"; ".join(counts)} (sampled texts that equal another once truncated)',
+        'warning': '; '.join(warnings),
+    }
+
+
+def _count_equal_texts(ids_PxTxZ: np.ndarray) -> str:
+    """Returns how many x, y and hard negatives have the same tokens as another one."""
+    columns = {'x': ids_PxTxZ[:, 0], 'y': ids_PxTxZ[:, 1], 'negatives': ids_PxTxZ[:, 2:]}
+    present = {name: ids[ids[..., 0] > 0] for name, ids in columns.items()}
+    return ', '.join(
+        f'{count_repeated_texts(ids_NxZ):,} of {len(ids_NxZ):,} {name}'
+        for name, ids_NxZ in present.items()
+        if len(ids_NxZ)
+    )
+
+
+def _sample_ids(reader: TokenReader, source: int) -> np.ndarray:
+    """Returns int32[P, T, Z]: the ids by which the texts of some pairs are compared.
+
+    The pairs are some of those that `plan_layout` has sampled, which the reader has in its cache.
+    """
+    indices = spread_indices(len(reader.sources[source]), SAMPLED_PAIRS)
+    step = -(-len(indices) // COMPARED_PAIRS)
+    return reader(source, indices[::step])[1]
 
 
 def _describe_template(run: Run) -> str:

@@ -14,6 +14,7 @@ from cpt_jax.data.batch import (
     plan_layout,
     sample_lengths,
 )
+from cpt_jax.data.equality import hash_tokens, normalize_text
 from cpt_jax.data.mixture import make_batches
 from cpt_jax.data.pairs import Pair, check_negatives, compute_content_id
 from cpt_jax.runtime.errors import UserError
@@ -48,13 +49,16 @@ def reader(tokenizer) -> PairTokenReader:
 
 
 def unpack(batch, layout: Layout) -> list[tuple]:
-    """Returns (tokens of every text, content ids) of each pair in the rows of a part's batch."""
+    """Returns (tokens of every text, ids of every text) of each pair in the rows of a part's
+    batch.
+    """
     found = []
     for tokens, segments, positions, eos, ids in zip(*batch[:5], strict=True):
-        for eos_T, ids_T in zip(eos, ids, strict=True):
+        for eos_T, ids_TxZ in zip(eos, ids, strict=True):
             pair = []
-            for eos_index, text_id in zip(eos_T, ids_T, strict=True):
-                if not text_id:
+            for eos_index, text_ids in zip(eos_T, ids_TxZ.tolist(), strict=True):
+                assert all(text_ids) or not any(text_ids)
+                if not any(text_ids):
                     pair.append(())
                     continue
                 row, column = divmod(int(eos_index), layout.row_length)
@@ -65,7 +69,7 @@ def unpack(batch, layout: Layout) -> list[tuple]:
                     positions[row, start : column + 1], np.arange(column + 1 - start)
                 )
                 pair.append(tuple(tokens[row, start : column + 1].tolist()))
-            found.append((*pair, *ids_T.tolist()))
+            found.append((*pair, *map(tuple, ids_TxZ.tolist())))
     return found
 
 
@@ -75,22 +79,26 @@ def expected(reader: PairTokenReader, index: int) -> tuple:
     x = reader.tokenizer.encode([pair.x], 'x', 24)
     y = reader.tokenizer.encode([pair.y, *pair.negatives[:2]], 'y', 32)
     missing = 2 - len(pair.negatives[:2])
-    ids = [compute_content_id(text) for text in (pair.x, pair.y, *pair.negatives[:2])]
-    ids += [0] * missing
+    ids = [
+        (compute_content_id(normalize_text(text, fold_case=False)), hash_tokens(tokens[1:-1]))
+        for text, tokens in zip((pair.x, pair.y, *pair.negatives[:2]), x + y, strict=True)
+    ]
+    ids += [(0, 0)] * missing
     return (*(tuple(array.tolist()) for array in x + y), *[()] * missing, *ids)
 
 
 def test_texts_have_delimiters_are_truncated_and_have_content_ids(reader):
     tokens, ids = reader(0, np.arange(20))
     assert ids.dtype == np.int32
-    assert ids.shape == (20, 4)
+    assert ids.shape == (20, 4, 2)
     for index in range(20):
-        found = (*(tuple(text.tolist()) for text in tokens[index]), *ids[index])
-        assert found == expected(reader, index)
-    assert ids[0, 0] == ids[10, 0] == compute_content_id('the same')
+        texts = (tuple(text.tolist()) for text in tokens[index])
+        assert (*texts, *map(tuple, ids[index].tolist())) == expected(reader, index)
+    assert ids[0, 0, 0] == ids[10, 0, 0] == compute_content_id('the same')
+    assert ids[0, 0, 1] == ids[10, 0, 1]
     assert compute_content_id('the same') == compute_content_id(' the same\n')
     assert compute_content_id('the same') != compute_content_id('thesame')
-    assert len(np.unique(ids[1:10, :2])) == 18
+    assert len(np.unique(ids[1:10, :2])) == 36
     assert max(len(x) for x, *_ in tokens) == 24
     assert (ids[::4, 2:] == 0).all() and (ids[2::4, 2:] > 0).all()
 
@@ -107,8 +115,8 @@ def test_pairs_are_cached(reader, monkeypatch):
     for _ in range(2):
         mixed, ids = reader(0, np.array([5, 150, 3, 150]))
         assert [list(map(list, pair)) for pair in mixed[1::2]] == 2 * [list(map(list, mixed[1]))]
-        assert ids[0].tolist() == list(expected(reader, 5)[4:])
-        assert ids[1].tolist() == list(expected(reader, 150)[4:])
+        assert [*map(tuple, ids[0].tolist())] == list(expected(reader, 5)[4:])
+        assert [*map(tuple, ids[1].tolist())] == list(expected(reader, 150)[4:])
     # The cache is full: each call reads pair 150 again, twice.
     assert reader.sources[0].reads == 30 + 2 * 2
 
@@ -134,9 +142,9 @@ def test_pair_that_does_not_fit_has_no_content_ids(reader):
     tokens, ids = reader(0, np.arange(16))
     layout = Layout(parts=1, chunks=1, pairs=16, texts=4, rows=7, row_length=64)
     batch = pack_group(tokens, ids, layout)
-    whole = batch.ids_JxBxT[:, 0] > 0
+    whole = batch.ids_JxBxTxZ[:, 0, 0] > 0
     assert 0 < whole.sum() < 16
-    assert not batch.ids_JxBxT[~whole].any()
+    assert not batch.ids_JxBxTxZ[~whole].any()
     assert (batch.eos_JxBxT >= 0).all() and (batch.eos_JxBxT < 7 * 64).all()
     found = unpack(
         [
@@ -167,7 +175,8 @@ def read_step_from_devices(
     assert source.sharding.is_fully_replicated
     assert batch[0].shape == (chunks, layout.parts * layout.rows, 64)
     pairs_per_chunk = -(-size // (chunks * layout.parts)) * layout.parts
-    assert batch[3].shape == batch[4].shape == (chunks, pairs_per_chunk, 4)
+    assert batch[3].shape == batch[4].shape[:3] == (chunks, pairs_per_chunk, 4)
+    assert batch[4].shape[3:] == (2,)
     found = []
     parts = {}
     for shards in zip(*(array.addressable_shards for array in batch), strict=True):
@@ -209,7 +218,7 @@ def test_batch_of_any_size_fits_any_mesh(reader, sizes, chunks, size):
     """The last groups are padded with pairs without tokens and content ids."""
     chosen = make_batches({'a': reader.sources[0]}, {'a': 1.0}, 0, size)[3].pairs
     found = read_step_from_devices(reader, sizes, chunks, 3, size)
-    padding = ((), (), (), (), 0, 0, 0, 0)
+    padding = (*[()] * 4, *[(0, 0)] * 4)
     assert [pair for pair in found if pair != padding] == [expected(reader, int(i)) for i in chosen]
     assert found.count(padding) == len(found) - size > 0
 

@@ -9,16 +9,16 @@ from cpt_jax.runtime.errors import UserError
 from tests.loss.test_infonce import PLACES, compute_numeric_gradient, example, place
 
 
-def compute_reference(e_BxTxD, ids_BxT):
+def compute_reference(e_BxTxD, ids_BxTxZ):
     """Returns log mean exp(-2 |u - v|^2) over pairs of different texts, averaged over both sides.
 
     For unit vectors, |u - v|^2 = 2 - 2 uv.
     """
     sides = []
     for t in (0, 1):
-        e, ids = e_BxTxD[:, t].astype(np.float64), ids_BxT[:, t]
-        present = [(i, j) for i in range(len(e)) for j in range(len(e)) if ids[i] and ids[j]]
-        pairs = [(i, j) for i, j in present if ids[i] != ids[j]]
+        e, ids = e_BxTxD[:, t].astype(np.float64), ids_BxTxZ[:, t]
+        present = [(i, j) for i in range(16) for j in range(16) if ids[i].any() and ids[j].any()]
+        pairs = [(i, j) for i, j in present if (ids[i] != ids[j]).all()]
         sides.append(np.log(np.mean([np.exp(-2 * (2 - 2 * e[i] @ e[j])) for i, j in pairs])))
     return np.mean(sides)
 
@@ -28,9 +28,9 @@ def test_uniformity_matches_its_formula_and_is_weighted(meshes, sizes):
     (e, ids), mesh = example(3), meshes[sizes]
     plain, weighted = InfoNCE(), InfoNCE(terms=(('uniformity', 0.5),))
 
-    def losses(e_BxTxD, ids_BxT):
-        loss, metrics = weighted(e_BxTxD, ids_BxT, 0.0)
-        return loss - plain(e_BxTxD, ids_BxT, 0.0)[0], metrics['uniformity']
+    def losses(e_BxTxD, ids_BxTxZ):
+        loss, metrics = weighted(e_BxTxD, ids_BxTxZ, 0.0)
+        return loss - plain(e_BxTxD, ids_BxTxZ, 0.0)[0], metrics['uniformity']
 
     with jax.set_mesh(mesh):
         arrays = place(e, mesh), place(ids, mesh)

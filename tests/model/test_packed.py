@@ -88,8 +88,8 @@ def test_packed_pairs_match_one_text_at_a_time(changes):
     shape = dataclasses.replace(GPT, **changes)
     program = jax.jit(jax.grad(weighted_sum, has_aux=True))
     present_BxT = LENGTHS_BxT > 0
-    batch = pack_group(make_texts(), present_BxT.astype(np.int32), LAYOUT)
-    assert (batch.ids_JxBxT[:, 0] > 0).all() and np.sum(
+    batch = pack_group(make_texts(), present_BxT.astype(np.int32)[..., None], LAYOUT)
+    assert (batch.ids_JxBxTxZ[:, 0] > 0).all() and np.sum(
         batch.segments_JxRxS > 0
     ) == LENGTHS_BxT.sum()
     # Some row has at least three texts.

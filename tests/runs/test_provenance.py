@@ -10,6 +10,7 @@ STORED = {
         'lora': {'rank': 2, 'base': 'nf4'},
         'tokenizer': {'closing': 'shared', 'delimiters': 'none'},
         'model': {'pooling': 'mean'},
+        'data': {'equal_texts': 'normalized'},
         'loss': {'train_temperature': False},
         'optimizer': {'decay': 'linear'},
     },

@@ -55,7 +55,7 @@ def test_source_is_one_class_and_one_line_in_kinds(monkeypatch, config_file, tmp
     assert run.tokenizer.decode(tokens[0][1].tolist()[1:-1]).strip() == first.y
 
 
-def mean_cosine(e_BxTxD, ids_BxT, axes):
+def mean_cosine(e_BxTxD, ids_BxTxZ, axes):
     """A loss term: the negative mean cosine similarity of partners."""
     return -jnp.mean(jnp.sum(e_BxTxD[:, 0] * e_BxTxD[:, 1], -1))
 

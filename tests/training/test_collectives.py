@@ -73,8 +73,8 @@ def test_data_parallel_chunks_send_one_gradient_per_step():
 def test_the_loss_sends_the_candidates_once_and_their_gradient_once():
     found = plan(train__encode_chunks=4)
     gathers = find_rows(found, kind='all-gather')
-    # Embeddings of y, and the ids of x and y.
-    assert sum(row['bytes'] for row in gathers) == 64 * WIDTH * 4 + 64 * 2 * 4, [
+    # Embeddings of y, and the two ids of x and of y.
+    assert sum(row['bytes'] for row in gathers) == 64 * WIDTH * 4 + 64 * 4 * 4, [
         describe_cost(row) for row in gathers
     ]
     others = find_rows(found, kind='all-reduce', gradient=False)

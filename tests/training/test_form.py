@@ -67,7 +67,7 @@ def embed_batch(run: Run, state) -> tuple[np.ndarray, np.ndarray]:
         batch = place_batch(batches, run.mesh, run.layout)
         dense = getattr(state.params, 'dense', ())
         e_BxTxD = jax.jit(encode)(state.params.encoder, batch, None, dense)
-        return np.asarray(e_BxTxD), np.asarray(batch.ids_JxBxT)
+        return np.asarray(e_BxTxD), np.asarray(batch.ids_JxBxTxZ)
 
 
 PACKED = {'mesh__fsdp': 2, 'mesh__tensor': 2, 'train__encode_chunks': 2, 'model__remat': 'full'}

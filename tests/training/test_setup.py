@@ -1,5 +1,7 @@
 """Setting up a run: what is checked and loaded before the first step."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +16,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.training import setup
 from cpt_jax.training.contrastive import Contrastive
 from cpt_jax.training.sections import SECTION_FUNCTIONS, Evaluation, add_defaults, check_sections
+from cpt_jax.training.startup import describe_equal_texts
 
 
 @pytest.mark.parametrize('section', SECTION_FUNCTIONS)
@@ -66,3 +69,41 @@ def test_processes_with_and_without_lora_exchange_arrays_of_equal_size(monkeypat
         monkeypatch.setattr(setup, 'set_up', lambda config, workdir, run=run: run)
         assert setup.set_up_on_all_processes({}, tmp_path) is run
     assert len(set(sizes)) == 1
+
+
+def test_equal_texts_are_counted_before_training(config_file, tmp_path):
+    """The y's differ only behind the tokens that the model reads."""
+    config = load_config(config_file)
+    (pairs,) = config['data']['sources'].values()
+    header = 'licensed under the terms of the example license ' * 9
+    rows = [{'x': f'query {i // 2}', 'y': f'{header} {i}'} for i in range(300)]
+    path = tmp_path / 'same_prefix.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    prefixed = {**pairs, 'path': str(path), 'holdout': 0.0}
+    config['data']['sources'] = {'good': pairs, 'prefixed': prefixed}
+    config['data']['negatives'] = 1
+    run = setup.set_up(config, tmp_path / 'run')
+    found = describe_equal_texts(run)
+    good = r'good: \d+ of \d+ x, \d+ of \d+ y, \d+ of \d+ negatives; '
+    assert re.match(good + r'prefixed: 300 of 300 x, 300 of 300 y \(', found['equal texts'])
+    assert found['warning'].startswith(
+        'data.sources.prefixed: 100% of the negatives in a batch are masked'
+    )
+    assert 'data.sources.good' not in found['warning']
+
+
+def test_new_runs_compare_words_and_tokens(config_file, tmp_path):
+    config = load_config(config_file)
+    assert config['data']['equal_texts'] == 'auto'
+    run = setup.set_up(config, tmp_path / 'run')
+    assert run.provenance.config['data']['equal_texts'] == run.data.equal_texts == 'normalized'
+    del config['data']['equal_texts']  # the run stores the rule also if the config does not name it
+    run = setup.set_up(config, tmp_path / 'run')
+    assert run.provenance.config['data']['equal_texts'] == 'normalized'
+    assert run.layout.ids_per_text == 2
+    config['data']['equal_texts'] = 'stripped'
+    run = setup.set_up(config, tmp_path / 'run')
+    assert run.layout.ids_per_text == 1 and describe_equal_texts(run) == {}
+    config['data']['equal_texts'] = 'same'
+    with pytest.raises(UserError, match="data.equal_texts='same': choose one of auto, normalized"):
+        setup.set_up(config, tmp_path / 'run')

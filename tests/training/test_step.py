@@ -176,12 +176,12 @@ def test_each_source_has_a_temperature_of_its_own(config_file, tmp_path):
                 run.mesh,
                 run.layout,
             )
-            e_BxTxD, ids_BxT = (
+            e_BxTxD, ids_BxTxZ = (
                 jax.jit(chunks.encode)(state.params.encoder, batch),
-                chunks.merge_chunks(batch.ids_JxBxT),
+                chunks.merge_chunks(batch.ids_JxBxTxZ),
             )
             expected, _ = jax.jit(run.objective.loss)(
-                e_BxTxD, ids_BxT, np.float32([0.5, 2.5][source])
+                e_BxTxD, ids_BxTxZ, np.float32([0.5, 2.5][source])
             )
             after, metrics = step(state, batch)
             np.testing.assert_allclose(metrics['loss'], expected, rtol=1e-5)

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
+from cpt_jax.data.equality import LATEST_RULE
 from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.rows import BOM, RowSource, to_field_names
 from cpt_jax.runtime.errors import UserError
@@ -102,6 +103,7 @@ class CsvSource(RowSource):
         holdout: float = 0.0,
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
+        equal_texts: str = LATEST_RULE,
         verify: bool = False,
     ):
         """Indexes the files, or reads the index from the cache.
@@ -113,7 +115,7 @@ class CsvSource(RowSource):
           x, y: names of the columns with the texts.
           negatives: name or names of columns with hard negatives; '' for none. Cells may be empty.
           id: name of the column with ids; the column is optional.
-          group, holdout, max_bad_share, max_chars, verify: see JsonlSource.
+          group, holdout, max_bad_share, max_chars, equal_texts, verify: see JsonlSource.
           separator: character between cells, such as a comma or a tab.
 
         Raises:
@@ -126,7 +128,7 @@ class CsvSource(RowSource):
             raise UserError(
                 f'separator={separator!r}: must be a single character, such as a comma or a tab'
             )
-        super().__init__(path, split, columns, holdout, max_bad_share, verify=verify)
+        super().__init__(path, split, columns, holdout, max_bad_share, equal_texts, verify=verify)
 
 
 def _read_raw_rows(file: BinaryIO, separator: str) -> Iterator[tuple[int, int, bytes]]:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from cpt_jax.data.equality import LATEST_RULE
 from cpt_jax.data.filters import extract_first_paragraph
 from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.python_functions import remove_docstring
@@ -107,6 +108,7 @@ class JsonlSource(RowSource):
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
         codesearchnet: bool = False,
+        equal_texts: str = LATEST_RULE,
         verify: bool = False,
     ):
         """Indexes the files, or reads the index from the cache.
@@ -127,6 +129,8 @@ class JsonlSource(RowSource):
           codesearchnet: whether to cut x to its first paragraph and to remove the docstring from
             Python code in y (rows without `language` are Python). CodeSearchNet's files keep the
             docstring in the code, which makes retrieval trivial.
+          equal_texts: when two x are equal, so that their rows are in one split; a run sets it to
+            its data.equal_texts.
           verify: whether to read the files in full to find out whether they changed.
 
         Raises:
@@ -135,7 +139,14 @@ class JsonlSource(RowSource):
         fields = Fields(x, y, negatives, id, to_field_names(group), max_chars)
         self._codesearchnet = codesearchnet
         super().__init__(
-            path, split, fields, holdout, max_bad_share, repr(codesearchnet), verify=verify
+            path,
+            split,
+            fields,
+            holdout,
+            max_bad_share,
+            equal_texts,
+            repr(codesearchnet),
+            verify=verify,
         )
 
     def _get_texts(self, row: dict) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from cpt_jax.data import local_copies
 from cpt_jax.data import rows as rows_module
+from cpt_jax.data.equality import NORMALIZED, STRIPPED, normalize_text
 from cpt_jax.data.pairs import Pair
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.runtime.errors import UserError
@@ -303,6 +304,26 @@ def test_without_group_rows_with_equal_x_are_in_one_split(rows):
     assert len(train) + len(heldout) == 1000
     assert len(heldout) > 50
     assert not {train[i].x for i in range(len(train))} & {heldout[i].x for i in range(len(heldout))}
+
+
+def test_x_with_the_same_words_are_in_one_split(rows):
+    """Runs that began before data.equal_texts existed keep their split by characters."""
+    xs = [x for i in range(500) for x in (f'Text {i}', f'text\u00a0{i} ')]
+    path = rows([{'x': x, 'y': 'y'} for x in xs])
+
+    def read_split(split, rule):
+        source = JsonlSource(path, split, holdout=0.2, equal_texts=rule)
+        return {normalize_text(source[i].x) for i in range(len(source))}, source.fingerprint
+
+    (train, fingerprint), (heldout, _) = (
+        read_split(split, NORMALIZED) for split in ('train', 'heldout')
+    )
+    assert len(train) + len(heldout) == 500 and len(heldout) > 50
+    (train, old_fingerprint), (heldout, _) = (
+        read_split(split, STRIPPED) for split in ('train', 'heldout')
+    )
+    assert len(train & heldout) > 50
+    assert fingerprint != old_fingerprint
 
 
 def test_fingerprint_depends_on_content_and_arguments(rows):
