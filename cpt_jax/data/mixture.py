@@ -18,7 +18,7 @@ from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.python_source import PythonSource
 from cpt_jax.data.sources.text import TextSource, TokenCounter
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
-from cpt_jax.runs.config import check_section
+from cpt_jax.runs.config import LEGACY_SOURCE_DEFAULTS, check_section
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.tokenizer import SIDES, Side
 
@@ -53,6 +53,28 @@ def get_source_classes(sections: Mapping[str, Mapping]) -> dict[str, Callable[..
         for name, section in sections.items()
         if section.get('kind') in KINDS
     }
+
+
+def fix_source_rules(
+    sections: Mapping[str, Mapping], stored: Mapping[str, Mapping] | None
+) -> dict[str, dict]:
+    """Returns a config's `data.sources` with the keys of LEGACY_SOURCE_DEFAULTS, which a run stores
+    so that later versions read its data alike.
+
+    Args:
+      sections: the sections of the config. Keys that they have are kept.
+      stored: `data.sources` of the run to resume; None for a new run, which gets today's defaults.
+    """
+    fixed = {}
+    for name, section in sections.items():
+        kind = section.get('kind')
+        arguments = get_source_arguments(kind) if kind in KINDS else {}
+        rules = {key: arguments[key].default for key in LEGACY_SOURCE_DEFAULTS if key in arguments}
+        if stored is not None:
+            before = LEGACY_SOURCE_DEFAULTS | dict(stored.get(name) or {})
+            rules = {key: before[key] for key in rules}
+        fixed[name] = {**rules, **section}
+    return fixed
 
 
 class BatchIndex(NamedTuple):

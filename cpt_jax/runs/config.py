@@ -54,6 +54,11 @@ LEGACY_DEFAULTS = {
     'init_from': '',  # a key of the top level; every run was from scratch
 }
 
+# As LEGACY_DEFAULTS, for the arguments of a source's class.
+LEGACY_SOURCE_DEFAULTS = {
+    'rules': 1,  # cpt_jax/data/rows.py describes the rules by which rows are read
+}
+
 
 def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any) -> T:
     """Returns `function(**section, **given)`, after checking the keys of the section.
@@ -183,8 +188,9 @@ def check_resume(
     Raises:
       UserError: another key differs, which would change what is learned.
     """
-    # LEGACY_DEFAULTS come first for the old config, and the defaults of today for the new one.
-    old = fill_missing(LEGACY_DEFAULTS | dict(flatten(before)), functions or {})
+    # Legacy defaults come first for the old config, and the defaults of today for the new one.
+    legacy = LEGACY_DEFAULTS | _get_legacy_source_defaults(functions or {})
+    old = fill_missing(legacy | dict(flatten(before)), functions or {})
     new = LEGACY_DEFAULTS | fill_missing(dict(flatten(to_json_values(now))), functions or {})
     # Without adapters, the other keys of the section have no effect.
     if not old['lora.rank'] and not new['lora.rank']:
@@ -205,6 +211,17 @@ def check_resume(
             f'value, or give another --workdir'
         )
     return allowed
+
+
+def _get_legacy_source_defaults(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """Returns LEGACY_SOURCE_DEFAULTS by 'data.sources.NAME.KEY', for the sources in `functions`."""
+    return {
+        f'{section}.{key}': value
+        for section, function in functions.items()
+        if section.startswith('data.sources.')
+        for key, value in LEGACY_SOURCE_DEFAULTS.items()
+        if key in inspect.signature(function).parameters
+    }
 
 
 def _is_changeable(key: str) -> bool:

@@ -6,6 +6,7 @@ import pytest
 
 from cpt_jax.data.mixture import (
     KINDS,
+    fix_source_rules,
     get_source_arguments,
     get_source_classes,
     make_batches,
@@ -219,6 +220,19 @@ def sections(tmp_path):
             'min_tokens': 5,
         },
     }
+
+
+def test_new_run_stores_todays_rules_and_an_earlier_run_keeps_its_own(sections):
+    def rules(sections, stored):
+        fixed = fix_source_rules(sections, stored)
+        return fixed['rows'].get('rules'), fixed['prose'].get('rules')
+
+    assert rules(sections, None) == (2, None)  # a source of texts has no rows
+    assert rules(sections, sections) == (1, None)  # begun before the key existed
+    stored = fix_source_rules(sections, None)
+    assert rules(sections, stored) == (2, None)
+    assert rules({**sections, 'rows': {**sections['rows'], 'rules': 1}}, stored) == (1, None)
+    assert 'rules' not in sections['rows']
 
 
 def test_sources_and_weights_are_made_from_sections(sections):

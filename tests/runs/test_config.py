@@ -256,6 +256,18 @@ def test_legacy_default_comes_before_the_default(tmp_path):
         )
 
 
+def test_legacy_default_of_a_source_comes_before_the_default(tmp_path):
+    def read_rows(path, rules=2):
+        return path, rules
+
+    functions = SECTION_FUNCTIONS | {'data.sources.a': read_rows}
+    before = to_json_values(make_config())
+    same = make_config(data__sources__a__rules=1)
+    assert check_resume(before, same, tmp_path, functions) == []
+    with pytest.raises(UserError, match=r'data\.sources\.a\.rules was 1 and is 2\.'):
+        check_resume(before, make_config(), tmp_path, functions)
+
+
 def test_older_run_resumes_with_a_new_section_at_its_defaults(tmp_path):
     def smooth(radius=0, shape='box'):
         return radius, shape
