@@ -144,6 +144,8 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
         'settings': {'main_metric': result.metric, **result.settings},
         'baselines': result.baselines,
     }
+    if result.warnings:
+        row['warnings'] = list(result.warnings)
     if fingerprint:
         row['fingerprint'] = fingerprint
     return {**results, 'tasks': {**results['tasks'], name: row}}
