@@ -93,6 +93,9 @@ class Layout:
         return next(count for count in (*self.smaller_row_counts, self.rows) if count >= rows)
 
 
+MAX_TOKENS = 2**31 - 1  # tokens of a batch, padding included: indices are int32
+
+
 class TokenReader(ABC):
     """Reads and tokenizes pairs by source and index, with a cache.
 
@@ -244,7 +247,8 @@ def plan_layout(
       sample: number of pairs to sample from each source.
 
     Raises:
-      UserError: the batch has fewer pairs than there are chunks on all batch shards.
+      UserError: the batch has fewer pairs than there are chunks on all batch shards, or too many
+        tokens.
     """
     parts = count_batch_shards(mesh)
     if batch_pairs < parts * chunks:
@@ -266,7 +270,14 @@ def plan_layout(
         needed = np.concatenate([needed_I for _, needed_I in proposed])
         if jax.process_count() == 1:
             smaller = propose_smaller_row_counts(needed, rows, parts * chunks, row_choices)
-    return Layout(parts, chunks, pairs, reader.texts_per_pair, rows, row_length, packed, smaller)
+    layout = Layout(parts, chunks, pairs, reader.texts_per_pair, rows, row_length, packed, smaller)
+    if layout.tokens > MAX_TOKENS:
+        raise UserError(
+            f'data.row_length={row_length} with {rows:,} rows per device and chunk is '
+            f'{layout.tokens:,} tokens per batch, more than {MAX_TOKENS:,}: lower data.row_length, '
+            f'data.rows or train.batch_pairs'
+        )
+    return layout
 
 
 def sample_lengths(reader: TokenReader, source: int, sample: int) -> np.ndarray:

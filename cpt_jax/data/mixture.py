@@ -6,6 +6,7 @@ recognized by their style.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from cpt_jax.data.sources.python_source import PythonSource
 from cpt_jax.data.sources.text import TextSource, TokenCounter
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runs.config import LEGACY_SOURCE_DEFAULTS, check_section
+from cpt_jax.runs.config_types import check_type
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.tokenizer import SIDES, Side
 
@@ -123,7 +125,7 @@ def _make_source(name: str, section: dict, split: str, tokenizer: TokenCounter) 
     if section.pop('weight', None) is None:
         raise UserError(f'config key {where}.weight is missing')
     for key in ('prompt_x', 'prompt_y'):
-        section.pop(key, None)
+        check_type(f'{where}.{key}', section.pop(key, None), str | None)
     given: dict[str, object] = {'split': split}
     if 'tokenizer' in inspect.signature(KINDS[kind]).parameters:
         given['tokenizer'] = tokenizer
@@ -143,10 +145,11 @@ def read_source_prompts(section: Mapping[str, Any]) -> dict[Side, str]:
 
 
 def _parse_weight(name: str, weight: float) -> float:
-    if not weight > 0:
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight < math.inf:
         raise UserError(
-            f'data.sources.{name}.weight is {weight} and must be above 0; to leave the source out, '
-            f'remove it from the config'
+            f'data.sources.{name}.weight is {weight!r} and must be above 0; to leave the source '
+            f'out, remove it from the config'
         )
     return float(weight)
 

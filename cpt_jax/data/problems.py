@@ -103,6 +103,8 @@ class Problems:
 
         The message begins with the first bad row.
         """
+        if not 0 <= self.max_share <= 1:
+            raise UserError(f'max_bad_share={self.max_share:g}: must be a fraction from 0 to 1')
         if self.bad_lines > self.max_share * (self.rows + self.more_lines):
             kind, (where, detail) = next(iter(self.first.items()))
             first = f'{kind}: {detail}' if detail else kind

@@ -28,6 +28,11 @@ _CHOICES = {
     'attention': ('auto', 'masked', 'blocks', 'splash', 'cudnn', 'interpreted'),
     'layer_loop': ('auto', 'scan', 'unroll'),
 }
+# Largest sizes, above which a number is a mistake.
+_MAX_SIZE = 10_000_000
+_LARGEST = {'layers': 10_000} | dict.fromkeys(
+    ('width', 'heads', 'max_length', 'kv_heads', 'head_width', 'hidden'), _MAX_SIZE
+)
 # Attention kernels and the platform of each.
 _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
@@ -171,9 +176,18 @@ class EncoderConfig:
                 raise UserError(
                     f'model.{key}={getattr(self, key)!r}: choose one of {", ".join(known)}'
                 )
-        for key in ('width', 'layers', 'heads', 'max_length'):
-            if getattr(self, key) < 1:
-                raise UserError(f'model.{key}={getattr(self, key)}: must be 1 or more')
+        if not 1 <= self.vocab_size <= _MAX_SIZE:
+            raise UserError(
+                f'tokenizer.vocab_size={self.vocab_size}: must be from 1 to {_MAX_SIZE:,}'
+            )
+        for key, most in _LARGEST.items():
+            least = 1 if key in ('width', 'layers', 'heads', 'max_length') else 0
+            if getattr(self, key) < least:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be {least} or more')
+            if getattr(self, key) > most:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be at most {most:,}')
+        if not self.norm_epsilon >= 0:
+            raise UserError(f'model.norm_epsilon={self.norm_epsilon}: must be 0 or more')
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout={self.dropout}: must be from 0 to less than 1')
         if self.width % self.heads and not self.head_width:

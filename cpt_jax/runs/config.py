@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cpt_jax.runs.config_types import check_type
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
@@ -79,7 +80,7 @@ def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **g
 def check_section(
     function: Callable, name: str, section: Mapping[str, Any], given: Container[str]
 ) -> None:
-    """Checks that the keys of a section are arguments of a function.
+    """Checks that the keys of a section are arguments of a function, and the types of the values.
 
     Args:
       function: the function whose keyword arguments the section contains.
@@ -88,17 +89,18 @@ def check_section(
       given: names of the arguments that do not come from the config.
 
     Raises:
-      UserError: a key is not an argument of the function, or an argument without a default has no
-        key.
+      UserError: a key is not an argument of the function, an argument without a default has no key,
+        or a value is of another type than the argument.
     """
     known = {
         key: parameter
         for key, parameter in inspect.signature(function).parameters.items()
         if key not in given
     }
-    for key in section:
+    for key, value in section.items():
         if key not in known:
             raise UserError(f'unknown config key {name}.{key}: {name} has {", ".join(known)}')
+        check_type(f'{name}.{key}', value, known[key].annotation)
     for key, parameter in known.items():
         if key not in section and parameter.default is inspect.Parameter.empty:
             raise UserError(f'config key {name}.{key} is missing')

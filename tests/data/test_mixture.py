@@ -271,6 +271,10 @@ def test_heldout_omits_sources_without_held_out_pairs(sections):
         ({'weight': 0}, '^data.sources.rows.weight is 0 and must be above 0'),
         ({'weight': -1.5}, '^data.sources.rows.weight is -1.5'),
         ({'weight': float('nan')}, '^data.sources.rows.weight is nan'),
+        ({'weight': 'much'}, "^data.sources.rows.weight is 'much'"),
+        ({'prompt_x': 3}, '^data.sources.rows.prompt_x=3: must be a text'),
+        ({'max_chars': 1e3}, '^data.sources.rows.max_chars=1000.0: must be an integer'),
+        ({'max_bad_share': 2.0}, '^data.sources.rows: max_bad_share=2: must be a fraction'),
     ],
 )
 def test_errors_in_sections_contain_the_key(sections, change, message):
