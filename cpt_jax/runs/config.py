@@ -237,16 +237,21 @@ def _remove_section(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises UserError if a directory has a config.json that no run wrote.
+    """Raises UserError if a directory has a config.json that no run wrote, or a directory in the
+    place of a file of a run.
 
     The directory may hold somebody's pretrained model, whose config.json a run would overwrite.
     """
-    path = RunDir(workdir).config
+    run = RunDir(workdir)
+    for path in (run.config, run.data, run.metrics):
+        if path.is_dir():
+            raise UserError(f'{path} is a directory, where a run writes a file: remove it')
+    path = run.config
     try:
-        is_free = not path.exists() or 'train' in json.loads(path.read_bytes())
-    except ValueError:
-        is_free = False
-    if not is_free:
+        content = json.loads(path.read_bytes()) if path.exists() else {'train': {}}
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or 'train' not in content:
         raise UserError(
             f'{path} is not the config of a run, and would be overwritten: give another --workdir'
         )

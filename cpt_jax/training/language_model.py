@@ -99,6 +99,9 @@ class LanguageModel:
         if config.dense:
             raise UserError('model.dense: objective=lm has no vectors; leave it empty')
 
+    def check_origin(self, origin: Origin) -> None:
+        pass  # every origin that it inherits its architecture from
+
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         if not 2 < data.row_length <= config.max_length:
             raise UserError(

@@ -124,6 +124,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     # Everything that needs no data is checked before the data is read.
     checked = resolve(assume_longest(config, start.origin), jax.devices(), make_tokenizer)
     objective = checked.objective
+    objective.check_origin(start.origin)
     tokenizer = checked.tokenizer
     assert tokenizer is not None  # `resolve` calls make_tokenizer
     sections = config['data']['sources']

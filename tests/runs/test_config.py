@@ -316,11 +316,18 @@ def test_config_is_read_back_from_its_file(tmp_path):
     assert to_json_values(make_config())['data']['sources']['a']['group'] == ['x', 'y']
 
 
+@pytest.mark.parametrize('name', ['config.json', 'data.json', 'metrics.jsonl'])
+def test_directory_in_the_place_of_a_file_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f'{name} is a directory, where a run writes a file'):
+        check_workdir(tmp_path)
+
+
 def test_config_of_a_pretrained_model_is_not_overwritten(tmp_path):
     check_workdir(tmp_path / 'not there')
     write_config(tmp_path, {'train': {}})
     check_workdir(tmp_path)
-    for content in ('{"model_type": "opt"}', 'no JSON', ''):
+    for content in ('{"model_type": "opt"}', 'no JSON', '', '3', '["train"]', '[' * 10_000):
         (tmp_path / 'config.json').write_text(content)
         with pytest.raises(
             UserError,
