@@ -85,6 +85,8 @@ def get_config() -> ConfigDict:
     # Advanced.
     c.data.threads = 2  # threads that read, tokenize and pack
     c.data.prefetch = 8  # number of batches prepared in advance
+    # MiB of host memory, per process, for the tokens of pairs that were read; 0: none are kept.
+    c.data.token_cache_mib = 1024
 
     c.model = ConfigDict()
     # Dimension of the residual stream, a multiple of mesh.fsdp; multiples of 128 fill a TPU's MXU.

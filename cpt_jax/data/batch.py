@@ -9,6 +9,8 @@ every batch size works on every mesh.
 """
 
 import dataclasses
+import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,6 +95,9 @@ class Layout:
         return next(count for count in (*self.smaller_row_counts, self.rows) if count >= rows)
 
 
+DEFAULT_CACHED_BYTES = 1 << 30
+# Memory of a cached pair besides the arrays of its texts: entries of the cache and of lists.
+_BYTES_PER_PAIR, _LIST_BYTES_PER_TEXT = 400, 48
 MAX_TOKENS = 2**31 - 1  # tokens of a batch, padding included: indices are int32
 
 
@@ -105,21 +110,24 @@ class TokenReader(ABC):
       texts_per_pair: T, number of texts per pair.
       tokens: number of tokens produced so far; cached pairs are not counted again.
       seconds: time spent on tokenizing so far.
+      cached_bytes: memory of the cached pairs.
     """
-
-    CACHE_PAIRS = 1 << 18  # 320 MB at 150 tokens per pair
 
     def __init__(
         self,
         sources: Sequence[Source],
         tokenizer: TextTokenizer,
         texts_per_pair: int,
+        max_cached_bytes: int,
     ):
         self.sources = sources
         self.tokenizer = tokenizer
         self.texts_per_pair = texts_per_pair
         self.tokens = 0
         self.seconds = 0.0
+        self.cached_bytes = 0
+        self._max_cached_bytes = max_cached_bytes
+        self._lock = threading.Lock()  # threads of the input pipeline fill the cache
         empty = [np.zeros(0, np.int32)] * texts_per_pair, [0] * texts_per_pair
         self._cache: dict[tuple[int, int], tuple[list[np.ndarray], list[int]]] = {
             (i, NO_PAIR): empty for i in range(len(sources))
@@ -145,10 +153,21 @@ class TokenReader(ABC):
         keys = [(source, int(index)) for index in indices]
         missing = [key for key in keys if key not in self._cache]
         fresh = dict(zip(missing, self._read(missing), strict=True)) if missing else {}
-        if len(self._cache) < self.CACHE_PAIRS:
-            self._cache.update(fresh)
+        self._add_to_cache(fresh)
         found = [fresh[key] if key in fresh else self._cache[key] for key in keys]
         return [tokens for tokens, _ in found], np.array([ids for _, ids in found], np.int32)
+
+    def _add_to_cache(
+        self, fresh: Mapping[tuple[int, int], tuple[list[np.ndarray], list[int]]]
+    ) -> None:
+        """Caches pairs until one does not fit into the memory of the cache."""
+        with self._lock:
+            for key, found in fresh.items():
+                if self.cached_bytes >= self._max_cached_bytes:
+                    return
+                if key not in self._cache:
+                    self._cache[key] = found
+                    self.cached_bytes += _measure_pair(found[0])
 
     def _read(self, keys: list[tuple[int, int]]) -> list[tuple[list[np.ndarray], list[int]]]:
         pairs = [self.sources[source][index] for source, index in keys]
@@ -157,6 +176,12 @@ class TokenReader(ABC):
         self.seconds += time.perf_counter() - start
         self.tokens += sum(len(text) for tokens, _ in found for text in tokens)
         return found
+
+
+def _measure_pair(tokens: Sequence[np.ndarray]) -> int:
+    """Returns the memory of a cached pair, in bytes."""
+    arrays = sum(sys.getsizeof(array) + _LIST_BYTES_PER_TEXT for array in tokens)
+    return arrays + _BYTES_PER_PAIR
 
 
 class PairTokenReader(TokenReader):
@@ -169,6 +194,7 @@ class PairTokenReader(TokenReader):
         hard negatives have the limit of y.
       negatives: number of hard negatives per pair, the first ones. A pair that has fewer is filled
         up with empty texts.
+      max_cached_bytes: memory above which no further pair is cached.
     """
 
     def __init__(
@@ -178,8 +204,9 @@ class PairTokenReader(TokenReader):
         max_tokens_x: int,
         max_tokens_y: int,
         negatives: int,
+        max_cached_bytes: int = DEFAULT_CACHED_BYTES,
     ):
-        super().__init__(sources, tokenizer, 2 + negatives)
+        super().__init__(sources, tokenizer, 2 + negatives, max_cached_bytes)
         self._max_x = max_tokens_x
         self._max_y = max_tokens_y
         self._negatives = negatives
@@ -205,10 +232,17 @@ class DocumentTokenReader(TokenReader):
       sources: sources of texts (data/sources/documents.py), in the order of the mixture.
       tokenizer: tokenizer with BOS and EOS.
       max_tokens: maximum number of ids of a text; longer texts are truncated.
+      max_cached_bytes: memory above which no further text is cached.
     """
 
-    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens: int):
-        super().__init__(sources, tokenizer, texts_per_pair=1)
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        max_cached_bytes: int = DEFAULT_CACHED_BYTES,
+    ):
+        super().__init__(sources, tokenizer, 1, max_cached_bytes)
         self._encode = tokenizer.encode_language
         self._max_tokens = max_tokens
 

@@ -37,6 +37,7 @@ CHANGEABLE_KEYS = (
     'data.row_choices',
     'data.threads',
     'data.prefetch',
+    'data.token_cache_mib',
 )
 
 # Values of keys for runs that were started before the key existed. A key needs an entry only if the

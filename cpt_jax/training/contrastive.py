@@ -134,7 +134,12 @@ class Contrastive:
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> PairTokenReader:
         return PairTokenReader(
-            sources, tokenizer, data.max_tokens_x, data.max_tokens_y, data.negatives
+            sources,
+            tokenizer,
+            data.max_tokens_x,
+            data.max_tokens_y,
+            data.negatives,
+            data.token_cache_bytes,
         )
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> Objective:

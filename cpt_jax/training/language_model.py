@@ -130,7 +130,7 @@ class LanguageModel:
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> DocumentTokenReader:
         assert isinstance(tokenizer, Tokenizer)  # from_config refuses templates
-        return DocumentTokenReader(sources, tokenizer, data.row_length)
+        return DocumentTokenReader(sources, tokenizer, data.row_length, data.token_cache_bytes)
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> 'LanguageModel':
         """Returns the objective with the held-out bits per byte of a unigram byte model."""

@@ -35,12 +35,14 @@ class Data:
     row_choices: int = 1
     threads: int = 2
     prefetch: int = 8
+    token_cache_mib: int = 1024
     prompts: Mapping[str, str | None] | None = None
 
     def __post_init__(self):
         _check_minimum(
-            'data', self, negatives=0, rows=0, row_choices=1, row_length=0, threads=1, prefetch=1
-        )
+            'data', self, negatives=0, rows=0, row_choices=1, row_length=0, threads=1, prefetch=1,
+            token_cache_mib=0,
+        )  # fmt: skip
         if self.row_length > MAX_ROW_LENGTH:
             raise UserError(
                 f'data.row_length={self.row_length}: must be at most {MAX_ROW_LENGTH:,}'
@@ -52,6 +54,11 @@ class Data:
                 raise UserError(f'unknown config key data.prompts.{side}: data.prompts has x, y')
             if not isinstance(prompt, str | None):
                 raise UserError(f'data.prompts.{side}={prompt!r}: must be a text')
+
+    @property
+    def token_cache_bytes(self) -> int:
+        """Memory above which no further tokens are cached."""
+        return self.token_cache_mib << 20
 
 
 @dataclasses.dataclass(frozen=True)
