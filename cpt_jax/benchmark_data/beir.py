@@ -9,6 +9,7 @@ from etils import epath
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row, load_texts_by_name
+from cpt_jax.storage.json_checks import is_integer
 from cpt_jax.storage.text_lines import compute_file_fingerprint, read_json_lines, read_lines
 from cpt_jax.text.corpus import join_title_and_text
 
@@ -178,10 +179,14 @@ def read_json_rows(path: epath.Path, titles: bool) -> Iterator[Row]:
       titles: whether rows have titles, which are put before their texts.
     """
     for where, row in read_json_lines(path):
-        if not isinstance(row.get('_id'), str | int) or not isinstance(row.get('text'), str):
+        name = row.get('_id')
+        is_name = isinstance(name, str) or is_integer(name)
+        if not is_name or not isinstance(row.get('text'), str):
             raise UserError(
                 f'{where}: the fields "_id" and "text" are expected, and text must be a string'
             )
+        if titles and not isinstance(row.get('title'), str | None):
+            raise UserError(f'{where}: the field "title" must be a string or null')
         yield Row(
             where, str(row['_id']), join_title_and_text(row) if titles else row['text'].strip()
         )

@@ -134,7 +134,7 @@ def _read_scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:
         return []
     rows = []
     for name, row in results.get('tasks', {}).items():
-        metric = str(row['settings'].get('main_metric'))
+        metric = row['settings']['main_metric']
         bm25_score = row.get('baselines', {}).get('bm25', {}).get(metric)
         rows.append(
             (

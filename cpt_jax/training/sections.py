@@ -147,6 +147,8 @@ def check_sections(config: Mapping[str, Any]) -> None:
                 check_type(f'{name}.{key}', config[name][key], str)
         section = remove_tokenizer_keys(name, config[name])
         check_section(function, name, section, ARGUMENTS_NOT_IN_CONFIG.get(name, ()))
+    if not config['data']['sources']:
+        raise UserError('data.sources={}: must have a source')
     for name, source in config['data']['sources'].items():
         check_type(f'data.sources.{name}.kind', source.get('kind'), str | None)
 

@@ -128,6 +128,14 @@ def test_fingerprint_depends_on_every_file(tmp_path):
         ({'corpus': [*CORPUS, '["c", "text"]']}, r'corpus.jsonl:4: a JSON object'),
         ({'corpus': [*CORPUS, {'_id': 'c'}]}, r'corpus.jsonl:4: the fields "_id" and "text"'),
         (
+            {'corpus': [*CORPUS, {'_id': True, 'text': ''}]},
+            r'corpus.jsonl:4: the fields "_id" and "text"',
+        ),
+        (
+            {'corpus': [*CORPUS, {'_id': 'c', 'title': ['t'], 'text': ''}]},
+            r'corpus.jsonl:4: the field "title" must be a string',
+        ),
+        (
             {'corpus': [*CORPUS, {'_id': '7', 'text': ''}]},
             r"corpus.jsonl:4: the id '7' is already on an earlier line",
         ),

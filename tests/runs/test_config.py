@@ -100,7 +100,7 @@ ALLOWED = {
     'model__remat': 'none',
     'model__attention': 'masked', 'model__layer_loop': 'scan', 'data__packed': False,
     'data__rows': 4, 'data__row_choices': 2,
-    'data__threads': 9, 'data__prefetch': 1,
+    'data__threads': 9, 'data__prefetch': 1, 'data__token_cache_mib': 9,
 }  # fmt: skip
 REFUSED = {
     'seed': 1, 'init_from': 'runs/x', 'tokenizer__vocab_size': 99,

@@ -52,7 +52,9 @@ def read_earlier_json(path: epath.Path) -> dict:
     """
     try:
         content = read_json_file(Path(path), optional=True)
-        if path.name == RESULTS:
+        if path.name == RESULTS and content:
+            for key in _RESULTS_KEYS.keys() - content.keys():
+                raise UserError(f'{path}: has no {key!r}')
             check_results(Path(path), content)
         return content
     except UserError as error:
@@ -76,6 +78,8 @@ def check_results(path: Path, content: dict, required: Collection[str] = ROW_KEY
         if missing:
             raise UserError(f'{path}: the row of {name} has no {missing[0]!r}')
         check_values(path, row, ROW_KEYS)
+        if not isinstance(row['settings'].get('main_metric'), str):
+            raise UserError(f"{path}: the row of {name} has no settings['main_metric']")
 
 
 def make_empty_results(model: str, settings: dict[str, object]) -> dict:
