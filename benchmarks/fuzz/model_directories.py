@@ -94,6 +94,7 @@ def fuzz_models(
 def make_directory(kind: str, folder: Path) -> Path:
     """Writes a model of a family with random weights and a tokenizer of a few words."""
     import jax
+    import numpy as np
     import tokenizers
     from flax import nnx
     from safetensors.numpy import save_file
@@ -108,9 +109,11 @@ def make_directory(kind: str, folder: Path) -> Path:
     config = CONFIGS[kind]
     family = FAMILIES[kind]
     encoder_config = EncoderConfig(vocab_size=ROWS, **family.shape(config))
+    random = np.random.default_rng(0)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
-        encoder = jax.jit(lambda: Encoder(encoder_config, nnx.Rngs(0)))()
-        tensors = dict(iterate_tensors(family, encoder, ROWS))
+        shapes = jax.eval_shape(lambda: Encoder(encoder_config, nnx.Rngs(0)))
+    encoder = jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype('float32'), shapes)
+    tensors = dict(iterate_tensors(family, encoder, ROWS))
     save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
     ids = {word: index for index, word in enumerate(['<pad>', '<unk>', *WORDS])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token='<unk>'))

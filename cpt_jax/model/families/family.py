@@ -50,7 +50,7 @@ def translate_config_value(
       default: value if the key is absent.
     """
     value = config.get(key, default)
-    if value not in known:
+    if value not in [*known]:  # a list cannot be looked up in a dict
         raise UserError(
             f'config.json: {key}={value!r} is not supported; supported are '
             f'{", ".join(map(repr, known))}'
