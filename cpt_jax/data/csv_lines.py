@@ -45,9 +45,10 @@ def iterate_raw_rows(file: BinaryIO, form: CsvForm) -> RawRows:
 
     line_number = 1
     offset = 0
-    while peek(0):
-        count = _count_lines_of_row(peek, form)
-        row = b''.join(lines.popleft() for _ in range(count))
+    while first := peek(0):
+        is_line = form.quoting == 'none' or b'"' not in first
+        count = 1 if is_line else _count_lines_of_row(peek, form)
+        row = lines.popleft() if count == 1 else b''.join(lines.popleft() for _ in range(count))
         if row.strip():
             yield line_number, offset, row
         line_number += count
@@ -55,15 +56,13 @@ def iterate_raw_rows(file: BinaryIO, form: CsvForm) -> RawRows:
 
 
 def _count_lines_of_row(peek: Callable[[int], bytes], form: CsvForm) -> int:
-    """Returns the number of lines of a row.
+    """Returns the number of lines of a row with quotation marks.
 
     Args:
       peek: returns the line at an index, counted from the first line of the row; b'' at the end of
         the file.
       form: form of the file.
     """
-    if form.quoting == 'none' or b'"' not in peek(0):
-        return 1
     count = 0
     has_end = True
 

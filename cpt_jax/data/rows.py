@@ -263,13 +263,13 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat) -> Arrays:
                 problems.rows += 1
                 lines = count_lines(text) if fields.rules > 1 else 1
                 problems.more_lines += lines - 1
-                where = f'{file.original_path}:{line}'
                 try:
                     row = fields.parse(text, file.path)
                 except BadRow as error:
-                    problems.add(error, where, lines)
+                    problems.add(error, f'{file.original_path}:{line}', lines)
                     continue
-                longest.add(lines, where)
+                if lines > 1:
+                    longest.add(lines, f'{file.original_path}:{line}')
                 unit = hash_to_unit_interval(get_split_key(row, fields.group))
                 for positive, y in enumerate(row.positives):
                     answers.add(y)

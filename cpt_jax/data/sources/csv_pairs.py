@@ -127,8 +127,8 @@ class Columns(NamedTuple):
         """Returns the names of the columns: those of another trainer if the config has default
         names and the header has neither of them.
         """
-        has_default_names = (self.x, self.y) in DEFAULT_NAMES
-        if self.rules > 1 and has_default_names and not {self.x, self.y} & set(header):
+        is_open = self.rules > 1 and (self.x, self.y) in DEFAULT_NAMES
+        if is_open and self.x not in header and self.y not in header:
             if known := find_known_names(header):
                 return known
         return FieldNames(self.x, self.y, self.negatives)

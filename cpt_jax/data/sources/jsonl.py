@@ -4,7 +4,6 @@
 The files of FlagEmbedding and sentence-transformers are read as they are (data/known_names.py).
 """
 
-import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -78,15 +77,17 @@ class Fields(NamedTuple):
                 raise BadRow(f'no field {name!r}', f'it has {", ".join(map(repr, row)) or "none"}')
         x = decode_text_field(names.x, row[names.x], self.max_chars)
         positives = self._get_positives(names.y, row[names.y])
-        negatives = (self._get_negatives(name, row.get(name)) for name in names.negatives)
-        return ParsedRow(x, positives, tuple(itertools.chain.from_iterable(negatives)), row)
+        negatives: list[str] = []
+        for name in names.negatives:
+            negatives += self._get_negatives(name, row.get(name))
+        return ParsedRow(x, positives, tuple(negatives), row)
 
     def _find_names(self, row: dict[str, Any]) -> FieldNames:
         """Returns the names of a row's fields: those of another trainer if the config has the
         default names and the row has neither of them.
         """
-        has_default_names = (self.x, self.y) == DEFAULT_NAMES
-        if self.rules > 1 and has_default_names and not row.keys() & set(DEFAULT_NAMES):
+        is_open = self.rules > 1 and (self.x, self.y) == DEFAULT_NAMES
+        if is_open and self.x not in row and self.y not in row:
             if known := find_known_names(row):
                 return known
         return FieldNames(self.x, self.y, (self.negatives,))
