@@ -277,7 +277,7 @@ def _split_cells(row: bytes, separator: str, quoting: str) -> list[str] | None:
     if quoting == 'none':
         return text.rstrip('\r\n').split(separator)
     cells = []
-    rest = text.removesuffix('\n').removesuffix('\r')
+    rest = text.rstrip('\r\n')  # some programs end lines in \r\r\n
     while True:
         if rest.startswith('"'):
             cell, end = '', 1

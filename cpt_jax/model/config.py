@@ -186,8 +186,8 @@ class EncoderConfig:
                 raise UserError(f'model.{key}={getattr(self, key)}: must be {least} or more')
             if getattr(self, key) > most:
                 raise UserError(f'model.{key}={getattr(self, key)}: must be at most {most:,}')
-        if not self.norm_epsilon >= 0:
-            raise UserError(f'model.norm_epsilon={self.norm_epsilon}: must be 0 or more')
+        if not 0 <= self.norm_epsilon <= 1:
+            raise UserError(f'model.norm_epsilon={self.norm_epsilon}: must be from 0 to 1')
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout={self.dropout}: must be from 0 to less than 1')
         if self.width % self.heads and not self.head_width:

@@ -268,10 +268,13 @@ def _read_shape(directory: Path, family: Family, config: Mapping[str, Any]) -> d
 
 def _make_encoder_config(directory: Path, shape: Mapping[str, Any], rows: int) -> EncoderConfig:
     """Returns the architecture. Raises UserError if config.json describes no possible model."""
+    path = directory / 'config.json'
     try:
         return EncoderConfig(vocab_size=rows, **shape)
     except UserError as error:
-        raise UserError(f'{directory}/config.json: {error}') from None
+        raise UserError(f'{path}: {error}') from None
+    except TypeError as error:  # a null that the family has no default for
+        raise UserError(f'{path}: a value is not of the expected kind ({error})') from None
 
 
 def _check_table_rows(

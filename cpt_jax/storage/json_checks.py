@@ -1,6 +1,5 @@
 """Checks of the values in JSON files that other programs wrote."""
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -32,13 +31,15 @@ def allow_integers(least: int, most: int) -> Allowed:
     return Allowed(f'an integer from {least:,} to {most:,}', accepts)
 
 
-def allow_numbers(least: float = -math.inf) -> Allowed:
-    """Returns the finite numbers from `least` on; true and false are none."""
+def allow_numbers(least: float = -1e300, most: float = 1e300) -> Allowed:
+    """Returns the numbers of a range, by default the finite ones; true and false are none."""
 
     def accepts(value: object) -> bool:
-        return is_number(value) and least <= value < math.inf  # type: ignore[operator]
+        return is_number(value) and least <= value <= most  # type: ignore[operator]
 
-    return Allowed('a number' if least == -math.inf else f'a number from {least:g} on', accepts)
+    limits = [f'from {least:g}'] if least > -1e300 else []
+    limits += [f'to {most:g}'] if most < 1e300 else []
+    return Allowed(' '.join(['a number', *limits]), accepts)
 
 
 def allow_null(allowed: Allowed) -> Allowed:

@@ -237,7 +237,7 @@ MISTAKES = {
             ('config.json', 'hidden_act', [], r'hidden_act=\[\] is not supported'),
             ('config_sentence_transformers.json', 'prompts', ['a'], 'prompts=.*must be an object'),
             ('config_sentence_transformers.json', 'default_prompt_name', {}, 'must be a text'),
-            ('tokenizer_config.json', 'model_max_length', 'x', 'must be a number from 1 on'),
+            ('tokenizer_config.json', 'model_max_length', 'x', 'must be a number from 1, or null'),
             ('tokenizer_config.json', 'pad_token', {'a': 1}, 'an object with the key content'),
         ]
     },

@@ -52,7 +52,7 @@ def read_earlier_json(path: epath.Path) -> dict:
     """
     try:
         content = read_json_file(Path(path), optional=True)
-        if path.name == RESULTS and content:
+        if path.name == RESULTS and path.exists():
             for key in _RESULTS_KEYS.keys() - content.keys():
                 raise UserError(f'{path}: has no {key!r}')
             check_results(Path(path), content)

@@ -16,8 +16,11 @@ from cpt_jax.storage.json_checks import (
 
 _SIZE = allow_integers(1, 10_000_000)
 _NUMBER_OF_LAYERS = allow_integers(1, 10_000)
-_EPSILON = allow_numbers(least=0.0)
-_BASE = allow_numbers(least=1.0)
+_EPSILON = allow_numbers(least=0, most=1)
+_BASE = allow_numbers(least=1, most=1e12)
+_FACTOR = allow_numbers(least=0, most=1e6)
+_ID = allow_integers(-1, 10_000_000)  # -1: no such token
+_IDS = allow_list(_ID)
 
 CONFIG_KEYS: dict[str, Allowed] = {
     'model_type': TEXT,
@@ -65,8 +68,16 @@ CONFIG_KEYS: dict[str, Allowed] = {
         ),
         _BASE,
     ),
-    'rotary_pct': allow_numbers(least=0.0),
-    'query_pre_attn_scalar': allow_numbers(least=0.0),
+    'rotary_pct': allow_numbers(least=0, most=1),
+    'query_pre_attn_scalar': allow_numbers(least=0, most=10_000_000),
+    **dict.fromkeys(
+        ('bos_token_id', 'eos_token_id', 'pad_token_id'),
+        allow_null(
+            Allowed(
+                'an id or a list of ids', lambda value: _ID.accepts(value) or _IDS.accepts(value)
+            )
+        ),
+    ),
     **dict.fromkeys(('rope_parameters', 'rope_scaling'), allow_null(OBJECT)),
     'layer_types': allow_null(allow_list(TEXT)),
     **dict.fromkeys(
@@ -82,4 +93,19 @@ CONFIG_KEYS: dict[str, Allowed] = {
         FLAG,
     ),
     **dict.fromkeys(('is_causal', 'use_bidirectional_attention'), allow_null(FLAG)),
+}
+
+# Keys of `rope_parameters` and `rope_scaling`, or of their sections for kinds of layers.
+ROPE_KEYS: dict[str, Allowed] = {
+    **dict.fromkeys(('rope_type', 'type'), allow_null(TEXT)),
+    'rope_theta': allow_null(_BASE),
+    'factor': allow_null(_FACTOR),
+    **dict.fromkeys(('low_freq_factor', 'high_freq_factor'), _FACTOR),
+    'original_max_position_embeddings': allow_null(_SIZE),
+    **dict.fromkeys(
+        ('beta_fast', 'beta_slow', 'mscale', 'mscale_all_dim', 'attention_factor'),
+        allow_null(_FACTOR),
+    ),
+    'partial_rotary_factor': allow_numbers(least=0, most=1),
+    'truncate': FLAG,
 }
