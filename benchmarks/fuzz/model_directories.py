@@ -67,6 +67,7 @@ def fuzz_models(
     import numpy as np
 
     originals = [make_directory(kind, folder / kind) for kind in CONFIGS]
+    originals.append(make_adapter(folder / 'llama', folder / 'lora'))
     described = {original: _describe(original) for original in originals}
     for number in range(count):
         original = random.choice(originals)
@@ -140,6 +141,29 @@ def make_directory(kind: str, folder: Path) -> Path:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2))
+    return folder
+
+
+def make_adapter(base: Path, folder: Path) -> Path:
+    """Writes a LoRA adapter of a LLaMA directory in PEFT's format, with random weights."""
+    import numpy as np
+
+    from cpt_jax.model.adapters.peft import write_adapter
+    from cpt_jax.model.config import EncoderConfig
+    from cpt_jax.model.families.known import FAMILIES
+
+    folder.mkdir()
+    family = FAMILIES['llama']
+    config = EncoderConfig(vocab_size=ROWS, **family.shape(CONFIGS['llama']))
+    random = np.random.default_rng(1)
+
+    def draw(*shape: int) -> np.ndarray:
+        return random.normal(0, 0.1, shape).astype('float32')
+
+    heads = config.heads, config.head_width
+    layers = [(draw(config.width, 2), draw(2, *heads)) for _ in range(config.layers)]
+    keys = {'base_model_name_or_path': str(base), 'r': 2, 'lora_alpha': 4, 'lora_dropout': 0.0}
+    write_adapter(folder, family, config, keys, {'attention.query': layers})
     return folder
 
 

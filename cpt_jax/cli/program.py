@@ -93,27 +93,18 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except SystemExit:  # from --help, for which absl exits with 1
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
-        sys.exit(_print_error(f'{error}{_suggest_config_key(error.flagname)}'))
+        hint = ''
+        if 'config' in flags.FLAGS:
+            from cpt_jax.cli.config_flag import suggest_config_key
+
+            hint = suggest_config_key(error.flagname)
+        sys.exit(_print_error(f'{error}{hint}'))
     except (flags.Error, UserError) as error:
         sys.exit(_print_error(_explain_value_error(str(error))))
     except Exception as error:
         # ml_collections raises these while it sets keys of --config, for example for a key of a
         # section that another flag has just replaced.
         sys.exit(_print_error(f'--config: {type(error).__name__}: {error}'))
-
-
-def _suggest_config_key(name: str) -> str:
-    """Returns the end of a message about an unknown flag: the key of a config with this name, if
-    the program has --config; else ''.
-    """
-    if 'config' not in flags.FLAGS:
-        return ''
-    from configs import base
-    from cpt_jax.runs.config import flatten
-
-    keys = [key for key, _ in flatten(base.get_config().to_dict())]
-    found = [key for key in keys if key == name or key.endswith(f'.{name}')]
-    return f'; did you mean {" or ".join(f"--config.{key}" for key in found)}?' if found else ''
 
 
 # Ends of messages of Python and absl about the value of a flag -> what the value must be.

@@ -188,6 +188,8 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     config = read_json_file(path)
     check_values(path, config, _VALUES)
+    if 'lora_alpha' not in config:
+        raise UserError(f"{path}: has no 'lora_alpha'")
     unsupported = {key: config[key] for key in sorted(config.keys() - _KNOWN_KEYS) if config[key]}
     expected = {'peft_type': ('LORA',), 'bias': (None, 'none'), 'init_lora_weights': _KNOWN_INITS}
     unsupported |= {
