@@ -210,8 +210,18 @@ def find_run(reference: str, flag: str) -> EarlierRun:
       UserError: there is no such run or checkpoint, or it is damaged.
     """
     directory, step = checkpoint.find_checkpoint(reference, flag)
-    provenance = Provenance.from_json(checkpoint.read_metadata(directory, step))
+    provenance = _parse_metadata(checkpoint.read_metadata(directory, step), directory, step)
     return EarlierRun(directory, step, provenance, reference, flag)
+
+
+def _parse_metadata(metadata: Mapping[str, Any], directory: Path, step: int) -> Provenance:
+    """Returns the provenance in a checkpoint's metadata. Raises UserError if it is damaged."""
+    try:
+        return Provenance.from_json(metadata)
+    except ValueError as error:
+        raise UserError(
+            f'{directory / str(step)} is damaged (its metadata: {error}); use another checkpoint'
+        ) from None
 
 
 def find_latest_checkpoint(run_dir: RunDir) -> EarlierRun | None:
@@ -220,5 +230,5 @@ def find_latest_checkpoint(run_dir: RunDir) -> EarlierRun | None:
     if latest is None:
         return None
     step, metadata = latest
-    provenance = Provenance.from_json(metadata)
+    provenance = _parse_metadata(metadata, run_dir.checkpoints, step)
     return EarlierRun(run_dir.checkpoints, step, provenance, str(run_dir.path), '--workdir')
