@@ -5,6 +5,7 @@ with a default, or a flipped bit in a number describe another model for every re
 must be unit vectors.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,9 @@ def fuzz_models(
     """
     import numpy as np
 
+    from cpt_jax.exporting.check import check
+    from cpt_jax.runtime.errors import UserError
+
     originals = [make_directory(kind, folder / kind) for kind in CONFIGS]
     originals.append(make_adapter(folder / 'llama', folder / 'lora'))
     described = {original: _describe(original) for original in originals}
@@ -77,6 +81,8 @@ def fuzz_models(
         damage, is_other_type = _damage(random, copy)
 
         def read(original=original, copy=copy, is_other_type=is_other_type) -> str:
+            with contextlib.suppress(UserError):
+                check(copy)  # launch/export.py --check
             found = _describe(copy)
             is_same = found == described[original]
             if not is_same and is_other_type:

@@ -57,7 +57,7 @@ _PROMPT_KEYS = {
     'prompts': allow_null(allow_object(allow_null(TEXT))),
     'default_prompt_name': allow_null(TEXT),
 }
-_SENTENCE_KEYS = {
+SENTENCE_KEYS = {
     'max_seq_length': allow_null(allow_integers(1, 10_000_000)),
     'do_lower_case': FLAG,
 }
@@ -204,7 +204,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     shape |= {'dense': read_dense_configs(dense, shape.get('embedding_width') or shape['width'])}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
     sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
-    check_values(directory / 'sentence_bert_config.json', sentence, _SENTENCE_KEYS)
+    check_values(directory / 'sentence_bert_config.json', sentence, SENTENCE_KEYS)
     tokenizer = open_tokenizer(
         directory, config, _read_prompts(directory), bool(sentence.get('do_lower_case', False))
     )

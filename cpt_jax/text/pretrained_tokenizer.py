@@ -47,7 +47,7 @@ _TOKEN = allow_null(
         ),
     )
 )
-_TOKENIZER_KEYS = {
+TOKENIZER_KEYS = {
     'model_max_length': allow_null(allow_numbers(least=1)),
     'tokenizer_class': allow_null(TEXT),
     'add_prefix_space': allow_null(FLAG),
@@ -284,7 +284,7 @@ def read_tokenizer_config(directory: Path) -> dict[str, Any]:
     """
     path = directory / 'tokenizer_config.json'
     content = read_json_file(path, optional=True)
-    check_values(path, content, _TOKENIZER_KEYS)
+    check_values(path, content, TOKENIZER_KEYS)
     return content
 
 
