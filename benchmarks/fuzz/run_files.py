@@ -1,6 +1,7 @@
 """Configs with values of other types and absurd sizes, and damaged records of a run."""
 
 import copy
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,13 +21,16 @@ def fuzz_configs(random: Random, folder: Path, count: int) -> Iterator[Outcome]:
     import jax
     import numpy as np
 
+    from cpt_jax.data.mixture import get_source_arguments
+    from cpt_jax.model.config import EncoderConfig
     from cpt_jax.runs.config import flatten
     from cpt_jax.training.setup import set_up
 
     config = make_config(random, folder)
     keys = [
         *dict(flatten(config)), 'data', 'data.sources', 'data.sources.pairs', 'model', 'seed',
-        *(f'data.sources.pairs.{name}' for name in ('rules', 'id', 'max_chars', 'max_bad_share')),
+        *(f'data.sources.pairs.{name}' for name in get_source_arguments('jsonl')),
+        *(f'model.{name}' for name in inspect.signature(EncoderConfig).parameters),
     ]  # fmt: skip
     for number in range(count):
         key, value = random.choice(keys), choose_value(random)

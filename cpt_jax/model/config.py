@@ -1,6 +1,7 @@
 """Configuration of an encoder: the `model` section of a config."""
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -31,7 +32,20 @@ _CHOICES = {
 # Largest sizes, above which a number is a mistake.
 _MAX_SIZE = 10_000_000
 _LARGEST = {'layers': 10_000} | dict.fromkeys(
-    ('width', 'heads', 'max_length', 'kv_heads', 'head_width', 'hidden'), _MAX_SIZE
+    (
+        'width',
+        'heads',
+        'max_length',
+        'kv_heads',
+        'head_width',
+        'hidden',
+        'position_offset',
+        'rotary_width',
+        'window',
+        'embedding_width',
+        'token_types',
+    ),
+    _MAX_SIZE,
 )
 # Attention kernels and the platform of each.
 _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
@@ -49,6 +63,21 @@ class DenseConfig(NamedTuple):
     width: int
     has_bias: bool
     activation: str
+
+
+def _make_dense_config(layer: Sequence) -> DenseConfig:
+    """Returns an entry of `model.dense`, which JSON gives as a list."""
+    try:
+        config = DenseConfig(*layer)
+        is_valid = 0 < config.width <= _MAX_SIZE and config.activation in ('identity', 'tanh')
+    except TypeError:
+        is_valid = False
+    if not is_valid:
+        raise UserError(
+            f'model.dense: {layer!r} must be an output dimension, whether there is a bias, and '
+            f'identity or tanh'
+        )
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +236,7 @@ class EncoderConfig:
             'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),
             'local_layers': tuple(map(bool, self.local_layers)),
-            'dense': tuple(DenseConfig(*layer) for layer in self.dense),
+            'dense': tuple(map(_make_dense_config, self.dense)),
         }
         for key, value in derived.items():
             object.__setattr__(self, key, value)
