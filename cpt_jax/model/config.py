@@ -205,10 +205,8 @@ class EncoderConfig:
                 raise UserError(
                     f'model.{key}={getattr(self, key)!r}: choose one of {", ".join(known)}'
                 )
-        if not 1 <= self.vocab_size <= _MAX_SIZE:
-            raise UserError(
-                f'tokenizer.vocab_size={self.vocab_size}: must be from 1 to {_MAX_SIZE:,}'
-            )
+        if not 1 <= self.vocab_size < 2**31:  # ids are int32
+            raise UserError(f'tokenizer.vocab_size={self.vocab_size}: must be from 1 to 2^31 - 1')
         for key, most in _LARGEST.items():
             least = 1 if key in ('width', 'layers', 'heads', 'max_length') else 0
             if getattr(self, key) < least:

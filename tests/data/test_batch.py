@@ -123,7 +123,7 @@ def test_pairs_are_cached(reader):
 
 
 def test_cache_is_bounded_in_bytes(tokenizer):
-    """The bound is that of the memory that Python allocates, within a tenth."""
+    """The bound is that of the memory that Python allocates, within a quarter."""
     limit = 1 << 20
     reader = PairTokenReader([EndlessPairs()], tokenizer, 24, 32, 2, max_cached_bytes=limit)
     reader(0, np.arange(8))
@@ -135,7 +135,7 @@ def test_cache_is_bounded_in_bytes(tokenizer):
     allocated = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert limit <= reader.cached_bytes < limit + 5000
-    assert 0.9 < allocated / (reader.cached_bytes - cached_before) < 1.1
+    assert 0.75 < allocated / (reader.cached_bytes - cached_before) < 1.25
     assert len(reader._cache) < 3000
     nothing = PairTokenReader([EndlessPairs()], tokenizer, 24, 32, 2, max_cached_bytes=0)
     nothing(0, np.arange(8))
