@@ -96,6 +96,8 @@ def get_config() -> ConfigDict:
     # Whether to read all data files in full at each start to find out whether they changed. False:
     # compares sizes, times, inodes and 16 blocks of each file.
     c.data.verify = False
+    # MiB of host memory, per process, for the tokens of pairs that were read; 0: none are kept.
+    c.data.token_cache_mib = 1024
 
     c.model = ConfigDict()
     # Dimension of the residual stream, a multiple of mesh.fsdp; multiples of 128 fill a TPU's MXU.

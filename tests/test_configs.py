@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType
 
 import configs
-from cpt_jax.data.mixture import KINDS, get_source_classes
+from cpt_jax.data.mixture import KINDS, fix_source_rules, get_source_classes
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
@@ -160,6 +160,8 @@ def test_run_without_keys_at_their_defaults_resumes(name, tmp_path):
     assert {'model.init', 'loss.form', 'prompt.text_tokens', 'lora.targets', 'mesh.tensor'} & {
         *removed
     }
+    data = now['data']
+    now = now | {'data': data | {'sources': fix_source_rules(data['sources'], {})}}
     assert check_resume(before, now, tmp_path, functions) == []
 
 

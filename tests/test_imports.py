@@ -113,7 +113,11 @@ def test_imports_point_one_way(path):
 )
 def test_launch_script_imports_only_its_program(path):
     module = '.'.join(path.relative_to(ROOT / 'launch').with_suffix('').parts)
-    assert collect_imports(path) == {f'cpt_jax.cli.{module}', f'cpt_jax.cli.{module}.run'}
+    expected = {f'cpt_jax.cli.{module}', f'cpt_jax.cli.{module}.run'}
+    if module == 'train':  # SIGTERM must have a handler before the program's imports
+        early_stop = 'cpt_jax.runtime.early_stop'
+        expected |= {early_stop, f'{early_stop}.exit_on_sigterm'}
+    assert collect_imports(path) == expected
 
 
 @pytest.mark.parametrize('names', CONFIG_READERS, ids=lambda names: names[0])

@@ -9,6 +9,7 @@ from etils import epath
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row, load_texts_by_name
+from cpt_jax.storage.json_checks import is_integer
 from cpt_jax.storage.text_lines import (
     compute_file_fingerprint,
     find_paths,
@@ -37,6 +38,7 @@ class Collection(NamedTuple):
       positions: index in `documents` by id, for the documents that are judged or have the same id
         as one of these queries.
       facts: counts and fingerprint, which are stored in the settings of a score.
+      warnings: what is wrong with the judgements although they can be used.
     """
 
     documents: IndexedDocuments
@@ -45,6 +47,7 @@ class Collection(NamedTuple):
     qrels: Qrels
     positions: dict[str, int]
     facts: dict[str, object]
+    warnings: tuple[str, ...]
 
 
 class _Files(NamedTuple):
@@ -83,6 +86,7 @@ def load_collection(folder: epath.Path, split: str) -> Collection:
         )
     judged_documents = [name for grades in qrels.values() for name in grades]
     positions = documents.find_positions({*qrels, *judged_documents})
+    warnings = _check_overlap(files, qrels, positions)
     facts = {
         'documents': len(documents),
         'queries_without_positives': len(judged) - len(qrels),
@@ -90,8 +94,40 @@ def load_collection(folder: epath.Path, split: str) -> Collection:
         'grade_scale': scale,
         'data': compute_file_fingerprint(*files),
     }
-    return Collection(
-        documents, list(qrels), [queries[query] for query in qrels], qrels, positions, facts
+    texts = [queries[query] for query in qrels]
+    return Collection(documents, list(qrels), texts, qrels, positions, facts, warnings)
+
+
+def _check_overlap(files: _Files, qrels: Qrels, positions: dict[str, int]) -> tuple[str, ...]:
+    """Returns a warning if some relevant documents are not in the corpus.
+
+    Args:
+      files: files of the collection.
+      qrels: judgements of the queries that have a relevant document.
+      positions: index of the judged documents that are in the corpus, by id.
+
+    Raises:
+      UserError: no relevant document is in the corpus, so that every score would be 0.
+    """
+    relevant = {
+        query: {name for name, grade in grades.items() if grade > 0}
+        for query, grades in qrels.items()
+    }
+    names = set().union(*relevant.values())
+    missing = sorted(name for name in names if name not in positions)
+    if not missing:
+        return ()
+    corpus = files.corpus.name
+    if len(missing) == len(names):
+        raise UserError(
+            f'{files.qrels}: none of its {len(names):,} relevant documents is in {corpus} (such as '
+            f'{missing[0]!r}): the two files must name documents alike'
+        )
+    lost = sum(not any(name in positions for name in found) for found in relevant.values())
+    return (
+        f'{len(missing):,} of {len(names):,} relevant documents of {files.qrels.name} are not in '
+        f'{corpus} (such as {missing[0]!r}): {lost:,} of {len(relevant):,} queries have none there '
+        f'and score 0',
     )
 
 
@@ -148,10 +184,14 @@ def read_json_rows(path: epath.Path, titles: bool) -> Iterator[Row]:
       titles: whether rows have titles, which are put before their texts.
     """
     for where, row in read_json_lines(path):
-        if not isinstance(row.get('_id'), str | int) or not isinstance(row.get('text'), str):
+        name = row.get('_id')
+        is_name = isinstance(name, str) or is_integer(name)
+        if not is_name or not isinstance(row.get('text'), str):
             raise UserError(
                 f'{where}: the fields "_id" and "text" are expected, and text must be a string'
             )
+        if titles and not isinstance(row.get('title'), str | None):
+            raise UserError(f'{where}: the field "title" must be a string or null')
         yield Row(
             where, str(row['_id']), join_title_and_text(row) if titles else row['text'].strip()
         )
@@ -190,6 +230,7 @@ def read_qrels(path: epath.Path, queries: dict[str, str], queries_file: str) -> 
         message has file and line.
     """
     judged: dict[str, dict[str, Decimal]] = {}
+    unknown: dict[str, str] = {}
     for number, (where, line) in enumerate(read_lines(path)):
         fields = [field.strip() for field in line.split('\t')]
         has_columns = len(fields) in (3, 4)
@@ -204,12 +245,18 @@ def read_qrels(path: epath.Path, queries: dict[str, str], queries_file: str) -> 
         query = fields[0]
         document = fields[-2]
         if query not in queries:
-            raise UserError(f'{where}: the query {query!r} is not in {queries_file}')
+            unknown.setdefault(query, where)
         if judged.setdefault(query, {}).setdefault(document, grade) != grade:
             raise UserError(
                 f'{where}: query {query!r} and document {document!r} have a different grade on an '
                 f'earlier line'
             )
+    if unknown:
+        query, where = next(iter(unknown.items()))
+        raise UserError(
+            f'{where}: the query {query!r} is not in {queries_file}; {len(unknown):,} of the '
+            f'{len(judged):,} judged queries are not: add them, or remove their judgements'
+        )
     all_grades = [grade for grades in judged.values() for grade in grades.values()]
     decimals = max((_count_decimals(grade) for grade in all_grades), default=0)
     scale = 10 ** max(decimals, 0)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cpt_jax.runs.config_file import ConfigFile, find_config
+from cpt_jax.runs.config import flatten
+from cpt_jax.runs.config_file import ConfigFile, find_config, load_config
 from cpt_jax.runtime.errors import UserError
 
 # absl lists these flags in the --help of the program that calls define_config_flag.
@@ -178,6 +179,15 @@ def _check_source_key(
             f'{where}.{name}', name, where, known, f'{KINDS[kind].__module__} explains the keys'
         )
     source[name] = make_placeholder(arguments[name])
+
+
+def suggest_config_key(name: str) -> str:
+    """Returns the end of a message about an unknown flag: the keys of a config with its name; '' if
+    there is none.
+    """
+    keys = [key for key, _ in flatten(load_config('configs/base.py'))]
+    found = [key for key in keys if key == name or key.endswith(f'.{name}')]
+    return f'; did you mean {" or ".join(f"--config.{key}" for key in found)}?' if found else ''
 
 
 def make_placeholder(parameter: inspect.Parameter) -> Any:

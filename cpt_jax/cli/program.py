@@ -92,12 +92,36 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return flags.FLAGS(argv)
     except SystemExit:  # from --help, for which absl exits with 1
         sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        hint = ''
+        if 'config' in flags.FLAGS:
+            from cpt_jax.cli.config_flag import suggest_config_key
+
+            hint = suggest_config_key(error.flagname)
+        sys.exit(_print_error(f'{error}{hint}'))
     except (flags.Error, UserError) as error:
-        sys.exit(_print_error(error))
+        sys.exit(_print_error(_explain_value_error(str(error))))
     except Exception as error:
         # ml_collections raises these while it sets keys of --config, for example for a key of a
         # section that another flag has just replaced.
         sys.exit(_print_error(f'--config: {type(error).__name__}: {error}'))
+
+
+# Ends of messages of Python and absl about the value of a flag -> what the value must be.
+_VALUE_ERRORS = {
+    'invalid literal for int()': 'an integer',
+    'could not convert string to float': 'a number',
+    "('Non-boolean argument to boolean flag'": 'True or False',
+}
+
+
+def _explain_value_error(message: str) -> str:
+    """Returns the message about the value of a flag, with what it must be."""
+    for words, allowed in _VALUE_ERRORS.items():
+        flag, separator, _ = message.partition(f': {words}')
+        if separator:
+            return f'{flag.removeprefix("flag ")}: must be {allowed}'
+    return message
 
 
 def _print_error(error: object) -> int:

@@ -20,6 +20,7 @@ from absl import flags
 from cpt_jax.cli.config_flag import define_config_flag
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runs.config_file import find_default_workdir
+from cpt_jax.runtime.early_stop import exit_on_sigterm
 from cpt_jax.storage.paths import make_path
 
 _read_config = define_config_flag()
@@ -47,4 +48,5 @@ def main() -> int:
 
 def run() -> None:
     """Runs the console script cpt-train."""
+    exit_on_sigterm()
     run_program(main)

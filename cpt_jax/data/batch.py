@@ -10,6 +10,8 @@ every batch size works on every mesh.
 
 import dataclasses
 import itertools
+import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,6 +103,10 @@ class Layout:
 
 # The int32 tokens of the T texts of a pair, and int32[T, Z], the ids by which they are compared.
 TokensAndIds = tuple[list[np.ndarray], np.ndarray]
+DEFAULT_CACHED_BYTES = 1 << 30
+# Memory of a cached pair besides the arrays of its texts: entries of the cache and of lists.
+_BYTES_PER_PAIR, _LIST_BYTES_PER_TEXT = 400, 48
+MAX_TOKENS = 2**31 - 1  # tokens of a batch, padding included: indices are int32
 
 
 class TokenReader(ABC):
@@ -113,9 +119,8 @@ class TokenReader(ABC):
       ids_per_text: Z, number of ids by which a text is compared with others.
       tokens: number of tokens produced so far; cached pairs are not counted again.
       seconds: time spent on tokenizing so far.
+      cached_bytes: memory of the cached pairs.
     """
-
-    CACHE_PAIRS = 1 << 18  # 320 MB at 150 tokens per pair
 
     def __init__(
         self,
@@ -123,6 +128,7 @@ class TokenReader(ABC):
         tokenizer: TextTokenizer,
         texts_per_pair: int,
         ids_per_text: int,
+        max_cached_bytes: int,
     ):
         self.sources = sources
         self.tokenizer = tokenizer
@@ -130,6 +136,9 @@ class TokenReader(ABC):
         self.ids_per_text = ids_per_text
         self.tokens = 0
         self.seconds = 0.0
+        self.cached_bytes = 0
+        self._max_cached_bytes = max_cached_bytes
+        self._lock = threading.Lock()  # threads of the input pipeline fill the cache
         self._cache: dict[tuple[int, int], TokensAndIds] = {
             (i, NO_PAIR): self._make_absent_pair() for i in range(len(sources))
         }
@@ -159,10 +168,19 @@ class TokenReader(ABC):
         keys = [(source, int(index)) for index in indices]
         missing = [key for key in keys if key not in self._cache]
         fresh = dict(zip(missing, self._read(missing), strict=True)) if missing else {}
-        if len(self._cache) < self.CACHE_PAIRS:
-            self._cache.update(fresh)
+        self._add_to_cache(fresh)
         found = [fresh[key] if key in fresh else self._cache[key] for key in keys]
         return [tokens for tokens, _ in found], np.array([ids for _, ids in found], np.int32)
+
+    def _add_to_cache(self, fresh: Mapping[tuple[int, int], TokensAndIds]) -> None:
+        """Caches pairs until one does not fit into the memory of the cache."""
+        with self._lock:
+            for key, found in fresh.items():
+                if self.cached_bytes >= self._max_cached_bytes:
+                    return
+                if key not in self._cache:
+                    self._cache[key] = found
+                    self.cached_bytes += _measure_pair(found[0])
 
     def _read(self, keys: list[tuple[int, int]]) -> list[TokensAndIds]:
         pairs = [self.sources[source][index] for source, index in keys]
@@ -171,6 +189,12 @@ class TokenReader(ABC):
         self.seconds += time.perf_counter() - start
         self.tokens += sum(len(text) for tokens, _ in found for text in tokens)
         return found
+
+
+def _measure_pair(tokens: Sequence[np.ndarray]) -> int:
+    """Returns the memory of a cached pair, in bytes."""
+    arrays = sum(sys.getsizeof(array) + _LIST_BYTES_PER_TEXT for array in tokens)
+    return arrays + _BYTES_PER_PAIR
 
 
 class PairTokenReader(TokenReader):
@@ -184,6 +208,7 @@ class PairTokenReader(TokenReader):
       negatives: number of hard negatives per pair, the first ones. A pair that has fewer is filled
         up with empty texts.
       equal_texts: rule by which texts are compared, one of EQUALITY_RULES (data/equality.py).
+      max_cached_bytes: memory above which no further pair is cached.
 
     If an x of some source has other positives, texts have the ids of `make_positive_ids` too.
     """
@@ -196,6 +221,7 @@ class PairTokenReader(TokenReader):
         max_tokens_y: int,
         negatives: int,
         equal_texts: str = LATEST_RULE,
+        max_cached_bytes: int = DEFAULT_CACHED_BYTES,
     ):
         self._max_tokens: dict[Side, int] = {'x': max_tokens_x, 'y': max_tokens_y}
         self._identifier = TextIdentifier(equal_texts, tokenizer, self._max_tokens)
@@ -205,7 +231,7 @@ class PairTokenReader(TokenReader):
             counts = (getattr(source, 'most_positives', 0) for source in sources)
             self._most_positives = max(counts, default=0)
         ids_per_text = self._identifier.ids_per_text + self._most_positives
-        super().__init__(sources, tokenizer, 2 + negatives, ids_per_text)
+        super().__init__(sources, tokenizer, 2 + negatives, ids_per_text, max_cached_bytes)
         self._negatives = negatives
 
     def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:
@@ -250,11 +276,18 @@ class DocumentTokenReader(TokenReader):
       sources: sources of texts (data/sources/documents.py), in the order of the mixture.
       tokenizer: tokenizer with BOS and EOS.
       max_tokens: maximum number of ids of a text; longer texts are truncated.
+      max_cached_bytes: memory above which no further text is cached.
     """
 
-    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, max_tokens: int):
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        max_cached_bytes: int = DEFAULT_CACHED_BYTES,
+    ):
         # Texts are not compared: an id only says that there is a text.
-        super().__init__(sources, tokenizer, texts_per_pair=1, ids_per_text=1)
+        super().__init__(sources, tokenizer, 1, 1, max_cached_bytes)
         self._encode = tokenizer.encode_language
         self._max_tokens = max_tokens
 
@@ -293,7 +326,8 @@ def plan_layout(
       sample: number of pairs to sample from each source.
 
     Raises:
-      UserError: the batch has fewer pairs than there are chunks on all batch shards.
+      UserError: the batch has fewer pairs than there are chunks on all batch shards, or too many
+        tokens.
     """
     parts = count_batch_shards(mesh)
     if batch_pairs < parts * chunks:
@@ -315,7 +349,7 @@ def plan_layout(
         needed = np.concatenate([needed_I for _, needed_I in proposed])
         if jax.process_count() == 1:
             smaller = propose_smaller_row_counts(needed, rows, parts * chunks, row_choices)
-    return Layout(
+    layout = Layout(
         parts,
         chunks,
         pairs,
@@ -326,6 +360,13 @@ def plan_layout(
         smaller,
         reader.ids_per_text,
     )
+    if layout.tokens > MAX_TOKENS:
+        raise UserError(
+            f'data.row_length={row_length} with {rows:,} rows per device and chunk is '
+            f'{layout.tokens:,} tokens per batch, more than {MAX_TOKENS:,}: lower data.row_length, '
+            f'data.rows or train.batch_pairs'
+        )
+    return layout
 
 
 def sample_lengths(reader: TokenReader, source: int, sample: int) -> np.ndarray:

@@ -6,6 +6,7 @@ recognized by their style.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.python_source import PythonSource
 from cpt_jax.data.sources.text import TextSource, TokenCounter
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
-from cpt_jax.runs.config import check_section
+from cpt_jax.runs.config import LEGACY_SOURCE_DEFAULTS, check_section
+from cpt_jax.runs.config_types import check_type
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.tokenizer import SIDES, Side
 
@@ -54,6 +56,28 @@ def get_source_classes(sections: Mapping[str, Mapping]) -> dict[str, Callable[..
         for name, section in sections.items()
         if section.get('kind') in KINDS
     }
+
+
+def fix_source_rules(
+    sections: Mapping[str, Mapping], stored: Mapping[str, Mapping] | None
+) -> dict[str, dict]:
+    """Returns a config's `data.sources` with the keys of LEGACY_SOURCE_DEFAULTS, which a run stores
+    so that later versions read its data alike.
+
+    Args:
+      sections: the sections of the config. Keys that they have are kept.
+      stored: `data.sources` of the run to resume; None for a new run, which gets today's defaults.
+    """
+    fixed = {}
+    for name, section in sections.items():
+        kind = section.get('kind')
+        arguments = get_source_arguments(kind) if kind in KINDS else {}
+        rules = {key: arguments[key].default for key in LEGACY_SOURCE_DEFAULTS if key in arguments}
+        if stored is not None:
+            before = LEGACY_SOURCE_DEFAULTS | dict(stored.get(name) or {})
+            rules = {key: before[key] for key in rules}
+        fixed[name] = {**rules, **section}
+    return fixed
 
 
 class BatchIndex(NamedTuple):
@@ -112,7 +136,7 @@ def _make_source(name: str, section: dict, values: Mapping[str, object]) -> Sour
     if section.pop('weight', None) is None:
         raise UserError(f'config key {where}.weight is missing')
     for key in ('prompt_x', 'prompt_y'):
-        section.pop(key, None)
+        check_type(f'{where}.{key}', section.pop(key, None), str | None)
     arguments = inspect.signature(KINDS[kind]).parameters
     given: dict[str, object] = {key: values[key] for key in values if key in arguments}
     check_section(KINDS[kind], where, section, given)
@@ -133,10 +157,11 @@ def read_source_prompts(section: Mapping[str, Any]) -> dict[Side, str]:
 
 
 def _parse_weight(name: str, weight: float) -> float:
-    if not weight > 0:
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not 0 < weight < math.inf:
         raise UserError(
-            f'data.sources.{name}.weight is {weight} and must be above 0; to leave the source out, '
-            f'remove it from the config'
+            f'data.sources.{name}.weight is {weight!r} and must be above 0; to leave the source '
+            f'out, remove it from the config'
         )
     return float(weight)
 

@@ -48,8 +48,10 @@ class Problems:
     """Counts of the rows that cannot be used.
 
     Attributes:
-      max_share: fraction of bad rows, in [0, 1], above which `check` refuses the input.
+      max_share: fraction of bad lines, in [0, 1], above which `check` refuses the input.
       rows: number of rows read, good and bad; incremented by the reader of the rows.
+      more_lines: number of further lines of rows that span several lines.
+      bad_lines: number of lines of the bad rows.
       counts: number of bad rows by kind.
       first: ('file:line', detail) of the first bad row, by kind.
     """
@@ -57,16 +59,20 @@ class Problems:
     def __init__(self, max_share: float = 0.001):
         self.max_share = max_share
         self.rows = 0
+        self.more_lines = 0
+        self.bad_lines = 0
         self.counts: Counter[str] = Counter()
         self.first: dict[str, tuple[str, str]] = {}
 
-    def add(self, error: BadRow, where: str) -> None:
+    def add(self, error: BadRow, where: str, lines: int = 1) -> None:
         """Counts a bad row.
 
         Args:
           error: kind of the problem.
           where: 'file:line' of the row.
+          lines: number of lines of the row.
         """
+        self.bad_lines += lines
         self.counts[error.kind] += 1
         self.first.setdefault(error.kind, (where, error.detail))
 
@@ -83,26 +89,41 @@ class Problems:
             f'{count:,} {kind} (first: {self.first[kind][0]})'
             for kind, count in self.counts.most_common()
         )
-        return f'{self.bad:,} of {self.rows:,} rows cannot be used: {kinds}'
+        return f'{self._count_bad()} cannot be used: {kinds}'
+
+    def _count_bad(self) -> str:
+        """Returns the number of bad rows, and of their lines if a bad row spans several."""
+        counts = f'{self.bad:,} of {self.rows:,} rows'
+        if self.bad_lines > self.bad:
+            counts += f' ({self.bad_lines:,} of {self.rows + self.more_lines:,} lines)'
+        return counts
 
     def check(self) -> None:
-        """Raises UserError if more than `max_share` of the rows are bad.
+        """Raises UserError if the bad rows have more than `max_share` of the lines.
 
         The message begins with the first bad row.
         """
-        if self.bad > self.max_share * self.rows:
+        if not 0 <= self.max_share <= 1:
+            raise UserError(f'max_bad_share={self.max_share:g}: must be a fraction from 0 to 1')
+        if self.bad_lines > self.max_share * (self.rows + self.more_lines):
             kind, (where, detail) = next(iter(self.first.items()))
             first = f'{kind}: {detail}' if detail else kind
             counts = ', '.join(f'{count:,} {name}' for name, count in self.counts.most_common())
             raise UserError(
-                f'{where}: {first}; {self.bad:,} of {self.rows:,} rows cannot be used ({counts}), '
+                f'{where}: {first}; {self._count_bad()} cannot be used ({counts}), '
                 f'more than the allowed fraction of {self.max_share:g}: fix the rows or raise '
                 f'max_bad_share'
             )
 
     def to_json(self) -> dict:
         """Returns plain values for a cache file, the inverse of `Problems.from_json`."""
-        return {'rows': self.rows, 'counts': dict(self.counts), 'first': self.first}
+        return {
+            'rows': self.rows,
+            'more_lines': self.more_lines,
+            'bad_lines': self.bad_lines,
+            'counts': dict(self.counts),
+            'first': self.first,
+        }
 
     @classmethod
     def from_json(cls, saved: dict, max_share: float) -> 'Problems':
@@ -110,5 +131,8 @@ class Problems:
         problems = cls(max_share)
         problems.rows = saved['rows']
         problems.counts = Counter(saved['counts'])
+        # A cache file of an earlier version does not have these; it counted rows.
+        problems.more_lines = saved.get('more_lines', 0)
+        problems.bad_lines = saved.get('bad_lines', problems.bad)
         problems.first = {kind: tuple(first) for kind, first in saved['first'].items()}
         return problems

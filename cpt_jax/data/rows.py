@@ -7,7 +7,7 @@ file on access.
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from cpt_jax.data.positives import (
     find_other_positives,
 )
 from cpt_jax.data.problems import BadRow, Problems
+from cpt_jax.data.row_counts import AnswerCounts, LongestRow, count_lines
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_build
@@ -31,21 +32,38 @@ from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_
 INDEX_VERSION = 1
 BOM = b'\xef\xbb\xbf'
 _INDEX_ARRAYS = ('file_number', 'line', 'start', 'bytes', 'unit', 'notes')
+# The rules of today, by which rows are read. Rules 1 are those of runs that began before this key
+# existed: a quoted cell may span the rest of a file, a bad row counts once whatever its length, a
+# column may be named twice, an empty hard negative makes its row bad, and a row is one pair.
+LATEST_RULES = 2
+
+
+class ParsedRow(NamedTuple):
+    """A valid row.
+
+    Attributes:
+      x: first text.
+      positives: texts that belong to x, each of which makes a pair.
+      negatives: hard negatives of each pair.
+      fields: all fields of the row by name, for the id and the group.
+    """
+
+    x: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    fields: dict[str, Any]
 
 
 class RowFormat(Protocol):
     """The format of rows in a file, and the fields to read.
 
-    Its repr is part of a source's fingerprint.
+    Its repr is part of a source's fingerprint. With rules 1 it is that of earlier versions, so that
+    the fingerprints of their runs stay as they were.
     """
 
     @property
-    def x(self) -> str:
-        """Name of the field with x."""
-
-    @property
-    def y(self) -> str:
-        """Name of the field with y."""
+    def rules(self) -> int:
+        """Version of the rules by which rows are read, from 1 to LATEST_RULES."""
 
     @property
     def id(self) -> str:
@@ -66,15 +84,34 @@ class RowFormat(Protocol):
     def read_header(self, path: Path) -> str:
         """Returns the header that names the columns of a file; '' if the format has none."""
 
-    def parse(self, row: bytes, path: Path) -> dict:
-        """Returns the fields of a row, after checking x, y and negatives.
+    def parse(self, row: bytes, path: Path) -> ParsedRow:
+        """Returns the texts and fields of a row.
 
         Raises:
           BadRow: the row is invalid.
         """
 
-    def get_negatives(self, row: dict) -> tuple[str, ...]:
-        """Returns the hard negatives of a parsed row."""
+
+def describe_format(name: str, values: dict[str, Any], later: Sequence[str]) -> str:
+    """Returns the repr of a row format.
+
+    Args:
+      name: name of the format.
+      values: fields of the format, with `rules`.
+      later: names of the fields that rules 1 did not have.
+    """
+    is_first = values['rules'] == 1
+    shown = {key: value for key, value in values.items() if not (is_first and key in later)}
+    return f'{name}({", ".join(f"{key}={value!r}" for key, value in shown.items())})'
+
+
+def check_rules(rules: int) -> None:
+    """Raises UserError if there is no such version of the rules."""
+    if rules not in range(1, LATEST_RULES + 1):
+        raise UserError(
+            f'rules={rules!r}: leave it out, or set it to 1 (how earlier versions read rows) or '
+            f'{LATEST_RULES}'
+        )
 
 
 def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
@@ -82,26 +119,29 @@ def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, (names,) if isinstance(names, str) else names))
 
 
-def get_split_key(row: dict, fields: RowFormat, equal_texts: str) -> str:
+def get_split_key(row: ParsedRow, group: Sequence[str], equal_texts: str) -> str:
     """Returns the string whose hash decides whether a row is held out.
 
     It is the row's group if it has one, otherwise x, so that rows with equal x are in one split.
 
     Args:
-      row: a parsed row.
-      fields: format of the row.
+      row: a row.
+      group: see RowFormat.
       equal_texts: when two x are equal (data/equality.py). Case is always folded, because a split
         does not depend on the tokenizer.
     """
-    for name in fields.group:
-        if row.get(name) not in (None, ''):
-            return f'{name}={row[name]}'
-    x = row[fields.x]
-    return normalize_text(x) if equal_texts == NORMALIZED else x
+    for name in group:
+        if row.fields.get(name) not in (None, ''):
+            return f'{name}={row.fields[name]}'
+    return normalize_text(row.x) if equal_texts == NORMALIZED else row.x
 
 
 class RowSource:
-    """The valid rows of files, in the order of the file names; blank lines are skipped.
+    """The pairs in the valid rows of files, in the order of the file names; blank lines are
+    skipped.
+
+    A row with several positives holds as many pairs. They are a document, so that a batch has one
+    of them and the next epoch another.
 
     Attributes:
       kind: name of this kind of source in configs.
@@ -114,7 +154,6 @@ class RowSource:
 
     kind: str
     suffixes: tuple[str, ...]
-    documents = None
 
     def __init__(
         self,
@@ -154,7 +193,8 @@ class RowSource:
             lambda: _index_rows(self._files, fields, equal_texts),
             _INDEX_ARRAYS if equal_texts == STRIPPED else (*_INDEX_ARRAYS, 'x_id', 'y_id'),
         )
-        contents, problems = array_to_json(saved['notes'])
+        contents, problems, *notes = array_to_json(saved['notes'])
+        self._notes: list[str] = notes
         self.split = split
         headers = filter(None, (fields.read_header(file.path) for file in self._files))
         self.fingerprint = digest_texts(
@@ -175,10 +215,14 @@ class RowSource:
         self._lines = saved['line'][rows]
         self._offsets = saved['start'][rows]
         self._sizes = saved['bytes'][rows]
-        self._positives = NO_OTHER_POSITIVES
+        self._other_positives = NO_OTHER_POSITIVES
         if equal_texts == NORMALIZED:
-            self._positives = find_other_positives(saved['x_id'][rows], saved['y_id'][rows])
-        self.most_positives = self._positives.most
+            self._other_positives = find_other_positives(saved['x_id'][rows], saved['y_id'][rows])
+        self.most_positives = self._other_positives.most
+        self._positives = saved['positive'][rows] if 'positive' in saved else np.zeros_like(rows)
+        self.documents = None
+        if self._positives.any():  # pairs of one row follow each other
+            self.documents = np.append(np.flatnonzero(self._positives == 0), len(rows))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -194,22 +238,27 @@ class RowSource:
                 f'{file.original_path}:{line}: {error.kind}: the file has changed since the '
                 f'program started; start it again'
             ) from None
-        name = row.get(self._fields.id, f'{file.name}:{line}')
-        x, y = self._get_texts(row)
-        positives = self._positives.find(index)
-        return Pair(x, y, self._fields.get_negatives(row), str(name), positives)
+        name = row.fields.get(self._fields.id, f'{file.name}:{line}')
+        positive = int(self._positives[index])
+        if len(row.positives) > 1:
+            name = f'{name}#{positive + 1}'
+        x, y = self._clean_texts(row.x, row.positives[positive], row.fields)
+        others = self._other_positives.find(index)
+        return Pair(x, y, row.negatives, str(name), others)
 
-    def _get_texts(self, row: dict) -> tuple[str, str]:
-        """Returns x and y of a parsed row."""
-        return row[self._fields.x], row[self._fields.y]
+    def _clean_texts(self, x: str, y: str, fields: dict[str, Any]) -> tuple[str, str]:
+        """Returns x and y as they are trained on; sources that change texts override it."""
+        del fields
+        return x, y
 
     def summary(self) -> str:
         """Returns one line: the number of pairs and rows, and the problems of the rejected rows."""
         problems = self.problems.summary() or 'all rows can be used'
-        return (
+        counts = (
             f'{self.kind}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows in '
-            f'{len(self._files):,} files; {problems}'
+            f'{len(self._files):,} files'
         )
+        return '; '.join([counts, problems, *self._notes])
 
 
 def _read_bytes(path: Path, offset: int, size: int) -> bytes:
@@ -224,39 +273,48 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
     """Checks every row, and returns the locations of the valid ones.
 
     Returns:
-      Arrays for a cache file. For the n valid rows: `file_number` int32[n], index of the file;
-      `line` int64[n], counted from 1; `start` int64[n], offset; `bytes` int64[n], size; `unit`
-      float64[n], the number in [0, 1) that decides the split. With NORMALIZED, `x_id` and
-      `y_id` int32[n], the word ids of x and y. `notes` has a digest of the contents, and the
-      problems.
+      Arrays for a cache file. For the n pairs of the valid rows: `file_number` int32[n], index of
+      the file; `line` int64[n], counted from 1; `start` int64[n], offset; `bytes` int64[n], size;
+      `unit` float64[n], the number in [0, 1) that decides the split; `positive` int32[n], index in
+      the row's positives. With NORMALIZED, `x_id` and `y_id` int32[n], the word ids of x and y.
+      `notes` has a digest of the contents, the problems, and sentences for
+      the summary.
     """
     problems = Problems()
     contents = blake2b(digest_size=16)
-    found: list[tuple[int, int, int, int, float]] = []
+    found: list[tuple[int, int, int, int, float, int]] = []
     word_ids: list[tuple[int, int]] = []
+    longest = LongestRow()
+    answers = AnswerCounts()
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(total=total, desc='indexing rows', unit='B', unit_scale=True, disable=None) as bar:
         for file_index, file in enumerate(files):
             for line, offset, text in fields.iterate_rows(file.path, bar):
                 contents.update(text + b'\n')
                 problems.rows += 1
+                lines = count_lines(text) if fields.rules > 1 else 1
+                problems.more_lines += lines - 1
                 try:
                     row = fields.parse(text, file.path)
                 except BadRow as error:
-                    problems.add(error, f'{file.original_path}:{line}')
-                else:
-                    unit = hash_to_unit_interval(get_split_key(row, fields, equal_texts))
-                    found.append((file_index, line, offset, len(text), unit))
+                    problems.add(error, f'{file.original_path}:{line}', lines)
+                    continue
+                if lines > 1:
+                    longest.add(lines, f'{file.original_path}:{line}')
+                unit = hash_to_unit_interval(get_split_key(row, fields.group, equal_texts))
+                for positive, y in enumerate(row.positives):
+                    answers.add(y)
+                    found.append((file_index, line, offset, len(text), unit, positive))
                     if equal_texts == NORMALIZED:
-                        x, y = row[fields.x], row[fields.y]
-                        word_ids.append((compute_word_id(x), compute_word_id(y)))
-    columns = zip(*found, strict=True) if found else ((),) * 5
+                        word_ids.append((compute_word_id(row.x), compute_word_id(y)))
+    columns = zip(*found, strict=True) if found else ((),) * 6
     dtypes = {
         'file_number': np.int32,
         'line': np.int64,
         'start': np.int64,
         'bytes': np.int64,
         'unit': np.float64,
+        'positive': np.int32,
     }
     arrays = {
         name: np.array(column, dtype)
@@ -264,4 +322,5 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
     }
     if equal_texts == NORMALIZED:
         arrays['x_id'], arrays['y_id'] = np.array(word_ids, np.int32).reshape(-1, 2).T
-    return arrays | {'notes': json_to_array([contents.hexdigest(), problems.to_json()])}
+    notes = filter(None, [longest.summary(), answers.summary()])
+    return arrays | {'notes': json_to_array([contents.hexdigest(), problems.to_json(), *notes])}

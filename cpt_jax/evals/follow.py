@@ -366,10 +366,10 @@ def _read_last_step(run: Path) -> int | None:
             return int(last_step)
     path = RunDir(run).config
     try:
-        return json.loads(path.read_text('utf-8'))['train']['steps']
+        return int(json.loads(path.read_text('utf-8'))['train']['steps'])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
             f'{path}: not the config of a run; --follow needs the directory of a run'
         ) from None

@@ -98,6 +98,8 @@ def store_result(
     """
     output = results.path.parent
     report = as_path(output / 'report')
+    for warning in result.warnings:
+        tqdm.write(f'{name}: WARNING: {warning}')
     with wait_for_lock(as_path(output / LOCKS_FOLDER / 'results')):
         if newest and results.holds_later_checkpoint():
             return

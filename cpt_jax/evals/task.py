@@ -37,6 +37,7 @@ class Result(NamedTuple):
       examples: example queries for the report.
       counted: what `n` counts, as a plural noun such as 'pairs'.
       map: map of the embeddings; None if the texts have no labels.
+      warnings: what is wrong with the data although they can be used.
     """
 
     metric: str
@@ -47,6 +48,7 @@ class Result(NamedTuple):
     examples: list[Example] = []
     counted: str = 'queries'
     map: EmbeddingMap | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def main_score(self) -> float:

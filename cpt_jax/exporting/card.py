@@ -8,9 +8,11 @@ import jinja2
 from etils import epath
 
 from cpt_jax.evals.report.curves import read_metrics, save_curves
-from cpt_jax.evals.store.results import format_score, label_metric
+from cpt_jax.evals.store.results import check_results, format_score, label_metric
+from cpt_jax.exporting.markdown import add_filters
 from cpt_jax.runs.provenance import Provenance
 from cpt_jax.runs.run_dir import RunDir
+from cpt_jax.storage.json_checks import OBJECT, check_values
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.text.tokenizer import Side
 
@@ -81,10 +83,10 @@ def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[Export
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    add_filters(environment)
     template = run.provenance.template
     text = environment.get_template('card_prompted.md.j2' if template else 'card.md.j2').render(
         template=template,
-        quoted=repr(template),
         name=name,
         kind=parts[0].kind,
         width=parts[0].width,
@@ -108,6 +110,7 @@ def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[Export
 def _describe_sources(run: ExportedRun) -> list[dict[str, Any]]:
     """Returns name, kind, weight and summary of each source of the training data."""
     described = read_json_file(run.directory.data, optional=True)
+    check_values(run.directory.data, described, dict.fromkeys(described, OBJECT))
     sources = run.provenance.config['data']['sources']
     return [
         {
@@ -126,10 +129,11 @@ def _read_scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:
     The list is empty if the results are from another checkpoint than the exported one.
     """
     results = read_json_file(run.directory.results, optional=True)
+    check_results(run.directory.results, results, ('main_score', 'settings'))
     if results.get('model') != f'{run.directory.path.name}@{run.step}':
         return []
     rows = []
-    for name, row in results['tasks'].items():
+    for name, row in results.get('tasks', {}).items():
         metric = row['settings']['main_metric']
         bm25_score = row.get('baselines', {}).get('bm25', {}).get(metric)
         rows.append(

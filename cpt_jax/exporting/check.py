@@ -14,6 +14,7 @@ import tokenizers
 from safetensors import safe_open
 
 from cpt_jax.exporting.golden import GOLDEN, TOLERANCE, compute_differences, read_golden
+from cpt_jax.exporting.json_values import find_wrong_values
 from cpt_jax.exporting.sentence_transformers import MODULES
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.known import FAMILIES
@@ -80,7 +81,8 @@ class Report(NamedTuple):
 class _Directory:
     """The JSON files of a directory.
 
-    A missing or broken file is empty here; `_check_json` reports broken ones.
+    A missing or broken file is empty here, and values of a wrong type are left out; `_check_json`
+    reports them.
     """
 
     def __init__(self, path: Path):
@@ -107,9 +109,14 @@ class _Directory:
     def _read(self, name: str, kind: type = dict) -> Any:
         try:
             content = json.loads((self.path / name).read_text('utf-8'))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return kind()
-        return content if isinstance(content, kind) else kind()
+        if not isinstance(content, kind):
+            return kind()
+        if isinstance(content, dict):
+            for key in find_wrong_values(name, content):
+                del content[key]
+        return content
 
     @property
     def model_type(self) -> str:
@@ -133,7 +140,7 @@ class _Directory:
             self.tokenizer_config.get('model_max_length'),
             self.positions,
         )
-        return min([limit for limit in limits if limit] or [512])
+        return int(min([limit for limit in limits if limit] or [512]))
 
     @property
     def is_causal(self) -> bool:
@@ -180,10 +187,21 @@ def check(directory: Path) -> Report:
 
 def _check_json(directory: Path) -> Iterator[Defect]:
     for path in sorted([*directory.glob('*.json'), *directory.glob('*/config.json')]):
+        name = path.relative_to(directory).as_posix()
         try:
-            json.loads(path.read_text('utf-8'))
-        except ValueError as error:
-            yield Defect(str(path.relative_to(directory)), f'not JSON ({error})', ALL)
+            content = json.loads(path.read_text('utf-8'))
+        except OSError as error:
+            yield Defect(name, f'cannot be read ({error.strerror})', ALL)
+            continue
+        except (ValueError, RecursionError) as error:
+            yield Defect(name, f'not JSON ({error})', ALL)
+            continue
+        if not isinstance(content, list if name == 'modules.json' else dict):
+            yield Defect(name, 'not JSON of the expected structure', ALL)
+            continue
+        if isinstance(content, dict):
+            for key, what in find_wrong_values(name, content).items():
+                yield Defect(f'{name}: {key}', what, ALL)
 
 
 def _check_config(files: _Directory) -> Iterator[Defect]:

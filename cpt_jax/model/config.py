@@ -1,6 +1,7 @@
 """Configuration of an encoder: the `model` section of a config."""
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -28,6 +29,24 @@ _CHOICES = {
     'attention': ('auto', 'masked', 'blocks', 'splash', 'cudnn', 'interpreted'),
     'layer_loop': ('auto', 'scan', 'unroll'),
 }
+# Largest sizes, above which a number is a mistake.
+_MAX_SIZE = 10_000_000
+_LARGEST = {'layers': 10_000} | dict.fromkeys(
+    (
+        'width',
+        'heads',
+        'max_length',
+        'kv_heads',
+        'head_width',
+        'hidden',
+        'position_offset',
+        'rotary_width',
+        'window',
+        'embedding_width',
+        'token_types',
+    ),
+    _MAX_SIZE,
+)
 # Attention kernels and the platform of each.
 _KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}
 
@@ -44,6 +63,21 @@ class DenseConfig(NamedTuple):
     width: int
     has_bias: bool
     activation: str
+
+
+def _make_dense_config(layer: Sequence) -> DenseConfig:
+    """Returns an entry of `model.dense`, which JSON gives as a list."""
+    try:
+        config = DenseConfig(*layer)
+        is_valid = 0 < config.width <= _MAX_SIZE and config.activation in ('identity', 'tanh')
+    except TypeError:
+        is_valid = False
+    if not is_valid:
+        raise UserError(
+            f'model.dense: {layer!r} must be an output dimension, whether there is a bias, and '
+            f'identity or tanh'
+        )
+    return config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +205,16 @@ class EncoderConfig:
                 raise UserError(
                     f'model.{key}={getattr(self, key)!r}: choose one of {", ".join(known)}'
                 )
-        for key in ('width', 'layers', 'heads', 'max_length'):
-            if getattr(self, key) < 1:
-                raise UserError(f'model.{key}={getattr(self, key)}: must be 1 or more')
+        if not 1 <= self.vocab_size < 2**31:  # ids are int32
+            raise UserError(f'tokenizer.vocab_size={self.vocab_size}: must be from 1 to 2^31 - 1')
+        for key, most in _LARGEST.items():
+            least = 1 if key in ('width', 'layers', 'heads', 'max_length') else 0
+            if getattr(self, key) < least:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be {least} or more')
+            if getattr(self, key) > most:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be at most {most:,}')
+        if not 0 <= self.norm_epsilon <= 1:
+            raise UserError(f'model.norm_epsilon={self.norm_epsilon}: must be from 0 to 1')
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout={self.dropout}: must be from 0 to less than 1')
         if self.width % self.heads and not self.head_width:
@@ -193,7 +234,7 @@ class EncoderConfig:
             'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),
             'local_layers': tuple(map(bool, self.local_layers)),
-            'dense': tuple(DenseConfig(*layer) for layer in self.dense),
+            'dense': tuple(map(_make_dense_config, self.dense)),
         }
         for key, value in derived.items():
             object.__setattr__(self, key, value)

@@ -19,6 +19,7 @@ from cpt_jax.model.initializers import constant, normal
 from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH
+from cpt_jax.storage.json_checks import FLAG, TEXT, allow_integers, check_values
 
 # torch's classes of our activations, by the names that all versions of sentence-transformers read.
 TORCH_ACTIVATIONS = {
@@ -28,6 +29,12 @@ TORCH_ACTIVATIONS = {
 _ACTIVATIONS = {name: ours for ours, name in TORCH_ACTIVATIONS.items()} | {
     'torch.nn.Identity': 'identity',
     'torch.nn.Tanh': 'tanh',
+}
+_KEYS = {
+    'in_features': allow_integers(1, 10_000_000),
+    'out_features': allow_integers(1, 10_000_000),
+    'bias': FLAG,
+    'activation_function': TEXT,
 }
 
 
@@ -117,6 +124,7 @@ def load_dense(
 
 
 def _read_config(folder: Path, config: Mapping[str, Any], width: int) -> DenseConfig:
+    check_values(folder / 'config.json', config, _KEYS)
     try:
         activation = translate_config_value(
             config, 'activation_function', _ACTIVATIONS, TORCH_ACTIVATIONS['tanh']

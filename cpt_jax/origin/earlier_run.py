@@ -216,7 +216,7 @@ def find_run(reference: str, flag: str, base_path: str = '') -> EarlierRun:
     directory, step = find_checkpoint(reference, flag)
 
     def read(step: int) -> EarlierRun:
-        provenance = Provenance.from_json(checkpoint.read_metadata(directory, step))
+        provenance = _parse_metadata(checkpoint.read_metadata(directory, step), directory, step)
         return EarlierRun(directory, step, provenance, reference, flag, base_path)
 
     return use_newest_intact(reference, directory, step, read)
@@ -233,10 +233,21 @@ def load_intact(run: EarlierRun, load: Callable[[EarlierRun], T]) -> T:
     def load_step(step: int) -> T:
         if step == run.step:
             return load(run)
-        provenance = Provenance.from_json(checkpoint.read_metadata(run.directory, step))
+        metadata = checkpoint.read_metadata(run.directory, step)
+        provenance = _parse_metadata(metadata, run.directory, step)
         return load(dataclasses.replace(run, step=step, provenance=provenance))
 
     return use_newest_intact(run.reference, run.directory, run.step, load_step)
+
+
+def _parse_metadata(metadata: Mapping[str, Any], directory: Path, step: int) -> Provenance:
+    """Returns the provenance in a checkpoint's metadata. Raises UserError if it is damaged."""
+    try:
+        return Provenance.from_json(metadata)
+    except ValueError as error:
+        raise UserError(
+            f'{directory / str(step)} is damaged (its metadata: {error}); use another checkpoint'
+        ) from None
 
 
 def find_latest_checkpoint(run_dir: RunDir) -> EarlierRun | None:
@@ -245,5 +256,5 @@ def find_latest_checkpoint(run_dir: RunDir) -> EarlierRun | None:
     if latest is None:
         return None
     step, metadata = latest
-    provenance = Provenance.from_json(metadata)
+    provenance = _parse_metadata(metadata, run_dir.checkpoints, step)
     return EarlierRun(run_dir.checkpoints, step, provenance, str(run_dir.path), '--workdir')

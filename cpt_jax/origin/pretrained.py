@@ -14,6 +14,7 @@ from cpt_jax.model.adapters.peft import AdaptedFiles, find_base_directory, is_ad
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dense import Dense, load_dense, read_dense_configs
 from cpt_jax.model.encoder import Encoder
+from cpt_jax.model.families.config_keys import CONFIG_KEYS
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
@@ -22,10 +23,22 @@ from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_checks import (
+    FLAG,
+    TEXT,
+    allow_integers,
+    allow_null,
+    allow_object,
+    check_values,
+)
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path, is_remote
 from cpt_jax.storage.remote import RemoteFiles
-from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
+from cpt_jax.text.pretrained_tokenizer import (
+    PretrainedTokenizer,
+    open_tokenizer,
+    read_tokenizer_config,
+)
 from cpt_jax.text.tokenizer import Side, Tokenizer, parse_tokenizer_file
 
 # Names of poolings in EncoderConfig, by the names in sentence-transformers and in --pooling.
@@ -46,6 +59,14 @@ _FILE_SUFFIXES: tuple[str, ...] = ('.json', '.safetensors', '.model', '.txt', '.
 # Keys of each side in `prompts` of config_sentence_transformers.json; the first existing one is
 # used. E5 calls documents passages.
 _PROMPTS: dict[Side, tuple[str, ...]] = {'x': ('query',), 'y': ('document', 'passage')}
+_PROMPT_KEYS = {
+    'prompts': allow_null(allow_object(allow_null(TEXT))),
+    'default_prompt_name': allow_null(TEXT),
+}
+SENTENCE_KEYS = {
+    'max_seq_length': allow_null(allow_integers(1, 10_000_000)),
+    'do_lower_case': FLAG,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,17 +220,14 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     path = None if (directory / 'config.json').is_file() else find_llama2c_file(directory)
     legacy = Llama2cFile(path) if path else None
     config = legacy.config if legacy else read_json_file(directory / 'config.json')
-    try:
-        family = LLAMA2C if legacy else find_family(config)
-        shape = family.shape(config)
-        rows = int(config['vocab_size'])
-    except KeyError as error:
-        raise UserError(f'{directory}/config.json: has no {error.args[0]!r}') from None
-    except UserError as error:
-        raise UserError(f'{directory}/{error}') from None
-    # transformers writes the first key, other libraries the second.
-    if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
-        shape |= {'causal': False}
+    family = LLAMA2C
+    if not legacy:
+        check_values(directory / 'config.json', config, CONFIG_KEYS)
+        family = _find_family(directory, config)
+    shape = _read_shape(directory, family, config)
+    rows = config['vocab_size']
+    files = legacy or TensorFiles(directory)
+    encoder_config = _make_encoder_config(directory, shape, rows)
     modules = _read_modules(directory)
     default_pooling = shape.get('pooling', 'eos')
     shape |= {'pooling': _resolve_pooling(directory, modules, default_pooling, pooling)}
@@ -217,6 +235,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     shape |= {'dense': read_dense_configs(dense, shape.get('embedding_width') or shape['width'])}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
     sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
+    check_values(directory / 'sentence_bert_config.json', sentence, SENTENCE_KEYS)
     tokenizer = open_tokenizer(
         directory, config, _read_prompts(directory), bool(sentence.get('do_lower_case', False))
     )
@@ -225,7 +244,8 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
             f'{directory}: {tokenizer.source} has {tokenizer.vocab_size} ids, and the embedding '
             f'{rows} rows: use the tokenizer of this model'
         )
-    tokenizer_config = read_json_file(directory / 'tokenizer_config.json', optional=True)
+    _check_table_rows(directory, family, files, encoder_config)
+    tokenizer_config = read_tokenizer_config(directory)
     limits = [
         sentence.get('max_seq_length'),
         tokenizer_config.get('model_max_length'),
@@ -237,7 +257,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         reference if is_remote(reference) else str(directory),
         config,
         family,
-        legacy or TensorFiles(directory),
+        files,
         shape,
         rows,
         tokenizer,
@@ -245,6 +265,67 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         dense,
         has_own_form=bool(modules) or not shape.get('causal', True),
     )
+
+
+def _find_family(directory: Path, config: Mapping[str, Any]) -> Family:
+    try:
+        return find_family(config)
+    except UserError as error:
+        raise UserError(f'{directory}/{error}') from None
+
+
+def _read_shape(directory: Path, family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keyword arguments of EncoderConfig that config.json describes, without those of
+    other files.
+
+    Raises:
+      UserError: a key is missing, or its value is not supported.
+    """
+    path = directory / 'config.json'
+    try:
+        shape = family.shape(config)
+        config['vocab_size']  # read by the caller
+    except KeyError as error:
+        raise UserError(f'{path}: has no {error.args[0]!r}') from None
+    except UserError as error:
+        raise UserError(f'{directory}/{error}') from None
+    # Values within objects, such as rope_parameters, which CONFIG_KEYS does not list.
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f'{path}: a value is not of the expected kind ({error})') from None
+    # transformers writes the first key, other libraries the second.
+    if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
+        shape |= {'causal': False}
+    return shape
+
+
+def _make_encoder_config(directory: Path, shape: Mapping[str, Any], rows: int) -> EncoderConfig:
+    """Returns the architecture. Raises UserError if config.json describes no possible model."""
+    path = directory / 'config.json'
+    try:
+        return EncoderConfig(vocab_size=rows, **shape)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+    except TypeError as error:  # a null that the family has no default for
+        raise UserError(f'{path}: a value is not of the expected kind ({error})') from None
+
+
+def _check_table_rows(
+    directory: Path, family: Family, files: TensorFiles, config: EncoderConfig
+) -> None:
+    """Raises UserError if config.json describes another size of the token table than the files
+    have, before a table of that size is allocated.
+    """
+    (table,) = (
+        tensor.name for tensor in family.outer(config) if 'token_embedding' in tensor.parameters
+    )
+    names = [prefix + table for prefix in family.prefixes if prefix + table in files.names]
+    found = [files.read_shape(name)[0] for name in names]
+    if found and found[0] != config.vocab_size:
+        raise UserError(
+            f'{directory}/config.json: vocab_size={config.vocab_size:,}, but '
+            f'{files.describe_location(names[0])} has {found[0]:,} rows: the files belong to '
+            f'different models'
+        )
 
 
 def _read_modules(directory: Path) -> list[tuple[str, Path]]:
@@ -258,13 +339,10 @@ def _read_modules(directory: Path) -> list[tuple[str, Path]]:
     path = directory / 'modules.json'
     if not path.is_file():
         return []
-    try:
-        modules = [
-            (str(module['type']).rpartition('.')[2], directory / module['path'])
-            for module in read_json_file(path, kind=list)
-        ]
-    except (KeyError, TypeError):
-        raise UserError(f'{path}: not a list of modules, each with a type and a path') from None
+    given = read_json_file(path, kind=list)
+    if not all(_is_module(module) for module in given):
+        raise UserError(f'{path}: not a list of modules, each with a type and a path')
+    modules = [(module['type'].rpartition('.')[2], directory / module['path']) for module in given]
     unknown = dict(modules).keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
     if unknown or 'Pooling' not in dict(modules):
         raise UserError(
@@ -272,6 +350,12 @@ def _read_modules(directory: Path) -> list[tuple[str, Path]]:
             f'{", ".join(dict(modules))}'
         )
     return modules
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key), str) for key in ('type', 'path')
+    )
 
 
 def _resolve_pooling(
@@ -303,7 +387,7 @@ def _resolve_pooling(
     modes = [mode for flag, mode in _LEGACY_FLAGS.items() if pooling.get(flag)]
     if not modes:
         modes = [pooling.get('pooling_mode')]
-    if len(modes) > 1 or modes[0] not in _BY_MODE:
+    if len(modes) > 1 or modes[0] not in [*_BY_MODE]:
         raise UserError(
             f'{path}: pooling {modes} is not supported; supported is one of {", ".join(_BY_MODE)}'
         )
@@ -333,7 +417,9 @@ def _read_dense_configs(
 
 def _read_prompts(directory: Path) -> dict[Side, str]:
     """Returns the prompt before the texts of each side, from sentence-transformers' config."""
-    given = read_json_file(directory / 'config_sentence_transformers.json', optional=True)
+    path = directory / 'config_sentence_transformers.json'
+    given = read_json_file(path, optional=True)
+    check_values(path, given, _PROMPT_KEYS)
     prompts = given.get('prompts') or {}
     default = prompts.get(given.get('default_prompt_name') or '', '')
     return {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 from cpt_jax.runtime.errors import UserError
@@ -44,12 +45,24 @@ class Pod:
         write_atomically(self.get_path('.json'), text)
 
 
+def check_name(name: str) -> None:
+    """Raises UserError if Google Cloud would not accept a name, which is also that of a file and an
+    argument of gcloud.
+    """
+    if not re.fullmatch(r'[a-z]([-a-z0-9]{0,61}[a-z0-9])?', name):
+        raise UserError(
+            f'--name {name!r}: must be lowercase letters, digits and -, from a letter to a letter '
+            f'or digit, at most 63'
+        )
+
+
 def load_record(name: str) -> Pod | None:
     """Returns the recorded pod, or None if there is no record.
 
     Raises:
-      UserError: the record cannot be read.
+      UserError: the name cannot be that of a pod, or the record cannot be read.
     """
+    check_name(name)
     path = Pod(name).get_path('.json')
     if not path.exists():
         return None

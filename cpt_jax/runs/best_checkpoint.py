@@ -17,6 +17,7 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.bucket import get_generation
+from cpt_jax.storage.json_checks import is_integer
 from cpt_jax.storage.paths import is_on_bucket
 
 # The metadata file that Orbax writes into each checkpoint; it records when it was saved.
@@ -93,14 +94,26 @@ def find_best(run: Path, task: str, prefix: str) -> tuple[Path, int]:
 def _read_best(path: Path, prefix: str) -> dict[str, Any]:
     """Returns the content of a file, {} if there is none. Raises UserError if it is damaged."""
     try:
-        return json.loads(path.read_text('utf-8'))
+        content = json.loads(path.read_text('utf-8'))
+        problem = '' if isinstance(content, dict) else 'no object'
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(
-            f'{prefix}: {path} is not JSON ({error}): delete it; launch/evaluate.py --follow, or '
-            f'training, writes it again'
-        ) from None
+    except (ValueError, RecursionError) as error:
+        problem = f'not JSON ({error})'
+    if not problem:
+        entries = [content] if path.name == RunDir(path).best_heldout.name else content.values()
+        if all(_is_entry(entry) for entry in entries):
+            return content
+        problem = 'not a step and a score for each name'
+    raise UserError(
+        f'{prefix}: {path} is {problem}: delete it; launch/evaluate.py --follow, or training, '
+        f'writes it again'
+    )
+
+
+def _is_entry(value: object) -> bool:
+    """Whether a value has an integer step."""
+    return isinstance(value, dict) and is_integer(value.get('step'))
 
 
 def keep_best(run: Path, best: Best, held: Collection[int] = ()) -> list[int]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cpt_jax.runs.config_types import check_type
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
@@ -38,6 +39,7 @@ CHANGEABLE_KEYS = (
     'data.threads',
     'data.prefetch',
     'data.verify',
+    'data.token_cache_mib',
 )
 
 # Keys of a source that say where its data are. They may change if the data are the same.
@@ -60,6 +62,11 @@ LEGACY_DEFAULTS = {
     'init_from': '',  # a key of the top level; every run was from scratch
 }
 
+# As LEGACY_DEFAULTS, for the arguments of a source's class.
+LEGACY_SOURCE_DEFAULTS = {
+    'rules': 1,  # cpt_jax/data/rows.py describes the rules by which rows are read
+}
+
 
 def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **given: Any) -> T:
     """Returns `function(**section, **given)`, after checking the keys of the section.
@@ -80,7 +87,7 @@ def build(function: Callable[..., T], name: str, section: Mapping[str, Any], **g
 def check_section(
     function: Callable, name: str, section: Mapping[str, Any], given: Container[str]
 ) -> None:
-    """Checks that the keys of a section are arguments of a function.
+    """Checks that the keys of a section are arguments of a function, and the types of the values.
 
     Args:
       function: the function whose keyword arguments the section contains.
@@ -89,17 +96,18 @@ def check_section(
       given: names of the arguments that do not come from the config.
 
     Raises:
-      UserError: a key is not an argument of the function, or an argument without a default has no
-        key.
+      UserError: a key is not an argument of the function, an argument without a default has no key,
+        or a value is of another type than the argument.
     """
     known = {
         key: parameter
         for key, parameter in inspect.signature(function).parameters.items()
         if key not in given
     }
-    for key in section:
+    for key, value in section.items():
         if key not in known:
             raise UserError(f'unknown config key {name}.{key}: {name} has {", ".join(known)}')
+        check_type(f'{name}.{key}', value, known[key].annotation)
     for key, parameter in known.items():
         if key not in section and parameter.default is inspect.Parameter.empty:
             raise UserError(f'config key {name}.{key} is missing')
@@ -189,8 +197,9 @@ def check_resume(
     Raises:
       UserError: another key differs, which would change what is learned.
     """
-    # LEGACY_DEFAULTS come first for the old config, and the defaults of today for the new one.
-    old = fill_missing(LEGACY_DEFAULTS | dict(flatten(before)), functions or {})
+    # Legacy defaults come first for the old config, and the defaults of today for the new one.
+    legacy = LEGACY_DEFAULTS | _get_legacy_source_defaults(functions or {})
+    old = fill_missing(legacy | dict(flatten(before)), functions or {})
     new = LEGACY_DEFAULTS | fill_missing(dict(flatten(to_json_values(now))), functions or {})
     # Without adapters, the other keys of the section have no effect.
     if not old['lora.rank'] and not new['lora.rank']:
@@ -213,6 +222,17 @@ def check_resume(
     return allowed
 
 
+def _get_legacy_source_defaults(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    """Returns LEGACY_SOURCE_DEFAULTS by 'data.sources.NAME.KEY', for the sources in `functions`."""
+    return {
+        f'{section}.{key}': value
+        for section, function in functions.items()
+        if section.startswith('data.sources.')
+        for key, value in LEGACY_SOURCE_DEFAULTS.items()
+        if key in inspect.signature(function).parameters
+    }
+
+
 def _is_changeable(key: str) -> bool:
     # The contents are compared by fingerprint (cpt_jax/training/setup.py).
     if key.startswith('data.sources.') and key.rpartition('.')[2] in SOURCE_PATHS:
@@ -227,7 +247,8 @@ def _remove_section(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 def check_workdir(workdir: Path) -> None:
-    """Raises UserError if a directory has a foreign config.json, or a path that is a pattern.
+    """Raises UserError if a directory cannot be that of a run: it has a foreign config.json, or a
+    directory in the place of a file, or its path is a pattern.
 
     The directory may hold somebody's pretrained model, whose config.json a run would overwrite.
     """
@@ -238,13 +259,17 @@ def check_workdir(workdir: Path) -> None:
             f'--workdir {workdir}: checkpoints cannot be written where a path contains '
             f'{" ".join(sorted(found))}: give another --workdir'
         )
-    path = RunDir(workdir).config
+    run = RunDir(workdir)
+    for path in (run.config, run.data, run.metrics):
+        if path.is_dir():
+            raise UserError(f'{path} is a directory, where a run writes a file: remove it')
+    path = run.config
     try:
-        is_free = not path.exists() or 'train' in json.loads(path.read_bytes())
-    except (ValueError, TypeError):
+        content = json.loads(path.read_bytes()) if path.exists() else {'train': {}}
+    except (ValueError, RecursionError):
         # A run's own file may have been cut short; its checkpoints have the config too.
-        is_free = RunDir(workdir).checkpoints.is_dir()
-    if not is_free:
+        content = {'train': {}} if run.checkpoints.is_dir() else None
+    if not isinstance(content, dict) or 'train' not in content:
         raise UserError(
             f'{path} is not the config of a run, and would be overwritten: give another --workdir'
         )

@@ -5,6 +5,44 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt_jax.runs.config import fill_legacy_defaults
+from cpt_jax.storage.json_checks import (
+    FLAG,
+    OBJECT,
+    TEXT,
+    Allowed,
+    allow_integers,
+    allow_list,
+    allow_null,
+    allow_object,
+    format_value,
+)
+
+_SECTIONS = ('data', 'model', 'tokenizer', 'loss', 'optimizer', 'train', 'prompt', 'lora')
+_TEXTS = allow_object(TEXT)
+_STORED_KEYS = {
+    'config': Allowed(
+        'the sections of a config',
+        lambda value: (
+            isinstance(value, dict)
+            and all(isinstance(value.get(name), dict | None) for name in _SECTIONS)
+            and isinstance((value.get('data') or {}).get('sources', {}), dict)
+            and isinstance(value.get('init_from', ''), str)
+        ),
+    ),
+    'tokenizer': TEXT,
+    'sources': _TEXTS,
+    'code': TEXT,
+    'inherits': allow_null(FLAG),
+    'begin': allow_null(allow_list(allow_integers(0, 2**31))),
+    'pretrained': allow_null(OBJECT),
+    'base': allow_null(
+        Allowed(
+            'an object of path and fingerprint',
+            lambda value: _TEXTS.accepts(value) and {*value} == {'path', 'fingerprint'},  # type: ignore[misc]
+        )
+    ),
+    'own_tokenizer': allow_null(OBJECT),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +94,17 @@ class Provenance:
         """Returns the provenance in a checkpoint's metadata.
 
         Values that an older run did not store are filled in with its behaviour.
+
+        Raises:
+          ValueError: a value is missing or of another type.
         """
+        for key, allowed in _STORED_KEYS.items():
+            if key in stored and not allowed.accepts(stored[key]):
+                raise ValueError(
+                    f'{key}={format_value(stored[key])}: must be {allowed.description}'
+                )
+        if 'config' not in stored:
+            raise ValueError("no 'config'")
         base = stored.get('base')
         return cls(
             config=fill_legacy_defaults(stored['config']),

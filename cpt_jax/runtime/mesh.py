@@ -1,5 +1,6 @@
 """The device mesh, its axis names, and the shardings on it."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -52,14 +53,14 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
-    given = int(np.prod([size for size in sizes.values() if size != -1]))
+    given = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
     text = ' x '.join(f'mesh.{name}={size}' for name, size in sizes.items())
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(
             f'{text}: sizes are 1 or more, and at most one is -1 (all remaining devices)'
         )
-    if len(devices) % given:
+    if given > len(devices) or len(devices) % given:
         raise UserError(f'{text} does not divide the {len(devices)} devices')
     if not free and given != len(devices):
         raise UserError(

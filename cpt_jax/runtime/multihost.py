@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from typing import NoReturn
@@ -77,6 +78,7 @@ def exit_together() -> Iterator[None]:
     listener = threading.Thread(target=_watch_for_failure, args=(store, done), daemon=True)
     listener.start()
     try:
+        check_equal_devices(jax.devices())
         yield
     except (Exception, KeyboardInterrupt) as error:
         # If another process has failed, this exception is most likely a consequence: a collective
@@ -96,6 +98,19 @@ def exit_together() -> Iterator[None]:
         # A thread that returns from C++ code while the interpreter shuts down aborts the process
         # (seen once in 60 runs).
         listener.join()
+
+
+def check_equal_devices(devices: Sequence[jax.Device]) -> None:
+    """Raises UserError if the processes have different numbers of devices, with which JAX cannot
+    exchange values between them.
+    """
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        numbers = ', '.join(str(counts[process]) for process in sorted(counts))
+        raise UserError(
+            f'the processes have different numbers of devices ({numbers}): give each process the '
+            f'same number'
+        )
 
 
 def check_processes_agree(value: object, line: str) -> None:

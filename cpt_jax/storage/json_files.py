@@ -28,7 +28,8 @@ def read_json_file(path: Path, optional: bool = False, kind: type = dict) -> Any
         raise UserError(f'{path}: is missing') from None
     except OSError as error:
         raise UserError(f'{path}: cannot be read: {error.strerror}') from None
-    except ValueError as error:
+    # json raises the last one for thousands of open brackets.
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path}: not JSON ({error})') from None
     if not isinstance(content, kind):
         raise UserError(f'{path}: not a JSON {"list" if kind is list else "object"}')

@@ -22,12 +22,42 @@ import numpy as np
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.json_checks import (
+    FLAG,
+    OBJECT,
+    TEXT,
+    Allowed,
+    allow_null,
+    allow_numbers,
+    allow_object,
+    check_values,
+)
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path
 from cpt_jax.text.byte_level import build_byte_level_json
 from cpt_jax.text.hugging_face_json import HuggingFaceJson
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import SIDES, Side
+
+_TOKEN = allow_null(
+    Allowed(
+        'a text, or an object with the key content',
+        lambda value: (
+            isinstance(value, str)
+            or (isinstance(value, dict) and isinstance(value.get('content'), str))
+        ),
+    )
+)
+TOKENIZER_KEYS = {
+    'model_max_length': allow_null(allow_numbers(least=1)),
+    'tokenizer_class': allow_null(TEXT),
+    'add_prefix_space': allow_null(FLAG),
+    'add_bos_token': allow_null(FLAG),
+    'add_eos_token': allow_null(FLAG),
+    'legacy': allow_null(FLAG),
+    'added_tokens_decoder': allow_object(OBJECT),
+    **dict.fromkeys([f'{role}_token' for role in ('bos', 'eos', 'unk', 'pad')], _TOKEN),
+}
 
 
 class _Model(Protocol):
@@ -229,7 +259,7 @@ def open_tokenizer(
     Raises:
       UserError: no such file exists, or it is damaged or of an unsupported kind.
     """
-    tokenizer_config = read_json_file(directory / 'tokenizer_config.json', optional=True)
+    tokenizer_config = read_tokenizer_config(directory)
     path = _find_file(directory)
     try:
         model = _read_model(path, config, tokenizer_config)
@@ -246,6 +276,18 @@ def open_tokenizer(
         _find_bos_ids(config, tokenizer_config, model.vocab_size),
         _find_padding(tokenizer_config),
     )
+
+
+def read_tokenizer_config(directory: Path) -> dict[str, Any]:
+    """Returns the content of tokenizer_config.json; {} if there is none.
+
+    Raises:
+      UserError: it is damaged, or a value is not allowed.
+    """
+    path = directory / 'tokenizer_config.json'
+    content = read_json_file(path, optional=True)
+    check_values(path, content, TOKENIZER_KEYS)
+    return content
 
 
 def _read_model(

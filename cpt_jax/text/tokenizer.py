@@ -309,6 +309,9 @@ def parse_tokenizer_file(name: str, data: bytes, closing: str = 'own') -> Tokeni
     return Tokenizer(model, closing)
 
 
+_MAX_IDS = 10_000_000  # a larger vocabulary is a mistake
+
+
 def train_tokenizer(
     texts: Iterable[str],
     *,
@@ -344,6 +347,10 @@ def train_tokenizer(
     """
     _check_choice('model_type', model_type, ('bpe', 'unigram'))
     _check_choice('whitespace', whitespace, ('prefix', 'drop'))
+    if vocab_size > _MAX_IDS:
+        raise UserError(f'tokenizer.vocab_size={vocab_size}: must be at most {_MAX_IDS:,}')
+    if characters < 1:
+        raise UserError(f'tokenizer.characters={characters}: must be 1 or more')
     sentencepiece.set_random_generator_seed(seed)
     output = io.BytesIO()
     sample = list(_take_characters(texts, characters))

@@ -82,6 +82,31 @@ class Contrastive:
     def check_model(self, config: EncoderConfig) -> None:
         self.loss.check_width(config.vector_width)
 
+    def check_origin(self, origin: Origin) -> None:
+        if not isinstance(origin, EarlierRun) or origin.provenance.objective != self.name:
+            return
+        config = origin.provenance.config
+        stored_loss = InfoNCE(
+            temperature_per_source=bool(config['loss'].get('temperature_per_source', False))
+        )
+        stored = Contrastive(stored_loss, len(config['data']['sources']))
+        if stored._temperature_shape != self._temperature_shape:
+            raise UserError(
+                f'init_from={origin.reference}: it trained {stored._describe_temperatures()}, and '
+                f'loss.temperature_per_source={self.loss.temperature_per_source} needs '
+                f'{self._describe_temperatures()}: set it to '
+                f'{stored.loss.temperature_per_source}, with as many of data.sources'
+            )
+
+    @property
+    def _temperature_shape(self) -> tuple[int, ...]:
+        return (self.sources,) if self.loss.temperature_per_source else ()
+
+    def _describe_temperatures(self) -> str:
+        if not self.loss.temperature_per_source:
+            return 'one temperature'
+        return f'a temperature for each of {self.sources} sources'
+
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         for key in ('max_tokens_x', 'max_tokens_y'):
             value = getattr(data, key)
@@ -122,6 +147,7 @@ class Contrastive:
             data.max_tokens_y,
             data.negatives,
             data.equality_rule,
+            data.token_cache_bytes,
         )
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> Objective:

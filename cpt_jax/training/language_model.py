@@ -100,6 +100,9 @@ class LanguageModel:
         if config.dense:
             raise UserError('model.dense: objective=lm has no vectors; leave it empty')
 
+    def check_origin(self, origin: Origin) -> None:
+        pass  # every origin that it inherits its architecture from
+
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         if not 2 < data.row_length <= config.max_length:
             raise UserError(
@@ -135,7 +138,7 @@ class LanguageModel:
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> DocumentTokenReader:
         assert isinstance(tokenizer, Tokenizer)  # from_config refuses templates
-        return DocumentTokenReader(sources, tokenizer, data.row_length)
+        return DocumentTokenReader(sources, tokenizer, data.row_length, data.token_cache_bytes)
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> 'LanguageModel':
         """Returns the objective with the held-out bits per byte of a unigram byte model."""

@@ -82,6 +82,9 @@ class Objective(Protocol):
     def check_model(self, config: EncoderConfig) -> None:
         """Raises UserError if a model with this config cannot be trained with the objective."""
 
+    def check_origin(self, origin: Origin) -> None:
+        """Raises UserError if the objective's own parameters cannot be those of the origin."""
+
     def check_lengths(self, data: Data, config: EncoderConfig, around: int, what: str) -> None:
         """Raises UserError if texts do not fit a row or the model, or if the ids around a text
         leave no room for the text itself.

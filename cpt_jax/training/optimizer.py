@@ -1,5 +1,7 @@
 """The optimizer: AdamW with gradient clipping, weight decay and a learning-rate schedule."""
 
+import math
+
 import jax
 import optax
 
@@ -95,6 +97,18 @@ def make_optimizer(
         raise UserError(
             f'optimizer.clip_norm={clip_norm}: must be above 0; to disable clipping, set it to 1e9'
         )
+    least = {
+        'peak_lr': peak_lr,
+        'final_share': final_share,
+        'weight_decay': weight_decay,
+        'epsilon': epsilon,
+    }
+    for key, value in least.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f'optimizer.{key}={value}: must be a number from 0 on')
+    for key, value in {'b1': b1, 'b2': b2}.items():
+        if not 0 <= value < 1:
+            raise UserError(f'optimizer.{key}={value}: must be 0 or more and less than 1')
     if not 0 <= warmup_share < 1:
         raise UserError(f'optimizer.warmup_share={warmup_share}: must be 0 or more and less than 1')
     if warmup_share:
@@ -103,6 +117,7 @@ def make_optimizer(
         raise UserError(
             f'optimizer.warmup_steps={warmup_steps} must be less than train.steps={steps}'
         )
+    peak_lr = float(peak_lr)  # JAX would take an integer for an int32
     if decay == 'cosine':
         schedule = optax.warmup_cosine_decay_schedule(
             0.0, peak_lr, warmup_steps, steps, peak_lr * final_share

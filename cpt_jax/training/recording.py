@@ -13,6 +13,7 @@ from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.event_files import EventWriter
 from cpt_jax.storage.growing_file import GrowingFile
+from cpt_jax.storage.json_rows import describe_damage, read_step_rows, select_numbers
 
 # Minimum time between two progress lines if the output is not a terminal.
 SECONDS_BETWEEN_LINES = 30
@@ -138,21 +139,18 @@ class Recorder:
 
 
 def drop_rows_after(path: Path, step: int) -> list[dict[str, float]]:
-    """Drops the rows of later steps, and an incomplete last line, from a metrics.jsonl file.
+    """Drops the rows of later steps, and lines that are no rows, from a metrics.jsonl file.
+
+    Lines that are no rows are reported, except an incomplete last line, which a killed run left.
 
     Returns:
-      The rows that are kept.
+      The numbers in the rows that are kept.
     """
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text(encoding='utf-8').splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the run was killed while it wrote this line
-            break
-        if row['step'] > step:
-            break
-        kept.append(row)
+    rows, damaged = read_step_rows(path.read_bytes())
+    if damaged:
+        print(describe_damage(path, damaged), flush=True)
+    kept = [row for row in rows if row['step'] <= step]
     write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
-    return kept
+    return [select_numbers(row) for row in kept]

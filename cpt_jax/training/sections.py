@@ -10,11 +10,16 @@ from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runs.config import check_section, get_defaults
+from cpt_jax.runs.config_types import check_type
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import Prompt
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training.optimizer import make_optimizer
+
+LARGEST = 2**31 - 1  # steps and indices are int32
+MAX_ROW_LENGTH = 1_000_000  # a larger number is a mistake
+LARGEST_SEED = 2**32 - 1  # that of sentencepiece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +36,27 @@ class Data:
     row_choices: int = 1
     threads: int = 2
     prefetch: int = 8
+    token_cache_mib: int = 1024
     prompts: Mapping[str, str | None] | None = None
     equal_texts: str = STRIPPED
     verify: bool = False
 
     def __post_init__(self):
         _check_minimum(
-            'data', self, negatives=0, rows=0, row_choices=1, row_length=0, threads=1, prefetch=1
+            'data',
+            self,
+            negatives=0,
+            rows=0,
+            row_choices=1,
+            row_length=0,
+            threads=1,
+            prefetch=1,
+            token_cache_mib=0,
         )
+        if self.row_length > MAX_ROW_LENGTH:
+            raise UserError(
+                f'data.row_length={self.row_length}: must be at most {MAX_ROW_LENGTH:,}'
+            )
         if self.equal_texts not in ('auto', *EQUALITY_RULES):
             raise UserError(
                 f'data.equal_texts={self.equal_texts!r}: choose one of auto, '
@@ -56,6 +74,11 @@ class Data:
     def equality_rule(self) -> str:
         """The rule by which texts are compared, one of EQUALITY_RULES."""
         return resolve_rule({'equal_texts': self.equal_texts})
+
+    @property
+    def token_cache_bytes(self) -> int:
+        """Memory above which no further tokens are cached."""
+        return self.token_cache_mib << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +132,7 @@ SECTION_FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 # Keys of `tokenizer` that are not arguments of its function, with their defaults.
 _TOKENIZER_KEYS = {'path': '', 'delimiters': 'auto'}
-TOP_LEVEL_KEYS = ('objective', 'seed', 'init_from')
+TOP_LEVEL_KEYS = {'objective': str, 'seed': int, 'init_from': str}  # with their types
 # Arguments of these functions that the program passes and that are not config keys.
 ARGUMENTS_NOT_IN_CONFIG = {
     'tokenizer': ('texts', 'seed', 'bos_and_eos'),
@@ -132,11 +155,22 @@ def check_sections(config: Mapping[str, Any]) -> None:
         raise UserError(f'unknown config key {key}: a config has {", ".join(sorted(known))}')
     for key in known - config.keys():
         raise UserError(f'config key {key} is missing: start from configs/base.py')
+    for name, kind in TOP_LEVEL_KEYS.items():
+        check_type(name, config[name], kind)
+    if not 0 <= config['seed'] <= LARGEST_SEED:
+        raise UserError(f'seed={config["seed"]}: must be from 0 to {LARGEST_SEED:,}')
     for name, function in SECTION_FUNCTIONS.items():
         if not isinstance(config[name], Mapping):
             raise UserError(f'config key {name}={config[name]!r}: must be a section')
+        if name == 'tokenizer':
+            for key in _TOKENIZER_KEYS.keys() & config[name].keys():
+                check_type(f'{name}.{key}', config[name][key], str)
         section = remove_tokenizer_keys(name, config[name])
         check_section(function, name, section, ARGUMENTS_NOT_IN_CONFIG.get(name, ()))
+    if not config['data']['sources']:
+        raise UserError('data.sources={}: must have a source')
+    for name, source in config['data']['sources'].items():
+        check_type(f'data.sources.{name}.kind', source.get('kind'), str | None)
 
 
 def add_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,5 +200,8 @@ def remove_tokenizer_keys(name: str, section: Mapping[str, Any]) -> Mapping[str,
 
 def _check_minimum(section: str, values: object, **minimum: int) -> None:
     for key, lowest in minimum.items():
-        if getattr(values, key) < lowest:
-            raise UserError(f'{section}.{key}={getattr(values, key)}: must be {lowest} or more')
+        value = getattr(values, key)
+        if value < lowest:
+            raise UserError(f'{section}.{key}={value}: must be {lowest} or more')
+        if value > LARGEST:
+            raise UserError(f'{section}.{key}={value}: must be at most {LARGEST:,}')

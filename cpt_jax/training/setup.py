@@ -11,7 +11,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cpt_jax.data.batch import Batch, Layout, TokenReader, make_local_batches, plan_layout
-from cpt_jax.data.mixture import get_source_classes, make_batches, read_source_prompts
+from cpt_jax.data.mixture import (
+    fix_source_rules,
+    get_source_classes,
+    make_batches,
+    read_source_prompts,
+)
 from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id, spread_indices
 from cpt_jax.data.prompted_source import PromptedSource
 from cpt_jax.model.adapters.lora import LoRA
@@ -120,6 +125,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     # Everything that needs no data is checked before the data is read.
     checked = resolve(assume_longest(config, start.origin), jax.devices(), make_tokenizer)
     objective = checked.objective
+    objective.check_origin(start.origin)
     tokenizer = checked.tokenizer
     assert tokenizer is not None  # `resolve` calls make_tokenizer
     sections = config['data']['sources']
@@ -258,6 +264,10 @@ class _Start:
 def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     """Finds the run's own latest checkpoint; for a new run, the model that `init_from` names."""
     previous = find_latest_checkpoint(directory)
+    stored = previous.provenance.config['data']['sources'] if previous else None
+    data = config['data']
+    sources = fix_source_rules(data['sources'], stored)
+    config = {**config, 'data': {**data, 'sources': sources}}
     if previous is None:
         origin = resolve_origin(config['init_from'])
         config, inherits = resolve_architecture(config, origin)

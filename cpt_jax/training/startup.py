@@ -21,6 +21,7 @@ from cpt_jax.training.step import TrainState
 COMPARED_PAIRS = 1024
 # Fraction of masked negatives above which the table warns.
 MUCH_MASKED = 0.5
+_MAX_RATES = 1_000_000  # number of steps whose learning rate is computed for the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,10 +183,12 @@ def _describe_schedule(run: Run) -> str:
     """Returns the number of steps, and the learning rate at its peak and at the end."""
     steps = run.train.steps
     epochs = f' ({run.train.epochs:g} epochs)' if run.train.epochs else ''
-    rates_S = np.asarray(run.schedule(np.arange(steps + 1)))
+    shown = min(steps + 1, _MAX_RATES)
+    steps_S = np.linspace(0, steps, shown).astype(np.int64)
+    rates_S = np.asarray(run.schedule(steps_S))
     return (
         f'{steps:,} steps{epochs}, learning rate {rates_S.max():.2g} after '
-        f'{rates_S.argmax():,} steps, {rates_S[-1]:.2g} at the end'
+        f'{steps_S[rates_S.argmax()]:,} steps, {rates_S[-1]:.2g} at the end'
     )
 
 

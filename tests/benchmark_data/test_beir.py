@@ -76,6 +76,11 @@ def test_missing_judged_documents_are_counted(tmp_path):
     )
     assert collection.qrels == {'1': {'007': 1, 'gone': 1}}
     assert collection.facts['judged_documents_not_in_corpus'] == 1
+    assert collection.warnings == (
+        "1 of 2 relevant documents of test.tsv are not in corpus.jsonl (such as 'gone'): 0 of 1 "
+        'queries have none there and score 0',
+    )
+    assert load_collection(write_collection(tmp_path / 'd'), 'test').warnings == ()
 
 
 def test_fingerprint_depends_on_every_file(tmp_path):
@@ -110,10 +115,26 @@ def test_fingerprint_depends_on_every_file(tmp_path):
             r"test.tsv:2: the query 'new' is not in queries.jsonl",
         ),
         ({'qrels': '1\t007\t1\n\n1\t007\t2\n'}, r'test.tsv:3: .* a different grade'),
+        (
+            {'qrels': '1\t007\t1\nnew\t7\t1\nnewer\t7\t1\n'},
+            r'test.tsv:2: .*; 2 of the 3 judged queries are not: add them',
+        ),
         ({'qrels': '1\t007\t0\n'}, r'test.tsv: no document is relevant'),
+        (
+            {'qrels': '1\t07\t1\n01\t0b\t1\n01\tb\t0\n'},
+            r"test.tsv: none of its 2 relevant documents is in corpus.jsonl \(such as '07'\)",
+        ),
         ({'corpus': [*CORPUS, '{"_id": "c", "text"']}, r'corpus.jsonl:4: not JSON'),
         ({'corpus': [*CORPUS, '["c", "text"]']}, r'corpus.jsonl:4: a JSON object'),
         ({'corpus': [*CORPUS, {'_id': 'c'}]}, r'corpus.jsonl:4: the fields "_id" and "text"'),
+        (
+            {'corpus': [*CORPUS, {'_id': True, 'text': ''}]},
+            r'corpus.jsonl:4: the fields "_id" and "text"',
+        ),
+        (
+            {'corpus': [*CORPUS, {'_id': 'c', 'title': ['t'], 'text': ''}]},
+            r'corpus.jsonl:4: the field "title" must be a string',
+        ),
         (
             {'corpus': [*CORPUS, {'_id': '7', 'text': ''}]},
             r"corpus.jsonl:4: the id '7' is already on an earlier line",

@@ -69,7 +69,8 @@ def test_keys_in_the_config_are_accepted_unchanged():
             'data.sources.pairs.max_bad',
             '^--config.data.sources.pairs.max_bad: there is no key max_bad; did you mean '
             'max_bad_share[?] data.sources.pairs has kind, weight, prompt_x, prompt_y, path, x, y, '
-            'negatives, id, group, holdout, max_bad_share, max_chars, codesearchnet '
+            'negatives, id, group, holdout, max_bad_share, max_chars, codesearchnet, '
+            'rules '
             '.cpt_jax.data.sources.jsonl explains',
         ),
         ('data.sources.pairs.split', 'there is no key split'),  # only the run sets it

@@ -139,7 +139,13 @@ def test_default_source_argument_is_set_by_a_flag(tmp_path):
         (['--config', 'configs/quickstart.py:x'], 'quickstart.py takes no argument'),
         (['--config', 'configs/prompteol_opt_13b.py'], 'is now configs/prompteol.py:opt-13b'),
         ([*SOURCE, '--config.data.sources.pairs.max_bad=1'], 'did you mean max_bad_share?'),
-        ([*SOURCE, '--config.data.sources.pairs.max_chars=x'], 'max_chars=x: invalid literal'),
+        (
+            [*SOURCE, '--config.data.sources.pairs.max_chars=x'],
+            'error: --config.data.sources.pairs.max_chars=x: must be an integer',
+        ),
+        ([*SOURCE, '--config.optimizer.peak_lr=x'], 'optimizer.peak_lr=x: must be a number'),
+        ([*SOURCE, '--config.data.packed=maybe'], 'data.packed=maybe: must be True or False'),
+        ([*SOURCE, '--steps=5'], "flag 'steps'; did you mean --config.train.steps?"),
         (
             [
                 *SOURCE[:2],

@@ -1,5 +1,7 @@
 """Batches: every token occurs once at its index, on any mesh."""
 
+import tracemalloc
+
 import grain
 import jax
 import numpy as np
@@ -41,6 +43,13 @@ class Pairs:
     def __getitem__(self, index):
         self.reads += 1
         return self.pairs[index]
+
+
+class EndlessPairs(Pairs):
+    """Those pairs again and again, as if they were others."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index % len(self))
 
 
 @pytest.fixture
@@ -103,7 +112,7 @@ def test_texts_have_delimiters_are_truncated_and_have_content_ids(reader):
     assert (ids[::4, 2:] == 0).all() and (ids[2::4, 2:] > 0).all()
 
 
-def test_pairs_are_cached(reader, monkeypatch):
+def test_pairs_are_cached(reader):
     first, ids = reader(0, np.arange(30))
     again, ids_again = reader(0, np.arange(30)[::-1])
     assert reader.sources[0].reads == 30
@@ -111,7 +120,7 @@ def test_pairs_are_cached(reader, monkeypatch):
     assert [list(map(list, pair)) for pair in again[::-1]] == [
         list(map(list, pair)) for pair in first
     ]
-    monkeypatch.setattr(PairTokenReader, 'CACHE_PAIRS', 10)
+    reader._max_cached_bytes = reader.cached_bytes
     for _ in range(2):
         mixed, ids = reader(0, np.array([5, 150, 3, 150]))
         assert [list(map(list, pair)) for pair in mixed[1::2]] == 2 * [list(map(list, mixed[1]))]
@@ -119,6 +128,26 @@ def test_pairs_are_cached(reader, monkeypatch):
         assert [*map(tuple, ids[1].tolist())] == list(expected(reader, 150)[4:])
     # The cache is full: each call reads pair 150 again, twice.
     assert reader.sources[0].reads == 30 + 2 * 2
+
+
+def test_cache_is_bounded_in_bytes(tokenizer):
+    """The bound is that of the memory that Python allocates, within a quarter."""
+    limit = 1 << 20
+    reader = PairTokenReader([EndlessPairs()], tokenizer, 24, 32, 2, max_cached_bytes=limit)
+    reader(0, np.arange(8))
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    cached_before = reader.cached_bytes
+    for start in range(8, 4000, 200):
+        reader(0, np.arange(start, start + 200))
+    allocated = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert limit <= reader.cached_bytes < limit + 5000
+    assert 0.75 < allocated / (reader.cached_bytes - cached_before) < 1.25
+    assert len(reader._cache) < 3000
+    nothing = PairTokenReader([EndlessPairs()], tokenizer, 24, 32, 2, max_cached_bytes=0)
+    nothing(0, np.arange(8))
+    assert nothing.cached_bytes == 0
 
 
 def test_group_contains_every_token_once(reader):

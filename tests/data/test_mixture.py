@@ -6,6 +6,7 @@ import pytest
 
 from cpt_jax.data.mixture import (
     KINDS,
+    fix_source_rules,
     get_source_arguments,
     get_source_classes,
     make_batches,
@@ -221,6 +222,19 @@ def sections(tmp_path):
     }
 
 
+def test_new_run_stores_todays_rules_and_an_earlier_run_keeps_its_own(sections):
+    def rules(sections, stored):
+        fixed = fix_source_rules(sections, stored)
+        return fixed['rows'].get('rules'), fixed['prose'].get('rules')
+
+    assert rules(sections, None) == (2, None)  # a source of texts has no rows
+    assert rules(sections, sections) == (1, None)  # begun before the key existed
+    stored = fix_source_rules(sections, None)
+    assert rules(sections, stored) == (2, None)
+    assert rules({**sections, 'rows': {**sections['rows'], 'rules': 1}}, stored) == (1, None)
+    assert 'rules' not in sections['rows']
+
+
 def test_sources_and_weights_are_made_from_sections(sections):
     sources, weights = make_sources(sections, 'train', WordTokenizer())
     assert list(sources) == ['prose', 'rows']
@@ -268,6 +282,10 @@ def test_heldout_omits_sources_without_held_out_pairs(sections):
         ({'weight': 0}, '^data.sources.rows.weight is 0 and must be above 0'),
         ({'weight': -1.5}, '^data.sources.rows.weight is -1.5'),
         ({'weight': float('nan')}, '^data.sources.rows.weight is nan'),
+        ({'weight': 'much'}, "^data.sources.rows.weight is 'much'"),
+        ({'prompt_x': 3}, '^data.sources.rows.prompt_x=3: must be a text'),
+        ({'max_chars': 1e3}, '^data.sources.rows.max_chars=1000.0: must be an integer'),
+        ({'max_bad_share': 2.0}, '^data.sources.rows: max_bad_share=2: must be a fraction'),
     ],
 )
 def test_errors_in_sections_contain_the_key(sections, change, message):

@@ -31,6 +31,16 @@ def test_check_raises_only_above_max_share():
         make_problems(0.0029).check()
 
 
+def test_share_is_one_of_lines():
+    problems = Problems(0.4)
+    problems.rows, problems.more_lines = 5, 5
+    problems.add(BadRow('not CSV'), 'a.csv:2', lines=4)
+    problems.check()
+    again = Problems.from_json(problems.to_json(), 0.3)
+    with pytest.raises(UserError, match=r'1 of 5 rows \(4 of 10 lines\) cannot be used'):
+        again.check()
+
+
 def test_check_accepts_empty_input():
     Problems(0.0).check()
 

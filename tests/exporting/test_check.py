@@ -52,6 +52,12 @@ DEFECTS = {
         r'tokenizer\.json: post_processor: adds no closing token',
         'all',
     ),
+    'length that is a text': (
+        'sentence_bert_config.json',
+        key('max_seq_length', '12'),
+        r"sentence_bert_config\.json: max_seq_length: is '12', but must be an integer from 1",
+        'all',
+    ),
     'short pooling file': (
         '1_Pooling/config.json',
         lambda _: SHORT_POOLING,

@@ -3,6 +3,7 @@
 The vectors of the other libraries are kept in golden data.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -200,8 +201,8 @@ def test_card_describes_the_run(tokenizer, tmp_path):
         'license: apache-2.0', '| retrieval/tiny | nDCG@10 | 50.00 | 25.00 |',
         '| bias/weat1 | effect size d | -0.50 |  |',
         '| a | text | 1.0 | 300 pairs of letters |',
-        '200 steps of 64 pairs', '| query | `<|query|>` |', '![Loss and held-out '
-                                                            'retrieval](training.png)',
+        '200 steps of 64 pairs', r'| query | `<\|query\|>` |', '![Loss and held-out '
+                                                              'retrieval](training.png)',
     ]:  # fmt: skip
         assert line in card, line
     assert (tmp_path / 'out' / 'training.png').read_bytes().startswith(b'\x89PNG')
@@ -214,6 +215,47 @@ def test_card_describes_the_run(tokenizer, tmp_path):
     export(f'{run}@100', tmp_path / 'first', dtype='float32', shard_bytes=10**9, license_id='mit')
     # The scores are those of another checkpoint.
     assert '## Scores' not in (tmp_path / 'first' / 'README.md').read_text()
+
+
+def test_card_escapes_what_users_typed(tokenizer, tmp_path):
+    run = write_run(tmp_path / 'run', tokenizer)
+    (run / 'data.json').write_text(json.dumps({'a': {'summary': '<b>|`x`\n* [y](z)'}}))
+    earlier = resolve_model(str(run), '--model')
+    config = earlier.provenance.config | {'init_from': '`<i>`|x'}
+    provenance = dataclasses.replace(earlier.provenance, config=config)
+    license_id = 'mit\n---\n# <script>'
+    described = ExportedRun(earlier.run_dir, earlier.step, provenance, 'float32', license_id)
+    name = "<script>alert('1')</script> *x*"
+    part = ExportedPart('', ('x', 'y'), {'query': "'|`\n"}, 9, 0.0, 'gpt2', 8, {})
+    write_card(tmp_path, described, name, [part])
+    card = (tmp_path / 'README.md').read_text()
+    assert card.startswith('---\nlicense: "mit\\n---\\n# <script>"\nlibrary_name')
+    assert "\n# &lt;script&gt;alert('1')&lt;/script&gt; \\*x\\*\n" in card
+    assert r'| text | 1.0 | &lt;b&gt;\|\`x\` \* \[y\](z) |' in card
+    assert r'Training started from `` `<i>`\|x ``, whose' in card
+    assert r"| query | ``'\|` `` |" in card
+    code = card.split('```python\n# sentence-transformers 2.3 or later\n')[1].split('```')[0]
+    assert f'SentenceTransformer({name!r})' in code
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('results.json', {'tasks': []}, r'tasks=\[\]: must be an object'),
+        ('results.json', {'tasks': {'t': {'settings': {}}}}, "the row of t has no 'main_score'"),
+        ('data.json', {'a': 3}, 'a=3: must be an object'),
+    ],
+)
+def test_file_of_the_run_with_another_structure_is_named(
+    tokenizer, tmp_path, name, content, message
+):
+    run = write_run(tmp_path / 'run', tokenizer)
+    (run / name).write_text(json.dumps(content))
+    earlier = resolve_model(str(run), '--model')
+    described = ExportedRun(earlier.run_dir, earlier.step, earlier.provenance, 'float32', 'mit')
+    with pytest.raises(UserError, match=rf'run/{name}: {message}'):
+        part = ExportedPart('', ('x', 'y'), {}, 9, 0.0, 'gpt2', 8, {})
+        write_card(tmp_path, described, 'out', [part])
 
 
 @pytest.mark.parametrize('name', ['results.json', 'data.json'])

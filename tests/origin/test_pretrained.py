@@ -215,6 +215,48 @@ MISTAKES = {
         lambda folder: (folder / 'modules.json').write_text('[{"path": ""}]'),
         r'modules\.json: not a list of modules, each with a type and a path',
     ),
+    **{
+        f'{name}: {key}={value!r}': (
+            lambda folder, name=name, key=key, value=value: edit(
+                folder / name, lambda content: content.update({key: value})
+            ),
+            rf'{name}: .*{line}',
+        )
+        for name, key, value, line in [
+            (
+                'config.json',
+                'num_hidden_layers',
+                '12',
+                "num_hidden_layers='12': must be an integer",
+            ),
+            ('config.json', 'num_hidden_layers', 10**9, 'must be an integer from 1 to 10,000'),
+            ('config.json', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer'),
+            ('config.json', 'layer_norm_eps', None, 'layer_norm_eps=None: must be a number'),
+            ('config.json', 'num_attention_heads', 5, 'model.heads=5 does not divide'),
+            ('config.json', 'vocab_size', 10**7, r'vocab_size=10,000,000, but .* rows: the files'),
+            ('config.json', 'hidden_act', [], r'hidden_act=\[\] is not supported'),
+            ('config_sentence_transformers.json', 'prompts', ['a'], 'prompts=.*must be an object'),
+            ('config_sentence_transformers.json', 'default_prompt_name', {}, 'must be a text'),
+            ('tokenizer_config.json', 'model_max_length', 'x', 'must be a number from 1, or null'),
+            ('tokenizer_config.json', 'pad_token', {'a': 1}, 'an object with the key content'),
+        ]
+    },
+    **{
+        f'{name} is {text}': (
+            lambda folder, name=name, text=text: (folder / name).write_text(text),
+            f'{name}: not ',
+        )
+        for name in ('config.json', 'modules.json', 'tokenizer_config.json')
+        for text in ('3', '"x"', '[' * 9999, '\xff', 'null')
+    },
+    'a pooling that is a list': (
+        lambda folder: (folder / '1_Pooling/config.json').write_text('{"pooling_mode": ["mean"]}'),
+        r"1_Pooling/config.json: pooling \[\['mean'\]\] is not supported",
+    ),
+    'a directory in the place of a file': (
+        lambda folder: ((folder / 'config.json').unlink(), (folder / 'config.json').mkdir()),
+        'no run with a checkpoint',
+    ),
     'half a config': (
         lambda folder: (folder / 'config.json').write_text(
             '{"model_type": "bert", "hidden_size": 24}'

@@ -7,9 +7,15 @@ import pytest
 
 from cpt_jax.pod import commands, workers
 from cpt_jax.pod.gcloud import GcloudError
-from cpt_jax.pod.record import Pod
+from cpt_jax.pod.record import Pod, load_record
 from cpt_jax.pod.resume import resume
 from cpt_jax.runtime.errors import UserError
+
+
+@pytest.mark.parametrize('name', ['../../x', '--help', '', 'a/b', 'Pod', 'a-', '1a', 'x' * 64])
+def test_name_that_is_a_path_or_a_flag_is_refused(name):
+    with pytest.raises(UserError, match='--name .*: must be lowercase letters'):
+        load_record(name)
 
 
 def test_commands_contain_slices_topology_and_extra_flags():

@@ -100,7 +100,7 @@ ALLOWED = {
     'model__remat': 'none',
     'model__attention': 'masked', 'model__layer_loop': 'scan', 'data__packed': False,
     'data__rows': 4, 'data__row_choices': 2,
-    'data__threads': 9, 'data__prefetch': 1, 'data__verify': True,
+    'data__threads': 9, 'data__prefetch': 1, 'data__verify': True, 'data__token_cache_mib': 9,
 }  # fmt: skip
 REFUSED = {
     'seed': 1, 'init_from': 'runs/x', 'tokenizer__vocab_size': 99,
@@ -256,6 +256,18 @@ def test_legacy_default_comes_before_the_default(tmp_path):
         )
 
 
+def test_legacy_default_of_a_source_comes_before_the_default(tmp_path):
+    def read_rows(path, rules=2):
+        return path, rules
+
+    functions = SECTION_FUNCTIONS | {'data.sources.a': read_rows}
+    before = to_json_values(make_config())
+    same = make_config(data__sources__a__rules=1)
+    assert check_resume(before, same, tmp_path, functions) == []
+    with pytest.raises(UserError, match=r'data\.sources\.a\.rules was 1 and is 2\.'):
+        check_resume(before, make_config(), tmp_path, functions)
+
+
 def test_older_run_resumes_with_a_new_section_at_its_defaults(tmp_path):
     def smooth(radius=0, shape='box'):
         return radius, shape
@@ -304,11 +316,18 @@ def test_config_is_read_back_from_its_file(tmp_path):
     assert to_json_values(make_config())['data']['sources']['a']['group'] == ['x', 'y']
 
 
+@pytest.mark.parametrize('name', ['config.json', 'data.json', 'metrics.jsonl'])
+def test_directory_in_the_place_of_a_file_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f'{name} is a directory, where a run writes a file'):
+        check_workdir(tmp_path)
+
+
 def test_config_of_a_pretrained_model_is_not_overwritten(tmp_path):
     check_workdir(tmp_path / 'not there')
     write_config(tmp_path, {'train': {}})
     check_workdir(tmp_path)
-    for content in ('{"model_type": "opt"}', 'no JSON', ''):
+    for content in ('{"model_type": "opt"}', 'no JSON', '', '3', '["train"]', '[' * 10_000):
         (tmp_path / 'config.json').write_text(content)
         with pytest.raises(
             UserError,

@@ -1,5 +1,7 @@
 """The metadata of a checkpoint, also of older runs that stored less."""
 
+import pytest
+
 from cpt_jax.runs.provenance import Base, Provenance
 
 STORED = {
@@ -45,3 +47,24 @@ def test_missing_values_of_an_older_run_get_its_behaviour():
     assert provenance.closing == 'own' and not provenance.has_adapters
     assert provenance.inherits is None and provenance.begin is None
     assert provenance.pretrained is None and provenance.base is None
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'config': 3}, 'config=3: must be the sections of a config'),
+        ({'config': {'data': []}}, 'must be the sections of a config'),
+        ({'config': {'data': {'sources': []}}}, 'must be the sections of a config'),
+        ({'sources': {'pairs': 3}}, 'must be an object, each value a text'),
+        ({'base': {'path': 'x'}}, 'must be an object of path and fingerprint'),
+        ({'begin': ['1']}, 'must be a list, each item an integer'),
+    ],
+)
+def test_values_of_another_type_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        Provenance.from_json(STORED | change)
+
+
+def test_missing_config_is_refused():
+    with pytest.raises(ValueError, match="no 'config'"):
+        Provenance.from_json({'code': '0.1.0'})

@@ -6,8 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.multihost import check_equal_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +36,15 @@ def main():
 
 sys.exit(main())
 """
+
+
+def test_different_numbers_of_devices_are_refused():
+    def make_devices(*counts):
+        return [SimpleNamespace(process_index=i) for i, n in enumerate(counts) for _ in range(n)]
+
+    check_equal_devices(make_devices(4, 4))
+    with pytest.raises(UserError, match=r'different numbers of devices \(3, 5\): give each'):
+        check_equal_devices(make_devices(3, 5))
 
 
 def find_free_address() -> str:

@@ -59,6 +59,22 @@ def test_clock_of_a_resumed_run_starts_from_earlier_times(now):
     assert (clock.trained, clock.paused) == (45, 37)
 
 
+def test_damaged_lines_in_the_middle_are_reported_and_the_rest_is_kept(tmp_path, capsys):
+    path = tmp_path / 'metrics.jsonl'
+    lines = [
+        b'{"step": 1, "loss": 2.0}', b'', b'\xff\xfe', b'{"step": 2, "lo', b'3', b'{"a": 1}',
+        b'{"step": "3"}', b'{"step": 4, "loss": 1.0, "note": "x"}', b'{"step": 9}', b'\xe9',
+    ]  # fmt: skip
+    path.write_bytes(b'\n'.join(lines))
+    kept = [{'step': 1, 'loss': 2.0}, {'step': 4, 'loss': 1.0}]
+    assert drop_rows_after(path, 8) == kept
+    assert read_rows(tmp_path) == [kept[0], {**kept[1], 'note': 'x'}]
+    line = f'{path}: 5 lines are no rows of metrics (first: line 3); the others are used\n'
+    assert capsys.readouterr().out == line
+    assert drop_rows_after(path, 8) == kept
+    assert capsys.readouterr().out == ''
+
+
 def test_rows_of_later_steps_and_an_incomplete_line_are_dropped(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     rows = [{'step': step, 'loss': 1 / step} for step in range(2, 12, 2)]

@@ -1,7 +1,9 @@
 """Setting up a run: what is checked and loaded before the first step."""
 
+import dataclasses
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from cpt_jax.data.pairs import Pair
 from cpt_jax.loss.infonce import InfoNCE
+from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
@@ -50,6 +53,24 @@ def test_number_of_held_out_pairs_is_the_total_over_sources(config_file):
     for pairs in (1, 2, 3, 50):
         assert len(load(Evaluation(1, pairs))) == pairs
     assert load(Evaluation(1, 0)) == []
+
+
+def test_init_from_a_run_with_another_number_of_temperatures_is_refused():
+    loss = {'temperature_per_source': True}
+    config = {'objective': 'contrastive', 'loss': {}, 'data': {'sources': {'a': {}, 'b': {}}}}
+    shared = EarlierRun(Path('runs'), 1, Provenance(config, '', {}, ''), 'runs/a', 'init_from')
+    Contrastive(InfoNCE(), 3).check_origin(shared)
+    with pytest.raises(UserError, match='^init_from=runs/a: it trained one temperature, and'):
+        Contrastive(InfoNCE(**loss), 2).check_origin(shared)
+    several = dataclasses.replace(
+        shared, provenance=Provenance(config | {'loss': loss}, '', {}, '')
+    )
+    Contrastive(InfoNCE(**loss), 2).check_origin(several)
+    for other in (Contrastive(InfoNCE(**loss), 3), Contrastive(InfoNCE(), 2)):
+        with pytest.raises(UserError, match='it trained a temperature for each of 2 sources, and'):
+            other.check_origin(several)
+    language = Provenance(config | {'objective': 'lm'}, '', {}, '')
+    Contrastive(InfoNCE(), 2).check_origin(dataclasses.replace(several, provenance=language))
 
 
 def test_processes_with_and_without_lora_exchange_arrays_of_equal_size(monkeypatch, tmp_path):

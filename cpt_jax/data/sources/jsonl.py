@@ -1,19 +1,32 @@
 """Pairs from JSON lines: one object per line, `{"x": ..., "y": ..., "negatives": [...], "id":
 ...}`, with configurable field names.
+
+The files of FlagEmbedding and sentence-transformers are read as they are (data/known_names.py).
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from cpt_jax.data.equality import LATEST_RULE
 from cpt_jax.data.filters import extract_first_paragraph
+from cpt_jax.data.known_names import FieldNames, find_known_names
 from cpt_jax.data.problems import BadRow, decode_text_field
 from cpt_jax.data.python_functions import remove_docstring
-from cpt_jax.data.rows import BOM, RowSource, to_field_names
+from cpt_jax.data.rows import (
+    BOM,
+    LATEST_RULES,
+    ParsedRow,
+    RowSource,
+    check_rules,
+    describe_format,
+    to_field_names,
+)
+
+DEFAULT_NAMES = ('x', 'y')
 
 
 class Fields(NamedTuple):
@@ -25,6 +38,7 @@ class Fields(NamedTuple):
       id: name of the field with the pair's id; the field is optional.
       group: see RowFormat.
       max_chars: maximum number of characters of a text.
+      rules: see RowFormat.
     """
 
     x: str
@@ -33,14 +47,18 @@ class Fields(NamedTuple):
     id: str
     group: tuple[str, ...]
     max_chars: int
+    rules: int = LATEST_RULES
+
+    def __repr__(self) -> str:
+        return describe_format('Fields', self._asdict(), ('rules',))
 
     def read_header(self, path: Path) -> str:
         """Returns '': JSON lines have no header."""
         del path
         return ''
 
-    def parse(self, line: bytes, path: Path) -> dict:
-        """Returns the object of a row, after checking x, y and negatives.
+    def parse(self, line: bytes, path: Path) -> ParsedRow:
+        """Returns the texts and fields of a row.
 
         Raises:
           BadRow: the row is invalid.
@@ -54,24 +72,51 @@ class Fields(NamedTuple):
             raise BadRow('not JSON', str(error)) from None
         if not isinstance(row, dict):
             raise BadRow('not a JSON object')
-        for name in (self.x, self.y):
+        names = self._find_names(row)
+        for name in (names.x, names.y):
             if name not in row:
                 raise BadRow(f'no field {name!r}', f'it has {", ".join(map(repr, row)) or "none"}')
-            decode_text_field(name, row[name], self.max_chars)
-        self._check_negatives(row.get(self.negatives))
-        return row
+        x = decode_text_field(names.x, row[names.x], self.max_chars)
+        positives = self._get_positives(names.y, row[names.y])
+        negatives: list[str] = []
+        for name in names.negatives:
+            negatives += self._get_negatives(name, row.get(name))
+        return ParsedRow(x, positives, tuple(negatives), row)
 
-    def _check_negatives(self, negatives: object) -> None:
-        if negatives is None:
-            return
-        if not isinstance(negatives, list):
-            raise BadRow(f'{self.negatives!r} is not a list of texts')
-        for negative in negatives:
-            decode_text_field(self.negatives, negative, self.max_chars)
+    def _find_names(self, row: dict[str, Any]) -> FieldNames:
+        """Returns the names of a row's fields: those of another trainer if the config has the
+        default names and the row has neither of them.
+        """
+        is_open = self.rules > 1 and (self.x, self.y) == DEFAULT_NAMES
+        if is_open and self.x not in row and self.y not in row:
+            if known := find_known_names(row):
+                return known
+        return FieldNames(self.x, self.y, (self.negatives,))
 
-    def get_negatives(self, row: dict) -> tuple[str, ...]:
-        """Returns the hard negatives of a parsed row."""
-        return tuple(row.get(self.negatives) or ())
+    def _get_positives(self, name: str, value: object) -> tuple[str, ...]:
+        """Returns the texts of field y: one text, or with later rules a list of them."""
+        if self.rules == 1 or not isinstance(value, list):
+            return (decode_text_field(name, value, self.max_chars),)
+        positives = tuple(self._decode_texts(name, value))
+        if not positives:
+            raise BadRow(f'{name!r} has no text')
+        return positives
+
+    def _get_negatives(self, name: str, value: object) -> list[str]:
+        """Returns the hard negatives of a field."""
+        if value is None:
+            return []
+        if isinstance(value, str) and name != self.negatives:
+            value = [value]
+        if not isinstance(value, list):
+            raise BadRow(f'{name!r} is not a list of texts')
+        return self._decode_texts(name, value)
+
+    def _decode_texts(self, name: str, values: list[object]) -> list[str]:
+        """Returns the texts of a list; with later rules, null and empty texts are left out."""
+        if self.rules > 1:
+            values = [value for value in values if not _is_blank(value)]
+        return [decode_text_field(name, value, self.max_chars) for value in values]
 
     def iterate_rows(self, path: Path, bar: tqdm) -> Iterator[tuple[int, int, bytes]]:
         """Yields (line counted from 1, offset, stripped line) of each line that is not blank."""
@@ -108,6 +153,7 @@ class JsonlSource(RowSource):
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
         codesearchnet: bool = False,
+        rules: int = LATEST_RULES,
         equal_texts: str = LATEST_RULE,
         verify: bool = False,
     ):
@@ -117,18 +163,23 @@ class JsonlSource(RowSource):
           path: a file, a folder (searched recursively for *.jsonl and *.jsonl.gz) or a pattern.
             Gzipped files are decompressed into the cache.
           split: 'train', 'heldout' or 'all'.
-          x, y: names of the fields with the texts.
-          negatives: name of the field with a list of hard negatives; the field is optional.
+          x, y: names of the fields with the texts. A row without fields 'x' and 'y', if these are
+            the names, may have those of FlagEmbedding or sentence-transformers. y may be a list of
+            texts: each makes a pair with x, and a batch has at most one of them.
+          negatives: name of the field with a list of hard negatives; the field is optional, and
+            null and empty texts in it are left out.
           id: name of the field with ids; the field is optional.
           group: name of a field; rows with equal values are held out together. If there are several
             names, the first field that the row has is used.
           holdout: fraction of the groups (without `group`, of the distinct x), in [0, 1], that is
             in 'heldout' and not in 'train'.
-          max_bad_share: maximum fraction of bad rows, in [0, 1]; more of them are an error.
+          max_bad_share: maximum fraction of bad lines, in [0, 1]; more of them are an error.
           max_chars: maximum number of characters of a text; a row with a longer text is bad.
           codesearchnet: whether to cut x to its first paragraph and to remove the docstring from
             Python code in y (rows without `language` are Python). CodeSearchNet's files keep the
             docstring in the code, which makes retrieval trivial.
+          rules: version of the rules by which rows are read. A run stores the version with which it
+            began.
           equal_texts: when two x are equal, so that their rows are in one split; a run sets it to
             its data.equal_texts.
           verify: whether to read the files in full to find out whether they changed.
@@ -136,7 +187,8 @@ class JsonlSource(RowSource):
         Raises:
           UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
-        fields = Fields(x, y, negatives, id, to_field_names(group), max_chars)
+        check_rules(rules)
+        fields = Fields(x, y, negatives, id, to_field_names(group), max_chars, rules)
         self._codesearchnet = codesearchnet
         super().__init__(
             path,
@@ -149,10 +201,14 @@ class JsonlSource(RowSource):
             verify=verify,
         )
 
-    def _get_texts(self, row: dict) -> tuple[str, str]:
-        x, y = super()._get_texts(row)
+    def _clean_texts(self, x: str, y: str, fields: dict[str, Any]) -> tuple[str, str]:
         if not self._codesearchnet:
             return x, y
         x = extract_first_paragraph(x) or x
-        is_python = str(row.get('language', 'python')).lower() == 'python'
+        is_python = str(fields.get('language', 'python')).lower() == 'python'
         return x, remove_docstring(y) if is_python else y
+
+
+def _is_blank(value: object) -> bool:
+    """Whether a value of a list is null or an empty text, which stands for no text."""
+    return value is None or (isinstance(value, str) and not value.strip())

@@ -2,12 +2,12 @@
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
+from absl import logging
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +15,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from cpt_jax.evals.store.history import Row
 from cpt_jax.evals.store.results import PLAIN, label_metric
+from cpt_jax.storage.json_rows import describe_damage, read_step_rows, select_numbers
 
 COLORS = '#1d4ed8', '#d97706'
 # Maximum number of points of a curve. Longer curves are binned: the line shows the mean of each
@@ -63,32 +64,25 @@ PANELS = (
 def read_metrics(path: epath.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Returns column -> (steps, values), float64, sorted by step; {} if there is no file.
 
-    If a step has several rows, as after a restart, the last values are used. An incomplete last
-    line is skipped.
+    If a step has several rows, as after a restart, the last values are used. Lines that are no
+    rows are skipped with a warning, an incomplete last line without.
     """
-    rows: dict[int, dict] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that a crash of the trainer left incomplete
-        rows[row['step']] = rows.get(row['step'], {}) | row
-    columns = sorted(
-        {name for row in rows.values() for name, value in row.items() if _is_number(value)}
-    )
+    if not path.exists():
+        return {}
+    found, damaged = read_step_rows(path.read_bytes())
+    if damaged:
+        logging.warning('%s', describe_damage(path, damaged))
+    rows: dict[float, dict[str, float]] = {}
+    for row in found:
+        rows[row['step']] = rows.get(row['step'], {}) | select_numbers(row)
+    columns = sorted({name for row in rows.values() for name in row})
     return {
-        name: _make_column(
-            [(step, row[name]) for step, row in sorted(rows.items()) if _is_number(row.get(name))]
-        )
+        name: _make_column([(step, row[name]) for step, row in sorted(rows.items()) if name in row])
         for name in columns
     }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _make_column(points: list[tuple[int, float]]) -> tuple[np.ndarray, np.ndarray]:
+def _make_column(points: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     steps, values = np.array(points, np.float64).T
     return steps, values
 

@@ -15,11 +15,25 @@ from pathlib import Path
 
 from cpt_jax.evals.store.results import PLAIN, format_score
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_checks import (
+    TEXT,
+    Allowed,
+    allow_integers,
+    allow_numbers,
+    allow_object,
+)
 from cpt_jax.storage.json_rows import append_row, read_complete_rows
 
 HISTORY = 'results.jsonl'
 KEY_FIELDS = 'step', 'saved', 'task', 'fingerprint'
-_REQUIRED_FIELDS = {*KEY_FIELDS, 'main_score', 'main_metric', 'metrics', 'time'}
+_NUMBER = allow_numbers()
+_FIELDS = {
+    'step': allow_integers(0, 2**63 - 1),
+    **dict.fromkeys(('saved', 'task', 'fingerprint', 'main_metric'), TEXT),
+    'main_score': _NUMBER,
+    'metrics': allow_object(_NUMBER),
+    'time': Allowed('any value', lambda value: True),
+}
 
 Row = dict
 RowKey = tuple[int, str, str, str]
@@ -39,12 +53,17 @@ def read_rows(path: Path) -> list[Row]:
     """
     rows = []
     for where, row in read_complete_rows(path):
-        if not isinstance(row, dict) or _REQUIRED_FIELDS - row.keys():
+        if not isinstance(row, dict) or not _has_fields(row):
             raise UserError(
                 f'{where}: not a row of launch/evaluate.py --follow: fix or remove the line'
             )
         rows.append(row)
     return rows
+
+
+def _has_fields(row: Row) -> bool:
+    """Whether a row has every required field, of the right type."""
+    return all(name in row and allowed.accepts(row[name]) for name, allowed in _FIELDS.items())
 
 
 def add_row(path: Path, row: Row) -> bool:

@@ -1,13 +1,21 @@
 """results.json, which collects the scores of several evaluations, and the table of its scores."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from etils import epath
 
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_checks import (
+    OBJECT,
+    TEXT,
+    allow_integers,
+    allow_numbers,
+    allow_object,
+    check_values,
+)
 from cpt_jax.storage.json_files import read_json_file, write_json
 from cpt_jax.storage.paths import as_path
 
@@ -27,6 +35,14 @@ LABELS = {
 BASELINES = {'bm25': 'BM25', 'random': 'random', 'majority': 'majority'}
 # Metrics that are not fractions -> their format.
 PLAIN = {'effect_size': '.2f', 'p_value': '.2g', 'p_holm': '.2g'}
+_RESULTS_KEYS = {'model': TEXT, 'settings': OBJECT, 'tasks': allow_object(OBJECT)}
+ROW_KEYS = {
+    'main_score': allow_numbers(),
+    'metrics': allow_object(allow_numbers()),
+    'n': allow_integers(0, 2**63 - 1),
+    'settings': OBJECT,
+    'baselines': allow_object(allow_object(allow_numbers())),
+}
 
 
 def read_earlier_json(path: Path | epath.Path) -> dict:
@@ -36,9 +52,35 @@ def read_earlier_json(path: Path | epath.Path) -> dict:
       UserError: the file is not JSON, or does not contain an object.
     """
     try:
-        return read_json_file(as_path(path), optional=True)
+        content = read_json_file(as_path(path), optional=True)
+        if path.name == RESULTS and path.exists():
+            for key in _RESULTS_KEYS.keys() - content.keys():
+                raise UserError(f'{path}: has no {key!r}')
+            check_results(as_path(path), content)
+        return content
     except UserError as error:
         raise UserError(f'{error}: remove the file or write to another --output') from None
+
+
+def check_results(path: Path, content: dict, required: Collection[str] = ROW_KEYS) -> None:
+    """Checks the structure of a results.json.
+
+    Args:
+      path: the file, for messages.
+      content: its content.
+      required: keys that the row of a task must have.
+
+    Raises:
+      UserError: a key is missing, or has a value of another type.
+    """
+    check_values(path, content, _RESULTS_KEYS)
+    for name, row in content.get('tasks', {}).items():
+        missing = [key for key in required if key not in row]
+        if missing:
+            raise UserError(f'{path}: the row of {name} has no {missing[0]!r}')
+        check_values(path, row, ROW_KEYS)
+        if not isinstance(row['settings'].get('main_metric'), str):
+            raise UserError(f"{path}: the row of {name} has no settings['main_metric']")
 
 
 def make_empty_results(model: str, settings: dict[str, object]) -> dict:
@@ -145,6 +187,8 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
         'settings': {'main_metric': result.metric, **result.settings},
         'baselines': result.baselines,
     }
+    if result.warnings:
+        row['warnings'] = list(result.warnings)
     if fingerprint:
         row['fingerprint'] = fingerprint
     return {**results, 'tasks': {**results['tasks'], name: row}}

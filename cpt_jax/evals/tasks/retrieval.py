@@ -112,6 +112,7 @@ class Retrieval(Task):
             settings=self._make_settings(collection) | searched.settings,
             baselines=metrics,
             examples=_make_examples(collection, rankings),
+            warnings=collection.warnings,
         )
 
     def _make_settings(self, collection: Collection) -> dict[str, object]:

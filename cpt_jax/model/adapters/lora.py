@@ -43,6 +43,7 @@ class AdaptableEncoder(Protocol):
     adapter_dropout: float
 
 
+MAX_RANK = 100_000  # a larger number is a mistake
 E = TypeVar('E', bound=AdaptableEncoder)
 
 
@@ -62,7 +63,9 @@ class LoRA:
             raise UserError(
                 f'lora.rank={self.rank}: must be 0 (no LoRA: all parameters are trained) or more'
             )
-        if self.alpha <= 0:
+        if self.rank > MAX_RANK:
+            raise UserError(f'lora.rank={self.rank}: must be at most {MAX_RANK:,}')
+        if not 0 < self.alpha < math.inf:
             raise UserError(f'lora.alpha={self.alpha}: must be greater than 0')
         if not 0 <= self.dropout < 1:
             raise UserError(f'lora.dropout={self.dropout}: must be from 0 to less than 1')

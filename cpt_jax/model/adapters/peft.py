@@ -17,6 +17,18 @@ from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.model.formats.safetensors_files import TensorFiles, open_safetensors
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_checks import (
+    FLAG,
+    TEXT,
+    Allowed,
+    allow_integers,
+    allow_list,
+    allow_null,
+    allow_numbers,
+    allow_object,
+    check_values,
+)
+from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import is_remote
 from cpt_jax.storage.remote import fetch
 
@@ -38,6 +50,21 @@ _KNOWN_KEYS = {
 # Initializations that do not change the base. PiSSA, OLoRA, CorDA and LoftQ subtract the initial
 # adapter from the base.
 _KNOWN_INITS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
+_IDS = allow_list(allow_integers(0, 10_000_000))
+_TOKEN_INDICES = allow_null(
+    Allowed(
+        'a list of ids, or an object of such lists',
+        lambda value: _IDS.accepts(value) or bool(value) and allow_object(_IDS).accepts(value),
+    )
+)
+_VALUES = {
+    'base_model_name_or_path': allow_null(TEXT),
+    'r': allow_integers(1, 1_000_000),
+    'lora_alpha': allow_numbers(),
+    'alpha_pattern': allow_null(allow_object(allow_numbers())),
+    'use_rslora': allow_null(FLAG),
+    'trainable_token_indices': _TOKEN_INDICES,
+}
 
 
 class _LinearAdapter(NamedTuple):
@@ -123,6 +150,10 @@ class AdaptedFiles(TensorFiles):
             )
         return (array.astype(np.float32) + np.float32(scale) * delta).astype(array.dtype)
 
+    def read_shape(self, name: str) -> list[int]:
+        """Returns the shape of a tensor, without reading it."""
+        return self._base.read_shape(name)
+
     def describe_location(self, name: str) -> str:
         """Returns 'file: name', for messages."""
         return self._base.describe_location(name)
@@ -163,14 +194,16 @@ def read_adapter_config(directory: Path) -> dict[str, Any]:
       UserError: it is damaged, or needs more than LoRA of linear layers.
     """
     path = directory / CONFIG
-    try:
-        config = json.loads(path.read_text('utf-8'))
-    except ValueError as error:
-        raise UserError(f'{path}: damaged ({error}): copy it again') from None
+    config = read_json_file(path)
+    check_values(path, config, _VALUES)
+    if 'lora_alpha' not in config:
+        raise UserError(f"{path}: has no 'lora_alpha'")
     unsupported = {key: config[key] for key in sorted(config.keys() - _KNOWN_KEYS) if config[key]}
     expected = {'peft_type': ('LORA',), 'bias': (None, 'none'), 'init_lora_weights': _KNOWN_INITS}
     unsupported |= {
-        key: config.get(key) for key, values in expected.items() if config.get(key) not in values
+        key: config.get(key)
+        for key, values in expected.items()
+        if config.get(key) not in list(values)
     }
     if unsupported:
         raise UserError(

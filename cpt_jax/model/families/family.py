@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
+from cpt_jax.model.families.config_keys import ROPE_KEYS
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_checks import check_values
 
 Config = Mapping[str, Any]
 
@@ -50,7 +53,7 @@ def translate_config_value(
       default: value if the key is absent.
     """
     value = config.get(key, default)
-    if value not in known:
+    if value not in [*known]:  # a list cannot be looked up in a dict
         raise UserError(
             f'config.json: {key}={value!r} is not supported; supported are '
             f'{", ".join(map(repr, known))}'
@@ -168,6 +171,7 @@ def read_layer_types(config: Config, by_pattern: Callable[[int], bool]) -> dict[
 
 def _read_rope_scaling(given: Config, config: Config) -> tuple[str | float, ...]:
     """Returns the scaling in the form of `rotary.compute_rotary_frequencies`."""
+    check_values(Path('config.json'), given, ROPE_KEYS)
     kind = given.get('rope_type', given.get('type', 'default'))
     if kind == 'default':
         return ()

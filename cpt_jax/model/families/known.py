@@ -21,7 +21,7 @@ FAMILIES = {
 def find_family(config: Config) -> Family:
     """Returns the family of a config.json. Raises UserError if its model_type is not supported."""
     kind = config.get('model_type')
-    if kind not in FAMILIES:
+    if kind not in [*FAMILIES]:
         raise UserError(
             f'config.json: model_type={kind!r} is not supported; supported are '
             f'{", ".join(FAMILIES)}'

@@ -73,6 +73,10 @@ class Llama2cFile(TensorFiles):
         offset, shape = self._locations[name]
         return np.fromfile(self._path, '<f4', math.prod(shape), offset=offset).reshape(shape)
 
+    def read_shape(self, name: str) -> list[int]:
+        """Returns the shape of a tensor, without reading it."""
+        return list(self._locations[name].shape)
+
     def describe_location(self, name: str) -> str:
         """Returns 'file: name', for messages."""
         return f'{self._path}: {name}'

@@ -37,6 +37,11 @@ class TensorFiles:
         with open_safetensors(self._path_by_name[name]) as file:
             return file.get_tensor(name)
 
+    def read_shape(self, name: str) -> list[int]:
+        """Returns the shape of a tensor, without reading it."""
+        with open_safetensors(self._path_by_name[name]) as file:
+            return file.get_slice(name).get_shape()
+
     @property
     def paths(self) -> list[Path]:
         """The files that contain the tensors."""
@@ -57,7 +62,7 @@ def _find_paths(directory: Path) -> list[Path]:
                     for name in json.loads(index.read_text('utf-8'))['weight_map'].values()
                 }
             )
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f'{index}: is not an index of shards ({type(error).__name__}: {error})'
             ) from None

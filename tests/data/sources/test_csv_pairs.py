@@ -44,7 +44,10 @@ def test_rows_equal_those_of_the_csv_module(write_csv):
         'nli.csv:8',
         'nli.csv:9',
     ]
-    assert source.summary() == 'csv/all: 4 pairs of 4 rows in 1 files; all rows can be used'
+    assert source.summary().startswith(
+        'csv/all: 4 pairs of 4 rows in 1 files; all rows can be used; 1 rows span several lines '
+        '(longest: 4 lines at '
+    )
 
 
 def test_columns_and_separator_are_configurable(write_csv):
@@ -79,9 +82,57 @@ def test_bad_row_is_counted_and_reported_with_its_line(write_csv, kind):
     assert source.problems.counts == {kind: 1}
 
 
-def test_unclosed_quote_extends_to_the_end_of_the_file(write_csv):
-    with pytest.raises(UserError, match=r'nli\.csv:3: not CSV: unexpected end of data'):
-        CsvSource(write_csv(HEADER + b'a,b,c\n"d,e,f\ng,h,i\n'), 'all')
+def test_unclosed_quote_loses_only_its_line(write_csv):
+    path = write_csv(HEADER + b'a,b,c\n"d,e,f\ng,h,i\n')
+    with pytest.raises(UserError, match=r'nli\.csv:3: a quotation mark without its counterpart'):
+        CsvSource(path, 'all')
+    source = CsvSource(path, 'all', max_bad_share=1)
+    assert [source[i].id for i in range(len(source))] == ['nli.csv:2', 'nli.csv:4']
+    before = CsvSource(path, 'all', max_bad_share=1, rules=1)
+    assert len(before) == 1
+    # Computed with version 52bcc22.
+    assert before.fingerprint == '7212f96eaecfc13dd2821f32181f881b'
+
+
+def test_max_row_lines_limits_rows(write_csv):
+    path = write_csv(HEADER + b'"a\n\nb,",c,d\ne,f,g\n')
+    assert [len(CsvSource(path, 'all', max_row_lines=n, max_bad_share=1)) for n in (2, 3)] == [1, 2]
+    with pytest.raises(UserError, match='max_row_lines=0: must be 1 or more'):
+        CsvSource(path, 'all', max_row_lines=0)
+
+
+def test_share_of_bad_rows_counts_their_lines(write_csv):
+    path = write_csv(HEADER + b'"a\nb\nc",d\n' + b'e,f,g\n' * 7)
+    with pytest.raises(UserError, match=r'1 of 8 rows \(3 of 10 lines\) cannot be used'):
+        CsvSource(path, 'all', max_bad_share=0.29)
+    assert len(CsvSource(path, 'all', max_bad_share=0.3)) == 7
+    assert len(CsvSource(path, 'all', max_bad_share=0.125, rules=1)) == 7
+
+
+def test_without_quoting_a_quotation_mark_is_an_ordinary_character(write_csv):
+    path = write_csv(b'q\td\n"A Tale" author\tDickens\n"tv size\t55"\r\n')
+    names = {'x': 'q', 'y': 'd', 'negatives': '', 'separator': '\t'}
+    source = CsvSource(path, 'all', quoting='none', **names)
+    assert [source[i][:2] for i in range(len(source))] == [
+        ('"A Tale" author', 'Dickens'),
+        ('"tv size', '55"'),
+    ]
+    for wrong in ({'quoting': 'all'}, {'quoting': 'none', 'rules': 1}):
+        with pytest.raises(UserError, match='quoting='):
+            CsvSource(path, 'all', **names, **wrong)
+
+
+@pytest.mark.parametrize(
+    'header, message',
+    [
+        (b'sent0,sent0,hard_neg\n', "names the column 'sent0' twice"),
+        (b'sent0,sent1,hard_neg\ra,b,c\r', 'carriage return alone'),
+        ('sent0,sent1,hard_neg\n'.encode('utf-16'), 'the header is not UTF-8'),
+    ],
+)
+def test_unusable_header_is_refused(write_csv, header, message):
+    with pytest.raises(UserError, match=rf'nli\.csv: .*{message}'):
+        CsvSource(write_csv(header + b'a,b,c\n'), 'all')
 
 
 def test_fingerprint_depends_on_the_header(write_csv):

@@ -10,6 +10,7 @@ import pytest
 from cpt_jax.data import local_copies
 from cpt_jax.data import rows as rows_module
 from cpt_jax.data.equality import NORMALIZED, STRIPPED, normalize_text
+from cpt_jax.data.mixture import make_batches
 from cpt_jax.data.pairs import Pair
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.runtime.errors import UserError
@@ -222,7 +223,7 @@ BAD = {
     "'y' contains a lone surrogate": b'{"x": "a", "y": "\\ud83d"}',
     "'negatives' is not a list of texts": b'{"x": "a", "y": "b", "negatives": "c"}',
     "'negatives' is not text": b'{"x": "a", "y": "b", "negatives": ["c", 1]}',
-    "'negatives' is empty": b'{"x": "a", "y": "b", "negatives": ["c", ""]}',
+    "'y' has no text": b'{"x": "a", "y": ["", null]}',
 }
 
 
@@ -411,3 +412,48 @@ def test_null_or_empty_group_is_ignored(rows):
 def test_holdout_must_be_a_fraction(rows, holdout):
     with pytest.raises(UserError, match='must be a fraction from 0 to 1'):
         JsonlSource(rows(numbered(9)), 'train', holdout=holdout)
+
+
+def test_several_positives_make_pairs_of_which_a_batch_has_one(rows):
+    """FlagEmbedding trains on one of `pos` per row, chosen anew each time."""
+    path = rows(
+        [
+            {'query': 'a', 'pos': ['b', '', 'c'], 'neg': ['n', None, 'm']},
+            {'query': 'd', 'pos': ['e'], 'neg': []},
+        ]
+    )
+    source = JsonlSource(path, 'all')
+    assert [source[i] for i in range(3)] == [
+        Pair('a', 'b', ('n', 'm'), 'rows.jsonl:1#1'),
+        Pair('a', 'c', ('n', 'm'), 'rows.jsonl:1#2'),
+        Pair('d', 'e', (), 'rows.jsonl:2'),
+    ]
+    assert source.documents.tolist() == [0, 2, 3]
+    batches = make_batches({'s': source}, {'s': 1.0}, seed=0, batch_pairs=2)
+    assert [set(batches[step].pairs) for step in range(2)] in ([{0, 2}, {1, 2}], [{1, 2}, {0, 2}])
+
+
+def test_rules_of_earlier_versions_are_kept(rows):
+    """Rows that earlier versions refused stay out of the data of a run that began with them, and
+    the fingerprint of its data stays as it was.
+    """
+    path = rows(
+        [{'x': 'a', 'y': 'b', 'negatives': ['']}, {'x': 'a', 'y': ['b']}, {'x': 'c', 'y': 'd'}]
+    )
+    source = JsonlSource(path, 'all', max_bad_share=1, rules=1)
+    assert [source[i].x for i in range(len(source))] == ['c']
+    # Computed with version 52bcc22.
+    assert source.fingerprint == '80ba6560b1386dd90e122a04d5002c0e'
+    latest = JsonlSource(path, 'all')
+    assert len(latest) == 3
+    assert latest.fingerprint != source.fingerprint
+    with pytest.raises(UserError, match='rules=3: leave it out'):
+        JsonlSource(path, 'all', rules=3)
+
+
+def test_few_distinct_answers_give_a_warning(rows):
+    path = rows([{'x': f'x {i}', 'y': f'y {i % 5}'} for i in range(100)])
+    assert (
+        'WARNING: only 5 distinct y among 100 pairs: 19% of' in JsonlSource(path, 'all').summary()
+    )
+    assert 'WARNING' not in JsonlSource(rows(numbered(100)), 'all').summary()

@@ -190,6 +190,14 @@ def test_snippets_keep_code_lines_and_join_prose():
     assert len(cut_snippet('字' * 2000).text) == 602
 
 
+def test_damaged_lines_of_metrics_are_skipped_with_a_warning(tmp_path, caplog):
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(b'{"step": 1, "loss": 3}\n{"step": "2"}\n\xff\n{"step": 2, "loss": 1e400}\n3')
+    metrics = read_metrics(epath.Path(path))
+    assert metrics['loss'][1].tolist() == [3, float('inf')]
+    assert '2 lines are no rows of metrics (first: line 2)' in caplog.text
+
+
 def test_last_values_of_a_repeated_step_count(tmp_path):
     rows = [
         {'step': 1, 'loss': 3.0},

@@ -77,6 +77,9 @@ def test_invalid_line_is_reported_with_its_number(tmp_path):
         ('{"step": ', r'results.jsonl:2: not JSON'),
         ('{"step": 3}', r'results.jsonl:2: not a row of'),
         ('7', 'not a row'),
+        (json.dumps(row(2) | {'step': '2'}), 'not a row'),
+        (json.dumps(row(2) | {'main_score': None}), 'not a row'),
+        (json.dumps(row(2) | {'metrics': [1]}), 'not a row'),
     ]:
         path.write_text(json.dumps(row(1)) + f'\n{line}\n')
         with pytest.raises(UserError, match=message):

@@ -6,6 +6,7 @@ import pytest
 import pytrec_eval
 from etils import epath
 
+from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks.retrieval import Retrieval, RetrievalOptions, find_retrieval, score_run
 from cpt_jax.search import searcher
@@ -143,6 +144,18 @@ def test_document_with_the_id_of_the_query_is_removed(tmp_path):
     assert result.metrics['recall@10'] == 0.5
     assert result.metrics['mrr@10'] == pytest.approx(0.1)
     assert result.examples[0].model.rank == 10
+
+
+def test_results_have_a_warning_about_documents_that_are_missing(tmp_path, capsys):
+    qrels = {'p': {'gone': 1}, 'q': {'b': 1}}
+    folder = write_collection(tmp_path / 'c', ['a', 'b'], ['p', 'q'], qrels)
+    embed = make_table_embed({'q p': [1.0], 'q q': [1.0], 'd a': [1.0], 'd b': [2.0]})
+    task = Retrieval('retrieval/c', folder)
+    row = run_tasks(embed, 'm', {}, [task], epath.Path(tmp_path))['tasks']['retrieval/c']
+    assert row['main_score'] == 0.5
+    (warning,) = row['warnings']
+    assert '1 of 2 relevant documents' in warning and '1 of 2 queries have none' in warning
+    assert f'retrieval/c: WARNING: {warning}' in capsys.readouterr().out
 
 
 def test_oracle_scores_1_and_equal_vectors_rank_by_id(tmp_path):
