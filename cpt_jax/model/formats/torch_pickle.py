@@ -277,9 +277,11 @@ def _make_storage(persistent_id: Any) -> Storage:
 
     The format before torch 1.6 appends a view, which is None.
     """
-    kind, storage_type, key, _, elements, *views = _expect(persistent_id, tuple)
-    if kind != 'storage' or views not in ([], [None]) or not _are_sizes((elements,)):
+    if len(_expect(persistent_id, tuple)) not in (5, 6) or persistent_id[0] != 'storage':
         raise ValueError('its pickle refers to something that is not a storage')
+    _, storage_type, key, _, elements, *views = persistent_id
+    if views not in ([], [None]) or not _are_sizes((elements,)):
+        raise ValueError('it has a storage that is a view, or without a size')
     return Storage(_expect(key, str), _expect(storage_type, _StorageType).dtype, elements)
 
 
