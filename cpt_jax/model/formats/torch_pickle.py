@@ -10,7 +10,7 @@ pickle is refused. torch's own reader with `weights_only=True` has the same idea
 import math
 import pickletools
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import ml_dtypes
 import numpy as np
@@ -156,8 +156,9 @@ def read_pickle(file: BinaryIO, end: int) -> Any:
       ValueError: the pickle is cut short, or has an opcode or a name that tensors do not need.
     """
     machine = _Machine()
+    part = cast(BinaryIO, _Part(file, end))
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(_Part(file, end))):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(part)):
             if count == _MAX_OPCODES:
                 raise ValueError(f'its pickle has more than {_MAX_OPCODES:,} opcodes')
             machine.execute(opcode.name, argument)
@@ -169,7 +170,10 @@ def read_pickle(file: BinaryIO, end: int) -> Any:
 
 
 class _Part:
-    """The bytes of a file up to `end`; a read of more than a tensor needs is refused."""
+    """The bytes of a file up to `end`, with the methods of a file that `genops` calls.
+
+    A read of more than a tensor needs is refused.
+    """
 
     def __init__(self, file: BinaryIO, end: int):
         self._file = file
