@@ -5,6 +5,8 @@ it). A separate process loads it. The results are the growth of its resident mem
 at the end, relative to the size of the files. Memory of Python and its libraries from before the
 load is not counted.
 
+With --format=bin, the shards are those of torch.save, which must be installed to write them.
+
 Example:
   python benchmarks/load_memory.py
 """
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -27,10 +30,14 @@ from safetensors.numpy import save_file
 from cpt_jax.cli.program import run_program
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.opt import OPT
-from cpt_jax.model.formats.safetensors_files import INDEX
+from cpt_jax.model.formats.safetensors_files import TensorFiles
+from cpt_jax.model.formats.torch_files import TorchFiles
 
 _LAYERS = flags.DEFINE_integer('layers', 24, 'Layers; OPT-1.3B has 24.', lower_bound=2)
 _WIDTH = flags.DEFINE_integer('width', 2048, 'Embedding dimension; OPT-1.3B has 2048.')
+_FORMAT = flags.DEFINE_enum(
+    'format', 'safetensors', ['safetensors', 'bin'], 'Format of the shards.'
+)
 _SHARD_GB = flags.DEFINE_float('shard_gb', 1.0, 'Maximum size of a shard in GB.')
 _FOLDER = flags.DEFINE_string(
     'folder', '', 'Folder of the checkpoint. Default: a temporary directory.'
@@ -56,7 +63,13 @@ def main() -> None:
     folder = Path(_FOLDER.value or tempfile.mkdtemp(prefix='load_memory'))
     try:
         size = _write_checkpoint(folder)
-        command = [sys.executable, __file__, '--load', f'--folder={folder}']
+        command = [
+            sys.executable,
+            __file__,
+            '--load',
+            f'--folder={folder}',
+            f'--format={_FORMAT.value}',
+        ]
         process = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(process.stdout)
     finally:
@@ -64,7 +77,7 @@ def main() -> None:
             shutil.rmtree(folder)
     print(
         f'files: {size / 2**30:.2f} GiB in {found["files"]} shards, {_LAYERS.value} layers of '
-        f'width {_WIDTH.value}, bfloat16'
+        f'width {_WIDTH.value}, bfloat16, {_FORMAT.value}'
     )
     print(f'loaded in {found["seconds"]:.0f} s; growth of resident memory, GiB and x files:')
     for name in ('peak', 'end'):
@@ -93,7 +106,7 @@ def _measure_load(folder: str) -> dict[str, float]:
         'peak': _read_memory('VmHWM') - before,
         'end': _read_memory('VmRSS') - before,
         'seconds': time.perf_counter() - start,
-        'files': len(list(Path(folder).glob('*.safetensors'))),
+        'files': len(list(Path(folder).glob(f'*.{_FORMAT.value}'))),
     }
 
 
@@ -150,12 +163,24 @@ def _write_checkpoint(folder: Path) -> int:
         shard_bytes = sum(array.nbytes for array in shard.values())
         if name == names[-1] or shard_bytes > _SHARD_GB.value * 1e9:
             shards += 1
-            file = f'model-{shards:05d}.safetensors'
-            save_file(shard, folder / file, metadata={'format': 'pt'})
+            file = f'model-{shards:05d}.{_FORMAT.value}'
+            _write_shard(folder / file, shard)
             weight_map |= dict.fromkeys(shard, file)
             shard = {}
-    (folder / INDEX).write_text(json.dumps({'weight_map': weight_map}))
-    return sum(os.path.getsize(path) for path in folder.glob('*.safetensors'))
+    index = (TorchFiles if _FORMAT.value == 'bin' else TensorFiles).INDEX
+    (folder / index).write_text(json.dumps({'weight_map': weight_map}))
+    return sum(os.path.getsize(path) for path in folder.glob(f'*.{_FORMAT.value}'))
+
+
+def _write_shard(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    if _FORMAT.value == 'safetensors':
+        save_file(dict(arrays), path, metadata={'format': 'pt'})
+        return
+    import torch
+
+    # torch reads no bfloat16 of numpy.
+    bits = {name: torch.from_numpy(array.view(np.int16)) for name, array in arrays.items()}
+    torch.save({name: tensor.view(torch.bfloat16) for name, tensor in bits.items()}, path)
 
 
 if __name__ == '__main__':

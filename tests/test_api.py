@@ -30,9 +30,9 @@ def test_functions_and_folders_have_different_names():
     assert not names & {*cpt_jax.__all__}
 
 
-def test_workdir_in_a_bucket_is_an_error():
-    with pytest.raises(UserError, match='workdir gs:/+bucket/run: only paths of the file system'):
-        cpt_jax.train({}, 'gs://bucket/run')
+def test_workdir_in_another_store_is_an_error():
+    with pytest.raises(UserError, match='workdir s3:/+bucket/run: only paths of the file system'):
+        cpt_jax.train({}, 's3://bucket/run')
 
 
 def test_docstring_examples_run(tmp_path):

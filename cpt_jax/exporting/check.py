@@ -19,7 +19,7 @@ from cpt_jax.exporting.sentence_transformers import MODULES
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.known import FAMILIES
 from cpt_jax.model.families.load import TensorNames
-from cpt_jax.model.formats.safetensors_files import TensorFiles
+from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runtime.errors import UserError
 
@@ -253,7 +253,7 @@ def _check_config(files: _Directory) -> Iterator[Defect]:
 
 def _check_weights(files: _Directory) -> Iterator[Defect]:
     try:
-        tensors = TensorFiles(files.path)
+        tensors = open_weight_files(files.path)
     except UserError as error:
         yield Defect('model.safetensors', str(error), ALL)
         return

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.config import DenseConfig
 from cpt_jax.model.families.family import refuse_unless, translate_config_value
-from cpt_jax.model.formats.safetensors_files import TensorFiles
+from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.model.initializers import constant, normal
 from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
 from cpt_jax.runtime.errors import UserError
@@ -144,7 +144,7 @@ def _load_layer(folder: Path, shape: DenseConfig, width: int, mesh: jax.sharding
     wanted: dict[str, tuple[int, ...]] = {'linear.weight': (shape.width, width)}
     if shape.has_bias:
         wanted['linear.bias'] = (shape.width,)
-    files = TensorFiles(folder)
+    files = open_weight_files(folder)
     if files.names != wanted.keys():
         raise UserError(
             f'{folder}: has the tensors {", ".join(sorted(files.names))}, but config.json '

@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import load_encoder
 from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import TensorFiles
+from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -175,10 +176,22 @@ def find_directory(reference: str) -> Path:
     names = {name for name in found.files if '/' not in name}
     if not names & {'config.json', 'adapter_config.json'} or 'data.json' in names:
         return as_path(reference)
-    suffixes = _FILE_SUFFIXES
-    if not any(name.endswith('.safetensors') for name in names):
-        suffixes += ('.bin',)
-    return found.select(lambda name: name.endswith(suffixes)).copy()
+    with_safetensors = {
+        PurePosixPath(name).parent for name in found.files if name.endswith('.safetensors')
+    }
+    return found.select(lambda name: _is_needed(PurePosixPath(name), with_safetensors)).copy()
+
+
+def _is_needed(file: PurePosixPath, with_safetensors: Collection[PurePosixPath]) -> bool:
+    """Whether a file of a model in a bucket is read.
+
+    Args:
+      file: path in the model's directory.
+      with_safetensors: folders of the directory that have weights as safetensors.
+    """
+    if file.match('pytorch_model*.bin'):
+        return file.parent not in with_safetensors
+    return file.name.endswith(_FILE_SUFFIXES)
 
 
 def list_model_directories(reference: str) -> list[Path]:
@@ -226,7 +239,7 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         family = _find_family(directory, config)
     shape = _read_shape(directory, family, config)
     rows = config['vocab_size']
-    files = legacy or TensorFiles(directory)
+    files = legacy or open_weight_files(directory)
     encoder_config = _make_encoder_config(directory, shape, rows)
     modules = _read_modules(directory)
     default_pooling = shape.get('pooling', 'eos')

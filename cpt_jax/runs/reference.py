@@ -128,5 +128,6 @@ def _explain_download(directory: Path) -> str:
     target = f'models/{directory.name}'
     return (
         f'; a model of the Hugging Face hub has to be downloaded: hf download {directory} '
-        f"--local-dir {target} --exclude 'onnx/*' 'openvino/*' '*.bin' '*.h5', then use {target}"
+        f"--local-dir {target} --exclude 'onnx/*' 'openvino/*' '*.bin' '*.h5' '*.msgpack' (without "
+        f"'*.bin' for a model that has no *.safetensors), then use {target}"
     )

@@ -4,13 +4,17 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from cpt_jax.embed.load import load_embedder
+from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.mesh import make_mesh
 from tests.goldens.golden import read_golden, restore
+from tests.model.formats.torch_inputs import write_torch_file
 from tests.origin.test_pretrained import TEXTS, edit
 
 
@@ -43,6 +47,17 @@ def test_vectors_match_sentence_transformers(kind, width, request):
 def test_settings_list_dense_modules(gemma, bert):
     assert load_embedder(str(gemma)).settings['dense'] == [[24, 36], [36, 20]]
     assert load_embedder(str(bert)).settings['dense'] == [[24, 7]]
+
+
+def test_weights_may_be_a_torch_file(gemma, tmp_path):
+    shutil.copytree(gemma, tmp_path / 'copy')
+    weights = tmp_path / 'copy' / '2_Dense' / 'model.safetensors'
+    write_torch_file(weights.with_name('pytorch_model.bin'), load_file(weights))
+    weights.unlink()
+    mesh = make_mesh(devices=jax.devices()[:1])
+    expected = open_pretrained(str(gemma)).load_dense(mesh)[0]
+    found = open_pretrained(str(tmp_path / 'copy')).load_dense(mesh)[0]
+    np.testing.assert_array_equal(found.dense_weight[...], expected.dense_weight[...])
 
 
 def rewrite(path: Path, change) -> None:

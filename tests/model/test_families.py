@@ -19,6 +19,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
 from cpt_jax.model.formats.safetensors_files import TensorFiles
+from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import get_batch_sharding, make_mesh
 from tests.goldens.golden import read_golden, restore
@@ -282,13 +283,12 @@ def test_damaged_missing_and_unsupported_files_are_rejected(directories, tmp_pat
     with pytest.raises(UserError, match=r'model\.safetensors: damaged or cut short'):
         load(folder)
     (folder / 'model.safetensors').unlink()
-    (folder / 'pytorch_model.bin').write_bytes(b'')
+    (folder / 'tf_model.h5').write_bytes(b'')
     with pytest.raises(
         UserError,
-        match=r'has neither model\.safetensors nor .*; pytorch_model\.bin cannot be read: '
-        r'convert it',
+        match=r'has neither model\.safetensors nor .*; tf_model\.h5 cannot be read: save the model',
     ):
-        load(folder)
+        open_weight_files(folder)
     with pytest.raises(
         UserError, match="model_type='t5' is not supported; supported are gpt2, opt, "
     ):

@@ -60,7 +60,7 @@ class Llama2cFile(TensorFiles):
             'tie_word_embeddings': header['vocabulary'] > 0,
         }
         self._path = path
-        self._locations, _ = _locate_tensors(header)
+        self._locations = _locate_tensors(header)
         self.names = self._locations.keys()
 
     @property
@@ -84,11 +84,14 @@ class Llama2cFile(TensorFiles):
 
 def _has_declared_size(path: Path) -> bool:
     size = path.stat().st_size
-    header = _read_header(path) if size > _HEADER.itemsize else {'width': 0}
-    return (
-        all(value > 0 for name, value in header.items() if name != 'vocabulary')
-        and _locate_tensors(header)[1] == size
-    )
+    if size <= _HEADER.itemsize:
+        return False
+    header = _read_header(path)
+    if any(value <= 0 for name, value in header.items() if name != 'vocabulary'):
+        return False
+    # Counted before tensors are listed: other files, such as pytorch_model.bin, declare millions.
+    elements = sum(number * math.prod(shape) for _, shape, number in _list_tensors(header))
+    return _HEADER.itemsize + 4 * elements == size
 
 
 def _read_header(path: Path) -> dict[str, int]:
@@ -99,10 +102,11 @@ def _read_header(path: Path) -> dict[str, int]:
     return dict(zip(_SIZES, np.fromfile(path, _HEADER, 1)[0].item(), strict=True))
 
 
-def _locate_tensors(header: dict[str, int]) -> tuple[dict[str, _TensorLocation], int]:
-    """Returns the location of each tensor, and the size of the file in bytes.
+def _list_tensors(header: dict[str, int]) -> list[tuple[str, tuple[int, ...], int]]:
+    """Returns (name, shape, number) of the tensors in the order of the file.
 
-    The file has each tensor for all layers before the next tensor.
+    The number is that of the layers if the name contains `{i}`. The file has each tensor for all
+    layers before the next tensor.
     """
     d = header['width']
     f = header['hidden']
@@ -125,14 +129,22 @@ def _locate_tensors(header: dict[str, int]) -> tuple[dict[str, _TensorLocation],
         ('cosines and sines', (2, header['length'], k // 2)),
         *([('lm_head', (v, d))] if has_head else []),
     ]
+    return [
+        (f'{name}.weight', shape, header['layers'] if '{i}' in name else 1)
+        for name, shape in shapes
+    ]
+
+
+def _locate_tensors(header: dict[str, int]) -> dict[str, _TensorLocation]:
+    """Returns the location of each tensor in the file."""
     locations = {}
     offset = _HEADER.itemsize
-    for name, shape in shapes:
-        for i in range(header['layers'] if '{i}' in name else 1):
-            locations[f'{name}.weight'.format(i=i)] = _TensorLocation(offset, shape)
+    for name, shape, number in _list_tensors(header):
+        for i in range(number):
+            locations[name.format(i=i)] = _TensorLocation(offset, shape)
             offset += 4 * math.prod(shape)
     del locations['cosines and sines.weight']
-    return locations, offset
+    return locations
 
 
 def _read_config(config: Config) -> dict[str, Any]:

@@ -19,17 +19,49 @@ class TensorFiles:
       names: names of all tensors.
     """
 
+    SINGLE = 'model.safetensors'
+    INDEX = INDEX
+
     def __init__(self, directory: Path):
-        """Opens model.safetensors, or the shards of its index.
+        """Opens the single file, or the shards of the index if there is no single file.
+
+        transformers has the same order. An index beside a single file is from an earlier save.
 
         Raises:
           UserError: both are missing, a shard is missing, or a file is damaged.
         """
-        self._directory = directory
-        self._path_by_name: dict[str, Path] = {
-            name: path for path in _find_paths(directory) for name in open_safetensors(path).keys()
-        }
+        self._path_by_name: dict[str, Path]
+        single = directory / self.SINGLE
+        if single.is_file():
+            self._path_by_name = dict.fromkeys(self._list_names(single), single)
+        else:
+            self._path_by_name = self._assign_to_shards(directory / self.INDEX)
         self.names: Set[str] = self._path_by_name.keys()
+
+    def _list_names(self, path: Path) -> list[str]:
+        """Returns the names of the tensors in one file."""
+        return list(open_safetensors(path).keys())
+
+    def _assign_to_shards(self, index: Path) -> dict[str, Path]:
+        """Returns the shard of each tensor that the index lists and a shard has.
+
+        transformers ignores which shard the index assigns a tensor to, and takes the last in the
+        order of file names. Usually only one shard has the tensor.
+
+        Raises:
+          UserError: the index assigns a tensor to another shard than transformers.
+        """
+        shard_by_name = _read_index(index)
+        found: dict[str, Path] = {}
+        for path in sorted(set(shard_by_name.values())):
+            for name in self._list_names(path):
+                if name in found and found[name] == shard_by_name.get(name):
+                    raise UserError(
+                        f'{index}: assigns {name} to {found[name].name}, but {path.name} has a '
+                        f'tensor of this name too, which transformers loads: save the model again'
+                    )
+                found[name] = path
+        return {name: path for name, path in found.items() if name in shard_by_name}
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor, in the dtype of the file."""
@@ -52,42 +84,28 @@ class TensorFiles:
         return f'{self._path_by_name[name]}: {name}'
 
 
-def _find_paths(directory: Path) -> list[Path]:
-    index = directory / INDEX
-    if index.is_file():
-        try:
-            paths = sorted(
-                {
-                    directory / name
-                    for name in json.loads(index.read_text('utf-8'))['weight_map'].values()
-                }
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(
-                f'{index}: is not an index of shards ({type(error).__name__}: {error})'
-            ) from None
-        missing = [path.name for path in paths if not path.is_file()]
-        if missing:
-            raise UserError(
-                f'{directory}: {len(missing)} of {len(paths)} shards that {INDEX} lists are '
-                f'missing, {missing[0]} first: copy them'
-            )
-        return paths
-    if (directory / 'model.safetensors').is_file():
-        return [directory / 'model.safetensors']
-    other = ', '.join(
-        sorted(
-            path.name
-            for path in directory.glob('*')
-            if path.suffix in ('.bin', '.pt', '.pth', '.h5', '.msgpack')
+def _read_index(index: Path) -> dict[str, Path]:
+    """Returns the shard of each tensor in an index.
+
+    Raises:
+      UserError: the index is damaged, or a shard is missing.
+    """
+    directory = index.parent
+    try:
+        weight_map = json.loads(index.read_text('utf-8'))['weight_map']
+        shard_by_name = {name: directory / file for name, file in weight_map.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(
+            f'{index}: is not an index of shards ({type(error).__name__}: {error})'
+        ) from None
+    paths = sorted(set(shard_by_name.values()))
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(
+            f'{directory}: {len(missing)} of {len(paths)} shards that {index.name} lists are '
+            f'missing, {missing[0]} first: copy them'
         )
-    )
-    hint = (
-        f'; {other} cannot be read: convert it with `save_pretrained` of transformers'
-        if other
-        else ''
-    )
-    raise UserError(f'{directory}: has neither model.safetensors nor {INDEX}{hint}')
+    return shard_by_name
 
 
 def open_safetensors(path: Path):
