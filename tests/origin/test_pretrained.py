@@ -161,7 +161,11 @@ def test_directories_of_an_adapter_include_its_base(tmp_path):
     for folder in ('adapter', 'base'):
         (tmp_path / folder).mkdir()
     (tmp_path / 'base/config.json').write_text('{}')
-    content = {'peft_type': 'LORA', 'base_model_name_or_path': str(tmp_path / 'base')}
+    content = {
+        'peft_type': 'LORA',
+        'base_model_name_or_path': str(tmp_path / 'base'),
+        'lora_alpha': 8,
+    }
     (tmp_path / 'adapter/adapter_config.json').write_text(json.dumps(content))
     assert list_model_directories(str(tmp_path / 'base')) == [tmp_path / 'base']
     assert list_model_directories(str(tmp_path / 'adapter')) == [

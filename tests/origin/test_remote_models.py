@@ -63,7 +63,11 @@ def test_base_of_a_lora_run_is_stored_by_its_url(bucket):
 
 
 def test_base_of_a_peft_adapter_may_be_in_a_bucket(bucket, tmp_path):
-    config = {'peft_type': 'LORA', 'base_model_name_or_path': f'{bucket}/llama_model'}
+    config = {
+        'peft_type': 'LORA',
+        'base_model_name_or_path': f'{bucket}/llama_model',
+        'lora_alpha': 8,
+    }
     (tmp_path / 'adapter_config.json').write_text(json.dumps(config))
     base = find_base_directory(tmp_path)
     expected = (OLD_RUNS / 'llama_model' / 'config.json').read_bytes()

@@ -39,6 +39,10 @@ class TorchFiles(TensorFiles):
         """Reads one tensor, in the dtype of the file."""
         return self._files[self._path_by_name[name]].read(name)
 
+    def read_shape(self, name: str) -> list[int]:
+        """Returns the shape of a tensor, without reading it."""
+        return list(self._files[self._path_by_name[name]].tensors[name].shape)
+
     def _list_names(self, path: Path) -> list[str]:
         self._files[path] = TorchFile(path)
         return list(self._files[path].tensors)
