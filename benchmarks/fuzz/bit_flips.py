@@ -4,7 +4,7 @@ import contextlib
 import io
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -59,7 +59,7 @@ def flip_bits(random: Random, run: Path, folder: Path, count: int) -> Iterator[s
         yield outcome
 
 
-def count_flips(outcomes: Iterator[str]) -> dict[str, int]:
+def count_flips(outcomes: Iterable[str]) -> dict[str, int]:
     """Returns the numbers for the JSON file of benchmarks/faults.py."""
     counts = Counter(outcomes)
     return {

@@ -4,7 +4,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -47,6 +47,17 @@ class Killed(NamedTuple):
     name: str
     kills: int
     difference: str
+
+
+def count_kills(killed: Iterable[Killed]) -> dict[str, int]:
+    """Returns the numbers for the JSON file of benchmarks/faults.py; prints each difference."""
+    counts = {'kills': 0, 'differ': 0}
+    for program in killed:
+        counts['kills'] += program.kills
+        if program.difference:
+            counts['differ'] += 1
+            print(f'{program.name} after {program.kills} kills: {program.difference}', flush=True)
+    return counts
 
 
 def kill_programs(random: Random, run: Path, folder: Path, kills: int) -> Iterator[Killed]:
