@@ -79,6 +79,8 @@ class EncoderConfig:
       pooling: how a text's states become its vector: 'eos' (state at its closing delimiter),
         'first' (state at its first token) or 'mean' (mean over its tokens).
       position_offset: row of position 0 in the position table (OPT: 2).
+      padding_id: id that has no position: it uses the row before that of position 0, and later
+        tokens of its text are counted without it (RoBERTa); -1: no such id.
       rotary_base: base of the rotary frequencies.
       rotary_scaling: scaling of the rotary frequencies; see rotary.compute_rotary_frequencies.
       rotary_width: dimensions of a head that are rotated, from the first on; 0: all.
@@ -138,6 +140,7 @@ class EncoderConfig:
     layer_loop: str = 'auto'
     pooling: str = 'eos'
     position_offset: int = 0
+    padding_id: int = -1
     rotary_base: float = 10_000.0
     rotary_scaling: tuple[str | float, ...] = ()
     rotary_width: int = 0

@@ -48,6 +48,23 @@ def with_matmul_precision(
     return wrapped
 
 
+def count_without_padding(
+    tokens_RxS: jax.Array, positions_RxS: jax.Array, padding_id: int
+) -> jax.Array:
+    """Returns the position of each token among the tokens of its text that are not `padding_id`.
+
+    A text can contain the padding token, if it spells its name. The result is -1 there.
+    """
+    if padding_id < 0:
+        return positions_RxS
+    is_padding_RxS = tokens_RxS == padding_id
+    # The padding tokens of the row before each column, and before the text of each column. The
+    # counts never fall, so the latest one at the start of a text is the maximum so far.
+    before_RxS = jnp.cumsum(is_padding_RxS, axis=1) - is_padding_RxS
+    before_text_RxS = jax.lax.cummax(jnp.where(positions_RxS == 0, before_RxS, 0), axis=1)
+    return jnp.where(is_padding_RxS, -1, positions_RxS - before_RxS + before_text_RxS)
+
+
 class Encoder(nnx.Module):
     """A transformer that maps packed rows of tokens to one vector per text."""
 
@@ -211,7 +228,10 @@ class Encoder(nnx.Module):
             x_RxSxD = x_RxSxD + look_up_rows(self.type_embedding, jnp.zeros_like(tokens_RxS), dtype)
         if config.positions == 'learned':
             x_RxSxD = x_RxSxD + look_up_rows(
-                self.position_embedding, config.position_offset + positions_RxS, dtype
+                self.position_embedding,
+                config.position_offset
+                + count_without_padding(tokens_RxS, positions_RxS, config.padding_id),
+                dtype,
             )
         return self.embedding_norm(x_RxSxD) if config.embedding_norm else x_RxSxD
 

@@ -166,7 +166,7 @@ def test_windows_in_long_texts_match_transformers(directories, case):
             np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('case', ['bert', 'llama'])
+@pytest.mark.parametrize('case', ['xlm-roberta', 'llama'])
 def test_vectors_are_pooled_states(directories, case):
     folder = directories(case)
     texts = make_random_ids(TEXTS)

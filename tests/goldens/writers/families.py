@@ -217,6 +217,8 @@ CASES = {
             'type_vocab_size': 3,
         },
     ),
+    'roberta': ('Roberta', SMALL | {'type_vocab_size': 1, 'layer_norm_eps': 1e-5}),
+    'xlm-roberta': ('XLMRoberta', SMALL | {'num_hidden_layers': 1, 'pad_token_id': 10}),
 }
 # Configs as written by transformers 4, with the keys that describe layers.
 GEMMA_1B = {
