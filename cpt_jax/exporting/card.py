@@ -20,6 +20,7 @@ SERVED_BY_TEI = (
     'bert',
     'roberta',
     'xlm-roberta',
+    'distilbert',
     'modernbert',
     'gemma3_text',
     'qwen2',

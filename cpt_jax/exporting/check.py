@@ -25,9 +25,9 @@ from cpt_jax.runtime.errors import UserError
 ST, OLD_ST, TRANSFORMERS, TEI, VLLM, ALL = 'ST', 'ST < 5.4', 'transformers', 'TEI', 'vLLM', 'all'
 # Models with learned positions, which transformers counts from the left edge of a row even if that
 # is padding.
-_LEARNED_POSITIONS = ('bert', 'gpt2')
+_LEARNED_POSITIONS = ('bert', 'distilbert', 'gpt2')
 # Models whose attention is bidirectional without a key in config.json.
-_BIDIRECTIONAL = ('bert', 'modernbert', 'roberta', 'xlm-roberta')
+_BIDIRECTIONAL = ('bert', 'distilbert', 'modernbert', 'roberta', 'xlm-roberta')
 # Pooling mode by the suffix of its key pooling_mode_... in the pooling file.
 _POOLING_FLAGS = {
     'cls_token': 'cls',
@@ -120,7 +120,8 @@ class _Directory:
     @property
     def width(self) -> int:
         """Dimensions of the hidden states; 0 if unknown."""
-        return self.config.get('hidden_size') or self.config.get('n_embd') or 0
+        config = self.config
+        return config.get('hidden_size') or config.get('n_embd') or config.get('dim') or 0
 
     @property
     def positions(self) -> int:

@@ -1,6 +1,7 @@
 """Families of pretrained models that can be loaded and written."""
 
 from cpt_jax.model.families.bert import BERT, ROBERTA
+from cpt_jax.model.families.distilbert import DISTILBERT
 from cpt_jax.model.families.family import Config, Family
 from cpt_jax.model.families.gemma3 import GEMMA3
 from cpt_jax.model.families.gpt2 import GPT2
@@ -13,7 +14,19 @@ from cpt_jax.runtime.errors import UserError
 
 FAMILIES = {
     kind: family
-    for family in (GPT2, OPT, NEOX, GPTJ, CODEGEN, LLAMA, GEMMA3, BERT, ROBERTA, MODERNBERT)
+    for family in (
+        GPT2,
+        OPT,
+        NEOX,
+        GPTJ,
+        CODEGEN,
+        LLAMA,
+        GEMMA3,
+        BERT,
+        ROBERTA,
+        DISTILBERT,
+        MODERNBERT,
+    )
     for kind in family.model_types
 }
 

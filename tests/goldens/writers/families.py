@@ -70,6 +70,13 @@ GEMMA = SMALL | {
     'query_pre_attn_scalar': 7,
     'sliding_window': 5,
 }
+DISTIL = {
+    'dim': 24,
+    'hidden_dim': 40,
+    'n_layers': 2,
+    'n_heads': 6,
+    'max_position_embeddings': 40,
+}
 MODERN = SMALL | {'num_attention_heads': 4, 'local_attention': 6, 'pad_token_id': 0}
 FULL, LOCAL = 'full_attention', 'sliding_attention'
 CASES = {
@@ -219,6 +226,7 @@ CASES = {
     ),
     'roberta': ('Roberta', SMALL | {'type_vocab_size': 1, 'layer_norm_eps': 1e-5}),
     'xlm-roberta': ('XLMRoberta', SMALL | {'num_hidden_layers': 1, 'pad_token_id': 10}),
+    'distilbert': ('DistilBert', DISTIL),
 }
 # Configs as written by transformers 4, with the keys that describe layers.
 GEMMA_1B = {
