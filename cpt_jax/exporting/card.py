@@ -21,6 +21,7 @@ SERVED_BY_TEI = (
     'roberta',
     'xlm-roberta',
     'distilbert',
+    'mpnet',
     'modernbert',
     'gemma3_text',
     'qwen2',

@@ -8,6 +8,7 @@ from cpt_jax.model.families.gpt2 import GPT2
 from cpt_jax.model.families.gptj import CODEGEN, GPTJ
 from cpt_jax.model.families.llama import LLAMA
 from cpt_jax.model.families.modernbert import MODERNBERT
+from cpt_jax.model.families.mpnet import MPNET
 from cpt_jax.model.families.neox import NEOX
 from cpt_jax.model.families.opt import OPT
 from cpt_jax.runtime.errors import UserError
@@ -25,6 +26,7 @@ FAMILIES = {
         BERT,
         ROBERTA,
         DISTILBERT,
+        MPNET,
         MODERNBERT,
     )
     for kind in family.model_types

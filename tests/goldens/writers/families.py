@@ -11,10 +11,10 @@ import transformers
 from tests.goldens.golden import Golden, capture, restore
 from tests.model.family_inputs import (
     BIDIRECTIONAL_CASES,
+    BY_DISTANCE,
     LONG_TEXTS,
     TEXTS,
     VOCABULARY,
-    WINDOWED,
     make_random_ids,
 )
 
@@ -227,6 +227,7 @@ CASES = {
     'roberta': ('Roberta', SMALL | {'type_vocab_size': 1, 'layer_norm_eps': 1e-5}),
     'xlm-roberta': ('XLMRoberta', SMALL | {'num_hidden_layers': 1, 'pad_token_id': 10}),
     'distilbert': ('DistilBert', DISTIL),
+    'mpnet': ('MPNet', SMALL | {'num_hidden_layers': 2, 'max_position_embeddings': 130}),
 }
 # Configs as written by transformers 4, with the keys that describe layers.
 GEMMA_1B = {
@@ -267,7 +268,7 @@ def make() -> Golden:
             restore(facts['cases'][case], folder / 'drawn')
             model = model_class.from_pretrained(folder / 'drawn').eval()
             arrays[case] = compute_states(model, make_random_ids(TEXTS))
-            if case in WINDOWED:
+            if case in BY_DISTANCE:
                 arrays[f'{case}/long'] = compute_states(model, make_random_ids(LONG_TEXTS))
             if case in BIDIRECTIONAL_CASES:
                 arrays[f'{case}/both ways'] = compute_bidirectional_states(
