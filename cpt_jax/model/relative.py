@@ -34,12 +34,12 @@ def compute_relative_bias(table: nnx.Param, length: int) -> jax.Array:
       length: number of columns of a row.
     """
     buckets, heads = table.shape
-    table_BxH = jax.reshard(table[...].astype(jnp.float32), P(None, 'tensor'))
+    table_UxH = jax.reshard(table[...].astype(jnp.float32), P(None, 'tensor'))
     # The last of the 2 S entries is not used: distances are -(S - 1) to S - 1.
     assigned = np.eye(buckets, dtype=np.float32)[
         assign_buckets(np.arange(1 - length, length + 1), buckets)
     ]
-    by_distance_HxE = jnp.einsum('eb,bh->he', assigned, table_BxH, precision='highest')
+    by_distance_HxE = jnp.einsum('eu,uh->he', assigned, table_UxH, precision='highest')
     # Rows of 2 S - 1 from a repeated sequence of 2 S: each row begins one distance earlier. Only
     # copies and slices, because the gradient of a lookup adds up its S x S entries one by one.
     repeated = jnp.broadcast_to(by_distance_HxE[:, None], (heads, length, 2 * length))
