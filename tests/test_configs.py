@@ -48,8 +48,8 @@ CONFIGS = list_configs(FOLDER)
 
 # Arguments of EncoderConfig that a pretrained family sets (model/families), not a config.
 FAMILY_ARGUMENTS = (
-    'dense', 'position_offset', 'rotary_base', 'rotary_scaling', 'rotary_width', 'rotary_pairs',
-    'norm_place', 'norm_bias',
+    'dense', 'position_offset', 'padding_id', 'relative_buckets', 'rotary_base', 'rotary_scaling',
+    'rotary_width', 'rotary_pairs', 'norm_place', 'norm_bias',
     'norm_from_one', 'first_norm', 'parallel', 'qkv_bias', 'out_bias', 'query_key_norm',
     'attention_width', 'local_layers', 'window',
     'local_rotary_base', 'local_rotary_scaling', 'final_norm', 'embedding_norm', 'embedding_width',

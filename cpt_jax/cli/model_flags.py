@@ -39,7 +39,7 @@ def define_model_flags(
     )
     pooling = (
         'Pooling of a pretrained model whose directory does not define one: eos (or last), mean or '
-        'cls. Default: mean for BERT, last for decoders.'
+        'cls. Default: mean for bidirectional models, last for decoders.'
     )
     representation = (
         'How a causal language model embeds a text: prompteol or prompt (last token of '

@@ -18,7 +18,19 @@ from cpt_jax.text.tokenizer import Side
 
 CURVES = 'training.png'
 # model_type of models that text-embeddings-inference implements.
-SERVED_BY_TEI = ('bert', 'modernbert', 'gemma3_text', 'qwen2', 'qwen3', 'mistral', 'llama')
+SERVED_BY_TEI = (
+    'bert',
+    'roberta',
+    'xlm-roberta',
+    'distilbert',
+    'mpnet',
+    'modernbert',
+    'gemma3_text',
+    'qwen2',
+    'qwen3',
+    'mistral',
+    'llama',
+)
 
 
 class ExportedRun(NamedTuple):

@@ -26,7 +26,9 @@ from cpt_jax.runtime.errors import UserError
 ST, OLD_ST, TRANSFORMERS, TEI, VLLM, ALL = 'ST', 'ST < 5.4', 'transformers', 'TEI', 'vLLM', 'all'
 # Models with learned positions, which transformers counts from the left edge of a row even if that
 # is padding.
-_LEARNED_POSITIONS = ('bert', 'gpt2')
+_LEARNED_POSITIONS = ('bert', 'distilbert', 'gpt2')
+# Models whose attention is bidirectional without a key in config.json.
+_BIDIRECTIONAL = ('bert', 'distilbert', 'modernbert', 'mpnet', 'roberta', 'xlm-roberta')
 # Pooling mode by the suffix of its key pooling_mode_... in the pooling file.
 _POOLING_FLAGS = {
     'cls_token': 'cls',
@@ -125,12 +127,16 @@ class _Directory:
     @property
     def width(self) -> int:
         """Dimensions of the hidden states; 0 if unknown."""
-        return self.config.get('hidden_size') or self.config.get('n_embd') or 0
+        config = self.config
+        return config.get('hidden_size') or config.get('n_embd') or config.get('dim') or 0
 
     @property
     def positions(self) -> int:
         """Maximum sequence length of the model; 0 if unknown."""
-        return self.config.get('max_position_embeddings') or self.config.get('n_positions') or 0
+        rows = self.config.get('max_position_embeddings') or self.config.get('n_positions') or 0
+        if not rows or self.model_type not in FAMILIES:
+            return rows
+        return rows - FAMILIES[self.model_type].count_reserved_positions(self.config)
 
     @property
     def max_tokens(self) -> int:
@@ -148,7 +154,7 @@ class _Directory:
         is_switched_off = self.config.get('is_causal') is False or self.config.get(
             'use_bidirectional_attention'
         )
-        return self.model_type not in ('bert', 'modernbert') and not is_switched_off
+        return self.model_type not in _BIDIRECTIONAL and not is_switched_off
 
     @property
     def pooling_mode(self) -> str:

@@ -135,7 +135,11 @@ def _write_part(
     family, config = make_config_json(encoder_config, run.provenance.pretrained, dtype)
     longest = embed.settings['max_tokens_y']
     text = _write_tokenizer_files(run, part, directory, embed, longest)
-    write_json(directory / 'config.json', config | text.ids)
+    ids = dict(text.ids)
+    if encoder_config.padding_id >= 0:
+        # This family counts positions from its own padding id, whatever pads a batch.
+        ids['pad_token_id'] = encoder_config.padding_id
+    write_json(directory / 'config.json', config | ids)
     if weights:
         for path in weights.glob('model*'):
             _link(path, directory / path.name)

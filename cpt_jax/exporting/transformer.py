@@ -58,7 +58,7 @@ def make_config_json(
     config = own | {
         'architectures': [family.model_types[kind]],
         'vocab_size': encoder_config.vocab_size,
-        'max_position_embeddings': encoder_config.max_length,
+        'max_position_embeddings': encoder_config.max_length + family.count_reserved_positions(own),
         'dtype': dtype,
         'torch_dtype': dtype,
         'use_cache': False,

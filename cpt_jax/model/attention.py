@@ -29,6 +29,7 @@ def make_attend(
     form: str,
     reach: int = 0,
     is_local: bool | jax.Array = False,
+    bias_HxSxS: jax.Array | None = None,
 ) -> Attend:
     """Returns a function that computes float32 softmax attention within each text.
 
@@ -49,7 +50,12 @@ def make_attend(
         are replaced by 'masked'.
       reach: maximum distance in columns to which a token of a local layer attends.
       is_local: whether the layer is local; a bool[] in a loop over layers of both kinds.
+      bias_HxSxS: float32, added to the logits; only for 'masked' and 'blocks', without local
+        layers.
     """
+    if bias_HxSxS is not None:
+        block = QUERY_BLOCK if form == 'blocks' else segments_RxS.shape[1]
+        return partial(attend_masked, segments_RxS, causal, None, block, bias_HxSxS=bias_HxSxS)
     if form not in ('masked', 'blocks') and segments_RxS.shape[1] % _LANES:
         form = 'masked'
     if isinstance(is_local, bool):
@@ -107,6 +113,7 @@ def attend_masked(
     q_RxSxHxK: jax.Array,
     k_RxSxGxK: jax.Array,
     v_RxSxGxK: jax.Array,
+    bias_HxSxS: jax.Array | None = None,
 ) -> jax.Array:
     """Computes attention with a mask, `block` queries at a time.
 
@@ -124,27 +131,48 @@ def attend_masked(
         stop = min(start + block, length)
         seen = slice(max(start - columns, 0), stop if causal else min(stop + columns, length))
         mask_Rx1x1xsxt = mask_RxSxS[:, None, None, start:stop, seen]
+        bias_RxGxMxsxt = None
+        if bias_HxSxS is not None:
+            bias_RxGxMxsxt = _broadcast_bias(bias_HxSxS[:, start:stop, seen], q_RxGxMxSxK)
         parts.append(
             _attend_scaled(
                 mask_Rx1x1xsxt,
                 q_RxGxMxSxK[:, :, :, start:stop],
                 k_RxGxSxK[:, :, seen],
                 v_RxGxSxK[:, :, seen],
+                bias_RxGxMxsxt,
             )
         )
     return ungroup_query_heads(jnp.concatenate(parts, axis=3).transpose(0, 3, 1, 2, 4))
 
 
+def _broadcast_bias(bias_HxSxP: jax.Array, like_RxGxMxSxK: jax.Array) -> jax.Array:
+    """Broadcasts a bias to all rows, [R, G, M, S, P], for the logits of grouped query heads."""
+    rows, groups, each = like_RxGxMxSxK.shape[:3]
+    spec = jax.typeof(like_RxGxMxSxK).sharding.spec
+    shape = (groups, each, *bias_HxSxP.shape[1:])
+    bias_GxMxSxP = jax.lax.reshape(bias_HxSxP, shape, out_sharding=P(spec[1], None, None, None))
+    return jax.lax.broadcast_in_dim(
+        bias_GxMxSxP, (rows, *shape), range(1, 5), out_sharding=P(*spec[:2], None, None, None)
+    )
+
+
 def _attend_scaled(
-    mask: jax.Array, q_xGxMxSxK: jax.Array, k_xGxPxK: jax.Array, v_xGxPxK: jax.Array
+    mask: jax.Array,
+    q_xGxMxSxK: jax.Array,
+    k_xGxPxK: jax.Array,
+    v_xGxPxK: jax.Array,
+    bias_xGxMxSxP: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes softmax(q k) v for queries that are already scaled, with any leading axes.
+    """Computes softmax(q k + bias) v for queries that are already scaled, with any leading axes.
 
     The division by the sum of the weights comes last, because the result has the fewest elements.
     """
     scores_xGxMxSxP = jnp.einsum(
         '...gmsk,...gpk->...gmsp', q_xGxMxSxK, k_xGxPxK, preferred_element_type=jnp.float32
     )
+    if bias_xGxMxSxP is not None:
+        scores_xGxMxSxP = scores_xGxMxSxP + bias_xGxMxSxP
     scores_xGxMxSxP = jnp.where(mask, scores_xGxMxSxP, -1e30)
     weights_xGxMxSxP = jnp.exp(
         scores_xGxMxSxP - jax.lax.stop_gradient(scores_xGxMxSxP.max(-1, keepdims=True))

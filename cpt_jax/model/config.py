@@ -113,6 +113,10 @@ class EncoderConfig:
       pooling: how a text's states become its vector: 'eos' (state at its closing delimiter),
         'first' (state at its first token) or 'mean' (mean over its tokens).
       position_offset: row of position 0 in the position table (OPT: 2).
+      padding_id: id that has no position: it uses the row before that of position 0, and later
+        tokens of its text are counted without it (RoBERTa); -1: no such id.
+      relative_buckets: number of buckets of the distance of two tokens. Each has a bias for each
+        head, which all layers add to their attention logits (MPNet); 0: no bias.
       rotary_base: base of the rotary frequencies.
       rotary_scaling: scaling of the rotary frequencies; see rotary.compute_rotary_frequencies.
       rotary_width: dimensions of a head that are rotated, from the first on; 0: all.
@@ -172,6 +176,8 @@ class EncoderConfig:
     layer_loop: str = 'auto'
     pooling: str = 'eos'
     position_offset: int = 0
+    padding_id: int = -1
+    relative_buckets: int = 0
     rotary_base: float = 10_000.0
     rotary_scaling: tuple[str | float, ...] = ()
     rotary_width: int = 0
@@ -258,6 +264,11 @@ class EncoderConfig:
                 'model.freeze_dense: there are no Dense modules (with delimiters, those of '
                 'init_from are left out); remove it, or start from a model that has some'
             )
+        if self.relative_buckets and self.attention in ('splash', 'cudnn', 'interpreted'):
+            raise UserError(
+                f'model.attention={self.attention} has no relative position bias, which this model '
+                f'needs: set model.attention to auto, masked or blocks'
+            )
         if any(self.local_layers) and self.window < 1:
             raise UserError(f'model.window={self.window}: must be 1 or more if a layer is local')
 
@@ -314,9 +325,13 @@ class EncoderConfig:
         return dataclasses.replace(self, dtype=dtype, layer_loop=loop, attention=attention)
 
     def _choose_attention(self, platform: str, dtype: str) -> str:
+        if platform == 'cpu':
+            return 'blocks'
+        if self.relative_buckets:
+            return 'masked'
         if platform == 'gpu':
             return 'cudnn' if self._supports_cudnn(dtype) else 'masked'
-        return 'splash' if platform == 'tpu' else 'blocks'
+        return 'splash'
 
     def _supports_cudnn(self, dtype: str) -> bool:
         return dtype == 'bfloat16' and self.head_width % 8 == 0 and self.head_width <= 128

@@ -16,6 +16,7 @@ from cpt_jax.model.dropout import Noise, dropout
 from cpt_jax.model.initializers import normal
 from cpt_jax.model.parameter import gather_weight, look_up_rows, make_parameter
 from cpt_jax.model.pooling import POOLINGS, normalize, pick
+from cpt_jax.model.relative import compute_relative_bias
 from cpt_jax.runtime.mesh import BATCH
 
 # Function (is_local, inputs of the layer) -> (attention function, arrays to save); see
@@ -48,6 +49,23 @@ def with_matmul_precision(
     return wrapped
 
 
+def count_without_padding(
+    tokens_RxS: jax.Array, positions_RxS: jax.Array, padding_id: int
+) -> jax.Array:
+    """Returns the position of each token among the tokens of its text that are not `padding_id`.
+
+    A text can contain the padding token, if it spells its name. The result is -1 there.
+    """
+    if padding_id < 0:
+        return positions_RxS
+    is_padding_RxS = tokens_RxS == padding_id
+    # The padding tokens of the row before each column, and before the text of each column. The
+    # counts never fall, so the latest one at the start of a text is the maximum so far.
+    before_RxS = jnp.cumsum(is_padding_RxS, axis=1) - is_padding_RxS
+    before_text_RxS = jax.lax.cummax(jnp.where(positions_RxS == 0, before_RxS, 0), axis=1)
+    return jnp.where(is_padding_RxS, -1, positions_RxS - before_RxS + before_text_RxS)
+
+
 class Encoder(nnx.Module):
     """A transformer that maps packed rows of tokens to one vector per text."""
 
@@ -66,6 +84,10 @@ class Encoder(nnx.Module):
         if config.token_types:
             self.type_embedding = make_parameter(
                 rngs, normal(0.02), (config.token_types, None), width
+            )
+        if config.relative_buckets:
+            self.relative_bias = make_parameter(
+                rngs, normal(0.02), (config.relative_buckets, None), (config.heads, 'tensor')
             )
         if config.embedding_norm:
             self.embedding_norm = Norm(config.norm, config, config.width, rngs)
@@ -145,8 +167,9 @@ class Encoder(nnx.Module):
 
         @self._apply_remat
         def run_last_layer(block: Block, x_RxSxD: jax.Array) -> jax.Array:
-            # Gathering the rows of each text is cheap only on a CPU.
-            if self.config.attention == 'blocks':
+            # Gathering the rows of each text is cheap only on a CPU. With a relative bias, they
+            # are not gathered: models that have one average all states.
+            if self.config.attention == 'blocks' and not self.config.relative_buckets:
                 h_RxSxD = block.compute_attention_input(x_RxSxD, number)
                 a_BxTxHxK = block.attention.attend_at_text_ends(
                     h_RxSxD, segments_RxS, positions_RxS, pooled_BxT, is_local, noise
@@ -189,8 +212,12 @@ class Encoder(nnx.Module):
         return self.apply_final_projection(run_last_layer(self.last, x_RxSxD))
 
     def _make_attend(self, segments_RxS: jax.Array, is_local: bool | jax.Array) -> Attend:
+        config = self.config
+        bias_HxSxS = None
+        if config.relative_buckets:
+            bias_HxSxS = compute_relative_bias(self.relative_bias, segments_RxS.shape[1])
         return make_attend(
-            segments_RxS, self.config.causal, self.config.attention, self.config.reach, is_local
+            segments_RxS, config.causal, config.attention, config.reach, is_local, bias_HxSxS
         )
 
     def embed(self, tokens_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:
@@ -211,7 +238,10 @@ class Encoder(nnx.Module):
             x_RxSxD = x_RxSxD + look_up_rows(self.type_embedding, jnp.zeros_like(tokens_RxS), dtype)
         if config.positions == 'learned':
             x_RxSxD = x_RxSxD + look_up_rows(
-                self.position_embedding, config.position_offset + positions_RxS, dtype
+                self.position_embedding,
+                config.position_offset
+                + count_without_padding(tokens_RxS, positions_RxS, config.padding_id),
+                dtype,
             )
         return self.embedding_norm(x_RxSxD) if config.embedding_norm else x_RxSxD
 

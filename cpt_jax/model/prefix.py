@@ -45,9 +45,10 @@ def can_share_prefix(config: EncoderConfig) -> bool:
     """Returns whether texts can be encoded after a shared prefix.
 
     This needs a causal model, whose prefix does not depend on what follows, and a pooling that
-    does not use the states of the prefix.
+    does not use the states of the prefix. Models whose positions depend on the ids of the prefix
+    are encoded as a whole.
     """
-    return config.causal and config.pooling == 'eos'
+    return config.causal and config.pooling == 'eos' and config.padding_id < 0
 
 
 def count_common_ids(texts: Sequence[np.ndarray]) -> int:

@@ -22,6 +22,7 @@ _CLASS_BY_FAMILY = {
     'gpt_neox': 'GPTNeoXTokenizer',
     'qwen2': 'Qwen2Tokenizer',
     'qwen3': 'Qwen2Tokenizer',
+    'roberta': 'RobertaTokenizer',
 }
 _END = '<|endoftext|>'
 _DEFAULT_TOKENS = {

@@ -297,6 +297,11 @@ def _read_model(
         return HuggingFaceJson(path.read_bytes())
     if path.name == 'vocab.json':
         return HuggingFaceJson(build_byte_level_json(path.parent, config, tokenizer_config))
+    if config.get('model_type') == 'xlm-roberta':
+        raise UserError(
+            f'{path}: XLM-RoBERTa gives other ids to the pieces of this sentencepiece model; write '
+            f'a tokenizer.json with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
+        )
     data = path.read_bytes()
     if path.suffix != '.model':
         data = convert_llama2c_tokenizer(data)

@@ -31,6 +31,7 @@ WITHOUT_WEIGHT_DECAY = {
     'bias',
     'position_embedding',
     'type_embedding',
+    'relative_bias',
     'log_scale',
     'dense_weight',
     'dense_bias',

@@ -41,6 +41,7 @@ CASES = {
     },
     'llama 3': {'pretrained': 'llama 3', 'causal': True},
     'opt 350m': {'pretrained': 'opt', 'causal': True},
+    'roberta': {'pretrained': 'roberta', 'causal': False},
 }
 # Models that are exported with a template, and dtypes narrower than float32.
 TEMPLATES = 'opt', 'llama 3'

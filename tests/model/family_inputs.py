@@ -6,6 +6,8 @@ VOCABULARY = 77
 TEXTS = 19, 12, 1
 LONG_TEXTS = 128, 101
 WINDOWED = 'gemma3', 'embeddinggemma', 'embeddinggemma, odd', 'modernbert'
+# Cases whose attention depends on the distance of two tokens, for which long texts are computed.
+BY_DISTANCE = *WINDOWED, 'mpnet'
 # Causal families that transformers can also run bidirectionally: it reads config.is_causal.
 BIDIRECTIONAL_CASES = 'gpt2', 'opt', 'llama', 'mistral', 'qwen2', 'qwen3', 'gemma3'
 

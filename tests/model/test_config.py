@@ -32,6 +32,10 @@ def test_unknown_choice_is_rejected_with_key_and_choices(key):
             {'local_layers': (True, False)},
             'model.window=0: must be 1 or more if a layer is local',
         ),
+        (
+            {'relative_buckets': 32, 'attention': 'splash'},
+            'model.attention=splash has no relative position bias, .* set model.attention to auto',
+        ),
         ({'layers': 0}, 'model.layers=0: must be 1 or more'),
         ({'heads': 0}, 'model.heads=0: must be 1 or more'),
         ({'max_length': -1}, 'model.max_length=-1: must be 1 or more'),
@@ -68,5 +72,11 @@ def test_auto_is_resolved_by_the_platform():
         'gpu': ('bfloat16', 'scan'),
         'tpu': ('bfloat16', 'scan'),
     }
+    biased = dataclasses.replace(config, relative_buckets=32)
+    assert [biased.resolve_auto(name).attention for name in ('cpu', 'gpu', 'tpu')] == [
+        'blocks',
+        'masked',
+        'masked',
+    ]
     decided = dataclasses.replace(config, dtype='bfloat16', layer_loop='scan', attention='masked')
     assert decided.resolve_auto('cpu') == decided and decided.compute_dtype == 'bfloat16'

@@ -133,7 +133,7 @@ def test_causal_family_can_be_bidirectional(directories, case):
         'gptj',
         'llama',
         'qwen3, biases',
-        'bert',
+        'mpnet',
         *WINDOWED,
         'modernbert, one layer',
     ],
@@ -167,7 +167,24 @@ def test_windows_in_long_texts_match_transformers(directories, case):
             np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('case', ['bert', 'llama'])
+@pytest.mark.parametrize(
+    ('sizes', 'changes'),
+    [
+        ((1, 1, 1), {'attention': 'blocks', 'layer_loop': 'unroll'}),
+        ((1, 2, 2), {'attention': 'masked', 'layer_loop': 'scan', 'remat': 'full'}),
+    ],
+)
+def test_relative_bias_in_long_texts_matches_transformers(directories, sizes, changes):
+    """The texts have distances in every bucket, and contain the padding id."""
+    texts = make_random_ids(LONG_TEXTS)
+    encoder, mesh = load(directories('mpnet'), sizes, **changes)
+    assert all(encoder.config.padding_id in text for text in texts)
+    expected = read_expected_states('mpnet/long', LONG_TEXTS)
+    for mine, theirs in zip(compute_states(encoder, mesh, texts), expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize('case', ['xlm-roberta', 'llama'])
 def test_vectors_are_pooled_states(directories, case):
     folder = directories(case)
     texts = make_random_ids(TEXTS)

@@ -76,13 +76,13 @@ ALTERNATING = {
     'changes',
     [
         {'positions': 'learned', 'attention': 'blocks'},
-        {'positions': 'learned', 'causal': False, 'attention': 'masked'},
+        {'causal': False, 'attention': 'masked', 'relative_buckets': 8},
         {'positions': 'rotary', 'attention': 'masked'},
         {'positions': 'rotary', 'causal': False, 'attention': 'blocks'},
         ALTERNATING | GEMMA,
         ALTERNATING | MODERN,
     ],
-    ids=['learned, causal', 'learned', 'rotary, causal', 'rotary', 'gemma', 'modernbert'],
+    ids=['learned, causal', 'relative', 'rotary, causal', 'rotary', 'gemma', 'modernbert'],
 )
 def test_packed_pairs_match_one_text_at_a_time(changes):
     shape = dataclasses.replace(GPT, **changes)

@@ -20,7 +20,7 @@ TEXTS = [
     '',
     ' ',
     'list ' * 300,
-    '[CLS] { }',
+    '[CLS] { } <pad> file',
     'Ünïcödé \U0001f389',
     'Upper Case',
     'x' * 500,
@@ -67,10 +67,10 @@ def write_legacy(folder: Path, flag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ('name', 'max_tokens'), [('bert mean', 30), ('bert cls', 30), ('qwen3 lasttoken', 40)]
+    ('name', 'max_tokens'), [('bert mean', 30), ('roberta cls', 30), ('qwen3 lasttoken', 40)]
 )
 def test_vectors_are_those_of_sentence_transformers(golden, tmp_path, name, max_tokens):
-    """The BERT directories have the format of versions before 5.4."""
+    """The directories of BERT and RoBERTa have the format of versions before 5.4."""
     folder = restore(golden.facts['whole'][name], tmp_path / 'whole')
     embed = load_embedder(str(folder))
     assert open_pretrained(str(folder)).max_tokens == max_tokens

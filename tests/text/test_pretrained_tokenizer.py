@@ -408,6 +408,17 @@ MISTAKES = {
         r'a WhisperTokenizer from vocab\.json and merges\.txt is not supported \(supported: '
         'GPT2Tokenizer, ',
     ),
+    'roberta': (
+        lambda folder: write_json_files(folder, config={'model_type': 'roberta'}),
+        r'a RobertaTokenizer from vocab\.json and merges\.txt is not supported',
+    ),
+    'xlm-roberta': (
+        lambda folder: [
+            (folder / 'vocab.json').unlink(),
+            write_sentencepiece(folder, config={'model_type': 'xlm-roberta'}),
+        ],
+        r'tokenizer\.model: XLM-RoBERTa gives other ids to the pieces of this sentencepiece model',
+    ),
     'damaged': (
         lambda folder: (folder / 'vocab.json').write_text('{'),
         r'vocab\.json: cannot be read',

@@ -1,4 +1,6 @@
-"""BERT, MiniLM, E5, BGE: bidirectional; a norm after attention and after the feed-forward part."""
+"""BERT, MiniLM, E5, BGE, and RoBERTa: bidirectional; a norm after attention and after the
+feed-forward part.
+"""
 
 from typing import Any
 
@@ -19,6 +21,7 @@ from cpt_jax.model.families.tensors import (
     map_projections,
     map_unchanged,
 )
+from cpt_jax.runtime.errors import UserError
 
 
 def _read_config(config: Config) -> dict[str, Any]:
@@ -33,6 +36,27 @@ def _read_config(config: Config) -> dict[str, Any]:
         'embedding_norm': True,
         'token_types': config.get('type_vocab_size', 2),
         'pooling': 'mean',
+    }
+
+
+def _count_roberta_padding_rows(config: Config) -> int:
+    """Returns the number of rows of RoBERTa's position table up to that of its padding token."""
+    padding_id = config.get('pad_token_id', 1)
+    if not isinstance(padding_id, int):
+        raise UserError(
+            f'config.json: pad_token_id={padding_id!r} is not supported; positions are counted '
+            f'from the row after it'
+        )
+    return padding_id + 1
+
+
+def _read_roberta_config(config: Config) -> dict[str, Any]:
+    padding_rows = _count_roberta_padding_rows(config)
+    shape = _read_config(config)
+    return shape | {
+        'max_length': shape['max_length'] - padding_rows,
+        'position_offset': padding_rows,
+        'padding_id': padding_rows - 1,
     }
 
 
@@ -86,4 +110,29 @@ BERT = Family(
         'cls.seq_relationship.weight',
         'cls.seq_relationship.bias',
     ),
+)
+ROBERTA = Family(
+    model_types={'roberta': 'RobertaModel', 'xlm-roberta': 'XLMRobertaModel'},
+    prefixes=('', 'roberta.'),
+    shape=_read_roberta_config,
+    outer=_list_outer_tensors,
+    layer=_list_layer_tensors,
+    ignored_names=(
+        'embeddings.position_ids',
+        'pooler.dense.weight',
+        'pooler.dense.bias',
+        *(
+            f'lm_head.{name}'
+            for name in (
+                'bias',
+                'dense.weight',
+                'dense.bias',
+                'layer_norm.weight',
+                'layer_norm.bias',
+                'decoder.weight',
+                'decoder.bias',
+            )
+        ),
+    ),
+    count_reserved_positions=_count_roberta_padding_rows,
 )

@@ -29,6 +29,8 @@ class Family:
         buffers of old versions.
       tied: default of `tie_word_embeddings`: whether the output head is the token table.
       transposed: whether files store matrices as [in, out].
+      count_reserved_positions: function from config.json to the number of rows before that of
+        position 0 that `max_position_embeddings` includes.
     """
 
     model_types: Mapping[str, str]
@@ -39,6 +41,7 @@ class Family:
     ignored_names: tuple[str, ...] = ()
     tied: bool = False
     transposed: bool = False
+    count_reserved_positions: Callable[[Config], int] = lambda config: 0
 
 
 def translate_config_value(

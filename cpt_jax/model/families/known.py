@@ -1,19 +1,34 @@
 """Families of pretrained models that can be loaded and written."""
 
-from cpt_jax.model.families.bert import BERT
+from cpt_jax.model.families.bert import BERT, ROBERTA
+from cpt_jax.model.families.distilbert import DISTILBERT
 from cpt_jax.model.families.family import Config, Family
 from cpt_jax.model.families.gemma3 import GEMMA3
 from cpt_jax.model.families.gpt2 import GPT2
 from cpt_jax.model.families.gptj import CODEGEN, GPTJ
 from cpt_jax.model.families.llama import LLAMA
 from cpt_jax.model.families.modernbert import MODERNBERT
+from cpt_jax.model.families.mpnet import MPNET
 from cpt_jax.model.families.neox import NEOX
 from cpt_jax.model.families.opt import OPT
 from cpt_jax.runtime.errors import UserError
 
 FAMILIES = {
     kind: family
-    for family in (GPT2, OPT, NEOX, GPTJ, CODEGEN, LLAMA, GEMMA3, BERT, MODERNBERT)
+    for family in (
+        GPT2,
+        OPT,
+        NEOX,
+        GPTJ,
+        CODEGEN,
+        LLAMA,
+        GEMMA3,
+        BERT,
+        ROBERTA,
+        DISTILBERT,
+        MPNET,
+        MODERNBERT,
+    )
     for kind in family.model_types
 }
 

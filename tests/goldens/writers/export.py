@@ -67,6 +67,15 @@ PRETRAINED = {
         num_attention_heads=4,
         word_embed_proj_dim=10,
     ),
+    'roberta': transformers.RobertaConfig(
+        vocab_size=77,
+        max_position_embeddings=66,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        type_vocab_size=1,
+    ),
     'neox': transformers.GPTNeoXConfig(
         vocab_size=77,
         hidden_size=32,

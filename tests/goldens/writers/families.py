@@ -11,10 +11,10 @@ import transformers
 from tests.goldens.golden import Golden, capture, restore
 from tests.model.family_inputs import (
     BIDIRECTIONAL_CASES,
+    BY_DISTANCE,
     LONG_TEXTS,
     TEXTS,
     VOCABULARY,
-    WINDOWED,
     make_random_ids,
 )
 
@@ -69,6 +69,13 @@ GEMMA = SMALL | {
     'head_dim': 10,
     'query_pre_attn_scalar': 7,
     'sliding_window': 5,
+}
+DISTIL = {
+    'dim': 24,
+    'hidden_dim': 40,
+    'n_layers': 2,
+    'n_heads': 6,
+    'max_position_embeddings': 40,
 }
 MODERN = SMALL | {'num_attention_heads': 4, 'local_attention': 6, 'pad_token_id': 0}
 FULL, LOCAL = 'full_attention', 'sliding_attention'
@@ -217,6 +224,10 @@ CASES = {
             'type_vocab_size': 3,
         },
     ),
+    'roberta': ('Roberta', SMALL | {'type_vocab_size': 1, 'layer_norm_eps': 1e-5}),
+    'xlm-roberta': ('XLMRoberta', SMALL | {'num_hidden_layers': 1, 'pad_token_id': 10}),
+    'distilbert': ('DistilBert', DISTIL),
+    'mpnet': ('MPNet', SMALL | {'num_hidden_layers': 2, 'max_position_embeddings': 130}),
 }
 # Configs as written by transformers 4, with the keys that describe layers.
 GEMMA_1B = {
@@ -257,7 +268,7 @@ def make() -> Golden:
             restore(facts['cases'][case], folder / 'drawn')
             model = model_class.from_pretrained(folder / 'drawn').eval()
             arrays[case] = compute_states(model, make_random_ids(TEXTS))
-            if case in WINDOWED:
+            if case in BY_DISTANCE:
                 arrays[f'{case}/long'] = compute_states(model, make_random_ids(LONG_TEXTS))
             if case in BIDIRECTIONAL_CASES:
                 arrays[f'{case}/both ways'] = compute_bidirectional_states(

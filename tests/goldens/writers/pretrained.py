@@ -38,15 +38,28 @@ def make_bert_tokenizer() -> tokenizers.Tokenizer:
 
 def make_gpt_tokenizer() -> tokenizers.Tokenizer:
     """Returns a byte-level BPE tokenizer with an end-of-text token after each text."""
+    made = train_byte_level(['<end>'])
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single='$A <end>', special_tokens=[('<end>', 0)]
+    )
+    return made
+
+
+def make_roberta_tokenizer() -> tokenizers.Tokenizer:
+    """Returns a byte-level BPE tokenizer with RoBERTa's special tokens around each text."""
+    made = train_byte_level(['<s>', '<pad>', '</s>'])
+    made.post_processor = tokenizers.processors.RobertaProcessing(('</s>', 2), ('<s>', 0))
+    return made
+
+
+def train_byte_level(special: list[str]) -> tokenizers.Tokenizer:
+    """Returns a byte-level BPE tokenizer whose first ids are the special tokens."""
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    options = {'initial_alphabet': alphabet, 'special_tokens': ['<end>'], 'show_progress': False}
+    options = {'initial_alphabet': alphabet, 'special_tokens': special, 'show_progress': False}
     made.train_from_iterator(
         sentences(200), tokenizers.trainers.BpeTrainer(vocab_size=320, **options)
-    )
-    made.post_processor = tokenizers.processors.TemplateProcessing(
-        single='$A <end>', special_tokens=[('<end>', 0)]
     )
     return made
 
@@ -65,6 +78,7 @@ GEMMA = SIZES | {
 }  # fmt: skip
 KINDS = {
     'bert': ('Bert', SIZES, make_bert_tokenizer, '[PAD]'),
+    'roberta': ('Roberta', SIZES, make_roberta_tokenizer, '<pad>'),
     'qwen3': ('Qwen3', QWEN, make_gpt_tokenizer, '<end>'),
     'gemma3': ('Gemma3Text', GEMMA, make_gpt_tokenizer, '<end>'),
 }
@@ -72,7 +86,7 @@ PLAIN = {'bias': False, 'activation_function': torch.nn.Identity()}
 # By name: kind, pooling, Dense modules, keyword arguments of SentenceTransformer.
 WHOLE = {
     'bert mean': ('bert', 'mean', lambda: [], {'prompts': PROMPTS}),
-    'bert cls': ('bert', 'cls', lambda: [], {'prompts': PROMPTS}),
+    'roberta cls': ('roberta', 'cls', lambda: [], {'prompts': PROMPTS}),
     'qwen3 lasttoken': ('qwen3', 'lasttoken', lambda: [], {'prompts': PROMPTS}),
     'gemma3 dense': (
         'gemma3',
@@ -97,7 +111,7 @@ def make() -> Golden:
             arrays[f'states/{kind}'] = compute_states(plain)
         for name, (kind, pooling, between, more) in WHOLE.items():
             written = write_whole(folder / name, kind, pooling, between(), **more)
-            if name in ('bert mean', 'bert cls'):
+            if name in ('bert mean', 'roberta cls'):
                 write_legacy(written, {'mean': 'mean_tokens', 'cls': 'cls_token'}[pooling])
             facts['whole'][name] = capture(written)
             whole = restore(facts['whole'][name], folder / 'whole' / name)
