@@ -70,7 +70,8 @@ def kill_programs(random: Random, run: Path, folder: Path, kills: int) -> Iterat
       kills: number of kills.
     """
     victims = _make_victims(run, folder)
-    expected = {victim.name: folder / f'{victim.name}-undisturbed' for victim in victims}
+    # With one name, because the card of an export has it as its title.
+    expected = {victim.name: folder / 'undisturbed' / victim.name for victim in victims}
     seconds = {}
     for victim in victims:
         start = time.monotonic()
@@ -80,7 +81,7 @@ def kill_programs(random: Random, run: Path, folder: Path, kills: int) -> Iterat
     for victim in itertools.cycle(victims):
         if done >= kills:
             return
-        output = folder / 'killed'
+        output = folder / 'killed' / victim.name
         count = 0
         for _ in range(min(random.randint(1, 4), kills - done)):
             program = _start(victim, output, folder)
