@@ -70,7 +70,7 @@ def measure(config: Mapping[str, Any], source: str, batches: int, steps: int) ->
       batches: batches of each pass; 0: one epoch of the sources.
       steps: timed steps; 0: no step is compiled, and `ratio` is None.
     """
-    from cpt_jax.data.batch import PairTokenReader
+    from cpt_jax.data.token_reader import PairTokenReader
     from training import TrainingStep, make_run
     from turns import time_in_turn
 

@@ -163,7 +163,7 @@ def prepare(settings: Settings, folder: Path, rounds: int) -> float:
     Raises:
       ValueError: the difference exceeds MAX_DIFFERENCE.
     """
-    from cpt_jax.data.batch import sample_lengths
+    from cpt_jax.data.token_reader import sample_lengths
     from cpt_jax.text.tokenizer import load_tokenizer
     from cpt_jax.training.contrastive import make_embedder
     from cpt_jax.training.setup import set_up

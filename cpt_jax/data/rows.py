@@ -31,7 +31,7 @@ from cpt_jax.storage.cache import Arrays, array_to_json, json_to_array, load_or_
 # from the same files.
 INDEX_VERSION = 1
 BOM = b'\xef\xbb\xbf'
-_INDEX_ARRAYS = ('file_number', 'line', 'start', 'bytes', 'unit', 'notes')
+_INDEX_ARRAYS = ('file_number', 'line', 'start', 'bytes', 'unit', 'positive', 'notes')
 # The rules of today, by which rows are read. Rules 1 are those of runs that began before this key
 # existed: a quoted cell may span the rest of a file, a bad row counts once whatever its length, a
 # column may be named twice, an empty hard negative makes its row bad, and a row is one pair.
@@ -219,7 +219,7 @@ class RowSource:
         if equal_texts == NORMALIZED:
             self._other_positives = find_other_positives(saved['x_id'][rows], saved['y_id'][rows])
         self.most_positives = self._other_positives.most
-        self._positives = saved['positive'][rows] if 'positive' in saved else np.zeros_like(rows)
+        self._positives = saved['positive'][rows]
         self.documents = None
         if self._positives.any():  # pairs of one row follow each other
             self.documents = np.append(np.flatnonzero(self._positives == 0), len(rows))

@@ -112,7 +112,7 @@ def find_negatives_and_partners(
     (b, c) and (c, d), the first and the last pair give each other negatives.
 
     Texts may have more ids than those by which they are equal. By these, an x is compared with y's
-    and hard negatives only: they equal positives that x has in other pairs (data/batch.py).
+    and hard negatives only: they equal positives that x has in other pairs (data/token_reader.py).
 
     Batches of tens of thousands of pairs always contain equal texts.
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.data.batch import Batch, Layout, PairTokenReader, TokenReader
+from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.data.equality import IDS_PER_TEXT, resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
+from cpt_jax.data.token_reader import PairTokenReader, TokenReader
 from cpt_jax.embed.embedder import Embedder
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
 from cpt_jax.model.adapters.lora import LoRA

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 from flax import nnx
 
-from cpt_jax.data.batch import Batch, Layout, TokenReader
+from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
+from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cpt_jax.data.batch import Batch, Layout, TokenReader, make_local_batches, plan_layout
+from cpt_jax.data.batch import Batch, Layout, make_local_batches, plan_layout
 from cpt_jax.data.mixture import (
     fix_source_rules,
     get_source_classes,
@@ -19,6 +19,7 @@ from cpt_jax.data.mixture import (
 )
 from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id, spread_indices
 from cpt_jax.data.prompted_source import PromptedSource
+from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
 from cpt_jax.origin.frozen_base import describe_base, get_adapter_base, open_checked_base

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.data.batch import PairTokenReader, sample_lengths
 from cpt_jax.data.mixture import count_batches_per_epoch
 from cpt_jax.data.pairs import Source
+from cpt_jax.data.token_reader import PairTokenReader, sample_lengths
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import Origin

@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from cpt_jax.data.batch import Layout, TokenReader
+from cpt_jax.data.batch import Layout
 from cpt_jax.data.equality import NORMALIZED, compute_masked_share, count_repeated_texts
 from cpt_jax.data.pairs import spread_indices
+from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.training.setup import Run

@@ -7,18 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from cpt_jax.data.batch import (
-    Layout,
-    PairTokenReader,
-    make_local_batches,
-    pack_group,
-    place_batch,
-    plan_layout,
-    sample_lengths,
-)
+from cpt_jax.data.batch import Layout, make_local_batches, pack_group, place_batch, plan_layout
 from cpt_jax.data.equality import hash_tokens, normalize_text
 from cpt_jax.data.mixture import make_batches
 from cpt_jax.data.pairs import Pair, check_negatives, compute_content_id
+from cpt_jax.data.token_reader import PairTokenReader, sample_lengths
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, make_mesh
 from tests.conftest import sentences

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from cpt_jax.data.batch import PairTokenReader
 from cpt_jax.data.equality import (
     NORMALIZED,
     STRIPPED,
@@ -14,6 +13,7 @@ from cpt_jax.data.equality import (
 )
 from cpt_jax.data.pairs import Pair, compute_content_id
 from cpt_jax.data.prompted_source import PromptedSource
+from cpt_jax.data.token_reader import PairTokenReader
 from cpt_jax.text.tokenizer import train_tokenizer
 from tests.conftest import sentences
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 
-from cpt_jax.data.batch import PairTokenReader
 from cpt_jax.data.equality import NORMALIZED, STRIPPED
 from cpt_jax.data.positives import (
     MAX_OTHER_POSITIVES,
@@ -14,6 +13,7 @@ from cpt_jax.data.positives import (
 )
 from cpt_jax.data.prompted_source import PromptedSource
 from cpt_jax.data.sources.jsonl import JsonlSource
+from cpt_jax.data.token_reader import PairTokenReader
 
 
 def test_positives_of_random_pairs_are_those_of_a_dict():
