@@ -37,7 +37,7 @@ class Data:
     threads: int = 2
     prefetch: int = 8
     token_cache_mib: int = 1024
-    prompts: Mapping[str, str | None] | None = None
+    prompts: Any = None  # a section with x and y, checked below
     equal_texts: str = STRIPPED
     verify: bool = False
 

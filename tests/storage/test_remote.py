@@ -261,7 +261,7 @@ def test_source_reads_a_bucket_and_names_its_url_in_errors(bucket):
     bucket('pairs/a.jsonl', LINE * 3)
     source = JsonlSource('memory://bucket/pairs', 'all')
     assert len(source) == 3 and source[2].id == 'a.jsonl:3'
-    bucket('pairs/b.jsonl', b'{"x": 1}\n')
+    bucket('pairs/b.jsonl', b'{"x": 1, "y": "b"}\n')
     with pytest.raises(UserError, match=r"^memory://.*bucket/pairs/b\.jsonl:1: 'x' is not text"):
         JsonlSource('memory://bucket/pairs', 'all', max_bad_share=0.01)
 
