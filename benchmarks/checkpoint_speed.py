@@ -4,23 +4,20 @@ Example:
   python benchmarks/checkpoint_speed.py --mib 256
 """
 
-import os
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import flags
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+from cpt_jax.cli.program import run_program
 
 MIB = flags.DEFINE_integer('mib', 256, 'MiB of float32 arrays.', lower_bound=1)
 ROUNDS = flags.DEFINE_integer('rounds', 5, 'Times that each is loaded; the fastest counts.')
 
 
-def main(argv: list[str]) -> None:
-    del argv
-    logging.set_verbosity(logging.WARNING)  # Orbax logs a page per checkpoint
+def main() -> None:
     import jax
     from orbax.checkpoint import v1 as ocp
 
@@ -71,4 +68,4 @@ def measure_load(path: Path, abstract: dict) -> float:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    run_program(main)
