@@ -53,7 +53,8 @@ def check_is_run(reference: str, flag: str) -> None:
 
 def reference_exists(reference: str) -> bool:
     """Whether the directory of a model reference exists, with any content."""
-    return as_path(reference).exists() or as_path(reference.rpartition('@')[0]).exists()
+    run = reference.rpartition('@')[0] or reference
+    return as_path(reference).exists() or as_path(run).exists()
 
 
 def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:

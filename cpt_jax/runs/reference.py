@@ -99,9 +99,9 @@ def use_newest_intact(reference: str, directory: Path, step: int, read: Callable
         first_damage = first_damage or damage
         if names_step:
             break
-        if older and candidate != older[0]:
-            if jax.process_index() == 0:
-                print(f'{damage}: using the one before it', flush=True)
+        has_older = bool(older) and candidate != older[0]
+        if has_older and jax.process_index() == 0:
+            print(f'{damage}: using the one before it', flush=True)
     assert first_damage is not None
     raise first_damage
 
