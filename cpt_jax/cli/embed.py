@@ -28,7 +28,7 @@ from etils import epath
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.paths import is_remote, make_path
+from cpt_jax.storage.paths import is_on_bucket, make_path
 from cpt_jax.storage.remote import fetch
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
 from cpt_jax.storage.writable import check_writable
@@ -81,7 +81,7 @@ def _embed_file() -> None:
     from cpt_jax.runtime.multihost import check_processes_agree
 
     output = make_path(_OUTPUT.value, '--output')
-    if jax.process_index() == 0 and not is_remote(output):  # only process 0 writes
+    if jax.process_index() == 0 and not is_on_bucket(output):  # only process 0 writes
         check_writable(output, '--output')
     embedder = load_embedder(_MODEL.value, **_read_model_options())
     corpus = Corpus(epath.Path(fetch(_INPUT.value, '--input')), _FIELD.value)
