@@ -13,7 +13,7 @@ from cpt_jax.runs.best_checkpoint import find_best
 from cpt_jax.runs.checkpoint import DamagedCheckpoint, list_steps
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.paths import make_absolute, make_path
+from cpt_jax.storage.paths import as_path, make_absolute, make_path
 
 T = TypeVar('T')
 
@@ -60,7 +60,7 @@ def _split_reference(reference: str) -> tuple[str, str]:
     """Splits 'run@checkpoint'; the second part is '' if there is none."""
     name, at, wanted = reference.rpartition('@')
     # The path of a run may itself contain an @.
-    if not at or RunDir(make_path(reference, '--model')).checkpoints.is_dir():
+    if not at or RunDir(as_path(reference)).checkpoints.is_dir():
         return reference, ''
     return name, wanted
 
