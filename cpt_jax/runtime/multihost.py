@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
 from cpt_jax.runtime.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
+from cpt_jax.runtime.local_gpus import list_own_gpus
 
 # Keys in the coordinator's key-value store.
 _FAILED = 'cpt_jax/failed'  # 'exit status:process index:message' of a process that failed
@@ -45,7 +46,8 @@ def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) 
       process: index of this process, from 0.
 
     Raises:
-      UserError: `processes` or `process` is set without a coordinator.
+      UserError: `processes` or `process` is set without a coordinator, or the processes of a host
+        cannot divide its GPUs evenly.
     """
     if coordinator:
         jax.distributed.initialize(coordinator, processes, process)
@@ -56,7 +58,7 @@ def join_processes(coordinator: str = '', processes: int = 1, process: int = 0) 
             f'host:port of process 0'
         )
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(local_device_ids=list_own_gpus())
     except ValueError as error:
         # JAX raises a ValueError about coordinator_address if it detects no cluster.
         if 'coordinator_address' not in str(error):
