@@ -33,8 +33,8 @@ _read_config = define_config_flag()
 _TOPOLOGY = flags.DEFINE_list(
     'topology',
     [],
-    'TPU slices to plan for, such as v5p:4x4x4 or v5e:8x8,v6e:8x8. Chips: v4, v5e, v5p, v6e, '
-    'tpu7x.',
+    'TPU slices to plan for, such as v5p:4x4x4 or v5e:8x8,v6e:8x8. Chips: v2, v3, v4, v5e, '
+    'v5p, v6e, tpu7x.',
 )
 _SLICES = flags.DEFINE_integer(
     'slices', 1, 'Number of slices that train together; must divide mesh.data.'

@@ -150,7 +150,7 @@ def _read_run_setup(
     if not representation.is_own:
         overrides['pooling'] = representation.pooling
     encoder_config = run.encoder_config(run.get_vocab_size(tokenizer), **overrides)
-    encoder_config = encoder_config.resolve_auto(jax.devices()[0].platform)
+    encoder_config = encoder_config.resolve_for(jax.devices()[0])
     limits: dict[Side, int] = {
         'x': max_tokens or config['data']['max_tokens_x'],
         'y': max_tokens or config['data']['max_tokens_y'],
@@ -219,7 +219,7 @@ def _load_pretrained(
         tokenizer = PromptTokenizer(model.tokenizer, prompt, model.tokenizer.bos_ids)
         arguments['pooling'] = representation.pooling
     config = EncoderConfig(vocab_size=model.rows, dtype=dtype, **arguments)
-    config = config.resolve_auto(mesh.devices.flat[0].platform)
+    config = config.resolve_for(mesh.devices.flat[0])
     config.check_mesh(mesh)
     encoder = model.load_encoder(config, mesh)
     dense = model.load_dense(mesh)

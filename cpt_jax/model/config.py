@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.hardware import has_attention_kernel
 from cpt_jax.runtime.mesh import AnyMesh
 
 # The vocabulary is padded to a multiple of this, so that it can be split over a tensor axis of any
@@ -290,7 +291,16 @@ class EncoderConfig:
                 if size % mesh.shape[axis]:
                     raise UserError(f'mesh.{axis}={mesh.shape[axis]} does not divide {key}={size}')
 
-    def resolve_auto(self, platform: str) -> 'EncoderConfig':
+    def resolve_for(self, device: jax.Device, platform: str = '') -> 'EncoderConfig':
+        """Returns this config with every 'auto' resolved for a device; see `resolve_auto`.
+
+        Args:
+          device: a device of the mesh.
+          platform: platform to use in place of the device's, if not empty.
+        """
+        return self.resolve_auto(platform or device.platform, has_attention_kernel(device))
+
+    def resolve_auto(self, platform: str, has_kernel: bool = True) -> 'EncoderConfig':
         """Returns this config with every 'auto' resolved for a platform.
 
         GPUs and TPUs get bfloat16 and an attention kernel. XLA:CPU runs the body of a scan at about
@@ -299,6 +309,8 @@ class EncoderConfig:
 
         Args:
           platform: 'cpu', 'gpu' or 'tpu'.
+          has_kernel: whether the platform's attention kernel runs on the device; see
+            `has_attention_kernel`.
 
         Raises:
           UserError: the attention kernel does not run on the platform, or not with these sizes.
@@ -311,11 +323,18 @@ class EncoderConfig:
             loop = 'unroll' if platform == 'cpu' else 'scan'
         attention = self.attention
         if attention == 'auto':
-            attention = self._choose_attention(platform, dtype)
+            attention = 'masked'
+            if has_kernel:
+                attention = self._choose_attention(platform, dtype)
         if attention in _KERNELS and _KERNELS[attention] != platform:
             raise UserError(
                 f'model.attention={attention} is a kernel for {_KERNELS[attention].upper()}s: set '
                 f'model.attention to auto or masked'
+            )
+        if attention in _KERNELS and not has_kernel:
+            raise UserError(
+                f'model.attention={attention} does not run on this device: it needs TPU v4 or an '
+                f'Ampere GPU, or newer; set model.attention to auto or masked'
             )
         if attention == 'cudnn' and not self._supports_cudnn(dtype):
             raise UserError(

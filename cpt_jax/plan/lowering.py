@@ -219,7 +219,7 @@ def lower_embedding(
     model = config['model'] | {'attention': 'auto', 'layer_loop': 'auto'}
     encoder_config = build(
         EncoderConfig, 'model', model, vocab_size=config['tokenizer']['vocab_size']
-    ).resolve_auto('tpu')
+    ).resolve_for(devices[0], platform='tpu')
     encoder_config.check_mesh(mesh)
     lora = build(LoRA, 'lora', config['lora'])
     lora.check(encoder_config, mesh)

@@ -59,6 +59,8 @@ def get_topology_devices(name: str, slices: int) -> Sequence[jax.Device]:
     chip = find_topology_chip(name)
     if slices < 1:
         raise UserError(f'--slices={slices}: must be 1 or more')
+    if slices > 1 and not chip.dcn_rate:
+        raise UserError(f'--slices={slices}: slices of {chip.name} cannot be joined')
     if importlib.util.find_spec('libtpu') is None:
         raise UserError(
             f'libtpu is not installed, and is needed to compile for TPUs (no TPU is needed): pip '

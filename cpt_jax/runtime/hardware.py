@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 GB, GiB, GBIT = 10**9, 2**30, 10**9 / 8
 
 
@@ -20,7 +22,7 @@ class Chip:
       link_rate: bandwidth of one link to a neighbouring chip of the slice, in bytes/s, one way; 0
         if not modelled.
       dimensions: number of dimensions of the torus; a chip has two links in each.
-      dcn_rate: bandwidth to other slices, in bytes/s, one way.
+      dcn_rate: bandwidth to other slices, in bytes/s, one way; 0 if slices of it cannot be joined.
       topologies: shapes of the slices that are offered, smallest first.
     """
 
@@ -56,14 +58,41 @@ _CUBES = (
     '16x16x16',
 )
 
-# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026. These pages give the
-# inter-chip bandwidth of a chip as the sum over all its ports in both directions; `link_rate` is
-# one port in one direction, half of a port's value. The memory limits are from the error messages
-# of libtpu 0.0.42.1 and 0.0.52 for a program that needs more (tests/plan/test_memory.py checks
-# them). The messages have two decimals, so a limit may be 0.01 GiB too low.
+# Source: docs.cloud.google.com/tpu/docs/{v2,v3,v4,v5e,v5p,v6e,tpu7x}, read in 2026. These pages
+# give the inter-chip bandwidth of a chip as the sum over all its ports in both directions;
+# `link_rate` is one port in one direction, half of a port's value. The memory limits are from the
+# error messages of libtpu 0.0.42.1 and 0.0.52 for a program that needs more
+# (tests/plan/hlo/test_memory.py checks them). The messages have two decimals, so a limit may be
+# 0.01 GiB too low.
 CHIPS = {
     chip.name: chip
     for chip in (
+        # Two cores, each a device. Links: 656 Gb/s (v3) and 496 Gb/s (v2) over 4 ports, both
+        # directions (doi.org/10.1145/3360307, table 3). Multislice begins with v4.
+        Chip(
+            'v2',
+            'TPU v2',
+            46e12,
+            16 * GiB,
+            2 * _gib_to_bytes(7.48),
+            700 * GB,
+            2,
+            496 / 2 * GBIT,
+            2,
+            topologies=('2x2', '4x4', '8x8', '16x16'),
+        ),
+        Chip(
+            'v3',
+            'TPU v3',
+            123e12,
+            32 * GiB,
+            2 * _gib_to_bytes(15.48),
+            900 * GB,
+            2,
+            656 / 2 * GBIT,
+            2,
+            topologies=('2x2', '4x4', '8x8', '16x16', '32x32'),
+        ),
         # 2,400 Gb/s one way over 6 ports (arXiv 2304.01433, table 4: 50 GB/s per link). The page
         # does not give its DCN bandwidth; this is the value of v5p.
         Chip(
@@ -140,6 +169,17 @@ CHIPS = {
         Chip('h100', 'NVIDIA H100 80GB HBM3', 989.5e12, 80 * GB, 80 * GB, 3350 * GB),
     )
 }
+
+
+def has_attention_kernel(device: jax.Device) -> bool:
+    """Returns whether JAX's attention kernel for the device's platform runs on the device.
+
+    The splash kernel multiplies bfloat16 matrices, which Mosaic refuses to compile for TPU v2 and
+    v3. cuDNN's fused attention needs an Ampere GPU (compute capability 8.0) or a newer one.
+    """
+    if device.platform == 'gpu':
+        return float(device.compute_capability) >= 8.0
+    return device.device_kind not in ('TPU v2', 'TPU v3')
 
 
 def find_chip(device_kind: str) -> Chip | None:

@@ -101,7 +101,7 @@ def resolve(
     if tokenizer and not isinstance(tokenizer, PretrainedTokenizer):
         vocab_size = tokenizer.vocab_size
     encoder_config = build(EncoderConfig, 'model', config['model'], vocab_size=vocab_size)
-    encoder_config = encoder_config.resolve_auto(platform or mesh.devices.flat[0].platform)
+    encoder_config = encoder_config.resolve_for(mesh.devices.flat[0], platform)
     encoder_config.check_mesh(mesh)
     objective.check_model(encoder_config)
     lora = build(LoRA, 'lora', config['lora'])

@@ -1,6 +1,7 @@
 """All forms of attention agree, and match numpy, on packed rows."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.model.attention import make_attend
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.hardware import has_attention_kernel
 from cpt_jax.runtime.mesh import BATCH, make_mesh
 
 ROWS, LENGTH, HEADS, GROUPS, WIDTH = 4, 256, 4, 2, 64
@@ -275,6 +277,21 @@ def test_tpu_kernel_stores_no_scores(libtpu):
     assert 'splash' not in compile_for_tpu('splash', 32, 96).as_text()
 
 
+@pytest.mark.parametrize(
+    ('platform', 'kind', 'capability', 'expected'),
+    [
+        ('tpu', 'TPU v3', '', False),
+        ('tpu', 'TPU v5 lite', '', True),
+        ('gpu', 'Tesla V100-SXM2-16GB', '7.0', False),
+        ('gpu', 'NVIDIA A100-SXM4-40GB', '8.0', True),
+        ('gpu', 'NVIDIA RTX PRO 6000', '12.0', True),
+    ],
+)
+def test_devices_that_run_the_kernel(platform, kind, capability, expected):
+    device = SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
+    assert has_attention_kernel(device) == expected
+
+
 def test_auto_attention_chooses_the_kernel_of_the_platform():
     sizes = {'vocab_size': 9, 'width': 16, 'layers': 1, 'max_length': 8}
     config = EncoderConfig(**sizes, heads=2)
@@ -288,6 +305,9 @@ def test_auto_attention_chooses_the_kernel_of_the_platform():
         == EncoderConfig(**sizes, heads=2, dtype='float32').resolve_auto('gpu').attention
         == 'masked'
     )
+    assert {config.resolve_auto(name, False).attention for name in ('tpu', 'gpu')} == {'masked'}
+    with pytest.raises(UserError, match='splash does not run on this device: it needs TPU v4'):
+        EncoderConfig(**sizes, heads=2, attention='splash').resolve_auto('tpu', False)
     with pytest.raises(UserError, match='model.attention=splash is a kernel for TPUs'):
         EncoderConfig(**sizes, heads=2, attention='splash').resolve_auto('cpu')
     with pytest.raises(

@@ -78,6 +78,11 @@ def test_without_libtpu_the_error_gives_the_install_command(monkeypatch):
         get_topology_devices('v5e:2x2', 1)
 
 
+def test_slices_that_cannot_be_joined_are_refused():
+    with pytest.raises(UserError, match='--slices=2: slices of v3 cannot be joined'):
+        get_topology_devices('v3:2x2', 2)
+
+
 def test_zero_slices_are_refused():
     with pytest.raises(UserError, match='--slices=0'):
         get_topology_devices('v5e:2x2', 0)
