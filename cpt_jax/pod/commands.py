@@ -7,8 +7,10 @@ import shlex
 
 from cpt_jax.pod.record import PODS, Pod
 
-_GCLOUD = ('gcloud', 'compute', 'tpus', 'queued-resources')
+_RESOURCES = ('compute', 'tpus', 'queued-resources')
+_GCLOUD = ('gcloud', *_RESOURCES)
 _ON_WORKER = 'cpt_jax/code/launch/tpu/on_worker.sh'
+_CACHE = 'JAX_COMPILATION_CACHE_DIR'
 
 
 def make_create_command(pod: Pod) -> list[str]:
@@ -25,17 +27,29 @@ def make_create_command(pod: Pod) -> list[str]:
     if pod.spot:
         options.append('--spot')
     options += pod.create_flags
-    return [*_GCLOUD, 'create', pod.name, *_make_location_flags(pod), *nodes, *size, *options]
+    gcloud = ['gcloud', pod.track] if pod.track else ['gcloud']
+    return [
+        *gcloud,
+        *_RESOURCES,
+        'create',
+        pod.name,
+        *_make_location_flags(pod),
+        *nodes,
+        *size,
+        *options,
+    ]
 
 
 def make_describe_command(pod: Pod) -> list[str]:
-    """Returns the command that prints the state, a tab, and the reason if it is FAILED."""
+    """Returns the command that prints the state, and if it is FAILED the number of the reason
+    (google.rpc.Code) and the reason, separated by tabs.
+    """
     return [
         *_GCLOUD,
         'describe',
         pod.name,
         *_make_location_flags(pod),
-        '--format=value(state.state,state.failedData.error.message)',
+        '--format=value(state.state,state.failedData.error.code,state.failedData.error.message)',
     ]
 
 
@@ -43,6 +57,23 @@ def make_delete_command(pod: Pod) -> list[str]:
     """Returns the command that deletes the queued resource and its nodes."""
     # Without --force, gcloud refuses to delete a resource that has nodes.
     return [*_GCLOUD, 'delete', pod.name, *_make_location_flags(pod), '--force']
+
+
+def make_describe_bucket_command(pod: Pod) -> list[str]:
+    """Returns the command that prints the properties of the pod's bucket as JSON."""
+    project = [f'--project={pod.project}'] if pod.project else []
+    fields = 'location,location_type,hierarchical_namespace'
+    name = f'gs://{pod.bucket}'
+    return [
+        'gcloud',
+        'storage',
+        'buckets',
+        'describe',
+        name,
+        *project,
+        '--quiet',
+        f'--format=json({fields})',
+    ]
 
 
 def make_install_commands(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
@@ -99,11 +130,16 @@ def make_state_query_command(pod: Pod) -> list[str]:
 
 
 def make_start_command(pod: Pod) -> list[str]:
-    """Returns the command that starts launch/train.py on all workers."""
-    train_flags = shlex.join(pod.train_flags or [])
-    return _make_ssh_command(
-        pod, _list_worker_numbers(pod), f'bash {_ON_WORKER} start {train_flags}'
-    )
+    """Returns the command that starts the pod's program on all workers.
+
+    If a bucket is mounted, compiled programs are kept there, unless the environment names another
+    folder: on the disks of the workers, which only process 0 would write, a preemption loses them.
+    """
+    environment = [*pod.environment]
+    if pod.bucket and not any(setting.startswith(f'{_CACHE}=') for setting in environment):
+        environment.append(f'{_CACHE}={pod.mount}/xla_cache')
+    arguments = shlex.join([pod.program, *environment, '--', *(pod.program_flags or [])])
+    return _make_ssh_command(pod, _list_worker_numbers(pod), f'bash {_ON_WORKER} start {arguments}')
 
 
 def make_stop_command(pod: Pod) -> list[str]:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shlex
 import subprocess
 import sys
@@ -22,10 +23,30 @@ ROOT = Path(__file__).parents[2]
 ACTIVE, FAILED, SUSPENDING, SUSPENDED = 'ACTIVE', 'FAILED', 'SUSPENDING', 'SUSPENDED'
 
 
+# How gcloud refuses a command that will not succeed later either: the API's two statuses, and the
+# messages of gcloud's own parser.
+_REFUSALS = (
+    'PERMISSION_DENIED',
+    'INVALID_ARGUMENT',
+    'unrecognized arguments',
+    'Invalid choice',
+    'Invalid value for',
+)
+QUERY_SECONDS = 10 * 60.0  # maximum duration of a command that asks for a state
+ACTION_SECONDS = 2 * 3600.0  # maximum duration of a command that creates, installs or starts
+
+
 class GcloudError(UserError):
     """A command failed. The cause may be temporary (the network, a preemption in progress), so
     callers may retry.
+
+    Attributes:
+      is_refusal: whether gcloud refused the command, so that a retry would fail too.
     """
+
+    def __init__(self, message: str, is_refusal: bool = False):
+        super().__init__(message)
+        self.is_refusal = is_refusal
 
 
 def define_pod_flags() -> Callable[[], 'Cloud']:
@@ -67,22 +88,25 @@ class Cloud:
       pod: the pod.
       dry_run: whether commands are printed and not run. States are then unknown (None or empty).
       reason: why the queued resource is FAILED, after `read_state`; else empty.
+      reason_code: number of the reason (google.rpc.Code) as a string; else empty.
     """
 
     def __init__(self, pod: Pod, dry_run: bool = False):
         self.pod = pod
         self.dry_run = dry_run
         self.reason = ''
+        self.reason_code = ''
 
     def read_state(self) -> str | None:
         """Returns the state of the queued resource, or None if it does not exist."""
         try:
-            output = self._run(commands.make_describe_command(self.pod))
+            output = self.run_query(commands.make_describe_command(self.pod))
         except GcloudError as error:
             if 'NOT_FOUND' not in str(error):
                 raise
             return None
-        state, _, self.reason = output.strip().partition('\t')
+        state, _, failure = output.strip().partition('\t')
+        self.reason_code, _, self.reason = failure.partition('\t')
         return state or None
 
     def create(self) -> None:
@@ -96,33 +120,33 @@ class Cloud:
                 f'{self.pod.get_path(".json")} has no accelerator type: run create.py with '
                 f'--accelerator_type'
             )
-        self._run(commands.make_create_command(self.pod), show=True)
+        self._act(commands.make_create_command(self.pod))
 
     def delete(self) -> None:
         """Deletes the queued resource and its nodes."""
-        self._run(commands.make_delete_command(self.pod), show=True)
+        self._act(commands.make_delete_command(self.pod))
 
     def install(self) -> None:
         """Installs the recorded commit on all workers."""
         for command in commands.make_install_commands(
             self.pod, str(ROOT), _get_jax_requirement(self.pod.commit)
         ):
-            self._run(command, show=True)
+            self._act(command)
 
     def read_worker_states(self) -> dict[str, str]:
         """Returns the state of the run on each worker, by worker."""
-        states = workers.parse_states(self._run(commands.make_state_query_command(self.pod)))
+        states = workers.parse_states(self.run_query(commands.make_state_query_command(self.pod)))
         if not states and not self.dry_run:
             raise GcloudError(f'no worker of {self.pod.name} answered')
         return states
 
     def start(self) -> None:
-        """Starts launch/train.py with the recorded flags on all workers."""
-        self._run(commands.make_start_command(self.pod), show=True)
+        """Starts the recorded program with its flags on all workers."""
+        self._act(commands.make_start_command(self.pod))
 
     def stop(self) -> None:
         """Sends SIGTERM to the run on all workers."""
-        self._run(commands.make_stop_command(self.pod), show=True)
+        self._act(commands.make_stop_command(self.pod))
 
     def show_log(self, follow: bool = False) -> None:
         """Prints the end of the first worker's log, and new lines if `follow` is set."""
@@ -143,17 +167,26 @@ class Cloud:
         if not self.dry_run:
             print(text, flush=True)
 
-    def _run(self, command: list[str], show: bool = False) -> str:
+    def run_query(self, command: list[str]) -> str:
+        """Runs a command that changes nothing; returns its output, as `_run` does."""
+        return self._run(command, seconds=QUERY_SECONDS)
+
+    def _act(self, command: list[str]) -> None:
+        self._run(command, show=True, seconds=ACTION_SECONDS)
+
+    def _run(self, command: list[str], show: bool = False, seconds: float | None = None) -> str:
         """Runs a command, or prints it in a dry run. All commands of a pod go through here.
 
         Args:
           show: whether to print the output (stdout and stderr) while the command runs.
+          seconds: time after which the command is killed (an ssh can hang without network for
+            hours); None: never.
 
         Returns:
           The stdout of the command; empty in a dry run or if `show` is set.
 
         Raises:
-          GcloudError: the command failed, or gcloud left out some workers.
+          GcloudError: the command failed or took too long, or gcloud left out some workers.
           UserError: the program is not installed.
         """
         if self.dry_run:
@@ -173,21 +206,42 @@ class Cloud:
                 )
             raise UserError(f'{command[0]} is not on the PATH{hint}') from error
         with process:
-            shown = _copy_to_stdout(process.stdout) if show and process.stdout else b''
-            stdout, stderr_bytes = process.communicate()
+            try:
+                shown = b''
+                if show and process.stdout:
+                    shown = _copy_to_stdout(process.stdout, seconds)
+                stdout, stderr_bytes = process.communicate(timeout=seconds)
+            except (TimeoutError, subprocess.TimeoutExpired) as error:
+                process.kill()
+                raise GcloudError(
+                    f'no end after {seconds:.0f} s of: {shlex.join(command)}'
+                ) from error
         messages = (stderr_bytes or shown).decode(errors='replace')
         # gcloud leaves out nodes that it cannot reach, and still exits with status 0.
         if process.returncode or 'Could not prepare all' in messages:
+            line = _find_error(messages)
             raise GcloudError(
-                f'{_find_error(messages)} [status {process.returncode} of: {shlex.join(command)}]'
+                f'{line} [status {process.returncode} of: {shlex.join(command)}]',
+                is_refusal=line.startswith('ERROR') and any(text in line for text in _REFUSALS),
             )
         return stdout.decode(errors='replace')
 
 
-def _copy_to_stdout(stream: IO[bytes]) -> bytes:
-    """Copies a stream to stdout as it arrives; returns its content."""
+def _copy_to_stdout(stream: IO[bytes], seconds: float | None) -> bytes:
+    """Copies a stream to stdout as it arrives; returns its content.
+
+    Raises:
+      TimeoutError: the stream did not end within `seconds`.
+    """
     content = bytearray()
-    while block := os.read(stream.fileno(), 1 << 16):
+    start = time.monotonic()
+    while True:
+        left = None if seconds is None else start + seconds - time.monotonic()
+        if not select.select([stream], [], [], left and max(left, 0.0))[0]:
+            raise TimeoutError
+        block = os.read(stream.fileno(), 1 << 16)
+        if not block:
+            break
         content += block
         sys.stdout.write(block.decode(errors='replace'))
         sys.stdout.flush()

@@ -25,14 +25,19 @@ class Pod:
     runtime_version: str = ''
     slices: int = 1
     spot: bool = False
+    # Release track of the gcloud create command: '', alpha or beta. Some flags are in one only.
+    track: str = ''
     create_flags: list[str] = dataclasses.field(default_factory=list)
     ssh_flags: list[str] = dataclasses.field(default_factory=list)
     # Set by install.py.
     commit: str = ''
     bucket: str = ''
     mount: str = ''
-    # Set by start.py, which passes them to launch/train.py; None before the first start.
-    train_flags: list[str] | None = None
+    # Set by start.py: the program in launch/, its environment variables as NAME=VALUE, and its
+    # flags, which are None before the first start.
+    program: str = 'train'
+    environment: list[str] = dataclasses.field(default_factory=list)
+    program_flags: list[str] | None = None
 
     def get_path(self, suffix: str) -> Path:
         """Returns the path of the pod's local file with this suffix."""
@@ -67,7 +72,10 @@ def load_record(name: str) -> Pod | None:
     if not path.exists():
         return None
     try:
-        return Pod(**json.loads(path.read_text()))
+        record = json.loads(path.read_text())
+        if 'train_flags' in record:  # the name when start.py could start train.py only
+            record['program_flags'] = record.pop('train_flags')
+        return Pod(**record)
     except (ValueError, TypeError) as error:
         raise UserError(
             f'{path}: cannot be read ({error}); delete it and start again with create.py'

@@ -7,14 +7,21 @@ from cpt_jax.pod import workers
 from cpt_jax.pod.gcloud import ACTIVE, FAILED, SUSPENDED, Cloud, GcloudError, StatusPrinter
 from cpt_jax.runtime.errors import UserError
 
-# Number of consecutive failures of gcloud that end the program. With the default of 30 s between
-# polls, the program ends after five minutes without network.
-MAX_FAILURES = 10
-# A failed exit is final only if this many further polls also show it. When a host is preempted, the
-# other hosts fail before gcloud reports the preemption.
+# A crash is believed only if this many further polls also show it, because when a host is
+# preempted, the other hosts fail before gcloud reports the preemption. The number is three times as
+# high for each earlier crash within CRASH_WINDOW_SECONDS, up to the second one.
 CONFIRMATIONS = 2
-MAX_CRASHES = 3  # maximum crashes (for example by a signal) after which the run is restarted
+# A run is started again after this many crashes (for example by a signal) within this time, so that
+# a pod that loses a host every few days goes on for months, and a run that cannot work ends.
+MAX_CRASHES = 3
+CRASH_WINDOW_SECONDS = 24 * 3600
+# A preemption reported so soon after a crash has caused it: the crash does not count.
+LATE_REPORT_SECONDS = 30 * 60
+MAX_PAUSE_SECONDS = 10 * 60  # pauses between attempts double up to this length
 PENDING = 'pending'  # the machines or the run are not ready yet
+# google.rpc.Code of a FAILED request that may succeed later: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
+# ABORTED, INTERNAL and UNAVAILABLE.
+_TEMPORARY_CODES = ('4', '8', '10', '13', '14')
 
 
 def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
@@ -30,10 +37,11 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
       The exit status of the run, or 0 if it runs.
 
     Raises:
-      UserError: nothing was started on the pod, or its request FAILED.
-      GcloudError: gcloud failed; with `forever`, MAX_FAILURES times in succession.
+      UserError: nothing was started on the pod, or its request FAILED; with `forever`, only if the
+        reason is permanent.
+      GcloudError: gcloud failed; with `forever`, only if it refused the command.
     """
-    if cloud.pod.train_flags is None or not cloud.pod.commit:
+    if cloud.pod.program_flags is None or not cloud.pod.commit:
         raise UserError(
             f'nothing was started on {cloud.pod.name} yet: run install.py, then start.py'
         )
@@ -42,24 +50,25 @@ def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
         return 0
     show = StatusPrinter()
     supervisor = _Supervisor(cloud, show)
-    failures = 0
+    pause = poll_seconds
     while True:
         try:
             state = supervisor.poll_and_act()
-            failures = 0
+            pause = poll_seconds
         except GcloudError as error:
-            failures += 1
-            if not forever or failures == MAX_FAILURES:
+            if not forever or error.is_refusal:
+                show.end()
                 raise
             state = PENDING
             show(f'trying again: {error}')
+            pause = min(2 * pause, max(poll_seconds, MAX_PAUSE_SECONDS))
         if state.startswith('exited '):
             show.end()
             return workers.to_exit_status(state)
         if state == workers.RUNNING and not forever:
             show.end()
             return 0
-        time.sleep(poll_seconds)
+        time.sleep(pause)
 
 
 class _Supervisor:
@@ -77,7 +86,7 @@ class _Supervisor:
         # that is not a failure, but the reason to resume.
         self._has_run = False
         self._failed_polls = 0
-        self._crashes = 0
+        self._crash_times: list[float] = []
 
     def poll_and_act(self) -> str:
         """Polls the pod and takes the next action.
@@ -88,10 +97,9 @@ class _Supervisor:
         cloud, name = self._cloud, self._cloud.pod.name
         state = cloud.read_state()
         if state == FAILED and self._has_created:
-            raise UserError(
-                f'{name} FAILED ({cloud.reason or "no reason given"}): check the request in '
-                f'{cloud.pod.get_path(".json")}'
-            )
+            self._handle_failed_request()
+        if state != ACTIVE:
+            self._forget_late_crashes()
         if state is None:
             self._run_actions(f'{name}: requested again', cloud.create)
             self._has_created = True
@@ -114,16 +122,42 @@ class _Supervisor:
         has_failed = state.startswith('exited ') and state != workers.PREEMPTED
         if has_failed and self._has_run:
             self._failed_polls += 1
-            if self._failed_polls <= CONFIRMATIONS:
+            crashes = len(self._list_recent_crashes())
+            if self._failed_polls <= CONFIRMATIONS * 3 ** min(crashes, 2):
                 return PENDING
-            self._crashes += 1
-            if state == workers.INVALID_INPUT or self._crashes > MAX_CRASHES:
+            if state == workers.INVALID_INPUT or crashes == MAX_CRASHES:
                 return state
+            self._crash_times.append(time.time())
         name = self._cloud.pod.name
         self._run_actions(f'{name}: started again', self._cloud.install, self._cloud.start)
         self._has_run = True
         self._failed_polls = 0
         return workers.RUNNING
+
+    def _handle_failed_request(self) -> None:
+        """Deletes a request of this program that FAILED for a temporary reason.
+
+        Raises:
+          UserError: the reason is permanent.
+          GcloudError: the reason is temporary, so the next request has to wait.
+        """
+        cloud = self._cloud
+        text = f'{cloud.pod.name} FAILED ({cloud.reason or "no reason given"})'
+        if cloud.reason_code not in _TEMPORARY_CODES:
+            raise UserError(f'{text}: check the request in {cloud.pod.get_path(".json")}')
+        self._run_actions(f'{text}, deleted', cloud.delete)
+        self._has_created = False
+        raise GcloudError(text)
+
+    def _list_recent_crashes(self) -> list[float]:
+        """Returns the times of the crashes within CRASH_WINDOW_SECONDS."""
+        now = time.time()
+        return [then for then in self._crash_times if now - then < CRASH_WINDOW_SECONDS]
+
+    def _forget_late_crashes(self) -> None:
+        """Drops the crashes that a preemption caused which gcloud reports only now."""
+        now = time.time()
+        self._crash_times = [then for then in self._crash_times if now - then > LATE_REPORT_SECONDS]
 
     def _run_actions(self, text: str, *actions: Callable[[], None]) -> None:
         self._show(text)

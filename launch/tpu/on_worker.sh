@@ -7,12 +7,14 @@
 #   code/        the checkout
 #   venv/        its Python packages
 #   train.log    output of the run
-#   pid          process id of the shell that runs the training
+#   pid          process id of the shell that runs the program
 #   exit_status  exit status of the run; missing while it is in progress
 #   lock         held while the run is in progress
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 worker=${HOSTNAME:-$(hostname)}
+# Of the wheel for Linux on x86_64, the processor of all hosts of TPUs.
+readonly UV_SHA256=d7f459fe4fd247d830351c75686d3996ace3c6f3f728eb0e85a30b7ada0cef19
 
 say() { echo "worker $worker: $*"; }
 
@@ -38,11 +40,15 @@ install() { # REQUIREMENT [BUCKET FOLDER]
 }
 
 # The images of Cloud TPU have Python 3.10 (Ubuntu 22.04), which JAX no longer supports. uv installs
-# the version of Python that the tests use.
+# the version of Python that the tests use. pip refuses any other file than the one with this hash.
 make_venv() {
   if [ ! -x bin/uv ]; then
-    curl -LsSf https://astral.sh/uv/0.13.9/install.sh -o uv-install.sh
-    UV_UNMANAGED_INSTALL=$PWD/bin sh uv-install.sh
+    echo "uv==0.13.9 --hash=sha256:$UV_SHA256" >uv.txt
+    python3 -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+      --target uv --requirement uv.txt
+    mkdir -p bin
+    mv uv/bin/uv bin/uv
+    rm -r uv uv.txt
   fi
   bin/uv venv --quiet --clear --seed --python 3.11 venv
 }
@@ -64,33 +70,51 @@ mount_bucket() { # BUCKET FOLDER
     gcsfuse --implicit-dirs --rename-dir-limit=100000 \
       --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "$1" "$2"
   fi
+  check_rights "$1" "$2"
 }
 
-# Starts the training in the background, detached from ssh.
-start() { # flags of launch/train.py
+# Fails if the worker cannot create and delete files in the bucket.
+check_rights() { # BUCKET FOLDER
+  local probe=$2/.cpt_jax_$worker
+  if ! { touch "$probe" && rm "$probe"; }; then
+    local metadata=http://metadata.google.internal/computeMetadata/v1/instance account
+    account=$(curl -sf -H 'Metadata-Flavor: Google' \
+      "$metadata/service-accounts/default/email") || account=ACCOUNT
+    fail "gs://$1 cannot be written: gcloud storage buckets add-iam-policy-binding gs://$1" \
+      "--member=serviceAccount:$account --role=roles/storage.objectUser"
+  fi
+}
+
+# Starts a program in the background, detached from ssh.
+start() { # PROGRAM [NAME=VALUE...] -- flags of launch/PROGRAM.py
   exec 9>>lock
   flock --wait 0.5 9 ||
     fail 'a run is in progress: see launch/tpu/watch.py; save and end it with launch/tpu/stop.py'
   rm -f exit_status
-  echo "=== $(date -Is) launch/train.py $*" >>train.log
+  echo "=== $(date -Is) launch/$1.py ${*:2}" >>train.log
   setsid nohup bash code/launch/tpu/on_worker.sh run "$@" </dev/null >>train.log 2>&1 &
   echo $! >pid
   say started
 }
 
-# Runs the training and writes its exit status. `start` calls this function.
-run() {
+# Runs the program and writes its exit status. `start` calls this function.
+run() { # as start
   # When a preempted machine shuts down, this shell receives SIGTERM too. It must not end then: it
-  # waits until the training has saved a checkpoint, and writes the exit status.
+  # waits until the program has saved a checkpoint, and writes the exit status.
   trap : TERM
-  local status=0
-  (cd code && exec ../venv/bin/python -u launch/train.py "$@") || status=$?
+  local program=$1 status=0
+  shift
+  while [ "$1" != -- ]; do
+    export "${1?}"
+    shift
+  done
+  (cd code && exec ../venv/bin/python -u "launch/$program.py" "${@:2}") || status=$?
   echo "=== $(date -Is) exit status $status"
   echo "$status" >exit_status.part
   mv exit_status.part exit_status
 }
 
-# Sends SIGTERM to the training, which then saves and stops.
+# Sends SIGTERM to the program, which then saves and stops.
 stop() {
   if running; then
     pkill --signal TERM --parent "$(cat pid)" || true

@@ -4,6 +4,7 @@ Each worker is a home directory here.
 """
 
 import ast
+import contextlib
 import json
 import os
 import shlex
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from cpt_jax.pod.record import Pod
+from cpt_jax.pod import commands
+from cpt_jax.pod.record import Pod, load_record
 
 ROOT = Path(__file__).parents[2]
 WHERE = ['--name=pod', '--zone=us-east5-a']
@@ -26,6 +28,12 @@ TRAIN = ['--config=configs/quickstart.py', '--workdir=/mnt/bucket/my  runs', "--
 # last one stays), and a home for each worker.
 GCLOUD = """#!/bin/bash
 echo "$(printf '%s\\t' "$@")" >>"$FAKE/calls"
+[[ $1 != alpha ]] || shift
+if [[ $1 = storage ]]; then
+  cat "$FAKE/bucket" 2>/dev/null && exit
+  echo 'ERROR: (gcloud.storage.buckets.describe) gs://mine not found: 404.' >&2
+  exit 1
+fi
 verb=$4 name=$5
 
 fail() {
@@ -49,7 +57,8 @@ case $verb in
   describe)
     mapfile -t states <"$FAKE/states"
     if ((${#states[@]} > 1)); then printf '%s\\n' "${states[@]:1}" >"$FAKE/states"; fi
-    echo "${states[0]/ /$'\\t'}"
+    read -r state code reason <<<"${states[0]}"
+    printf '%s\\t%s\\t%s\\n' "$state" "$code" "$reason"
     ;;
   delete)
     [[ "$*" = *' --force'* ]] || fail 'FAILED_PRECONDITION: it has nodes'
@@ -98,6 +107,7 @@ number = len(starts.read_text().splitlines()) if starts.exists() else 0
 with open(starts, 'a') as file:
     print(sys.argv[1:], file=file)
 print('training', number, Path.cwd().name, flush=True)
+print('environment', os.environ.get('TUNING'), os.environ.get('JAX_COMPILATION_CACHE_DIR'), flush=True)
 what = (fake / 'plan').read_text().split()[number]
 if what == 'wait':
     while (fake / 'plan').exists() and not (fake / 'go').exists():
@@ -310,7 +320,8 @@ def test_dry_run_only_prints_the_commands(workstation, program, flags, expected)
             *kind,
         ]
     if program == 'start':
-        assert shlex.split(lines[-1][-1].removeprefix('--command='))[3:] == TRAIN
+        words = shlex.split(lines[-1][-1].removeprefix('--command='))
+        assert words[3:] == ['train', '--', *TRAIN]
 
 
 def test_dry_run_of_resume_prints_the_commands(workstation):
@@ -320,7 +331,7 @@ def test_dry_run_of_resume_prints_the_commands(workstation):
         accelerator_type='v6e-16',
         runtime_version='v2-alpha-tpuv6e',
         commit='HEAD',
-        train_flags=TRAIN,
+        program_flags=TRAIN,
     )
     path = workstation.directory / record.get_path('.json')
     path.parent.mkdir(parents=True)
@@ -350,7 +361,7 @@ def test_create_waits_and_writes_a_record(workstation):
 
 
 def test_create_reports_a_failed_request(workstation):
-    workstation.set_states('PROVISIONING', 'FAILED no quota left')
+    workstation.set_states('PROVISIONING', 'FAILED 8 no quota left')
     assert 'pod is FAILED (no quota left): delete.py' in workstation.error_of('create', *ASKED)
     workstation.output_of('delete')
     workstation.set_states('SUSPENDED')
@@ -368,11 +379,13 @@ def test_create_with_nowait_returns_at_once(workstation):
     [
         ('create', ['--name=pod'], '--zone is missing'),
         ('create', WHERE, 'give --accelerator_type'),
-        ('create', [*WHERE, '--accelerator_type=tpu7x-8'], 'through GKE only'),
+        ('create', [*WHERE, '--accelerator_type=tpu7x-8'], 'through Compute Engine and GKE only'),
         ('create', [*WHERE, '--accelerator_type=v5e-16'], 'v5litepod-16'),
         ('create', [*WHERE, '--accelerator_type=a100-8'], '--runtime_version'),
         ('install', [*WHERE, '--bucket=gs://a/folder'], '--bucket a/folder'),
         ('start', [*WHERE, '--', '--config.seed=3'], '-- --config=configs/cpt_l.py'),
+        ('start', [*WHERE, '--program=embed', '--', '--output=x'], 'flags of launch/embed.py'),
+        ('start', [*WHERE, '--env=1=2', '--', *TRAIN], "--env '1=2': must be NAME=VALUE"),
         ('start', [], '--name'),
         ('watch', WHERE, 'no queued resource pod in us-east5-a'),
         ('resume', WHERE, 'nothing was started on pod yet'),
@@ -407,9 +420,18 @@ def test_install_copies_head_and_mounts_the_bucket(workstation):
     assert 'stray.py' in workstation.error_of('install', *WHERE) and not workstation.read_calls(
         'scp'
     )
-    workstation.output_of(
-        'install', '--allow_dirty', '--bucket=gs://mine', f'--mount={workstation.directory}/bucket'
+    on_bucket = ['--bucket=gs://mine', f'--mount={workstation.directory}/bucket']
+    create = (
+        'gcloud storage buckets create gs://mine --location=us-east5 '
+        '--uniform-bucket-level-access --enable-hierarchical-namespace'
     )
+    line = workstation.error_of('install', *WHERE, '--allow_dirty', *on_bucket)
+    assert line.endswith(f'there is no bucket gs://mine: make it with {create}')
+    bucket = {'location': 'US-WEST1', 'location_type': 'region'}
+    (workstation.fake / 'bucket').write_text(json.dumps(bucket))
+    output = workstation.output_of('install', '--allow_dirty', *on_bucket)
+    assert 'note: gs://mine is in us-west1 and the pod in us-east5' in output
+    assert 'note: gs://mine has no hierarchical namespace' in output and create in output
     stray.unlink()
     pinned = next(
         line.split()[0]
@@ -433,7 +455,7 @@ def test_install_copies_head_and_mounts_the_bucket(workstation):
 
 def test_run_from_start_to_stop(pod):
     assert 'idle' in pod.output_of('watch', status=4)
-    assert 'checkpoints are deleted with the machines' in pod.output_of('start', '--', *TRAIN)
+    assert 'it is deleted with the machines' in pod.output_of('start', '--', *TRAIN)
     assert pod.wait_for_starts(1) == [str(TRAIN)]
     assert '2 of 2 workers: running (t1v-n-0-w-0, t1v-n-0-w-1)' in pod.output_of('watch', status=3)
     assert 'a run is active on pod' in pod.error_of('start', *WHERE, '--', *TRAIN)
@@ -454,6 +476,56 @@ def test_run_from_start_to_stop(pod):
     assert 'no run is in progress' in pod.output_of('stop')
     pod.output_of('delete')
     assert not pod.fake.joinpath('states').exists()
+
+
+def test_program_and_environment_are_started_and_recorded(pod):
+    pod.set_plan('0', '0')
+    shutil.copy(pod.checkout / 'launch/train.py', pod.fake / 'evaluate.py')
+    for home in pod.fake.glob('home*'):
+        shutil.copy(pod.fake / 'evaluate.py', home / 'cpt_jax/code/launch/evaluate.py')
+    flags = ['--program=evaluate', '--env=TUNING=a  b=c', '--', '--model=gs://b/r']
+    pod.output_of('start', *flags)
+    assert pod.wait_for_starts(1) == [str(['--model=gs://b/r'])]
+    pod.wait_for_state('exited 0')
+    assert 'environment a  b=c None' in pod.output_of('watch')
+    record = load_record_in(pod.directory)
+    assert record.program == 'evaluate' and record.environment == ['TUNING=a  b=c']
+    record.bucket, record.mount = 'mine', '/mnt/bucket'
+    command = commands.make_start_command(record)[-1]
+    assert 'JAX_COMPILATION_CACHE_DIR=/mnt/bucket/xla_cache' in command
+    record.environment = ['JAX_COMPILATION_CACHE_DIR=gs://mine/x']
+    assert '/mnt/bucket/xla_cache' not in commands.make_start_command(record)[-1]
+
+
+def test_record_of_an_older_start_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Pod('pod').get_path('.json')
+    path.parent.mkdir(parents=True)
+    path.write_text('{"name": "pod", "zone": "z", "train_flags": ["--config=c"]}')
+    record = load_record('pod')
+    assert record.program == 'train' and record.program_flags == ['--config=c']
+
+
+def load_record_in(directory: Path) -> Pod:
+    with contextlib.chdir(directory):
+        return load_record('pod')
+
+
+def test_request_in_a_release_track(workstation):
+    flags = ['--track=alpha', '--create_flag=--autocheckpoint-enabled']
+    assert workstation.output_of('create', *ASKED, *flags).endswith(' pod: ACTIVE\n')
+    words = next(call for call in workstation.read_calls() if 'create' in call)
+    assert words[:3] == ['alpha', 'compute', 'tpus'] and '--autocheckpoint-enabled' in words
+
+
+def test_worker_that_cannot_write_to_the_bucket_is_an_error(workstation):
+    workstation.output_of('create', *ASKED)
+    (workstation.fake / 'bucket').write_text('{}')
+    mount = workstation.directory / 'bucket'
+    for number in (0, 1):  # what `touch` would create is a folder, so `rm` fails
+        (mount / f'.cpt_jax_t1v-n-0-w-{number}').mkdir(parents=True)
+    line = workstation.error_of('install', *WHERE, '--bucket=mine', f'--mount={mount}')
+    assert 'gs://mine cannot be written: gcloud storage buckets add-iam-policy-binding' in line
 
 
 def test_follow_ends_with_the_run(pod):

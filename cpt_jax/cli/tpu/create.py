@@ -6,10 +6,10 @@ Example:
 
 The request is recorded in runs/pods/NAME.json for the other programs here, and for resume.py, which
 repeats it after a preemption. The number in an accelerator type counts TensorCores for v4 and v5p,
-which have two per chip (v5p-128: 64 chips), and chips for v5litepod and v6e. tpu7x is not
-supported, because Google offers it through GKE only. If the program is interrupted while it waits,
-run the same command to continue waiting. These programs were tested against a fake gcloud, never on
-Google Cloud.
+which have two per chip (v5p-128: 64 chips), and chips for v5litepod and v6e. TPU7x is not
+supported: it comes through Compute Engine and GKE, not through the Cloud TPU API that this program
+calls. If the program is interrupted while it waits, run the same command to continue waiting. These
+programs were tested against a fake gcloud, never on Google Cloud.
 """
 
 import dataclasses
@@ -53,6 +53,14 @@ _CREATE_FLAGS = flags.DEFINE_multi_string(
     'create_flag',
     [],
     'Additional flag of the gcloud create command, such as --network=mine',
+)
+_TRACK = flags.DEFINE_enum(
+    'track',
+    '',
+    ['', 'alpha', 'beta'],
+    'Release track of the gcloud create command, for flags that are only there, such as '
+    '--create_flag=--autocheckpoint-enabled, or those of flex-start '
+    '(--provisioning-model=FLEX_START, --max-run-duration).',
 )
 _SSH_FLAGS = flags.DEFINE_multi_string(
     'ssh_flag', [], 'Flag of every ssh and scp, such as --tunnel-through-iap'
@@ -107,7 +115,8 @@ def _make_pod(pod: Pod) -> Pod:
         raise UserError('give --accelerator_type, such as v5p-128, or --type and --topology')
     if kind.startswith(('tpu7', 'v7')):
         raise UserError(
-            f'{kind}: Google offers TPU7x through GKE only; these programs create v2 to v6e'
+            f'{kind}: Google offers TPU7x through Compute Engine and GKE only, see '
+            f'docs/tpu-pods.md; these programs create v2 to v6e'
         )
     if kind.startswith('v5e'):
         raise UserError(f'{kind}: gcloud calls this kind v5litepod, as in v5litepod-16')
@@ -127,6 +136,7 @@ def _make_pod(pod: Pod) -> Pod:
         runtime_version=runtime,
         slices=_SLICES.value,
         spot=_SPOT.value,
+        track=_TRACK.value,
         create_flags=_CREATE_FLAGS.value,
         ssh_flags=_SSH_FLAGS.value,
     )

@@ -5,15 +5,17 @@ Example:
 
 On every worker, the code goes to ~/cpt_jax/code, next to a virtual environment with
 requirements.txt and jax[tpu]. With --bucket, gcsfuse mounts a Cloud Storage bucket at the same path
-on every worker; use a --workdir of launch/train.py on it. Create the bucket with a hierarchical
-namespace, where renaming a folder is atomic, which checkpoints need. Without a bucket, --workdir
-must be on another shared disk.
+on every worker; use a --workdir of launch/train.py on it. The program checks that the bucket is in
+the pod's region and has a hierarchical namespace, and that every worker can write to it; it prints
+the command that mends what it finds. Without a bucket, --workdir must be gs://... or on another
+shared disk.
 """
 
 from absl import flags
 
 from cpt_jax.cli.program import run_program
 from cpt_jax.pod import gcloud
+from cpt_jax.pod.bucket import check_bucket
 from cpt_jax.runtime.errors import UserError
 
 _read_cloud = gcloud.define_pod_flags()
@@ -41,6 +43,9 @@ def main() -> None:
             f'without a folder, and --mount an absolute path'
         )
     pod.commit = gcloud.get_head_commit(_ALLOW_DIRTY.value)
+    if pod.bucket:
+        cloud.print_note('check the location and the namespace of the bucket')
+        check_bucket(cloud)
     cloud.install()
     cloud.save()
     cloud.report(f'{pod.commit[:12]} is installed on all workers of {pod.name}')

@@ -1,13 +1,14 @@
 """Resumes a pod's run after a preemption: requests the machines again, installs the same commit and
-starts training with the same flags.
+starts the same program with the same flags.
 
 Example:
   python launch/tpu/resume.py --name cpt-l --forever
 
 With --forever, the program keeps running and repeats this until the run exits with status 0 (done)
-or 1 (invalid input); after a crash, it retries three times. The program may be stopped and started
-again at any time. launch/train.py resumes from its latest checkpoint, so its --workdir must survive
-the machines: use a bucket (install.py --bucket) or another shared disk.
+or 1 (invalid input), until it crashes for the fourth time within 24 hours, or until gcloud refuses
+a command. Without network, it tries again at growing intervals, up to ten minutes. The program may
+be stopped and started again at any time. launch/train.py resumes from its latest checkpoint, so its
+--workdir must survive the machines: use a bucket or another shared disk.
 """
 
 from absl import flags

@@ -1,8 +1,13 @@
-r"""Starts launch/train.py on all workers of a pod, in the background, with the flags after --.
+r"""Starts a program on all workers of a pod, in the background, with the flags after --.
 
 Example:
   python launch/tpu/start.py --name cpt-l -- --config=configs/cpt_l.py \
       --workdir=/mnt/bucket/runs/cpt_l
+
+The program is launch/train.py, or with --program launch/evaluate.py or launch/embed.py. --env sets
+an environment variable of it on all workers, such as LIBTPU_INIT_ARGS or CPT_JAX_CACHE; if a bucket
+is mounted, JAX_COMPILATION_CACHE_DIR is a folder of it by default. resume.py starts the same
+program in the same environment again.
 
 The workers find each other. Each writes its output to ~/cpt_jax/train.log and its exit status to
 ~/cpt_jax/exit_status. Only one run can be active on a pod.
@@ -18,19 +23,37 @@ from cpt_jax.pod import gcloud, workers
 from cpt_jax.runtime.errors import UserError
 
 _read_cloud = gcloud.define_pod_flags()
-_TRAIN_FLAGS: list[str] = []  # flags after --; filled before absl parses the others
+# A flag that each program needs, and an example of it.
+_REQUIRED_FLAGS = {
+    'train': ('config', '--config=configs/cpt_l.py'),
+    'evaluate': ('model', '--model=gs://my-bucket/runs/cpt_l'),
+    'embed': ('model', '--model=gs://my-bucket/runs/cpt_l --input=... --output=...'),
+}
+_PROGRAM = flags.DEFINE_enum(
+    'program', 'train', ['train', 'evaluate', 'embed'], 'Program in launch/ to start.'
+)
+_ENVIRONMENT = flags.DEFINE_multi_string(
+    'env', [], 'Environment variable of the program, as NAME=VALUE; may be repeated.'
+)
+_PROGRAM_FLAGS: list[str] = []  # flags after --; filled before absl parses the others
 flags.adopt_module_key_flags(gcloud)
 
 
 def main() -> None:
     cloud = _read_cloud()
     pod = cloud.pod
-    pod.train_flags = _TRAIN_FLAGS
-    if not any(re.match('--?config(=|$)', flag) for flag in _TRAIN_FLAGS):
+    for setting in _ENVIRONMENT.value:
+        if not re.match('[A-Za-z_][A-Za-z_0-9]*=', setting):
+            raise UserError(f'--env {setting!r}: must be NAME=VALUE, as LIBTPU_INIT_ARGS=...')
+    flag, example = _REQUIRED_FLAGS[_PROGRAM.value]
+    if not any(re.match(f'--?{flag}(=|$)', given) for given in _PROGRAM_FLAGS):
         raise UserError(
-            'flags of launch/train.py are missing: put them after --, as in -- '
-            '--config=configs/cpt_l.py'
+            f'flags of launch/{_PROGRAM.value}.py are missing: put them after --, as in -- '
+            f'{example}'
         )
+    pod.program = _PROGRAM.value
+    pod.environment = _ENVIRONMENT.value
+    pod.program_flags = _PROGRAM_FLAGS
     states = cloud.read_worker_states()
     if workers.combine_states(states) == workers.RUNNING:
         raise UserError(
@@ -40,11 +63,11 @@ def main() -> None:
         raise UserError(
             f'not every worker of {pod.name} has the code: run install.py --name {pod.name}'
         )
-    in_bucket = any('gs://' in flag or (pod.bucket and pod.mount in flag) for flag in _TRAIN_FLAGS)
-    if not in_bucket:
+    places = ('gs://', pod.mount) if pod.bucket else ('gs://',)
+    if not any(place in flag for flag in _PROGRAM_FLAGS for place in places):
         cloud.report(
-            'note: --workdir is not on a mounted bucket; unless it is on another shared disk, its '
-            'checkpoints are deleted with the machines'
+            'note: no flag names a bucket or its mount; unless the output is on another shared '
+            'disk, it is deleted with the machines'
         )
     cloud.start()
     cloud.save()
@@ -54,6 +77,6 @@ def main() -> None:
 def run() -> None:
     """Runs the program launch/tpu/start.py."""
     end = sys.argv.index('--') if '--' in sys.argv else len(sys.argv)
-    _TRAIN_FLAGS.extend(sys.argv[end + 1 :])
+    _PROGRAM_FLAGS.extend(sys.argv[end + 1 :])
     del sys.argv[end:]
     run_program(main)
