@@ -119,18 +119,14 @@ def count_work(run, batch) -> tuple[int, int, float]:
     import numpy as np
 
     from cpt_jax.model.flops import count_step_flops
+    from cpt_jax.training.utilization import count_tokens
 
-    layout = run.layout
-    # Segments count from 1 in each chunk of each part.
-    groups = np.asarray(batch.segments_JxRxS).reshape(layout.chunks * layout.parts, -1)
-    lengths = np.concatenate([np.bincount(segments)[1:] for segments in groups])
-    tokens = int(lengths.sum())
+    tokens, attended = count_tokens(np.asarray(batch.segments_JxRxS))
     pairs = int(np.sum(np.asarray(batch.ids_JxBxTxZ)[..., 0, 0] > 0))
-    attended = float(np.sum(lengths**2)) / tokens  # mean number of keys per query
     return (
         tokens,
         pairs,
-        count_step_flops(run.encoder_config, tokens, attended, pairs, layout.texts),
+        count_step_flops(run.encoder_config, tokens, attended, pairs, run.layout.texts),
     )
 
 

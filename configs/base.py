@@ -211,6 +211,13 @@ def get_config() -> ConfigDict:
     c.train.encode_chunks = 1
     # Advanced.
     c.train.log_every = 10  # steps between rows of metrics.jsonl
+    # First and last step that a profiler trace covers, as (10, 12), in WORKDIR/profile; (): none.
+    c.train.profile_steps = ()
+    # Options of XLA's compiler for the training step and its plan, as 'NAME=VALUE,NAME=VALUE'.
+    c.train.compiler_options = ''
+    # Project of Weights & Biases that gets the rows of metrics.jsonl too (needs the wandb package);
+    # '': none.
+    c.train.wandb = ''
 
     c.evaluation = ConfigDict()
     # Steps between evaluations on held-out data; 0: no evaluation. Measures retrieval; with
@@ -226,6 +233,8 @@ def get_config() -> ConfigDict:
     c.checkpoint = ConfigDict()
     # Steps between checkpoints. The last step and SIGTERM also save one.
     c.checkpoint.every_steps = 500
+    # Minutes after which a checkpoint is saved too, at a multiple of train.log_every; 0: off.
+    c.checkpoint.every_minutes = 0.0
     c.checkpoint.keep_latest = 2  # number of latest checkpoints to keep, to resume from
     c.checkpoint.keep_every = 5000  # keep checkpoints at multiples of this step forever; 0: none
     # Saves and keeps the checkpoint with the best held-out score, which is RUN@best.

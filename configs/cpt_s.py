@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
         }
     }
     c.train.batch_pairs = 12_288  # table 1
+    # 500 steps are minutes of cpt_s and hours of cpt_xl, so time bounds what a preemption costs.
+    c.checkpoint.every_minutes = 10
     c.model.width = 1024  # table 1
     # GPT-3 Medium, table 2.1 of arXiv 2005.14165. The cpt paper states neither layers nor heads.
     c.model.layers = 24

@@ -32,13 +32,13 @@ from cpt_jax.text.prompt_template import Representation
 from cpt_jax.training import loop, resolve
 from cpt_jax.training.sections import SECTION_FUNCTIONS, Train
 from cpt_jax.training.setup import set_up
+from cpt_jax.training.timing import TIMING_FIELDS
 
 OLD_RUNS = Path(__file__).parent / 'fixtures' / 'old_runs'
 EXPECTED = json.loads((OLD_RUNS / 'expected.json').read_text())
 ORIGINAL_FOLDER = '/fixture_runs'
 CONTRASTIVE = ('scratch', 'bert', 'lora')
 EXPORT_OPTIONS = {'dtype': 'float32', 'shard_bytes': 10**9, 'license_id': 'unknown'}
-TIMING_METRICS = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
 def describe_machine() -> dict[str, str]:
@@ -192,7 +192,7 @@ def test_run_resumes_with_the_same_results(runs, run):
     rows = [json.loads(line) for line in Path(run, 'metrics.jsonl').read_text().splitlines()]
     assert [row['step'] for row in rows] == [1, 2, 3, 4]
     for row, old_row in zip(rows, expected['rows'], strict=True):
-        metrics = {key: value for key, value in row.items() if key not in TIMING_METRICS}
+        metrics = {key: value for key, value in row.items() if key not in TIMING_FIELDS}
         assert metrics.keys() == old_row.keys()
         if SAME_MACHINE:
             assert metrics == old_row

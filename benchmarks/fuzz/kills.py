@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cpt_jax.training.timing import TIMING_FIELDS
 from fuzz.bit_flips import read_values
 from fuzz.small_run import STEPS, TRAIN_FLAGS, finish, start_program
 
 TEXTS = 3000
-TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
 class Victim(NamedTuple):
@@ -130,7 +130,7 @@ def _compare_runs(a: Path, b: Path) -> str:
 def _read_rows(run: Path) -> list[dict]:
     lines = (run / 'metrics.jsonl').read_text().splitlines()
     return [
-        {key: value for key, value in json.loads(line).items() if key not in TIMES}
+        {key: value for key, value in json.loads(line).items() if key not in TIMING_FIELDS}
         for line in lines
     ]
 

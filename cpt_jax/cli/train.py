@@ -30,6 +30,13 @@ _WORKDIR = flags.DEFINE_string(
     'Directory of the run. Default: runs/NAME for NAME.py and runs/NAME-ARGUMENT for '
     'NAME.py:ARGUMENT, where characters other than letters, digits and . _ = , + - become -.',
 )
+_PROFILE_PORT = flags.DEFINE_integer(
+    'profile_port',
+    0,
+    'Port at which each process serves profiler traces, for xprof or jax.profiler; 0: none.',
+    lower_bound=0,
+    upper_bound=65535,
+)
 _join_processes = define_process_flags()
 flags.declare_key_flag('config')
 
@@ -37,12 +44,15 @@ flags.declare_key_flag('config')
 def main() -> int:
     name, config, given = _read_config()
     from cpt_jax.training.loop import train
+    from cpt_jax.training.profiling import serve_traces
 
     use_compilation_cache()
     workdir = find_default_workdir(name)
     if _WORKDIR.value:
         workdir = make_path(_WORKDIR.value, '--workdir')
     with _join_processes():
+        if _PROFILE_PORT.value:
+            serve_traces(_PROFILE_PORT.value)
         return train(config.to_dict(), workdir, given)
 
 

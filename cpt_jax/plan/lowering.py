@@ -79,8 +79,16 @@ class LoweredStep:
     @property
     def model_flops(self) -> int:
         """Floating-point operations that a step needs; see model/flops.py."""
-        return self.objective.count_step_flops(
-            self.encoder_config, self.layout, self.train.batch_pairs, self.lora
+        layout = self.layout
+        return int(
+            self.objective.count_step_flops(
+                self.encoder_config,
+                layout.tokens,
+                layout.row_length,
+                self.train.batch_pairs,
+                layout.texts,
+                self.lora,
+            )
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from cpt_jax.plan.forecast import make_forecast
 from cpt_jax.plan.hlo.collectives import CollectiveSite, find_collectives
 from cpt_jax.plan.hlo.flops import count_flops
 from cpt_jax.plan.hlo.memory import count_needed_bytes, count_traffic, parse_refused_bytes
@@ -24,6 +25,7 @@ from cpt_jax.plan.topology import (
     get_topology_devices,
     locate_devices,
 )
+from cpt_jax.runtime.compiler_options import CompilerOptions, compile_with_options
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.hardware import Chip
 from cpt_jax.runtime.mesh import AXES
@@ -65,6 +67,9 @@ class ProgramPlan:
       network_seconds: lower bound of the seconds per step that the network needs.
       lower_bound_seconds: lower bound of the seconds per step, the largest of these three.
       mfu_bound: upper bound of model FLOP/s utilization, a fraction of the chips' peak.
+      forecast_seconds: forecast of the seconds per step; see plan/forecast.py.
+      mfu_forecast: model FLOP/s utilization of a step that takes these seconds.
+      notable: what takes a notable share of these seconds.
       compile_seconds: seconds that compilation took.
       jax: version of JAX.
       libtpu: version of libtpu.
@@ -89,6 +94,9 @@ class ProgramPlan:
     network_seconds: float | None
     lower_bound_seconds: float | None
     mfu_bound: float | None
+    forecast_seconds: float | None
+    mfu_forecast: float | None
+    notable: Sequence[str] | None
     compile_seconds: float
     jax: str
     libtpu: str
@@ -146,7 +154,14 @@ def make_plan(
         raise ValueError('the step was lowered with trace=False')
     on_start()
     return Plan(
-        **compile_and_measure(step.lowered, step.mesh, topology, slices, step.model_flops),
+        **compile_and_measure(
+            step.lowered,
+            step.mesh,
+            topology,
+            slices,
+            step.model_flops,
+            options=step.train.parsed_compiler_options,
+        ),
         params=step.parameters,
         trained_params=step.trained_parameters,
         trained_bytes_per_chip=chip.devices
@@ -169,6 +184,7 @@ def compile_and_measure(
     slices: int,
     model_flops: int,
     other_bytes: int = 0,
+    options: CompilerOptions | None = None,
 ) -> dict[str, Any]:
     """Compiles a program; returns the fields of `ProgramPlan` that do not depend on its purpose.
 
@@ -179,13 +195,14 @@ def compile_and_measure(
       slices: number of slices of this topology.
       model_flops: floating-point operations that the model needs; see model/flops.py.
       other_bytes: bytes per device that are in use in addition to those of the program.
+      options: options of the compiler.
 
     Raises:
       UserError: libtpu fails for a reason other than memory.
     """
     chip = find_topology_chip(topology)
     start = time.perf_counter()
-    compiled, needed = _compile_program(lowered)
+    compiled, needed = _compile_program(lowered, options or {})
     seconds = time.perf_counter() - start
     total_bytes = chip.devices * (needed + other_bytes)
     measured = _measure_program(compiled, mesh, model_flops, chip, slices) if compiled else {}
@@ -209,17 +226,20 @@ def compile_and_measure(
 # Fields of ProgramPlan that are None if the program cannot be compiled.
 _COMPILED_FIELDS = (
     'compiled_flops_per_step', 'collectives', 'compute_seconds', 'memory_seconds',
-    'network_seconds', 'lower_bound_seconds', 'mfu_bound',
+    'network_seconds', 'lower_bound_seconds', 'mfu_bound', 'forecast_seconds', 'mfu_forecast',
+    'notable',
 )  # fmt: skip
 
 
-def _compile_program(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled | None, int]:
+def _compile_program(
+    lowered: jax.stages.Lowered, options: CompilerOptions
+) -> tuple[jax.stages.Compiled | None, int]:
     """Returns the compiled program and its bytes of memory per device.
 
     If the program needs too much memory, returns None and the bytes that the compiler asked for.
     """
     try:
-        compiled = lowered.compile()
+        compiled = compile_with_options(lowered, options)
     except jax.errors.JaxRuntimeError as error:
         refused = parse_refused_bytes(error)
         if refused is None:
@@ -248,6 +268,8 @@ def _measure_program(
     memory = count_traffic(module) * chip.devices / chip.hbm_rate
     network = compute_network_seconds(sites, positions, chip)
     bound = max(compute, memory, network)
+    forecast = make_forecast(module, sites, positions, chip)
+    seconds = max(bound, forecast.seconds)
     return {
         'compiled_flops_per_step': flops.total * len(devices),
         'uncounted': (*flops.uncounted, *_note_conditionals(module)),
@@ -257,6 +279,9 @@ def _measure_program(
         'network_seconds': network,
         'lower_bound_seconds': bound,
         'mfu_bound': model_flops / (chips * chip.flops * bound),
+        'forecast_seconds': seconds,
+        'mfu_forecast': model_flops / (chips * chip.flops * seconds),
+        'notable': forecast.notes,
     }
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpt_jax.plan.embedding import AnyPlan, EmbeddingPlan
+from cpt_jax.plan.forecast import PUBLISHED_MFU
 from cpt_jax.plan.planning import Plan
 
 _BINARY = (('GiB', 2**30), ('MiB', 2**20), ('KiB', 2**10))
@@ -115,7 +116,19 @@ def _list_time_rows(plan: AnyPlan, step: str) -> list[tuple[str, str]]:
             f'a {step}',
             f'{bound}, limited by {limit}; MFU {100 * mfu:.1f} % at most',
         ),
+        ('forecast', _describe_forecast(plan)),
     ]
+
+
+def _describe_forecast(plan: AnyPlan) -> str:
+    seconds = format_seconds(plan.forecast_seconds or 0.0)
+    text = f'{seconds}, MFU {100 * (plan.mfu_forecast or 0.0):.1f} %'
+    if published := PUBLISHED_MFU.get(plan.topology.partition(':')[0]):
+        text += (
+            f' (MaxText measured {100 * published.low:.0f} to {100 * published.high:.0f} % on this '
+            f'chip: {published.models})'
+        )
+    return text
 
 
 def _format_collectives(plan: AnyPlan) -> list[str]:
@@ -154,6 +167,7 @@ def _format_notes(plan: AnyPlan) -> list[str]:
             f'chunk. For an exact plan, set --config.data.rows=N to the number of rows that a run '
             f'with your data prints at its start.'
         )
+    notes += [f'Notable: {note}.' for note in plan.notable or ()]
     if plan.uncounted:
         notes.append(f'Not counted in the arithmetic: {", ".join(plan.uncounted)}.')
     if any(row['summed'] for row in plan.collectives or ()):

@@ -39,6 +39,7 @@ class Checkpoints:
 
     Attributes:
       keeps_best: whether the checkpoint with the highest score is kept.
+      every_minutes: see `__init__`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Checkpoints:
         keep_latest: int,
         keep_every: int,
         keep_best: bool = False,
+        every_minutes: float = 0.0,
     ):
         """Opens a directory for training.
 
@@ -62,14 +64,17 @@ class Checkpoints:
           keep_latest: number of latest checkpoints to keep, to resume from.
           keep_every: checkpoints at multiples of this step are kept forever; 0 keeps none.
           keep_best: whether to keep the checkpoint that was saved with the highest score.
+          every_minutes: a save is also due after this time; 0: not. `is_due` does not look at it,
+            because the processes of a run must agree on the time; see SaveTimer.
 
         Raises:
-          UserError: one of the three numbers is too small.
+          UserError: one of the numbers is too small.
         """
         for key, value, minimum in [
             ('every_steps', every_steps, 1),
             ('keep_latest', keep_latest, 1),
             ('keep_every', keep_every, 0),
+            ('every_minutes', every_minutes, 0),
         ]:
             if value < minimum:
                 raise UserError(f'checkpoint.{key}={value}: must be {minimum} or more')
@@ -77,6 +82,7 @@ class Checkpoints:
         self._tokenizer_file = tokenizer_file
         self._metadata = about
         self.keeps_best = keep_best
+        self.every_minutes = every_minutes
         policies: list[Any] = [_KEEP.LatestN(keep_latest)]
         if keep_every:
             policies.append(_KEEP.EveryNSteps(keep_every))

@@ -68,6 +68,16 @@ class RunDir:
         return self.path / 'tensorboard'
 
     @property
+    def profile(self) -> Path:
+        """The folder with the profiler's traces."""
+        return self.path / 'profile'
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of the run in Weights & Biases, as text."""
+        return self.path / 'wandb_id.txt'
+
+    @property
     def evaluation_events(self) -> Path:
         """The event file with the scores of all evaluated checkpoints."""
         return self.tensorboard / 'eval' / 'events.out.tfevents.0.results'

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.data.batch import Batch, Layout
+from cpt_jax.data.batch import Batch
 from cpt_jax.data.equality import IDS_PER_TEXT, resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.pairs import Pair, Source
@@ -189,9 +189,15 @@ class Contrastive:
         return IDS_PER_TEXT[data.equality_rule]
 
     def count_step_flops(
-        self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
-    ) -> int:
-        return count_step_flops(config, layout.tokens, layout.row_length, pairs, layout.texts, lora)
+        self,
+        config: EncoderConfig,
+        tokens: int,
+        row_length: float,
+        pairs: int,
+        texts: int,
+        lora: LoRA,
+    ) -> float:
+        return count_step_flops(config, tokens, row_length, pairs, texts, lora)
 
     def make_scorer(self, held_out: HeldOut, params: ContrastiveParams) -> Scorer:
         embedder = make_embedder(params, held_out)

@@ -179,9 +179,15 @@ class LanguageModel:
         return 1
 
     def count_step_flops(
-        self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
-    ) -> int:
-        return count_language_model_flops(config, layout.tokens, layout.row_length)
+        self,
+        config: EncoderConfig,
+        tokens: int,
+        row_length: float,
+        pairs: int,
+        texts: int,
+        lora: LoRA,
+    ) -> float:
+        return count_language_model_flops(config, tokens, row_length)
 
     def make_scorer(self, held_out: HeldOut, params: LanguageParams) -> Scorer:
         tokenizer = held_out.tokenizer

@@ -21,12 +21,17 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.paths import make_absolute
 from cpt_jax.training.heldout_scores import HeldoutScores
 from cpt_jax.training.objective import Scorer
-from cpt_jax.training.recording import Clock, Recorder
+from cpt_jax.training.profiling import StepProfiler
+from cpt_jax.training.recording import Recorder
+from cpt_jax.training.save_timer import SaveTimer
 from cpt_jax.training.setup import Run, set_up_on_all_processes
 from cpt_jax.training.sizes import check_given_sizes
 from cpt_jax.training.start import make_starting_state
 from cpt_jax.training.startup import ChosenKeys, format_startup_table
 from cpt_jax.training.step import StepPrograms, TrainState
+from cpt_jax.training.timing import Clock, StepTimes
+from cpt_jax.training.utilization import Utilization
+from cpt_jax.training.wandb_rows import WandbRows
 
 
 def train(config: Mapping[str, Any], workdir: Path, given: Collection[str] = ()) -> int:
@@ -125,6 +130,7 @@ class _Loop:
       recorded_step: step of the last recorded row.
       recorded_seconds: training seconds at the last recorded row.
       unrecorded: sums over the steps since the last recorded row.
+      is_save_due: whether a checkpoint is due after the current step.
     """
 
     def __init__(
@@ -140,9 +146,14 @@ class _Loop:
         self.first_step = first_step
         self.step = first_step
         is_writer = jax.process_index() == 0
-        self.recorder = Recorder(run.directory, first_step, run.train.steps, is_writer)
-        last = self.recorder.earlier[-1] if self.recorder.earlier else {}
-        self.clock = Clock(last.get('seconds', 0.0), last.get('paused_seconds', 0.0))
+        wandb = None
+        if run.train.wandb and is_writer:
+            wandb = WandbRows(run.train.wandb, run.directory, run.provenance.config)
+        self.recorder = Recorder(run.directory, first_step, run.train.steps, is_writer, wandb)
+        self.clock = Clock(self.recorder.earlier[-1] if self.recorder.earlier else None)
+        self.step_times = StepTimes(self.clock)
+        self.utilization = Utilization(run)
+        self.profiler = StepProfiler(run.train.profile_steps, run.directory.profile)
         self.heldout = HeldoutScores(
             run.objective.main_score,
             run.evaluation.patience,
@@ -158,6 +169,8 @@ class _Loop:
         self.recorded_seconds = self.clock.trained
         self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0}
         self.scorer: Scorer | None = None
+        self.save_timer = SaveTimer(checkpoints.every_minutes, run.train.log_every)
+        self.is_save_due = False
 
     def run_to_end(self, state: TrainState) -> int:
         """Runs the remaining steps; returns the exit status."""
@@ -172,6 +185,7 @@ class _Loop:
             self.recorder.log(f'error: {error}')
             raise
         finally:
+            self.profiler.close()
             self.recorder.close()
 
     def _run_steps(self, state: TrainState) -> int:
@@ -183,13 +197,17 @@ class _Loop:
             return 0
         upcoming = self.run.iterate_batches_after(self.first_step)
         for step in range(self.first_step + 1, self.run.train.steps + 1):
-            batch = place_batch(next(upcoming), self.run.mesh, self.run.layout)
-            with self.clock.pause():
+            with self.step_times.wait_for_data():
+                own_part = next(upcoming)
+            self.utilization.add(own_part)
+            batch = place_batch(own_part, self.run.mesh, self.run.layout)
+            with self.clock.pause('compile'):
                 program = self.programs(state, batch)
             # Compiling a large model takes minutes, so SIGTERM is likely to arrive meanwhile. There
             # is nothing to save before the first step.
             if step == self.first_step + 1 and self.preemption.is_requested():
                 return EXIT_PREEMPTED
+            self.profiler.start_before(step)
             # An accidental transfer between host and device would make the step wait.
             with jax.transfer_guard('disallow'):
                 state, metrics = program(state, batch)
@@ -201,6 +219,8 @@ class _Loop:
             if self.pending:
                 self._record(*self._read_pending(), {})
             self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, metrics)
+            self.profiler.stop_after(step, metrics)
+            self.step_times.end_step()
             self.recorder.advance(1)
             self.step = step
             if self._is_pause_due(step):
@@ -240,7 +260,7 @@ class _Loop:
         """Records the held-out scores before the first step; returns False after SIGTERM."""
         scores = self._evaluate(state)
         if scores:
-            start = {'pairs_seen': 0, 'seconds': 0.0, 'paused_seconds': self.clock.paused}
+            start = {'pairs_seen': 0} | self.clock.make_row() | {'seconds': 0.0}
             self.heldout.add(0, scores)
             self.recorder.write(0, start | scores)
             self.recorder.print_line(f'step 0: {self.run.objective.format_heldout(scores)}')
@@ -263,12 +283,11 @@ class _Loop:
         return bool(scores)
 
     def _is_pause_due(self, step: int) -> bool:
-        return (
-            self.preemption.should_stop_after(step)
-            or self._is_last(step)
-            or self._is_evaluation_due(step)
-            or self.checkpoints.is_due(step)
-        )
+        # Each of these calls is made on all processes at the same steps.
+        should_stop = self.preemption.should_stop_after(step)
+        is_time_up = self.save_timer.is_due(step)
+        self.is_save_due = self._is_last(step) or is_time_up or self.checkpoints.is_due(step)
+        return should_stop or self.is_save_due or self._is_evaluation_due(step)
 
     def _is_last(self, step: int) -> bool:
         return step == self.run.train.steps
@@ -300,8 +319,9 @@ class _Loop:
             scores = scores | {STOPPED_EARLY: 1.0}
         self._record(*metrics, scores, stops_here)
         self.recorder.flush()
-        if stops_here or is_best or self._is_last(step) or self.checkpoints.is_due(step):
-            with self.clock.pause():
+        if stops_here or is_best or self.is_save_due:
+            self.save_timer.restart()
+            with self.clock.pause('save'):
                 self.checkpoints.save(step, state._replace(frozen=None), score)
                 if is_best:
                     self._write_best()
@@ -316,7 +336,7 @@ class _Loop:
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         """Returns the held-out scores; an empty dict if SIGTERM arrived during the evaluation."""
-        with self.clock.pause():
+        with self.clock.pause('evaluate'):
             if self.scorer is None:
                 self.scorer = self.run.objective.make_scorer(self.run.held_out, state.all_params)
             try:
@@ -374,9 +394,10 @@ class _Loop:
             'pairs_seen': step * run.train.batch_pairs,
             'pairs_per_second': (step - self.recorded_step) * run.train.batch_pairs / passed,
             'tokens_per_second': self.unrecorded['tokens'] / passed,
-            'seconds': seconds,
-            'paused_seconds': self.clock.paused,
         }
+        row |= (
+            self.clock.make_row() | self.step_times.take_row() | self.utilization.take_row(passed)
+        )
         self.recorded_step = step
         self.recorded_seconds = seconds
         self.unrecorded = dict.fromkeys(self.unrecorded, 0.0)

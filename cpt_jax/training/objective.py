@@ -144,9 +144,25 @@ class Objective(Protocol):
         """Returns the number of ids by which a text of a batch is compared with others."""
 
     def count_step_flops(
-        self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
-    ) -> int:
-        """Returns the floating-point operations that a step needs; see model/flops.py."""
+        self,
+        config: EncoderConfig,
+        tokens: int,
+        row_length: float,
+        pairs: int,
+        texts: int,
+        lora: LoRA,
+    ) -> float:
+        """Returns the floating-point operations that a step needs; see model/flops.py.
+
+        Args:
+          config: architecture of the encoder.
+          tokens: columns of all rows of a step, or its tokens without padding.
+          row_length: keys that a query attends to: columns of a row, or the mean over tokens of the
+            length of their texts.
+          pairs: pairs of the global batch.
+          texts: texts of a pair: x, y and hard negatives.
+          lora: the `lora` section.
+        """
 
     def make_scorer(self, held_out: HeldOut, params: Any) -> Scorer:
         """Returns the function that computes held-out scores, for parameters shaped as `params`."""

@@ -1,9 +1,8 @@
-"""Records of a run: metrics.jsonl, TensorBoard events, a log, a progress bar and a clock."""
+"""Records of a run: metrics.jsonl, TensorBoard events, a log and a progress bar."""
 
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -14,36 +13,10 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.event_files import EventWriter
 from cpt_jax.storage.growing_file import GrowingFile
 from cpt_jax.storage.json_rows import describe_damage, read_step_rows, select_numbers
+from cpt_jax.training.wandb_rows import WandbRows
 
 # Minimum time between two progress lines if the output is not a terminal.
 SECONDS_BETWEEN_LINES = 30
-
-
-class Clock:
-    """Measures the seconds of training and of pauses (evaluation, checkpoints, compilation).
-
-    The seconds before the run was resumed are included.
-
-    Attributes:
-      paused: seconds spent inside `pause()`.
-    """
-
-    def __init__(self, trained: float = 0.0, paused: float = 0.0):
-        self._start = time.perf_counter()
-        self._before = trained + paused
-        self.paused = paused
-
-    @property
-    def trained(self) -> float:
-        """Seconds outside of pauses."""
-        return self._before + time.perf_counter() - self._start - self.paused
-
-    @contextmanager
-    def pause(self) -> Iterator[None]:
-        """Counts the time spent in the context as paused."""
-        start = time.perf_counter()
-        yield
-        self.paused += time.perf_counter() - start
 
 
 class Recorder:
@@ -55,11 +28,26 @@ class Recorder:
       earlier: the rows recorded before the run was resumed; [] for a new run.
     """
 
-    def __init__(self, directory: RunDir, first_step: int, steps: int, is_writer: bool):
+    def __init__(
+        self,
+        directory: RunDir,
+        first_step: int,
+        steps: int,
+        is_writer: bool,
+        wandb: WandbRows | None = None,
+    ):
         """Opens the records of a run that resumes after `first_step` steps.
 
         Rows of later steps, written before the run was killed, are dropped.
+
+        Args:
+          directory: the run's directory.
+          first_step: number of steps that are done.
+          steps: number of steps of the whole run.
+          is_writer: whether this process writes.
+          wandb: a further place for the rows.
         """
+        self._wandb = wandb
         self._metrics: GrowingFile | None = None
         self._events: EventWriter | None = None
         self._log: GrowingFile | None = None
@@ -85,6 +73,8 @@ class Recorder:
             return
         self._metrics.append((json.dumps({'step': step, **row}) + '\n').encode())
         self._events.write_row(step, row)
+        if self._wandb is not None:
+            self._wandb.write(step, row)
 
     def advance(self, steps: int) -> None:
         """Advances the progress bar, and writes the rows that wait if that is due."""
@@ -136,6 +126,8 @@ class Recorder:
     def close(self) -> None:
         self._bar.close()
         self.flush()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def drop_rows_after(path: Path, step: int) -> list[dict[str, float]]:

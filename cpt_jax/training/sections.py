@@ -11,11 +11,13 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runs.config import check_section, get_defaults
 from cpt_jax.runs.config_types import check_type
+from cpt_jax.runtime.compiler_options import CompilerOptions, parse_compiler_options
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import Prompt
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training.optimizer import make_optimizer
+from cpt_jax.training.wandb_rows import check_wandb
 
 LARGEST = 2**31 - 1  # steps and indices are int32
 MAX_ROW_LENGTH = 1_000_000  # a larger number is a mistake
@@ -81,6 +83,15 @@ class Data:
         return self.token_cache_mib << 20
 
 
+def is_step_range(steps: tuple[int, ...]) -> bool:
+    """Returns whether a value is a first and a last step."""
+    return (
+        len(steps) == 2
+        and all(isinstance(step, int) for step in steps)
+        and 1 <= steps[0] <= steps[1]
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Train:
     """The `train` section; configs/base.py documents each key."""
@@ -90,11 +101,26 @@ class Train:
     encode_chunks: int = 1
     log_every: int = 10
     epochs: float = 0.0
+    profile_steps: tuple[int, ...] = ()
+    compiler_options: str = ''
+    wandb: str = ''
 
     def __post_init__(self):
         _check_minimum(
             'train', self, steps=1, batch_pairs=1, encode_chunks=1, log_every=1, epochs=0
         )
+        if self.profile_steps and not is_step_range(self.profile_steps):
+            raise UserError(
+                f'train.profile_steps={self.profile_steps!r}: must be the first and the last step '
+                f'to trace, as (10, 12), or ()'
+            )
+        check_wandb(self.wandb)
+        parse_compiler_options(self.compiler_options)
+
+    @property
+    def parsed_compiler_options(self) -> CompilerOptions:
+        """XLA's options for the training step, by name."""
+        return parse_compiler_options(self.compiler_options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.parameter import join_frozen, split_frozen
+from cpt_jax.runtime.compiler_options import compile_with_options
 from cpt_jax.runtime.mesh import shardings
 from cpt_jax.training.objective import Objective, Params
 from cpt_jax.training.resolve import Resolved
@@ -113,6 +114,7 @@ class StepPrograms:
 
     def __init__(self, run: Resolved):
         self._step = make_step(run.objective, run.optimizer, run.schedule, run.seed)
+        self._options = run.train.parsed_compiler_options
         self._compiled: dict[int, jax.stages.Compiled] = {}
 
     def __call__(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
@@ -124,5 +126,5 @@ class StepPrograms:
         rows = batch.tokens_JxRxS.shape[1]
         if rows not in self._compiled:
             step = jax.jit(self._step, donate_argnums=0, out_shardings=(shardings(state), None))
-            self._compiled[rows] = step.lower(state, batch).compile()
+            self._compiled[rows] = compile_with_options(step.lower(state, batch), self._options)
         return self._compiled[rows]

@@ -54,6 +54,12 @@ def test_fields_of_a_plan_are_consistent(scanned):
         scanned.model_flops_per_step / (4 * 197e12 * scanned.lower_bound_seconds)
     )
     assert 0 < scanned.mfu_bound < 1 and scanned.uncounted == ()
+    # One after another is slower than side by side, and at most as slow as all three sums together.
+    parts = scanned.compute_seconds + scanned.memory_seconds + scanned.network_seconds
+    assert scanned.lower_bound_seconds <= scanned.forecast_seconds
+    assert scanned.forecast_seconds < 2 * parts
+    assert scanned.mfu_forecast <= scanned.mfu_bound
+    assert 'MaxText measured 56 to 67 %' in format_plan(scanned)
 
 
 def test_collectives_of_sharded_weights(scanned):
@@ -96,7 +102,7 @@ def test_plan_of_a_model_that_does_not_fit_says_so(tiny, libtpu):
     assert missing == {
         'compiled_flops_per_step', 'collectives', 'compute_seconds', 'memory_seconds',
         'network_seconds', 'lower_bound_seconds',
-        'mfu_bound',
+        'mfu_bound', 'forecast_seconds', 'mfu_forecast', 'notable',
     }  # fmt: skip
     text = format_plan(plan)
     assert 'does not fit' in text and all(
@@ -122,7 +128,7 @@ def test_configs_that_do_not_fit_the_topology_are_refused(tiny, libtpu, changes,
 class FailingProgram:
     """A program on which the compiler fails."""
 
-    def compile(self):
+    def compile(self, compiler_options=None):
         from jax.errors import JaxRuntimeError
 
         raise JaxRuntimeError('INTERNAL: Mosaic failed')
@@ -130,7 +136,7 @@ class FailingProgram:
 
 def test_other_compiler_failures_are_user_errors(libtpu):
     with pytest.raises(UserError, match='does not compile this program: INTERNAL: Mosaic failed'):
-        planning._compile_program(FailingProgram())
+        planning._compile_program(FailingProgram(), {})
 
 
 def test_table_contains_all_results(scanned):

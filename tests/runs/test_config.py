@@ -95,6 +95,7 @@ def test_run_resumes_with_the_same_config(tmp_path):
 
 ALLOWED = {
     'train__steps': 20, 'train__epochs': 2.0, 'train__log_every': 1, 'train__encode_chunks': 2,
+    'train__profile_steps': [3, 4], 'train__compiler_options': 'xla_a=1', 'train__wandb': 'p',
     'checkpoint__every_steps': 9, 'checkpoint__keep': 1,
     'evaluation__every_steps': 0, 'mesh__data': 2, 'loss__form': 'chunked', 'loss__chunks': 4,
     'model__remat': 'none',

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -89,6 +90,67 @@ def test_rows_include_pairs_dropped_in_steps_without_a_row(config_file, tmp_path
         dropped[log_every] = [json.loads(line)['dropped_pairs'] for line in lines]
     assert len(dropped[1]) == 3 and min(dropped[1]) > 0
     assert dropped[100] == [sum(dropped[1])]
+
+
+# A module that stands in for wandb, and writes what it is given to a file.
+WANDB = """import json
+
+class Run:
+    def __init__(self, **given):
+        self.write(given)
+    def write(self, line):
+        with open(FILE, 'a') as file:
+            print(json.dumps(line), file=file)
+    def log(self, row, step):
+        self.write({'step': step, **row})
+    def finish(self):
+        self.write('finished')
+
+init = Run
+"""
+
+
+def test_trace_options_and_rows_elsewhere(config_file, tmp_path, monkeypatch):
+    config = load_config(config_file)
+    config['model']['layers'] = 1
+    config['evaluation']['every_steps'] = 0
+    config['train'] |= {'steps': 5, 'log_every': 2, 'wandb': 'mine'}
+    config['checkpoint'] |= {'every_steps': 100, 'every_minutes': 1e-9, 'keep_latest': 9}
+    with pytest.raises(UserError, match="train.wandb='mine': wandb is not installed"):
+        loop.train(config, tmp_path / 'run')
+    (tmp_path / 'modules').mkdir()
+    sent = tmp_path / 'sent'
+    (tmp_path / 'modules' / 'wandb.py').write_text(f'FILE = {str(sent)!r}\n' + WANDB)
+    monkeypatch.syspath_prepend(tmp_path / 'modules')
+    config['train'] |= {
+        'profile_steps': [2, 3],
+        'compiler_options': 'xla_llvm_disable_expensive_passes=true',
+    }
+    assert loop.train(config, tmp_path / 'run') == 0
+    rows = [
+        json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()
+    ]
+    start, *lines, end = [json.loads(line) for line in sent.read_text().splitlines()]
+    assert start['project'] == 'mine' and start['config'] and len(start['id']) == 8
+    assert lines == rows and end == 'finished'
+    assert [row['step'] for row in rows] == [2, 4, 5]
+    assert checkpoint.list_steps(tmp_path / 'run' / 'checkpoints') == [2, 4, 5]
+    last = rows[-1]
+    parts = sum(last[f'{kind}_seconds'] for kind in ('compile', 'evaluate', 'save'))
+    assert last['paused_seconds'] == pytest.approx(parts)
+    assert last['compile_seconds'] > 0
+    assert last['goodput'] == last['seconds'] / (last['seconds'] + last['paused_seconds'])
+    assert 0 <= last['data_wait_seconds'] <= last['step_seconds_max'] <= last['seconds']
+    (trace,) = (tmp_path / 'run' / 'profile').rglob('*.xplane.pb')
+    planes = jax.profiler.ProfileData.from_file(str(trace)).planes
+    assert any(True for plane in planes for line in plane.lines for _ in line.events)
+    # Another start of the run goes on with the same run of wandb.
+    config['train'] |= {'steps': 6, 'profile_steps': ()}
+    assert loop.train(config, tmp_path / 'run') == 0
+    again = [json.loads(line) for line in sent.read_text().splitlines()]
+    assert [line['id'] for line in again if 'id' in line] == [start['id']] * 2
+    with pytest.raises(UserError, match=r'train.profile_steps=.3, 2.: must be the first and'):
+        loop.train(config | {'train': config['train'] | {'profile_steps': (3, 2)}}, tmp_path / 'b')
 
 
 def test_callback_between_batches_can_stop_an_evaluation():

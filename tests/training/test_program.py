@@ -31,12 +31,11 @@ from cpt_jax.storage.paths import as_path
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training import loop
 from cpt_jax.training.setup import set_up
+from cpt_jax.training.timing import TIMING_FIELDS
 from tests.programs import Program, finish
 from tests.training.conftest import start, write_config
 
 pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
-
-TIMES = {'seconds', 'paused_seconds', 'pairs_per_second', 'tokens_per_second'}
 
 
 def read_rows(workdir: Path, without: str = 'none') -> list[dict]:
@@ -46,7 +45,7 @@ def read_rows(workdir: Path, without: str = 'none') -> list[dict]:
     lines = (workdir / 'metrics.jsonl').read_text().splitlines()
 
     def is_kept(key):
-        return key not in TIMES and not key.startswith(without)
+        return key not in TIMING_FIELDS and not key.startswith(without)
 
     rows = [json.loads(line) for line in lines]
     return [
@@ -262,12 +261,15 @@ def finished_by_two(config_file, tmp_path_factory) -> Path:
 def test_two_processes_train_as_one(launch, finished_by_two, tmp_path):
     """Tested with the model replicated on both processes, and with its parameters sharded."""
     three_steps = *COPIES, '--config.train.steps=3'
+    # The first process's clock decides when both save.
+    timed = '--config.checkpoint.every_minutes=1e-9', '--config.checkpoint.keep_latest=3'
     finish_all(
         [
             launch('one', *three_steps, devices=2),
-            *launch_two_processes(launch, 'copies', *three_steps, devices=1),
+            *launch_two_processes(launch, 'copies', *three_steps, *timed, devices=1),
         ]
     )
+    assert checkpoint.list_steps(tmp_path / 'copies' / 'checkpoints') == [1, 2, 3]
     one = tmp_path / 'one'
     for two in (tmp_path / 'copies', finished_by_two):
         # Adding two numbers gives the same result over Gloo as in one process, but the programs are

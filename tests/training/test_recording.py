@@ -3,11 +3,10 @@
 import json
 import struct
 
-import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from cpt_jax.runs.run_dir import RunDir
-from cpt_jax.training.recording import Clock, Recorder, drop_rows_after
+from cpt_jax.training.recording import Recorder, drop_rows_after
 
 
 def read_rows(workdir):
@@ -28,35 +27,6 @@ def read_points(workdir) -> set[tuple[str, int, float]]:
             points |= {(value.tag, event.step, value.simple_value) for value in event.summary.value}
             data = data[16 + length :]
     return points
-
-
-@pytest.fixture
-def now(monkeypatch):
-    """A list whose only element is the time that the clock reads, in seconds."""
-    seconds = [100.0]
-    monkeypatch.setattr('cpt_jax.training.recording.time.perf_counter', lambda: seconds[0])
-    return seconds
-
-
-def test_pauses_do_not_count_as_training(now):
-    clock = Clock()
-    now[0] += 5
-    with clock.pause():
-        now[0] += 7
-    now[0] += 1
-    assert (clock.trained, clock.paused) == (6, 7)
-    with clock.pause():
-        now[0] += 2
-    assert (clock.trained, clock.paused) == (6, 9)
-
-
-def test_clock_of_a_resumed_run_starts_from_earlier_times(now):
-    clock = Clock(40.0, 30.0)
-    assert (clock.trained, clock.paused) == (40, 30)
-    now[0] += 5
-    with clock.pause():
-        now[0] += 7
-    assert (clock.trained, clock.paused) == (45, 37)
 
 
 def test_damaged_lines_in_the_middle_are_reported_and_the_rest_is_kept(tmp_path, capsys):

@@ -38,6 +38,8 @@ class CollectiveSite:
       groups: device numbers of each group that exchanges data; for a collective-permute, pairs
         (from, to).
       members: number of devices of a group.
+      dtype: dtype of the payload, such as 'f32' or 'bf16'.
+      is_async: whether the program computes other things between its start and its end.
       backward: whether it belongs to the backward pass of the encoder. The recomputed forward pass
         does not, and neither does the loss, which exchanges gradients of embeddings once per step
         (in a shard_map).
@@ -52,6 +54,8 @@ class CollectiveSite:
     groups: tuple[tuple[int, ...], ...]
     members: int
     backward: bool
+    dtype: str = ''
+    is_async: bool = False
 
     def is_gradient(self, mesh_shape: Sequence[int], tensor_axis: int) -> bool:
         """Returns whether the collective reduces the gradient of parameters.
@@ -114,6 +118,10 @@ def find_collectives(module: Module, devices: int, slices: int = 1) -> list[Coll
 def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> CollectiveSite:
     groups = parse_replica_groups(executed.instruction.attributes, devices)
     members = 2 if kind == 'collective-permute' else len(groups[0])
+    is_async = (
+        executed.instruction.opcode.endswith('-start')
+        or '"async_collective_fusion_config"' in executed.instruction.attributes
+    )
     payload = sum(
         array.bytes
         for index in range(len(executed.instruction.operands))
@@ -136,6 +144,8 @@ def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> Collec
         groups,
         members,
         _is_backward(executed),
+        executed.get_operand_arrays(0)[0].dtype,
+        is_async,
     )
 
 
@@ -157,6 +167,8 @@ def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) ->
         (),
         slices,
         _is_backward(executed),
+        executed.get_operand_arrays(0)[0].dtype,
+        is_async=True,  # by the hosts
     )
 
 

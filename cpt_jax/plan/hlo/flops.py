@@ -37,19 +37,28 @@ def count_flops(module: Module) -> StepFlops:
     Raises:
       HloError: see `iterate_executed`.
     """
-    total, uncounted = 0, {}
+    total = 0
+    uncounted = {}
     for executed in iterate_executed(module):
-        opcode = executed.instruction.opcode
-        if opcode == 'convolution':
-            total += executed.times * count_convolution_flops(executed)
-        elif opcode == 'dot':
-            total += executed.times * count_dot_flops(executed)
-        elif executed.kernel:
-            kernel_flops = _read_kernel_flops(executed)
-            total += executed.times * (kernel_flops or 0)
-            if kernel_flops is None:
-                uncounted[executed.kernel] = True
+        flops = count_own_flops(executed)
+        total += executed.times * (flops or 0)
+        if flops is None:
+            uncounted[executed.kernel or ''] = True
     return StepFlops(total, tuple(uncounted))
+
+
+def count_own_flops(executed: ExecutedInstruction) -> int | None:
+    """Counts the operations of one execution of an instruction, without those that it calls.
+
+    Returns:
+      The operations, or None for a kernel without a cost estimate.
+    """
+    opcode = executed.instruction.opcode
+    if opcode == 'convolution':
+        return count_convolution_flops(executed)
+    if opcode == 'dot':
+        return count_dot_flops(executed)
+    return _read_kernel_flops(executed) if executed.kernel else 0
 
 
 def count_dot_flops(executed: ExecutedInstruction) -> int:

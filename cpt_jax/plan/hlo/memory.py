@@ -66,13 +66,14 @@ def count_traffic(module: Module) -> int:
       HloError: see `iterate_executed`.
     """
     return sum(
-        executed.times * _count_moved_bytes(executed)
+        executed.times * count_moved_bytes(executed)
         for executed in iterate_executed(module)
         if not executed.fused
     )
 
 
-def _count_moved_bytes(executed: ExecutedInstruction) -> int:
+def count_moved_bytes(executed: ExecutedInstruction) -> int:
+    """Returns the bytes that one execution of an instruction outside of fusions moves."""
     instruction = executed.instruction
     opcode = instruction.opcode.removesuffix('-start')
     if instruction.opcode in _NO_TRAFFIC or executed.is_bookkeeping:

@@ -1,0 +1,68 @@
+"""Model FLOPs utilization (MFU) of a run's steps, for the rows of metrics.jsonl."""
+
+import jax
+import numpy as np
+
+from cpt_jax.data.batch import Batch
+from cpt_jax.runtime.hardware import find_chip
+from cpt_jax.training.resolve import Resolved
+
+
+class Utilization:
+    """Counts the model FLOPs of the steps since the last recorded row."""
+
+    def __init__(self, run: Resolved):
+        self._run = run
+        self._flops = 0.0
+        chip = find_chip(run.mesh.devices.flat[0].device_kind)
+        self._peak = run.mesh.size * chip.flops / chip.devices if chip else 0.0
+
+    def add(self, batch: Batch[np.ndarray]) -> None:
+        """Adds a step.
+
+        Args:
+          batch: the part of the batch that this process prepared. The other processes are assumed
+            to have as many tokens, in texts of the same lengths.
+        """
+        if self._peak:
+            tokens, attended = count_tokens(batch.segments_JxRxS)
+            self._flops += self._run.objective.count_step_flops(
+                self._run.encoder_config,
+                tokens * jax.process_count(),
+                attended,
+                self._run.train.batch_pairs,
+                batch.ids_JxBxTxZ.shape[2],
+                self._run.lora,
+            )
+
+    def take_row(self, seconds: float) -> dict[str, float]:
+        """Returns the field `mfu` for steps that took these seconds, and starts the next row.
+
+        Returns an empty dict if the peak rate of the devices is not known.
+        """
+        if not self._peak:
+            return {}
+        mfu = self._flops / seconds / self._peak
+        self._flops = 0.0
+        return {'mfu': mfu}
+
+
+def count_tokens(segments_JxRxS: np.ndarray) -> tuple[int, float]:
+    """Counts the tokens of a batch, without padding.
+
+    Args:
+      segments_JxRxS: int, number of the text of each column within its row; 0: padding.
+
+    Returns:
+      The number of tokens, and the mean over them of the length of the text that they are in, which
+      is the number of keys that a query attends to.
+    """
+    length = segments_JxRxS.shape[-1]
+    flat = segments_JxRxS.reshape(-1)
+    is_start = np.ones(len(flat), bool)
+    is_start[1:] = flat[1:] != flat[:-1]
+    is_start[::length] = True
+    starts = np.flatnonzero(is_start)
+    lengths = np.diff(starts, append=len(flat))[flat[starts] > 0].astype(float)
+    tokens = int(lengths.sum())
+    return tokens, float(np.sum(lengths**2)) / max(tokens, 1)

@@ -1,0 +1,48 @@
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from cpt_jax.runtime.hardware import CHIPS
+from cpt_jax.training import utilization
+from cpt_jax.training.utilization import Utilization, count_tokens
+
+
+def test_tokens_are_counted_without_padding():
+    # Texts of 2, 3; 4; 1, 1 tokens. Numbers begin anew in each row or go on.
+    segments = np.array([[1, 1, 2, 2, 2, 0], [2, 2, 2, 2, 0, 0], [1, 3, 0, 0, 0, 0]])
+    tokens, attended = count_tokens(segments.reshape(1, 3, 6))
+    assert tokens == 11
+    assert attended == pytest.approx((2 * 2 + 3 * 3 + 4 * 4 + 1 + 1) / 11)
+    assert count_tokens(np.zeros((1, 2, 4), int)) == (0, 0.0)
+
+
+def test_mfu_is_the_share_of_the_peak(monkeypatch):
+    calls = []
+
+    def count_step_flops(config, tokens, row_length, pairs, texts, lora):
+        calls.append((tokens, row_length, pairs, texts))
+        return 3e12
+
+    run = types.SimpleNamespace(
+        objective=types.SimpleNamespace(count_step_flops=count_step_flops),
+        encoder_config=None,
+        train=types.SimpleNamespace(batch_pairs=7),
+        lora=None,
+        mesh=types.SimpleNamespace(size=4, devices=np.array([jax.devices()[0]])),
+    )
+    batch = types.SimpleNamespace(
+        segments_JxRxS=np.array([[[1, 1, 2, 0]]]), ids_JxBxTxZ=np.zeros((1, 7, 2, 2))
+    )
+    without = Utilization(run)
+    without.add(batch)
+    assert without.take_row(1.0) == {} and not calls  # the peak of a CPU is not known
+    monkeypatch.setattr(utilization, 'find_chip', lambda kind: CHIPS['tpu7x'])
+    found = Utilization(run)
+    found.add(batch)
+    found.add(batch)
+    # A device is half a chip.
+    assert found.take_row(2.0) == {'mfu': pytest.approx(6e12 / 2 / (4 * 2307e12 / 2))}
+    assert found.take_row(2.0) == {'mfu': 0.0}
+    assert calls == [(3, 5 / 3, 7, 2)] * 2
