@@ -11,6 +11,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec as P
 
+from cpt_jax.model.splash import make_splash_attention
 from cpt_jax.runtime.mesh import BATCH
 
 # (q_RxSxHxK, k_RxSxGxK, v_RxSxGxK) -> [R, S, H, K]. Each of the G key heads is used by H / G query
@@ -289,18 +290,13 @@ def attend_splash(
     def attend_on_shard(
         q_RxSxHxK: jax.Array, k_RxSxGxK: jax.Array, v_RxSxGxK: jax.Array, segments_RxS: jax.Array
     ) -> jax.Array:
-        masks = splash_mask.MultiHeadMask([mask] * q_RxSxHxK.shape[2])
-        kernel = splash_kernel.make_splash_mha(
-            masks, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret
-        )
+        attend = make_splash_attention(mask, q_RxSxHxK.shape[2], sizes, interpret)
 
         def attend_row(
             q_SxHxK: jax.Array, k_SxGxK: jax.Array, v_SxGxK: jax.Array, segments_S: jax.Array
         ) -> jax.Array:
             by_head = (array.swapaxes(0, 1) for array in (q_SxHxK, k_SxGxK, v_SxGxK))
-            return kernel(
-                *by_head, segment_ids=splash_kernel.SegmentIds(segments_S, segments_S)
-            ).swapaxes(0, 1)
+            return attend(*by_head, segments_S).swapaxes(0, 1)
 
         return jax.vmap(attend_row)(q_RxSxHxK * (width**-0.5), k_RxSxGxK, v_RxSxGxK, segments_RxS)
 

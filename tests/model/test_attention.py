@@ -1,6 +1,8 @@
 """All forms of attention agree, and match numpy, on packed rows."""
 
 import functools
+import re
+from collections import Counter
 from types import SimpleNamespace
 
 import jax
@@ -258,6 +260,33 @@ def compile_for_tpu(form: str, rows: int, length: int) -> jax.stages.Compiled:
             .lower(heads, heads, heads, array((rows, length), jnp.int32, BATCH))
             .compile()
         )
+
+
+def test_forward_pass_that_remat_repeats_stores_no_log_sums():
+    """Each of two layers runs the kernel once without log-sum-exp, and in the backward pass once
+    with it and once for each of the two gradients.
+    """
+    mesh = make_mesh(devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        heads = jax.ShapeDtypeStruct(
+            (2, 256, 2, 64), jnp.bfloat16, sharding=jax.NamedSharding(mesh, P(*HEADS_SPLIT))
+        )
+        segments = jax.ShapeDtypeStruct(
+            (2, 256), jnp.int32, sharding=jax.NamedSharding(mesh, P(BATCH))
+        )
+
+        def objective(h, s):
+            layer = jax.checkpoint(lambda h: make_attend(s, True, 'splash')(h, h, h))
+            return jnp.sum(layer(layer(h)).astype(jnp.float32) ** 2)
+
+        traced = jax.jit(jax.grad(objective)).trace(heads, segments)
+        text = traced.lower(lowering_platforms=('tpu',)).as_text()
+    assert Counter(re.findall(r'splash_mha_\w+', text)) == {
+        'splash_mha_fwd_segmented_no_residuals': 2,
+        'splash_mha_fwd_segmented_residuals': 2,
+        'splash_mha_dq_segmented_no_residuals': 2,
+        'splash_mha_dkv_segmented_no_residuals': 2,
+    }
 
 
 def test_tpu_kernel_stores_no_scores(libtpu):
