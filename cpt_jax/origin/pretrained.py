@@ -1,4 +1,6 @@
-"""Pretrained models in the formats of transformers, sentence-transformers, PEFT, llama2.c and GGUF."""
+"""Pretrained models in the formats of transformers, sentence-transformers, PEFT, llama2.c and
+llama.cpp (GGUF).
+"""
 
 import dataclasses
 import functools
@@ -17,7 +19,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.config_keys import CONFIG_KEYS
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import load_encoder
+from cpt_jax.model.families.load import TensorNames, load_encoder
 from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
@@ -308,7 +310,7 @@ def _open_gguf(path: Path, reference: str, pooling: str) -> Pretrained:
     rows = config['vocab_size']
     try:
         shape = family.shape(config)
-        EncoderConfig(vocab_size=rows, **shape)
+        TensorNames(family, files, EncoderConfig(vocab_size=rows, **shape))
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
     shape |= {

@@ -178,7 +178,7 @@ def _read_vocabulary(metadata: Mapping[str, Any]) -> _Vocabulary:
     if types is None:
         types = np.full(len(tokens), _NORMAL)
     for name, values in (('token_type', types), ('scores', scores)):
-        is_numeric = isinstance(values, np.ndarray) or values == ()
+        is_numeric = isinstance(values, np.ndarray | tuple)
         if not is_numeric or len(values) not in (len(tokens), 0):
             raise UserError(f'{_PREFIX}{name} has no number for each of {len(tokens):,} tokens')
     if merges is not None and not isinstance(merges, list):
@@ -199,9 +199,7 @@ def _split_merge(merge: str) -> tuple[str, str]:
     return merge[:cut], merge[cut + 1 :]
 
 
-def _read_special_ids(
-    metadata: Mapping[str, Any], defaults: Mapping[str, int]
-) -> dict[str, int]:
+def _read_special_ids(metadata: Mapping[str, Any], defaults: Mapping[str, int]) -> dict[str, int]:
     """Returns the ids of special tokens by role: bos, eos, unknown, padding.
 
     Raises:

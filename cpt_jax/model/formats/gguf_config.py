@@ -214,9 +214,7 @@ def _describe_gemma3(
         'hidden_activation': 'gelu_pytorch_tanh',
         'sliding_window': config.get('sliding_window') or None,
         'layer_types': ['sliding_attention' if local else 'full_attention' for local in is_local],
-        'query_pre_attn_scalar': (
-            per_head if layers == _GEMMA3_27B_LAYERS else config['head_dim']
-        ),
+        'query_pre_attn_scalar': (per_head if layers == _GEMMA3_27B_LAYERS else config['head_dim']),
         'rope_local_base_freq': local_base,
         # transformers 4 reads the scaling of full layers here.
         'rope_scaling': None if rope['rope_type'] == 'default' else _without_base(rope),
