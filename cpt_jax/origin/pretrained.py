@@ -172,10 +172,10 @@ def is_gguf_file(path: Path) -> bool:
 
 @functools.cache
 def find_directory(reference: str) -> Path:
-    """Returns the local directory of a model reference, which need not exist.
+    """Returns the local directory or GGUF file of a model reference, which need not exist.
 
     A pretrained model in a bucket (gs://...) is copied into the cache, once in a process. Its
-    directory is that of the copy.
+    directory or file is that of the copy.
 
     Raises:
       UserError: the bucket cannot be read, or the model does not fit on the disk.
@@ -184,6 +184,8 @@ def find_directory(reference: str) -> Path:
         return Path(reference)
     found = RemoteFiles.find(reference, 'model', must_exist=False)
     names = {name for name in found.files if '/' not in name}
+    if found.kind == 'file' and reference.endswith('.gguf'):
+        return found.copy()
     if not names & {'config.json', 'adapter_config.json'} or 'data.json' in names:
         return as_path(reference)
     with_safetensors = {
@@ -205,7 +207,9 @@ def _is_needed(file: PurePosixPath, with_safetensors: Collection[PurePosixPath])
 
 
 def list_model_directories(reference: str) -> list[Path]:
-    """Returns the directory of a pretrained model and, if it is an adapter, those of its base."""
+    """Returns the directory or GGUF file of a pretrained model and, if it is an adapter, those of
+    its base.
+    """
     directory = find_directory(reference)
     if not is_adapter_directory(directory):
         return [directory]
