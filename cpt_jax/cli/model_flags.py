@@ -34,8 +34,8 @@ def define_model_flags(
     """
     reference = (
         'Model to load: a run, RUN@STEP, RUN@best:TASK (after evaluate.py --follow), RUN@best '
-        '(after training with checkpoint.keep_best), or the directory of a pretrained model, local '
-        'or in a bucket (gs://...).'
+        '(after training with checkpoint.keep_best), or the directory or GGUF file of a pretrained '
+        'model, local or in a bucket (gs://...).'
     )
     pooling = (
         'Pooling of a pretrained model whose directory does not define one: eos (or last), mean or '

@@ -37,12 +37,13 @@ def fingerprint_glob(folder: epath.Path, pattern: str) -> str:
 
 
 def fingerprint_weights(*directories: Path) -> str:
-    """Returns 32 hex digits for the weights and settings in the directories of a pretrained model.
+    """Returns 32 hex digits for the weights and settings in the directories of a pretrained model,
+    or in its GGUF file.
 
     The path is not enough: another model may be saved to the same directory later.
     """
-    suffixes = ('.safetensors', '.bin', '.json')
-    paths = [path for folder in directories for path in sorted(folder.rglob('*'))]
+    suffixes = ('.safetensors', '.bin', '.json', '.gguf')
+    paths = [path for folder in directories for path in (folder, *sorted(folder.rglob('*')))]
     return compute_file_fingerprint(
         *(epath.Path(path) for path in paths if path.suffix in suffixes and path.is_file())
     )

@@ -16,7 +16,7 @@ from cpt_jax.model.families.load import TensorNames, resize_token_table
 from cpt_jax.model.formats.llama2c import LLAMA2C
 from cpt_jax.origin.earlier_run import find_run
 from cpt_jax.origin.frozen_base import get_adapter_base, load_adapters, open_checked_base
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import Pretrained, is_gguf_file
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
@@ -70,6 +70,11 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
         raise UserError(
             f'--adapter: PEFT needs a pretrained model as the base, and {path} is not one: remove '
             f'the flag to export the merged model'
+        )
+    if is_gguf_file(found.directory):
+        raise UserError(
+            f'--adapter: {path} is a GGUF file, which PEFT cannot load as a base: remove the flag '
+            f'to export the merged model'
         )
     lora = run.lora
     tokenizer = run.load_tokenizer()

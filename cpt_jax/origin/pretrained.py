@@ -1,4 +1,6 @@
-"""Pretrained models in the formats of transformers, sentence-transformers, PEFT and llama2.c."""
+"""Pretrained models in the formats of transformers, sentence-transformers, PEFT, llama2.c and
+llama.cpp (GGUF).
+"""
 
 import dataclasses
 import functools
@@ -17,7 +19,7 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.config_keys import CONFIG_KEYS
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import load_encoder
+from cpt_jax.model.families.load import TensorNames, load_encoder
 from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
@@ -72,12 +74,13 @@ SENTENCE_KEYS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A directory of a pretrained model, with everything read except the weights.
+    """A directory or GGUF file of a pretrained model, with everything read except the weights.
 
     Attributes:
-      directory: absolute path; of the copy in the cache if the model is in a bucket.
+      directory: absolute path, of a GGUF file too; of the copy in the cache if the model is in a
+        bucket.
       reference: absolute path or URL that the model can be opened from again.
-      config: content of config.json.
+      config: content of config.json, or its equivalent.
       family: the transformer family, such as BERT.
       files: the files of the weights, which are read tensor by tensor.
       shape: keyword arguments of EncoderConfig, including the pooling.
@@ -146,7 +149,8 @@ class Pretrained:
 
 
 def is_pretrained(reference: str) -> bool:
-    """Whether a model reference is the directory of a pretrained model or of a PEFT adapter.
+    """Whether a model reference is the directory of a pretrained model or of a PEFT adapter, or a
+    GGUF file.
 
     The directory of a run also has a config.json; it differs by its data.json.
     """
@@ -157,15 +161,21 @@ def is_pretrained(reference: str) -> bool:
         (directory / 'config.json').is_file()
         or is_adapter_directory(directory)
         or find_llama2c_file(directory) is not None
+        or is_gguf_file(directory)
     )
+
+
+def is_gguf_file(path: Path) -> bool:
+    """Whether a path is a file whose name ends in .gguf."""
+    return path.suffix == '.gguf' and path.is_file()
 
 
 @functools.cache
 def find_directory(reference: str) -> Path:
-    """Returns the local directory of a model reference, which need not exist.
+    """Returns the local directory or GGUF file of a model reference, which need not exist.
 
     A pretrained model in a bucket (gs://...) is copied into the cache, once in a process. Its
-    directory is that of the copy.
+    directory or file is that of the copy.
 
     Raises:
       UserError: the bucket cannot be read, or the model does not fit on the disk.
@@ -174,6 +184,8 @@ def find_directory(reference: str) -> Path:
         return Path(reference)
     found = RemoteFiles.find(reference, 'model', must_exist=False)
     names = {name for name in found.files if '/' not in name}
+    if found.kind == 'file' and reference.endswith('.gguf'):
+        return found.copy()
     if not names & {'config.json', 'adapter_config.json'} or 'data.json' in names:
         return as_path(reference)
     with_safetensors = {
@@ -195,7 +207,9 @@ def _is_needed(file: PurePosixPath, with_safetensors: Collection[PurePosixPath])
 
 
 def list_model_directories(reference: str) -> list[Path]:
-    """Returns the directory of a pretrained model and, if it is an adapter, those of its base."""
+    """Returns the directory or GGUF file of a pretrained model and, if it is an adapter, those of
+    its base.
+    """
     directory = find_directory(reference)
     if not is_adapter_directory(directory):
         return [directory]
@@ -203,12 +217,12 @@ def list_model_directories(reference: str) -> list[Path]:
 
 
 def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
-    """Opens the directory of a pretrained model, without reading its weights.
+    """Opens the directory or the GGUF file of a pretrained model, without reading its weights.
 
     A PEFT adapter is merged into its base when tensors are read.
 
     Args:
-      reference: the directory.
+      reference: the directory or file.
       pooling: pooling for a directory that does not configure one: 'eos' or 'last' (the state of
         the last token), 'cls' (the state of the first token) or 'mean'. Default '' is the pooling
         of the family: 'mean' for BERT, 'last' for decoders.
@@ -218,6 +232,8 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         directory that configures one.
     """
     directory = find_directory(reference).absolute()
+    if is_gguf_file(directory):
+        return _open_gguf(directory, reference if is_remote(reference) else str(directory), pooling)
     if is_adapter_directory(directory):
         base = open_pretrained(str(find_base_directory(directory)), pooling)
         # An adapter that trained token ids has delimiters, which the base's form lacks.
@@ -277,6 +293,53 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         max_tokens,
         dense,
         has_own_form=bool(modules) or not shape.get('causal', True),
+    )
+
+
+def _open_gguf(path: Path, reference: str, pooling: str) -> Pretrained:
+    """Opens a GGUF file; see `open_pretrained`.
+
+    Args:
+      path: the file.
+      reference: absolute path or URL that it can be opened from again.
+      pooling: see `open_pretrained`.
+    """
+    # Imported here because the gguf library takes 0.4 s.
+    from cpt_jax.model.formats.gguf_file import GgufFile
+    from cpt_jax.text.gguf_tokenizer import open_gguf_tokenizer
+
+    files = GgufFile(path)
+    config = files.config
+    family = find_family(config)
+    rows = config['vocab_size']
+    try:
+        shape = family.shape(config)
+        TensorNames(family, files, EncoderConfig(vocab_size=rows, **shape))
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+    shape |= {
+        'pooling': _resolve_pooling(path, [], shape.get('pooling', 'eos'), pooling),
+        'dense': (),
+        'tied': config['tie_word_embeddings'],
+    }
+    tokenizer = open_gguf_tokenizer(path, files.metadata)
+    if tokenizer.vocab_size > rows:
+        raise UserError(
+            f'{path}: its tokenizer has {tokenizer.vocab_size:,} ids, and token_embd.weight '
+            f'{rows:,} rows: convert the model again'
+        )
+    return Pretrained(
+        path,
+        reference,
+        config,
+        family,
+        files,
+        shape,
+        rows,
+        tokenizer,
+        shape['max_length'],
+        dense={},
+        has_own_form=False,
     )
 
 

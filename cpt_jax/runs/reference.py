@@ -116,6 +116,9 @@ def _explain_not_pretrained(directory: Path) -> str:
         return f', nor is there such a directory{_explain_download(directory)}'
     if (directory / 'config.json').is_file():
         return ''
+    gguf_files = sorted(directory.glob('*.gguf'))
+    if gguf_files:
+        return f'; to use a GGUF file in it, name the file: {gguf_files[0]}'
     return ', nor does it hold a pretrained model: no config.json, and no complete .bin of llama2.c'
 
 

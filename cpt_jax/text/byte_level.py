@@ -11,7 +11,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.special_tokens import read_special_tokens
 
 # Qwen2's pre-tokenization pattern, copied from its tokenizer. It splits numbers into digits.
-_QWEN2_PATTERN = (
+QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| "
     r'?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
@@ -68,7 +68,7 @@ def build_byte_level_json(
         use_regex=kind != 'Qwen2Tokenizer',
     )
     if kind == 'Qwen2Tokenizer':
-        split = pre_tokenizers.Split(tokenizers.Regex(_QWEN2_PATTERN), behavior='isolated')
+        split = pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior='isolated')
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     else:
         tokenizer.pre_tokenizer = byte_level

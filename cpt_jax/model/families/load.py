@@ -211,9 +211,12 @@ def resize_token_table(table_VxD: np.ndarray, rows: int, fresh: Iterable[int]) -
       rows: number of rows of the result.
       fresh: ids of new tokens.
     """
+    fresh = list(fresh)
+    if rows == len(table_VxD) and not fresh:
+        return table_VxD  # the largest tensor, so a copy would be the peak of the memory in use
     resized_VxD = np.zeros((rows, table_VxD.shape[1]), table_VxD.dtype)
     resized_VxD[: len(table_VxD)] = table_VxD[:rows]
-    if fresh := list(fresh):
+    if fresh:
         mean_D = table_VxD.mean(0, dtype=np.float32)
         std_D = table_VxD.astype(np.float32).std(0)
         noise_FxD = np.random.default_rng(0).normal(size=(len(fresh), len(mean_D)))
