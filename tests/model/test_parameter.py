@@ -256,9 +256,7 @@ def test_no_gradient_of_an_encoder_is_summed_over_positions_in_bfloat16(activati
         encoder = assign_mesh_shardings(
             jax.eval_shape(lambda: Encoder(config, nnx.Rngs(0))), meshes[2, 2, 2]
         )
-        rows = jax.ShapeDtypeStruct(
-            (8, 16), np.int32, sharding=get_batch_sharding(meshes[2, 2, 2])
-        )
+        rows = jax.ShapeDtypeStruct((8, 16), np.int32, sharding=get_batch_sharding(meshes[2, 2, 2]))
         gradient = jax.jit(jax.grad(lambda encoder, *rows: encoder(*rows).sum()))
         program = gradient.lower(encoder, rows, rows, rows, rows).as_text()
     reductions = [line for line in program.splitlines() if 'stablehlo.reduce(' in line]
