@@ -193,13 +193,13 @@ class _Loop:
             # An accidental transfer between host and device would make the step wait.
             with jax.transfer_guard('disallow'):
                 state, metrics = program(state, batch)
+            # Record the previous step while the device is busy with this one.
+            if self.pending:
+                self._record(*self._read_pending(), {})
             # On CPU, XLA allocates a step's memory when the step is started: two steps in flight
             # would need twice the memory.
             if jax.default_backend() == 'cpu':
                 jax.block_until_ready(metrics)
-            # Record the previous step while the device is busy with this one.
-            if self.pending:
-                self._record(*self._read_pending(), {})
             self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, metrics)
             self.recorder.advance(1)
             self.step = step
