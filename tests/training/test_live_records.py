@@ -28,7 +28,7 @@ def test_reader_sees_each_row_soon_and_keeps_it_after_a_kill(
         workdir = as_path(request.getfixturevalue('gs_bucket')) / 'run'
     environment = make_environment(devices=1)
     given = '--config', str(config_file), '--workdir', str(workdir), *FLAGS
-    training = Program(SCRIPTS / 'train_on_mount.py', given, tmp_path, environment)
+    training = Program(SCRIPTS / 'train_watched.py', given, tmp_path, environment)
     stop = tmp_path / 'stop'
     reading = str(workdir), str(stop)
     reader = Program(SCRIPTS / 'read_records.py', reading, tmp_path, environment)

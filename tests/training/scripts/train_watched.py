@@ -1,5 +1,8 @@
-"""Runs launch/train.py with slow steps, on a folder that behaves like a mounted bucket: what is
-written to a record is on the disk only when its file is closed, and is lost if it never is.
+"""Runs launch/train.py so slowly that tests can watch it.
+
+A step takes a quarter of a second, and waits while a file `hold` is in the working directory. Its
+leases are renewed often. Its folder behaves like a mounted bucket: what is written to a record is
+on the disk only when its file is closed, and is lost if it never is.
 """
 
 import io
@@ -10,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cpt_jax.storage import lease
 from cpt_jax.training import loop
 
 ROOT = Path(__file__).parents[3]
@@ -45,9 +49,12 @@ def open_on_mount(file, mode: str = 'r', *arguments, **options):
 
 def place_batch_slowly(*arguments):
     time.sleep(SECONDS_PER_STEP)
+    while os.path.exists('hold'):
+        time.sleep(0.05)
     return place_batch(*arguments)
 
 
 io.open = open_on_mount  # pathlib.Path.open calls it
 loop.place_batch = place_batch_slowly
+lease.RENEW_SECONDS = 0.5
 runpy.run_path(str(ROOT / 'launch' / 'train.py'), run_name='__main__')
