@@ -147,10 +147,11 @@ class _Loop:
             run.objective.main_score,
             run.evaluation.patience,
             self.recorder.earlier,
-            checkpoints.list_scored_steps() if checkpoints.keeps_best else None,
+            checkpoints.list_steps() if checkpoints.keeps_best else None,
         )
         self.pending: _PendingMetrics | None = None
         self.programs = StepPrograms(run)
+        self.checkpoints.add_scores(self.heldout.signed)
         # The file may name a step that is gone, or none although there is one.
         if self.checkpoints.keeps_best:
             self._write_best()
@@ -255,9 +256,12 @@ class _Loop:
         """Records the scores that the earlier start lacks; returns False after SIGTERM."""
         scores = self._evaluate(state)
         if scores:
-            # Its checkpoint was saved without a score, so it is not kept as the best one.
-            self.heldout.add(self.first_step, scores, is_kept=not self.checkpoints.keeps_best)
+            self.heldout.add(self.first_step, scores)
             self.recorder.write(self.first_step, scores)
+            # Its checkpoint was saved without a score.
+            self.checkpoints.add_scores(self.heldout.signed)
+            if self.checkpoints.keeps_best:
+                self._write_best()
             text = self.run.objective.format_heldout(scores)
             self.recorder.print_line(f'step {self.first_step:,}: {text}')
         return bool(scores)
@@ -293,7 +297,7 @@ class _Loop:
         score = None
         if scores:
             self.heldout.add(step, scores)
-            score = self.heldout.get(step) * self.heldout.main.sign
+            score = self.heldout.signed[step]
         is_best = self.checkpoints.keeps_best and self.heldout.best_step == step
         stops_here = should_stop or self.heldout.should_stop
         if self.heldout.should_stop and not self._is_last(step):
