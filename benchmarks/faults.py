@@ -7,9 +7,10 @@ Example:
 --inputs reads random damaged inputs, and counts tracebacks and silently wrong results. There should
 be none of either. The kinds are JSON lines and CSV files, compared with readers that
 share no code with cpt_jax (benchmarks/fuzz/rows.py); BEIR folders, compared with such a reader and
-with pytrec_eval; tiny model directories with damaged JSON; configs with values of other types and
-absurd sizes; damaged records of a run. The seed determines all inputs. The expected result is a
-good outcome, and so is a UserError on one line.
+with pytrec_eval; tiny model directories with damaged JSON, compared with transformers and
+sentence-transformers on the same directory where they are installed (.venv-oracles); configs with
+values of other types and absurd sizes; damaged records of a run. The seed determines all inputs.
+The expected result is a good outcome, and so is a UserError on one line.
 
 --flips trains a small run and flips single bits of its latest checkpoint: training and embedding
 should use the checkpoint before (benchmarks/fuzz/bit_flips.py). --kills kills training, embedding,

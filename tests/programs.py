@@ -89,9 +89,14 @@ def start_program(
     name: str, *flags: str, cwd: Path, devices: int = 1, split_errors: bool = False
 ) -> Program:
     """Starts launch/`name`.py on `devices` simulated CPU devices."""
-    xla_flags = f'{FAST_COMPILE_FLAGS} --xla_force_host_platform_device_count={devices}'
-    environment = os.environ | {'XLA_FLAGS': xla_flags, 'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200'}
+    environment = make_environment(devices)
     return Program(ROOT / 'launch' / f'{name}.py', flags, cwd, environment, split_errors)
+
+
+def make_environment(devices: int) -> dict[str, str]:
+    """Returns the environment of a program on `devices` simulated CPU devices."""
+    xla_flags = f'{FAST_COMPILE_FLAGS} --xla_force_host_platform_device_count={devices}'
+    return os.environ | {'XLA_FLAGS': xla_flags, 'JAX_PLATFORMS': 'cpu', 'COLUMNS': '200'}
 
 
 def finish(program: Program, status: int = 0) -> str:

@@ -1,8 +1,9 @@
 """Tiny model directories with damaged JSON files.
 
-A value of another type must not be read as another model. A value of the right type, a missing key
-with a default, or a flipped bit in a number describe another model for every reader; its vectors
-must be unit vectors.
+Where transformers and sentence-transformers read a directory, its vectors must be theirs. Where
+they refuse it, or are not installed, a value of another type must not be read as another model. A
+value of the right type, a missing key with a default, or a flipped bit in a number describe another
+model for every reader; its vectors must be unit vectors.
 """
 
 import contextlib
@@ -11,12 +12,16 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fuzz.outcome import Outcome, choose_value, damage_bytes, judge
+from fuzz.transformers_vectors import embed_with_transformers, is_installed
+
+if TYPE_CHECKING:
+    import numpy as np
 
 WORDS = 'open', 'read', 'file', 'path', 'list', 'sort', 'value', 'index', 'error', 'batch'
-TEXTS = 'open the file', 'sort a list', ''
+TEXTS = 'open the file', 'sort a list', 'a open ' * 30  # the last one is truncated
 ROWS = 2 + len(WORDS)
 MODULES = ('', 'Transformer'), ('1_Pooling', 'Pooling'), ('2_Normalize', 'Normalize')
 MODES = 'cls_token', 'mean_tokens', 'lasttoken'
@@ -63,16 +68,15 @@ def fuzz_models(
       folder: an empty folder.
       count: number of directories.
       embed_changed: whether to embed texts with models whose description changed, which compiles a
-        program for each.
+        program for each, and to compare vectors with those of transformers if it is installed.
     """
-    import numpy as np
-
     from cpt_jax.exporting.check import check
     from cpt_jax.runtime.errors import UserError
 
     originals = [make_directory(kind, folder / kind) for kind in CONFIGS]
     originals.append(make_adapter(folder / 'llama', folder / 'lora'))
     described = {original: _describe(original) for original in originals}
+    undamaged = {original: _embed(original) for original in originals if embed_changed}
     for number in range(count):
         original = random.choice(originals)
         copy = folder / 'damaged'
@@ -85,17 +89,37 @@ def fuzz_models(
                 check(copy)  # launch/export.py --check
             found = _describe(copy)
             is_same = found == described[original]
-            if not is_same and is_other_type:
+            expected = None
+            if embed_changed and is_installed():
+                base = folder / 'llama' if original.name == 'lora' else copy
+                expected = embed_with_transformers(copy, base, TEXTS)
+            if expected is None and not is_same and is_other_type:
                 return f'read as another model: {found} instead of {described[original]}'
-            if is_same or not embed_changed:
+            if not embed_changed or (is_same and expected is None):
                 return ''
-            changed = _embed(copy)
-            if not np.isfinite(changed).all():
-                return 'vectors are not finite'
-            lengths = np.linalg.norm(changed, axis=1)
-            return '' if np.allclose(lengths, 1, atol=1e-3) else f'vectors of lengths {lengths}'
+            return _compare_vectors(undamaged[original] if is_same else _embed(copy), expected)
 
         yield judge('model', f'directory {number}, {original.name}, {damage}', read)
+
+
+def _compare_vectors(vectors: 'np.ndarray', expected: 'np.ndarray | None') -> str:
+    """Returns what is wrong with the vectors of a directory, '' for nothing.
+
+    Args:
+      vectors: vectors of TEXTS.
+      expected: those of transformers; None if it has none.
+    """
+    import numpy as np
+
+    if not np.isfinite(vectors).all():
+        return '' if expected is not None and not np.isfinite(expected).all() else 'not finite'
+    if expected is not None:
+        if expected.shape != vectors.shape:
+            return f'vectors have {vectors.shape[1]} dimensions, and {expected.shape[1]} elsewhere'
+        largest = np.abs(vectors - expected).max()
+        return '' if largest < 1e-4 else f'vectors differ by {largest:.2g} from transformers'
+    lengths = np.linalg.norm(vectors, axis=1)
+    return '' if np.allclose(lengths, 1, atol=1e-3) else f'vectors of lengths {lengths}'
 
 
 def make_directory(kind: str, folder: Path) -> Path:
@@ -128,13 +152,19 @@ def make_directory(kind: str, folder: Path) -> Path:
     tokenizer.save(str(folder / 'tokenizer.json'))
     files: dict[str, Any] = {
         'config.json': config,
-        'tokenizer_config.json': {'model_max_length': 24, 'pad_token': '<pad>'},
-    }
+        'tokenizer_config.json': {
+            'model_max_length': 24, 'pad_token': '<pad>', 'unk_token': '<unk>',
+            'tokenizer_class': 'PreTrainedTokenizerFast',
+        },
+    }  # fmt: skip
     if kind in ('bert', 'gemma3_text'):
         pooling = {f'pooling_mode_{mode}': mode == 'mean_tokens' for mode in MODES}
         files |= {
             'modules.json': [
-                {'idx': i, 'path': path, 'type': f'sentence_transformers.models.{module}'}
+                {
+                    'idx': i, 'name': str(i), 'path': path,
+                    'type': f'sentence_transformers.models.{module}',
+                }
                 for i, (path, module) in enumerate(MODULES)
             ],
             '1_Pooling/config.json': {'word_embedding_dimension': 8, **pooling},
@@ -178,10 +208,7 @@ def _describe(directory: Path) -> str:
     from cpt_jax.origin.pretrained import open_pretrained
 
     model = open_pretrained(str(directory))
-    # Hypothetical texts, long enough to be truncated.
-    ids = [
-        model.tokenizer.encode(['a open ' * 30, *TEXTS], side, model.max_tokens) for side in 'xy'
-    ]
+    ids = [model.tokenizer.encode(['', *TEXTS], side, model.max_tokens) for side in 'xy']
     shape = {
         key: float(value) if _is_number(value) else value for key, value in model.shape.items()
     }

@@ -27,7 +27,6 @@ Example:
   python launch/export.py --check exports/quickstart
 """
 
-import shlex
 from pathlib import Path
 
 from absl import flags
@@ -79,17 +78,8 @@ def _export_adapter() -> None:
         raise UserError('--adapter needs --model and --output')
     written = export_adapter(_MODEL.value, make_path(_OUTPUT.value, '--output'), _BASE.value)
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
-    if written.template:
-        template_flag = f'--template {shlex.quote(written.template)}'
-        print(
-            f'it was trained with a template, which the files of an adapter cannot store: embed or '
-            f'evaluate it with {template_flag}'
-        )
-    if written.rows:
-        print(
-            f'the base has no token ids for the delimiters around texts: call '
-            f'model.resize_token_embeddings({written.rows}) before PeftModel.from_pretrained'
-        )
+    for note in written.list_notes():
+        print(note)
 
 
 def _export_model() -> None:

@@ -150,14 +150,14 @@ def count_repeated_texts(ids_NxZ: np.ndarray) -> int:
 
 
 def compute_masked_share(ids_PxTxZ: np.ndarray) -> float:
-    """Returns the fraction of the P (P - 1) ordered pairs of pairs that share an x or a y, and so
-    give each other no negatives.
+    """Returns the fraction of the P (P - 1) ordered pairs of pairs in which the y of the second is
+    no negative of the x of the first: they share an x or a y, or x has this y in another pair.
     """
     pairs = len(ids_PxTxZ)
-    texts = ids_PxTxZ[..., : IDS_PER_TEXT[NORMALIZED]]
-    shares_PxP = np.zeros((pairs, pairs), bool)
+    texts, positives = np.split(ids_PxTxZ, [IDS_PER_TEXT[NORMALIZED]], axis=-1)
+    masked_PxP = (positives[:, None, 0] == positives[:, 1]).any(-1)
     for left in (0, 1):
         for right in (0, 1):
-            shares_PxP |= (texts[:, None, left] == texts[:, right]).any(-1)
-    np.fill_diagonal(shares_PxP, False)
-    return float(shares_PxP.sum() / max(pairs * (pairs - 1), 1))
+            masked_PxP |= (texts[:, None, left] == texts[:, right]).any(-1)
+    np.fill_diagonal(masked_PxP, False)
+    return float(masked_PxP.sum() / max(pairs * (pairs - 1), 1))

@@ -3,6 +3,10 @@
 They are found once, when a source is opened, from an id of each text that its index holds. They
 matter where the same y occurs in several pairs, or as a hard negative. Pairs with equal x need no
 list in a batch that holds them: their masks come from x itself (loss/candidates.py).
+
+The sources `python_source` and `text` have no index of such ids. The first holds each function
+once and has no hard negatives, so a positive of x is in a batch only with a pair of equal x. In the
+second, x and y are neighbouring pieces of a document, and each document is held once.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ The first use checks every row and caches the offsets of the valid ones. A row i
 file on access.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -187,10 +187,11 @@ class RowSource:
         states = digest_file_states(self._files, verify)
         # Earlier runs were split by STRIPPED and keep their fingerprint.
         rule = () if equal_texts == STRIPPED else (equal_texts,)
-        key = digest_texts(str(INDEX_VERSION), states, repr(fields), *rule)
+        # The index has the word ids of the texts that are trained on, which depend on `more`.
+        key = digest_texts(str(INDEX_VERSION), states, repr(fields), *rule, *(more if rule else ()))
         saved = load_or_build(
             f'{self.kind}_{key}',
-            lambda: _index_rows(self._files, fields, equal_texts),
+            lambda: _index_rows(self._files, fields, equal_texts, self._clean_texts),
             _INDEX_ARRAYS if equal_texts == STRIPPED else (*_INDEX_ARRAYS, 'x_id', 'y_id'),
         )
         contents, problems, *notes = array_to_json(saved['notes'])
@@ -247,7 +248,10 @@ class RowSource:
         return Pair(x, y, row.negatives, str(name), others)
 
     def _clean_texts(self, x: str, y: str, fields: dict[str, Any]) -> tuple[str, str]:
-        """Returns x and y as they are trained on; sources that change texts override it."""
+        """Returns x and y as they are trained on; sources that change texts override it.
+
+        `__init__` calls it.
+        """
         del fields
         return x, y
 
@@ -269,16 +273,27 @@ def _read_bytes(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str) -> Arrays:
+def _index_rows(
+    files: Sequence[InputFile],
+    fields: RowFormat,
+    equal_texts: str,
+    clean: Callable[[str, str, dict[str, Any]], tuple[str, str]],
+) -> Arrays:
     """Checks every row, and returns the locations of the valid ones.
+
+    Args:
+      files: the files, in the order of the pairs.
+      fields: format of the rows.
+      equal_texts: see RowSource.
+      clean: function from x, y and all fields of a row to x and y as they are trained on.
 
     Returns:
       Arrays for a cache file. For the n pairs of the valid rows: `file_number` int32[n], index of
       the file; `line` int64[n], counted from 1; `start` int64[n], offset; `bytes` int64[n], size;
       `unit` float64[n], the number in [0, 1) that decides the split; `positive` int32[n], index in
-      the row's positives. With NORMALIZED, `x_id` and `y_id` int32[n], the word ids of x and y.
-      `notes` has a digest of the contents, the problems, and sentences for
-      the summary.
+      the row's positives. With NORMALIZED, `x_id` and `y_id` int32[n], the word ids of x and y as
+      they are trained on. `notes` has a digest of the contents, the problems, and sentences for the
+      summary.
     """
     problems = Problems()
     contents = blake2b(digest_size=16)
@@ -306,7 +321,8 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
                     answers.add(y)
                     found.append((file_index, line, offset, len(text), unit, positive))
                     if equal_texts == NORMALIZED:
-                        word_ids.append((compute_word_id(row.x), compute_word_id(y)))
+                        cleaned = clean(row.x, y, row.fields)
+                        word_ids.append((compute_word_id(cleaned[0]), compute_word_id(cleaned[1])))
     columns = zip(*found, strict=True) if found else ((),) * 6
     dtypes = {
         'file_number': np.int32,

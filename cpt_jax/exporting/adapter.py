@@ -1,5 +1,6 @@
 """Export of the adapters of a LoRA run in PEFT's format."""
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from cpt_jax.origin.frozen_base import get_adapter_base, load_adapters, open_che
 from cpt_jax.origin.pretrained import Pretrained, is_gguf_file
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
+from cpt_jax.storage.paths import is_remote
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
 
@@ -37,6 +39,26 @@ class ExportedAdapter(NamedTuple):
     base: str
     rows: int
     template: str
+
+    def list_notes(self) -> list[str]:
+        """Returns what must be done before PEFT loads the adapter, one line each."""
+        notes = []
+        if is_remote(self.base):
+            notes.append(
+                f'PEFT cannot read {self.base}: copy it to a disk, and export again with --base '
+                f'COPY, or set base_model_name_or_path in adapter_config.json to the copy'
+            )
+        if self.template:
+            notes.append(
+                f'it was trained with a template, which the files of an adapter cannot store: '
+                f'embed or evaluate it with --template {shlex.quote(self.template)}'
+            )
+        if self.rows:
+            notes.append(
+                f'the base has no token ids for the delimiters around texts: call '
+                f'model.resize_token_embeddings({self.rows}) before PeftModel.from_pretrained'
+            )
+        return notes
 
 
 def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdapter:

@@ -18,7 +18,7 @@ from cpt_jax.model.initializers import (
     constant,
     normal,
 )
-from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
+from cpt_jax.model.parameter import add_bias, broadcast_vector, gather_weight, make_parameter
 from cpt_jax.model.pooling import pick
 from cpt_jax.model.rotary import rotate
 from cpt_jax.runtime.mesh import BATCH
@@ -161,7 +161,7 @@ class Attention(nnx.Module):
         )
         if self.config.qkv_bias:
             bias_Bx1xGxK = broadcast_vector(self.value_bias, a_BxTxGxMxK[:, :, :, 0])
-            a_BxTxGxMxK = a_BxTxGxMxK + bias_Bx1xGxK.astype(a_BxTxGxMxK.dtype)[:, :, :, None]
+            a_BxTxGxMxK = add_bias(a_BxTxGxMxK, bias_Bx1xGxK[:, :, :, None])
         return ungroup_query_heads(a_BxTxGxMxK)
 
     def _einsum_by_group(
@@ -207,7 +207,7 @@ class Attention(nnx.Module):
         )
         if not self.config.qkv_bias:
             return out
-        return out + broadcast_vector(getattr(self, f'{name}_bias'), out).astype(out.dtype)
+        return add_bias(out, broadcast_vector(getattr(self, f'{name}_bias'), out))
 
     def project_heads(self, a: jax.Array, noise: Noise) -> jax.Array:
         """Projects the outputs of all heads, [..., H, K], back to the residual stream, [..., D]."""
@@ -216,7 +216,7 @@ class Attention(nnx.Module):
         )
         if not self.config.out_bias:
             return out
-        return out + broadcast_vector(self.out_bias, out).astype(out.dtype)
+        return add_bias(out, broadcast_vector(self.out_bias, out))
 
 
 # 'gelu' is the tanh approximation, as in GPT-2. For gated forms, this is the gate's activation.
@@ -254,7 +254,7 @@ class FeedForward(nnx.Module):
         """Applies the feed-forward part to float[..., D]; returns the same shape."""
         up = self._project_up(h, 'up', noise)
         if self.config.bias:
-            up = up + broadcast_vector(self.up_bias, up).astype(up.dtype)
+            up = add_bias(up, broadcast_vector(self.up_bias, up))
         activation = ACTIVATIONS[self.config.activation]
         if self.config.is_gated:
             up = activation(self._project_up(h, 'gate', noise)) * up
@@ -265,7 +265,7 @@ class FeedForward(nnx.Module):
         )
         if not self.config.bias:
             return down
-        return down + broadcast_vector(self.down_bias, down).astype(down.dtype)
+        return add_bias(down, broadcast_vector(self.down_bias, down))
 
     def _project_up(self, h: jax.Array, name: str, noise: Noise) -> jax.Array:
         return multiply_with_adapter(

@@ -90,6 +90,17 @@ def broadcast_vector(vector: nnx.Param, like: jax.Array) -> jax.Array:
     )
 
 
+def add_bias(h: jax.Array, bias_Bx1xV: jax.Array) -> jax.Array:
+    """Returns h [R, .., *V] plus a bias from `broadcast_vector`, in the dtype of h.
+
+    The bias is repeated for every position before it is cast, so that the backward pass adds up the
+    gradients of all positions in float32. A running sum in bfloat16 would stop growing at 256 times
+    the size of its summands.
+    """
+    repeated = jnp.broadcast_to(bias_Bx1xV, h.shape, out_sharding=jax.typeof(h).sharding.spec)
+    return h + repeated.astype(h.dtype)
+
+
 def gather_once(module: T) -> T:
     """Gathers the weights of a module over data and fsdp, so that their gradients are reduced once,
     after all uses of the module.

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +63,7 @@ class Checkpoints:
           every_steps: a save is due at every multiple of this number of steps.
           keep_latest: number of latest checkpoints to keep, to resume from.
           keep_every: checkpoints at multiples of this step are kept forever; 0 keeps none.
-          keep_best: whether to keep the checkpoint that was saved with the highest score.
+          keep_best: whether to keep the checkpoint with the highest score.
           every_minutes: a save is also due after this time; 0: not. `is_due` does not look at it,
             because the processes of a run must agree on the time; see SaveTimer.
 
@@ -83,17 +83,12 @@ class Checkpoints:
         self._metadata = about
         self.keeps_best = keep_best
         self.every_minutes = every_minutes
+        self._scores: dict[int, float] = {}
         policies: list[Any] = [_KEEP.LatestN(keep_latest)]
         if keep_every:
             policies.append(_KEEP.EveryNSteps(keep_every))
         if keep_best:
-            policies.append(
-                _KEEP.BestN(
-                    get_metric_fn=lambda metrics: metrics[_SCORE],
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            policies.append(_KeepBest(self._scores))
         self._open = lambda: ocp.training.Checkpointer(
             directory,
             context=make_saving_context(),
@@ -105,9 +100,16 @@ class Checkpoints:
             _print_once(f'checkpoint {name} is incomplete: it is not used')
         self._checkpointer = self._open()
 
-    def list_scored_steps(self) -> list[int]:
-        """Returns the steps of the checkpoints that were saved with a score."""
-        return [saved.step for saved in self._checkpointer.checkpoints if saved.metrics]
+    def list_steps(self) -> list[int]:
+        """Returns the steps of the checkpoints."""
+        return [saved.step for saved in self._checkpointer.checkpoints]
+
+    def add_scores(self, scores: Mapping[int, float]) -> None:
+        """Adds scores by step, which `keep_best` compares with those of `save`.
+
+        A checkpoint has none of its own if SIGTERM stopped its evaluation.
+        """
+        self._scores.update(scores)
 
     def is_due(self, step: int) -> bool:
         """Returns whether a save is due after this many steps."""
@@ -207,6 +209,26 @@ class Checkpoints:
                 (self._directory / str(step)).rename(free)
         multihost_utils.sync_global_devices('unreadable checkpoints set aside')
         self._checkpointer = self._open()
+
+
+class _KeepBest:
+    """Orbax's policy that keeps the checkpoint with the highest score, the latest one of several.
+
+    Attributes:
+      scores: scores by step, of checkpoints that may have none of their own.
+    """
+
+    def __init__(self, scores: Mapping[int, float]):
+        self.scores = scores
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns whether each checkpoint is kept."""
+        del context
+        found = {saved.step: saved.metrics[_SCORE] for saved in checkpoints if saved.metrics}
+        steps = [saved.step for saved in checkpoints]
+        found |= {step: self.scores[step] for step in steps if step in self.scores}
+        best = max(found, key=lambda step: (found[step], step), default=None)
+        return [step == best for step in steps]
 
 
 def list_steps(directory: Path) -> list[int]:

@@ -51,10 +51,6 @@ class EventWriter:
         """Appends an event with the values of a row."""
         self._append(_make_event(ScorePoint(step, time.time(), row)))
 
-    def write_if_due(self) -> None:
-        """See GrowingFile."""
-        self._file.write_if_due()
-
     def write(self) -> None:
         """Writes the events that wait."""
         self._file.write()

@@ -22,7 +22,8 @@ class Checksum(NamedTuple):
     Attributes:
       size: number of bytes.
       crc32: CRC-32 of all bytes.
-      stamp: `compute_file_stamp` of the file, for files that must not change at all; '' otherwise.
+      stamp: `compute_file_stamp` of the file, for files that must not change at all; the CRC-32C of
+        an object in a bucket; '' otherwise.
     """
 
     size: int
@@ -31,7 +32,8 @@ class Checksum(NamedTuple):
 
     def add(self, block: bytes) -> 'Checksum':
         """Returns the checksum of a file that continues with `block`."""
-        return Checksum(self.size + len(block), zlib.crc32(block, self.crc32))
+        crc32 = zlib.crc32(block, self.crc32)
+        return self._replace(size=self.size + len(block), crc32=crc32)
 
 
 def compute_checksum(path: Path) -> Checksum:

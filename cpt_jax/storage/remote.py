@@ -18,8 +18,9 @@ from typing import Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage import cached_copies
 from cpt_jax.storage.atomic_write import open_atomically
-from cpt_jax.storage.cache import get_cache_folder, get_free_bytes
+from cpt_jax.storage.cache import get_cache_folder
 from cpt_jax.storage.file_checksums import (
     Checksum,
     compute_checksum,
@@ -71,6 +72,13 @@ def expand_home(path: str | Path, name: str) -> Path:
         raise UserError(
             f'{name} {path}: the home directory is unknown: give a path without ~'
         ) from None
+
+
+def compute_crc32c(data: bytes) -> str:
+    """Returns the CRC-32C of an object of Google Cloud Storage, in base64 as the store gives it."""
+    from google_crc32c import Checksum as Crc32c
+
+    return base64.b64encode(Crc32c(data).digest()).decode()
 
 
 class RemoteFile(NamedTuple):
@@ -165,14 +173,15 @@ class RemoteFiles(NamedTuple):
         Raises:
           UserError: a file cannot be read, or there is not enough disk space.
         """
-        entry = get_cache_folder() / 'remote' / self._compute_key()
+        entry = get_cache_folder() / cached_copies.FOLDER / self._compute_key()
         # The last part of the URL is kept, because models are named by their directory.
         base = Path(self.folder).name if self.kind == 'folder' else 'files'
         target = entry / base
         try:
             target.mkdir(parents=True, exist_ok=True)
             # Several processes of a host may ask for the same files.
-            with wait_for_lock(entry / 'lock'):
+            with wait_for_lock(entry / cached_copies.LOCK):
+                cached_copies.mark_as_used(entry)
                 self._fill(entry, base, verify)
         except OSError as error:
             raise UserError(
@@ -198,22 +207,12 @@ class RemoteFiles(NamedTuple):
             else:
                 missing[name] = file
         if missing:
-            self._check_free_space(missing)
+            size = sum(file.size for file in missing.values())
+            cached_copies.make_room(size, f'{self.name} {self.url}')
             for name, checksum in self._download(missing, entry / base):
                 checksums[f'{base}/{name}'] = checksum
         if checksums != expected:
             write_checksums(entry, checksums)
-
-    def _check_free_space(self, missing: Mapping[str, RemoteFile]) -> None:
-        size = sum(file.size for file in missing.values())
-        folder = get_cache_folder()
-        free = get_free_bytes(folder)
-        if size >= free:
-            raise UserError(
-                f'{self.name} {self.url}: {size / 1e9:,.1f} GB do not fit into the cache '
-                f'({folder}, {free / 1e9:,.1f} GB are free): set CPT_JAX_CACHE to a folder on a '
-                f'larger disk'
-            )
 
     def _download(
         self, missing: Mapping[str, RemoteFile], target: Path

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from etils import epath
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
@@ -32,7 +31,7 @@ from cpt_jax.storage.file_checksums import (
     read_checksums,
 )
 from cpt_jax.storage.paths import is_on_bucket
-from cpt_jax.storage.remote import fetch
+from cpt_jax.storage.remote import RemoteFile, RemoteFiles, compute_crc32c, fetch
 from cpt_jax.storage.store_errors import explain_errors
 from cpt_jax.storage.text_lines import find_paths
 
@@ -121,6 +120,9 @@ class VectorWriter:
         for part in find_paths(directory, '*.part'):  # left by a program that was killed
             part.unlink()
         self._checksums = read_checksums(directory)
+        self._objects: Mapping[str, RemoteFile] = {}
+        if is_on_bucket(directory):
+            self._objects = RemoteFiles.find(str(directory), '--output').files
         self.missing = [shard for shard in range(meta.shards) if not self._is_written(shard)]
 
     def add(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
@@ -147,17 +149,30 @@ class VectorWriter:
     def _is_written(self, shard: int) -> bool:
         """Returns whether a shard is complete; warns about a damaged one."""
         paths = self._meta.get_shard_paths(self._directory, shard)
+        if is_on_bucket(self._directory):
+            return all(self._is_object_whole(path, shard) for path in paths)
         if not all(path.exists() for path in paths):
             return False
-        if is_on_bucket(self._directory):  # whose files have checksums of their own
-            sizes = [self._checksums.get(path.name, Checksum(-1, 0)).size for path in paths]
-            return sizes == [epath.Path(path).stat().length for path in paths]
         try:
             ids, _ = _read_shard(*paths, self._meta, self._checksums)
         except UserError as error:
             logging.warning('shard %d is embedded again: %s', shard, error)
             return False
         return len(ids) == self._meta.get_shard_size(shard)
+
+    def _is_object_whole(self, path: Path, shard: int) -> bool:
+        """Returns whether an object of a shard has the size and the CRC-32C with which it was
+        written; warns if not. The bucket has computed its CRC-32C, so nothing is read.
+        """
+        expected, found = self._checksums.get(path.name), self._objects.get(path.name)
+        if expected is None or found is None:
+            return False
+        # Objects of earlier versions, and other stores, have no CRC-32C.
+        crc32c = found.hashes.get('crc32c', '')
+        if found.size == expected.size and (crc32c == expected.stamp or not expected.stamp):
+            return True
+        logging.warning('shard %d is embedded again: %s is damaged', shard, path)
+        return False
 
     def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
@@ -169,7 +184,8 @@ class VectorWriter:
         }
         for path, data in files.items():
             _write(path, data)
-            self._checksums[path.name] = Checksum(0, 0).add(data)
+            stamp = compute_crc32c(data) if is_on_bucket(path) else ''
+            self._checksums[path.name] = Checksum(0, 0, stamp).add(data)
         _write(self._directory / CHECKSUMS, encode_checksums(self._checksums))
 
 

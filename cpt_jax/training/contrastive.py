@@ -186,6 +186,9 @@ class Contrastive:
         return [data.max_tokens_x, data.max_tokens_y, *[data.max_tokens_y] * data.negatives]
 
     def count_ids_per_text(self, data: Data) -> int:
+        # Without the ids of other positives, which only the data tell. With the largest number of
+        # them, 8, the step of configs/cpt_s.py with 2 layers has 0.01 % more operations, 0.13 %
+        # more bytes of memory traffic and no more memory (compiled for v5e:8x8, not run).
         return IDS_PER_TEXT[data.equality_rule]
 
     def count_step_flops(

@@ -55,20 +55,26 @@ class HeldoutScores:
         self.values: list[float] = scores_Nx2[:, 1].tolist()
         self._candidates = set(self.steps if kept is None else kept)
 
-    def add(self, step: int, scores: Mapping[str, float], is_kept: bool = True) -> None:
+    def add(self, step: int, scores: Mapping[str, float]) -> None:
         """Adds the scores of an evaluation.
 
         Args:
           step: the evaluated step.
           scores: its scores, by column.
-          is_kept: whether the step can be the best one.
         """
         # All processes must decide alike, and sums may differ in the last digit between them.
         ((_, value),) = _broadcast(np.array([[step, scores[self.main.key]]]))
         self.steps.append(step)
         self.values.append(float(value))
-        if is_kept:
-            self._candidates.add(step)
+        self._candidates.add(step)
+
+    @property
+    def signed(self) -> dict[int, float]:
+        """The scores by step, with the sign that makes higher ones better."""
+        return {
+            step: self.main.sign * value
+            for step, value in zip(self.steps, self.values, strict=True)
+        }
 
     @property
     def best_step(self) -> int | None:

@@ -158,10 +158,11 @@ class _Loop:
             run.objective.main_score,
             run.evaluation.patience,
             self.recorder.earlier,
-            checkpoints.list_scored_steps() if checkpoints.keeps_best else None,
+            checkpoints.list_steps() if checkpoints.keeps_best else None,
         )
         self.pending: _PendingMetrics | None = None
         self.programs = StepPrograms(run)
+        self.checkpoints.add_scores(self.heldout.signed)
         # The file may name a step that is gone, or none although there is one.
         if self.checkpoints.keeps_best:
             self._write_best()
@@ -211,13 +212,13 @@ class _Loop:
             # An accidental transfer between host and device would make the step wait.
             with jax.transfer_guard('disallow'):
                 state, metrics = program(state, batch)
+            # Record the previous step while the device is busy with this one.
+            if self.pending:
+                self._record(*self._read_pending(), {})
             # On CPU, XLA allocates a step's memory when the step is started: two steps in flight
             # would need twice the memory.
             if jax.default_backend() == 'cpu':
                 jax.block_until_ready(metrics)
-            # Record the previous step while the device is busy with this one.
-            if self.pending:
-                self._record(*self._read_pending(), {})
             self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, metrics)
             self.profiler.stop_after(step, metrics)
             self.step_times.end_step()
@@ -275,9 +276,12 @@ class _Loop:
         """Records the scores that the earlier start lacks; returns False after SIGTERM."""
         scores = self._evaluate(state)
         if scores:
-            # Its checkpoint was saved without a score, so it is not kept as the best one.
-            self.heldout.add(self.first_step, scores, is_kept=not self.checkpoints.keeps_best)
+            self.heldout.add(self.first_step, scores)
             self.recorder.write(self.first_step, scores)
+            # Its checkpoint was saved without a score.
+            self.checkpoints.add_scores(self.heldout.signed)
+            if self.checkpoints.keeps_best:
+                self._write_best()
             text = self.run.objective.format_heldout(scores)
             self.recorder.print_line(f'step {self.first_step:,}: {text}')
         return bool(scores)
@@ -312,7 +316,7 @@ class _Loop:
         score = None
         if scores:
             self.heldout.add(step, scores)
-            score = self.heldout.get(step) * self.heldout.main.sign
+            score = self.heldout.signed[step]
         is_best = self.checkpoints.keeps_best and self.heldout.best_step == step
         stops_here = should_stop or self.heldout.should_stop
         if self.heldout.should_stop and not self._is_last(step):

@@ -77,11 +77,8 @@ class Recorder:
             self._wandb.write(step, row)
 
     def advance(self, steps: int) -> None:
-        """Advances the progress bar, and writes the rows that wait if that is due."""
+        """Advances the progress bar."""
         self._bar.update(steps)
-        for file in (self._metrics, self._events, self._log):
-            if file is not None:
-                file.write_if_due()
 
     def flush(self) -> None:
         """Writes the rows that wait. A checkpoint must not be newer than the rows on the disk."""

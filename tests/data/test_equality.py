@@ -144,3 +144,13 @@ def test_masked_share_and_repeated_texts_are_counted():
     assert count_repeated_texts(ids[:, 1]) == 3
     assert count_repeated_texts(ids[:, 0]) == 0
     assert compute_masked_share(ids[:1]) == 0
+
+
+def test_positives_of_other_pairs_count_as_masked():
+    ids = np.arange(1, 37, dtype=np.int32).reshape(3, 3, 4)
+    ids[:, 1:, 3] = ids[:, 1:, 2]  # texts other than x have their word id in every column
+    y = ids[:, 1, 2]
+    ids[:, 0, 2:] = [[y[2], 0], [0, 0], [y[0], 0]]
+    assert compute_masked_share(ids) == 2 / 6
+    ids[1, 0, 2:] = y[0], y[2]
+    assert compute_masked_share(ids) == 4 / 6

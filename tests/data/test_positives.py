@@ -76,3 +76,23 @@ def test_runs_of_before_have_no_other_positives(tokenizer, tmp_path):
         assert source.most_positives == positives
     reader = PairTokenReader([source], tokenizer, 32, 32, 2, STRIPPED)
     assert reader(0, np.arange(4))[1].shape == (4, 4, 1)
+
+
+def test_texts_without_docstrings_are_compared_as_they_are_trained_on(tmp_path):
+    """The raw x's differ behind their first paragraph, and the raw y's in their docstrings."""
+    code = 'def f(x):\n    """{}"""\n    return x + {}'
+    rows = [
+        {'x': 'Adds.\n\nOne.', 'y': code.format('Adds.', 1)},
+        {'x': 'Adds.\n\nTwo.', 'y': code.format('Adds.', 2)},
+        {'x': 'Adds.', 'y': code.format('Adds!', 1)},
+    ]
+    path = tmp_path / 'code.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    assert JsonlSource(str(path), 'all').most_positives == 0
+    source = JsonlSource(str(path), 'all', codesearchnet=True)
+    assert source.most_positives == 1
+    one, two, _ = (compute_word_id(source[i].y) for i in range(3))
+    for i, other in enumerate([two, one, two]):
+        assert sorted(source[i].positives) == sorted([one, two])
+        ids = make_positive_ids([source[i].y], source[i].positives, 1)
+        assert ids[0].tolist() == [other]

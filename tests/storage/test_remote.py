@@ -152,7 +152,7 @@ def test_programs_that_ask_at_once_copy_once(bucket, monkeypatch):
 
 def test_data_that_do_not_fit_are_an_error_before_they_are_copied(bucket, monkeypatch):
     bucket('a.txt', b'a' * 1000)
-    monkeypatch.setattr(remote, 'get_free_bytes', lambda folder: 999)
+    monkeypatch.setattr(remote.cached_copies, 'get_free_bytes', lambda folder: 999)
     reads = count_reads(monkeypatch)
     with pytest.raises(UserError, match=r'^--input memory://bucket/a.txt: 0.0 GB do not fit'):
         fetch('memory://bucket/a.txt', '--input')

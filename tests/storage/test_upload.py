@@ -1,5 +1,7 @@
 """Outputs in an emulated bucket."""
 
+import json
+
 import fsspec
 import numpy as np
 import pytest
@@ -25,9 +27,16 @@ def test_vectors_are_written_to_a_bucket_and_continued(emulator, name):
     found = read_vectors(f'gs://bucket/{name}')
     assert found.ids == IDS
     np.testing.assert_array_equal(np.concatenate(found.shards), make_unit_vectors())
-    # An object that was replaced counts as missing if its size differs.
+    # An object that was replaced counts as missing, whatever its size.
+    ids = f'bucket/{name}/ids-00000-of-00003.txt'
+    emulator.pipe(ids, emulator.cat_file(ids)[::-1])
     emulator.pipe(f'bucket/{name}/vectors-00001-of-00003.npy', b'short')
-    assert VectorWriter(make_path(f'gs://bucket/{name}', '--output'), META).missing == [1]
+    assert VectorWriter(directory, META).missing == [0, 1]
+    # Directories of earlier versions have no CRC-32C.
+    stored = json.loads((directory / 'checksums.json').read_text())
+    earlier = {key: [*row[:2], ''] for key, row in stored.items()}
+    (directory / 'checksums.json').write_text(json.dumps(earlier))
+    assert VectorWriter(directory, META).missing == [1]
 
 
 def test_export_is_uploaded_when_it_is_complete(emulator, tmp_path):

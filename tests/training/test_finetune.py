@@ -1,6 +1,8 @@
 """configs/finetune.py: sizes from the data, prompts of sources, the best checkpoint, early stop."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ from cpt_jax.evals.follow import _read_last_step
 from cpt_jax.runs.checkpoint import list_steps
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runs.reference import find_checkpoint
-from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
+from cpt_jax.runtime.preemption import Preempted
 from cpt_jax.training import contrastive, loop
 from cpt_jax.training.heldout_scores import HeldoutScores, MainScore
 from cpt_jax.training.setup import set_up
@@ -107,6 +110,28 @@ def test_best_checkpoint_is_kept_and_the_run_stops_early(config, tmp_path, monke
     assert loop.train(config, workdir) == 0
     assert find_checkpoint(f'{workdir}@best', '--model')[1] == 2
     assert _read_last_step(workdir) == rows[-1]['step'] == list_steps(workdir / 'checkpoints')[-1]
+
+
+def test_score_that_sigterm_stopped_can_be_the_best(config, tmp_path, monkeypatch):
+    script = iter([0.5, 0.6, None, 0.9, 0.7, 0.3, 0.2, 0.1, 0.1, 0.1])
+
+    def score(*_):
+        if (found := next(script)) is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise Preempted
+        return {'heldout_mrr': found, 'heldout_first': 0.0, 'heldout_pairs': 9}
+
+    monkeypatch.setattr(contrastive, 'compute_heldout_scores', score)
+    config['evaluation'] |= {'times': 8}
+    workdir = tmp_path / 'run'
+    assert loop.train(config, workdir) == EXIT_PREEMPTED
+    assert list_steps(workdir / 'checkpoints')[-1] == 2
+    # Step 2 is evaluated again, and has the best score also for the third start.
+    for _ in range(2):
+        assert loop.train(config, workdir) == 0
+        assert find_checkpoint(f'{workdir}@best', '--model')[1] == 2
+        steps = list_steps(workdir / 'checkpoints')
+        assert steps[0] == 2 and steps[-1] == read_rows(workdir)[-1]['step']
 
 
 def test_scores_of_an_earlier_start_count_and_lower_can_be_better():

@@ -32,7 +32,7 @@ from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training import loop
 from cpt_jax.training.setup import set_up
 from cpt_jax.training.timing import TIMING_FIELDS
-from tests.programs import Program, finish
+from tests.programs import Program, finish, make_environment
 from tests.training.conftest import start, write_config
 
 pytestmark = pytest.mark.usefixtures('persistent_compilation_cache')
@@ -165,6 +165,34 @@ def test_killed_run_ends_like_an_uninterrupted_one(launch, tmp_path, request, fi
     names = {path.name for path in workdir.iterdir()}
     assert names == {path.name for path in finished.iterdir()}
     assert not any(path.name.startswith('gs:') for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('storage', ['disk', 'bucket'])
+def test_second_training_is_refused_and_the_first_ends_as_if_alone(
+    config_file, tmp_path, request, finished, storage
+):
+    workdir = tmp_path / 'run'
+    if storage == 'bucket':
+        workdir = as_path(request.getfixturevalue('gs_bucket')) / 'run'
+    (tmp_path / 'hold').touch()  # the first one waits in a step
+    given = '--config', str(config_file), '--workdir', str(workdir)
+    script = Path(__file__).parent / 'scripts' / 'train_watched.py'
+    first = Program(script, given, tmp_path, make_environment(devices=1))
+    deadline = time.monotonic() + 100
+    while not RunDir(workdir).metrics.exists():
+        assert first.poll() is None and time.monotonic() < deadline, first.communicate()[0]
+        time.sleep(0.05)
+    second = start(config_file, tmp_path, str(workdir))
+    output = finish(second, status=1)
+    line = (
+        rf'error: --workdir {workdir}: is being trained by process \d+ on \S+ \(since .*\): wait '
+    )
+    assert re.match(line, output.splitlines()[-1]) and 'Traceback' not in output
+    (tmp_path / 'hold').unlink()
+    finish(first)
+    assert_same(finished, workdir, 12)
+    assert [row['step'] for row in read_rows(workdir)] == list(range(1, 13))
+    assert {path.name for path in workdir.iterdir()} == {path.name for path in finished.iterdir()}
 
 
 def test_run_needs_no_renaming(train_here, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cpt_jax.data.files import InputFile, digest_file_states
 from cpt_jax.data.pairs import Pair, digest_texts
+from cpt_jax.data.positives import NO_OTHER_POSITIVES, compute_word_id, find_other_positives
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of 
 # Increment when a change to the code below changes the rows that are selected from the same
 # dataset.
 INDEX_VERSION = 1
+_INDEX_ARRAYS = ('good', 'x_id', 'y_id', 'notes')
 
 
 class TfdsSource:
@@ -42,6 +44,7 @@ class TfdsSource:
     Attributes:
       split, fingerprint, documents: see Source.
       problems: counts of bad rows.
+      most_positives: see RowSource. A run whose texts have one id does not compare positives.
     """
 
     documents = None
@@ -94,10 +97,12 @@ class TfdsSource:
         self._tfds_split = '+'.join(filter(None, tfds_splits[split]))
         self._rows = np.zeros(0, np.int64)
         self._data: Sequence[dict] = ()
+        self._other_positives = NO_OTHER_POSITIVES
         self.fingerprint = digest_texts('tfds', name, split, 'nothing')
         self.problems = Problems(max_bad_share)
         if self._tfds_split:
             self._open(data_dir)
+        self.most_positives = self._other_positives.most
 
     def _open(self, data_dir: str | None) -> None:
         builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
@@ -112,8 +117,8 @@ class TfdsSource:
             ) from None
         settings = (self._tfds_split, self._x, self._y, self._negatives, str(self._max_chars))
         states = _digest_file_states(builder, self._verify)
-        key = digest_texts(str(INDEX_VERSION), states, *settings)
-        saved = load_or_build(f'tfds_{key}', self._index_rows, ('good', 'notes'))
+        key = digest_texts(str(INDEX_VERSION), states, *settings, *_INDEX_ARRAYS)
+        saved = load_or_build(f'tfds_{key}', self._index_rows, _INDEX_ARRAYS)
         contents, problems = array_to_json(saved['notes'])
         self.fingerprint = digest_texts('tfds', str(INDEX_VERSION), contents, self.split)
         self.problems = Problems.from_json(problems, self.problems.max_share)
@@ -122,17 +127,19 @@ class TfdsSource:
         # This raises UserError if no row is valid.
         source = f'tfds {self._name} {self._tfds_split}'
         self._rows = good[select_rows('all', np.ones(len(good), bool), source, 0)]
+        self._other_positives = find_other_positives(saved['x_id'], saved['y_id'])
 
     def _index_rows(self) -> Arrays:
         """Checks every row, and returns the indices of the valid ones.
 
         Returns:
-          Arrays for a cache file: `good` int64[n], indices of the valid rows; `notes`, a digest of
-          the pairs and the problems.
+          Arrays for a cache file: `good` int64[n], indices of the valid rows; `x_id` and `y_id`
+          int32[n], the word ids of their texts; `notes`, a digest of the pairs and the problems.
         """
         problems = Problems()
         contents = blake2b(digest_size=16)
         good = []
+        word_ids: list[tuple[int, int]] = []
         for row in tqdm(
             range(len(self._data)),
             desc=f'checking {self._name} {self._tfds_split}',
@@ -146,9 +153,13 @@ class TfdsSource:
                 problems.add(error, f'{self._name} {self._tfds_split}:{row}')
             else:
                 good.append(row)
+                word_ids.append((compute_word_id(pair.x), compute_word_id(pair.y)))
                 contents.update(digest_texts(pair.x, pair.y, *pair.negatives).encode())
+        x_id_N, y_id_N = np.array(word_ids, np.int32).reshape(-1, 2).T
         return {
             'good': np.array(good, np.int64),
+            'x_id': x_id_N,
+            'y_id': y_id_N,
             'notes': json_to_array([contents.hexdigest(), problems.to_json()]),
         }
 
@@ -156,7 +167,8 @@ class TfdsSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Pair:
-        return self._read_pair(int(self._rows[index]))
+        pair = self._read_pair(int(self._rows[index]))
+        return pair._replace(positives=self._other_positives.find(index))
 
     def _read_pair(self, row: int) -> Pair:
         """Reads and checks a row. Raises BadRow if it is invalid."""

@@ -50,6 +50,8 @@ _KNOWN_KEYS = {
 # Initializations that do not change the base. PiSSA, OLoRA, CorDA and LoftQ subtract the initial
 # adapter from the base.
 _KNOWN_INITS = (None, True, False, 'gaussian', 'eva', 'orthogonal')
+# With larger values nothing of the base would remain in float32.
+_ALPHA = allow_numbers(least=-1e6, most=1e6)
 _IDS = allow_list(allow_integers(0, 10_000_000))
 _TOKEN_INDICES = allow_null(
     Allowed(
@@ -60,8 +62,8 @@ _TOKEN_INDICES = allow_null(
 _VALUES = {
     'base_model_name_or_path': allow_null(TEXT),
     'r': allow_integers(1, 1_000_000),
-    'lora_alpha': allow_numbers(),
-    'alpha_pattern': allow_null(allow_object(allow_numbers())),
+    'lora_alpha': _ALPHA,
+    'alpha_pattern': allow_null(allow_object(_ALPHA)),
     'use_rslora': allow_null(FLAG),
     'trainable_token_indices': _TOKEN_INDICES,
 }

@@ -14,6 +14,11 @@ PAIR = '{"x": "a b", "y": "c d"}\n'
 
 # name -> (content, number of pairs and of bad rows, or the error with which it is refused)
 JSON_LINES = {
+    # Rows of which some texts are equal are all read; see test_equality.py for what follows.
+    'good': (PAIR, (1, 0)),
+    'case_only_x': (PAIR + PAIR.replace('a b', 'A B '), (2, 0)),
+    'mirrored_pairs': (PAIR + '{"x": "c d", "y": "a b"}\n', (2, 0)),
+    'same_prefix_y': (PAIR + PAIR.replace('a b', 'e').replace('c d', 'c d f'), (2, 0)),
     'array': ('[{"x": "a", "y": "b"}, {"x": "c", "y": "d"}]\n', 'no pairs'),
     'bigint': ('{"x": "a", "y": "b", "score": ' + '9' * 5000 + '}\n' + PAIR, (1, 1)),
     'blank': ('\n\n  \n', 'no pairs'),
@@ -92,6 +97,10 @@ TABLES = {
     'two_cells_begin_with_quote': (make_table(l11=STRAY, l2001=STRAY), '\t', (2998, 2), (3000, 0)),
     'swallow_whole_good_row': (
         make_table(l11='title\t"Gone with the wind', l2001=END), '\t', (2999, 1), (3000, 0),
+    ),
+    'swallow_a': (
+        make_table(l11='who wrote it\t"Gone with the wind" author', l2001=END),
+        '\t', (2999, 1), (3000, 0),
     ),
     'quoted_title': (
         make_table(l4='"A Tale of Two Cities" author\tDickens', l5='tv\t55" or 65"'),

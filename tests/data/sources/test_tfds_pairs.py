@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 import cpt_jax
 from cpt_jax.data.pairs import Pair
+from cpt_jax.data.positives import compute_word_id
 from cpt_jax.data.sources import tfds_pairs
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runtime.errors import UserError
@@ -75,6 +76,19 @@ def open_tiny(data_dir, split, **more):
 
 def pairs(source):
     return [source[i] for i in range(len(source))]
+
+
+def test_positives_of_equal_x_are_found(data_dir):
+    """The splits 'train' and 'test' share their first questions."""
+    source = open_tiny(data_dir, 'all')
+    assert source.most_positives == 1
+    answers = [compute_word_id(f'answer {split} 3 é') for split in ('train', 'test')]
+    for pair in pairs(source):
+        number = int(pair.x.split()[1])
+        assert len(pair.positives) == (2 if number < ROWS['test'] else 0)
+        assert number != 3 or sorted(pair.positives) == sorted(answers)
+    assert open_tiny(data_dir, 'train').most_positives == 0
+    assert open_tiny(data_dir, 'heldout', heldout_split='').most_positives == 0
 
 
 @pytest.mark.parametrize('name', ['tiny_pairs', 'tiny_pairs:1.0.0'])
