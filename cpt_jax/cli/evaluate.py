@@ -1,6 +1,6 @@
 r"""Scores a model on benchmarks, next to BM25 and random vectors as baselines.
 
-Only --model is required. Prints a table of scores, and writes results.json and
+Only --model is required, or --compare. Prints a table of scores, and writes results.json and
 report/index.html: scores, training curves if the model is a run, and real queries with the results
 of the model and of BM25. Scores of earlier evaluations of the same model stay in results.json and
 are not computed again; run the same command to resume an evaluation that was killed. Scores of
@@ -12,6 +12,9 @@ rows of results.jsonl, TensorBoard scalars (eval), curves in the report, and bes
 --model RUN@best:TASK loads the checkpoint with the best score. It ends when training ends. Several
 programs may follow one run; a killed program loses no scores.
 
+--compare A B reads two results, of another model or of the same one with other settings, and prints
+the difference of each task with its 95% interval.
+
 To use several hosts, start the same command on each, as for launch/train.py; process 0 reads the
 data, scores and writes.
 
@@ -21,10 +24,11 @@ Example:
   python launch/evaluate.py --model ~/opt-2.7b --tasks 'sts/*' --data_dir ~/data \
       --representation prompteol --demonstration 'A jockey riding a horse.=Equestrian'
   python launch/evaluate.py --model runs/quickstart --tasks 'sts/*' --data_dir ~/data --follow
+  python launch/evaluate.py --compare results/base results/tuned
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -34,6 +38,7 @@ from etils import epath
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
+from cpt_jax.evals.intervals.paired import compare_results, format_differences, read_results
 from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
 from cpt_jax.evals.registry import (
     fetch_data_dir,
@@ -57,7 +62,7 @@ if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
     from cpt_jax.embed.function import Embed
 
-MODEL, read_model_options = define_model_flags(evaluation=True)
+MODEL, read_model_options = define_model_flags(evaluation=True, required=False)
 join_processes = define_process_flags()
 TASKS = flags.DEFINE_list(
     'tasks',
@@ -116,6 +121,12 @@ KEEP_VECTORS = flags.DEFINE_bool(
     False,
     'Keep vectors in --cache_dir after their task, for another evaluation of the same texts.',
 )
+COMPARE = flags.DEFINE_list(
+    'compare',
+    [],
+    'Two results to compare, A and B: directories with results.json and scores/, such as the '
+    '--output of two evaluations. Nothing is scored.',
+)
 
 
 @functools.cache
@@ -130,6 +141,9 @@ def _select_tasks(tasks: dict[str, Task]) -> list[Task]:
 
 
 def main() -> None:
+    if COMPARE.value:
+        _print_comparison(COMPARE.value)
+        return
     use_compilation_cache()
     _check_flags()
     with join_processes():
@@ -144,6 +158,21 @@ def main() -> None:
             run_as_worker()
         else:
             run_as_leader()
+
+
+def _print_comparison(references: Sequence[str]) -> None:
+    """Prints the differences between two results."""
+    if MODEL.value:
+        raise UserError('--compare reads results and loads no model: remove --model')
+    if len(references) != 2:
+        raise UserError(
+            f'--compare {" ".join(references)}: give two results, as in --compare results/a '
+            f'results/b'
+        )
+    first, second = references
+    results = read_results(first), read_results(second)
+    differences = compare_results(*results)
+    print(format_differences(differences, results, (first, second)))
 
 
 def run_as_leader() -> None:
@@ -186,7 +215,9 @@ def _check_same_model(embedder: 'Embedder') -> None:
 
 
 def _check_flags() -> None:
-    """Raises UserError for flags that cannot be used together."""
+    """Raises UserError for flags that are missing or cannot be used together."""
+    if not MODEL.value:
+        raise UserError('give --model, or --compare with two results')
     make_path(OUTPUT.value or '', '--output')
     if FOLLOW.value and OUTPUT.value:
         raise UserError(
@@ -315,4 +346,4 @@ def _choose_cache_folder(output: Path) -> Path | None:
 
 def run() -> None:
     """Runs the console script cpt-evaluate."""
-    run_program(main)
+    run_program(main, list_flag='compare')

@@ -18,10 +18,15 @@ from cpt_jax.runtime.errors import EXIT_CRASHED, EXIT_MISTAKE, UserError
 flags.disclaim_key_flags()
 
 
-def run_program(main: Callable[[], int | None]) -> None:
+def run_program(main: Callable[[], int | None], list_flag: str = '') -> None:
     """Parses the flags, calls `main` and exits with the status that it returns (None means 0).
 
     --help shows the docstring and the flags of the module that defines `main`.
+
+    Args:
+      main: the program.
+      list_flag: list flag whose value may continue with the words after it, as in --compare A B;
+        optional.
     """
     _describe_module_in_help(sys.modules[main.__module__])
     if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator(Path('/')):
@@ -36,7 +41,9 @@ def run_program(main: Callable[[], int | None]) -> None:
         if not flags.FLAGS['verbosity'].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
+            if list_flag and flags.FLAGS[list_flag].present:
+                flags.FLAGS[list_flag].value += argv[1:]
+            elif len(argv) > 1:
                 raise UserError(f'{argv[1]}: not a flag; flags start with --')
             return main()
         except UserError as error:

@@ -8,6 +8,7 @@ from etils import epath
 from tqdm import tqdm
 
 from cpt_jax.embed.function import Embed
+from cpt_jax.evals.intervals.item_scores import remove_item_scores, write_item_scores
 from cpt_jax.evals.report.embedding_map import map_to_json
 from cpt_jax.evals.report.example import examples_to_json
 from cpt_jax.evals.report.page import render_page
@@ -86,7 +87,8 @@ def make_claim_path(output: epath.Path, model: str, task: str) -> Path:
 def store_result(
     results: ResultsFile, name: str, result: Result, fingerprint: str, newest: bool = False
 ) -> None:
-    """Adds a result to results.json, and its examples and map to those of the report.
+    """Adds a result to results.json, its examples and map to those of the report, and the scores of
+    its queries or pairs to scores/.
 
     Args:
       results: results of the model.
@@ -105,8 +107,12 @@ def store_result(
             return
         examples: dict = {}
         maps: dict = {}
-        if not results.describe_replaced_results():
+        if results.describe_replaced_results():
+            remove_item_scores(output)
+        else:
             examples, maps = read_earlier_json(report / EXAMPLES), read_earlier_json(report / MAPS)
+        if result.item_scores:
+            write_item_scores(output, name, result.item_scores, result.main_score)
         results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows)))
         report.mkdir(parents=True, exist_ok=True)
         write_json(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from etils import epath
 
 from cpt_jax.embed.function import Embed
+from cpt_jax.evals.intervals.item_scores import ItemScores
 from cpt_jax.evals.options import Options
 from cpt_jax.evals.report.embedding_map import EmbeddingMap
 from cpt_jax.evals.report.example import Example
@@ -38,6 +39,7 @@ class Result(NamedTuple):
       counted: what `n` counts, as a plural noun such as 'pairs'.
       map: map of the embeddings; None if the texts have no labels.
       warnings: what is wrong with the data although they can be used.
+      item_scores: scores of single queries or pairs, for intervals; None if they are not known.
     """
 
     metric: str
@@ -49,6 +51,7 @@ class Result(NamedTuple):
     counted: str = 'queries'
     map: EmbeddingMap | None = None
     warnings: tuple[str, ...] = ()
+    item_scores: ItemScores | None = None
 
     @property
     def main_score(self) -> float:

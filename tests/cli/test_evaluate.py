@@ -76,6 +76,22 @@ def uninterrupted(folder) -> dict:
     return json.loads((folder / 'uninterrupted' / 'results.json').read_text())['tasks']
 
 
+def test_two_results_are_compared(folder, uninterrupted):
+    program = start_program('evaluate', '--compare', 'uninterrupted', 'uninterrupted', cwd=folder)
+    output = finish(program)
+    assert 'A: uninterrupted (run@200)' in output
+    for task, row in uninterrupted.items():
+        low, high = row['intervals'][row['settings']['main_metric']]
+        assert low < row['main_score'] < high
+        (line,) = [line for line in output.splitlines() if line.startswith(task)]
+        assert line.split()[-7:] == ['+0.00', '+0.00', 'to', '+0.00', 'no', 'difference', 'shown']
+
+
+def test_comparison_needs_two_results(folder):
+    program = start_program('evaluate', '--compare=uninterrupted', cwd=folder)
+    assert '--compare uninterrupted: give two results' in finish(program, status=1)
+
+
 def test_killed_evaluation_resumes_at_the_next_shard(folder, uninterrupted):
     process = start(folder, '--output=killed')
     kill_when(

@@ -14,7 +14,13 @@ from cpt_jax.evals.report.comparison import explain_excluded_tasks, make_compari
 from cpt_jax.evals.report.curves import draw_history, draw_panels, read_metrics
 from cpt_jax.evals.report.published import MARKS, read_tables
 from cpt_jax.evals.store.history import Row, select_curves
-from cpt_jax.evals.store.results import BASELINES, PLAIN, format_score, label_metric
+from cpt_jax.evals.store.results import (
+    BASELINES,
+    PLAIN,
+    format_interval,
+    format_score,
+    label_metric,
+)
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
@@ -32,12 +38,16 @@ class ScoreBar(NamedTuple):
       label: label of the kind.
       shown: formatted score.
       percent: length of the bar; None for metrics that are not fractions, which have no bar.
+      interval: formatted interval; '' if there is none.
+      bounds: positions of its ends on the bar, in percent.
     """
 
     kind: str
     label: str
     shown: str
     percent: float | None
+    interval: str = ''
+    bounds: tuple[float, float] = (0, 0)
 
 
 class Snippet(NamedTuple):
@@ -106,7 +116,7 @@ def make_score_bars(row: dict) -> list[tuple[str, list[ScoreBar]]]:
     metrics = []
     for name in names:
         bars = [
-            _make_bar(kind, label, name, scores[kind][name])
+            _make_bar(kind, label, name, scores[kind][name], _get_interval(row, kind, name))
             for kind, label in ROWS.items()
             if name in scores.get(kind, {})
         ]
@@ -114,9 +124,20 @@ def make_score_bars(row: dict) -> list[tuple[str, list[ScoreBar]]]:
     return metrics
 
 
-def _make_bar(kind: str, label: str, name: str, value: float) -> ScoreBar:
+def _get_interval(row: dict, kind: str, name: str) -> Sequence[float] | None:
+    """Returns the interval of a metric of the model; None if there is none."""
+    return row.get('intervals', {}).get(name) if kind == 'model' else None
+
+
+def _make_bar(
+    kind: str, label: str, name: str, value: float, interval: Sequence[float] | None
+) -> ScoreBar:
     percent = None if name in PLAIN else 100 * max(value, 0)
-    return ScoreBar(kind, label, format_score(name, value), percent)
+    bar = ScoreBar(kind, label, format_score(name, value), percent)
+    if interval is None:
+        return bar
+    low, high = (100 * min(max(bound, 0), 1) for bound in interval)
+    return bar._replace(interval=format_interval(name, interval), bounds=(low, high))
 
 
 def cut_snippet(text: str) -> Snippet:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 from etils import epath
 
+from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, LEVEL
+from cpt_jax.evals.intervals.item_scores import compute_intervals
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import (
     OBJECT,
     TEXT,
+    Allowed,
     allow_integers,
+    allow_list,
     allow_numbers,
     allow_object,
     check_values,
@@ -42,6 +46,15 @@ ROW_KEYS = {
     'n': allow_integers(0, 2**63 - 1),
     'settings': OBJECT,
     'baselines': allow_object(allow_object(allow_numbers())),
+}
+# Keys that rows of earlier versions and of other tasks do not have.
+_OPTIONAL_ROW_KEYS = {
+    'intervals': allow_object(
+        Allowed(
+            'a list of two numbers',
+            lambda value: allow_list(allow_numbers()).accepts(value) and len(value) == 2,  # type: ignore[arg-type]
+        )
+    )
 }
 
 
@@ -78,7 +91,7 @@ def check_results(path: Path, content: dict, required: Collection[str] = ROW_KEY
         missing = [key for key in required if key not in row]
         if missing:
             raise UserError(f'{path}: the row of {name} has no {missing[0]!r}')
-        check_values(path, row, ROW_KEYS)
+        check_values(path, row, ROW_KEYS | _OPTIONAL_ROW_KEYS)
         if not isinstance(row['settings'].get('main_metric'), str):
             raise UserError(f"{path}: the row of {name} has no settings['main_metric']")
 
@@ -187,6 +200,9 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
         'settings': {'main_metric': result.metric, **result.settings},
         'baselines': result.baselines,
     }
+    if result.item_scores:
+        row['intervals'] = compute_intervals(result.item_scores)
+        row['settings'] = {**row['settings'], 'intervals': DESCRIPTION}  # type: ignore[dict-item]
     if result.warnings:
         row['warnings'] = list(result.warnings)
     if fingerprint:
@@ -216,20 +232,31 @@ def format_score(name: str, value: float) -> str:
     return f'{value:{PLAIN[name]}}' if name in PLAIN else f'{100 * value:.2f}'
 
 
+def format_interval(name: str, interval: Sequence[float] | None) -> str:
+    """Returns the bounds of an interval of metric `name` as text; '' if there is none."""
+    if interval is None:
+        return ''
+    return ' to '.join(format_score(name, bound) for bound in interval)
+
+
 def format_table(results: dict) -> str:
-    """Returns the table for the terminal: every metric of every task (fractions x100), next to the
-    baselines.
+    """Returns the table for the terminal: every metric of every task (fractions x100), with its
+    interval if any task has one, next to the baselines.
     """
     kinds = [
         kind
         for kind in BASELINES
         if any(kind in row['baselines'] for row in results['tasks'].values())
     ]
-    cells = [('task', 'metric', 'model', *(BASELINES[kind] for kind in kinds), 'n')]
+    has_intervals = any(row.get('intervals') for row in results['tasks'].values())
+    heading = [f'{LEVEL:.0%} interval'] if has_intervals else []
+    cells = [('task', 'metric', 'model', *heading, *(BASELINES[kind] for kind in kinds), 'n')]
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
             values = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in kinds)]
             scores = ['' if value is None else format_score(metric, value) for value in values]
+            if has_intervals:
+                scores.insert(1, format_interval(metric, row.get('intervals', {}).get(metric)))
             first, last = ('', '') if i else (_label_task(name, row), f'{row["n"]:,}')
             cells.append((first, label_metric(metric), *scores, last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

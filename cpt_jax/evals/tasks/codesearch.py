@@ -30,6 +30,7 @@ from cpt_jax.benchmark_data.code_pairs import (
 )
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
@@ -39,6 +40,7 @@ from cpt_jax.evals.report.example import (
     FoundAnswer,
     cut_text,
 )
+from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
@@ -146,6 +148,7 @@ class CodeSearch(Task):
         }
         directions = self.options.directions
         metrics: dict[str, dict[str, float]] = {name: {} for name in ('model', 'bm25', 'random')}
+        scores: dict[str, np.ndarray] = {}
         examples: list[Example] = []
         for direction in directions:
             ranks: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
@@ -160,12 +163,10 @@ class CodeSearch(Task):
                 for name in metrics:
                     ranks[name].append(_compute_ranks(scorers[name], len(texts.queries)))
                 examples = examples or _make_examples(texts, scorers)
+            named = chunk_size if candidates else None, DIRECTIONS[direction]
             for name, parts in ranks.items():
-                metrics[name] |= compute_rank_metrics(
-                    np.concatenate(parts),
-                    chunk_size if candidates else None,
-                    DIRECTIONS[direction],
-                )
+                metrics[name] |= compute_rank_metrics(np.concatenate(parts), *named)
+            scores |= score_ranks(np.concatenate(ranks['model']), *named)
         return Result(
             metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
@@ -173,6 +174,7 @@ class CodeSearch(Task):
             settings=self._make_settings(pairs, chunk_size + len(others), len(chunks), directions),
             baselines=metrics,
             examples=examples,
+            item_scores=QueryScores(digest_json([queries, codes]), scores),
         )
 
     def _make_settings(
@@ -257,8 +259,8 @@ def shuffle_into_chunks(total: int, size: int) -> list[np.ndarray]:
     return [order[start : start + size] for start in range(0, total - size + 1, size)]
 
 
-def compute_rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') -> dict[str, float]:
-    """Returns MRR and recall, averaged over the queries.
+def score_ranks(ranks: np.ndarray, pool: int | None, prefix: str = '') -> dict[str, np.ndarray]:
+    """Returns reciprocal rank and recall of each query, float64 [Q].
 
     Args:
       ranks: int64[Q], rank of the right answer of each query, from 1.
@@ -266,9 +268,15 @@ def compute_rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') 
       prefix: prefix of the metrics' names.
     """
     suffix = f'of_{pool or "all"}'
-    reciprocal = np.where((ranks <= MAX_RANK) | bool(pool), 1 / ranks, 0)
-    metrics = {f'{prefix}mrr_{suffix}': float(np.mean(reciprocal))}
-    return metrics | {f'{prefix}recall@{k}_{suffix}': float(np.mean(ranks <= k)) for k in CUTOFFS}
+    reciprocal_Q = np.where((ranks <= MAX_RANK) | bool(pool), 1 / ranks, 0)
+    recalls = {f'{prefix}recall@{k}_{suffix}': np.float64(ranks <= k) for k in CUTOFFS}
+    return {f'{prefix}mrr_{suffix}': reciprocal_Q, **recalls}
+
+
+def compute_rank_metrics(ranks: np.ndarray, pool: int | None, prefix: str = '') -> dict[str, float]:
+    """Returns MRR and recall, averaged over the queries; see `score_ranks`."""
+    scores = score_ranks(ranks, pool, prefix)
+    return {metric: float(np.mean(values_Q)) for metric, values_Q in scores.items()}
 
 
 def _embed_pairs(

@@ -15,6 +15,7 @@ from etils import epath
 from cpt_jax.benchmark_data.answers import contains_answer, make_searchable
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import SearchOptions
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
@@ -24,6 +25,7 @@ from cpt_jax.evals.report.example import (
     FoundAnswer,
     cut_text,
 )
+from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row
@@ -93,14 +95,19 @@ class OpenQa(Task):
             metrics['model'][f'recall_vs_exact@{searched.exact.documents_Qxk.shape[1]}'] = (
                 compute_search_recall(searched.exact, searched.hits['model'])
             )
+        settings = self._make_settings(passages)
         return Result(
             metric=f'answer_recall@{CUTOFFS[0]}',
             metrics=metrics.pop('model'),
             n=len(questions),
-            settings=self._make_settings(passages) | searched.settings,
+            settings=settings | searched.settings,
             baselines=metrics,
             examples=_make_examples(questions, answers, passages, searched.hits, right),
             counted='questions',
+            item_scores=QueryScores(
+                digest_json([questions, answers, settings['data']]),
+                score_questions(right['model']),
+            ),
         )
 
     def _make_settings(self, passages: IndexedDocuments) -> dict[str, object]:
@@ -252,9 +259,15 @@ def mark_right_passages(
     return right
 
 
+def score_questions(right_Qxk: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns for each cutoff k whether the first k passages of a question have an answer, as
+    float64 [Q]."""
+    return {f'answer_recall@{k}': np.float64(right_Qxk[:, :k].any(axis=1)) for k in CUTOFFS}
+
+
 def compute_answer_recall(right_Qxk: np.ndarray) -> dict[str, float]:
     """Returns the fraction of questions with an answer in the first k passages, for each cutoff."""
-    return {f'answer_recall@{k}': float(right_Qxk[:, :k].any(axis=1).mean()) for k in CUTOFFS}
+    return {name: float(found_Q.mean()) for name, found_Q in score_questions(right_Qxk).items()}
 
 
 def _make_run(hits: Hits, passages: IndexedDocuments) -> Run:

@@ -19,6 +19,7 @@ from cpt_jax.benchmark_data.beir import (
 )
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import SearchOptions, SplitOptions, declare_option
 from cpt_jax.evals.report.example import (
     EXAMPLE_ANSWERS,
@@ -28,6 +29,7 @@ from cpt_jax.evals.report.example import (
     FoundAnswer,
     cut_text,
 )
+from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.search.ranking import Hits
 from cpt_jax.search.searcher import SEED, compute_search_recall
@@ -98,9 +100,10 @@ class Retrieval(Task):
         rankings = {name: make_run(found, collection) for name, found in kept.items()}
         if self.runs:
             write_run(self.runs / f'{self.name}.trec', rankings['model'])
-        metrics = {
-            name: score_run(ranking, collection.qrels, k) for name, ranking in rankings.items()
+        scores = {
+            name: score_queries(ranking, collection.qrels, k) for name, ranking in rankings.items()
         }
+        metrics = {name: average_scores(values) for name, values in scores.items()}
         if searched.exact:
             metrics['model'][f'recall_vs_exact@{k}'] = compute_search_recall(
                 remove_same_ids(searched.exact, same, k), kept['model']
@@ -113,6 +116,9 @@ class Retrieval(Task):
             baselines=metrics,
             examples=_make_examples(collection, rankings),
             warnings=collection.warnings,
+            item_scores=QueryScores(
+                digest_json([collection.facts['data'], self.split]), scores['model']
+            ),
         )
 
     def _make_settings(self, collection: Collection) -> dict[str, object]:
@@ -142,8 +148,10 @@ def find_retrieval(
     return {name: Retrieval(name, folder, options, runs) for name, folder in names.items()}
 
 
-def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
-    """Returns the metrics, averaged over all queries of `qrels`. Queries missing in `run` score 0.
+def score_queries(run: Run, qrels: Qrels, k: int) -> dict[str, np.ndarray]:
+    """Returns each metric of each query, float64 [Q] in the order of `qrels`.
+
+    Queries missing in `run` score 0.
 
     Args:
       run: query id -> document id -> score. trec_eval sorts by score, then by descending id.
@@ -155,15 +163,26 @@ def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
     )
     found = evaluator.evaluate(run)  # without the queries that are missing in `run`
 
-    def compute_mean(measure: str, least: float = 0.0) -> float:
-        values = [found[query][measure] for query in qrels if query in found]
-        return sum(value for value in values if value >= least) / len(qrels)
+    def collect(measure: str) -> np.ndarray:
+        return np.array([found.get(query, {}).get(measure, 0.0) for query in qrels])
 
+    reciprocal_Q = collect('recip_rank')
     return {
-        f'ndcg@{CUTOFF}': compute_mean(f'ndcg_cut_{CUTOFF}'),
-        f'mrr@{CUTOFF}': compute_mean('recip_rank', least=1 / CUTOFF),  # larger ranks count 0
-        f'recall@{k}': compute_mean(f'recall_{k}'),
+        f'ndcg@{CUTOFF}': collect(f'ndcg_cut_{CUTOFF}'),
+        # Larger ranks count 0.
+        f'mrr@{CUTOFF}': np.where(reciprocal_Q >= 1 / CUTOFF, reciprocal_Q, 0),
+        f'recall@{k}': collect(f'recall_{k}'),
     }
+
+
+def average_scores(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns the mean of each metric over the queries."""
+    return {metric: sum(values_Q.tolist()) / len(values_Q) for metric, values_Q in scores.items()}
+
+
+def score_run(run: Run, qrels: Qrels, k: int) -> dict[str, float]:
+    """Returns the metrics, averaged over all queries of `qrels`; see `score_queries`."""
+    return average_scores(score_queries(run, qrels, k))
 
 
 def _find_same_ids(collection: Collection) -> np.ndarray:

@@ -10,7 +10,9 @@ from etils import epath
 
 from cpt_jax.embed.function import Embed, embed_distinct
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import PairScores
 from cpt_jax.evals.options import SideOptions, SplitOptions
+from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.text_lines import compute_file_fingerprint, read_lines
@@ -101,10 +103,11 @@ class Similarity(Task):
         """
         subsets = self.load()
         all_texts = [texts for pairs in subsets for texts in pairs.texts]
-        cosines = _split_by_subset(_compute_cosines(embed, all_texts, self.side), subsets)
+        cosines_N = _compute_cosines(embed, all_texts, self.side)
+        golds = [pairs.gold_N for pairs in subsets]
         return Result(
             metric='spearman',
-            metrics=score_pairs(cosines, [pairs.gold_N for pairs in subsets]),
+            metrics=score_pairs(_split_by_subset(cosines_N, subsets), golds),
             n=sum(len(pairs.texts) for pairs in subsets),
             settings={
                 'protocol': PROTOCOL,
@@ -120,6 +123,12 @@ class Similarity(Task):
                 ),
             },
             counted='pairs',
+            item_scores=PairScores(
+                digest_json([all_texts, [gold_N.tolist() for gold_N in golds]]),
+                cosines_N,
+                np.concatenate(golds),
+                [len(gold_N) for gold_N in golds],
+            ),
         )
 
 

@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 
+from cpt_jax.evals.intervals.item_scores import QueryScores, compute_intervals
 from cpt_jax.evals.report.example import Answers, Example, FoundAnswer, examples_to_json
 from cpt_jax.evals.store.results import (
     ResultsFile,
@@ -113,6 +115,34 @@ def test_table_shows_baselines_and_split():
         'b (dev)       MRR of 1,000       100.00  40.00    0.75  1,000',
         '              Recall@1 of 1,000   25.00  30.00    0.10',
     ]
+
+
+def test_intervals_are_stored_and_shown_beside_rows_without_them():
+    values_Q = np.linspace(0, 1, 50)
+    scores = QueryScores('items', {'mrr_of_1000': values_Q})
+    result = make_result()._replace(item_scores=scores)
+    results = add_result(make_empty_results('m', {}), 'codesearch/x', result)
+    row = results['tasks']['codesearch/x']
+    assert row['intervals'] == compute_intervals(scores)
+    assert row['settings']['intervals'].startswith('95% bootstrap percentile intervals, 2,000')
+    row['intervals']['mrr_of_1000'] = [0.4214, 0.5796]
+    assert format_table(add_result(results, 'b', make_result())).splitlines() == [
+        'task          metric             model    95% interval   BM25  random      n',
+        '------------  -----------------  -----  --------------  -----  ------  -----',
+        'codesearch/x  MRR of 1,000       50.00  42.14 to 57.96  40.00    0.75  1,000',
+        '              Recall@1 of 1,000  25.00                  30.00    0.10',
+        'b             MRR of 1,000       50.00                  40.00    0.75  1,000',
+        '              Recall@1 of 1,000  25.00                  30.00    0.10',
+    ]
+
+
+@pytest.mark.parametrize('interval', [[0.1], 'wide', [0.1, None]])
+def test_damaged_intervals_are_reported(tmp_path, interval):
+    results = add_result(make_empty_results('m', {}), 'a', make_result())
+    results['tasks']['a']['intervals'] = {'mrr_of_1000': interval}
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    with pytest.raises(UserError, match='intervals=.*: must be an object, each value a list of tw'):
+        read_earlier_json(epath.Path(tmp_path / 'results.json'))
 
 
 def test_examples_convert_to_json():
