@@ -139,6 +139,9 @@ def get_config() -> ConfigDict:
     c.model.dtype = 'auto'
     # Advanced.
     c.model.head_width = 0  # dimension of a head; 0: width / heads
+    # Dtype in which gradients of matrices are added up over devices: compute: that of activations |
+    # float32: twice the bytes, for many hundred devices (docs/large-batches.md).
+    c.model.gradient_sums = 'compute'
     # Loop over the layers: scan | unroll | auto: unroll on CPU, scan elsewhere.
     c.model.layer_loop = 'auto'
 

@@ -120,6 +120,7 @@ _NOT_EXPORTED = (
     'attention',
     'dtype',
     'layer_loop',
+    'gradient_sums',
     'pooling',
     'tied',
     'dense',

@@ -295,8 +295,10 @@ def attend_splash(
         def attend_row(
             q_SxHxK: jax.Array, k_SxGxK: jax.Array, v_SxGxK: jax.Array, segments_S: jax.Array
         ) -> jax.Array:
-            by_head = (array.swapaxes(0, 1) for array in (q_SxHxK, k_SxGxK, v_SxGxK))
-            return attend(*by_head, segments_S).swapaxes(0, 1)
+            q_HxSxK = q_SxHxK.swapaxes(0, 1)
+            k_GxSxK = k_SxGxK.swapaxes(0, 1)
+            v_GxSxK = v_SxGxK.swapaxes(0, 1)
+            return attend(q_HxSxK, k_GxSxK, v_GxSxK, segments_S).swapaxes(0, 1)
 
         return jax.vmap(attend_row)(q_RxSxHxK * (width**-0.5), k_RxSxGxK, v_RxSxGxK, segments_RxS)
 

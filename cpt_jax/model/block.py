@@ -149,7 +149,14 @@ class Attention(nnx.Module):
             )
         groups = self.config.kv_heads
         key_DxGxK, value_DxGxK = (
-            gather_weight(weight, h_RxSxD.dtype, None, 'tensor', None)
+            gather_weight(
+                weight,
+                h_RxSxD.dtype,
+                None,
+                'tensor',
+                None,
+                sums_in_float32=self.config.sums_in_float32,
+            )
             for weight in (self.key, self.value)
         )
         q_BxTxGxMxD = self._einsum_by_group(

@@ -29,6 +29,7 @@ _CHOICES = {
     'dtype': ('auto', 'float32', 'bfloat16'),
     'attention': ('auto', 'masked', 'blocks', 'splash', 'cudnn', 'interpreted'),
     'layer_loop': ('auto', 'scan', 'unroll'),
+    'gradient_sums': ('compute', 'float32'),
 }
 # Largest sizes, above which a number is a mistake.
 _MAX_SIZE = 10_000_000
@@ -111,6 +112,8 @@ class EncoderConfig:
       attention: implementation of attention (attention.py).
       dtype: dtype of activations, and of weights where they are used.
       layer_loop: 'scan' compiles one layer for all, 'unroll' every layer.
+      gradient_sums: dtype in which the gradients of matrices are added up over devices: 'compute'
+        (the compute dtype) or 'float32'.
       pooling: how a text's states become its vector: 'eos' (state at its closing delimiter),
         'first' (state at its first token) or 'mean' (mean over its tokens).
       position_offset: row of position 0 in the position table (OPT: 2).
@@ -175,6 +178,7 @@ class EncoderConfig:
     attention: str = 'auto'
     dtype: str = 'auto'
     layer_loop: str = 'auto'
+    gradient_sums: str = 'compute'
     pooling: str = 'eos'
     position_offset: int = 0
     padding_id: int = -1
@@ -359,6 +363,11 @@ class EncoderConfig:
     def compute_dtype(self) -> jnp.dtype:
         """dtype of activations, and of weights where they are used."""
         return jnp.dtype('float32' if self.dtype == 'auto' else self.dtype)
+
+    @property
+    def sums_in_float32(self) -> bool:
+        """Whether gradients of matrices are added up over devices in float32."""
+        return self.gradient_sums == 'float32'
 
     def matmul_precision(self) -> AbstractContextManager[None]:
         """Returns a context in which matrix products are true float32 if that is the compute dtype.

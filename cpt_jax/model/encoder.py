@@ -231,7 +231,7 @@ class Encoder(nnx.Module):
             x_RxSxD = jnp.einsum(
                 'rse,ed->rsd',
                 x_RxSxD,
-                gather_weight(self.project_in, dtype, None, None),
+                self._gather(self.project_in, dtype),
                 out_sharding=P(BATCH),
             )
         if config.token_types:
@@ -253,8 +253,13 @@ class Encoder(nnx.Module):
         return jnp.einsum(
             '...d,de->...e',
             h,
-            gather_weight(self.project_out, h.dtype, None, None),
+            self._gather(self.project_out, h.dtype),
             out_sharding=P(BATCH),
+        )
+
+    def _gather(self, projection: nnx.Param, dtype: jnp.dtype) -> jax.Array:
+        return gather_weight(
+            projection, dtype, None, None, sums_in_float32=self.config.sums_in_float32
         )
 
     def _run_layers_but_last(

@@ -45,18 +45,18 @@ def count_step_flops(
 
 
 def count_embedding_flops(
-    config: EncoderConfig, tokens: int, row_length: float, texts: int, lora: LoRA | None = None
+    config: EncoderConfig, tokens: int, row_length: int, texts: int, lora: LoRA | None = None
 ) -> int:
     """Counts the floating-point operations of embedding a batch of texts, one per row (forward pass
     only); the arguments are as in `count_step_flops`.
     """
-    return 2 * (
-        _count_layer_products(config, tokens, row_length, texts)
-        + _count_adapter_products(config, tokens, texts, lora)
-    )
+    layers = _count_layer_products(config, tokens, row_length, texts)
+    return int(2 * (layers + _count_adapter_products(config, tokens, texts, lora)))
 
 
-def _count_layer_products(config: EncoderConfig, tokens: int, row_length: float, texts: int) -> int:
+def _count_layer_products(
+    config: EncoderConfig, tokens: int, row_length: float, texts: int
+) -> float:
     """Counts the multiply-adds of all layers in the forward pass."""
     ends = _count_final_positions(config, tokens, texts)
     inputs, output, feed_forward = _count_layer_parameters(config)
@@ -86,7 +86,7 @@ def _count_final_positions(config: EncoderConfig, tokens: int, texts: int) -> in
     return tokens if POOLINGS[config.pooling].reduce else texts
 
 
-def _count_mixing_products(config: EncoderConfig, row_length: float) -> int:
+def _count_mixing_products(config: EncoderConfig, row_length: float) -> float:
     """Counts the multiply-adds of attention per token: query x keys and weights x values."""
     return 2 * row_length * config.heads * config.head_width
 
@@ -108,7 +108,7 @@ def _count_adapter_parameters(config: EncoderConfig, lora: LoRA, *names: str) ->
     return lora.rank * sum(sizes.get(name, 0) for name in names if name in lora.targets)
 
 
-def count_language_model_flops(config: EncoderConfig, tokens: int, row_length: float) -> int:
+def count_language_model_flops(config: EncoderConfig, tokens: int, row_length: float) -> float:
     """Counts the floating-point operations of a training step of a language model.
 
     All layers run at all columns, and logits of the whole vocabulary are computed at each column.

@@ -43,7 +43,10 @@ def make_parameter(rngs: nnx.Rngs, init: Initializer, *axes: tuple[int, str | No
 
 
 def gather_weight(
-    weight: nnx.Variable | QuantizedWeight, dtype: jnp.dtype, *spec: str | None
+    weight: nnx.Variable | QuantizedWeight,
+    dtype: jnp.dtype,
+    *spec: str | None,
+    sums_in_float32: bool = False,
 ) -> jax.Array:
     """Casts a weight to the compute dtype and gathers it over fsdp.
 
@@ -53,10 +56,38 @@ def gather_weight(
     gradient, and the sums are combined and split over fsdp in one reduce-scatter. Without the mark
     XLA all-reduces the whole gradient to every device (twice the bytes) and then slices it. A
     weight stored as codes (NF4, Int8) is gathered as codes, and decoded on each device.
+
+    Args:
+      weight: the weight.
+      dtype: compute dtype.
+      spec: mesh axis of each axis of the gathered weight.
+      sums_in_float32: whether the sums of the devices are combined in float32, and not in the
+        compute dtype. Twice the bytes are then sent for the gradient.
     """
     if not isinstance(weight, nnx.Variable):
         return weight.gather(dtype, *spec)
-    return jax.reshard(weight[...].astype(dtype), P(*spec, reduced=set(BATCH)))
+    gathered = P(*spec, reduced=set(BATCH))
+    if sums_in_float32 and dtype != weight[...].dtype:
+        return _gather_with_wide_gradient(weight[...], dtype, gathered)
+    return jax.reshard(weight[...].astype(dtype), gathered)
+
+
+def _gather_with_wide_gradient(weight: jax.Array, dtype: jnp.dtype, gathered: P) -> jax.Array:
+    """Casts and gathers a weight; its gradient is cast back before it is reduced."""
+    own = jax.typeof(weight)
+
+    @jax.custom_vjp
+    def gather(weight: jax.Array) -> jax.Array:
+        return jax.reshard(weight.astype(dtype), gathered)
+
+    def gather_forward(weight: jax.Array) -> tuple[jax.Array, None]:
+        return gather(weight), None
+
+    def reduce_gradient(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.reshard(gradient.astype(own.dtype), own.sharding.spec),)
+
+    gather.defvjp(gather_forward, reduce_gradient)
+    return gather(weight)
 
 
 def look_up_rows(table: nnx.Variable, rows_RxS: jax.Array, dtype: jnp.dtype) -> jax.Array:

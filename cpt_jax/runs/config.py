@@ -36,6 +36,7 @@ CHANGEABLE_KEYS = (
     'model.remat',
     'model.attention',
     'model.layer_loop',
+    'model.gradient_sums',
     'data.packed',
     'data.rows',
     'data.row_choices',

@@ -4,17 +4,18 @@ There, JAX gives a process the one GPU with the number of the process on its hos
 processes than GPUs, it would leave the other GPUs idle.
 """
 
+import dataclasses
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from cpt_jax.runtime.errors import UserError
 
 _DRIVER = Path('/proc/driver/nvidia/gpus')  # the driver has a folder here for each GPU
 
 
-class _Task(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Task:
     """The place of this process on its host.
 
     Attributes:

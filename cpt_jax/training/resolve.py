@@ -35,6 +35,7 @@ _CHOSEN_KEYS = (
     'attention',
     'dtype',
     'layer_loop',
+    'gradient_sums',
     'pooling',
     'freeze_dense',
 )

@@ -1,37 +1,40 @@
 """Model FLOPs utilization (MFU) of a run's steps, for the rows of metrics.jsonl."""
 
-import jax
+from collections.abc import Mapping
+
 import numpy as np
 
 from cpt_jax.data.batch import Batch
 from cpt_jax.runtime.hardware import find_chip
-from cpt_jax.training.resolve import Resolved
+from cpt_jax.training.setup import Run
 
 
 class Utilization:
     """Counts the model FLOPs of the steps since the last recorded row."""
 
-    def __init__(self, run: Resolved):
+    def __init__(self, run: Run):
         self._run = run
         self._flops = 0.0
         chip = find_chip(run.mesh.devices.flat[0].device_kind)
         self._peak = run.mesh.size * chip.flops / chip.devices if chip else 0.0
 
-    def add(self, batch: Batch[np.ndarray]) -> None:
+    def add(self, parts: Mapping[int, Batch[np.ndarray]]) -> None:
         """Adds a step.
 
         Args:
-          batch: the part of the batch that this process prepared. The other processes are assumed
-            to have as many tokens, in texts of the same lengths.
+          parts: the parts of the batch that this process prepared. Those of other processes are
+            assumed to have as many tokens, in texts of the same lengths.
         """
         if self._peak:
-            tokens, attended = count_tokens(batch.segments_JxRxS)
+            segments = np.concatenate([part.segments_JxRxS for part in parts.values()], axis=1)
+            tokens, attended = count_tokens(segments)
+            layout = self._run.layout
             self._flops += self._run.objective.count_step_flops(
                 self._run.encoder_config,
-                tokens * jax.process_count(),
+                tokens * layout.parts // len(parts),
                 attended,
                 self._run.train.batch_pairs,
-                batch.ids_JxBxTxZ.shape[2],
+                layout.texts,
                 self._run.lora,
             )
 

@@ -262,3 +262,49 @@ def test_no_gradient_of_an_encoder_is_summed_over_positions_in_bfloat16(activati
     reductions = [line for line in program.splitlines() if 'stablehlo.reduce(' in line]
     assert any('f32' in line for line in reductions)
     assert [line for line in reductions if 'bf16' in line] == []
+
+
+@pytest.mark.parametrize('sums_in_float32', [False, True])
+def test_gradients_are_reduced_in_the_dtype_that_is_asked_for(sums_in_float32):
+    """The dtype of the sum of a device, which is combined with those of the others, is read from
+    the program: XLA:CPU itself computes bfloat16 in float32.
+    """
+    with jax.set_mesh(make_mesh(2, 4, 1)):
+
+        def objective(w_DxV, x_RxD):
+            weight = nnx.Param(w_DxV)
+            gathered = gather_weight(
+                weight, jnp.bfloat16, None, None, sums_in_float32=sums_in_float32
+            )
+            product = jnp.einsum('rd,dv->rv', x_RxD.astype(jnp.bfloat16), gathered)
+            return jnp.sum(product.astype(jnp.float32) ** 2)
+
+        random = np.random.default_rng(0)
+        w_DxV = jax.device_put(random.normal(size=(64, 32)).astype(np.float32), P('fsdp', None))
+        x_RxD = jax.device_put(random.normal(size=(16, 64)).astype(np.float32), P(BATCH))
+        lowered = jax.jit(jax.grad(objective)).lower(w_DxV, x_RxD)
+        last = [line for line in lowered.as_text().splitlines() if 'unreduced={' in line][-1]
+        assert last.endswith('xf32>' if sums_in_float32 else 'xbf16>'), last
+        gradient = lowered.compile()(w_DxV, x_RxD)
+        assert gradient.dtype == jnp.float32
+        assert gradient.sharding.spec == w_DxV.sharding.spec
+    x, w = np.asarray(x_RxD), np.asarray(w_DxV)
+    exact = 2 * x.T @ (x @ w)
+    np.testing.assert_allclose(gradient, exact, atol=0.01 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize(('devices', 'bound'), [(256, 0.022), (512, 0.03)])
+@pytest.mark.parametrize('mean', [0.0, 1.0])
+def test_error_of_a_sum_over_many_devices(devices, bound, mean):
+    """One after another, as around a ring. A torus adds axis by axis, which has fewer terms."""
+    terms = np.random.default_rng(0).normal(mean, 1, (devices, 2048)).astype(jnp.bfloat16)
+    exact = terms.astype(np.float64).sum(0)
+
+    def compute_error(dtype) -> float:
+        total = np.zeros(2048, dtype)
+        for term in terms:
+            total = (total.astype(np.float32) + term.astype(np.float32)).astype(dtype)
+        return float(np.sqrt(np.mean((total - exact) ** 2) / np.mean(exact**2)))
+
+    assert bound / 2 < compute_error(jnp.bfloat16) < bound
+    assert compute_error(np.float32) < 1e-6

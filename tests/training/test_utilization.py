@@ -30,11 +30,13 @@ def test_mfu_is_the_share_of_the_peak(monkeypatch):
         encoder_config=None,
         train=types.SimpleNamespace(batch_pairs=7),
         lora=None,
+        layout=types.SimpleNamespace(parts=4, texts=2),
         mesh=types.SimpleNamespace(size=4, devices=np.array([jax.devices()[0]])),
     )
-    batch = types.SimpleNamespace(
-        segments_JxRxS=np.array([[[1, 1, 2, 0]]]), ids_JxBxTxZ=np.zeros((1, 7, 2, 2))
-    )
+    # Two of the four parts are those of this process.
+    batch = {
+        part: types.SimpleNamespace(segments_JxRxS=np.array([[[1, 1, 2, 0]]])) for part in (2, 3)
+    }
     without = Utilization(run)
     without.add(batch)
     assert without.take_row(1.0) == {} and not calls  # the peak of a CPU is not known
@@ -45,4 +47,4 @@ def test_mfu_is_the_share_of_the_peak(monkeypatch):
     # A device is half a chip.
     assert found.take_row(2.0) == {'mfu': pytest.approx(6e12 / 2 / (4 * 2307e12 / 2))}
     assert found.take_row(2.0) == {'mfu': 0.0}
-    assert calls == [(3, 5 / 3, 7, 2)] * 2
+    assert calls == [(12, 5 / 3, 7, 2)] * 2

@@ -235,8 +235,18 @@ def has_adapter(module: nnx.Module, name: str) -> bool:
     return hasattr(module, f'{name}_adapter')
 
 
+class AdaptableModule(Protocol):
+    """A module with weights that may have adapters.
+
+    Attributes:
+      config: config of the encoder.
+    """
+
+    config: EncoderConfig
+
+
 def multiply_with_adapter(
-    module: nnx.Module,
+    module: AdaptableModule,
     name: str,
     form: str,
     h: jax.Array,
@@ -252,9 +262,13 @@ def multiply_with_adapter(
       spec: mesh axis of each axis of the gathered weight.
       noise: source of the adapter's dropout; None: no dropout.
     """
-    out = jnp.einsum(
-        form, h, gather_weight(getattr(module, name), h.dtype, *spec), out_sharding=out_sharding
+    weight = gather_weight(
+        getattr(module, name),
+        h.dtype,
+        *spec,
+        sums_in_float32=module.config.sums_in_float32,
     )
+    out = jnp.einsum(form, h, weight, out_sharding=out_sharding)
     adapter = getattr(module, f'{name}_adapter', None)
     if adapter is None:
         return out
