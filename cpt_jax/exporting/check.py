@@ -140,13 +140,9 @@ class _Directory:
 
     @property
     def max_tokens(self) -> int:
-        """Maximum tokens of a text: the smallest limit of all files."""
-        limits = (
-            self.sentence.get('max_seq_length'),
-            self.tokenizer_config.get('model_max_length'),
-            self.positions,
-        )
-        return int(min([limit for limit in limits if limit] or [512]))
+        """Maximum tokens of a text, as in `open_pretrained`."""
+        own = self.sentence.get('max_seq_length') or self.tokenizer_config.get('model_max_length')
+        return int(min([limit for limit in (own, self.positions) if limit] or [512]))
 
     @property
     def is_causal(self) -> bool:

@@ -46,6 +46,7 @@ _LARGEST = {'layers': 10_000} | dict.fromkeys(
         'window',
         'embedding_width',
         'token_types',
+        'relative_buckets',
     ),
     _MAX_SIZE,
 )
@@ -224,6 +225,17 @@ class EncoderConfig:
                 raise UserError(f'model.{key}={getattr(self, key)}: must be {least} or more')
             if getattr(self, key) > most:
                 raise UserError(f'model.{key}={getattr(self, key)}: must be at most {most:,}')
+        if 0 < self.relative_buckets < 4:
+            raise UserError(
+                f'model.relative_buckets={self.relative_buckets}: must be 0, or 4 or more'
+            )
+        for key in ('rotary_base', 'local_rotary_base'):
+            if not 1 <= getattr(self, key) <= 1e12:
+                raise UserError(f'model.{key}={getattr(self, key)}: must be from 1 to 1e12')
+        if not 0 <= self.attention_width <= _MAX_SIZE:
+            raise UserError(
+                f'model.attention_width={self.attention_width}: must be from 0 to {_MAX_SIZE:,}'
+            )
         if not 0 <= self.norm_epsilon <= 1:
             raise UserError(f'model.norm_epsilon={self.norm_epsilon}: must be from 0 to 1')
         if not 0 <= self.dropout < 1:

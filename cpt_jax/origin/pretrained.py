@@ -275,12 +275,9 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
         )
     _check_table_rows(directory, family, files, encoder_config)
     tokenizer_config = read_tokenizer_config(directory)
-    limits = [
-        sentence.get('max_seq_length'),
-        tokenizer_config.get('model_max_length'),
-        shape['max_length'],
-    ]
-    max_tokens = int(min(limit for limit in limits if limit))
+    # As in sentence-transformers, its own limit replaces the tokenizer's, even by a larger one.
+    limit = sentence.get('max_seq_length') or tokenizer_config.get('model_max_length')
+    max_tokens = int(min(limit or shape['max_length'], shape['max_length']))
     return Pretrained(
         directory,
         reference if is_remote(reference) else str(directory),

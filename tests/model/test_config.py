@@ -39,6 +39,10 @@ def test_unknown_choice_is_rejected_with_key_and_choices(key):
         ({'layers': 0}, 'model.layers=0: must be 1 or more'),
         ({'heads': 0}, 'model.heads=0: must be 1 or more'),
         ({'max_length': -1}, 'model.max_length=-1: must be 1 or more'),
+        ({'relative_buckets': -1}, 'model.relative_buckets=-1: must be 0 or more'),
+        ({'relative_buckets': 3}, 'model.relative_buckets=3: must be 0, or 4 or more'),
+        ({'rotary_base': 0.0}, 'model.rotary_base=0.0: must be from 1 to 1e12'),
+        ({'attention_width': -1.0}, 'model.attention_width=-1.0: must be from 0 to 10,000,000'),
     ],
     ids=str,
 )

@@ -86,6 +86,23 @@ def test_vectors_are_those_of_sentence_transformers(golden, tmp_path, name, max_
 
 
 @pytest.mark.parametrize(
+    ('own', 'of_tokenizer', 'expected'),
+    [(30, 20, 30), (20, 30, 20), (None, 20, 20), (999, 20, 0), (None, 1e30, 0), (None, None, 0)],
+)
+def test_limit_of_sentence_transformers_replaces_that_of_the_tokenizer(
+    whole, tmp_path, own, of_tokenizer, expected
+):
+    """As in sentence-transformers 6.2. An expected 0 is the number of positions."""
+    folder = shutil.copytree(whole, tmp_path / 'whole')
+    (folder / 'sentence_bert_config.json').write_text(json.dumps({'max_seq_length': own}))
+    path = folder / 'tokenizer_config.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {'model_max_length': of_tokenizer}))
+    found = open_pretrained(str(folder))
+    assert found.max_tokens == (expected or found.shape['max_length'])
+
+
+@pytest.mark.parametrize(
     ('kind', 'default', 'poolings'),
     [('bert', 'mean', ('last', 'cls')), ('qwen3', 'eos', ('eos', 'mean'))],
 )

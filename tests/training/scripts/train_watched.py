@@ -29,7 +29,7 @@ class UploadedAtClose(io.FileIO):
 
     def __init__(self, path: str):
         self._target = path
-        self._copy = tempfile.mktemp()
+        self._copy = tempfile.mktemp(dir=os.getcwd())
         if os.path.exists(path):
             shutil.copyfile(path, self._copy)
         super().__init__(self._copy, 'a')
@@ -37,8 +37,7 @@ class UploadedAtClose(io.FileIO):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            shutil.copyfile(self._copy, self._target)
-            os.unlink(self._copy)
+            os.replace(self._copy, self._target)  # a bucket replaces objects as a whole
 
 
 def open_on_mount(file, mode: str = 'r', *arguments, **options):
