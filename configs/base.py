@@ -20,8 +20,8 @@ def get_config() -> ConfigDict:
     # - a run, `RUN` or `RUN@STEP`: loads its parameters (with the temperature) and its tokenizer;
     #   if its objective is lm, or if it inherited its architecture itself, also its architecture,
     #   which replaces the `model` section;
-    # - a pretrained model's directory (config.json, *.safetensors, tokenizer.json), a GGUF file or a
-    #   PEFT adapter's directory, local or in a bucket (gs://...): loads parameters, tokenizer and
+    # - a pretrained model's directory (config.json, *.safetensors, tokenizer.json) or GGUF file, or
+    #   a PEFT adapter's directory, local or in a bucket (gs://...): loads parameters, tokenizer and
     #   architecture.
     c.init_from = ''
 
