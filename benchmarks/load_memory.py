@@ -5,10 +5,13 @@ it). A separate process loads it. The results are the growth of its resident mem
 at the end, relative to the size of the files. Memory of Python and its libraries from before the
 load is not counted.
 
-With --format=bin, the shards are those of torch.save, which must be installed to write them.
+With --format=bin, the shards are those of torch.save, which must be installed to write them. With
+--model, an existing model is loaded, and the results are relative to the size of its parameters in
+memory: those of a quantized GGUF file are larger than the file.
 
-Example:
+Examples:
   python benchmarks/load_memory.py
+  python benchmarks/load_memory.py --model models/gemma-3-270m-q4_k_m.gguf
 """
 
 import json
@@ -42,6 +45,7 @@ _SHARD_GB = flags.DEFINE_float('shard_gb', 1.0, 'Maximum size of a shard in GB.'
 _FOLDER = flags.DEFINE_string(
     'folder', '', 'Folder of the checkpoint. Default: a temporary directory.'
 )
+_MODEL = flags.DEFINE_string('model', '', 'Existing model to load instead.')
 _KEEP = flags.DEFINE_bool('keep', False, 'Keep the checkpoint.')
 _JSON = flags.DEFINE_string(
     'json',
@@ -60,26 +64,23 @@ def main() -> None:
     if _LOAD.value:
         print(json.dumps(_measure_load(_FOLDER.value)))
         return
-    folder = Path(_FOLDER.value or tempfile.mkdtemp(prefix='load_memory'))
-    try:
-        size = _write_checkpoint(folder)
-        command = [
-            sys.executable,
-            __file__,
-            '--load',
-            f'--folder={folder}',
-            f'--format={_FORMAT.value}',
-        ]
-        process = subprocess.run(command, check=True, capture_output=True, text=True)
-        found = json.loads(process.stdout)
-    finally:
-        if not _KEEP.value:
-            shutil.rmtree(folder)
-    print(
-        f'files: {size / 2**30:.2f} GiB in {found["files"]} shards, {_LAYERS.value} layers of '
-        f'width {_WIDTH.value}, bfloat16, {_FORMAT.value}'
-    )
-    print(f'loaded in {found["seconds"]:.0f} s; growth of resident memory, GiB and x files:')
+    if _MODEL.value:
+        found = _start_load(_MODEL.value)
+        size = found['parameters']
+        print(f'parameters: {size / 2**30:.2f} GiB of {_MODEL.value}')
+    else:
+        folder = Path(_FOLDER.value or tempfile.mkdtemp(prefix='load_memory'))
+        try:
+            size = _write_checkpoint(folder)
+            found = _start_load(str(folder))
+        finally:
+            if not _KEEP.value:
+                shutil.rmtree(folder)
+        print(
+            f'files: {size / 2**30:.2f} GiB in {found["files"]} shards, {_LAYERS.value} layers of '
+            f'width {_WIDTH.value}, bfloat16, {_FORMAT.value}'
+        )
+    print(f'loaded in {found["seconds"]:.0f} s; growth of resident memory, GiB and x that size:')
     for name in ('peak', 'end'):
         print(f'  {name:<5} {found[name] / 2**30:6.2f}  {found[name] / size:5.2f}')
     if _JSON.value:
@@ -87,11 +88,19 @@ def main() -> None:
         Path(_JSON.value).write_text(json.dumps(results, indent=2) + '\n')
 
 
+def _start_load(model: str) -> dict[str, float]:
+    """Returns the results of `_measure_load` in a new process."""
+    command = [sys.executable, __file__, '--load', f'--folder={model}', f'--format={_FORMAT.value}']
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(process.stdout)
+
+
 def _measure_load(folder: str) -> dict[str, float]:
     """Loads a model in this process.
 
     Returns:
-      Growth of resident memory in bytes (`peak` and `end`), seconds, and number of files.
+      Growth of resident memory in bytes (`peak` and `end`), seconds, number of files, and size of
+      the parameters in bytes.
     """
     import jax
 
@@ -106,6 +115,7 @@ def _measure_load(folder: str) -> dict[str, float]:
         'peak': _read_memory('VmHWM') - before,
         'end': _read_memory('VmRSS') - before,
         'seconds': time.perf_counter() - start,
+        'parameters': sum(array.nbytes for array in jax.tree.leaves(embedder.encoder)),
         'files': len(list(Path(folder).glob(f'*.{_FORMAT.value}'))),
     }
 

@@ -64,7 +64,7 @@ class _Rule(NamedTuple):
 
 _LLAMA3 = _Rule(_LLAMA3_PATTERN, ignores_merges=True, adds_bos=True)
 # From llama.cpp's llama-vocab.cpp, and the tokenizer.json of the models.
-_RULES: Mapping[str, _Rule] = {
+RULES: Mapping[str, _Rule] = {
     **dict.fromkeys(('gpt-2', 'olmo', 'mellum', 'trillion'), _Rule()),
     **dict.fromkeys(('smollm', 'starcoder', 'refact', 'codeshell'), _Rule(splits_digits=True)),
     **dict.fromkeys(('llama3', 'llama-v3', 'llama-bpe', 'falcon3', 'pixtral', 'lfm2'), _LLAMA3),
@@ -220,12 +220,12 @@ def _read_special_ids(metadata: Mapping[str, Any], defaults: Mapping[str, int]) 
 
 def _find_rule(metadata: Mapping[str, Any]) -> _Rule:
     name = metadata.get(f'{_PREFIX}pre')
-    if name not in [*_RULES]:
+    if name not in [*RULES]:
         raise UserError(
             f'{_PREFIX}pre={format_value(name)}: this way to split texts is not supported; '
-            f'supported are {", ".join(_RULES)}'
+            f'supported are {", ".join(RULES)}'
         )
-    return _RULES[name]
+    return RULES[name]
 
 
 def _build_byte_level(vocabulary: _Vocabulary, rule: _Rule) -> tokenizers.Tokenizer:
