@@ -13,11 +13,16 @@ from cpt_jax.mining.pairs_to_mine import PairsToMine
 from cpt_jax.mining.progress import Progress
 from cpt_jax.storage.atomic_write import open_atomically
 
+# Fields of the rows of --data that are copied, if a row has them: a config may hold out rows of
+# the same group together (configs/finetune.py).
+GROUP_FIELDS = 'group', 'file', 'path'
+
 
 def make_row(data: PairsToMine, index: PairIndex, mined: Mined, pair: int) -> dict[str, Any]:
-    """Returns the row of a pair: id, x, y, negatives, and the scores of y and of the negatives.
+    """Returns the row of a pair: id, x, y, negatives, the scores of y and of the negatives, and the
+    GROUP_FIELDS of the pair's row.
 
-    Without scores of y, as with BM25 alone, the row has none.
+    Without a score of y, as with BM25 alone, the row has no scores.
     """
     x, y, *_ = found = data.pairs[pair]
     query = index.queries_N[pair]
@@ -34,7 +39,8 @@ def make_row(data: PairsToMine, index: PairIndex, mined: Mined, pair: int) -> di
         scores_M = mined.negatives.scores_QxM[query][: len(documents_M)]
         # Nine digits distinguish all float32 numbers.
         row['scores'] = [float(f'{score:.9g}') for score in (positive_score, *scores_M)]
-    return row
+    fields = data.read_fields(pair)
+    return row | {name: fields[name] for name in GROUP_FIELDS if name in fields}
 
 
 def write_rows(

@@ -1,6 +1,6 @@
 """The pairs that negatives are mined for, and the documents among which they are searched."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ from etils import epath
 
 from cpt_jax.benchmark_data.beir import OWN_FILES, load_collection
 from cpt_jax.data.pairs import Pair, Source
+from cpt_jax.data.rows import RowSource
 from cpt_jax.data.sources.csv_pairs import CsvSource
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
@@ -28,11 +29,14 @@ class PairsToMine(NamedTuple):
       pairs: the pairs, each with an id.
       iterate_corpus: function that yields the documents of the corpus, again at each call.
       notes: lines about what was read.
+      read_fields: function that returns all fields of the row of a pair, by name; {} if pairs have
+        no rows.
     """
 
     pairs: Source | Sequence[Pair]
     iterate_corpus: Callable[[], Iterable[str]]
     notes: tuple[str, ...]
+    read_fields: Callable[[int], Mapping[str, Any]] = lambda index: {}
 
 
 def open_pairs(
@@ -75,7 +79,14 @@ def open_pairs(
     except UserError as error:
         raise UserError(f'--data {path}: {str(error).removeprefix("path: ")}') from None
     documents = Corpus(epath.Path(fetch(corpus, '--corpus')), corpus_field) if corpus else ()
-    return PairsToMine(source, lambda: (text for _, text in documents), (source.summary(),))
+
+    def iterate_corpus() -> Iterator[str]:
+        return (text for _, text in documents)
+
+    found = PairsToMine(source, iterate_corpus, (source.summary(),))
+    if isinstance(source, RowSource):
+        return found._replace(read_fields=source.read_fields)
+    return found
 
 
 def find_kind(path: str) -> str:

@@ -98,9 +98,9 @@ def test_with_stripped_texts_only_the_positives_are_left_out(tmp_path, data):
     assert 'An exception' in mining.get_negatives(mined, 3)
 
 
-@pytest.mark.parametrize('index', ['exact', 'hnsw'])
+@pytest.mark.parametrize('index', ['exact', 'hnsw', 'ivf'])
 def test_groups_of_queries_give_the_negatives_of_one_group(tmp_path, data, monkeypatch, index):
-    if index == 'hnsw':
+    if index != 'exact':
         pytest.importorskip('faiss')
     rules = MiningRules(2, 30, 4, 1.2, sampling='random', seed=3)
     whole = Mining(tmp_path / 'whole', data, rules).mine()
@@ -164,6 +164,7 @@ def test_missing_vectors_are_embedded_after_an_interruption(tmp_path, data, monk
 
 
 def test_rows_are_read_by_training_and_the_report_shows_them(tmp_path, data):
+    data = data._replace(read_fields=lambda index: {'file': f'f{index}', 'other': 1})
     mining = Mining(tmp_path, data, MiningRules(0, 30, 4))
     mined = mining.mine()
     path = tmp_path / 'rows.jsonl'
@@ -172,6 +173,7 @@ def test_rows_are_read_by_training_and_the_report_shows_them(tmp_path, data):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for i, (pair, row) in enumerate(zip(PAIRS, rows, strict=True)):
         assert source[i][:4] == (*pair[:2], tuple(mining.get_negatives(mined, i)), pair.id)
+        assert row['file'] == f'f{i}' and 'other' not in row
         texts = [pair.y, *source[i].negatives]
         expected = embed([pair.x], 'x')[0] @ embed(texts, 'y').T
         np.testing.assert_allclose(row['scores'], expected, atol=1e-6)

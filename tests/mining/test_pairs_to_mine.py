@@ -9,6 +9,7 @@ from cpt_jax.data.equality import EQUALITY_RULES
 from cpt_jax.mining.pairs_to_mine import open_pairs
 from cpt_jax.mining.text_table import build_text_table, compute_text_key
 from cpt_jax.runtime.errors import UserError
+from tests.data.sources.test_tfds_pairs import TinyPairs
 
 
 def read(found) -> list[tuple[str, str, str]]:
@@ -51,8 +52,19 @@ def test_files_of_pairs_are_read_by_their_names(tmp_path):
     for pairs in found:
         assert [row[1:] for row in read(pairs)] == [('x0', 'y0'), ('x1', 'y1')]
         assert list(pairs.iterate_corpus()) == []
+    assert found[0].read_fields(1) == rows[1]
     more = open_pairs(str(tmp_path / 'a.jsonl'), corpus=str(tmp_path / 'more.txt'))
     assert [list(more.iterate_corpus()) for _ in range(2)] == [['z0', 'z1']] * 2
+
+
+def test_tfds_data_set_gives_one_split(tmp_path):
+    TinyPairs(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+    given = {'x': 'question/text', 'y': 'answer', 'data_dir': str(tmp_path)}
+    found = open_pairs('tiny_pairs', 'tfds', 'test', **given)
+    assert len(found.pairs) == 5
+    assert {row[1:] for row in read(found)} <= {
+        (f'question {i}', f'answer test {i} é') for i in range(5)
+    }
 
 
 @pytest.mark.parametrize(
