@@ -52,7 +52,9 @@ _OUTPUT = flags.DEFINE_string(
 _KIND = flags.DEFINE_enum(
     'kind', None, ['jsonl', 'csv', 'tfds', 'beir'], 'Kind of --data. Default: from its name.'
 )
-_SPLIT = flags.DEFINE_string('split', 'train', 'Split of a BEIR folder or a tfds data set.')
+_SPLIT = flags.DEFINE_string(
+    'split', '', 'Split of a BEIR folder or a tfds data set. Default: train.'
+)
 _X = flags.DEFINE_string('x', '', 'Field with the queries. Default: x, query or anchor.')
 _Y = flags.DEFINE_string('y', '', 'Field with the documents. Default: y, pos or positive.')
 _SEPARATOR = flags.DEFINE_string(

@@ -12,6 +12,7 @@ from cpt_jax.mining.pairs_to_mine import PairsToMine
 from cpt_jax.mining.progress import Progress
 from cpt_jax.mining.text_table import TextTable, build_text_table
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.tokenizer import Side
 
 
 class PairIndex(NamedTuple):
@@ -64,19 +65,18 @@ def index_pairs(data: PairsToMine, folder: Path, equal_texts: str) -> PairIndex:
     if not pairs:
         raise UserError('--data: there is no pair')
 
-    def iterate_sides(name: str, side: int) -> Iterator[str]:
-        with Progress(name, pairs, 'pair') as progress:
+    def iterate_sides(side: Side) -> Iterator[str]:
+        with Progress(f'reading {side}', pairs, 'pair') as progress:
             for index in range(pairs):
-                yield data.pairs[index][side]
+                pair = data.pairs[index]
+                yield pair.x if side == 'x' else pair.y
                 progress.update(1)
 
     def iterate_documents() -> Iterator[str]:
         yield from (text for text in data.iterate_corpus() if text.strip())
-        yield from iterate_sides('reading y', 1)
+        yield from iterate_sides('y')
 
-    queries, queries_N = build_text_table(
-        folder / 'queries.txt', iterate_sides('reading x', 0), equal_texts
-    )
+    queries, queries_N = build_text_table(folder / 'queries.txt', iterate_sides('x'), equal_texts)
     documents, documents_M = build_text_table(
         folder / 'documents.txt', iterate_documents(), equal_texts
     )

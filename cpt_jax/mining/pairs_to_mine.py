@@ -17,7 +17,14 @@ from cpt_jax.storage.paths import is_remote
 from cpt_jax.storage.remote import fetch
 from cpt_jax.text.corpus import Corpus
 
-KINDS_OF_PAIRS = 'jsonl', 'csv', 'tfds', 'beir'
+# Names of the flags that each kind of pairs has.
+_ARGUMENTS = {
+    'jsonl': {'x', 'y', 'corpus', 'corpus_field'},
+    'csv': {'x', 'y', 'corpus', 'corpus_field', 'separator'},
+    'tfds': {'x', 'y', 'corpus', 'corpus_field', 'split', 'data_dir'},
+    'beir': {'split'},
+}
+KINDS_OF_PAIRS = tuple(_ARGUMENTS)
 _CORPUS_FILES = 'corpus.jsonl', OWN_FILES
 _CSV_SUFFIXES = '.csv', '.csv.gz', '.tsv', '.tsv.gz'
 
@@ -42,7 +49,7 @@ class PairsToMine(NamedTuple):
 def open_pairs(
     path: str,
     kind: str = '',
-    split: str = 'train',
+    split: str = '',
     corpus: str = '',
     corpus_field: str = '',
     **arguments: Any,
@@ -52,7 +59,7 @@ def open_pairs(
     Args:
       path: file, folder or pattern; name of a tfds data set; or folder of a BEIR collection.
       kind: one of KINDS_OF_PAIRS; '' finds it out from the path.
-      split: split of a BEIR collection or a tfds data set.
+      split: split of a BEIR collection or a tfds data set; '' for 'train'.
       corpus: file of further documents (text/corpus.py), optional.
       corpus_field: field of its rows with the text; '' for title + ' ' + text.
       arguments: further arguments of the source of that kind, such as `x` and `y`.
@@ -61,21 +68,17 @@ def open_pairs(
       UserError: the pairs cannot be read, or an argument does not exist for the kind.
     """
     kind = kind or find_kind(path)
-    given = {name: value for name, value in arguments.items() if value not in (None, '')}
-    allowed = {
-        'jsonl': {'x', 'y'},
-        'csv': {'x', 'y', 'separator', 'quoting'},
-        'tfds': {'x', 'y', 'data_dir'},
-        'beir': set[str](),
-    }[kind]
-    for name in sorted(given.keys() - allowed):
+    arguments |= {'split': split, 'corpus': corpus, 'corpus_field': corpus_field}
+    given = {name: value for name, value in arguments.items() if value}
+    for name in sorted(given.keys() - _ARGUMENTS[kind]):
         raise UserError(f'--{name}: pairs of kind {kind} have no such setting; remove the flag')
+    if corpus_field and not corpus:
+        raise UserError(f'--corpus_field {corpus_field}: needs --corpus')
     if kind == 'beir':
-        if corpus:
-            raise UserError(f'--corpus {corpus}: a BEIR folder has its own corpus; remove the flag')
-        return _open_collection(path, split)
+        return _open_collection(path, split or 'train')
+    given = {name: given[name] for name in given.keys() & {'x', 'y', 'separator', 'data_dir'}}
     try:
-        source = _make_source(path, kind, split, given)
+        source = _make_source(path, kind, split or 'train', given)
     except UserError as error:
         raise UserError(f'--data {path}: {str(error).removeprefix("path: ")}') from None
     documents = Corpus(epath.Path(fetch(corpus, '--corpus')), corpus_field) if corpus else ()

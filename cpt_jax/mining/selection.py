@@ -123,7 +123,9 @@ def select_negatives(
     documents_QxM = np.full((len(keys_Q), rules.negatives), -1)
     scores_QxM = np.full((len(keys_Q), rules.negatives), -np.inf, np.float32)
     for q, key in enumerate(keys_Q.tolist()):
-        random = np.random.default_rng([rules.seed, key])
+        random = None
+        if rules.sampling == 'random':
+            random = np.random.default_rng([rules.seed, key])
         chosen: dict[int, float] = {}
         if bm25 and rules.bm25:
             chosen |= _choose(bm25, q, rules, rules.bm25, random, chosen)
@@ -139,13 +141,22 @@ def _choose(
     q: int,
     rules: MiningRules,
     count: int,
-    random: np.random.Generator,
+    random: np.random.Generator | None,
     chosen: dict[int, float],
 ) -> dict[int, float]:
-    """Returns the scores of up to `count` candidates of query q, by index; none is in `chosen`."""
+    """Returns the scores of up to `count` candidates of query q, by index.
+
+    Args:
+      hits: candidates in the order of a ranking.
+      q: row of the query.
+      rules: the rules.
+      count: maximum number of candidates.
+      random: generator that chooses among the candidates; None takes the first.
+      chosen: candidates that are chosen already.
+    """
     kept_k = np.flatnonzero(hits.scores_Qxk[q] > -np.inf)[rules.first : rules.last]
     kept_k = kept_k[~np.isin(hits.documents_Qxk[q, kept_k], list(chosen))] if chosen else kept_k
-    if rules.sampling == 'random':
+    if random:
         kept_k = random.permutation(kept_k)
     kept_k = kept_k[:count]
     documents = hits.documents_Qxk[q, kept_k].tolist()

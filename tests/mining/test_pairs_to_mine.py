@@ -33,7 +33,7 @@ def test_beir_folder_gives_its_train_split_and_its_corpus(tmp_path):
     assert open_pairs(str(folder), split='test').pairs[0].id == 'q1/d0'
     with pytest.raises(UserError, match='no qrels/dev.tsv; a BEIR folder has'):
         open_pairs(str(folder), split='dev')
-    with pytest.raises(UserError, match='--corpus c.txt: a BEIR folder has its own corpus'):
+    with pytest.raises(UserError, match='--corpus: pairs of kind beir have no such setting'):
         open_pairs(str(folder), corpus='c.txt')
 
 
@@ -73,6 +73,8 @@ def test_tfds_data_set_gives_one_split(tmp_path):
         ({'path': 'nowhere'}, '--data nowhere: no such file or folder; for a data set of Tensor'),
         ({'path': 'none/*.jsonl'}, r'--data none/\*.jsonl: .* is not a file'),
         ({'path': 'a.jsonl', 'separator': ';'}, '--separator: pairs of kind jsonl have no such'),
+        ({'path': 'a.jsonl', 'split': 'test'}, '--split: pairs of kind jsonl have no such'),
+        ({'path': 'a.jsonl', 'corpus_field': 'a'}, '--corpus_field a: needs --corpus'),
         ({'path': 'msmarco', 'kind': 'tfds'}, '--data msmarco: a tfds data set needs --x and --y'),
     ],
 )
