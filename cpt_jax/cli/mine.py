@@ -332,8 +332,8 @@ def _embed_all(index: 'PairIndex', folder: Path) -> tuple['ModelVectors', dict[s
 def _describe(rules: MiningRules, settings: dict[str, Any]) -> list[str]:
     """Returns the lines of the report about what the negatives depend on."""
     given = ', '.join(f'{name}={value}' for name, value in dataclasses.asdict(rules).items())
-    model = settings.get('model', 'BM25')
-    return [f'model {model}, index {_INDEX.value}, data {_DATA.value}', given]
+    model = f'model {_MODEL.value}, index {_INDEX.value}' if settings else 'BM25'
+    return [f'{model}, data {_DATA.value}', given]
 
 
 def run() -> None:
