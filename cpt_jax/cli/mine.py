@@ -61,6 +61,9 @@ _SEPARATOR = flags.DEFINE_string(
     'separator', '', 'Character between the cells of a .csv file. Default: a comma; .tsv: a tab.'
 )
 _DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of prepared tfds data sets.')
+_MAX_BAD_SHARE = flags.DEFINE_float(
+    'max_bad_share', None, 'Maximum fraction of rows that cannot be used. Default: 0.001.'
+)
 _CORPUS = flags.DEFINE_string(
     'corpus',
     '',
@@ -239,15 +242,18 @@ def _mine(output: Path, rules: MiningRules) -> None:
         y=_Y.value,
         separator=_SEPARATOR.value,
         data_dir=_DATA_DIR.value,
+        max_bad_share=_MAX_BAD_SHARE.value,
     )
     for note in data.notes:
         print(note, flush=True)
+    # Before the texts are read, which may take long.
+    embedder = _load_model() if _MODEL.value else None
     folder = _choose_work_dir(output)
     with try_lock(folder / 'lock') as is_mine:
         if not is_mine:
             raise UserError(f'{folder}: another program works in this folder: choose a --work_dir')
-        _mine_in(folder, output, data, rules)
-        if _MODEL.value:
+        _mine_in(folder, output, data, rules, embedder)
+        if embedder:
             across_hosts.release_workers()
     if not _WORK_DIR.value:
         shutil.rmtree(folder)
@@ -267,7 +273,13 @@ def _choose_work_dir(output: Path) -> Path:
     return output.with_name(f'{output.name}.work')
 
 
-def _mine_in(folder: Path, output: Path, data: 'PairsToMine', rules: MiningRules) -> None:
+def _mine_in(
+    folder: Path,
+    output: Path,
+    data: 'PairsToMine',
+    rules: MiningRules,
+    embedder: 'Embedder | None',
+) -> None:
     """Mines in a folder, and writes the rows and the report."""
     from cpt_jax.mining.mined_rows import write_rows
     from cpt_jax.mining.miner import Miner
@@ -285,8 +297,9 @@ def _mine_in(folder: Path, output: Path, data: 'PairsToMine', rules: MiningRules
     bm25 = _index_words(index) if rules.bm25 else None
     model = None
     settings: dict[str, Any] = {}
-    if _MODEL.value:
-        model, settings = _embed_all(index, folder)
+    if embedder:
+        model = _embed_all(index, folder, embedder)
+        settings = {'model': embedder.model_name, **embedder.settings}
     mined = Miner(index, rules, model, bm25, reranker).mine(folder, settings)
 
     finished = folder / 'finished' if is_on_bucket(output) else output.parent
@@ -315,18 +328,16 @@ def _index_words(index: 'PairIndex') -> Any:
     return Bm25(index.documents.read_texts(range(index.documents.size)))
 
 
-def _embed_all(index: 'PairIndex', folder: Path) -> tuple['ModelVectors', dict[str, Any]]:
-    """Returns the vectors of all texts, and what they depend on besides the texts."""
+def _embed_all(index: 'PairIndex', folder: Path, embedder: 'Embedder') -> 'ModelVectors':
+    """Returns the vectors of all texts; embeds those that the folder does not have."""
     from cpt_jax.mining.miner import ModelVectors
     from cpt_jax.mining.stored_vectors import store_vectors
     from cpt_jax.search.across_hosts import embed_everywhere
 
-    embedder = _load_model()
     embed = embed_everywhere(_make_embed(embedder))
     queries = store_vectors(folder / 'queries', index.queries, 'x', embedder, embed)
     documents = store_vectors(folder / 'documents', index.documents, 'y', embedder, embed)
-    settings = {'model': embedder.model_name, **embedder.settings}
-    return ModelVectors(queries, documents, _INDEX.value, _MEMORY.value), settings
+    return ModelVectors(queries, documents, _INDEX.value, _MEMORY.value)
 
 
 def _describe(rules: MiningRules, settings: dict[str, Any]) -> list[str]:

@@ -19,11 +19,13 @@ from cpt_jax.text.corpus import Corpus
 
 # Names of the flags that each kind of pairs has.
 _ARGUMENTS = {
-    'jsonl': {'x', 'y', 'corpus', 'corpus_field'},
-    'csv': {'x', 'y', 'corpus', 'corpus_field', 'separator'},
-    'tfds': {'x', 'y', 'corpus', 'corpus_field', 'split', 'data_dir'},
+    'jsonl': {'x', 'y', 'corpus', 'corpus_field', 'max_bad_share'},
+    'csv': {'x', 'y', 'corpus', 'corpus_field', 'max_bad_share', 'separator'},
+    'tfds': {'x', 'y', 'corpus', 'corpus_field', 'max_bad_share', 'split', 'data_dir'},
     'beir': {'split'},
 }
+# Flags that are arguments of the sources of training.
+_SOURCE_ARGUMENTS = {'x', 'y', 'separator', 'data_dir', 'max_bad_share'}
 KINDS_OF_PAIRS = tuple(_ARGUMENTS)
 _CORPUS_FILES = 'corpus.jsonl', OWN_FILES
 _CSV_SUFFIXES = '.csv', '.csv.gz', '.tsv', '.tsv.gz'
@@ -69,14 +71,14 @@ def open_pairs(
     """
     kind = kind or find_kind(path)
     arguments |= {'split': split, 'corpus': corpus, 'corpus_field': corpus_field}
-    given = {name: value for name, value in arguments.items() if value}
+    given = {name: value for name, value in arguments.items() if value not in (None, '')}
     for name in sorted(given.keys() - _ARGUMENTS[kind]):
         raise UserError(f'--{name}: pairs of kind {kind} have no such setting; remove the flag')
     if corpus_field and not corpus:
         raise UserError(f'--corpus_field {corpus_field}: needs --corpus')
     if kind == 'beir':
         return _open_collection(path, split or 'train')
-    given = {name: given[name] for name in given.keys() & {'x', 'y', 'separator', 'data_dir'}}
+    given = {name: given[name] for name in given.keys() & _SOURCE_ARGUMENTS}
     try:
         source = _make_source(path, kind, split or 'train', given)
     except UserError as error:
