@@ -38,8 +38,8 @@ def test_negatives_are_the_nearest_documents_below_the_share(folder):
     texts = (folder / 'corpus.txt').read_text().splitlines()
     documents = list(dict.fromkeys([*texts, *(row['y'] for row in rows)]))
     vectors = dict(zip(documents, embed(documents, 'y'), strict=True))
-    for row in rows:
-        query = embed([row['x']], 'x')[0]
+    queries = embed([row['x'] for row in rows], 'x')
+    for row, query in zip(rows, queries, strict=True):
         scores = {text: float(query @ vector) for text, vector in vectors.items()}
         highest = scores[row['y']] - abs(scores[row['y']]) * 0.1
         best = sorted({*documents} - {row['x'], row['y']}, key=lambda text: -scores[text])[:22]
