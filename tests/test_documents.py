@@ -25,6 +25,7 @@ SCRIPTS = {
     'cpt-embed': 'launch/embed.py',
     'cpt-export': 'launch/export.py',
     'cpt-plan': 'launch/plan.py',
+    'cpt-mine': 'launch/mine.py',
     'cpt-demonstrations': 'launch/demonstrations.py',
 }
 

@@ -229,23 +229,30 @@ class RowSource:
         return len(self._offsets)
 
     def __getitem__(self, index: int) -> Pair:
+        row = self._read_row(index)
         file = self._files[self._file_indices[index]]
-        line = self._lines[index]
-        data = _read_bytes(file.path, int(self._offsets[index]), int(self._sizes[index]))
-        try:
-            row = self._fields.parse(data, file.path)
-        except BadRow as error:
-            raise UserError(
-                f'{file.original_path}:{line}: {error.kind}: the file has changed since the '
-                f'program started; start it again'
-            ) from None
-        name = row.fields.get(self._fields.id, f'{file.name}:{line}')
+        name = row.fields.get(self._fields.id, f'{file.name}:{self._lines[index]}')
         positive = int(self._positives[index])
         if len(row.positives) > 1:
             name = f'{name}#{positive + 1}'
         x, y = self._clean_texts(row.x, row.positives[positive], row.fields)
         others = self._other_positives.find(index)
         return Pair(x, y, row.negatives, str(name), others)
+
+    def read_fields(self, index: int) -> dict[str, Any]:
+        """Returns all fields of the row of a pair, by name."""
+        return self._read_row(index).fields
+
+    def _read_row(self, index: int) -> ParsedRow:
+        file = self._files[self._file_indices[index]]
+        data = _read_bytes(file.path, int(self._offsets[index]), int(self._sizes[index]))
+        try:
+            return self._fields.parse(data, file.path)
+        except BadRow as error:
+            raise UserError(
+                f'{file.original_path}:{self._lines[index]}: {error.kind}: the file has changed '
+                f'since the program started; start it again'
+            ) from None
 
     def _clean_texts(self, x: str, y: str, fields: dict[str, Any]) -> tuple[str, str]:
         """Returns x and y as they are trained on; sources that change texts override it.

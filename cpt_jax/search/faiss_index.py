@@ -64,10 +64,11 @@ class FaissIndex:
     def search(self, queries_QxD: np.ndarray, k: int) -> Hits:
         """Returns the k best documents that the index finds, by score and then by position.
 
+        It may be called again, with other queries, but no block may be added after the first call.
         If the index finds fewer than k documents, the rest of the row has scores of -inf.
         """
         positions_N = np.concatenate(self._positions)
-        if self._kind == 'ivf':
+        if self._waiting:
             self._index = self._build_inverted_file(len(positions_N))
         if self._kind == 'hnsw':
             self._index.hnsw.efSearch = self.settings['efSearch'] = max(_MIN_CANDIDATES, k)

@@ -1,0 +1,141 @@
+r"""Fine-tunes a model on a BEIR collection without and with mined negatives, and compares nDCG@10.
+
+The pairs are the relevant documents of the queries in qrels/train.tsv, the score is that of
+qrels/test.tsv. The arms train on the same pairs, in the same order for the same seed:
+
+  in-batch         in-batch negatives alone
+  mined            the nearest documents that are no positives
+  mined-max_share  those with at most 95 % of the positive's score
+
+Everything is done by the programs in launch/, which resume: the same command continues after a
+kill, and arms that have a score are not trained again.
+
+Example:
+  python benchmarks/mined_finetuning.py --model models/all-MiniLM-L6-v2 \
+      --data_dir data --collection scifact --output runs/mined --json mined_finetuning.json
+
+In the JSON, `ratio` is the mean score of mined-max_share over that of in-batch.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from cpt_jax.cli.program import run_program
+
+_MODEL = flags.DEFINE_string('model', None, 'Directory of the model to start from.', required=True)
+_DATA_DIR = flags.DEFINE_string('data_dir', 'data', 'Folder with retrieval/COLLECTION.')
+_COLLECTION = flags.DEFINE_string('collection', 'scifact', 'Collection with a train split.')
+_OUTPUT = flags.DEFINE_string('output', 'runs/mined', 'Folder of the rows, runs and scores.')
+_ARMS = flags.DEFINE_list('arms', ['in-batch', 'mined', 'mined-max_share'], 'Arms to compare.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Seeds of each arm.', lower_bound=1)
+_RANGE = flags.DEFINE_string('range', '0:50', '--range of launch/mine.py.')
+_NEGATIVES = flags.DEFINE_integer('negatives', 3, 'Mined negatives per pair.', lower_bound=1)
+_BATCH = flags.DEFINE_integer('batch', 32, 'Pairs in a batch.', lower_bound=2)
+_EPOCHS = flags.DEFINE_float('epochs', 1.0, 'How often the pairs are read.')
+_PEAK_LR = flags.DEFINE_float('peak_lr', 2e-5, 'Maximum learning rate.')
+_MAX_TOKENS = flags.DEFINE_integer('max_tokens', 128, 'Maximum tokens of a document in training.')
+_JSON = flags.DEFINE_string('json', '', 'Also write the results to this file.')
+
+ROOT = Path(__file__).parents[1]
+# Flags of launch/mine.py by arm; None: no mined negatives.
+MINING = {'in-batch': None, 'mined': ['--max_share=inf'], 'mined-max_share': ['--max_share=0.95']}
+
+
+def main() -> None:
+    output = Path(_OUTPUT.value).absolute()
+    scores = {'start': [_evaluate(_MODEL.value, output / 'start')]}
+    for arm in _ARMS.value:
+        rows = _mine(arm, output)
+        scores[arm] = [_train(arm, rows, seed, output) for seed in range(_SEEDS.value)]
+    print(f'\nnDCG@10 of {_COLLECTION.value}, test, x100; {_SEEDS.value} seeds')
+    print(f'{"":<18}{"mean":>8}{"std":>8}  each')
+    for arm, found in scores.items():
+        spread = statistics.stdev(found) if len(found) > 1 else 0.0
+        each = '  '.join(f'{100 * score:.2f}' for score in found)
+        print(f'{arm:<18}{100 * statistics.mean(found):>8.2f}{100 * spread:>8.2f}  {each}')
+    if _JSON.value:
+        means = {arm: statistics.mean(found) for arm, found in scores.items()}
+        ratio = means.get('mined-max_share', 0.0) / means.get('in-batch', 1.0)
+        results = {'ratio': ratio, 'scores': scores, 'flags': _get_settings()}
+        Path(_JSON.value).write_text(json.dumps(results, indent=2) + '\n')
+
+
+def _mine(arm: str, output: Path) -> Path:
+    """Mines the rows of an arm; returns their file."""
+    # In-batch negatives alone: data.negatives=0 ignores those of any file.
+    given = MINING[arm] or ['--max_share=0.95']
+    path = output / f'{"mined-max_share" if MINING[arm] is None else arm}.jsonl'
+    if not path.exists():
+        _run(
+            'mine',
+            f'--model={_MODEL.value}',
+            f'--data={_DATA_DIR.value}/retrieval/{_COLLECTION.value}',
+            f'--output={path}',
+            f'--work_dir={output / "work"}',
+            f'--range={_RANGE.value}',
+            f'--negatives={_NEGATIVES.value}',
+            *given,
+        )
+    return path
+
+
+def _train(arm: str, rows: Path, seed: int, output: Path) -> float:
+    """Trains an arm with a seed; returns its score."""
+    run = output / f'{arm}-{seed}'
+    if not (run / 'results.json').exists():
+        negatives = 0 if MINING[arm] is None else _NEGATIVES.value
+        source = 'config.data.sources.pairs'
+        _run(
+            'train',
+            f'--config={ROOT}/configs/finetune.py:{_MODEL.value}',
+            f'--workdir={run}',
+            f'--{source}.path={rows}',
+            f'--{source}.holdout=0.0',
+            f'--config.seed={seed}',
+            f'--config.data.negatives={negatives}',
+            f'--config.data.max_tokens_y={_MAX_TOKENS.value}',
+            f'--config.train.batch_pairs={_BATCH.value}',
+            f'--config.train.epochs={_EPOCHS.value}',
+            f'--config.optimizer.peak_lr={_PEAK_LR.value}',
+            '--config.evaluation.patience=0',
+            '--config.checkpoint.keep_best=False',
+        )
+    return _evaluate(str(run), run)
+
+
+def _evaluate(model: str, output: Path) -> float:
+    """Returns nDCG@10 of a model."""
+    path = output / 'results.json'
+    task = f'retrieval/{_COLLECTION.value}'
+    if not path.exists():
+        _run(
+            'evaluate',
+            f'--model={model}',
+            f'--tasks={task}',
+            f'--data_dir={_DATA_DIR.value}',
+            f'--output={output}',
+            '--baselines=none',
+        )
+    return json.loads(path.read_text())['tasks'][task]['main_score']
+
+
+def _run(program: str, *given: str) -> None:
+    print(f'launch/{program}.py {" ".join(given)}', flush=True)
+    command = [sys.executable, str(ROOT / 'launch' / f'{program}.py'), *given]
+    subprocess.run(command, check=True)
+
+
+def _get_settings() -> dict[str, object]:
+    names = 'model collection range negatives batch epochs peak_lr max_tokens'.split()
+    return {name: flags.FLAGS[name].value for name in names}
+
+
+if __name__ == '__main__':
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    run_program(main)
