@@ -181,6 +181,13 @@ def get_config() -> ConfigDict:
     # (name, weight) of loss terms to add, from cpt_jax/loss/terms.py: (('uniformity', 0.1),). The
     # terms need the memory of form dense, also with form chunked.
     c.loss.terms = ()
+    # False negatives: a candidate whose cosine with an x (or y) is above that of its pair by more
+    # than this margin is no negative of it (Qwen3-Embedding: 0.1); None: only equal texts are none.
+    c.loss.mask_margin = config_dict.placeholder(float)
+    c.loss.mask_relative = False  # True: mask_margin is a fraction of the pair's absolute cosine
+    # Directories of launch/embed.py, separated by commas, with a guide's vectors of all texts (x, y
+    # and hard negatives): its cosines decide about mask_margin. '': the model's own cosines.
+    c.loss.guide = ''
 
     c.optimizer = ConfigDict()
     c.optimizer.peak_lr = 1e-4  # learning rate of AdamW after the warm-up

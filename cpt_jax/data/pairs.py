@@ -72,6 +72,15 @@ def compute_content_id(text: str) -> int:
     return int(digest_texts(text.strip())[:8], 16) % (2**31 - 1) + 1
 
 
+def compute_text_key(text: str) -> int:
+    """Returns an id, below 2**64, by which the vector of a text is found (data/text_vectors.py).
+
+    White space around a text is ignored, as in `compute_content_id`. Two of a billion different
+    texts have the same id with a probability of 3 %.
+    """
+    return int(digest_texts(text.strip())[:16], 16)
+
+
 def hash_to_unit_interval(name: str) -> float:
     """Returns a number in [0, 1) that depends only on the name.
 

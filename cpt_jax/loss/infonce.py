@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from cpt_jax.loss.candidates import NegativeRules
 from cpt_jax.loss.chunked import compute_chunked_sums
 from cpt_jax.loss.dense import compute_dense_sums
+from cpt_jax.loss.false_negatives import limit_negatives
 from cpt_jax.loss.terms import TERMS
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import AXES, BATCH
@@ -44,6 +46,13 @@ class InfoNCE:
         dimension only.
       terms: (name in cpt_jax/loss/terms.py, weight) of each added term. 'uniformity' holds b x B
         similarities at once, whatever `form` is.
+      mask_margin: a candidate whose cosine with the anchor is above that of the anchor's pair by
+        more than this margin is no negative; None: only equal texts are no negatives. 0.1 is the
+        margin of Qwen3-Embedding (arXiv 2506.05176). GISTEmbedLoss of sentence-transformers has
+        the opposite sign.
+      mask_relative: whether `mask_margin` is a fraction of the pair's absolute cosine.
+      guide: comma-separated directories of a guide's vectors of all texts, written by
+        launch/embed.py. Its cosines are compared for `mask_margin`; '': the model's own.
     """
 
     form: str = 'dense'
@@ -54,6 +63,9 @@ class InfoNCE:
     symmetric: bool = True
     dimensions: Sequence[int] = ()
     terms: Sequence[tuple[str, float]] = ()
+    mask_margin: float | None = None
+    mask_relative: bool = False
+    guide: str = ''
 
     def __post_init__(self):
         _check_terms(self.terms)
@@ -76,6 +88,21 @@ class InfoNCE:
                 f'loss.dimensions={self.dimensions!r}: must be a tuple of distinct integers, each '
                 f'1 or more'
             )
+        self._check_mask()
+
+    def _check_mask(self) -> None:
+        margin = self.mask_margin
+        if margin is None:
+            for key, default in {'mask_relative': False, 'guide': ''}.items():
+                if (value := getattr(self, key)) != default:
+                    raise UserError(
+                        f'loss.{key}={value!r} needs loss.mask_margin: set it, such as to 0.1'
+                    )
+        elif not -2 <= margin <= 2:
+            raise UserError(
+                f'loss.mask_margin={margin}: must be from -2 to 2, the range of differences of '
+                f'cosines, or None'
+            )
 
     def check_width(self, width: int) -> None:
         """Raises UserError if one of `dimensions` is larger than the embedding dimension."""
@@ -86,7 +113,11 @@ class InfoNCE:
             )
 
     def __call__(
-        self, e_BxTxD: jax.Array, ids_BxTxZ: jax.Array, log_scale: jax.Array
+        self,
+        e_BxTxD: jax.Array,
+        ids_BxTxZ: jax.Array,
+        log_scale: jax.Array,
+        guide_BxTxG: jax.Array | None = None,
     ) -> tuple[jax.Array, Metrics]:
         """Computes the loss and the metrics of a global batch.
 
@@ -95,20 +126,27 @@ class InfoNCE:
           ids_BxTxZ: int32 ids by which the same texts are compared; 0 for an absent text. A pair
             whose x is absent is ignored.
           log_scale: float32 scalar, -log(temperature).
+          guide_BxTxG: unit vectors of the guide; None without `guide`.
 
         Returns:
           The mean loss in nats over the present pairs, and scalar metrics: `accuracy_xy` and
             `accuracy_yx` (fraction of pairs whose partner is nearer than every other candidate),
             `positive_cosine`, `negative_cosine`, `log_batch` (loss of a model that assigns equal
-            probabilities), `pairs`. With several `dimensions`, metrics are those of the largest.
+            probabilities), `pairs`; with `mask_margin`, `masked_negatives` (fraction of the
+            negatives that the margin leaves out for x; the other metrics do not leave them out).
+            With several `dimensions`, metrics are those of the largest.
         """
         # Split over the whole mesh if the batch size allows it, so that devices of the tensor axis
         # compute different rows. Otherwise they repeat the same rows.
         axes = AXES if ids_BxTxZ.shape[0] % jax.sharding.get_abstract_mesh().size == 0 else BATCH
-        e_BxTxD, ids_BxTxZ = (jax.reshard(array, P(axes)) for array in (e_BxTxD, ids_BxTxZ))
+        e_BxTxD, ids_BxTxZ, guide_BxTxG = jax.tree.map(
+            lambda array: jax.reshard(array, P(axes)), (e_BxTxD, ids_BxTxZ, guide_BxTxG)
+        )
         dimensions: list[int | None] = [*sorted(self.dimensions)] or [None]
         results = [
-            self._compute_loss(truncate_dimensions(e_BxTxD, dimension), ids_BxTxZ, log_scale, axes)
+            self._compute_loss(
+                truncate_dimensions(e_BxTxD, dimension), ids_BxTxZ, log_scale, guide_BxTxG, axes
+            )
             for dimension in dimensions
         ]
         # `sum` has type Array | int, but `results` is never empty.
@@ -122,14 +160,22 @@ class InfoNCE:
         return loss, metrics
 
     def _compute_loss(
-        self, e_BxTxD: jax.Array, ids_BxTxZ: jax.Array, log_scale: jax.Array, axes: tuple[str, ...]
+        self,
+        e_BxTxD: jax.Array,
+        ids_BxTxZ: jax.Array,
+        log_scale: jax.Array,
+        guide_BxTxG: jax.Array | None,
+        axes: tuple[str, ...],
     ) -> tuple[jax.Array, Metrics]:
         scale = jnp.exp(log_scale)
         ids_BxTZ = ids_BxTxZ.reshape(len(ids_BxTxZ), -1)
+        rules = NegativeRules()
+        if self.mask_margin is not None:
+            rules = limit_negatives(e_BxTxD, self.mask_margin, self.mask_relative, guide_BxTxG)
         if self.form == 'dense':
-            sums = compute_dense_sums(e_BxTxD, ids_BxTZ, scale, axes)
+            sums = compute_dense_sums(e_BxTxD, ids_BxTZ, scale, rules, axes)
         else:
-            sums = compute_chunked_sums(e_BxTxD, ids_BxTZ, scale, axes, self.chunks)
+            sums = compute_chunked_sums(e_BxTxD, ids_BxTZ, scale, rules, axes, self.chunks)
         mean = {name: total / jnp.maximum(sums['pairs'], 1) for name, total in sums.items()}
         loss = (mean['loss_xy'] + mean['loss_yx']) / 2 if self.symmetric else mean['loss_xy']
         metrics = {
@@ -140,6 +186,8 @@ class InfoNCE:
             'log_batch': jnp.log(jnp.maximum(sums['pairs'], 1)),
             'pairs': sums['pairs'],
         }
+        if 'near' in sums:
+            metrics['masked_negatives'] = sums['near'] / jnp.maximum(sums['negatives'], 1)
         return loss, jax.lax.stop_gradient(metrics)
 
 

@@ -30,6 +30,7 @@ CHANGEABLE_KEYS = (
     'mesh.',
     'loss.form',
     'loss.chunks',
+    'loss.guide',  # the vectors are compared by fingerprint (cpt_jax/training/setup.py)
     'model.remat',
     'model.attention',
     'model.layer_loop',

@@ -15,9 +15,12 @@ from cpt_jax.data.equality import IDS_PER_TEXT, resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
+from cpt_jax.data.target_reader import TargetReader
+from cpt_jax.data.text_vectors import TextVectors, read_width
 from cpt_jax.data.token_reader import PairTokenReader, TokenReader
 from cpt_jax.embed.embedder import Embedder
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
+from cpt_jax.loss.targets import TargetSizes
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dense import make_dense
@@ -141,6 +144,10 @@ class Contrastive:
     def make_reader(
         self, sources: Sequence[Source], tokenizer: TextTokenizer, data: Data
     ) -> PairTokenReader:
+        targets = None
+        if self.loss.guide:
+            guide = TextVectors('loss.guide', self.loss.guide)
+            targets = TargetReader(2 + data.negatives, sorted(data.sources), guide)
         return PairTokenReader(
             sources,
             tokenizer,
@@ -149,6 +156,7 @@ class Contrastive:
             data.negatives,
             data.equality_rule,
             data.token_cache_bytes,
+            targets,
         )
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> Objective:
@@ -169,7 +177,9 @@ class Contrastive:
         if params.encoder.config.freeze_dense:
             dense = jax.lax.stop_gradient(dense)
         e_BxTxD = encode(params.encoder, batch, key, dense)
-        value, metrics = self.loss(e_BxTxD, merge_chunks(batch.ids_JxBxTxZ), log_scale)
+        ids_BxTxZ = merge_chunks(batch.ids_JxBxTxZ)
+        targets = jax.tree.map(merge_chunks, batch.targets)
+        value, metrics = self.loss(e_BxTxD, ids_BxTxZ, log_scale, targets.guide)
         return value, metrics | {'scale': jnp.exp(log_scale)}
 
     def _log_scale(self, params: ContrastiveParams, batch: Batch) -> jax.Array:
@@ -187,6 +197,9 @@ class Contrastive:
 
     def count_ids_per_text(self, data: Data) -> int:
         return IDS_PER_TEXT[data.equality_rule]
+
+    def measure_targets(self, data: Data) -> TargetSizes:
+        return TargetSizes(guide=read_width(self.loss.guide))
 
     def count_step_flops(
         self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA

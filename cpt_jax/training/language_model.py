@@ -22,6 +22,7 @@ from cpt_jax.data.sources.documents import DocumentSource
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.token_reader import DocumentTokenReader, TokenReader
 from cpt_jax.loss.infonce import InfoNCE, Metrics
+from cpt_jax.loss.targets import NO_TARGETS, TargetSizes
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
@@ -177,6 +178,9 @@ class LanguageModel:
 
     def count_ids_per_text(self, data: Data) -> int:
         return 1
+
+    def measure_targets(self, data: Data) -> TargetSizes:
+        return NO_TARGETS
 
     def count_step_flops(
         self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA

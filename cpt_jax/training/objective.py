@@ -14,6 +14,7 @@ from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.token_reader import TokenReader
+from cpt_jax.loss.targets import TargetSizes
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
@@ -142,6 +143,13 @@ class Objective(Protocol):
 
     def count_ids_per_text(self, data: Data) -> int:
         """Returns the number of ids by which a text of a batch is compared with others."""
+
+    def measure_targets(self, data: Data) -> TargetSizes:
+        """Returns the sizes of what the losses compare vectors with, without reading pairs.
+
+        Raises:
+          UserError: a directory of vectors cannot be read.
+        """
 
     def count_step_flops(
         self, config: EncoderConfig, layout: Layout, pairs: int, lora: LoRA
