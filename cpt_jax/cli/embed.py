@@ -58,7 +58,8 @@ _SIDE = flags.DEFINE_enum(
 _FIELD = flags.DEFINE_string(
     'field',
     '',
-    "Field of a .jsonl row that contains the text, such as code. Default: title + ' ' + text.",
+    'Field of a .jsonl row that contains the text, such as code, or a list of texts, such as '
+    "negatives. Default: title + ' ' + text.",
 )
 _SHARD_SIZE = flags.DEFINE_integer(
     'shard_size',

@@ -20,6 +20,8 @@ class Pair(NamedTuple):
       positives: word ids of all y's of this x in the source, if it has several
         (data/positives.py).
       prompts: prompts with which x, and y and its hard negatives, begin; '' where there is none.
+      scores: scores of y and of each hard negative by a teacher; or one score, the grade of the
+        pair; () if the source has none.
     """
 
     x: str
@@ -28,6 +30,7 @@ class Pair(NamedTuple):
     id: str = ''
     positives: tuple[int, ...] = ()
     prompts: tuple[str, str] = ('', '')
+    scores: tuple[float, ...] = ()
 
 
 class Source(Protocol):
