@@ -22,7 +22,7 @@ from cpt_jax.data.equality import IDS_PER_TEXT, LATEST_RULE
 from cpt_jax.data.mixture import BatchIndex
 from cpt_jax.data.packing import pack_pairs, propose_rows, propose_smaller_row_counts
 from cpt_jax.data.token_reader import NO_PAIR, ReadPair, TokenReader, sample_lengths
-from cpt_jax.loss.targets import NO_TARGETS, Targets, TargetSizes
+from cpt_jax.loss.targets import Targets, TargetSizes
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, count_batch_shards
 
@@ -83,7 +83,7 @@ class Layout:
     packed: bool = True
     smaller_row_counts: tuple[int, ...] = ()
     ids_per_text: int = IDS_PER_TEXT[LATEST_RULE]
-    targets: TargetSizes = NO_TARGETS
+    targets: TargetSizes = TargetSizes()
 
     @property
     def tokens(self) -> int:
@@ -159,7 +159,7 @@ def plan_layout(
         packed,
         smaller,
         reader.ids_per_text,
-        reader.targets.sizes if reader.targets else NO_TARGETS,
+        reader.targets.sizes if reader.targets else TargetSizes(),
     )
     if layout.tokens > MAX_TOKENS:
         raise UserError(
@@ -338,9 +338,13 @@ def make_abstract_batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch[jax.Sh
     rows = array(layout.rows, layout.row_length)
     eos = array(layout.pairs, layout.texts)
     ids = array(layout.pairs, layout.texts, layout.ids_per_text)
-    guide = None
-    if layout.targets.guide:
-        guide = array(layout.pairs, layout.texts, layout.targets.guide, dtype=np.float32)
+    guide, scores, teacher = layout.targets
+    pairs, texts, f32 = layout.pairs, layout.texts, np.float32
+    targets: Targets = Targets(
+        guide=array(pairs, texts, guide, dtype=f32) if guide else None,
+        scores=array(pairs, scores, dtype=f32) if scores else None,
+        teacher=array(pairs, texts, teacher, dtype=f32) if teacher else None,
+    )
     return Batch(
         rows,
         rows,
@@ -348,5 +352,5 @@ def make_abstract_batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch[jax.Sh
         eos,
         ids,
         jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P())),
-        Targets(guide),
+        targets,
     )

@@ -15,9 +15,27 @@ class PairTargets(NamedTuple):
 
     Attributes:
       guide: int64[T], rows of the guide's vectors.
+      scores: float32[T - 1], scores of y and of each hard negative.
+      teacher: int64[T], rows of the teacher's vectors.
     """
 
     guide: np.ndarray | None = None
+    scores: np.ndarray | None = None
+    teacher: np.ndarray | None = None
+
+
+class Wanted(NamedTuple):
+    """The targets that a source's loss uses.
+
+    Attributes:
+      name: name of the source.
+      guide, scores, teacher: whether it uses them.
+    """
+
+    name: str
+    guide: bool = False
+    scores: bool = False
+    teacher: bool = False
 
 
 class TargetReader:
@@ -28,19 +46,31 @@ class TargetReader:
       fingerprints: config key of each directory of vectors -> fingerprint of the vectors.
     """
 
-    def __init__(self, texts_per_pair: int, names: Sequence[str], guide: TextVectors | None = None):
+    def __init__(
+        self,
+        texts_per_pair: int,
+        wanted: Sequence[Wanted],
+        guide: TextVectors | None = None,
+        teacher: TextVectors | None = None,
+    ):
         """Prepares a reader.
 
         Args:
           texts_per_pair: T, number of texts per pair.
-          names: names of the sources, in the order of the mixture.
+          wanted: targets of each source, in the order of the mixture.
           guide: vectors of the guide.
+          teacher: vectors of the teacher.
         """
         self._texts_per_pair = texts_per_pair
-        self._names = names
+        self._wanted = wanted
         self._guide = guide
-        self.sizes = TargetSizes(guide=guide.width if guide else 0)
-        opened = [vectors for vectors in (guide,) if vectors]
+        self._teacher = teacher
+        self.sizes = TargetSizes(
+            guide=guide.width if guide else 0,
+            scores=texts_per_pair - 1 if any(one.scores for one in wanted) else 0,
+            teacher=teacher.width if teacher else 0,
+        )
+        opened = [vectors for vectors in (guide, teacher) if vectors]
         self.fingerprints: Mapping[str, str] = {
             vectors.key: vectors.fingerprint for vectors in opened
         }
@@ -55,16 +85,32 @@ class TargetReader:
         Raises:
           UserError: a text has no vector.
         """
-        return PairTargets(guide=self._find_rows(self._guide, source, pair))
+        wanted = self._wanted[source]
+        where = f'data.sources.{wanted.name}: pair {pair.id}'
+        guide = teacher = scores_K = None
+        if wanted.guide and self._guide:
+            guide = self._find_rows(self._guide, pair, where)
+        if wanted.teacher and self._teacher:
+            teacher = self._find_rows(self._teacher, pair, where)
+        if wanted.scores:
+            scores_K = np.zeros(self._texts_per_pair - 1, np.float32)
+            given = pair.scores[: len(scores_K)]
+            scores_K[: len(given)] = given
+        return PairTargets(guide, scores_K, teacher)
 
     def collect(self, found: Sequence[PairTargets]) -> Targets[np.ndarray]:
         """Returns the targets of B pairs as arrays [B, ...]."""
-        return Targets(guide=self._collect_vectors(self._guide, [one.guide for one in found]))
+        scores_BxK = None
+        if self.sizes.scores:
+            absent_K = np.zeros(self.sizes.scores, np.float32)
+            scores_BxK = np.stack([absent_K if one.scores is None else one.scores for one in found])
+        return Targets(
+            self._collect_vectors(self._guide, [one.guide for one in found]),
+            scores_BxK,
+            self._collect_vectors(self._teacher, [one.teacher for one in found]),
+        )
 
-    def _find_rows(self, vectors: TextVectors | None, source: int, pair: Pair) -> np.ndarray | None:
-        if vectors is None:
-            return None
-        where = f'data.sources.{self._names[source]}: pair {pair.id}'
+    def _find_rows(self, vectors: TextVectors, pair: Pair, where: str) -> np.ndarray:
         prompt_x, prompt_y = pair.prompts
         rows_T = np.full(self._texts_per_pair, NO_VECTOR)
         rows_T[0] = vectors.find_or_refuse(pair.x.removeprefix(prompt_x), 'x', where)

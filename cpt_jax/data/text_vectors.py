@@ -49,13 +49,7 @@ class TextVectors:
         ]
         starts = np.cumsum([0, *map(len, keys)])
         self._tables = {
-            side: _make_table(
-                # A text that both sides have is taken from its own side.
-                sorted(range(len(metas)), key=lambda i, side=side: metas[i].side != side),
-                keys,
-                starts,
-            )
-            for side in SIDES
+            side: _make_table(_order_directories(metas, side), keys, starts) for side in SIDES
         }
 
     def find(self, text: str, side: Side) -> int:
@@ -118,6 +112,14 @@ def _check_same_model(key: str, directories: str, metas: Sequence[VectorsMeta]) 
             f'{key}={directories}: are vectors of different models ({", ".join(models)}): embed '
             f'all texts with one'
         )
+
+
+def _order_directories(metas: Sequence[VectorsMeta], side: Side) -> list[int]:
+    """Returns the indices of the directories, those of a side first: a text that is on both sides
+    has the vector of its own.
+    """
+    same = [i for i, meta in enumerate(metas) if meta.side == side]
+    return same + [i for i in range(len(metas)) if i not in same]
 
 
 def _make_table(

@@ -25,10 +25,12 @@ class NegativeRules(NamedTuple):
         candidate can be one (loss/false_negatives.py).
       guide_cxTxG: unit vectors of a guide, whose cosines `limit_c` is compared with; None: those of
         the model.
+      in_batch_c: whether the texts of other pairs are negatives of the pair; None: they are.
     """
 
     limit_c: jax.Array | None = None
     guide_cxTxG: jax.Array | None = None
+    in_batch_c: jax.Array | None = None
 
 
 class PairBlock(NamedTuple):
@@ -165,6 +167,11 @@ def find_negatives_and_partners(
     # A pair shares its texts with itself.
     negative_bxc = present_bx1 & (x_Zxc[0] > 0) & ~share_bxc
     hard_bxM &= present_bx1 & (hard_ZxM[0] > 0)
+    if anchors.rules.in_batch_c is not None:
+        in_batch_bx1 = anchors.rules.in_batch_c[:, None]
+        negative_bxc &= in_batch_bx1
+        own_bxM = jnp.repeat(partner_bxc, hard_bxM.shape[1] // partner_bxc.shape[1], axis=1)
+        hard_bxM &= in_batch_bx1 | own_bxM
     negative_bxC = jnp.concatenate([negative_bxc, hard_bxM], axis=1)
     return negative_bxC, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxM.shape[1])))
 
@@ -224,17 +231,19 @@ def compute_logits(anchors: PairBlock, candidates: PairBlock, scale: jax.Array) 
     negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
     present_bxC = negative_bxC | partner_bxC
     pairs = len(candidates.ids_cxTZ)
-    if anchors.rules.limit_c is None:
+    limit_b, limit_c = anchors.rules.limit_c, candidates.rules.limit_c
+    if limit_b is None or limit_c is None:
         rows_bxC = jnp.where(present_bxC, scale * cosine_bxC, MASKED_LOGIT)
         columns_bxc = rows_bxC[:, :pairs]
         return Logits(cosine_bxC, negative_bxC, partner_bxC, rows_bxC, columns_bxc, None)
     measured_bxC = jax.lax.stop_gradient(cosine_bxC)
-    if (guide_cxTxG := anchors.rules.guide_cxTxG) is not None:
-        guide_candidates = flatten_candidates(candidates.rules.guide_cxTxG)
-        measured_bxC = einsum_float32('bg,cg->bc', guide_cxTxG[:, 0], guide_candidates)
+    guide_bxTxG, guide_cxTxG = anchors.rules.guide_cxTxG, candidates.rules.guide_cxTxG
+    if guide_bxTxG is not None and guide_cxTxG is not None:
+        guide_CxG = flatten_candidates(guide_cxTxG)
+        measured_bxC = einsum_float32('bg,cg->bc', guide_bxTxG[:, 0], guide_CxG)
     # Each direction has limits of its own: x compares with the cosine of its pair, and so does y.
-    near_bxC = negative_bxC & (measured_bxC > anchors.rules.limit_c[:, None])
-    near_bxc = negative_bxC[:, :pairs] & (measured_bxC[:, :pairs] > candidates.rules.limit_c)
+    near_bxC = negative_bxC & (measured_bxC > limit_b[:, None])
+    near_bxc = negative_bxC[:, :pairs] & (measured_bxC[:, :pairs] > limit_c)
     logits_bxC = scale * cosine_bxC
     return Logits(
         cosine_bxC,

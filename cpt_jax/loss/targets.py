@@ -15,9 +15,17 @@ class Targets(NamedTuple, Generic[A]):
 
     Attributes:
       guide: [B, T, G], unit vectors of the guide that finds false negatives; 0 for an absent text.
+      scores: [B, T - 1], scores of y and of each hard negative; 0 for an absent text. Graded pairs
+        have only the first one.
+      teacher: [B, T, W], unit vectors of the teacher; 0 for an absent text.
     """
 
     guide: A | None = None
+    scores: A | None = None
+    teacher: A | None = None
+
+
+NO_TARGETS: Targets = Targets()
 
 
 class TargetSizes(NamedTuple):
@@ -25,9 +33,10 @@ class TargetSizes(NamedTuple):
 
     Attributes:
       guide: embedding dimension of the guide.
+      scores: number of scores of a pair.
+      teacher: embedding dimension of the teacher.
     """
 
     guide: int = 0
-
-
-NO_TARGETS = TargetSizes()
+    scores: int = 0
+    teacher: int = 0

@@ -117,7 +117,9 @@ class Objective(Protocol):
         """Returns the objective with a baseline for its held-out scores, if it has any."""
 
     def get_own_parameters(self, params: Any) -> dict[str, Any]:
-        """Returns the trained parameters other than the encoder's, by name."""
+        """Returns the trained parameters, other than the encoder's, that a run takes from an
+        earlier run that it starts from, by name.
+        """
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> Params:
         """Returns randomly initialized parameters."""

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from cpt_jax.data.batch import Batch, Layout, make_local_batches, plan_layout
 from cpt_jax.data.mixture import (
+    count_source_epochs,
     fix_source_rules,
     get_source_classes,
     make_batches,
@@ -140,6 +141,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     config = read_lengths(config, start.origin, list(sources.values()), reading_tokenizer)
     resolved = resolve(config, jax.devices(), lambda _: tokenizer)
     _check_prompts_leave_room(resolved)
+    weights = count_source_epochs(sections, sources, resolved.train.batch_pairs) or weights
     indices = make_batches(sources, weights, resolved.seed, resolved.train.batch_pairs)
     reader = objective.make_reader(list(sources.values()), reading_tokenizer, resolved.data)
     if reader.targets:

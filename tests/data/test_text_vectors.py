@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.pairs import Pair, compute_text_key
-from cpt_jax.data.target_reader import TargetReader
+from cpt_jax.data.target_reader import TargetReader, Wanted
 from cpt_jax.data.text_vectors import NO_VECTOR, TextVectors
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, write_text_keys
@@ -49,11 +49,13 @@ def test_vectors_are_found_by_text_and_side(folder):
 
 def test_reader_finds_the_vectors_of_a_pair_without_its_prompts(folder):
     path, queries, others = folder
-    reader = TargetReader(4, ['pairs'], TextVectors('loss.guide', f'{path}/y,{path}/x'))
+    guide = TextVectors('loss.guide', f'{path}/y,{path}/x')
+    reader = TargetReader(4, [Wanted('pairs', guide=True)], guide)
     pair = Pair('ask: a query', 'say: one', ('say: three', 'say: two', 'unread'), 'f:1')
     found = [reader.find(0, pair._replace(prompts=('ask: ', 'say: ')))]
     found.append(reader.find(0, Pair('both', 'both')))
-    (guide,) = reader.collect(found)
+    guide, scores, teacher = reader.collect(found)
+    assert scores is None and teacher is None
     absent = np.zeros(4)
     np.testing.assert_array_equal(guide[0], [queries[0], others[0], others[2], others[1]])
     np.testing.assert_array_equal(guide[1], np.float32([queries[1], others[3], absent, absent]))

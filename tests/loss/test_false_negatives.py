@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.loss.infonce import InfoNCE
+from cpt_jax.loss.targets import Targets
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from tests.loss.test_infonce import compute_numeric_gradient, example, find_negatives, place
@@ -63,7 +64,7 @@ def run_loss(e, ids, vectors, devices=8, **settings):
     with jax.set_mesh(mesh):
         arrays = place(e, mesh), place(ids, mesh), jnp.float32(np.log(SCALE))
         placed = None if vectors is None else place(vectors, mesh)
-        return jax.device_get(compile_loss((*settings.items(),))(*arrays, placed))
+        return jax.device_get(compile_loss((*settings.items(),))(*arrays, Targets(placed)))
 
 
 @pytest.mark.parametrize('devices', [1, 8])

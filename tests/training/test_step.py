@@ -35,9 +35,12 @@ def train_three_steps(config_file, tmp_path, devices: int, **changes):
     config = load_config(config_file)
     for key, value in changes.items():
         *sections, name = key.split('__')
+        section = config
+        for part in sections:
+            section = section[part]
         if value is VECTORS:
             value = write_all_vectors(config_file, tmp_path / name)
-        (config[sections[0]] if sections else config)[name] = value
+        section[name] = value
     # Some gradients are zero up to rounding: the bias of keys shifts all logits of a softmax
     # equally. Adam divides by the root of the second moment, so with the usual epsilon it would
     # move such a parameter by the full learning rate, in a direction determined by rounding.
@@ -85,6 +88,9 @@ NEGATIVES = {
     'loss__temperature_per_source': True,
     'loss__mask_margin': -0.1,
     'loss__guide': VECTORS,
+    'loss__teacher': VECTORS,
+    'loss__terms': (('kl', 0.5), ('margin_mse', 0.1), ('teacher_mse', 2.0)),
+    'data__sources__pairs__scores': 'scores',
     'train__batch_pairs': 37,  # not divisible by any number of devices and chunks
     'model__pooling': 'mean',
     'model__causal': False,
