@@ -63,6 +63,14 @@ def get_config() -> ConfigDict:
     # fraction of the batches, relative to the other sources; a batch comes from one source), and
     # the arguments of the kind's class in cpt_jax/data/sources/. The flag
     # --config.data.sources.NAME.KEY also sets arguments that are not listed in the config.
+    # Optional keys of a source:
+    # - epochs: how often it is read in the whole run. All sources have it, or none; it replaces
+    #   weight and train.steps.
+    # - infonce, terms: weights of its losses, instead of loss.infonce and loss.terms.
+    # - in_batch: False: an x is compared with y and the pair's own hard negatives alone.
+    # - direction: xy | yx | both, instead of loss.symmetric; with in_batch=False only xy.
+    # - temperature: its constant temperature, which is not trained.
+    # - prompt_x, prompt_y: prompts of its texts, as in data.prompts.
     c.data.sources = {'python': {'kind': 'python_source', 'weight': 1.0}}
     # Maximum number of tokens of an x, including the two delimiters or the template; longer texts
     # are truncated. 0: the length of 99 % of a sample of the data, at most what the model reads.
@@ -181,9 +189,24 @@ def get_config() -> ConfigDict:
     # Matryoshka (arXiv 2205.13147): numbers of leading embedding dimensions whose losses are
     # averaged, for example (64, 256, 1024); (): only the full embedding.
     c.loss.dimensions = ()
-    # (name, weight) of loss terms to add, from cpt_jax/loss/terms.py: (('uniformity', 0.1),). The
-    # terms need the memory of form dense, also with form chunked.
+    # Weight of InfoNCE; 0: only the terms are trained on.
+    c.loss.infonce = 1.0
+    # (name, weight) of loss terms to add, from cpt_jax/loss/terms.py: (('uniformity', 0.1),).
+    # uniformity: vectors spread over the sphere; needs the memory of form dense, also with chunked.
+    # kl, margin_mse: scores of y and its hard negatives (data.sources.NAME.scores).
+    # cosent: grades of pairs (data.sources.NAME.score).
+    # teacher_cosine, teacher_mse: vectors of a teacher (loss.teacher); mse learns a linear map.
     c.loss.terms = ()
+    # Directories of launch/embed.py, separated by commas, with a teacher's vectors of all texts.
+    c.loss.teacher = ''
+    c.loss.teacher_temperature = 1.0  # a teacher's scores are divided by it
+    # False negatives: a candidate whose cosine with an x (or y) is above that of its pair by more
+    # than this margin is no negative of it (Qwen3-Embedding: 0.1); None: only equal texts are none.
+    c.loss.mask_margin = config_dict.placeholder(float)
+    c.loss.mask_relative = False  # True: mask_margin is a fraction of the pair's absolute cosine
+    # Directories of launch/embed.py, separated by commas, with a guide's vectors of all texts (x, y
+    # and hard negatives): its cosines decide about mask_margin. '': the model's own cosines.
+    c.loss.guide = ''
 
     c.optimizer = ConfigDict()
     c.optimizer.peak_lr = 1e-4  # learning rate of AdamW after the warm-up

@@ -2,7 +2,6 @@
 
 import collections.abc
 import difflib
-import inspect
 import re
 import sys
 import types
@@ -163,14 +162,15 @@ def _check_source_key(
     if name in source:
         return
     # Imported here because it takes seconds and imports JAX, whose platform must be chosen first.
-    from cpt_jax.data.mixture import KINDS, SOURCE_KEYS, get_source_arguments
+    from cpt_jax.data.mixture import KINDS, get_source_arguments
+    from cpt_jax.data.source_keys import SOURCE_KEYS
 
     kind = given.get(f'{where}.kind', source.get('kind'))
     if kind not in KINDS:  # make_sources reports the unknown kind
         _check_key(config, f'{where}.{name}')
         return
     if name in SOURCE_KEYS:
-        source[name] = SOURCE_KEYS[name]()
+        source[name] = make_placeholder(SOURCE_KEYS[name])
         return
     arguments = get_source_arguments(kind)
     if name not in arguments:
@@ -178,7 +178,7 @@ def _check_source_key(
         raise _make_unknown_key_error(
             f'{where}.{name}', name, where, known, f'{KINDS[kind].__module__} explains the keys'
         )
-    source[name] = make_placeholder(arguments[name])
+    source[name] = make_placeholder(arguments[name].annotation)
 
 
 def suggest_config_key(name: str) -> str:
@@ -190,13 +190,15 @@ def suggest_config_key(name: str) -> str:
     return f'; did you mean {" or ".join(f"--config.{key}" for key in found)}?' if found else ''
 
 
-def make_placeholder(parameter: inspect.Parameter) -> Any:
-    """Returns a value whose type makes ml_collections parse the flag of a parameter correctly.
+def make_placeholder(annotation: Any) -> Any:
+    """Returns a value whose type makes ml_collections parse the flag of a key correctly.
 
-    It is an empty tuple for a parameter that accepts a sequence, else the zero value of bool, int,
-    float or str.
+    It is an empty tuple for a key that accepts a sequence, else the zero value of bool, int, float
+    or str.
+
+    Args:
+      annotation: type of the key's values.
     """
-    annotation = parameter.annotation
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     choices = typing.get_args(annotation) if is_union else (annotation,)
     if any(typing.get_origin(choice) in _SEQUENCES for choice in choices):
@@ -204,7 +206,7 @@ def make_placeholder(parameter: inspect.Parameter) -> Any:
     for plain in (bool, int, float, str):
         if plain in choices:
             return plain()
-    raise TypeError(f'{parameter}: its type cannot be given as a flag')
+    raise TypeError(f'{annotation}: its type cannot be given as a flag')
 
 
 def _make_unknown_key_error(

@@ -1,7 +1,8 @@
 r"""Embeds the texts of a file on all devices.
 
 Writes float32 vectors in shards, in the order of the file (vectors-00000-of-00004.npy), the ids of
-their texts (ids-00000-of-00004.txt) and the settings that produced them (meta.json). If the program
+their texts (ids-00000-of-00004.txt), a hash of each text by which training finds its vector
+(text_keys.npy) and the settings that produced them (meta.json). If the program
 is killed, run the same command again: existing shards are not computed again. To use several hosts,
 start the same command on each, as for launch/train.py; every process reads the file, and process 0
 writes.
@@ -27,10 +28,11 @@ from etils import epath
 
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
+from cpt_jax.data.pairs import compute_text_key
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import is_on_bucket, make_path
 from cpt_jax.storage.remote import fetch
-from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter
+from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, write_text_keys
 from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.corpus import Corpus
 
@@ -56,7 +58,8 @@ _SIDE = flags.DEFINE_enum(
 _FIELD = flags.DEFINE_string(
     'field',
     '',
-    "Field of a .jsonl row that contains the text, such as code. Default: title + ' ' + text.",
+    'Field of a .jsonl row that contains the text, such as code, or a list of texts, such as '
+    "negatives. Default: title + ' ' + text.",
 )
 _SHARD_SIZE = flags.DEFINE_integer(
     'shard_size',
@@ -111,6 +114,8 @@ def _embed_file() -> None:
     wanted = multihost_utils.broadcast_one_to_all(
         np.isin(np.arange(meta.shards), writer.missing if writer else [])
     )
+    if writer:
+        write_text_keys(output, meta, (compute_text_key(text) for _, text in corpus))
     start = time.perf_counter()
     texts = _embed_missing_shards(embedder, corpus, meta, wanted, writer)
     if writer:

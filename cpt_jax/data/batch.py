@@ -21,7 +21,8 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.data.equality import IDS_PER_TEXT, LATEST_RULE
 from cpt_jax.data.mixture import BatchIndex
 from cpt_jax.data.packing import pack_pairs, propose_rows, propose_smaller_row_counts
-from cpt_jax.data.token_reader import NO_PAIR, TokenReader, sample_lengths
+from cpt_jax.data.token_reader import NO_PAIR, ReadPair, TokenReader, sample_lengths
+from cpt_jax.loss.targets import Targets, TargetSizes
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, count_batch_shards
 
@@ -42,6 +43,8 @@ class Batch(NamedTuple, Generic[A]):
       ids_JxBxTxZ: ids by which each text is compared with others (data/equality.py); 0: there is no
         text, or its pair did not fit.
       source: index of the source that all pairs come from, a scalar.
+      targets: what the losses compare the vectors with, float32[J, B, ...] each
+        (loss/targets.py).
     """
 
     tokens_JxRxS: A
@@ -50,6 +53,7 @@ class Batch(NamedTuple, Generic[A]):
     eos_JxBxT: A
     ids_JxBxTxZ: A
     source: A | np.int32 = np.int32(0)
+    targets: Targets = Targets()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Layout:
       smaller_row_counts: row counts below `rows`, ascending. A batch has the smallest count that
         fits it; each count is compiled as a separate program.
       ids_per_text: number of ids by which a text is compared with others.
+      targets: sizes of the targets.
     """
 
     parts: int
@@ -78,6 +83,7 @@ class Layout:
     packed: bool = True
     smaller_row_counts: tuple[int, ...] = ()
     ids_per_text: int = IDS_PER_TEXT[LATEST_RULE]
+    targets: TargetSizes = TargetSizes()
 
     @property
     def tokens(self) -> int:
@@ -153,6 +159,7 @@ def plan_layout(
         packed,
         smaller,
         reader.ids_per_text,
+        reader.targets.sizes if reader.targets else TargetSizes(),
     )
     if layout.tokens > MAX_TOKENS:
         raise UserError(
@@ -233,10 +240,10 @@ def make_local_batches(
         padding = padded_pairs - len(index.pairs)
         padded = np.pad(index.pairs, (0, padding), constant_values=NO_PAIR)
         pairs_IxJxb = padded.reshape(layout.parts, layout.chunks, layout.pairs)
-        tokens, ids = reader(index.source, pairs_IxJxb[own_parts].reshape(-1))
+        pairs = reader.read(index.source, pairs_IxJxb[own_parts].reshape(-1))
         groups = [
-            pack_group(tokens[k : k + layout.pairs], ids[k : k + layout.pairs], layout)
-            for k in range(0, len(tokens), layout.pairs)
+            _read_group(pairs[k : k + layout.pairs], reader, layout)
+            for k in range(0, len(pairs), layout.pairs)
         ]
         rows = layout.choose_row_count(max(count_used_rows(group) for group in groups))
         groups = [_take_first_rows(group, rows) for group in groups]
@@ -247,6 +254,17 @@ def make_local_batches(
         }
 
     return indices.map(build)
+
+
+def _read_group(
+    pairs: Sequence[ReadPair], reader: TokenReader, layout: Layout
+) -> Batch[np.ndarray]:
+    """Returns the rows and the targets of one group."""
+    ids_bxTxZ = np.array([pair.ids_TxZ for pair in pairs], np.int32)
+    group = pack_group([pair.tokens for pair in pairs], ids_bxTxZ, layout)
+    if reader.targets is None:
+        return group
+    return group._replace(targets=reader.targets.collect([pair.targets for pair in pairs]))
 
 
 def _take_first_rows(group: Batch[np.ndarray], rows: int) -> Batch[np.ndarray]:
@@ -265,6 +283,7 @@ def _stack_chunks(chunks: Sequence[Batch[np.ndarray]], source: np.int32) -> Batc
         np.stack([chunk.eos_JxBxT for chunk in chunks]),
         np.stack([chunk.ids_JxBxTxZ for chunk in chunks]),
         source,
+        jax.tree.map(lambda *arrays: np.stack(arrays), *(chunk.targets for chunk in chunks)),
     )
 
 
@@ -281,14 +300,18 @@ def place_batch(
       layout: shape of the batch.
     """
 
-    def assemble(field: str) -> jax.Array:
-        chunks, size, *rest = getattr(next(iter(local.values())), field).shape
+    def assemble_parts(*arrays: np.ndarray) -> jax.Array:
+        chunks, size, *rest = arrays[0].shape
         sharding = NamedSharding(mesh, P(None, BATCH))
+        by_part = dict(zip(local, arrays, strict=True))
 
         def read(index):
-            return getattr(local[(index[1].start or 0) // size], field)
+            return by_part[(index[1].start or 0) // size]
 
         return jax.make_array_from_callback((chunks, size * layout.parts, *rest), sharding, read)
+
+    def assemble(field: str) -> jax.Array:
+        return assemble_parts(*(getattr(part, field) for part in local.values()))
 
     source = next(iter(local.values())).source
     return Batch(
@@ -298,22 +321,30 @@ def place_batch(
         assemble('eos_JxBxT'),
         assemble('ids_JxBxTxZ'),
         jax.make_array_from_callback((), NamedSharding(mesh, P()), lambda _: np.asarray(source)),
+        jax.tree.map(assemble_parts, *(part.targets for part in local.values())),
     )
 
 
 def make_abstract_batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch[jax.ShapeDtypeStruct]:
     """Returns shapes, dtypes and shardings of the `place_batch` result with `layout.rows` rows."""
 
-    def array(count: int, *rest: int) -> jax.ShapeDtypeStruct:
+    def array(count: int, *rest: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(
             (layout.chunks, layout.parts * count, *rest),
-            np.int32,
+            dtype,
             sharding=NamedSharding(mesh, P(None, BATCH)),
         )
 
     rows = array(layout.rows, layout.row_length)
     eos = array(layout.pairs, layout.texts)
     ids = array(layout.pairs, layout.texts, layout.ids_per_text)
+    guide, scores, teacher = layout.targets
+    pairs, texts, f32 = layout.pairs, layout.texts, np.float32
+    targets: Targets = Targets(
+        guide=array(pairs, texts, guide, dtype=f32) if guide else None,
+        scores=array(pairs, scores, dtype=f32) if scores else None,
+        teacher=array(pairs, texts, teacher, dtype=f32) if teacher else None,
+    )
     return Batch(
         rows,
         rows,
@@ -321,4 +352,5 @@ def make_abstract_batch(layout: Layout, mesh: jax.sharding.Mesh) -> Batch[jax.Sh
         eos,
         ids,
         jax.ShapeDtypeStruct((), np.int32, sharding=NamedSharding(mesh, P())),
+        targets,
     )

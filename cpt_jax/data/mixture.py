@@ -15,6 +15,7 @@ import numpy as np
 
 from cpt_jax.data.equality import LATEST_RULE
 from cpt_jax.data.pairs import Source, digest_texts
+from cpt_jax.data.source_keys import SOURCE_KEYS
 from cpt_jax.data.sources.csv_pairs import CsvSource
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.python_source import PythonSource
@@ -33,8 +34,6 @@ KINDS: dict[str, Callable[..., Source]] = {
     'text': TextSource,
 }
 
-# Keys of a source that are not arguments of its class, with their types.
-SOURCE_KEYS = {'kind': str, 'weight': float, 'prompt_x': str, 'prompt_y': str}
 # Arguments of these classes that the run sets, not the config.
 _SET_BY_RUN = ('split', 'tokenizer', 'equal_texts', 'verify')
 
@@ -124,7 +123,7 @@ def make_sources(
         name: wrap(_make_source(name, dict(sections[name]), values)) for name in sorted(sections)
     }
     kept = {name: source for name, source in sources.items() if len(source) or split != 'heldout'}
-    return kept, {name: _parse_weight(name, sections[name]['weight']) for name in kept}
+    return kept, {name: _parse_weight(name, sections[name].get('weight', 1.0)) for name in kept}
 
 
 def _make_source(name: str, section: dict, values: Mapping[str, object]) -> Source:
@@ -133,10 +132,10 @@ def _make_source(name: str, section: dict, values: Mapping[str, object]) -> Sour
     kind = section.pop('kind', None)
     if kind not in KINDS:
         raise UserError(f'{where}.kind is {kind!r} and must be one of {", ".join(KINDS)}')
-    if section.pop('weight', None) is None:
+    if section.pop('weight', None) is None and not section.get('epochs'):
         raise UserError(f'config key {where}.weight is missing')
-    for key in ('prompt_x', 'prompt_y'):
-        check_type(f'{where}.{key}', section.pop(key, None), str | None)
+    for key in SOURCE_KEYS.keys() - {'kind', 'weight'}:
+        check_type(f'{where}.{key}', section.pop(key, None), SOURCE_KEYS[key] | None)
     arguments = inspect.signature(KINDS[kind]).parameters
     given: dict[str, object] = {key: values[key] for key in values if key in arguments}
     check_section(KINDS[kind], where, section, given)
@@ -211,6 +210,37 @@ def count_batches_per_epoch(sources: Mapping[str, Source], batch_pairs: int) -> 
     return sum(
         _count_items(name, source, batch_pairs) // batch_pairs for name, source in sources.items()
     )
+
+
+def count_source_epochs(
+    sections: Mapping[str, Mapping], sources: Mapping[str, Source], batch_pairs: int
+) -> dict[str, float] | None:
+    """Returns the number of batches that each source gives to the whole run, from its key `epochs`;
+    None if no source has it.
+
+    Args:
+      sections: the section of each source, by name.
+      sources: sources by name.
+      batch_pairs: number of pairs in a batch.
+
+    Raises:
+      UserError: some sources have the key and others do not, or a source has fewer pairs than a
+        batch.
+    """
+    epochs = {name: sections[name].get('epochs') for name in sources}
+    if not any(epochs.values()):
+        return None
+    batches = {}
+    for name, source in sources.items():
+        value = epochs[name]
+        if not value or not 0 < value < math.inf:
+            raise UserError(
+                f'data.sources.{name}.epochs={value}: must be a number above 0, because '
+                f'{next(other for other in epochs if epochs[other])} has epochs: set it for all '
+                f'sources, or for none'
+            )
+        batches[name] = value * (_count_items(name, source, batch_pairs) // batch_pairs)
+    return batches
 
 
 def _count_items(name: str, source: Source, batch_pairs: int) -> int:

@@ -20,6 +20,8 @@ class Pair(NamedTuple):
       positives: word ids of all y's of this x in the source, if it has several
         (data/positives.py).
       prompts: prompts with which x, and y and its hard negatives, begin; '' where there is none.
+      scores: scores of y and of each hard negative by a teacher; or one score, the grade of the
+        pair; () if the source has none.
     """
 
     x: str
@@ -28,6 +30,7 @@ class Pair(NamedTuple):
     id: str = ''
     positives: tuple[int, ...] = ()
     prompts: tuple[str, str] = ('', '')
+    scores: tuple[float, ...] = ()
 
 
 class Source(Protocol):
@@ -70,6 +73,15 @@ def compute_content_id(text: str) -> int:
     different texts has the same 31-bit hash, which costs one negative.
     """
     return int(digest_texts(text.strip())[:8], 16) % (2**31 - 1) + 1
+
+
+def compute_text_key(text: str) -> int:
+    """Returns an id, below 2**64, by which the vector of a text is found (data/text_vectors.py).
+
+    White space around a text is ignored, as in `compute_content_id`. Two of a billion different
+    texts have the same id with a probability of 3 %.
+    """
+    return int(digest_texts(text.strip())[:16], 16)
 
 
 def hash_to_unit_interval(name: str) -> float:

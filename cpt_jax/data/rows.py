@@ -46,12 +46,14 @@ class ParsedRow(NamedTuple):
       positives: texts that belong to x, each of which makes a pair.
       negatives: hard negatives of each pair.
       fields: all fields of the row by name, for the id and the group.
+      scores: scores of each positive and its hard negatives, as in Pair; () if there are none.
     """
 
     x: str
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
     fields: dict[str, Any]
+    scores: tuple[tuple[float, ...], ...] = ()
 
 
 class RowFormat(Protocol):
@@ -102,6 +104,10 @@ def describe_format(name: str, values: dict[str, Any], later: Sequence[str]) -> 
     """
     is_first = values['rules'] == 1
     shown = {key: value for key, value in values.items() if not (is_first and key in later)}
+    # Runs that began before scores were read keep their fingerprints.
+    for key in ('scores', 'score'):
+        if not shown.get(key):
+            shown.pop(key, None)
     return f'{name}({", ".join(f"{key}={value!r}" for key, value in shown.items())})'
 
 
@@ -237,7 +243,8 @@ class RowSource:
             name = f'{name}#{positive + 1}'
         x, y = self._clean_texts(row.x, row.positives[positive], row.fields)
         others = self._other_positives.find(index)
-        return Pair(x, y, row.negatives, str(name), others)
+        scores = row.scores[positive] if row.scores else ()
+        return Pair(x, y, row.negatives, str(name), others, scores=scores)
 
     def read_fields(self, index: int) -> dict[str, Any]:
         """Returns all fields of the row of a pair, by name."""

@@ -6,12 +6,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from cpt_jax.data.equality import LATEST_RULE, NORMALIZED, TextIdentifier
 from cpt_jax.data.pairs import Pair, Source, compute_content_id, spread_indices
 from cpt_jax.data.positives import make_positive_ids
+from cpt_jax.data.target_reader import PairTargets, TargetReader
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
 from cpt_jax.text.tokenizer import Side, Tokenizer
 
@@ -20,6 +22,22 @@ NO_PAIR = -1
 # The int32 tokens of the T texts of a pair, and int32[T, Z], the ids by which they are compared.
 TokensAndIds = tuple[list[np.ndarray], np.ndarray]
 DEFAULT_CACHED_BYTES = 1 << 30
+
+
+class ReadPair(NamedTuple):
+    """A pair as it is read.
+
+    Attributes:
+      tokens: int32 ids of each of its T texts; empty if there is no text.
+      ids_TxZ: int32 ids by which its texts are compared; 0 if there is no text.
+      targets: what the losses compare its texts with.
+    """
+
+    tokens: list[np.ndarray]
+    ids_TxZ: np.ndarray
+    targets: PairTargets = PairTargets()
+
+
 # Memory of a cached pair besides the arrays of its texts: entries of the cache and of lists.
 _BYTES_PER_PAIR, _LIST_BYTES_PER_TEXT = 400, 48
 
@@ -34,6 +52,7 @@ class TokenReader(ABC):
       ids_per_text: Z, number of ids by which a text is compared with others.
       tokens: number of tokens produced so far; cached pairs are not counted again.
       seconds: time spent on tokenizing so far.
+      targets: reader of the pairs' targets; None if the losses need none.
       cached_bytes: memory of the cached pairs.
     """
 
@@ -44,7 +63,9 @@ class TokenReader(ABC):
         texts_per_pair: int,
         ids_per_text: int,
         max_cached_bytes: int,
+        targets: TargetReader | None = None,
     ):
+        self.targets = targets
         self.sources = sources
         self.tokenizer = tokenizer
         self.texts_per_pair = texts_per_pair
@@ -54,8 +75,8 @@ class TokenReader(ABC):
         self.cached_bytes = 0
         self._max_cached_bytes = max_cached_bytes
         self._lock = threading.Lock()  # threads of the input pipeline fill the cache
-        self._cache: dict[tuple[int, int], TokensAndIds] = {
-            (i, NO_PAIR): self._make_absent_pair() for i in range(len(sources))
+        self._cache: dict[tuple[int, int], ReadPair] = {
+            (i, NO_PAIR): ReadPair(*self._make_absent_pair()) for i in range(len(sources))
         }
 
     def _make_absent_pair(self) -> TokensAndIds:
@@ -80,14 +101,23 @@ class TokenReader(ABC):
           For each pair, the int32 tokens of its T texts (empty if there is no text), and int32[P,
           T, Z], the ids by which texts are compared (0 if there is no text).
         """
+        found = self.read(source, indices)
+        return [pair.tokens for pair in found], np.array([pair.ids_TxZ for pair in found], np.int32)
+
+    def read(self, source: int, indices: np.ndarray) -> list[ReadPair]:
+        """Returns pairs with their targets.
+
+        Args:
+          source: index of the source.
+          indices: int[P], indices of its pairs; NO_PAIR is a pair without texts.
+        """
         keys = [(source, int(index)) for index in indices]
         missing = [key for key in keys if key not in self._cache]
         fresh = dict(zip(missing, self._read(missing), strict=True)) if missing else {}
         self._add_to_cache(fresh)
-        found = [fresh[key] if key in fresh else self._cache[key] for key in keys]
-        return [tokens for tokens, _ in found], np.array([ids for _, ids in found], np.int32)
+        return [fresh[key] if key in fresh else self._cache[key] for key in keys]
 
-    def _add_to_cache(self, fresh: Mapping[tuple[int, int], TokensAndIds]) -> None:
+    def _add_to_cache(self, fresh: Mapping[tuple[int, int], ReadPair]) -> None:
         """Caches pairs until one does not fit into the memory of the cache."""
         with self._lock:
             for key, found in fresh.items():
@@ -95,21 +125,27 @@ class TokenReader(ABC):
                     return
                 if key not in self._cache:
                     self._cache[key] = found
-                    self.cached_bytes += _measure_pair(found[0])
+                    self.cached_bytes += _measure_pair(found)
 
-    def _read(self, keys: list[tuple[int, int]]) -> list[TokensAndIds]:
+    def _read(self, keys: list[tuple[int, int]]) -> list[ReadPair]:
         pairs = [self.sources[source][index] for source, index in keys]
         start = time.perf_counter()
         found = list(self.encode(pairs))
         self.seconds += time.perf_counter() - start
         self.tokens += sum(len(text) for tokens, _ in found for text in tokens)
-        return found
+        if self.targets is None:
+            return [ReadPair(*one) for one in found]
+        targets = [
+            self.targets.find(source, pair) for (source, _), pair in zip(keys, pairs, strict=True)
+        ]
+        return [ReadPair(*one, target) for one, target in zip(found, targets, strict=True)]
 
 
-def _measure_pair(tokens: Sequence[np.ndarray]) -> int:
+def _measure_pair(pair: ReadPair) -> int:
     """Returns the memory of a cached pair, in bytes."""
-    arrays = sum(sys.getsizeof(array) + _LIST_BYTES_PER_TEXT for array in tokens)
-    return arrays + _BYTES_PER_PAIR
+    arrays = sum(sys.getsizeof(array) + _LIST_BYTES_PER_TEXT for array in pair.tokens)
+    targets = sum(sys.getsizeof(array) for array in pair.targets if array is not None)
+    return arrays + targets + _BYTES_PER_PAIR
 
 
 class PairTokenReader(TokenReader):
@@ -124,6 +160,7 @@ class PairTokenReader(TokenReader):
         up with empty texts.
       equal_texts: rule by which texts are compared, one of EQUALITY_RULES (data/equality.py).
       max_cached_bytes: memory above which no further pair is cached.
+      targets: reader of the pairs' targets; None if the losses need none.
 
     If an x of some source has other positives, texts have the ids of `make_positive_ids` too.
     """
@@ -137,6 +174,7 @@ class PairTokenReader(TokenReader):
         negatives: int,
         equal_texts: str = LATEST_RULE,
         max_cached_bytes: int = DEFAULT_CACHED_BYTES,
+        targets: TargetReader | None = None,
     ):
         self._max_tokens: dict[Side, int] = {'x': max_tokens_x, 'y': max_tokens_y}
         self._identifier = TextIdentifier(equal_texts, tokenizer, self._max_tokens)
@@ -146,7 +184,10 @@ class PairTokenReader(TokenReader):
             counts = (getattr(source, 'most_positives', 0) for source in sources)
             self._most_positives = max(counts, default=0)
         ids_per_text = self._identifier.ids_per_text + self._most_positives
-        super().__init__(sources, tokenizer, 2 + negatives, ids_per_text, max_cached_bytes)
+        texts_per_pair = 2 + negatives
+        super().__init__(
+            sources, tokenizer, texts_per_pair, ids_per_text, max_cached_bytes, targets
+        )
         self._negatives = negatives
 
     def encode(self, pairs: Sequence[Pair]) -> Iterator[TokensAndIds]:

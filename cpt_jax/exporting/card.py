@@ -128,7 +128,7 @@ def _describe_sources(run: ExportedRun) -> list[dict[str, Any]]:
         {
             'name': name,
             'kind': source['kind'],
-            'weight': source['weight'],
+            'weight': source.get('weight', 1.0),
             'summary': described.get(name, {}).get('summary', ''),
         }
         for name, source in sources.items()

@@ -17,6 +17,22 @@ TEXT_IDS = 2
 Ids = Sequence[jax.Array]
 
 
+class NegativeRules(NamedTuple):
+    """What decides, besides equal texts, which candidates are negatives of a pair.
+
+    Attributes:
+      limit_c: float32, the cosine above which a candidate of x or of y is no negative; None: any
+        candidate can be one (loss/false_negatives.py).
+      guide_cxTxG: unit vectors of a guide, whose cosines `limit_c` is compared with; None: those of
+        the model.
+      in_batch_c: whether the texts of other pairs are negatives of the pair; None: they are.
+    """
+
+    limit_c: jax.Array | None = None
+    guide_cxTxG: jax.Array | None = None
+    in_batch_c: jax.Array | None = None
+
+
 class PairBlock(NamedTuple):
     """Some pairs of the batch, as anchors or as candidates.
 
@@ -25,11 +41,21 @@ class PairBlock(NamedTuple):
       ids_cxTZ: int32[c, T * Z], the Z ids of each of the T texts, x included (data/equality.py).
         They share one axis, because a TPU pads the last two axes of an array to 8 x 128.
       number_c: int32 indices of the pairs in the batch.
+      rules: further rules about negatives; if the pairs are candidates, x is left out of the
+        guide's vectors.
     """
 
     e_cxTxD: jax.Array
     ids_cxTZ: jax.Array
     number_c: jax.Array
+    rules: NegativeRules = NegativeRules()
+
+    def as_candidates(self) -> 'PairBlock':
+        """Returns the pairs without the vectors of x."""
+        rules = self.rules
+        if rules.guide_cxTxG is not None:
+            rules = rules._replace(guide_cxTxG=rules.guide_cxTxG[:, 1:])
+        return self._replace(e_cxTxD=self.e_cxTxD[:, 1:], rules=rules)
 
 
 class RowStats(NamedTuple):
@@ -43,6 +69,8 @@ class RowStats(NamedTuple):
       rival_b: float32, largest logit of a negative.
       negative_cosine: float32 scalar, sum over all anchors of the cosines with negatives.
       negatives: float32 scalar, number of these cosines.
+      near: float32 scalar, number of negatives above the limit; None without a limit. They are
+        negatives in all other statistics except `best_b` and `total_b`.
     """
 
     best_b: jax.Array
@@ -52,6 +80,7 @@ class RowStats(NamedTuple):
     rival_b: jax.Array
     negative_cosine: jax.Array
     negatives: jax.Array
+    near: jax.Array | None = None
 
 
 class ColumnStats(NamedTuple):
@@ -138,6 +167,11 @@ def find_negatives_and_partners(
     # A pair shares its texts with itself.
     negative_bxc = present_bx1 & (x_Zxc[0] > 0) & ~share_bxc
     hard_bxM &= present_bx1 & (hard_ZxM[0] > 0)
+    if anchors.rules.in_batch_c is not None:
+        in_batch_bx1 = anchors.rules.in_batch_c[:, None]
+        negative_bxc &= in_batch_bx1
+        own_bxM = jnp.repeat(partner_bxc, hard_bxM.shape[1] // partner_bxc.shape[1], axis=1)
+        hard_bxM &= in_batch_bx1 | own_bxM
     negative_bxC = jnp.concatenate([negative_bxc, hard_bxM], axis=1)
     return negative_bxC, jnp.pad(partner_bxc, ((0, 0), (0, hard_bxM.shape[1])))
 
@@ -171,6 +205,56 @@ def _differ_from_own_pair(x_Zxc: Ids, y_Zxc: Ids, hard_ZxM: Ids) -> jax.Array:
     return ~functools.reduce(jnp.logical_or, same).reshape(-1)
 
 
+class Logits(NamedTuple):
+    """The logits of b anchors with c pairs of candidates.
+
+    Attributes:
+      cosine_bxC: float32 cosines of x with all y's, then all hard negatives.
+      negative_bxC: whether a candidate is a negative of an anchor, whatever the limit.
+      partner_bxC: whether a candidate is the partner of an anchor.
+      rows_bxC: logits of the direction x to y; MASKED_LOGIT where there is no candidate.
+      columns_bxc: logits of the direction y to x.
+      near_bxC: whether a negative is above the limit of the anchor; None without a limit.
+    """
+
+    cosine_bxC: jax.Array
+    negative_bxC: jax.Array
+    partner_bxC: jax.Array
+    rows_bxC: jax.Array
+    columns_bxc: jax.Array
+    near_bxC: jax.Array | None
+
+
+def compute_logits(anchors: PairBlock, candidates: PairBlock, scale: jax.Array) -> Logits:
+    """Returns the logits of this device's anchors with some candidates."""
+    cosine_bxC = compute_cosines(anchors.e_cxTxD[:, 0], candidates)
+    negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
+    present_bxC = negative_bxC | partner_bxC
+    pairs = len(candidates.ids_cxTZ)
+    limit_b, limit_c = anchors.rules.limit_c, candidates.rules.limit_c
+    if limit_b is None or limit_c is None:
+        rows_bxC = jnp.where(present_bxC, scale * cosine_bxC, MASKED_LOGIT)
+        columns_bxc = rows_bxC[:, :pairs]
+        return Logits(cosine_bxC, negative_bxC, partner_bxC, rows_bxC, columns_bxc, None)
+    measured_bxC = jax.lax.stop_gradient(cosine_bxC)
+    guide_bxTxG, guide_cxTxG = anchors.rules.guide_cxTxG, candidates.rules.guide_cxTxG
+    if guide_bxTxG is not None and guide_cxTxG is not None:
+        guide_CxG = flatten_candidates(guide_cxTxG)
+        measured_bxC = einsum_float32('bg,cg->bc', guide_bxTxG[:, 0], guide_CxG)
+    # Each direction has limits of its own: x compares with the cosine of its pair, and so does y.
+    near_bxC = negative_bxC & (measured_bxC > limit_b[:, None])
+    near_bxc = negative_bxC[:, :pairs] & (measured_bxC[:, :pairs] > limit_c)
+    logits_bxC = scale * cosine_bxC
+    return Logits(
+        cosine_bxC,
+        negative_bxC,
+        partner_bxC,
+        jnp.where(present_bxC & ~near_bxC, logits_bxC, MASKED_LOGIT),
+        jnp.where(present_bxC[:, :pairs] & ~near_bxc, logits_bxC[:, :pairs], MASKED_LOGIT),
+        near_bxC,
+    )
+
+
 def compute_stats(
     anchors: PairBlock, candidates: PairBlock, scale: jax.Array
 ) -> tuple[RowStats, ColumnStats]:
@@ -178,10 +262,10 @@ def compute_stats(
 
     Maxima carry no gradient: they only keep exp within the range of float32.
     """
-    cosine_bxC = compute_cosines(anchors.e_cxTxD[:, 0], candidates)
-    negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
-    logits_bxC = jnp.where(negative_bxC | partner_bxC, scale * cosine_bxC, MASKED_LOGIT)
-    rivals_bxC = jnp.where(negative_bxC, jax.lax.stop_gradient(logits_bxC), MASKED_LOGIT)
+    logits = compute_logits(anchors, candidates, scale)
+    cosine_bxC, negative_bxC, partner_bxC, logits_bxC, logits_bxc, near_bxC = logits
+    rivals_bxC = logits_bxC if near_bxC is None else scale * cosine_bxC
+    rivals_bxC = jnp.where(negative_bxC, jax.lax.stop_gradient(rivals_bxC), MASKED_LOGIT)
     best_b = jax.lax.stop_gradient(logits_bxC).max(1)
     rows = RowStats(
         best_b=best_b,
@@ -192,12 +276,13 @@ def compute_stats(
         negative_cosine=jnp.where(negative_bxC, cosine_bxC, 0).sum(1).sum(),
         # Summed row by row first: float32 counts exactly only up to 2**24.
         negatives=negative_bxC.astype(jnp.float32).sum(1).sum(),
+        near=None if near_bxC is None else near_bxC.astype(jnp.float32).sum(1).sum(),
     )
     pairs = candidates.ids_cxTZ.shape[0]
-    best_c = jax.lax.stop_gradient(logits_bxC[:, :pairs]).max(0)
+    best_c = jax.lax.stop_gradient(logits_bxc).max(0)
     columns = ColumnStats(
         best_c=best_c,
-        total_c=jnp.exp(logits_bxC[:, :pairs] - best_c).sum(0),
+        total_c=jnp.exp(logits_bxc - best_c).sum(0),
         rival_c=rivals_bxC[:, :pairs].max(0),
     )
     return rows, columns
@@ -216,6 +301,7 @@ def merge_stats(a: RowStats, b: RowStats) -> RowStats:
         rival_b,
         a.negative_cosine + b.negative_cosine,
         a.negatives + b.negatives,
+        None if a.near is None or b.near is None else a.near + b.near,
     )
 
 
@@ -272,6 +358,8 @@ def sum_over_pairs(
         'negative_cosine': rows.negative_cosine,
         'negatives': rows.negatives,
     }
+    if rows.near is not None:
+        sums['near'] = rows.near
     return jax.lax.psum({name: value.sum() for name, value in sums.items()}, axes)
 
 

@@ -15,14 +15,14 @@ from jax.sharding import PartitionSpec as P
 from cpt_jax.loss.candidates import (
     MASKED_LOGIT,
     ColumnStats,
+    NegativeRules,
     PairBlock,
     RowStats,
-    compute_cosines,
+    compute_logits,
     compute_pair_indices,
     compute_row_lse,
     compute_stats,
     einsum_float32,
-    find_negatives_and_partners,
     flatten_candidates,
     mask_present_pairs,
     merge_stats,
@@ -34,56 +34,72 @@ from cpt_jax.loss.candidates import (
 Sums = dict[str, jax.Array]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def compute_chunked_sums(
-    e_BxTxD: jax.Array, ids_BxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...], chunks: int
+    e_BxTxD: jax.Array,
+    ids_BxTZ: jax.Array,
+    scale: jax.Array,
+    rules: NegativeRules,
+    axes: tuple[str, ...],
+    chunks: int,
 ) -> Sums:
     """Returns the sums of `sum_over_pairs`. Only the two losses have a gradient."""
-    return _forward(e_BxTxD, ids_BxTZ, scale, axes, chunks)[0]
+    return _forward(e_BxTxD, ids_BxTZ, scale, rules, axes, chunks)[0]
 
 
 def _forward(
-    e_BxTxD: jax.Array, ids_BxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...], chunks: int
+    e_BxTxD: jax.Array,
+    ids_BxTZ: jax.Array,
+    scale: jax.Array,
+    rules: NegativeRules,
+    axes: tuple[str, ...],
+    chunks: int,
 ) -> tuple[Sums, tuple]:
     local = jax.shard_map(
         partial(_compute_local_chunked_sums, axes=axes, chunks=chunks),
-        in_specs=(P(axes), P(axes), P()),
+        in_specs=(P(axes), P(axes), P(), P(axes)),
         out_specs=(P(), P(axes), P(axes)),
     )
-    sums, row_lse_B, column_lse_B = local(e_BxTxD, ids_BxTZ, scale)
-    return sums, (e_BxTxD, ids_BxTZ, scale, row_lse_B, column_lse_B)
+    sums, row_lse_B, column_lse_B = local(e_BxTxD, ids_BxTZ, scale, rules)
+    return sums, (e_BxTxD, ids_BxTZ, scale, rules, row_lse_B, column_lse_B)
 
 
 def _backward(
     axes: tuple[str, ...], chunks: int, residuals: tuple, cotangent: Sums
-) -> tuple[jax.Array, None, jax.Array]:
+) -> tuple[jax.Array, None, jax.Array, None]:
     local = jax.shard_map(
         partial(_compute_local_chunked_gradients, axes=axes, chunks=chunks),
-        in_specs=(P(axes), P(axes), P(), P(axes), P(axes), P(), P()),
+        in_specs=(P(axes), P(axes), P(), P(axes), P(axes), P(axes), P(), P()),
         out_specs=(P(axes), P()),
     )
-    e_BxTxD, ids_BxTZ, scale, row_lse_B, column_lse_B = residuals
+    e_BxTxD, ids_BxTZ, scale, rules, row_lse_B, column_lse_B = residuals
     e_BxTxD_gradient, scale_gradient = local(
         e_BxTxD,
         ids_BxTZ,
         scale,
+        rules,
         row_lse_B,
         column_lse_B,
         cotangent['loss_xy'],
         cotangent['loss_yx'],
     )
-    return e_BxTxD_gradient, None, scale_gradient
+    return e_BxTxD_gradient, None, scale_gradient, None
 
 
 compute_chunked_sums.defvjp(_forward, _backward)
 
 
 def _compute_local_chunked_sums(
-    e_bxTxD: jax.Array, ids_bxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...], chunks: int
+    e_bxTxD: jax.Array,
+    ids_bxTZ: jax.Array,
+    scale: jax.Array,
+    rules: NegativeRules,
+    axes: tuple[str, ...],
+    chunks: int,
 ) -> tuple[Sums, jax.Array, jax.Array]:
     """Returns the sums, and the log-sum-exps of this device's rows and columns, float32[b] each."""
     b = len(ids_bxTZ)
-    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(b, axes))
+    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(b, axes), rules)
 
     def step(rows: RowStats, chunk: PairBlock) -> tuple[RowStats, ColumnStats]:
         chunk_rows, chunk_columns = compute_stats(anchors, _gather_chunk(chunk, axes), scale)
@@ -99,6 +115,7 @@ def _compute_local_chunked_sums(
         rival_b=masked_b,
         negative_cosine=zero,
         negatives=zero,
+        near=None if rules.limit_c is None else zero,
     )
     start = jax.lax.pcast(start, axes, to='varying')
     rows, columns_IxC = jax.lax.scan(step, start, _chunk_candidates(anchors, chunks))
@@ -113,6 +130,7 @@ def _compute_local_chunked_gradients(
     e_bxTxD: jax.Array,
     ids_bxTZ: jax.Array,
     scale: jax.Array,
+    rules: NegativeRules,
     row_lse_b: jax.Array,
     column_lse_b: jax.Array,
     weight_xy: jax.Array,
@@ -133,7 +151,7 @@ def _compute_local_chunked_gradients(
     # runs, XLA would keep the pulls of a chunk in float32 for it.
     has_one_id = ids_bxTZ.shape[1] == e_bxTxD.shape[1]
     present_bx1 = mask_present_pairs(ids_bxTZ)[:, None]
-    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(b, axes))
+    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(b, axes), rules)
 
     def step(
         carry: tuple[jax.Array, jax.Array], chunk: tuple[PairBlock, jax.Array]
@@ -141,24 +159,22 @@ def _compute_local_chunked_gradients(
         candidates = _gather_chunk(chunk[0], axes)
         column_lse_c = jax.lax.all_gather(chunk[1], axes, tiled=True)
         c = len(column_lse_c)
-        cosine_bxC = compute_cosines(x_bxD, candidates)
-        negative_bxC, partner_bxC = find_negatives_and_partners(anchors, candidates)
-        logits_bxC = jnp.where(negative_bxC | partner_bxC, scale * cosine_bxC, MASKED_LOGIT)
+        logits = compute_logits(anchors, candidates, scale)
         # Gradient with respect to the logits: of the loss over rows, then of the loss over columns,
         # which only the y's have.
         pull_bxC = (
-            weight_xy * jnp.exp(logits_bxC - row_lse_b[:, None])
-            - (weight_xy + weight_yx) * partner_bxC
+            weight_xy * jnp.exp(logits.rows_bxC - row_lse_b[:, None])
+            - (weight_xy + weight_yx) * logits.partner_bxC
         )
         pull_bxc = (
             weight_yx
             * mask_present_pairs(candidates.ids_cxTZ)
-            * jnp.exp(logits_bxC[:, :c] - column_lse_c)
+            * jnp.exp(logits.columns_bxc - column_lse_c)
         )
         pull_bxC = present_bx1 * pull_bxC + jnp.pad(pull_bxc, ((0, 0), (0, pull_bxC.shape[1] - c)))
         x_gradient, scale_gradient = carry
         if has_one_id:
-            scale_gradient += jnp.sum(pull_bxC * cosine_bxC)
+            scale_gradient += jnp.sum(pull_bxC * logits.cosine_bxC)
         pull_bxC = (scale * pull_bxC).astype(x_bxD.dtype)
         x_gradient += einsum_float32('bc,cd->bd', pull_bxC, flatten_candidates(candidates.e_cxTxD))
         columns_gradient = unflatten_candidates(einsum_float32('bc,bd->cd', pull_bxC, x_bxD), c)
@@ -182,9 +198,9 @@ def _chunk_candidates(pairs: PairBlock, chunks: int) -> PairBlock:
     Padding of the last chunk has ids 0 and index -1, so that it is not the partner of any anchor.
     """
     # Indices are shifted by 1 while zeros are padded, and shifted back below.
-    candidates = pairs.e_cxTxD[:, 1:], pairs.ids_cxTZ, pairs.number_c + 1
-    e, ids, number = (_split_into_chunks(array, chunks) for array in candidates)
-    return PairBlock(e, ids, number - 1)
+    shifted = pairs.as_candidates()._replace(number_c=pairs.number_c + 1)
+    split = jax.tree.map(lambda array: _split_into_chunks(array, chunks), shifted)
+    return split._replace(number_c=split.number_c - 1)
 
 
 def _split_into_chunks(a_bx: jax.Array, chunks: int) -> jax.Array:
@@ -196,4 +212,4 @@ def _split_into_chunks(a_bx: jax.Array, chunks: int) -> jax.Array:
 
 def _gather_chunk(chunk: PairBlock, axes: tuple[str, ...]) -> PairBlock:
     """Gathers the same chunk of the pairs of all devices."""
-    return PairBlock(*(jax.lax.all_gather(array, axes, tiled=True) for array in chunk))
+    return jax.tree.map(lambda array: jax.lax.all_gather(array, axes, tiled=True), chunk)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.loss.candidates import (
+    NegativeRules,
     PairBlock,
     compute_pair_indices,
     compute_stats,
@@ -17,7 +18,11 @@ from cpt_jax.loss.candidates import (
 
 
 def compute_dense_sums(
-    e_BxTxD: jax.Array, ids_BxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...]
+    e_BxTxD: jax.Array,
+    ids_BxTZ: jax.Array,
+    scale: jax.Array,
+    rules: NegativeRules,
+    axes: tuple[str, ...],
 ) -> dict[str, jax.Array]:
     """Returns the sums of `sum_over_pairs`.
 
@@ -28,19 +33,26 @@ def compute_dense_sums(
     """
     return jax.shard_map(
         partial(_compute_local_dense_sums, axes=axes),
-        in_specs=(P(axes), P(axes), P()),
+        in_specs=(P(axes), P(axes), P(), P(axes)),
         out_specs=P(),
-    )(e_BxTxD, ids_BxTZ, scale)
+    )(e_BxTxD, ids_BxTZ, scale, rules)
 
 
 def _compute_local_dense_sums(
-    e_bxTxD: jax.Array, ids_bxTZ: jax.Array, scale: jax.Array, axes: tuple[str, ...]
+    e_bxTxD: jax.Array,
+    ids_bxTZ: jax.Array,
+    scale: jax.Array,
+    rules: NegativeRules,
+    axes: tuple[str, ...],
 ) -> dict[str, jax.Array]:
-    candidates, ids = (
-        jax.lax.all_gather(array, axes, tiled=True) for array in (e_bxTxD[:, 1:], ids_bxTZ)
+    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(len(ids_bxTZ), axes), rules)
+    own = anchors.as_candidates()
+    e, ids, rules = jax.tree.map(
+        lambda array: jax.lax.all_gather(array, axes, tiled=True),
+        (own.e_cxTxD, own.ids_cxTZ, own.rules),
     )
-    anchors = PairBlock(e_bxTxD, ids_bxTZ, compute_pair_indices(len(ids_bxTZ), axes))
-    rows, columns = compute_stats(anchors, PairBlock(candidates, ids, jnp.arange(len(ids))), scale)
+    candidates = PairBlock(e, ids, jnp.arange(len(ids)), rules)
+    rows, columns = compute_stats(anchors, candidates, scale)
     return sum_over_pairs(
         rows, *reduce_column_stats(columns, axes, 0), mask_present_pairs(ids_bxTZ), axes
     )

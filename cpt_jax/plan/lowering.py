@@ -113,7 +113,8 @@ def lower_training_step(
     longest = objective.get_max_lengths(parts.data)
     layout = make_longest_layout(parts.data, parts.train, count_batch_shards(mesh), longest)
     ids_per_text = objective.count_ids_per_text(parts.data)
-    layout = dataclasses.replace(layout, ids_per_text=ids_per_text)
+    targets = objective.measure_targets(parts.data)
+    layout = dataclasses.replace(layout, ids_per_text=ids_per_text, targets=targets)
 
     def init() -> TrainState:
         return init_state(

@@ -33,6 +33,8 @@ CHANGEABLE_KEYS = (
     'mesh.',
     'loss.form',
     'loss.chunks',
+    'loss.guide',  # its vectors are compared by fingerprint (cpt_jax/training/setup.py)
+    'loss.teacher',  # as loss.guide
     'model.remat',
     'model.attention',
     'model.layer_loop',

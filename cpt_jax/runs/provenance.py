@@ -66,7 +66,8 @@ class Provenance:
     Attributes:
       config: all sections of the config; `model` is the architecture that was trained.
       tokenizer: fingerprint of the tokenizer.
-      sources: name of each source -> fingerprint of its data.
+      sources: name of each source -> fingerprint of its data; config key of each directory of
+        vectors, such as 'loss.guide' -> fingerprint of the vectors.
       code: version of the code that wrote the checkpoint.
       inherits: whether `config['model']` came from the run's origin; None for runs that did not
         store this.

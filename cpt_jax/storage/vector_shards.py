@@ -4,6 +4,7 @@
     ids-00000-of-00004.txt      n lines
     meta.json                   a VectorsMeta
     checksums.json              size and CRC-32 of the files of each shard
+    text_keys.npy               uint64[N], a hash of each text, by which its vector is found
 
 Shards are in the order of the input. Files are written atomically, so a program that was killed
 resumes at the first missing shard. A shard whose files do not match their checksums counts as
@@ -15,7 +16,7 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from cpt_jax.storage.store_errors import explain_errors
 from cpt_jax.storage.text_lines import find_paths
 
 _META = 'meta.json'
+_TEXT_KEYS = 'text_keys.npy'
 # Norms of normalised float32 vectors are 1 within 1e-6. A vector outside this larger tolerance was
 # not normalised, or has overflowed.
 _NORM_TOLERANCE = 1e-3
@@ -324,3 +326,55 @@ def _check_same_vectors(directory: Path, stored: VectorsMeta, expected: VectorsM
             f'{directory}: holds other vectors ({differences}): choose another directory, or '
             f'delete it'
         )
+
+
+def read_meta(directory: Path | str) -> VectorsMeta:
+    """Returns the metadata of a directory of vectors, without checking the vectors.
+
+    Raises:
+      UserError: the directory is not one of vectors.
+    """
+    return _read_meta(fetch(directory, 'vectors'))
+
+
+def write_text_keys(directory: Path, meta: VectorsMeta, keys: Iterable[int]) -> None:
+    """Writes the keys of all texts, unless an earlier program has written them.
+
+    Args:
+      directory: a directory that a VectorWriter has opened.
+      meta: its metadata.
+      keys: a hash of each text, below 2**64, in the order of the input. Not read if the file is
+        there.
+    """
+    path = directory / _TEXT_KEYS
+    if path.exists():
+        return
+    content = io.BytesIO()
+    np.save(content, np.fromiter(keys, np.uint64, meta.texts))
+    _write(path, content.getvalue())
+
+
+def read_text_keys(directory: Path | str, meta: VectorsMeta) -> np.ndarray:
+    """Returns uint64[N]: the keys of all texts of a directory of vectors.
+
+    Raises:
+      UserError: an earlier version wrote the directory, or the file is damaged.
+    """
+    path = fetch(directory, 'vectors') / _TEXT_KEYS
+    try:
+        keys_N = np.load(path)
+    except FileNotFoundError:
+        raise UserError(
+            f'{path}: is missing, as in directories of earlier versions: start launch/embed.py '
+            f'again, which adds it'
+        ) from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f'{path}: is damaged ({error}): delete it, and start launch/embed.py again'
+        ) from None
+    if keys_N.shape != (meta.texts,) or keys_N.dtype != np.uint64:
+        raise UserError(
+            f'{path}: holds {keys_N.dtype}{list(keys_N.shape)}, not uint64[{meta.texts}]: delete '
+            f'it, and start launch/embed.py again'
+        )
+    return keys_N

@@ -30,7 +30,8 @@ class Corpus:
           path: a .jsonl file, or a .txt file with one text per line; either may be gzipped (.gz).
             The id of a JSON row is its `_id` or `id`. Rows without one and lines of a .txt file
             have the line index, counted from 0, as their id.
-          field: name of the text field of a JSON row; '' reads title + ' ' + text, as in BEIR.
+          field: name of the text field of a JSON row; '' reads title + ' ' + text, as in BEIR. If
+            the field is a list of texts, their ids are 'ID#1', 'ID#2', ...
 
         Raises:
           UserError: a line cannot be used or repeats an id (the message names file and line), or
@@ -63,6 +64,10 @@ class Corpus:
                 raise UserError(
                     f'{where}: the id must be a number or a one-line string, not {str(name)[:40]!r}'
                 )
+            if self._field and _is_list_of_texts(row.get(field)):
+                for number, text in enumerate(row[field], 1):
+                    yield where, f'{name}#{number}', text
+                continue
             if not isinstance(row.get(field), str):
                 text_fields = [repr(key) for key, value in row.items() if isinstance(value, str)]
                 raise UserError(
@@ -106,6 +111,10 @@ class Corpus:
         if len(repeated):
             where, name, _ = next(islice(self._read_rows(), int(repeated.min()), None))
             raise UserError(f'{where}: the id {name!r} is used on an earlier line; make ids unique')
+
+
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def join_title_and_text(row: dict) -> str:

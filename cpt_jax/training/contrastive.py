@@ -13,17 +13,21 @@ from flax import nnx
 from cpt_jax.data.batch import Batch
 from cpt_jax.data.equality import IDS_PER_TEXT, resolve_rule
 from cpt_jax.data.mixture import make_sources
-from cpt_jax.data.pairs import Pair, Source
+from cpt_jax.data.pairs import Pair, Source, spread_indices
 from cpt_jax.data.sources.text import TokenCounter
+from cpt_jax.data.target_reader import TargetReader, Wanted
+from cpt_jax.data.text_vectors import TextVectors, read_width
 from cpt_jax.data.token_reader import PairTokenReader, TokenReader
 from cpt_jax.embed.embedder import Embedder
 from cpt_jax.loss.infonce import MAX_LOG_SCALE, InfoNCE, Metrics
+from cpt_jax.loss.targets import TargetSizes
+from cpt_jax.loss.terms import GRADE, SCORES, VECTORS
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dense import make_dense
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import count_step_flops
-from cpt_jax.model.initializers import constant
+from cpt_jax.model.initializers import constant, normal
 from cpt_jax.model.parameter import make_parameter
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.resolve import Origin
@@ -35,19 +39,32 @@ from cpt_jax.training.chunks import encode, merge_chunks
 from cpt_jax.training.heldout_scores import MainScore
 from cpt_jax.training.objective import HeldOut, Objective, Params, Scorer
 from cpt_jax.training.sections import Data
+from cpt_jax.training.source_losses import SourceLoss, SourceLosses, read_source_losses
 
 
 class ContrastiveParams(Params):
-    """The encoder, its Dense modules if it has any, and the logarithm of the scale (1 /
-    temperature), a scalar or one per source.
+    """The encoder, its Dense modules if it has any, the logarithm of the scale (1 / temperature), a
+    scalar or one per source, and the linear map to a teacher's vectors if it is trained.
     """
 
-    def __init__(self, config: EncoderConfig, loss: InfoNCE, sources: int, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: EncoderConfig,
+        loss: InfoNCE,
+        sources: int,
+        rngs: nnx.Rngs,
+        mapped_width: int = 0,
+    ):
         self.encoder = Encoder(config, rngs)
         if config.dense:
             self.dense = nnx.List(make_dense(config.dense, config.embedding_width, rngs))
         axes = [(sources, None)] if loss.temperature_per_source else []
         self.log_scale = make_parameter(rngs, constant(-math.log(loss.initial_temperature)), *axes)
+        if mapped_width:
+            init = normal(config.vector_width**-0.5)
+            self.teacher_map = make_parameter(
+                rngs, init, (config.vector_width, None), (mapped_width, None)
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +74,12 @@ class Contrastive:
     Attributes:
       loss: the loss function, with its settings.
       sources: number of data sources.
+      source_losses: settings of the loss by source; None: all have those of `loss`.
     """
 
     loss: InfoNCE
     sources: int = 1
+    source_losses: SourceLosses | None = None
 
     name = 'contrastive'
     next_command = 'launch/evaluate.py --tasks TASKS --model'
@@ -74,7 +93,8 @@ class Contrastive:
         Raises:
           UserError: the `loss` section is invalid.
         """
-        return cls(build(InfoNCE, 'loss', config['loss']), len(data.sources))
+        loss = build(InfoNCE, 'loss', config['loss'])
+        return cls(loss, len(data.sources), read_source_losses(loss, data))
 
     @property
     def form(self) -> str:
@@ -82,6 +102,18 @@ class Contrastive:
 
     def check_model(self, config: EncoderConfig) -> None:
         self.loss.check_width(config.vector_width)
+        if self._uses_term('teacher_cosine'):
+            width = read_width(self.loss.teacher)
+            if width != config.vector_width:
+                raise UserError(
+                    f"loss.terms: 'teacher_cosine' needs vectors of equal dimension: those of "
+                    f"loss.teacher have {width}, the model's {config.vector_width}: use "
+                    f"'teacher_mse', which learns a linear map"
+                )
+
+    def _uses_term(self, name: str) -> bool:
+        losses = self.source_losses.losses.values() if self.source_losses else ()
+        return any(loss.terms.get(name) for loss in losses)
 
     def check_origin(self, origin: Origin) -> None:
         if not isinstance(origin, EarlierRun) or origin.provenance.objective != self.name:
@@ -149,7 +181,29 @@ class Contrastive:
             data.negatives,
             data.equality_rule,
             data.token_cache_bytes,
+            self._make_target_reader(sources, data),
         )
+
+    def _make_target_reader(self, sources: Sequence[Source], data: Data) -> TargetReader | None:
+        """Returns the reader of what the losses compare texts with; None if they need nothing."""
+        if self.source_losses is None:
+            return None
+        losses = self.source_losses.losses
+        _check_own_negatives(losses, sources, data.negatives)
+        wanted = [
+            Wanted(
+                name,
+                guide=bool(self.loss.guide and loss.infonce),
+                scores=loss.needs(SCORES) or loss.needs(GRADE),
+                teacher=loss.needs(VECTORS),
+            )
+            for name, loss in losses.items()
+        ]
+        if not any(any(one[1:]) for one in wanted):
+            return None
+        guide = TextVectors('loss.guide', self.loss.guide) if self.loss.guide else None
+        teacher = TextVectors('loss.teacher', self.loss.teacher) if self.loss.teacher else None
+        return TargetReader(2 + data.negatives, wanted, guide, teacher)
 
     def with_baseline(self, reader: TokenReader, heldout: Sequence[Pair]) -> Objective:
         return self
@@ -159,7 +213,8 @@ class Contrastive:
         return own | {'dense': params.dense} if hasattr(params, 'dense') else own
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> ContrastiveParams:
-        return ContrastiveParams(config, self.loss, self.sources, rngs)
+        mapped_width = read_width(self.loss.teacher) if self._uses_term('teacher_mse') else 0
+        return ContrastiveParams(config, self.loss, self.sources, rngs, mapped_width)
 
     def __call__(
         self, params: ContrastiveParams, batch: Batch, key: jax.Array | None
@@ -169,10 +224,22 @@ class Contrastive:
         if params.encoder.config.freeze_dense:
             dense = jax.lax.stop_gradient(dense)
         e_BxTxD = encode(params.encoder, batch, key, dense)
-        value, metrics = self.loss(e_BxTxD, merge_chunks(batch.ids_JxBxTxZ), log_scale)
+        ids_BxTxZ = merge_chunks(batch.ids_JxBxTxZ)
+        targets = jax.tree.map(merge_chunks, batch.targets)
+        settings = None
+        if self.source_losses:
+            settings = self.source_losses.select_settings(batch.source)
+        teacher_map = params.teacher_map[...] if hasattr(params, 'teacher_map') else None
+        value, metrics = self.loss(e_BxTxD, ids_BxTxZ, log_scale, targets, settings, teacher_map)
         return value, metrics | {'scale': jnp.exp(log_scale)}
 
     def _log_scale(self, params: ContrastiveParams, batch: Batch) -> jax.Array:
+        shared = self._shared_log_scale(params, batch)
+        if self.source_losses is None:
+            return shared
+        return self.source_losses.fix_log_scale(shared, batch.source)
+
+    def _shared_log_scale(self, params: ContrastiveParams, batch: Batch) -> jax.Array:
         if not self.loss.train_temperature:
             return jnp.float32(-math.log(self.loss.initial_temperature))
         if self.loss.temperature_per_source:
@@ -190,6 +257,15 @@ class Contrastive:
         # them, 8, the step of configs/cpt_s.py with 2 layers has 0.01 % more operations, 0.13 %
         # more bytes of memory traffic and no more memory (compiled for v5e:8x8, not run).
         return IDS_PER_TEXT[data.equality_rule]
+
+    def measure_targets(self, data: Data) -> TargetSizes:
+        assert self.source_losses is not None
+        needed = [*self.source_losses.needs(SCORES), *self.source_losses.needs(GRADE)]
+        return TargetSizes(
+            guide=read_width(self.loss.guide),
+            scores=1 + data.negatives if any(needed) else 0,
+            teacher=read_width(self.loss.teacher),
+        )
 
     def count_step_flops(
         self,
@@ -235,6 +311,24 @@ class Contrastive:
             f'loss {row["loss"]:.3f} (log B {row["log_batch"]:.2f}), in-batch accuracy '
             f'{row["accuracy_xy"]:.1%}, {self.format_heldout(row)}'
         )
+
+
+def _check_own_negatives(
+    losses: Mapping[str, SourceLoss], sources: Sequence[Source], negatives: int, sample: int = 1024
+) -> None:
+    """Raises UserError if no sampled pair of a source without in-batch negatives has a hard
+    negative.
+    """
+    for (name, loss), source in zip(losses.items(), sources, strict=True):
+        if loss.in_batch or not loss.infonce or not negatives:
+            continue
+        indices = spread_indices(len(source), sample).tolist()
+        if not any(source[index].negatives for index in indices):
+            raise UserError(
+                f'data.sources.{name}.in_batch=False leaves InfoNCE without negatives: its pairs '
+                f'have no hard negatives: name their field with '
+                f'--config.data.sources.{name}.negatives=FIELD'
+            )
 
 
 def make_embedder(params: ContrastiveParams, held_out: HeldOut) -> Embedder:

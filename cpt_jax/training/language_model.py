@@ -18,10 +18,12 @@ from cpt_jax.data.equality import resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.packing import count_rows_needed
 from cpt_jax.data.pairs import Pair, Source, spread_indices
+from cpt_jax.data.source_keys import LOSS_KEYS
 from cpt_jax.data.sources.documents import DocumentSource
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.token_reader import DocumentTokenReader, TokenReader
 from cpt_jax.loss.infonce import InfoNCE, Metrics
+from cpt_jax.loss.targets import TargetSizes
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
@@ -93,6 +95,12 @@ class LanguageModel:
                 raise UserError(
                     f'loss.{key}={value!r}: objective=lm has no contrastive loss; leave it as in '
                     f'configs/base.py'
+                )
+        for name, section in data.sources.items():
+            if found := sorted(LOSS_KEYS & section.keys()):
+                raise UserError(
+                    f'data.sources.{name}.{found[0]}: objective=lm has no contrastive loss; remove '
+                    f'it'
                 )
         return cls()
 
@@ -177,6 +185,9 @@ class LanguageModel:
 
     def count_ids_per_text(self, data: Data) -> int:
         return 1
+
+    def measure_targets(self, data: Data) -> TargetSizes:
+        return TargetSizes()
 
     def count_step_flops(
         self,

@@ -14,6 +14,7 @@ from cpt_jax.data.batch import Batch, Layout
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.token_reader import TokenReader
+from cpt_jax.loss.targets import TargetSizes
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
@@ -116,7 +117,9 @@ class Objective(Protocol):
         """Returns the objective with a baseline for its held-out scores, if it has any."""
 
     def get_own_parameters(self, params: Any) -> dict[str, Any]:
-        """Returns the trained parameters other than the encoder's, by name."""
+        """Returns the trained parameters, other than the encoder's, that a run takes from an
+        earlier run that it starts from, by name.
+        """
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> Params:
         """Returns randomly initialized parameters."""
@@ -142,6 +145,13 @@ class Objective(Protocol):
 
     def count_ids_per_text(self, data: Data) -> int:
         """Returns the number of ids by which a text of a batch is compared with others."""
+
+    def measure_targets(self, data: Data) -> TargetSizes:
+        """Returns the sizes of what the losses compare vectors with, without reading pairs.
+
+        Raises:
+          UserError: a directory of vectors cannot be read.
+        """
 
     def count_step_flops(
         self,

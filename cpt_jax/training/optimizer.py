@@ -10,8 +10,8 @@ from cpt_jax.runtime.errors import UserError
 SCHEDULES = ('cosine', 'linear')
 
 # Weight decay applies to matrices, but not to vectors (biases, norm scales), the temperature,
-# learned position embeddings and Dense modules, which `model.freeze_dense` keeps as they are. Every
-# parameter name must be in one of the two sets.
+# learned position embeddings, the map to a teacher's vectors and Dense modules, which
+# `model.freeze_dense` keeps as they are. Every parameter name must be in one of the two sets.
 WITH_WEIGHT_DECAY = {
     'token_embedding',
     'query',
@@ -35,6 +35,7 @@ WITHOUT_WEIGHT_DECAY = {
     'log_scale',
     'dense_weight',
     'dense_bias',
+    'teacher_map',
 } | {f'{name}_bias' for name in WITH_WEIGHT_DECAY}
 
 

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from cpt_jax.data.batch import Batch, Layout, make_local_batches, plan_layout
 from cpt_jax.data.mixture import (
+    count_source_epochs,
     fix_source_rules,
     get_source_classes,
     make_batches,
@@ -140,8 +141,13 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     config = read_lengths(config, start.origin, list(sources.values()), reading_tokenizer)
     resolved = resolve(config, jax.devices(), lambda _: tokenizer)
     _check_prompts_leave_room(resolved)
+    weights = count_source_epochs(sections, sources, resolved.train.batch_pairs) or weights
     indices = make_batches(sources, weights, resolved.seed, resolved.train.batch_pairs)
     reader = objective.make_reader(list(sources.values()), reading_tokenizer, resolved.data)
+    if reader.targets:
+        fingerprints |= reader.targets.fingerprints
+    if start.previous:
+        _check_vectors(start.previous.provenance.sources, fingerprints, workdir)
     layout = _plan_rows(reader, resolved)
     base, base_description = _open_base(start, resolved.lora, workdir)
     heldout_pairs = _load_heldout_pairs(resolved.evaluation, config, objective, tokenizer)
@@ -368,6 +374,19 @@ def _check_data(before: Mapping[str, str], now: Mapping[str, str], workdir: Path
             raise UserError(
                 f'data.sources.{name} is not the data that {workdir} was trained on: restore the '
                 f'original data, or give another --workdir'
+            )
+
+
+def _check_vectors(before: Mapping[str, str], now: Mapping[str, str], workdir: Path) -> None:
+    """Raises UserError if the vectors of a guide or teacher are not those of the run.
+
+    Their fingerprints are stored among those of the sources, by config key.
+    """
+    for key in sorted(before.keys() | now.keys()):
+        if key.startswith('loss.') and before.get(key) != now.get(key):
+            raise UserError(
+                f'{key} does not name the vectors that {workdir} was trained with: restore them, '
+                f'or give another --workdir'
             )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cpt_jax.data.mixture import count_batches_per_epoch
+from cpt_jax.data.mixture import count_batches_per_epoch, count_source_epochs
 from cpt_jax.data.pairs import Source
 from cpt_jax.data.token_reader import PairTokenReader, sample_lengths
 from cpt_jax.origin.earlier_run import EarlierRun
@@ -74,10 +74,18 @@ def _measure_longest(reader: PairTokenReader, source: int) -> list[int]:
 
 
 def read_steps(config: Mapping[str, Any], sources: Mapping[str, Source]) -> dict[str, Any]:
-    """Returns the config with `train.steps` from `train.epochs`, and `evaluation.every_steps` from
-    `evaluation.times`, where these are not 0.
+    """Returns the config with `train.steps` from `train.epochs` or the sources' own epochs, and
+    `evaluation.every_steps` from `evaluation.times`, where these are not 0.
     """
     train, evaluation = dict(config['train']), dict(config['evaluation'])
+    own_batches = count_source_epochs(config['data']['sources'], sources, train['batch_pairs'])
+    if own_batches:
+        if train.get('epochs'):
+            raise UserError(
+                f'train.epochs={train["epochs"]:g}: data.sources.{next(iter(sources))}.epochs and '
+                f'those of the other sources replace it: set it to 0'
+            )
+        train['steps'] = max(math.ceil(sum(own_batches.values())), 1)
     if train.get('epochs'):
         batches = count_batches_per_epoch(sources, train['batch_pairs'])
         train['steps'] = max(math.ceil(train['epochs'] * batches), 1)
@@ -104,6 +112,18 @@ def check_given_sizes(config: Mapping[str, Any], given: Collection[str]) -> None
                 f'--config.{key} has no effect, because {replacement}={value:g} replaces it: add '
                 f'--config.{replacement}=0'
             )
+    source = _find_source_with_epochs(config)
+    if source and 'train.steps' in given:
+        raise UserError(
+            f'--config.train.steps has no effect, because data.sources.{source}.epochs replaces '
+            f'it: remove one of them'
+        )
+
+
+def _find_source_with_epochs(config: Mapping[str, Any]) -> str | None:
+    """Returns the name of a source that has a number of epochs of its own."""
+    sources = config['data']['sources']
+    return next((name for name in sources if sources[name].get('epochs')), None)
 
 
 def keep_sizes(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +138,7 @@ def keep_sizes(config: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str
         ('data', 'max_tokens_x', not config['data']['max_tokens_x']),
         ('data', 'max_tokens_y', not config['data']['max_tokens_y']),
         ('data', 'row_length', not config['data']['row_length']),
-        ('train', 'steps', config['train'].get('epochs')),
+        ('train', 'steps', config['train'].get('epochs') or _find_source_with_epochs(config)),
         ('evaluation', 'every_steps', config['evaluation'].get('times')),
     ]:
         if is_open:

@@ -1,7 +1,7 @@
 """The state from which a run starts or resumes."""
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ from cpt_jax.origin.frozen_base import add_new_delimiters, fill_frozen_from_base
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.runs.checkpoint import Checkpoints
 from cpt_jax.runtime.mesh import shardings
-from cpt_jax.training.objective import Params
 from cpt_jax.training.setup import Run
 from cpt_jax.training.step import TrainState
 
@@ -44,11 +43,12 @@ def make_starting_state(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainS
 
 
 def _load_from_run(origin: EarlierRun, run: Run, abstract: TrainState) -> TrainState:
-    """Returns a fresh state with the parameters of an earlier run: all of them if it has the same
-    objective, else only the encoder's.
+    """Returns a fresh state with the parameters of an earlier run: the encoder's, and if it has the
+    same objective those of `get_own_parameters`.
     """
     if origin.provenance.objective == run.objective.name:
-        params = origin.load_params(abstract.params)
+        own = run.objective.get_own_parameters(abstract.params)
+        params = origin.load_params({'encoder': abstract.params.encoder, **own})
         return _make_fresh_state(params, run, abstract, _replace_params)
     encoder = origin.load_params({'encoder': abstract.params.encoder})['encoder']
     put = _replace_encoder_without_delimiters if origin.is_language_model else _replace_encoder
@@ -113,8 +113,10 @@ def _load_dense(state: TrainState, run: Run) -> TrainState:
     return state
 
 
-def _replace_params(state: TrainState, params: Params) -> TrainState:
-    return state._replace(params=params)
+def _replace_params(state: TrainState, params: Mapping[str, Any]) -> TrainState:
+    for name, value in params.items():
+        setattr(state.params, name, value)
+    return state
 
 
 def _replace_encoder(state: TrainState, encoder: Encoder) -> TrainState:

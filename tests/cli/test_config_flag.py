@@ -68,9 +68,9 @@ def test_keys_in_the_config_are_accepted_unchanged():
         (
             'data.sources.pairs.max_bad',
             '^--config.data.sources.pairs.max_bad: there is no key max_bad; did you mean '
-            'max_bad_share[?] data.sources.pairs has kind, weight, prompt_x, prompt_y, path, x, y, '
-            'negatives, id, group, holdout, max_bad_share, max_chars, codesearchnet, '
-            'rules '
+            'max_bad_share[?] data.sources.pairs has kind, weight, epochs, prompt_x, '
+            'prompt_y, infonce, direction, in_batch, temperature, terms, path, x, y, negatives, '
+            'id, group, holdout, max_bad_share, max_chars, codesearchnet, rules, scores, score '
             '.cpt_jax.data.sources.jsonl explains',
         ),
         ('data.sources.pairs.split', 'there is no key split'),  # only the run sets it
@@ -116,7 +116,7 @@ def test_kind_flag_determines_the_source_arguments():
 def test_every_source_argument_can_be_a_flag(kind, name):
     """The type is that of the default, or a tuple if the argument accepts several names."""
     parameter = get_source_arguments(kind)[name]
-    value = make_placeholder(parameter)
+    value = make_placeholder(parameter.annotation)
     default = parameter.default
     if default not in (inspect.Parameter.empty, None) and not isinstance(value, tuple):
         assert type(value) is type(default)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpt_jax.data.pairs import compute_text_key
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.storage.vector_shards import read_vectors
+from cpt_jax.storage.vector_shards import read_text_keys, read_vectors
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
 from tests.programs import Program, finish, run_program, start_program
@@ -49,6 +50,8 @@ def check(directory: Path, expected: np.ndarray) -> None:
     found = read_vectors(directory)
     assert found.ids == [f'd{i}' for i in range(5000)] and found.meta.model == 'run@200'
     np.testing.assert_allclose(np.concatenate(found.shards), expected, atol=1e-5)
+    keys = read_text_keys(directory, found.meta)
+    assert keys[[0, 4996, 4998]].tolist() == [compute_text_key(TEXTS[i]) for i in (0, 4996, 4998)]
 
 
 def test_missing_shards_are_computed_after_a_kill(folder, expected):

@@ -52,6 +52,13 @@ def test_field_selects_the_text_and_gzip_changes_nothing(tmp_path):
     assert plain.fingerprint == packed.fingerprint
 
 
+def test_field_may_be_a_list_of_texts(tmp_path):
+    rows = [{'id': 7, 'negatives': ['a', 'b ']}, {'negatives': []}, {'negatives': ['c']}]
+    corpus = Corpus(write(tmp_path, 'pairs.jsonl', *rows), 'negatives')
+    assert list(corpus) == [('7#1', 'a'), ('7#2', 'b '), ('2#1', 'c')]
+    assert len(corpus) == 3
+
+
 def test_txt_lines_have_their_line_index_as_id(tmp_path):
     corpus = Corpus(write(tmp_path, 'lines.txt', 'one', '', '{"text": "two"}'))
     assert list(corpus) == [('0', 'one'), ('2', '{"text": "two"}')]

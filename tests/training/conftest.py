@@ -55,7 +55,14 @@ def write_config(folder: Path, layers: int = 2) -> Path:
         return [make_code(texts[i - 1 - k][:4]) for k in range(i % 4)]
 
     rows = [
-        {'x': ' '.join(text), 'y': make_code(text), 'negatives': make_negatives(i), 'id': i}
+        {
+            'x': ' '.join(text),
+            'y': make_code(text),
+            'negatives': make_negatives(i),
+            'id': i,
+            'scores': [(i + 7 * k) % 5 for k in range(1 + i % 4)],  # of y and the hard negatives
+            'score': i % 6 / 5,
+        }
         for i, text in enumerate(texts)
     ]
     data = folder / 'pairs.jsonl'

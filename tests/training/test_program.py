@@ -122,13 +122,14 @@ def train_here(config_file):
     returns the exit status.
     """
 
-    def train_here(workdir: Path, changes: dict[str, Any]) -> int:
-        config = load_config(config_file)
-        for key, value in changes.items():
-            set_key(config, key, value)
-        return loop.train(config, workdir)
+    return functools.partial(train_with_changes, config_file)
 
-    return train_here
+
+def train_with_changes(config_file: Path, workdir: Path, changes: dict[str, Any]) -> int:
+    config = load_config(config_file)
+    for key, value in changes.items():
+        set_key(config, key, value)
+    return loop.train(config, workdir)
 
 
 def set_key(config: dict, key: str, value: object) -> None:
@@ -277,17 +278,40 @@ SPLIT = [*COPIES, '--config.mesh.fsdp=4']
 STOPPABLE = '--config.evaluation.every_steps=1', '--config.checkpoint.every_steps=1'
 
 
+# Three sources with three losses.
+THREE_SOURCES = """
+    pairs = {**c.data.sources['pairs'], 'holdout': 0.0}
+    c.data.sources = {
+        'pairs': pairs | {'holdout': 0.2, 'direction': 'yx'},
+        'listed': pairs | {'in_batch': False, 'scores': 'scores', 'terms': (('kl', 0.5),)},
+        'graded': pairs
+        | {'infonce': 0.0, 'score': 'score', 'terms': (('cosent', 1.0),), 'temperature': 0.1},
+    }
+    c.data.negatives = 2
+    c.loss.mask_margin = 0.1
+    return c
+"""
+
+
 @pytest.fixture(scope='module')
-def finished_by_two(config_file, tmp_path_factory) -> Path:
+def three_sources(tmp_path_factory) -> Path:
+    config = write_config(tmp_path_factory.mktemp('three'), layers=1)
+    config.write_text(config.read_text().replace('    return c\n', THREE_SOURCES))
+    return config
+
+
+@pytest.fixture(scope='module')
+def finished_by_two(three_sources, tmp_path_factory) -> Path:
     """The directory of an uninterrupted run of two processes with two devices each."""
     folder = tmp_path_factory.mktemp('finished_by_two')
-    launch = functools.partial(start, config_file, folder)
+    launch = functools.partial(start, three_sources, folder)
     finish_all(launch_two_processes(launch, 'run', *SPLIT, devices=2))
     return folder / 'run'
 
 
-def test_two_processes_train_as_one(launch, finished_by_two, tmp_path):
+def test_two_processes_train_as_one(three_sources, finished_by_two, tmp_path):
     """Tested with the model replicated on both processes, and with its parameters sharded."""
+    launch = functools.partial(start, three_sources, tmp_path)
     three_steps = *COPIES, '--config.train.steps=3'
     # The first process's clock decides when both save.
     timed = '--config.checkpoint.every_minutes=1e-9', '--config.checkpoint.keep_latest=3'
@@ -314,11 +338,12 @@ def test_two_processes_train_as_one(launch, finished_by_two, tmp_path):
 
 
 def test_sigterm_to_one_process_stops_all_and_the_run_resumes_on_any_number(
-    launch, train_here, finished_by_two, tmp_path
+    three_sources, finished_by_two, tmp_path
 ):
     """Both processes save the same step. Resumed on two processes, the run ends with exactly the
     parameters of an uninterrupted run; resumed on one process and another mesh, with close ones.
     """
+    launch = functools.partial(start, three_sources, tmp_path)
     two, one = tmp_path / 'two', tmp_path / 'one'
     processes = launch_two_processes(launch, 'two', *SPLIT, *STOPPABLE, devices=2)
     wait_for_rows(two, 2, processes[0])
@@ -331,7 +356,8 @@ def test_sigterm_to_one_process_stops_all_and_the_run_resumes_on_any_number(
     finish_all(launch_two_processes(launch, 'two', *SPLIT, devices=2))
     # Bitwise equal, because the same processes add in the same order.
     assert_same(finished_by_two, two, 9, without='heldout')
-    assert train_here(one, NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}) == 0
+    changes = NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}
+    assert train_with_changes(three_sources, one, changes) == 0
     assert_close(finished_by_two, one, 9)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +17,17 @@ from cpt_jax.runtime.mesh import AXES
 from cpt_jax.training import chunks
 from cpt_jax.training.setup import set_up
 from cpt_jax.training.step import StepPrograms, make_step
+from tests.data.test_text_vectors import write_vectors
+
+VECTORS = 'a directory with the vectors of all texts'
+
+
+def write_all_vectors(config_file: Path, directory: Path) -> str:
+    """Writes vectors of all texts of the pairs; returns the directory."""
+    rows = map(json.loads, config_file.with_name('pairs.jsonl').read_text().splitlines())
+    texts = {text: None for row in rows for text in (row['x'], row['y'], *row['negatives'])}
+    write_vectors(directory, list(texts), shard_size=200)
+    return str(directory)
 
 
 def train_three_steps(config_file, tmp_path, devices: int, **changes):
@@ -22,7 +35,12 @@ def train_three_steps(config_file, tmp_path, devices: int, **changes):
     config = load_config(config_file)
     for key, value in changes.items():
         *sections, name = key.split('__')
-        (config[sections[0]] if sections else config)[name] = value
+        section = config
+        for part in sections:
+            section = section[part]
+        if value is VECTORS:
+            value = write_all_vectors(config_file, tmp_path / name)
+        section[name] = value
     # Some gradients are zero up to rounding: the bias of keys shifts all logits of a softmax
     # equally. Adam divides by the root of the second moment, so with the usual epsilon it would
     # move such a parameter by the full learning rate, in a direction determined by rounding.
@@ -68,6 +86,11 @@ NEGATIVES = {
     'loss__symmetric': False,
     'loss__dimensions': (8, 32),
     'loss__temperature_per_source': True,
+    'loss__mask_margin': -0.1,
+    'loss__guide': VECTORS,
+    'loss__teacher': VECTORS,
+    'loss__terms': (('kl', 0.5), ('margin_mse', 0.1), ('teacher_mse', 2.0)),
+    'data__sources__pairs__scores': 'scores',
     'train__batch_pairs': 37,  # not divisible by any number of devices and chunks
     'model__pooling': 'mean',
     'model__causal': False,

@@ -27,6 +27,7 @@ from cpt_jax.data.rows import (
     describe_format,
     to_field_names,
 )
+from cpt_jax.data.scores import parse_number
 from cpt_jax.runtime.errors import UserError
 
 csv.field_size_limit(
@@ -50,6 +51,7 @@ class Columns(NamedTuple):
       quoting: one of QUOTINGS.
       max_row_lines: maximum number of lines of a row, because of line breaks in quoted cells.
       rules: see RowFormat.
+      score: name of the column with the grade of the pair; '': it is not read.
     """
 
     x: str
@@ -62,6 +64,7 @@ class Columns(NamedTuple):
     quoting: str = 'rfc4180'
     max_row_lines: int = 100
     rules: int = LATEST_RULES
+    score: str = ''
 
     def __repr__(self) -> str:
         values = self._asdict()
@@ -105,7 +108,7 @@ class Columns(NamedTuple):
         """
         header = _read_column_names(path, path.stat().st_mtime_ns, self.form)
         names = self._find_names(header)
-        for name in (names.x, names.y, *names.negatives):
+        for name in (names.x, names.y, *names.negatives, *to_field_names(self.score)):
             if name not in header:
                 raise BadRow(
                     f'no column {name!r}',
@@ -121,7 +124,11 @@ class Columns(NamedTuple):
         for name in (names.x, names.y, *negatives):
             decode_text_field(name, found[name], self.max_chars)
         return ParsedRow(
-            found[names.x], (found[names.y],), tuple(found[name] for name in negatives), found
+            found[names.x],
+            (found[names.y],),
+            tuple(found[name] for name in negatives),
+            found,
+            ((_parse_cell(self.score, found[self.score]),),) if self.score else (),
         )
 
     def _find_names(self, header: Sequence[str]) -> FieldNames:
@@ -157,6 +164,7 @@ class CsvSource(RowSource):
         quoting: str = 'rfc4180',
         max_row_lines: int = 100,
         rules: int = LATEST_RULES,
+        score: str = '',
         equal_texts: str = LATEST_RULE,
         verify: bool = False,
     ):
@@ -176,6 +184,8 @@ class CsvSource(RowSource):
             row, as in the TSV files of MS MARCO, Quora, MRPC and STS.
           max_row_lines: maximum number of lines of a row, because of line breaks in quoted cells.
             The first line of a longer row is a bad row, and reading goes on after it.
+          score: name of the column with the grade of a pair, a number that is higher the more alike
+            x and y are, for the term 'cosent'. A row without it is bad.
 
         Raises:
           UserError: no file or row is found, an argument is invalid, or too many rows are bad.
@@ -202,8 +212,17 @@ class CsvSource(RowSource):
             quoting,
             max_row_lines,
             rules,
+            score,
         )
         super().__init__(path, split, columns, holdout, max_bad_share, equal_texts, verify=verify)
+
+
+def _parse_cell(name: str, cell: str) -> float:
+    """Returns the number in a cell. Raises BadRow if there is none."""
+    try:
+        return parse_number(name, float(cell))
+    except ValueError:
+        raise BadRow(f'{name!r} is not a number', cell[:40]) from None
 
 
 def _check_header(header: bytes, path: Path, form: CsvForm) -> None:

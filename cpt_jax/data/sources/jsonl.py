@@ -25,6 +25,7 @@ from cpt_jax.data.rows import (
     describe_format,
     to_field_names,
 )
+from cpt_jax.data.scores import check_score_fields, parse_number, parse_scores
 
 DEFAULT_NAMES = ('x', 'y')
 
@@ -39,6 +40,9 @@ class Fields(NamedTuple):
       group: see RowFormat.
       max_chars: maximum number of characters of a text.
       rules: see RowFormat.
+      scores: names of the fields with scores of the positives, then of the hard negatives; ():
+        scores are not read.
+      score: name of the field with the grade of the pair; '': it is not read.
     """
 
     x: str
@@ -48,6 +52,8 @@ class Fields(NamedTuple):
     group: tuple[str, ...]
     max_chars: int
     rules: int = LATEST_RULES
+    scores: tuple[str, ...] = ()
+    score: str = ''
 
     def __repr__(self) -> str:
         return describe_format('Fields', self._asdict(), ('rules',))
@@ -81,7 +87,27 @@ class Fields(NamedTuple):
         negatives: list[str] = []
         for name in names.negatives:
             negatives += self._get_negatives(name, row.get(name))
-        return ParsedRow(x, positives, tuple(negatives), row)
+        scores = self._get_scores(row, len(positives), names)
+        return ParsedRow(x, positives, tuple(negatives), row, scores)
+
+    def _get_scores(
+        self, row: dict[str, Any], positives: int, names: FieldNames
+    ) -> tuple[tuple[float, ...], ...]:
+        """Returns the scores of each positive and its hard negatives, or its grade."""
+        wanted = self.scores or to_field_names(self.score)
+        for name in wanted:
+            if name not in row:
+                raise BadRow(f'no field {name!r}', f'it has {", ".join(map(repr, row))}')
+        if self.score:
+            return ((parse_number(self.score, row[self.score]),),) * positives
+        if not self.scores:
+            return ()
+        listed: list[object] = []
+        for name in names.negatives:
+            value = row.get(name)
+            listed += value if isinstance(value, list) else [value] if value is not None else []
+        is_kept = [self.rules == 1 or not _is_blank(text) for text in listed]
+        return parse_scores(wanted, [row[name] for name in wanted], positives, is_kept)
 
     def _find_names(self, row: dict[str, Any]) -> FieldNames:
         """Returns the names of a row's fields: those of another trainer if the config has the
@@ -154,6 +180,8 @@ class JsonlSource(RowSource):
         max_chars: int = 100_000,
         codesearchnet: bool = False,
         rules: int = LATEST_RULES,
+        scores: str = '',
+        score: str = '',
         equal_texts: str = LATEST_RULE,
         verify: bool = False,
     ):
@@ -180,6 +208,11 @@ class JsonlSource(RowSource):
             docstring in the code, which makes retrieval trivial.
           rules: version of the rules by which rows are read. A run stores the version with which it
             began.
+          scores: name of the field with a teacher's scores: a list of that of y and of each of the
+            negatives, in their order. With several names, separated by commas, their lists follow
+            each other, as in 'pos_scores,neg_scores' of FlagEmbedding. A row without them is bad.
+          score: name of the field with the grade of a pair, a number that is higher the more alike
+            x and y are, for the term 'cosent'. A row without it is bad.
           equal_texts: when two x are equal, so that their rows are in one split; a run sets it to
             its data.equal_texts.
           verify: whether to read the files in full to find out whether they changed.
@@ -188,7 +221,9 @@ class JsonlSource(RowSource):
           UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
         check_rules(rules)
-        fields = Fields(x, y, negatives, id, to_field_names(group), max_chars, rules)
+        names = to_field_names(scores.split(','))
+        check_score_fields(names, score)
+        fields = Fields(x, y, negatives, id, to_field_names(group), max_chars, rules, names, score)
         self._codesearchnet = codesearchnet
         super().__init__(
             path,

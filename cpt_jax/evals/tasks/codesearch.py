@@ -28,6 +28,7 @@ from cpt_jax.benchmark_data.code_pairs import (
     load_file_pairs,
     load_python_source_pairs,
 )
+from cpt_jax.data.source_keys import SOURCE_KEYS
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
 from cpt_jax.evals.intervals.item_scores import QueryScores
@@ -240,7 +241,7 @@ def _find_codebase(folder: epath.Path, stem: str) -> epath.Path | None:
 def _find_python_sources(settings: Mapping[str, Any]) -> list[dict[str, object]]:
     """Returns the arguments of each PythonSource that the model was trained on."""
     return [
-        {key: value for key, value in section.items() if key not in ('kind', 'weight')}
+        {key: value for key, value in section.items() if key not in SOURCE_KEYS}
         for section in settings.get('trained_on', {}).values()
         if section['kind'] == 'python_source'
     ]

@@ -161,3 +161,15 @@ def test_rows_with_equal_x_are_held_out_together(write_csv):
     assert not train_x & heldout_x
     assert 15 < len(heldout_x) < 45
     assert train.fingerprint != heldout.fingerprint
+
+
+def test_column_with_grades(write_csv):
+    path = write_csv(b'x,y,score\na,b,2.5\nc,d, 1e0\n')
+    source = CsvSource(path, 'all', x='x', y='y', negatives='', score='score')
+    assert [source[i].scores for i in range(2)] == [(2.5,), (1.0,)]
+    assert 'score' not in repr(CsvSource(path, 'all', x='x', y='y', negatives='')._fields)
+    path = write_csv(b'x,y,score\na,b,high\n')
+    with pytest.raises(UserError, match=r"nli.csv:2: 'score' is not a number: high"):
+        CsvSource(path, 'all', x='x', y='y', negatives='', score='score')
+    with pytest.raises(UserError, match=r"nli.csv:2: no column 'grade'"):
+        CsvSource(path, 'all', x='x', y='y', negatives='', score='grade')

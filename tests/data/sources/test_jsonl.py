@@ -1,6 +1,7 @@
 import gzip
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -458,3 +459,54 @@ def test_few_distinct_answers_give_a_warning(rows):
         'WARNING: only 5 distinct y among 100 pairs: 19% of' in JsonlSource(path, 'all').summary()
     )
     assert 'WARNING' not in JsonlSource(rows(numbered(100)), 'all').summary()
+
+
+def test_scores_belong_to_y_and_the_hard_negatives(rows):
+    path = rows(
+        [
+            {'x': 'a', 'y': 'b', 'negatives': ['n', ' ', None, 'm'], 'scores': [4, 3, 2, 1, 0.5]},
+            {'x': 'c', 'y': ['d', 'e'], 'negatives': ['n'], 'scores': [4, 3, -1e3]},
+            {'x': 'f', 'y': 'g', 'scores': [0]},
+        ]
+    )
+    source = JsonlSource(path, 'all', scores='scores')
+    assert [source[i].scores for i in range(4)] == [(4, 3, 0.5), (4, -1e3), (3, -1e3), (0,)]
+    assert JsonlSource(path, 'all')[0].scores == ()
+
+
+def test_scores_of_flag_embedding_are_in_two_fields(rows):
+    row = {'query': 'a', 'pos': ['b', 'c'], 'neg': ['n'], 'pos_scores': [3, 2], 'neg_scores': [1]}
+    source = JsonlSource(rows([row]), 'all', scores='pos_scores,neg_scores')
+    assert [source[i].scores for i in range(2)] == [(3, 1), (2, 1)]
+
+
+@pytest.mark.parametrize(
+    ('row', 'expected'),
+    [
+        ({}, "rows.jsonl:1: no field 'scores': it has 'x', 'y'"),
+        ({'scores': [1, 2]}, "rows.jsonl:1: 'scores': not as many scores as texts: 2 scores of 1"),
+        ({'scores': 'high'}, "rows.jsonl:1: 'scores' is not a number: 'high'"),
+        ({'scores': [True]}, "rows.jsonl:1: 'scores' is not a number: True"),
+        ({'scores': [float('nan')]}, "rows.jsonl:1: 'scores' is not a number: nan"),
+    ],
+    ids=str,
+)
+def test_row_without_usable_scores_is_bad(rows, row, expected):
+    with pytest.raises(UserError, match=f'^.*{re.escape(expected)}'):
+        JsonlSource(rows([{'x': 'a', 'y': 'b', **row}]), 'all', scores='scores')
+
+
+def test_pairs_have_grades(rows):
+    source = JsonlSource(rows(numbered(2, similarity=2.5)), 'all', score='similarity')
+    assert [source[i].scores for i in range(2)] == [(2.5,), (2.5,)]
+    with pytest.raises(UserError, match="'similarity' is not a number: '2'"):
+        JsonlSource(rows(numbered(2, similarity='2')), 'all', score='similarity')
+    with pytest.raises(UserError, match='scores=a and score=b: a source has scores of the texts'):
+        JsonlSource(rows(numbered(2)), 'all', scores='a', score='b')
+
+
+def test_scores_change_the_fingerprint_only_if_they_are_read(rows):
+    """The repr is part of the fingerprint, and earlier runs must keep theirs."""
+    path = rows(numbered(2, scores=[1.0]))
+    assert 'score' not in repr(JsonlSource(path, 'all')._fields)
+    assert "scores=('scores',)" in repr(JsonlSource(path, 'all', scores='scores')._fields)

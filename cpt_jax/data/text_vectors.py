@@ -1,0 +1,138 @@
+"""Vectors of another model, looked up by text: a guide's or a teacher's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cpt_jax.data.pairs import compute_text_key, digest_texts
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.vector_shards import VectorsMeta, read_meta, read_text_keys, read_vectors
+from cpt_jax.text.tokenizer import SIDES, Side
+
+NO_VECTOR = -1  # row of an absent text
+
+
+class TextVectors:
+    """The vectors in directories that launch/embed.py wrote.
+
+    Attributes:
+      key: config key with the directories, for messages.
+      width: embedding dimension.
+      fingerprint: digest of the model and the texts.
+    """
+
+    def __init__(self, key: str, directories: str):
+        """Opens the directories; the vectors stay on disk.
+
+        Args:
+          key: config key with the directories.
+          directories: the directories, separated by commas.
+
+        Raises:
+          UserError: a directory is not one of float32 vectors, has no text keys, or is of another
+            model than the others.
+        """
+        self.key = key
+        opened = [read_vectors(directory) for directory in split_directories(directories)]
+        metas = [vectors.meta for vectors in opened]
+        _check_same_model(key, directories, metas)
+        self._directories = directories
+        self.width = metas[0].width
+        self.fingerprint = digest_texts(
+            *(part for meta in metas for part in (meta.model, meta.side, meta.fingerprint))
+        )
+        self._shards = [shard for vectors in opened for shard in vectors.shards]
+        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+        keys = [
+            read_text_keys(directory, meta)
+            for directory, meta in zip(split_directories(directories), metas, strict=True)
+        ]
+        starts = np.cumsum([0, *map(len, keys)])
+        self._tables = {
+            side: _make_table(_order_directories(metas, side), keys, starts) for side in SIDES
+        }
+
+    def find(self, text: str, side: Side) -> int:
+        """Returns the row of a text's vector, NO_VECTOR if it has none."""
+        keys_N, rows_N = self._tables[side]
+        key = np.uint64(compute_text_key(text))
+        position = int(np.searchsorted(keys_N, key))
+        if position == len(keys_N) or keys_N[position] != key:
+            return NO_VECTOR
+        return int(rows_N[position])
+
+    def find_or_refuse(self, text: str, side: Side, where: str) -> int:
+        """Returns the row of a text's vector.
+
+        Args:
+          text: a text without its prompt.
+          side: its side.
+          where: source and id of its pair, for the message.
+
+        Raises:
+          UserError: the text has no vector.
+        """
+        row = self.find(text, side)
+        if row == NO_VECTOR:
+            raise UserError(
+                f'{where}: its {side} {text[:40]!r} has no vector in {self.key}='
+                f'{self._directories}: embed all texts of the source with launch/embed.py, and '
+                f'name all directories, separated by commas'
+            )
+        return row
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Returns float32[..., W]: the vectors of rows, 0 for NO_VECTOR."""
+        flat_N = rows.reshape(-1)
+        vectors_NxW = np.zeros((len(flat_N), self.width), np.float32)
+        shard_N = np.searchsorted(self._starts, flat_N, side='right') - 1
+        for shard in np.unique(shard_N[flat_N != NO_VECTOR]).tolist():
+            chosen_N = shard_N == shard
+            vectors_NxW[chosen_N] = self._shards[shard][flat_N[chosen_N] - self._starts[shard]]
+        return vectors_NxW.reshape(*rows.shape, self.width)
+
+
+def split_directories(directories: str) -> list[str]:
+    """Returns the directories of a config value."""
+    return [directory.strip() for directory in directories.split(',') if directory.strip()]
+
+
+def read_width(directories: str) -> int:
+    """Returns the embedding dimension of vectors without opening them; 0 for ''."""
+    found = split_directories(directories)
+    return read_meta(found[0]).width if found else 0
+
+
+def _check_same_model(key: str, directories: str, metas: Sequence[VectorsMeta]) -> None:
+    if not metas:
+        raise UserError(f'{key}={directories!r}: names no directory')
+    models = sorted({f'{meta.model} with {meta.width} dimensions' for meta in metas})
+    if len(models) > 1:
+        raise UserError(
+            f'{key}={directories}: are vectors of different models ({", ".join(models)}): embed '
+            f'all texts with one'
+        )
+
+
+def _order_directories(metas: Sequence[VectorsMeta], side: Side) -> list[int]:
+    """Returns the indices of the directories, those of a side first: a text that is on both sides
+    has the vector of its own.
+    """
+    same = [i for i, meta in enumerate(metas) if meta.side == side]
+    return same + [i for i in range(len(metas)) if i not in same]
+
+
+def _make_table(
+    order: Sequence[int], keys: Sequence[np.ndarray], starts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns uint64[N], the ascending distinct keys of all texts, and int64[N], their rows.
+
+    Args:
+      order: indices of the directories, the preferred ones first.
+      keys: uint64[n], the keys of the texts of each directory.
+      starts: row of the first text of each directory.
+    """
+    ordered_N = np.concatenate([keys[i] for i in order])
+    rows_N = np.concatenate([starts[i] + np.arange(len(keys[i])) for i in order])
+    distinct_N, first_N = np.unique(ordered_N, return_index=True)
+    return distinct_N, rows_N[first_N]
