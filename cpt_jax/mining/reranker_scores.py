@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from cpt_jax.mining.text_table import compute_text_key
+from cpt_jax.mining.text_table import compute_merged_key
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import is_number
 from cpt_jax.storage.text_lines import get_text_field, read_json_lines
@@ -77,8 +77,8 @@ def read_reranker_scores(path: epath.Path, equal_texts: str) -> RerankerScores:
                 f'{where}: "scores" has {len(found)} numbers and must have {len(texts)}: that of y '
                 f'and those of its {len(texts) - 1} negatives'
             )
-        queries.extend([compute_text_key(x, equal_texts)] * len(texts))
-        documents.extend(compute_text_key(text, equal_texts) for text in texts)
+        queries.extend([compute_merged_key(x, equal_texts)] * len(texts))
+        documents.extend(compute_merged_key(text, equal_texts) for text in texts)
         scores.extend(found)
     if not scores:
         raise UserError(f'{path}: the file has no rows')

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cpt_jax.data.equality import NORMALIZED, normalize_text
-from cpt_jax.data.pairs import digest_texts
+from cpt_jax.data.pairs import compute_text_key
 
 
-def compute_text_key(text: str, equal_texts: str) -> int:
+def compute_merged_key(text: str, equal_texts: str) -> int:
     """Returns a 64-bit hash that is the same for equal texts.
 
     It has more bits than a content id (data/pairs.py), because it also merges equal texts: among
@@ -24,8 +24,7 @@ def compute_text_key(text: str, equal_texts: str) -> int:
       equal_texts: when two texts are equal: one of EQUALITY_RULES (data/equality.py). With
         'normalized', case is always folded, whatever the tokenizer.
     """
-    same = normalize_text(text) if equal_texts == NORMALIZED else text.strip()
-    return int(digest_texts(same)[:16], 16)
+    return compute_text_key(normalize_text(text) if equal_texts == NORMALIZED else text)
 
 
 class TextTable(NamedTuple):
@@ -34,7 +33,7 @@ class TextTable(NamedTuple):
     Attributes:
       path: file with the texts, one after the other.
       starts_N, ends_N: int64, offsets at which each text begins and ends in the file.
-      keys_N: uint64, `compute_text_key` of each text.
+      keys_N: uint64, `compute_merged_key` of each text.
       sorted_N: int64, indices of the texts in order of their keys.
       fingerprint: 32 hex digits, a digest of the texts from which the table was built.
     """
@@ -91,7 +90,7 @@ def build_text_table(
             file.write(data)
             contents.update(b'%d ' % len(data) + data)
             end += len(data)
-            keys.append(compute_text_key(text, equal_texts))
+            keys.append(compute_merged_key(text, equal_texts))
             ends.append(end)
     keys_M = np.array(keys, np.uint64)
     ends_M = np.array(ends, np.int64)
