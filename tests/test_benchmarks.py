@@ -41,6 +41,7 @@ def config_file(tmp_path_factory) -> Path:
         ('loss_time', ('--batch=64', '--width=16', '--devices=2', '--repeats=2')),
         ('input_pipeline', ('--config={config}', '--batches=3', '--steps=2')),
         ('load_memory', ('--layers=3', '--width=64', '--shard_gb=0.002')),
+        ('mining_memory', ('--queries=120', '--documents=600', '--width=16')),
         ('mfu', ('--config={config}', '--source=config', '--steps=2')),
     ],
 )
