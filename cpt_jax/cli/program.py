@@ -159,6 +159,17 @@ def _may_have_accelerator(root: Path) -> bool:
     )
 
 
+def take_flags_after_dashes() -> list[str]:
+    """Removes the arguments after -- from the command line and returns them.
+
+    They are flags of another program. Call it before the flags are parsed.
+    """
+    end = sys.argv.index('--') if '--' in sys.argv else len(sys.argv)
+    taken = sys.argv[end + 1 :]
+    del sys.argv[end:]
+    return taken
+
+
 def use_compilation_cache() -> None:
     """Makes JAX keep compiled programs in the user's cache folder, so that restarts do not compile.
 

@@ -272,7 +272,8 @@ def test_help_has_an_example_and_the_flags(workstation):
     for path in (ROOT / 'launch' / 'tpu').glob('*.py'):
         program = ROOT / 'cpt_jax' / 'cli' / 'tpu' / path.name
         shown = ast.get_docstring(ast.parse(program.read_text()))
-        assert f'Example:\n  python launch/tpu/{path.name} --name cpt-l' in shown
+        flag = '--output runs/acceptance' if path.stem == 'accept' else '--name cpt-l'
+        assert f'Example:\n  python launch/tpu/{path.name} {flag}' in shown
 
 
 def dry_run(workstation: Workstation, program: str, *flags: str) -> list[list[str]]:

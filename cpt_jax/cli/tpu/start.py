@@ -14,11 +14,10 @@ The workers find each other. Each writes its output to ~/cpt_jax/train.log and i
 """
 
 import re
-import sys
 
 from absl import flags
 
-from cpt_jax.cli.program import run_program
+from cpt_jax.cli.program import run_program, take_flags_after_dashes
 from cpt_jax.pod import gcloud, workers
 from cpt_jax.runtime.errors import UserError
 
@@ -26,11 +25,12 @@ _read_cloud = gcloud.define_pod_flags()
 # A flag that each program needs, and an example of it.
 _REQUIRED_FLAGS = {
     'train': ('config', '--config=configs/cpt_l.py'),
+    'tpu/accept': ('output', '--output=/mnt/bucket/acceptance'),
     'evaluate': ('model', '--model=gs://my-bucket/runs/cpt_l'),
     'embed': ('model', '--model=gs://my-bucket/runs/cpt_l --input=... --output=...'),
 }
 _PROGRAM = flags.DEFINE_enum(
-    'program', 'train', ['train', 'evaluate', 'embed'], 'Program in launch/ to start.'
+    'program', 'train', ['train', 'evaluate', 'embed', 'tpu/accept'], 'Program in launch/ to start.'
 )
 _ENVIRONMENT = flags.DEFINE_multi_string(
     'env', [], 'Environment variable of the program, as NAME=VALUE; may be repeated.'
@@ -76,7 +76,5 @@ def main() -> None:
 
 def run() -> None:
     """Runs the program launch/tpu/start.py."""
-    end = sys.argv.index('--') if '--' in sys.argv else len(sys.argv)
-    _PROGRAM_FLAGS.extend(sys.argv[end + 1 :])
-    del sys.argv[end:]
+    _PROGRAM_FLAGS.extend(take_flags_after_dashes())
     run_program(main)
