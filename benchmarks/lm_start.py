@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     language, contrastive = load_configs()
-    seconds = time_steps({'lm': language, 'pairs': contrastive})
+    seconds = time_steps({'lm': language, 'pairs': contrastive}, _REPEATS.value)
     extra_steps = round(_LM_STEPS.value * seconds['lm'] / seconds['pairs'])
     print(
         f'CPU time of a step: {seconds["lm"]:.2f} s for the language model, '
@@ -62,7 +62,7 @@ def main() -> None:
         Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
 
 
-def time_steps(sides: dict[str, dict]) -> dict[str, float]:
+def time_steps(sides: dict[str, dict], repeats: int) -> dict[str, float]:
     """Returns the CPU seconds of a training step of each config, as medians over turns.
 
     Other programs disturb CPU time less than wall-clock time.
@@ -72,7 +72,7 @@ def time_steps(sides: dict[str, dict]) -> dict[str, float]:
 
     steps = {name: TrainingStep(make_run(config, 'config'), 4) for name, config in sides.items()}
     found: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(_REPEATS.value + 1):
+    for turn in range(repeats + 1):
         for name, step in steps.items():
             start = Moment.now()
             step()

@@ -87,26 +87,26 @@ class TargetReader:
         """
         wanted = self._wanted[source]
         where = f'data.sources.{wanted.name}: pair {pair.id}'
-        guide = teacher = scores_K = None
+        guide = teacher = scores_U = None
         if wanted.guide and self._guide:
             guide = self._find_rows(self._guide, pair, where)
         if wanted.teacher and self._teacher:
             teacher = self._find_rows(self._teacher, pair, where)
         if wanted.scores:
-            scores_K = np.zeros(self._texts_per_pair - 1, np.float32)
-            given = pair.scores[: len(scores_K)]
-            scores_K[: len(given)] = given
-        return PairTargets(guide, scores_K, teacher)
+            scores_U = np.zeros(self._texts_per_pair - 1, np.float32)
+            given = pair.scores[: len(scores_U)]
+            scores_U[: len(given)] = given
+        return PairTargets(guide, scores_U, teacher)
 
     def collect(self, found: Sequence[PairTargets]) -> Targets[np.ndarray]:
         """Returns the targets of B pairs as arrays [B, ...]."""
-        scores_BxK = None
+        scores_BxU = None
         if self.sizes.scores:
-            absent_K = np.zeros(self.sizes.scores, np.float32)
-            scores_BxK = np.stack([absent_K if one.scores is None else one.scores for one in found])
+            absent_U = np.zeros(self.sizes.scores, np.float32)
+            scores_BxU = np.stack([absent_U if one.scores is None else one.scores for one in found])
         return Targets(
             self._collect_vectors(self._guide, [one.guide for one in found]),
-            scores_BxK,
+            scores_BxU,
             self._collect_vectors(self._teacher, [one.teacher for one in found]),
         )
 

@@ -23,13 +23,13 @@ class NegativeRules(NamedTuple):
     Attributes:
       limit_c: float32, the cosine above which a candidate of x or of y is no negative; None: any
         candidate can be one (loss/false_negatives.py).
-      guide_cxTxG: unit vectors of a guide, whose cosines `limit_c` is compared with; None: those of
+      guide_cxTxW: unit vectors of a guide, whose cosines `limit_c` is compared with; None: those of
         the model.
       in_batch_c: whether the texts of other pairs are negatives of the pair; None: they are.
     """
 
     limit_c: jax.Array | None = None
-    guide_cxTxG: jax.Array | None = None
+    guide_cxTxW: jax.Array | None = None
     in_batch_c: jax.Array | None = None
 
 
@@ -53,8 +53,8 @@ class PairBlock(NamedTuple):
     def as_candidates(self) -> 'PairBlock':
         """Returns the pairs without the vectors of x."""
         rules = self.rules
-        if rules.guide_cxTxG is not None:
-            rules = rules._replace(guide_cxTxG=rules.guide_cxTxG[:, 1:])
+        if rules.guide_cxTxW is not None:
+            rules = rules._replace(guide_cxTxW=rules.guide_cxTxW[:, 1:])
         return self._replace(e_cxTxD=self.e_cxTxD[:, 1:], rules=rules)
 
 
@@ -237,10 +237,10 @@ def compute_logits(anchors: PairBlock, candidates: PairBlock, scale: jax.Array) 
         columns_bxc = rows_bxC[:, :pairs]
         return Logits(cosine_bxC, negative_bxC, partner_bxC, rows_bxC, columns_bxc, None)
     measured_bxC = jax.lax.stop_gradient(cosine_bxC)
-    guide_bxTxG, guide_cxTxG = anchors.rules.guide_cxTxG, candidates.rules.guide_cxTxG
-    if guide_bxTxG is not None and guide_cxTxG is not None:
-        guide_CxG = flatten_candidates(guide_cxTxG)
-        measured_bxC = einsum_float32('bg,cg->bc', guide_bxTxG[:, 0], guide_CxG)
+    guide_bxTxW, guide_cxTxW = anchors.rules.guide_cxTxW, candidates.rules.guide_cxTxW
+    if guide_bxTxW is not None and guide_cxTxW is not None:
+        guide_CxW = flatten_candidates(guide_cxTxW)
+        measured_bxC = einsum_float32('bg,cg->bc', guide_bxTxW[:, 0], guide_CxW)
     # Each direction has limits of its own: x compares with the cosine of its pair, and so does y.
     near_bxC = negative_bxC & (measured_bxC > limit_b[:, None])
     near_bxc = negative_bxC[:, :pairs] & (measured_bxC[:, :pairs] > limit_c)

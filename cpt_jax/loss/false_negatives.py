@@ -12,7 +12,7 @@ from cpt_jax.loss.candidates import NegativeRules
 
 
 def limit_negatives(
-    e_BxTxD: jax.Array, margin: float, is_relative: bool, guide_BxTxG: jax.Array | None = None
+    e_BxTxD: jax.Array, margin: float, is_relative: bool, guide_BxTxW: jax.Array | None = None
 ) -> NegativeRules:
     """Returns the rule that candidates above a limit are no negatives. It has no gradient.
 
@@ -21,10 +21,10 @@ def limit_negatives(
       margin: what is added to the cosine of a pair to get its limit. With a negative margin,
         candidates that are less near than the partner are left out too.
       is_relative: whether the margin is a fraction of the absolute value of that cosine.
-      guide_BxTxG: unit vectors of the guide; None: the model's own.
+      guide_BxTxW: unit vectors of the guide; None: the model's own.
     """
-    vectors = e_BxTxD if guide_BxTxG is None else guide_BxTxG
+    vectors = e_BxTxD if guide_BxTxW is None else guide_BxTxW
     vectors = jax.lax.stop_gradient(vectors).astype(jnp.float32)
     own_B = jnp.sum(vectors[:, 0] * vectors[:, 1], axis=-1)
     limit_B = own_B + margin * (jnp.abs(own_B) if is_relative else 1)
-    return NegativeRules(limit_B, guide_BxTxG)
+    return NegativeRules(limit_B, guide_BxTxW)

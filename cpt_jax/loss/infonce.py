@@ -211,7 +211,7 @@ class InfoNCE:
         e_BxTxD: jax.Array,
         ids_BxTxZ: jax.Array,
         log_scale: jax.Array,
-        guide_BxTxG: jax.Array | None,
+        guide_BxTxW: jax.Array | None,
         settings: LossSettings,
         axes: tuple[str, ...],
     ) -> tuple[jax.Array, Metrics]:
@@ -219,7 +219,7 @@ class InfoNCE:
         ids_BxTZ = ids_BxTxZ.reshape(len(ids_BxTxZ), -1)
         rules = NegativeRules()
         if self.mask_margin is not None:
-            rules = limit_negatives(e_BxTxD, self.mask_margin, self.mask_relative, guide_BxTxG)
+            rules = limit_negatives(e_BxTxD, self.mask_margin, self.mask_relative, guide_BxTxW)
         if settings.in_batch is not None:
             in_batch_B = (ids_BxTZ[:, 0] > 0) & settings.in_batch
             rules = rules._replace(in_batch_c=in_batch_B)

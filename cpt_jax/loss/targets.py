@@ -14,7 +14,7 @@ class Targets(NamedTuple, Generic[A]):
     In a batch, an axis of chunks comes first.
 
     Attributes:
-      guide: [B, T, G], unit vectors of the guide that finds false negatives; 0 for an absent text.
+      guide: [B, T, W], unit vectors of the guide that finds false negatives; 0 for an absent text.
       scores: [B, T - 1], scores of y and of each hard negative; 0 for an absent text. Graded pairs
         have only the first one.
       teacher: [B, T, W], unit vectors of the teacher; 0 for an absent text.

@@ -18,14 +18,14 @@ def compute_kl(inputs: TermInputs) -> jax.Array:
 
     It is DistillKLDivLoss of sentence-transformers without the factor `temperature ** 2`.
     """
-    cosine_BxK, present_BxK = inputs.compare_with_listed()
-    student_BxK = jnp.where(present_BxK, inputs.scale * cosine_BxK, MASKED_LOGIT)
-    teacher_BxK = jnp.where(present_BxK, inputs.teacher_scores, MASKED_LOGIT)
-    log_student_BxK = jax.nn.log_softmax(student_BxK)
-    log_teacher_BxK = jax.nn.log_softmax(teacher_BxK)
-    difference_BxK = jnp.where(present_BxK, log_teacher_BxK - log_student_BxK, 0)
-    total = jnp.sum(jnp.where(present_BxK, jnp.exp(log_teacher_BxK), 0) * difference_BxK)
-    return total / jnp.maximum(jnp.sum(present_BxK[:, 0]), 1)
+    cosine_BxU, present_BxU = inputs.compare_with_listed()
+    student_BxU = jnp.where(present_BxU, inputs.scale * cosine_BxU, MASKED_LOGIT)
+    teacher_BxU = jnp.where(present_BxU, inputs.teacher_scores, MASKED_LOGIT)
+    log_student_BxU = jax.nn.log_softmax(student_BxU)
+    log_teacher_BxU = jax.nn.log_softmax(teacher_BxU)
+    difference_BxU = jnp.where(present_BxU, log_teacher_BxU - log_student_BxU, 0)
+    total = jnp.sum(jnp.where(present_BxU, jnp.exp(log_teacher_BxU), 0) * difference_BxU)
+    return total / jnp.maximum(jnp.sum(present_BxU[:, 0]), 1)
 
 
 def compute_margin_mse(inputs: TermInputs) -> jax.Array:
@@ -33,12 +33,12 @@ def compute_margin_mse(inputs: TermInputs) -> jax.Array:
     model and of the teacher (arXiv 2010.02666). A margin is the score of y minus that of the hard
     negative.
     """
-    cosine_BxK, present_BxK = inputs.compare_with_listed()
-    margin_BxM = cosine_BxK[:, :1] - cosine_BxK[:, 1:]
-    scores_BxK = inputs.teacher_scores
-    wanted_BxM = scores_BxK[:, :1] - scores_BxK[:, 1:]
-    squared_BxM = jnp.where(present_BxK[:, 1:], jnp.square(margin_BxM - wanted_BxM), 0)
-    return jnp.sum(squared_BxM) / jnp.maximum(jnp.sum(present_BxK[:, 1:]), 1)
+    cosine_BxU, present_BxU = inputs.compare_with_listed()
+    margin_BxM = cosine_BxU[:, :1] - cosine_BxU[:, 1:]
+    scores_BxU = inputs.teacher_scores
+    wanted_BxM = scores_BxU[:, :1] - scores_BxU[:, 1:]
+    squared_BxM = jnp.where(present_BxU[:, 1:], jnp.square(margin_BxM - wanted_BxM), 0)
+    return jnp.sum(squared_BxM) / jnp.maximum(jnp.sum(present_BxU[:, 1:]), 1)
 
 
 def compute_cosent(inputs: TermInputs) -> jax.Array:
@@ -47,11 +47,11 @@ def compute_cosent(inputs: TermInputs) -> jax.Array:
 
     The grade of a pair is the first of its scores.
     """
-    cosine_BxK, present_BxK = inputs.compare_with_listed()
+    cosine_BxU, present_BxU = inputs.compare_with_listed()
     # B numbers each, which every device sorts: B log B instead of B x B operations.
     logit_B, grade_B, present_B = (
         jax.reshard(array, P())
-        for array in (inputs.scale * cosine_BxK[:, 0], inputs.scores[:, 0], present_BxK[:, 0])
+        for array in (inputs.scale * cosine_BxU[:, 0], inputs.scores[:, 0], present_BxU[:, 0])
     )
     order_B = jnp.argsort(jnp.where(present_B, grade_B, jnp.inf))
     logit_B, present_B = logit_B[order_B], present_B[order_B]

@@ -9,7 +9,7 @@ from cpt_jax.loss.targets import Targets
 
 
 class TermInputs(NamedTuple):
-    """A batch of B pairs with T texts, of which K = T - 1 are y and hard negatives.
+    """A batch of B pairs with T texts, of which U = T - 1 are y and hard negatives.
 
     Attributes:
       e_BxTxD: unit vectors of x, y and hard negatives.
@@ -35,13 +35,13 @@ class TermInputs(NamedTuple):
 
     @property
     def scores(self) -> jax.Array:
-        """float32[B, K], the scores as they are in the data."""
+        """float32[B, U], the scores as they are in the data."""
         assert self.targets.scores is not None
         return self.targets.scores
 
     @property
     def teacher_scores(self) -> jax.Array:
-        """float32[B, K], the scores divided by their temperature."""
+        """float32[B, U], the scores divided by their temperature."""
         return self.scores / self.teacher_temperature
 
     @property
@@ -51,7 +51,7 @@ class TermInputs(NamedTuple):
         return self.targets.teacher
 
     def compare_with_listed(self) -> tuple[jax.Array, jax.Array]:
-        """Returns float32[B, K], the cosines of x with y and its hard negatives, and bool[B, K],
+        """Returns float32[B, U], the cosines of x with y and its hard negatives, and bool[B, U],
         whether these texts are present.
         """
         e_BxTxD = self.e_BxTxD.astype(jnp.float32)

@@ -289,10 +289,11 @@ class Contrastive:
         return score
 
     def describe_batch(self, pairs: int, data: Data) -> str:
-        return (
+        text = (
             f'{pairs:,} pairs: up to {pairs - 1 + pairs * data.negatives:,} negatives per anchor, '
             f'log B = {np.log(pairs):.2f}'
         )
+        return f'{text}; loss: {self.source_losses.describe()}' if self.source_losses else text
 
     def describe_heldout(self, pairs: int) -> str:
         return f'{pairs:,} pairs'

@@ -47,6 +47,20 @@ class SourceLoss:
             for name, weight in self.terms.items()
         )
 
+    def describe(self) -> str:
+        """Returns the losses with their weights, for the startup table."""
+        parts = []
+        if self.infonce:
+            direction = next(name for name, both in DIRECTIONS.items() if both == self.directions)
+            parts.append(f'{self.infonce:g} InfoNCE ({direction})')
+        parts += [f'{weight:g} {name}' for name, weight in self.terms.items() if weight]
+        text = ' + '.join(parts)
+        if not self.in_batch:
+            text += ', no in-batch negatives'
+        if self.temperature is not None:
+            text += f', temperature {self.temperature:g}'
+        return text
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceLosses:
@@ -86,6 +100,13 @@ class SourceLosses:
         fixed = jnp.array([-math.log(value or 1.0) for value in temperatures], jnp.float32)
         is_fixed = jnp.array([value is not None for value in temperatures])
         return jnp.where(is_fixed[source], fixed[source], log_scale)
+
+    def describe(self) -> str:
+        """Returns the loss of each source, or the one that all have."""
+        described = {name: loss.describe() for name, loss in self.losses.items()}
+        if len(set(described.values())) == 1:
+            return next(iter(described.values()))
+        return '; '.join(f'{name}: {text}' for name, text in described.items())
 
     def needs(self, target: str) -> tuple[bool, ...]:
         """Whether each source needs SCORES, GRADE or VECTORS."""

@@ -32,6 +32,18 @@ def test_source_has_the_settings_of_the_loss_section_or_its_own():
     assert read({'in_batch': False}) == SourceLoss(1.0, (1.0, 0.0), False, None, {})
 
 
+def test_losses_are_described():
+    terms = (('uniformity', 0.5),)
+    sections = {'a': {'in_batch': False, 'temperature': 0.1}, 'b': {'terms': terms}}
+    losses = read_source_losses(InfoNCE(), Data(sections, 32, 32, 32, negatives=1))
+    assert losses.describe() == (
+        'a: 1 InfoNCE (xy), no in-batch negatives, temperature 0.1; '
+        'b: 1 InfoNCE (both) + 0.5 uniformity'
+    )
+    shared = read_source_losses(InfoNCE(terms=terms), Data({'a': {}, 'b': {}}, 32, 32, 32))
+    assert shared.describe() == '1 InfoNCE (both) + 0.5 uniformity'
+
+
 @pytest.mark.parametrize(
     ('section', 'loss', 'negatives', 'expected'),
     [
