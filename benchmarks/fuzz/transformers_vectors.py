@@ -79,6 +79,9 @@ def _embed_with_modules(directory: Path, texts: Sequence[str]) -> np.ndarray:
     from sentence_transformers import SentenceTransformer
 
     model: Any = SentenceTransformer(str(directory), device='cpu')
+    # cpt_jax truncates at the positions of config.json, with a warning.
+    positions = model[0].model.config.max_position_embeddings
+    model.max_seq_length = min(model.max_seq_length, positions)
     path = directory / 'config_sentence_transformers.json'
     prompts = (json.loads(path.read_text()) if path.is_file() else {}).get('prompts') or {}
     options = {'prompt_name': 'query'} if 'query' in prompts else {}

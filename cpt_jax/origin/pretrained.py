@@ -4,6 +4,7 @@ llama.cpp (GGUF).
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -276,8 +277,11 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     _check_table_rows(directory, family, files, encoder_config)
     tokenizer_config = read_tokenizer_config(directory)
     # As in sentence-transformers, its own limit replaces the tokenizer's, even by a larger one.
-    limit = sentence.get('max_seq_length') or tokenizer_config.get('model_max_length')
-    max_tokens = int(min(limit or shape['max_length'], shape['max_length']))
+    own_limit = sentence.get('max_seq_length')
+    if own_limit and own_limit > shape['max_length']:
+        _warn_about_limit(directory, own_limit, shape['max_length'])
+    limit = own_limit or tokenizer_config.get('model_max_length') or shape['max_length']
+    max_tokens = int(min(limit, shape['max_length']))
     return Pretrained(
         directory,
         reference if is_remote(reference) else str(directory),
@@ -337,6 +341,20 @@ def _open_gguf(path: Path, reference: str, pooling: str) -> Pretrained:
         shape['max_length'],
         dense={},
         has_own_form=False,
+    )
+
+
+@functools.cache
+def _warn_about_limit(directory: Path, limit: int, positions: int) -> None:
+    """Warns, once per model, that it has fewer positions than its limit; other libraries fail on
+    such texts, or read them with rotary positions that the model was not trained for.
+    """
+    logging.warning(
+        '%s: texts are truncated to %d tokens, the positions of config.json, and not to '
+        'max_seq_length=%d of sentence_bert_config.json',
+        directory,
+        positions,
+        limit,
     )
 
 

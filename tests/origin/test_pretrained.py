@@ -90,7 +90,7 @@ def test_vectors_are_those_of_sentence_transformers(golden, tmp_path, name, max_
     [(30, 20, 30), (20, 30, 20), (None, 20, 20), (999, 20, 0), (None, 1e30, 0), (None, None, 0)],
 )
 def test_limit_of_sentence_transformers_replaces_that_of_the_tokenizer(
-    whole, tmp_path, own, of_tokenizer, expected
+    whole, tmp_path, caplog, own, of_tokenizer, expected
 ):
     """As in sentence-transformers 6.2. An expected 0 is the number of positions."""
     folder = shutil.copytree(whole, tmp_path / 'whole')
@@ -100,6 +100,7 @@ def test_limit_of_sentence_transformers_replaces_that_of_the_tokenizer(
     path.write_text(json.dumps(content | {'model_max_length': of_tokenizer}))
     found = open_pretrained(str(folder))
     assert found.max_tokens == (expected or found.shape['max_length'])
+    assert ('and not to max_seq_length=999' in caplog.text) == (own == 999)
 
 
 @pytest.mark.parametrize(
