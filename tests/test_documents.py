@@ -25,6 +25,7 @@ SCRIPTS = {
     'cpt-embed': 'launch/embed.py',
     'cpt-export': 'launch/export.py',
     'cpt-plan': 'launch/plan.py',
+    'cpt-prepare': 'launch/prepare.py',
     'cpt-demonstrations': 'launch/demonstrations.py',
 }
 

@@ -247,7 +247,7 @@ def _compile_separator(separator: str) -> re.Pattern | None:
         ) from None
 
 
-class Document(NamedTuple):
+class TextDocument(NamedTuple):
     """A document.
 
     Attributes:
@@ -265,7 +265,7 @@ class Document(NamedTuple):
 
 def _read_documents(
     files: Sequence[InputFile], separator: re.Pattern | None, latin: list[str]
-) -> Iterator[Document]:
+) -> Iterator[TextDocument]:
     """Yields all documents, and appends the names of files that are not UTF-8 to `latin`."""
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(
@@ -284,7 +284,7 @@ def _read_documents(
                 latin.append(file.name)
                 text = source.decode('latin-1')
             for ordinal, document in enumerate(_split_into_documents(text, separator)):
-                yield Document(file_index, ordinal, f'{file.name}#{ordinal}', document)
+                yield TextDocument(file_index, ordinal, f'{file.name}#{ordinal}', document)
             bar.update(len(source))
 
 

@@ -1,0 +1,71 @@
+"""The card of a prepared data set: what it was made of, and what was left out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_SCOPE = (
+    'Personal data were not searched for or removed, and robots rules were not looked at: both are '
+    'out of the scope of this program.'
+)
+
+
+def format_card(summary: Mapping[str, Any]) -> str:
+    """Returns the card as Markdown.
+
+    Args:
+      summary: content of summary.json.
+    """
+    total = summary['total']
+    lines = [
+        '# Pairs of texts',
+        '',
+        'Written by `launch/prepare.py` of cpt_jax. Train on them with a source '
+        "`{'kind': 'tfds', 'path': DIR}`.",
+        '',
+        _format_sentence(summary),
+        '',
+        '| source | files | MB | records | unreadable | dropped | pairs |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
+        *(_format_row(name, found) for name, found in summary['sources'].items()),
+        '',
+        '## Dropped',
+        '',
+        *(_list_counts(total['dropped']) or ['Nothing.']),
+        '',
+        '## Could not be read',
+        '',
+        *(_list_unreadable(total) or ['Nothing.']),
+        '',
+        '## Scope',
+        '',
+        _SCOPE,
+        '',
+    ]
+    return '\n'.join(lines)
+
+
+def _format_sentence(summary: Mapping[str, Any]) -> str:
+    parts = [f'{number:,} pairs in `{split}`' for split, number in summary['pairs'].items()]
+    return f'{" and ".join(parts)}. Preparation {summary["preparation"]}.'
+
+
+def _format_row(name: str, found: Mapping[str, Any]) -> str:
+    bad = sum(found['unreadable'].values())
+    dropped = sum(found['dropped'].values())
+    pairs = sum(found['pairs'].values())
+    return (
+        f'| {name} | {found["files"]:,} | {found["bytes"] / 1e6:,.1f} | {found["records"]:,} | '
+        f'{bad:,} | {dropped:,} | {pairs:,} |'
+    )
+
+
+def _list_counts(counts: Mapping[str, int]) -> list[str]:
+    found = sorted(counts.items(), key=lambda item: -item[1])
+    return [f'- {reason}: {number:,}' for reason, number in found if number]
+
+
+def _list_unreadable(total: Mapping[str, Any]) -> list[str]:
+    return [
+        f'- {kind}: {number:,} (first: {total["examples"][kind][0]})'
+        for kind, number in total['unreadable'].items()
+    ]

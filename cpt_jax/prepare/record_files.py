@@ -1,0 +1,31 @@
+"""ArrayRecord files that are either complete or absent."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# One record a group, so that reading one decompresses no other.
+_OPTIONS = 'group_size:1'
+
+
+@contextmanager
+def open_records(path: Path) -> Iterator[Any]:
+    """Opens an ArrayRecord file for writing; it appears at `path` at the end of the block.
+
+    Yields:
+      A writer with `write(bytes)`.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    # Two processes may write the same file, if one has lost its parent and is about to end.
+    temporary = path.with_name(f'{path.name}.{os.getpid()}.part')
+    writer = ArrayRecordWriter(str(temporary), _OPTIONS)
+    try:
+        yield writer
+        writer.close()
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

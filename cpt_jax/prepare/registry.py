@@ -1,0 +1,59 @@
+"""The readers and pair rules that a source of a config can name."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from cpt_jax.prepare import fields, neighbours
+from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.readers import json_lines, text_files
+
+
+class Reader(NamedTuple):
+    """A kind of input files.
+
+    Attributes:
+      read: function from (path, name of the file, arguments of the config) to its documents.
+      suffixes: suffixes of the files to find in a folder; .gz and .zst may follow.
+    """
+
+    read: Callable[..., Iterator[Document | Unreadable]]
+    suffixes: tuple[str, ...]
+
+
+class PairRule(NamedTuple):
+    """A way to make pairs of a document.
+
+    Attributes:
+      make_pairs: function from (document, arguments of the config) to its pairs.
+      check: function that raises UserError for arguments that do not fit together.
+      unit: what is filtered, and compared for duplicates: 'document'; or, where a document holds
+        unrelated pairs, each 'pair' as a whole or its 'y'.
+    """
+
+    make_pairs: Callable[..., Iterable[TextPair]]
+    check: Callable[..., None] = lambda **arguments: None
+    unit: str = 'document'
+
+
+READERS = {
+    'text': Reader(text_files.read_text_file, text_files.SUFFIXES),
+    'jsonl': Reader(json_lines.read_json_documents, json_lines.SUFFIXES),
+}
+PAIR_RULES = {
+    'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),
+    'fields': PairRule(fields.pair_fields, unit='pair'),
+}
+# Arguments of these functions that the program sets, not the section of a source.
+_SET_BY_PROGRAM = ('path', 'name', 'document', 'tokenizer_path')
+
+
+def get_arguments(function: Callable) -> dict[str, inspect.Parameter]:
+    """Returns the arguments of a reader or pair rule that a config may set, by name."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in parameters.items() if name not in _SET_BY_PROGRAM}
+
+
+def takes_tokenizer(function: Callable[..., Any]) -> bool:
+    """Returns whether a pair rule counts tokens."""
+    return 'tokenizer_path' in inspect.signature(function).parameters

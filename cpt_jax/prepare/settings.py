@@ -1,0 +1,69 @@
+"""The sections of a config of data preparation, one class a section."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from cpt_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """Which documents are kept.
+
+    Attributes:
+      min_characters, max_characters: limits of a document's length.
+    """
+
+    min_characters: int = 1
+    max_characters: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_characters <= self.max_characters:
+            raise UserError(
+                f'filters.min_characters={self.min_characters}: must be from 0 to '
+                f'filters.max_characters={self.max_characters}'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """Which duplicates are removed, across all sources; the first one is kept.
+
+    Attributes:
+      exact: whether documents with the same words are removed: equal in Unicode's form NFKC, with
+        folded case and single spaces.
+    """
+
+    exact: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """How the data set is written.
+
+    Attributes:
+      holdout: fraction of the documents, in [0, 1), that is in the split `test`. Documents of a
+        group are held out together.
+      fields: fields of the documents to store as texts with each pair, such as 'license'.
+      shard_mb: megabytes of input for a task, whose pairs are a shard of the data set; 0: a
+        thousandth of the input, from 4 to 1000.
+      max_bad_share: maximum fraction of records that cannot be read, above which the run stops.
+    """
+
+    holdout: float = 0.0
+    fields: Sequence[str] = ()
+    shard_mb: float = 0.0
+    max_bad_share: float = 0.001
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.holdout < 1:
+            raise UserError(f'output.holdout={self.holdout:g}: must be a fraction from 0 to 1')
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(
+                f'output.max_bad_share={self.max_bad_share:g}: must be a fraction from 0 to 1'
+            )
+        if self.shard_mb < 0:
+            raise UserError(f'output.shard_mb={self.shard_mb:g}: must be 0 or more')
+        taken = [name for name in self.fields if name in ('x', 'y', 'id', 'source', 'negatives')]
+        if taken:
+            raise UserError(f'output.fields: {taken[0]!r} is stored with every pair: leave it out')

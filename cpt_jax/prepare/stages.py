@@ -1,0 +1,70 @@
+"""The stages of a preparation. Each is a number of independent tasks, which any engine can run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cpt_jax.prepare.counts import check_unreadable
+from cpt_jax.prepare.duplicates import find_repeated
+from cpt_jax.prepare.finish import finish, read_counts
+from cpt_jax.prepare.judge import judge_task
+from cpt_jax.prepare.plan import Preparation, read_preparation
+from cpt_jax.prepare.work_folder import WorkFolder
+from cpt_jax.prepare.write import write_task
+from cpt_jax.runtime.errors import UserError
+
+
+class Stage(NamedTuple):
+    """A stage.
+
+    Attributes:
+      name: its name.
+      description: what it does, for the progress bar.
+      sizes: function from a plan to the size of each task, for the estimate.
+      run_task: function from (plan, work folder, index of the task) that does the work.
+    """
+
+    name: str
+    description: str
+    sizes: Callable[[Preparation], list[int]]
+    run_task: Callable[[Preparation, WorkFolder, int], None]
+
+
+def _compare(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    if rank == 0:
+        check_unreadable(read_counts(plan, folder, 'judged'), plan.output.max_bad_share)
+    find_repeated(folder, rank, len(plan.tasks))
+
+
+def _finish(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    del rank
+    finish(plan, folder)
+
+
+def _get_task_sizes(plan: Preparation) -> list[int]:
+    return [task.size for task in plan.tasks]
+
+
+STAGES = (
+    Stage('judge', 'reading and filtering', _get_task_sizes, judge_task),
+    Stage('compare', 'finding duplicates', lambda plan: [1] * plan.partitions, _compare),
+    Stage('write', 'writing pairs', _get_task_sizes, write_task),
+    Stage('finish', 'writing the data set', lambda plan: [1], _finish),
+)
+
+
+def run_task(output: Path, stage: str, rank: int) -> None:
+    """Does a task of a stage, in any process that sees the output directory.
+
+    Raises:
+      UserError: the files cannot be used, or the disk is full.
+    """
+    folder = WorkFolder(output)
+    (found,) = (each for each in STAGES if each.name == stage)
+    try:
+        found.run_task(read_preparation(folder.root), folder, rank)
+    except OSError as error:
+        raise UserError(
+            f'{error.filename or output}: {error.strerror or error}: free space or correct the '
+            f'rights, then run the same command again to go on'
+        ) from None
