@@ -13,7 +13,6 @@ Example:
       --config.sources.text.path=my/notes
 """
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,8 +31,20 @@ _OUTPUT = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
     'workers',
     0,
-    'Number of processes, each with one core and up to 1 GB of memory; 0: one per core.',
+    'Number of processes, each with one core and up to 1 GB of memory; 0: one per core. On a '
+    'cluster, the maximum number of tasks at a time; 0: no limit.',
     lower_bound=0,
+)
+_EXECUTOR = flags.DEFINE_enum(
+    'executor',
+    'local',
+    ['local', 'slurm', 'ray'],
+    'Where tasks run: processes of this machine, jobs of Slurm, or a Ray cluster. A cluster must '
+    'see --output, the input files and this Python environment.',
+)
+_SLURM_PARTITION = flags.DEFINE_string('slurm_partition', '', 'Partition for --executor slurm.')
+_SLURM_TIME = flags.DEFINE_string(
+    'slurm_time', '24:00:00', 'Time limit of a task for --executor slurm.'
 )
 
 
@@ -44,8 +55,19 @@ def main() -> None:
     if is_on_bucket(output):
         raise UserError(f'--output {output}: must be a local or mounted directory; copy it later')
     check_writable(output, '--output')
-    workers = _WORKERS.value or os.cpu_count() or 1
-    print(format_summary(prepare(_read_config().config.to_dict(), output, workers), output))
+    if _EXECUTOR.value == 'slurm' and not _SLURM_PARTITION.value:
+        raise UserError('--executor slurm needs --slurm_partition')
+    summary = prepare(
+        _read_config().config.to_dict(),
+        output.absolute(),
+        _WORKERS.value,
+        _EXECUTOR.value,
+        (_SLURM_PARTITION.value, _SLURM_TIME.value),
+    )
+    if summary is None:
+        print(f'submitted to Slurm; {output}/summary.json is written at the end')
+    else:
+        print(format_summary(summary, output))
 
 
 def format_summary(summary: Mapping[str, Any], output: object) -> str:

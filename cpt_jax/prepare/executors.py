@@ -5,6 +5,7 @@ started again.
 """
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -12,12 +13,15 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
-from cpt_jax.prepare.stages import Stage, run_task
+from cpt_jax.prepare.plan import Preparation
+from cpt_jax.prepare.stages import STAGES, Stage, run_task
 from cpt_jax.runtime.errors import UserError
 
 
@@ -128,6 +132,88 @@ def run_stage_locally(
         workers=workers,
         logging_dir=str(get_log_folder(output, stage)),
     ).run_stage(sizes, advance)
+
+
+class SlurmOptions(NamedTuple):
+    """How jobs are submitted to Slurm.
+
+    Attributes:
+      partition: partition of the jobs.
+      time: time limit of a task, as HH:MM:SS.
+    """
+
+    partition: str
+    time: str
+
+
+def submit_to_slurm(
+    output: Path, plan: Preparation, workers: int, options: SlurmOptions
+) -> str | int:
+    """Submits a job array for each stage, which starts when the one before has ended.
+
+    The output directory, the input files and this Python environment must be visible on all nodes.
+
+    Args:
+      output: output directory.
+      plan: the preparation.
+      workers: maximum number of tasks at a time; 0: no limit.
+      options: partition and time limit.
+
+    Returns:
+      The id of the last job; -1 if every task is complete.
+    """
+    executor = None
+    for stage in STAGES:
+        executor = SlurmPipelineExecutor(
+            [TaskStep(str(output), stage.name)],
+            tasks=len(stage.sizes(plan)),
+            workers=workers or -1,
+            time=options.time,
+            partition=options.partition,
+            qos='',  # the cluster's default
+            job_name=f'prepare_{stage.name}',
+            venv_path=str(Path(sys.prefix, 'bin', 'activate')),
+            logging_dir=str(get_log_folder(output, stage)),
+            depends=executor,
+        )
+    assert executor is not None
+    executor.run()
+    return executor.job_id
+
+
+def run_on_ray(output: Path, plan: Preparation, workers: int) -> None:
+    """Does all stages as tasks of a Ray cluster, which the environment of Ray names.
+
+    Args:
+      output: output directory, visible on all nodes.
+      plan: the preparation.
+      workers: maximum number of tasks at a time; 0: no limit.
+
+    Raises:
+      UserError: ray is not installed, or a task failed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise UserError('--executor ray needs ray: pip install ray') from None
+    from datatrove.executor.ray import RayPipelineExecutor
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    for stage in STAGES:
+        executor = RayPipelineExecutor(
+            [TaskStep(str(output), stage.name)],
+            tasks=len(stage.sizes(plan)),
+            workers=workers or -1,
+            logging_dir=str(get_log_folder(output, stage)),
+        )
+        executor.run()
+        missing = executor.get_incomplete_ranks()
+        if missing:
+            raise UserError(
+                f'{len(missing):,} tasks of stage {stage.name} failed on Ray, the first with the '
+                f'log {get_log_folder(output, stage)}/logs/task_{missing[0]:05d}.log: run the same '
+                f'command again to go on'
+            )
 
 
 def get_log_folder(output: Path, stage: Stage) -> Path:

@@ -241,6 +241,7 @@ def parse_source(name: str, section: Mapping[str, Any], tokenizer_path: str) -> 
     check_section(read, where, reader_arguments, ('path', 'name'))
     check_section(rule.make_pairs, where, pair_arguments, ('document',))
     try:
+        READERS[section['reader']].check(**reader_arguments)
         rule.check(**pair_arguments)
     except UserError as error:
         raise UserError(f'{where}: {error}') from None

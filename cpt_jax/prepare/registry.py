@@ -15,10 +15,12 @@ class Reader(NamedTuple):
     Attributes:
       read: function from (path, name of the file, arguments of the config) to its documents.
       suffixes: suffixes of the files to find in a folder; .gz and .zst may follow.
+      check: function that raises UserError for arguments that are invalid.
     """
 
     read: Callable[..., Iterator[Document | Unreadable]]
     suffixes: tuple[str, ...]
+    check: Callable[..., None] = lambda **arguments: None
 
 
 class PairRule(NamedTuple):
@@ -37,7 +39,7 @@ class PairRule(NamedTuple):
 
 
 READERS = {
-    'text': Reader(text_files.read_text_file, text_files.SUFFIXES),
+    'text': Reader(text_files.read_text_file, text_files.SUFFIXES, text_files.check_text_reader),
     'jsonl': Reader(json_lines.read_json_documents, json_lines.SUFFIXES),
 }
 PAIR_RULES = {

@@ -1,5 +1,6 @@
 """A preparation from its config to its data set."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -16,22 +17,33 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.locks import try_lock
 
+EXECUTORS = ('local', 'slurm', 'ray')
+LOCK = '.preparing'  # held by the program that prepares a directory
 _MISSING = (
     "launch/prepare.py needs datatrove: pip install 'cpt_jax[prepare]', or in a checkout "
     "pip install -e '.[prepare]'"
 )
 
 
-def prepare(config: Mapping[str, Any], output: Path, workers: int = 1) -> dict[str, Any]:
+def prepare(
+    config: Mapping[str, Any],
+    output: Path,
+    workers: int = 0,
+    executor: str = 'local',
+    slurm: tuple[str, str] = ('', ''),
+) -> dict[str, Any] | None:
     """Makes pairs of the sources of a config; goes on with a preparation that was killed.
 
     Args:
       config: the config.
       output: directory for the data set.
-      workers: number of processes.
+      workers: number of processes, or of tasks at a time on a cluster; 0: one per core, or no limit
+        on a cluster.
+      executor: one of EXECUTORS.
+      slurm: partition and time limit of a task, for executor slurm.
 
     Returns:
-      The content of summary.json.
+      The content of summary.json; None if jobs were submitted that have not ended.
 
     Raises:
       UserError: the extra `prepare` is not installed, the config or a file cannot be used, or the
@@ -40,30 +52,29 @@ def prepare(config: Mapping[str, Any], output: Path, workers: int = 1) -> dict[s
     if find_spec('datatrove') is None:
         raise UserError(_MISSING)
     plan = plan_preparation(config)
-    finished = _read_finished(plan, output)
-    if finished is not None:
-        return finished
     work = output / FOLDER
-    with try_lock(output / '.preparing') as mine:
-        if not mine:
-            raise UserError(f'{output}: another program is preparing it: wait for its end')
-        _start(plan, output, work)
-        run_locally(plan, output, workers)
+    if not _is_finished(plan, output):
+        output.mkdir(parents=True, exist_ok=True)
+        with try_lock(output / LOCK) as mine:
+            if not mine:
+                raise UserError(f'{output}: another program is preparing it: wait for its end')
+            _start(plan, output, work)
+            _run(plan, output, workers, executor, slurm)
+        if not _is_finished(plan, output):
+            return None
     shutil.rmtree(work, ignore_errors=True)
     return read_json_file(output / SUMMARY_FILE)
 
 
-def _read_finished(plan: Preparation, output: Path) -> dict[str, Any] | None:
-    """Returns the summary of a directory that is finished; None if it is not."""
+def _is_finished(plan: Preparation, output: Path) -> bool:
+    """Returns whether a directory has the result of a preparation."""
     summary = read_json_file(output / SUMMARY_FILE, optional=True)
-    if not summary:
-        return None
-    if summary.get('preparation') != plan.fingerprint:
+    if summary and summary.get('preparation') != plan.fingerprint:
         raise UserError(
             f'{output}: was prepared with another config or from other files: choose another '
             f'--output, or remove it'
         )
-    return summary
+    return bool(summary)
 
 
 def _start(plan: Preparation, output: Path, work: Path) -> None:
@@ -75,7 +86,7 @@ def _start(plan: Preparation, output: Path, work: Path) -> None:
                 f'choose another --output'
             )
         return
-    others = [path.name for path in output.iterdir() if path.name not in (FOLDER, '.preparing')]
+    others = [path.name for path in output.iterdir() if path.name not in (FOLDER, LOCK)]
     if others:
         raise UserError(
             f'{output}: contains {sorted(others)[0]} and is no preparation: choose another --output'
@@ -84,7 +95,20 @@ def _start(plan: Preparation, output: Path, work: Path) -> None:
     plan.write(work)
 
 
-def run_locally(plan: Preparation, output: Path, workers: int) -> None:
+def _run(
+    plan: Preparation, output: Path, workers: int, executor: str, slurm: tuple[str, str]
+) -> None:
+    from cpt_jax.prepare import executors
+
+    if executor == 'slurm':
+        executors.submit_to_slurm(output, plan, workers, executors.SlurmOptions(*slurm))
+    elif executor == 'ray':
+        executors.run_on_ray(output, plan, workers)
+    else:
+        _run_locally(plan, output, workers or os.cpu_count() or 1)
+
+
+def _run_locally(plan: Preparation, output: Path, workers: int) -> None:
     """Runs all stages on this machine, with a progress bar for each."""
     from cpt_jax.prepare.executors import run_stage_locally
 

@@ -177,7 +177,7 @@ class TextSource:
         """
         cut = Cut(piece_tokens, min_tokens)
         cut.check()
-        pattern = _compile_separator(separator)
+        pattern = compile_separator(separator)
         self._files = find_input_files(path, ('.txt', '.md'), verify)
         key = digest_texts(
             str(CUTTING_VERSION),
@@ -238,7 +238,12 @@ class TextSource:
         )
 
 
-def _compile_separator(separator: str) -> re.Pattern | None:
+def compile_separator(separator: str) -> re.Pattern | None:
+    """Returns the compiled regular expression; None for ''.
+
+    Raises:
+      UserError: it is invalid.
+    """
     try:
         return re.compile(separator) if separator else None
     except re.error as error:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from cpt_jax.data.sources.text import compile_separator
 from cpt_jax.prepare.document import Document, Unreadable
 from cpt_jax.prepare.readers.compressed import BrokenFile, iterate_lines, open_input
 
@@ -24,7 +25,7 @@ def read_text_file(
         file is one document.
       max_document_mb: maximum megabytes of a document, which is held in memory.
     """
-    pattern = re.compile(separator) if separator else None
+    pattern = compile_separator(separator)
     try:
         encoding = _find_encoding(path)
         with open_input(path) as file:
@@ -38,6 +39,12 @@ def read_text_file(
                     yield Document(text, identity, {'path': name})
     except BrokenFile as error:
         yield Unreadable(name, error.kind, error.detail)
+
+
+def check_text_reader(separator: str = '', max_document_mb: float = 100.0) -> None:
+    """Raises UserError if the arguments of `read_text_file` are invalid."""
+    del max_document_mb
+    compile_separator(separator)
 
 
 def _find_encoding(path: Path) -> str:
