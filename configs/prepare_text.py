@@ -39,6 +39,10 @@ def get_config() -> ConfigDict:
     # Removes documents with the same words as an earlier one, also of another source.
     c.duplicates.exact = True
 
+    c.decontamination = ConfigDict()
+    # Folder with the test sets whose texts are removed, as --data_dir, which replaces it; '': none.
+    c.decontamination.data_dir = ''
+
     c.output = ConfigDict()
     c.output.holdout = 0.01  # fraction of the documents that is in the split `test`
     # Fields of the documents to store with each pair, such as ('license',).

@@ -35,6 +35,12 @@ _WORKERS = flags.DEFINE_integer(
     'cluster, the maximum number of tasks at a time; 0: no limit.',
     lower_bound=0,
 )
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir',
+    None,
+    'Folder with test sets, as for launch/evaluate.py: pairs that contain one of their texts are '
+    'removed, and reported by test set. Default: decontamination.data_dir of the config.',
+)
 _EXECUTOR = flags.DEFINE_enum(
     'executor',
     'local',
@@ -57,8 +63,11 @@ def main() -> None:
     check_writable(output, '--output')
     if _EXECUTOR.value == 'slurm' and not _SLURM_PARTITION.value:
         raise UserError('--executor slurm needs --slurm_partition')
+    config = _read_config().config.to_dict()
+    if _DATA_DIR.value is not None:
+        config['decontamination'] = {'data_dir': _DATA_DIR.value}
     summary = prepare(
-        _read_config().config.to_dict(),
+        config,
         output.absolute(),
         _WORKERS.value,
         _EXECUTOR.value,
@@ -81,6 +90,11 @@ def format_summary(summary: Mapping[str, Any], output: object) -> str:
         found = [f'{number:,} {reason}' for reason, number in counts.items() if number]
         if found:
             lines.append(f'{title}: {", ".join(found)}')
+    sets = summary.get('decontamination', {}).get('sets', {})
+    if sets:
+        hit = {name: found['pairs'] for name, found in sets.items() if found['pairs']}
+        listed = ', '.join(f'{number:,} of {name}' for name, number in hit.items())
+        lines.append(f'pairs with texts of {len(sets)} test sets: {listed or "none"}')
     for split, number in summary['pairs'].items():
         documents = total['documents'][split]
         lines.append(f'{split}: {number:,} pairs of {documents:,} documents')

@@ -36,12 +36,37 @@ def format_card(summary: Mapping[str, Any]) -> str:
         '',
         *(_list_unreadable(total) or ['Nothing.']),
         '',
+        '## Texts of test sets',
+        '',
+        *_format_contamination(summary.get('decontamination')),
+        '',
         '## Scope',
         '',
         _SCOPE,
         '',
     ]
     return '\n'.join(lines)
+
+
+def _format_contamination(report: Mapping[str, Any] | None) -> list[str]:
+    if report is None:
+        return ['Not searched for: the data set was prepared without `--data_dir`.']
+    lines = [
+        'Pairs were removed that contain a whole test text of 5 to 13 words, or 13 consecutive '
+        'words of a longer one, whatever its case and punctuation. Test texts below 5 words are '
+        'too common to be removed.',
+        '',
+        '| test set | texts | below 5 words | pairs removed | first |',
+        '| --- | --- | --- | --- | --- |',
+    ]
+    for name, found in report['sets'].items():
+        first = f'`{found["examples"][0][1]}`' if found['examples'] else ''
+        lines.append(
+            f'| {name} | {found["texts"]:,} | {found["short"]:,} | {found["pairs"]:,} | {first} |'
+        )
+    if report['not_covered']:
+        lines += ['', f'Not covered: {", ".join(report["not_covered"])}.']
+    return lines
 
 
 def _format_sentence(summary: Mapping[str, Any]) -> str:

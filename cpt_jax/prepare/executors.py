@@ -21,7 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.logging import logger
 
 from cpt_jax.prepare.plan import Preparation
-from cpt_jax.prepare.stages import STAGES, Stage, run_task
+from cpt_jax.prepare.stages import Stage, get_stages, run_task
 from cpt_jax.runtime.errors import UserError
 
 
@@ -163,7 +163,7 @@ def submit_to_slurm(
       The id of the last job; -1 if every task is complete.
     """
     executor = None
-    for stage in STAGES:
+    for stage in get_stages(plan):
         executor = SlurmPipelineExecutor(
             [TaskStep(str(output), stage.name)],
             tasks=len(stage.sizes(plan)),
@@ -199,7 +199,7 @@ def run_on_ray(output: Path, plan: Preparation, workers: int) -> None:
     from datatrove.executor.ray import RayPipelineExecutor
 
     ray.init(ignore_reinit_error=True, log_to_driver=False)
-    for stage in STAGES:
+    for stage in get_stages(plan):
         executor = RayPipelineExecutor(
             [TaskStep(str(output), stage.name)],
             tasks=len(stage.sizes(plan)),

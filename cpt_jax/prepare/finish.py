@@ -11,10 +11,11 @@ from cpt_jax.data.pairs import digest_texts
 from cpt_jax.data.prepared import SUMMARY_FILE, get_starts_path
 from cpt_jax.prepare.card import format_card
 from cpt_jax.prepare.counts import Counts, add_counts
+from cpt_jax.prepare.decontamination import load_test_texts, report_contamination
 from cpt_jax.prepare.examples import make_features
 from cpt_jax.prepare.plan import Preparation
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
-from cpt_jax.prepare.write import SPLITS
+from cpt_jax.prepare.write import SPLITS, get_benchmark_path
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import read_json_file, write_json
@@ -70,6 +71,8 @@ def finish(plan: Preparation, folder: WorkFolder) -> None:
     written = read_counts(plan, folder, 'shards')
     counts = {name: add_counts([judged[name], written[name]]) for name in plan.sources}
     summary = _make_summary(plan, splits, counts)
+    if plan.decontamination.data_dir:
+        summary['decontamination'] = _report_contamination(plan, folder)
     if 'train' not in splits:
         dropped = ', '.join(
             f'{number:,} {reason}' for reason, number in add_counts(counts.values()).dropped.items()
@@ -113,6 +116,14 @@ def _make_summary(
         'sources': {name: found.to_json() for name, found in counts.items()},
         'config': plan.config,
     }
+
+
+def _report_contamination(plan: Preparation, folder: WorkFolder) -> dict[str, Any]:
+    parts = (
+        read_json_file(folder.get_path('shards', rank, '.json'))['contamination']
+        for rank in range(len(plan.tasks))
+    )
+    return report_contamination(load_test_texts(get_benchmark_path(folder)), parts)
 
 
 def _write_metadata(plan: Preparation, output: Path, splits: Mapping[str, SplitShards]) -> None:

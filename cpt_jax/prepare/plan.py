@@ -15,7 +15,7 @@ from cpt_jax.data.pairs import digest_texts
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
 from cpt_jax.prepare.readers.compressed import COMPRESSIONS
 from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
-from cpt_jax.prepare.settings import Duplicates, Filters, Output
+from cpt_jax.prepare.settings import Decontamination, Duplicates, Filters, Output
 from cpt_jax.runs.config import build, check_section, to_json_values
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file, write_json
@@ -119,6 +119,11 @@ class Preparation:
         return build(Duplicates, 'duplicates', self.config.get('duplicates', {}))
 
     @property
+    def decontamination(self) -> Decontamination:
+        section = self.config.get('decontamination', {})
+        return build(Decontamination, 'decontamination', section)
+
+    @property
     def output(self) -> Output:
         return build(Output, 'output', self.config.get('output', {}))
 
@@ -172,7 +177,7 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
       UserError: a key or value of the config is invalid, or a path has no file.
     """
     config = to_json_values(config)
-    known = {'sources', 'tokenizer', 'filters', 'duplicates', 'output'}
+    known = {'sources', 'tokenizer', 'filters', 'duplicates', 'decontamination', 'output'}
     unknown = [name for name in config if name not in known]
     if unknown:
         raise UserError(
@@ -201,7 +206,11 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
     ]
     inputs = digest_texts(*(digest_file_states(files[name]) for name in sources))
     plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, inputs)
-    _ = plan.filters, plan.duplicates  # raises for a bad value before any work
+    _ = (
+        plan.filters,
+        plan.duplicates,
+        plan.decontamination,
+    )  # raises for a bad value before any work
     return plan
 
 

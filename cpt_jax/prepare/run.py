@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from cpt_jax.data.prepared import SUMMARY_FILE
 from cpt_jax.prepare.plan import PLAN_FILE, Preparation, plan_preparation, read_preparation
-from cpt_jax.prepare.stages import STAGES
+from cpt_jax.prepare.stages import get_stages
 from cpt_jax.prepare.work_folder import FOLDER
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
@@ -112,7 +112,7 @@ def _run_locally(plan: Preparation, output: Path, workers: int) -> None:
     """Runs all stages on this machine, with a progress bar for each."""
     from cpt_jax.prepare.executors import run_stage_locally
 
-    for stage in STAGES:
+    for stage in get_stages(plan):
         sizes = stage.sizes(plan)
         is_bytes = sum(sizes) == plan.size
         unit = {'unit': 'B', 'unit_scale': True} if is_bytes else {'unit': 'task'}

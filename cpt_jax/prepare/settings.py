@@ -38,6 +38,18 @@ class Duplicates:
 
 
 @dataclasses.dataclass(frozen=True)
+class Decontamination:
+    """Which pairs with texts of test sets are removed.
+
+    Attributes:
+      data_dir: folder with the test sets, as --data_dir of launch/evaluate.py; '': none are known,
+        and nothing is removed. The flag --data_dir sets it.
+    """
+
+    data_dir: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class Output:
     """How the data set is written.
 

@@ -4,13 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from cpt_jax.prepare.benchmark_texts import find_test_sets, iterate_test_texts
 from cpt_jax.prepare.counts import check_unreadable
+from cpt_jax.prepare.decontamination import index_test_texts
 from cpt_jax.prepare.duplicates import find_repeated
 from cpt_jax.prepare.finish import finish, read_counts
 from cpt_jax.prepare.judge import judge_task
 from cpt_jax.prepare.plan import Preparation, read_preparation
 from cpt_jax.prepare.work_folder import WorkFolder
-from cpt_jax.prepare.write import write_task
+from cpt_jax.prepare.write import get_benchmark_path, write_task
 from cpt_jax.runtime.errors import UserError
 
 
@@ -20,7 +22,8 @@ class Stage(NamedTuple):
     Attributes:
       name: its name.
       description: what it does, for the progress bar.
-      sizes: function from a plan to the size of each task, for the estimate.
+      sizes: function from a plan to the size of each task, for the estimate; without a task the
+        stage is left out.
       run_task: function from (plan, work folder, index of the task) that does the work.
     """
 
@@ -36,6 +39,13 @@ def _compare(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     find_repeated(folder, rank, len(plan.tasks))
 
 
+def _index_benchmarks(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    del rank
+    tasks = find_test_sets(plan.decontamination.data_dir)
+    texts = {name: iterate_test_texts(task) for name, task in tasks.items()}
+    index_test_texts(texts).save(get_benchmark_path(folder))
+
+
 def _finish(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     del rank
     finish(plan, folder)
@@ -48,9 +58,20 @@ def _get_task_sizes(plan: Preparation) -> list[int]:
 STAGES = (
     Stage('judge', 'reading and filtering', _get_task_sizes, judge_task),
     Stage('compare', 'finding duplicates', lambda plan: [1] * plan.partitions, _compare),
+    Stage(
+        'benchmarks',
+        'reading test sets',
+        lambda plan: [1] if plan.decontamination.data_dir else [],
+        _index_benchmarks,
+    ),
     Stage('write', 'writing pairs', _get_task_sizes, write_task),
     Stage('finish', 'writing the data set', lambda plan: [1], _finish),
 )
+
+
+def get_stages(plan: Preparation) -> list[Stage]:
+    """Returns the stages of a preparation that have a task, in order."""
+    return [stage for stage in STAGES if stage.sizes(plan)]
 
 
 def run_task(output: Path, stage: str, rank: int) -> None:

@@ -3,12 +3,14 @@
 import dataclasses
 from collections.abc import Iterator
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cpt_jax.data.pairs import hash_to_unit_interval
 from cpt_jax.prepare.counts import Counts
+from cpt_jax.prepare.decontamination import Decontaminator, load_test_texts
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
 from cpt_jax.prepare.duplicates import load_repeated
 from cpt_jax.prepare.examples import encode_example
@@ -20,6 +22,11 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
 
 SPLITS = ('train', 'test')
+
+
+def get_benchmark_path(folder: WorkFolder) -> Path:
+    """Returns the path of the windows of the test texts."""
+    return folder.get_path('benchmarks', 0, '.npz')
 
 
 @dataclasses.dataclass
@@ -63,6 +70,9 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     source = plan.tasks[rank].source
     counts = Counts()
     digests = {}
+    cleaner = None
+    if plan.decontamination.data_dir:
+        cleaner = Decontaminator(load_test_texts(get_benchmark_path(folder)))
     with (
         open_records(folder.get_path('shards', rank, '-train')) as train,
         open_records(folder.get_path('shards', rank, '-test')) as test,
@@ -71,17 +81,22 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
         for document, pairs in _iterate_kept(plan, folder, rank, counts):
             group = document.fields.get('group') or document.identity
             is_heldout = hash_to_unit_interval(f'{source}/{group}') < plan.output.holdout
-            examples = [
-                encode_example(pair, f'{document.identity}:{i}', source, plan.output.fields)
-                for i, pair in enumerate(pairs)
-            ]
-            shards[SPLITS[is_heldout]].write(examples)
+            examples = []
+            for i, pair in enumerate(pairs):
+                name = f'{document.identity}:{i}'
+                if cleaner and cleaner.is_contaminated(pair, f'{source} {name}'):
+                    counts.dropped['contaminated'] += 1
+                else:
+                    examples.append(encode_example(pair, name, source, plan.output.fields))
+            if examples:
+                shards[SPLITS[is_heldout]].write(examples)
     for split, shard in shards.items():
         counts.documents[split] = len(shard.sizes)
         counts.pairs[split] = sum(shard.sizes)
         digests[split] = [shard.contents.hexdigest(), shard.bytes]
         save_array(folder.get_path('shards', rank, f'-{split}.npy'), np.array(shard.sizes, int))
-    stored = {'counts': counts.to_json(), 'digests': digests}
+    found = cleaner.found if cleaner else {}
+    stored = {'counts': counts.to_json(), 'digests': digests, 'contamination': found}
     write_json(folder.get_path('shards', rank, '.json'), stored)
 
 
