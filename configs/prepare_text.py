@@ -34,10 +34,18 @@ def get_config() -> ConfigDict:
     c.filters = ConfigDict()
     c.filters.min_characters = 1  # shorter documents are dropped
     c.filters.max_characters = 100_000_000  # longer documents are dropped
+    # Languages of documents to keep, as ISO 639-1 codes such as ('en', 'de'); (): all.
+    c.filters.languages = ()
+    c.filters.min_language_probability = 0.5  # minimum probability of the language
+    # Drops documents that look like no prose, by the rules of Gopher and C4 that need no word list.
+    c.filters.quality = False
 
     c.duplicates = ConfigDict()
     # Removes documents with the same words as an earlier one, also of another source.
     c.duplicates.exact = True
+    # Removes near duplicates too (MinHash), with the minimum similarity below, from 0.5 to 1.
+    c.duplicates.near = False
+    c.duplicates.near_similarity = 0.6
 
     c.decontamination = ConfigDict()
     # Folder with the test sets whose texts are removed, as --data_dir, which replaces it; '': none.

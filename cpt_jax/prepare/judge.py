@@ -4,9 +4,10 @@ import numpy as np
 
 from cpt_jax.prepare.counts import Counts
 from cpt_jax.prepare.document import Unreadable
-from cpt_jax.prepare.duplicates import compute_key, save_keys
+from cpt_jax.prepare.duplicates import compute_key, save_content_keys
 from cpt_jax.prepare.filters import explain_rejected
 from cpt_jax.prepare.items import iterate_items
+from cpt_jax.prepare.near_duplicates import Signed, compute_signature, save_signatures
 from cpt_jax.prepare.plan import Preparation
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
 from cpt_jax.storage.json_files import write_json
@@ -28,6 +29,7 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     passes: list[bool] = []
     keys: list[bytes] = []
     items: list[int] = []
+    signed: list[Signed] = []
     filters = plan.filters
     for item in iterate_items(plan.sources[task.source], task):
         if isinstance(item, Unreadable):
@@ -38,10 +40,16 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
         reason = explain_rejected(item.text, filters)
         if reason:
             counts.dropped[reason] += 1
-        elif plan.duplicates.exact:
+        if not reason and plan.duplicates.exact:
             keys.append(compute_key(item.text))
             items.append(len(passes))
+        if not reason and plan.duplicates.near:
+            signature = compute_signature(item.text)
+            if signature is not None:
+                signed.append(Signed(len(passes), signature))
         passes.append(not reason)
-    save_keys(folder, rank, keys, items, plan.partitions)
+    save_content_keys(folder, rank, keys, items, plan.partitions)
+    if plan.duplicates.near:
+        save_signatures(folder, rank, signed, plan.near_partitions)
     save_array(folder.get_path('judged', rank, '.npy'), np.array(passes, bool))
     write_json(folder.get_path('judged', rank, '.json'), counts.to_json())

@@ -27,6 +27,7 @@ _MB = 1_000_000
 # Bytes of input whose keys one task compares for duplicates: at most 40 million documents of 100
 # bytes, whose keys take 1 GB.
 _PARTITION_BYTES = 4 << 30
+_NEAR_PARTITION_BYTES = 1 << 30  # as above, for the 32 keys of each item's signature
 
 
 class PlannedFile(NamedTuple):
@@ -133,6 +134,11 @@ class Preparation:
         return sum(task.size for task in self.tasks)
 
     @property
+    def near_partitions(self) -> int:
+        """Number of tasks that look for near duplicates."""
+        return 1 + self.size // _NEAR_PARTITION_BYTES
+
+    @property
     def fingerprint(self) -> str:
         """Digest of all that the result depends on."""
         return digest_texts(str(PREPARE_VERSION), repr(sorted_items(self.config)), self.inputs)
@@ -206,11 +212,8 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
     ]
     inputs = digest_texts(*(digest_file_states(files[name]) for name in sources))
     plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, inputs)
-    _ = (
-        plan.filters,
-        plan.duplicates,
-        plan.decontamination,
-    )  # raises for a bad value before any work
+    # These raise for a bad value, before any work is done.
+    _ = plan.filters, plan.duplicates, plan.decontamination
     return plan
 
 

@@ -3,13 +3,13 @@
 import os
 import shutil
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from cpt_jax.data.prepared import SUMMARY_FILE
+from cpt_jax.prepare.packages import require_package
 from cpt_jax.prepare.plan import PLAN_FILE, Preparation, plan_preparation, read_preparation
 from cpt_jax.prepare.stages import get_stages
 from cpt_jax.prepare.work_folder import FOLDER
@@ -19,10 +19,6 @@ from cpt_jax.storage.locks import try_lock
 
 EXECUTORS = ('local', 'slurm', 'ray')
 LOCK = '.preparing'  # held by the program that prepares a directory
-_MISSING = (
-    "launch/prepare.py needs datatrove: pip install 'cpt_jax[prepare]', or in a checkout "
-    "pip install -e '.[prepare]'"
-)
 
 
 def prepare(
@@ -49,8 +45,7 @@ def prepare(
       UserError: the extra `prepare` is not installed, the config or a file cannot be used, or the
         directory has something else.
     """
-    if find_spec('datatrove') is None:
-        raise UserError(_MISSING)
+    require_package('datatrove', 'launch/prepare.py')
     plan = plan_preparation(config)
     work = output / FOLDER
     if not _is_finished(plan, output):

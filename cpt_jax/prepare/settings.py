@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from cpt_jax.prepare.languages import check_languages
+from cpt_jax.prepare.packages import require_package
 from cpt_jax.runtime.errors import UserError
 
 
@@ -12,10 +14,16 @@ class Filters:
 
     Attributes:
       min_characters, max_characters: limits of a document's length.
+      languages: languages of documents to keep, as ISO 639-1 codes such as 'en'; (): all.
+      min_language_probability: minimum probability of the language.
+      quality: whether documents that look like no prose are dropped (cpt_jax/prepare/quality.py).
     """
 
     min_characters: int = 1
     max_characters: int = 100_000_000
+    languages: Sequence[str] = ()
+    min_language_probability: float = 0.5
+    quality: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_characters <= self.max_characters:
@@ -23,6 +31,13 @@ class Filters:
                 f'filters.min_characters={self.min_characters}: must be from 0 to '
                 f'filters.max_characters={self.max_characters}'
             )
+        if not 0 <= self.min_language_probability <= 1:
+            raise UserError(
+                f'filters.min_language_probability={self.min_language_probability:g}: must be from '
+                f'0 to 1'
+            )
+        if self.languages:
+            check_languages(self.languages)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +47,23 @@ class Duplicates:
     Attributes:
       exact: whether documents with the same words are removed: equal in Unicode's form NFKC, with
         folded case and single spaces.
+      near: whether near duplicates are removed too (cpt_jax/prepare/near_duplicates.py).
+      near_similarity: minimum Jaccard similarity of near duplicates, in their windows of three
+        words.
     """
 
     exact: bool = True
+    near: bool = False
+    near_similarity: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.near_similarity <= 1:
+            raise UserError(
+                f'duplicates.near_similarity={self.near_similarity:g}: must be from 0.5 to 1: '
+                f'texts that are less similar are not always found'
+            )
+        if self.near:
+            require_package('rensa', 'duplicates.near')
 
 
 @dataclasses.dataclass(frozen=True)

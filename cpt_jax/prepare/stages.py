@@ -10,6 +10,7 @@ from cpt_jax.prepare.decontamination import index_test_texts
 from cpt_jax.prepare.duplicates import find_repeated
 from cpt_jax.prepare.finish import finish, read_counts
 from cpt_jax.prepare.judge import judge_task
+from cpt_jax.prepare.near_duplicates import cluster, find_links
 from cpt_jax.prepare.plan import Preparation, read_preparation
 from cpt_jax.prepare.work_folder import WorkFolder
 from cpt_jax.prepare.write import get_benchmark_path, write_task
@@ -39,6 +40,15 @@ def _compare(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     find_repeated(folder, rank, len(plan.tasks))
 
 
+def _find_links(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    find_links(folder, rank, len(plan.tasks), plan.duplicates.near_similarity)
+
+
+def _cluster(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    del rank
+    cluster(folder, plan.near_partitions, len(plan.tasks))
+
+
 def _index_benchmarks(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     del rank
     tasks = find_test_sets(plan.decontamination.data_dir)
@@ -58,6 +68,18 @@ def _get_task_sizes(plan: Preparation) -> list[int]:
 STAGES = (
     Stage('judge', 'reading and filtering', _get_task_sizes, judge_task),
     Stage('compare', 'finding duplicates', lambda plan: [1] * plan.partitions, _compare),
+    Stage(
+        'links',
+        'finding near duplicates',
+        lambda plan: [1] * plan.near_partitions if plan.duplicates.near else [],
+        _find_links,
+    ),
+    Stage(
+        'cluster',
+        'grouping near duplicates',
+        lambda plan: [1] if plan.duplicates.near else [],
+        _cluster,
+    ),
     Stage(
         'benchmarks',
         'reading test sets',

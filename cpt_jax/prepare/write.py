@@ -12,9 +12,11 @@ from cpt_jax.data.pairs import hash_to_unit_interval
 from cpt_jax.prepare.counts import Counts
 from cpt_jax.prepare.decontamination import Decontaminator, load_test_texts
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
-from cpt_jax.prepare.duplicates import load_repeated
+from cpt_jax.prepare.duplicates import REPEATED
 from cpt_jax.prepare.examples import encode_example
 from cpt_jax.prepare.items import iterate_items
+from cpt_jax.prepare.keyed_items import load_items
+from cpt_jax.prepare.near_duplicates import NEAR
 from cpt_jax.prepare.plan import Preparation
 from cpt_jax.prepare.record_files import open_records
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
@@ -107,11 +109,14 @@ def _iterate_kept(
     task = plan.tasks[rank]
     rules = plan.sources[task.source]
     passes = np.load(folder.get_path('judged', rank, '.npy'))
-    repeats = np.zeros(len(passes), bool)
+    keeps = passes.copy()
     if plan.duplicates.exact:
-        repeats[load_repeated(folder, rank, plan.partitions)] = True
-    counts.dropped['duplicate'] += int(repeats.sum())
-    keeps = passes & ~repeats
+        keeps[load_items(folder, REPEATED, rank, plan.partitions)] = False
+    counts.dropped['duplicate'] += int(passes.sum() - keeps.sum())
+    if plan.duplicates.near:
+        before = int(keeps.sum())
+        keeps[load_items(folder, NEAR, rank, 1)] = False
+        counts.dropped['near duplicate'] += before - int(keeps.sum())
     index = -1
     last: tuple[Document, list[TextPair]] | None = None
     for item in iterate_items(rules, task):

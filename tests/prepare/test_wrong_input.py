@@ -128,7 +128,7 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def test_missing_datatrove_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr('cpt_jax.prepare.run.find_spec', lambda name: None)
+    monkeypatch.setattr('cpt_jax.prepare.packages.find_spec', lambda name: None)
     with pytest.raises(UserError, match=r"needs datatrove: pip install 'cpt_jax\[prepare\]'"):
         prepare(make_config(), tmp_path / 'output')
 
