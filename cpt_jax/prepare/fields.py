@@ -1,7 +1,11 @@
-"""Pair rule: two fields of a record, such as title and body, question and answer."""
+"""Pair rules: two fields of a record, such as title and body, question and answer; and those of
+CodeSearchNet's files.
+"""
 
 from collections.abc import Iterator
 
+from cpt_jax.data.filters import extract_first_paragraph
+from cpt_jax.data.python_functions import remove_docstring
 from cpt_jax.prepare.document import Document, TextPair
 from cpt_jax.prepare.records import BadRecord, get_field, get_text
 
@@ -35,3 +39,29 @@ def pair_fields(
             raise BadRecord(f'{y!r} is not text')
         if first.strip() and text.strip():
             yield TextPair(first, text, extra)
+
+
+def pair_functions(
+    document: Document, x: str = 'docstring', y: str = 'code', repository: str = 'repo'
+) -> Iterator[TextPair]:
+    """Yields (first paragraph of the documentation, function) of a row of CodeSearchNet's files.
+
+    Functions of a repository are held out together. The docstring is removed from Python code.
+
+    Args:
+      document: a document of a record.
+      x: field with the documentation.
+      y: field with the code.
+      repository: field with the name of the repository.
+
+    Raises:
+      BadRecord: a field is missing or not text.
+    """
+    record = document.fields
+    documentation = extract_first_paragraph(get_text(record, x))
+    code = get_text(record, y)
+    if str(record.get('language', 'python')).lower() == 'python':
+        code = remove_docstring(code)
+    group = record.get(repository) or document.identity
+    if documentation.strip() and code.strip():
+        yield TextPair(documentation, code, {**record, 'group': group})

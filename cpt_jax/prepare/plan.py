@@ -19,6 +19,7 @@ from cpt_jax.prepare.settings import Decontamination, Duplicates, Filters, Outpu
 from cpt_jax.runs.config import build, check_section, to_json_values
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file, write_json
+from cpt_jax.storage.paths import is_remote
 
 # Increment when a change to the code changes what is made of the same files.
 PREPARE_VERSION = 1
@@ -269,6 +270,9 @@ def _find_files(name: str, path: str, rules: SourceRules) -> list[InputFile]:
         for suffix in READERS[rules.reader].suffixes
         for compression in COMPRESSIONS
     ]
+    mark = READERS[rules.reader].mark
+    if mark and (is_remote(path) or Path(path).expanduser().is_dir()) and '*' not in path:
+        path = f'{path.rstrip("/")}/**/*{mark}*'
     try:
         return find_input_files(path, suffixes)
     except UserError as error:

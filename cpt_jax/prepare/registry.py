@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cpt_jax.prepare import fields, neighbours
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
-from cpt_jax.prepare.readers import json_lines, text_files
+from cpt_jax.prepare.readers import json_lines, parquet, text_files, tfds_texts, web_archives
 
 
 class Reader(NamedTuple):
@@ -16,11 +16,13 @@ class Reader(NamedTuple):
       read: function from (path, name of the file, arguments of the config) to its documents.
       suffixes: suffixes of the files to find in a folder; .gz and .zst may follow.
       check: function that raises UserError for arguments that are invalid.
+      mark: text in the names of the files to find in a folder, in place of a suffix.
     """
 
     read: Callable[..., Iterator[Document | Unreadable]]
     suffixes: tuple[str, ...]
     check: Callable[..., None] = lambda **arguments: None
+    mark: str = ''
 
 
 class PairRule(NamedTuple):
@@ -41,10 +43,16 @@ class PairRule(NamedTuple):
 READERS = {
     'text': Reader(text_files.read_text_file, text_files.SUFFIXES, text_files.check_text_reader),
     'jsonl': Reader(json_lines.read_json_documents, json_lines.SUFFIXES),
+    'parquet': Reader(parquet.read_parquet_file, parquet.SUFFIXES),
+    'tfds': Reader(tfds_texts.read_tfds_shard, (), mark=tfds_texts.MARK),
+    'web': Reader(
+        web_archives.read_web_archive, web_archives.SUFFIXES, web_archives.check_web_archives
+    ),
 }
 PAIR_RULES = {
     'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),
     'fields': PairRule(fields.pair_fields, unit='pair'),
+    'functions': PairRule(fields.pair_functions, unit='y'),
 }
 # Arguments of these functions that the program sets, not the section of a source.
 _SET_BY_PROGRAM = ('path', 'name', 'document', 'tokenizer_path')

@@ -81,7 +81,7 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     ):
         shards = {'train': Shard(train), 'test': Shard(test)}
         for document, pairs in _iterate_kept(plan, folder, rank, counts):
-            group = document.fields.get('group') or document.identity
+            group = pairs[0].fields.get('group') or document.identity
             is_heldout = hash_to_unit_interval(f'{source}/{group}') < plan.output.holdout
             examples = []
             for i, pair in enumerate(pairs):
