@@ -50,6 +50,8 @@ def get_config() -> ConfigDict:
     c.decontamination = ConfigDict()
     # Folder with the test sets whose texts are removed, as --data_dir, which replaces it; '': none.
     c.decontamination.data_dir = ''
+    # Whether relevant documents of retrieval sets, and functions, count as test texts.
+    c.decontamination.documents = True
 
     c.output = ConfigDict()
     c.output.holdout = 0.01  # fraction of the documents that is in the split `test`

@@ -65,7 +65,7 @@ def main() -> None:
         raise UserError('--executor slurm needs --slurm_partition')
     config = _read_config().config.to_dict()
     if _DATA_DIR.value is not None:
-        config['decontamination'] = {'data_dir': _DATA_DIR.value}
+        config.setdefault('decontamination', {})['data_dir'] = _DATA_DIR.value
     summary = prepare(
         config,
         output.absolute(),

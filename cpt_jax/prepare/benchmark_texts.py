@@ -37,7 +37,7 @@ def find_test_sets(data_dir: str) -> dict[str, Task]:
     return tasks
 
 
-def iterate_test_texts(task: Task) -> Iterator[str] | None:
+def iterate_test_texts(task: Task, documents: bool = True) -> Iterator[str] | None:
     """Returns the texts of a task whose answers a model must not have seen; None if the kind of
     task is unknown.
 
@@ -46,23 +46,27 @@ def iterate_test_texts(task: Task) -> Iterator[str] | None:
 
     Args:
       task: a task.
+      documents: whether to yield relevant documents and functions too.
 
     Raises:
       UserError: its data cannot be used.
     """
     found = next((read for kind, read in _READERS.items() if isinstance(task, kind)), None)
-    return found(task) if found else None
+    return found(task, documents) if found else None
 
 
-def _iterate_similarity(task: Any) -> Iterator[str]:
+def _iterate_similarity(task: Any, documents: bool) -> Iterator[str]:
+    del documents
     for pairs in task.load():
         for texts in pairs.texts:
             yield from texts
 
 
-def _iterate_retrieval(task: Any) -> Iterator[str]:
+def _iterate_retrieval(task: Any, documents: bool) -> Iterator[str]:
     collection = load_collection(task.folder, task.split)
     yield from collection.queries
+    if not documents:
+        return
     relevant = {
         name
         for grades in collection.qrels.values()
@@ -73,30 +77,34 @@ def _iterate_retrieval(task: Any) -> Iterator[str]:
     yield from collection.documents.load_texts_at(positions).values()
 
 
-def _iterate_labelled(task: Any) -> Iterator[str]:
+def _iterate_labelled(task: Any, documents: bool) -> Iterator[str]:
+    del documents
     data: SentEvalSet = task.data
     part = 'test' if 'test' in data.layout.parts else 'all'
     for texts in data.read_part(part).texts:
         yield from texts
 
 
-def _iterate_code(task: Any) -> Iterator[str]:
+def _iterate_code(task: Any, documents: bool) -> Iterator[str]:
     pairs = task.load()
     yield from pairs.queries
-    yield from pairs.codes
+    if documents:
+        yield from pairs.codes
 
 
-def _iterate_questions(task: Any) -> Iterator[str]:
+def _iterate_questions(task: Any, documents: bool) -> Iterator[str]:
+    del documents
     questions, _ = read_questions(task.questions)
     yield from questions
 
 
-def _iterate_bias(task: Any) -> Iterator[str]:
+def _iterate_bias(task: Any, documents: bool) -> Iterator[str]:
+    del documents
     for concept in read_test(task.path).values():
         yield from concept.texts
 
 
-_READERS: dict[type, Callable[[Any], Iterator[str]]] = {
+_READERS: dict[type, Callable[[Any, bool], Iterator[str]]] = {
     Similarity: _iterate_similarity,
     Retrieval: _iterate_retrieval,
     Probe: _iterate_labelled,

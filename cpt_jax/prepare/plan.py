@@ -270,13 +270,25 @@ def _find_files(name: str, path: str, rules: SourceRules) -> list[InputFile]:
         for suffix in READERS[rules.reader].suffixes
         for compression in COMPRESSIONS
     ]
-    mark = READERS[rules.reader].mark
-    if mark and (is_remote(path) or Path(path).expanduser().is_dir()) and '*' not in path:
-        path = f'{path.rstrip("/")}/**/*{mark}*'
     try:
-        return find_input_files(path, suffixes)
+        found = find_input_files(path, suffixes)
     except UserError as error:
         raise UserError(f'sources.{name}.{error}') from None
+    if is_file(path):
+        return found
+    accepts = READERS[rules.reader].accepts
+    accepted = [file for file in found if accepts(file.name, **rules.reader_arguments)]
+    if not accepted:
+        raise UserError(
+            f'sources.{name}.path: {path!r} has {len(found):,} files and none that reader '
+            f'{rules.reader!r} reads'
+        )
+    return accepted
+
+
+def is_file(path: str) -> bool:
+    """Returns whether a path names a single local file, which is read whatever its name."""
+    return not is_remote(path) and Path(path).expanduser().is_file()
 
 
 def _group_files(

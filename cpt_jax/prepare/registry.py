@@ -6,7 +6,15 @@ from typing import Any, NamedTuple
 
 from cpt_jax.prepare import fields, neighbours
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
-from cpt_jax.prepare.readers import json_lines, parquet, text_files, tfds_texts, web_archives
+from cpt_jax.prepare.readers import (
+    json_lines,
+    parquet,
+    supervised,
+    tables,
+    text_files,
+    tfds_texts,
+    web_archives,
+)
 
 
 class Reader(NamedTuple):
@@ -16,13 +24,14 @@ class Reader(NamedTuple):
       read: function from (path, name of the file, arguments of the config) to its documents.
       suffixes: suffixes of the files to find in a folder; .gz and .zst may follow.
       check: function that raises UserError for arguments that are invalid.
-      mark: text in the names of the files to find in a folder, in place of a suffix.
+      accepts: function from the name of a file of a folder, and the arguments of `read`, to whether
+        it is read.
     """
 
     read: Callable[..., Iterator[Document | Unreadable]]
     suffixes: tuple[str, ...]
     check: Callable[..., None] = lambda **arguments: None
-    mark: str = ''
+    accepts: Callable[..., bool] = lambda name, **arguments: True
 
 
 class PairRule(NamedTuple):
@@ -44,10 +53,14 @@ READERS = {
     'text': Reader(text_files.read_text_file, text_files.SUFFIXES, text_files.check_text_reader),
     'jsonl': Reader(json_lines.read_json_documents, json_lines.SUFFIXES),
     'parquet': Reader(parquet.read_parquet_file, parquet.SUFFIXES),
-    'tfds': Reader(tfds_texts.read_tfds_shard, (), mark=tfds_texts.MARK),
+    'csv': Reader(tables.read_table, tables.SUFFIXES, tables.check_table_reader),
+    'tfds': Reader(tfds_texts.read_tfds_shard, ('',), accepts=tfds_texts.is_shard),
     'web': Reader(
         web_archives.read_web_archive, web_archives.SUFFIXES, web_archives.check_web_archives
     ),
+    'nli': Reader(supervised.read_nli, supervised.NLI_SUFFIXES),
+    'dpr': Reader(supervised.read_dpr, supervised.DPR_SUFFIXES),
+    'beir': Reader(supervised.read_beir, ('.tsv',), accepts=supervised.is_beir_split),
 }
 PAIR_RULES = {
     'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),

@@ -73,9 +73,12 @@ class Decontamination:
     Attributes:
       data_dir: folder with the test sets, as --data_dir of launch/evaluate.py; '': none are known,
         and nothing is removed. The flag --data_dir sets it.
+      documents: whether relevant documents of retrieval sets, and functions of code search, count
+        as test texts; otherwise only queries, questions and test sentences do.
     """
 
     data_dir: str = ''
+    documents: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,8 @@ def _cluster(plan: Preparation, folder: WorkFolder, rank: int) -> None:
 def _index_benchmarks(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     del rank
     tasks = find_test_sets(plan.decontamination.data_dir)
-    texts = {name: iterate_test_texts(task) for name, task in tasks.items()}
+    documents = plan.decontamination.documents
+    texts = {name: iterate_test_texts(task, documents) for name, task in tasks.items()}
     index_test_texts(texts).save(get_benchmark_path(folder))
 
 

@@ -89,6 +89,12 @@ def test_planted_texts_are_found_and_nothing_else(data_dir, tmp_path):
     assert '| retrieval/scifact | 2 | 0 |' in card
 
 
+def test_documents_of_a_collection_may_be_kept(data_dir):
+    task = benchmark_texts.find_test_sets(str(data_dir))['retrieval/scifact']
+    assert [*benchmark_texts.iterate_test_texts(task)] == [CLAIM, ABSTRACT]
+    assert [*benchmark_texts.iterate_test_texts(task, documents=False)] == [CLAIM]
+
+
 def test_a_text_across_the_end_of_x_is_found():
     tests = index_test_texts({'set': ['one two three four five']})
     assert tests.find(hash_words('zero one two three four five six')) == {0: (1, 5)}

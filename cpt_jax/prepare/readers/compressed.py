@@ -1,6 +1,7 @@
 """Opens input files that may be compressed, and names what is wrong with a broken one."""
 
 import gzip
+import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
             import pyarrow
 
             with pyarrow.input_stream(str(path), 'zstd', _BLOCK_BYTES) as stream:
-                yield cast('BinaryIO', stream)
+                yield cast('BinaryIO', io.BufferedReader(stream, _BLOCK_BYTES))
         else:
             with path.open('rb', buffering=_BLOCK_BYTES) as file:
                 yield cast('BinaryIO', file)

@@ -8,13 +8,11 @@ from typing import Any
 from cpt_jax.prepare.document import Document, Unreadable
 from cpt_jax.prepare.records import BadRecord, make_document
 
-# In a folder, all splits are read; a pattern such as DIR/*-train.array_record* selects one.
-MARK = '.array_record-'
 _RECORDS_AT_ONCE = 1024
 
 
 def read_tfds_shard(
-    path: Path, name: str, text: str | Sequence[str] = 'text', id: str = 'id'
+    path: Path, name: str, text: str | Sequence[str] = 'text', id: str = 'id', split: str = 'train'
 ) -> Iterator[Document | Unreadable]:
     """Yields a document for each example of a shard.
 
@@ -24,7 +22,9 @@ def read_tfds_shard(
       text: feature with the text, or several that are joined by a blank line. 'a/b' is feature `b`
         of feature `a`.
       id: feature with a name for the document, which is optional.
+      split: split whose shards are read.
     """
+    del split  # `is_shard` has selected the files
     from array_record.python.array_record_module import ArrayRecordReader
 
     names = (text,) if isinstance(text, str) else tuple(text)
@@ -43,6 +43,12 @@ def read_tfds_shard(
         reader.close()
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         yield Unreadable(name, 'broken ArrayRecord file', ' '.join(str(error).split()))
+
+
+def is_shard(name: str, split: str = 'train', **others: object) -> bool:
+    """Returns whether a file is a shard of a split."""
+    del others
+    return f'-{split}.array_record-' in Path(name).name
 
 
 @functools.cache
