@@ -1,8 +1,8 @@
 """Measures launch/prepare.py: megabytes of text per second and core, and the peak memory.
 
 A corpus of generated prose is read, cut, compared for exact duplicates and written, in the stages
-of the program and in this process. The steps that may be added are measured by themselves: language,
-quality, near duplicates and decontamination, on the same documents.
+of the program and in this process. The steps that may be added are measured alone, on the same
+documents: language, quality, near duplicates and decontamination.
 
 Example:
   python benchmarks/prepare_throughput.py --megabytes 200 --json throughput.json

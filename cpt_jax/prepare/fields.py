@@ -41,7 +41,7 @@ def pair_fields(
             yield TextPair(first, text, extra)
 
 
-def pair_functions(
+def pair_code_search_net(
     document: Document, x: str = 'docstring', y: str = 'code', repository: str = 'repo'
 ) -> Iterator[TextPair]:
     """Yields (first paragraph of the documentation, function) of a row of CodeSearchNet's files.

@@ -65,7 +65,7 @@ READERS = {
 PAIR_RULES = {
     'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),
     'fields': PairRule(fields.pair_fields, unit='pair'),
-    'functions': PairRule(fields.pair_functions, unit='y'),
+    'codesearchnet': PairRule(fields.pair_code_search_net, unit='y'),
 }
 # Arguments of these functions that the program sets, not the section of a source.
 _SET_BY_PROGRAM = ('path', 'name', 'document', 'tokenizer_path')

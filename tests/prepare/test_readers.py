@@ -164,7 +164,7 @@ def test_rows_of_code_search_net(tmp_path):
     ]  # fmt: skip
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, [*rows, rows[0]])))
     section = {'reader': 'jsonl', 'path': str(tmp_path / 'a.jsonl'), 'text': 'code'}
-    config = make_config(a=section | {'pairs': 'functions'})
+    config = make_config(a=section | {'pairs': 'codesearchnet'})
     config['output'] |= {'fields': ('repo', 'path'), 'holdout': 0.5}
     summary = prepare(config, tmp_path / 'output')
     assert summary['total']['dropped']['duplicate'] == 1
