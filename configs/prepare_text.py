@@ -53,6 +53,13 @@ def get_config() -> ConfigDict:
     # Whether relevant documents of retrieval sets, and functions, count as test texts.
     c.decontamination.documents = True
 
+    c.consistency = ConfigDict()
+    # Model reference: keeps the pairs whose y this model ranks among the `top_k` best for x, in a
+    # random sample of y; '': no filter.
+    c.consistency.model = ''
+    c.consistency.top_k = 2  # largest rank of a pair that stays
+    c.consistency.sample = 100_000  # number of sampled y
+
     c.output = ConfigDict()
     c.output.holdout = 0.01  # fraction of the documents that is in the split `test`
     # Fields of the documents to store with each pair, such as ('license',).

@@ -40,6 +40,7 @@ def format_card(summary: Mapping[str, Any]) -> str:
         '',
         *_format_contamination(summary.get('decontamination')),
         '',
+        *_format_consistency(summary.get('consistency')),
         '## Scope',
         '',
         _SCOPE,
@@ -67,6 +68,22 @@ def _format_contamination(report: Mapping[str, Any] | None) -> list[str]:
     if report['not_covered']:
         lines += ['', f'Not covered: {", ".join(report["not_covered"])}.']
     return lines
+
+
+def _format_consistency(report: Mapping[str, Any] | None) -> list[str]:
+    if report is None:
+        return []
+    return [
+        '## Consistency',
+        '',
+        f'A pair stayed if {report["model"]} ranks its y among the {report["top_k"]} best for its '
+        f'x, in a random sample of {report["sample"]:,} y.',
+        '',
+        '| rank | pairs |',
+        '| --- | --- |',
+        *(f'| {name} | {number:,} |' for name, number in report['ranks'].items()),
+        '',
+    ]
 
 
 def _format_sentence(summary: Mapping[str, Any]) -> str:

@@ -59,6 +59,17 @@ def encode_example(pair: TextPair, name: str, source: str, fields: Sequence[str]
     return example.SerializeToString(deterministic=True)
 
 
+def decode_example(record: bytes) -> dict[str, list[str]]:
+    """Returns the texts of each feature of a serialized example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example.FromString(record)
+    return {
+        name: [value.decode('utf-8') for value in feature.bytes_list.value]
+        for name, feature in example.features.feature.items()
+    }
+
+
 def _to_text(value: object) -> str:
     if value is None:
         return ''

@@ -129,7 +129,7 @@ def run_stage_locally(
     LocalExecutor(
         [TaskStep(str(output), stage.name)],
         tasks=len(sizes),
-        workers=workers,
+        workers=1 if stage.in_parent else workers,
         logging_dir=str(get_log_folder(output, stage)),
     ).run_stage(sizes, advance)
 

@@ -10,6 +10,7 @@ import numpy as np
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.data.prepared import SUMMARY_FILE, get_starts_path
 from cpt_jax.prepare.card import format_card
+from cpt_jax.prepare.consistency import CONSISTENT, summarize_ranks
 from cpt_jax.prepare.counts import Counts, add_counts
 from cpt_jax.prepare.decontamination import load_test_texts, report_contamination
 from cpt_jax.prepare.examples import make_features
@@ -65,14 +66,18 @@ def finish(plan: Preparation, folder: WorkFolder) -> None:
     Raises:
       UserError: no pair is left.
     """
-    splits = {split: _collect_shards(plan, folder, split) for split in SPLITS}
+    stage = CONSISTENT if plan.consistency.model else 'shards'
+    splits = {split: _collect_shards(plan, folder, stage, split) for split in SPLITS}
     splits = {split: shards for split, shards in splits.items() if shards.ranks}
     judged = read_counts(plan, folder, 'judged')
-    written = read_counts(plan, folder, 'shards')
+    written = read_counts(plan, folder, stage)
     counts = {name: add_counts([judged[name], written[name]]) for name in plan.sources}
     summary = _make_summary(plan, splits, counts)
     if plan.decontamination.data_dir:
         summary['decontamination'] = _report_contamination(plan, folder)
+    if plan.consistency.model:
+        ranks = summarize_ranks(folder, len(plan.tasks))
+        summary['consistency'] = {**vars(plan.consistency), 'ranks': ranks}
     if 'train' not in splits:
         dropped = ', '.join(
             f'{number:,} {reason}' for reason, number in add_counts(counts.values()).dropped.items()
@@ -80,10 +85,10 @@ def finish(plan: Preparation, folder: WorkFolder) -> None:
         raise UserError(f'no pair for training is left (dropped: {dropped or "nothing"})')
     for split, shards in splits.items():
         for shard, rank in enumerate(shards.ranks):
-            path = folder.get_path('shards', rank, f'-{split}')
+            path = folder.get_path(stage, rank, f'-{split}')
             if path.exists():
                 os.replace(path, folder.output / shards.get_name(split, shard))
-        sizes = [np.load(folder.get_path('shards', rank, f'-{split}.npy')) for rank in shards.ranks]
+        sizes = [np.load(folder.get_path(stage, rank, f'-{split}.npy')) for rank in shards.ranks]
         starts = np.cumsum(np.concatenate([[0], *sizes]), dtype=np.int64)
         save_array(get_starts_path(folder.output, split), starts)
     _write_metadata(plan, folder.output, splits)
@@ -91,10 +96,10 @@ def finish(plan: Preparation, folder: WorkFolder) -> None:
     write_json(folder.output / SUMMARY_FILE, summary)
 
 
-def _collect_shards(plan: Preparation, folder: WorkFolder, split: str) -> SplitShards:
+def _collect_shards(plan: Preparation, folder: WorkFolder, stage: str, split: str) -> SplitShards:
     ranks, lengths, digests, size = [], [], [], 0
     for rank in range(len(plan.tasks)):
-        stored = read_json_file(folder.get_path('shards', rank, '.json'))
+        stored = read_json_file(folder.get_path(stage, rank, '.json'))
         pairs = stored['counts']['pairs'][split]
         if pairs:
             ranks.append(rank)

@@ -15,7 +15,13 @@ from cpt_jax.data.pairs import digest_texts
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
 from cpt_jax.prepare.readers.compressed import COMPRESSIONS
 from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
-from cpt_jax.prepare.settings import Decontamination, Duplicates, Filters, Output
+from cpt_jax.prepare.settings import (
+    Consistency,
+    Decontamination,
+    Duplicates,
+    Filters,
+    Output,
+)
 from cpt_jax.runs.config import build, check_section, to_json_values
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file, write_json
@@ -24,6 +30,7 @@ from cpt_jax.storage.paths import is_remote
 # Increment when a change to the code changes what is made of the same files.
 PREPARE_VERSION = 1
 PLAN_FILE = 'plan.json'
+SECTIONS = ('filters', 'duplicates', 'decontamination', 'consistency', 'output')
 _MB = 1_000_000
 # Bytes of input whose keys one task compares for duplicates: at most 40 million documents of 100
 # bytes, whose keys take 1 GB.
@@ -126,6 +133,10 @@ class Preparation:
         return build(Decontamination, 'decontamination', section)
 
     @property
+    def consistency(self) -> Consistency:
+        return build(Consistency, 'consistency', self.config.get('consistency', {}))
+
+    @property
     def output(self) -> Output:
         return build(Output, 'output', self.config.get('output', {}))
 
@@ -184,7 +195,7 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
       UserError: a key or value of the config is invalid, or a path has no file.
     """
     config = to_json_values(config)
-    known = {'sources', 'tokenizer', 'filters', 'duplicates', 'decontamination', 'output'}
+    known = {'sources', 'tokenizer', *SECTIONS}
     unknown = [name for name in config if name not in known]
     if unknown:
         raise UserError(
@@ -214,7 +225,7 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
     inputs = digest_texts(*(digest_file_states(files[name]) for name in sources))
     plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, inputs)
     # These raise for a bad value, before any work is done.
-    _ = plan.filters, plan.duplicates, plan.decontamination
+    _ = plan.filters, plan.duplicates, plan.decontamination, plan.consistency
     return plan
 
 

@@ -1,7 +1,7 @@
 """ArrayRecord files that are either complete or absent."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,3 +29,16 @@ def open_records(path: Path) -> Iterator[Any]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_records(path: Path, indices: Sequence[int]) -> list[bytes]:
+    """Returns the records at some indices of an ArrayRecord file."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not len(indices):
+        return []
+    reader = ArrayRecordReader(str(path), 'readahead_buffer_size:0')
+    try:
+        return reader.read(list(indices))
+    finally:
+        reader.close()

@@ -82,6 +82,26 @@ class Decontamination:
 
 
 @dataclasses.dataclass(frozen=True)
+class Consistency:
+    """Which pairs a model finds consistent (cpt_jax/prepare/consistency.py).
+
+    Attributes:
+      model: model reference, as --model of the other programs; '': no filter.
+      top_k: a pair stays if its y is among the `top_k` nearest to x.
+      sample: number of random y among which it is ranked.
+    """
+
+    model: str = ''
+    top_k: int = 2
+    sample: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name, value in (('top_k', self.top_k), ('sample', self.sample)):
+            if value < 1:
+                raise UserError(f'consistency.{name}={value}: must be 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
 class Output:
     """How the data set is written.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cpt_jax.prepare.benchmark_texts import find_test_sets, iterate_test_texts
+from cpt_jax.prepare.consistency import embed_sample, filter_shard, load_model
 from cpt_jax.prepare.counts import check_unreadable
 from cpt_jax.prepare.decontamination import index_test_texts
 from cpt_jax.prepare.duplicates import find_repeated
@@ -26,12 +27,15 @@ class Stage(NamedTuple):
       sizes: function from a plan to the size of each task, for the estimate; without a task the
         stage is left out.
       run_task: function from (plan, work folder, index of the task) that does the work.
+      in_parent: whether tasks run one after the other in the program itself, which has the
+        accelerators, if the executor is local.
     """
 
     name: str
     description: str
     sizes: Callable[[Preparation], list[int]]
     run_task: Callable[[Preparation, WorkFolder, int], None]
+    in_parent: bool = False
 
 
 def _compare(plan: Preparation, folder: WorkFolder, rank: int) -> None:
@@ -55,6 +59,17 @@ def _index_benchmarks(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     documents = plan.decontamination.documents
     texts = {name: iterate_test_texts(task, documents) for name, task in tasks.items()}
     index_test_texts(texts).save(get_benchmark_path(folder))
+
+
+def _embed_sample(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    del rank
+    settings = plan.consistency
+    embed_sample(folder, len(plan.tasks), settings.sample, load_model(settings.model))
+
+
+def _filter_shard(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    settings = plan.consistency
+    filter_shard(folder, rank, settings.top_k, load_model(settings.model))
 
 
 def _finish(plan: Preparation, folder: WorkFolder, rank: int) -> None:
@@ -88,6 +103,20 @@ STAGES = (
         _index_benchmarks,
     ),
     Stage('write', 'writing pairs', _get_task_sizes, write_task),
+    Stage(
+        'sample',
+        'embedding a sample',
+        lambda plan: [1] if plan.consistency.model else [],
+        _embed_sample,
+        in_parent=True,
+    ),
+    Stage(
+        'consistency',
+        'filtering pairs by consistency',
+        lambda plan: _get_task_sizes(plan) if plan.consistency.model else [],
+        _filter_shard,
+        in_parent=True,
+    ),
     Stage('finish', 'writing the data set', lambda plan: [1], _finish),
 )
 

@@ -7,7 +7,13 @@ import pytest
 import configs
 from cpt_jax.prepare.plan import parse_source
 from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments
-from cpt_jax.prepare.settings import Decontamination, Duplicates, Filters, Output
+from cpt_jax.prepare.settings import (
+    Consistency,
+    Decontamination,
+    Duplicates,
+    Filters,
+    Output,
+)
 from cpt_jax.runs.config import check_section
 
 FOLDER = Path(configs.__file__).parent
@@ -16,6 +22,7 @@ SECTIONS = {
     'filters': Filters,
     'duplicates': Duplicates,
     'decontamination': Decontamination,
+    'consistency': Consistency,
     'output': Output,
 }
 
