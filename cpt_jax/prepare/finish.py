@@ -93,6 +93,7 @@ def finish(plan: Preparation, folder: WorkFolder) -> None:
         save_array(get_starts_path(folder.output, split), starts)
     _write_metadata(plan, folder.output, splits)
     write_atomically(folder.output / 'card.md', format_card(summary))
+    _write_report(folder.output, splits['train'], summary)
     write_json(folder.output / SUMMARY_FILE, summary)
 
 
@@ -121,6 +122,15 @@ def _make_summary(
         'sources': {name: found.to_json() for name, found in counts.items()},
         'config': plan.config,
     }
+
+
+def _write_report(output: Path, shards: SplitShards, summary: Mapping[str, Any]) -> None:
+    # Imports matplotlib, which only this task needs.
+    from cpt_jax.prepare.report import render_preparation, sample_examples
+
+    paths = [output / shards.get_name('train', shard) for shard in range(len(shards.ranks))]
+    examples = sample_examples(paths, shards.lengths)
+    write_atomically(output / 'report.html', render_preparation(summary, examples))
 
 
 def _report_contamination(plan: Preparation, folder: WorkFolder) -> dict[str, Any]:

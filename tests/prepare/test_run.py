@@ -231,6 +231,12 @@ def test_two_workers_and_a_kill_give_the_same_result(tmp_path, monkeypatch):
     assert get_texts(tmp_path / 'output') == get_texts(tmp_path / 'one')
 
 
+def test_report_is_one_file(prepared):
+    page = (prepared / 'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 3 and 'href' not in page
+    assert 'Characters of x' in page and 'prepared without --data_dir' in page
+
+
 def test_starts_of_documents_are_stored(prepared):
     starts = np.load(prepared / 'documents-train.npy')
     ids = [name.rpartition(':')[0] for name in _read_ids(prepared, 'train')]
