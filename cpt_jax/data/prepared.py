@@ -1,6 +1,6 @@
 """The files that launch/prepare.py adds to a tfds data set."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,18 @@ def get_starts_path(directory: Path, split: str) -> Path:
     return directory / f'documents-{split}.npy'
 
 
+def find_cleaned_sources(sources: Mapping[str, object]) -> dict[str, list[str] | None]:
+    """Returns the test sets whose texts were removed from each source that launch/prepare.py wrote,
+    by name; None if none were searched for.
+    """
+    found: dict[str, list[str] | None] = {}
+    for name, source in sources.items():
+        if getattr(source, 'is_prepared', False):
+            removed = getattr(source, 'removed_texts', None)
+            found[name] = None if removed is None else sorted(removed)
+    return found
+
+
 class PreparedDirectory:
     """A finished output of launch/prepare.py.
 
@@ -33,6 +45,14 @@ class PreparedDirectory:
         self.directory = directory
         self._summary = read_json_file(directory / SUMMARY_FILE)
         self.splits = tuple(self._summary.get('contents', ()))
+
+    @property
+    def removed_texts(self) -> dict[str, int] | None:
+        """Number of removed pairs by test set whose texts were searched for; None if none were."""
+        report = self._summary.get('decontamination')
+        if report is None:
+            return None
+        return {name: found['pairs'] for name, found in report['sets'].items()}
 
     def get_contents(self, split: str) -> str:
         """Returns a digest of all examples of a split."""

@@ -61,7 +61,7 @@ def iterate_windows(words_N: np.ndarray, longest: int) -> Iterator[tuple[int, np
       longest: largest number of words of a window.
     """
     power = 1
-    windows = np.zeros(len(words_N) + 1, np.uint64)
+    windows: np.ndarray = np.zeros(len(words_N) + 1, np.uint64)
     for n in range(1, min(longest, len(words_N)) + 1):
         # The window of n words at i is that of n - 1 words at i, and word i + n - 1.
         windows = windows[:-1] + words_N[n - 1 :] * np.uint64(power)

@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 
+from cpt_jax.data.prepared import find_cleaned_sources
+from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.evals.registry import KINDS, find_tasks
 from cpt_jax.prepare import benchmark_texts
 from cpt_jax.prepare.decontamination import index_test_texts
@@ -85,6 +87,14 @@ def test_planted_texts_are_found_and_nothing_else(data_dir, tmp_path):
     }  # fmt: skip
     examples = [text for _, text in found['sts/STSBenchmark']['examples']]
     assert 'a man is slicing a ripe tomato slowly' in examples
+    source = TfdsSource(path=str(tmp_path / 'output'), split='train')
+    assert find_cleaned_sources({'a': source, 'b': object()}) == {
+        'a': ['retrieval/scifact', 'sts/STSBenchmark']
+    }
+    assert 'with texts of 2 test sets were removed' in source.summary()
+    source = TfdsSource(path=str(tmp_path / 'plain'), split='train')
+    assert find_cleaned_sources({'a': source}) == {'a': None}
+    assert source.summary().endswith('not compared with test sets')
     card = (tmp_path / 'output/card.md').read_text()
     assert '| retrieval/scifact | 2 | 0 |' in card
 

@@ -48,6 +48,9 @@ class TfdsSource:
       split, fingerprint: see Source.
       documents: see Source; None unless launch/prepare.py wrote the dataset.
       problems: counts of bad rows.
+      is_prepared: whether launch/prepare.py wrote the dataset.
+      removed_texts: number of pairs that were removed by test set, if launch/prepare.py searched
+        for the texts of test sets; otherwise None.
     """
 
     def __init__(
@@ -95,6 +98,8 @@ class TfdsSource:
             negatives = negatives or 'negatives'
             heldout_split = heldout_split if heldout_split in prepared.splits else ''
         name = name or path
+        self.is_prepared = prepared is not None
+        self.removed_texts = prepared.removed_texts if prepared else None
         self.documents: np.ndarray | None = None
         self._x = x
         self._y = y
@@ -213,8 +218,17 @@ class TfdsSource:
         problems = self.problems.summary() or 'all rows can be used'
         return (
             f'tfds {self._name}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows; '
-            f'{problems}'
+            f'{problems}{self._describe_removed_texts()}'
         )
+
+    def _describe_removed_texts(self) -> str:
+        """Returns a phrase about texts of test sets; '' if launch/prepare.py is not the writer."""
+        if not self.is_prepared:
+            return ''
+        if self.removed_texts is None:
+            return '; not compared with test sets'
+        removed = sum(self.removed_texts.values())
+        return f'; {removed:,} with texts of {len(self.removed_texts):,} test sets were removed'
 
 
 def _fetch_data_set(name: str, data_dir: str | None, verify: bool) -> str | None:

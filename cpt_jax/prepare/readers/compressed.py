@@ -45,7 +45,7 @@ def open_input(path: Path) -> Iterator[BinaryIO]:
                 yield cast('BinaryIO', io.BufferedReader(stream, _BLOCK_BYTES))
         else:
             with path.open('rb', buffering=_BLOCK_BYTES) as file:
-                yield cast('BinaryIO', file)
+                yield file
     except EOFError as error:
         raise BrokenFile('truncated file', error) from None
     except (gzip.BadGzipFile, zlib.error) as error:

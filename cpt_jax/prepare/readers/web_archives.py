@@ -69,7 +69,7 @@ def _extract_text(record: Any, content: bytes, main_content: bool) -> str | None
         return None
     if kind not in (*_HTML, 'text/plain'):
         return None
-    text = bytes_to_str(content, record.http_charset or detect_encoding(content))
+    text = bytes_to_str(content, record.http_charset or detect_encoding(content) or 'utf-8')
     return extract_plain_text(text, main_content=main_content) if kind in _HTML else text
 
 
