@@ -5,7 +5,7 @@ of the program and in this process. The steps that may be added are measured alo
 documents: language, quality, near duplicates and decontamination.
 
 Example:
-  python benchmarks/prepare_throughput.py --megabytes 200 --json throughput.json
+  python benchmarks/prepare_throughput.py --megabytes 100 --json throughput.json
 """
 
 import json

@@ -54,6 +54,11 @@ class PreparedDirectory:
             return None
         return {name: found['pairs'] for name, found in report['sets'].items()}
 
+    @property
+    def removed_pairs(self) -> int:
+        """Number of pairs that were removed because of texts of test sets."""
+        return self._summary['total']['dropped'].get('contaminated', 0)
+
     def get_contents(self, split: str) -> str:
         """Returns a digest of all examples of a split."""
         return self._summary['contents'][split]

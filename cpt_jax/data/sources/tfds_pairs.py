@@ -100,6 +100,7 @@ class TfdsSource:
         name = name or path
         self.is_prepared = prepared is not None
         self.removed_texts = prepared.removed_texts if prepared else None
+        self._removed_pairs = prepared.removed_pairs if prepared else 0
         self.documents: np.ndarray | None = None
         self._x = x
         self._y = y
@@ -227,8 +228,8 @@ class TfdsSource:
             return ''
         if self.removed_texts is None:
             return '; not compared with test sets'
-        removed = sum(self.removed_texts.values())
-        return f'; {removed:,} with texts of {len(self.removed_texts):,} test sets were removed'
+        sets = len(self.removed_texts)
+        return f'; {self._removed_pairs:,} with texts of {sets:,} test sets were removed'
 
 
 def _fetch_data_set(name: str, data_dir: str | None, verify: bool) -> str | None:
