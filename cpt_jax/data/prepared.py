@@ -9,11 +9,12 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
 
 SUMMARY_FILE = 'summary.json'
+INFO_FILE = 'dataset_info.json'
 
 
 def is_prepared(directory: Path) -> bool:
     """Returns whether a directory is a finished output of launch/prepare.py."""
-    return (directory / SUMMARY_FILE).is_file() and (directory / 'dataset_info.json').is_file()
+    return (directory / SUMMARY_FILE).is_file() and (directory / INFO_FILE).is_file()
 
 
 def get_starts_path(directory: Path, split: str) -> Path:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def load_model(reference: str) -> Embed:
     """
     from cpt_jax.embed.load import load_embedder
 
-    return load_embedder(reference)
+    return cast('Embed', load_embedder(reference))
 
 
 def embed_sample(folder: WorkFolder, tasks: int, size: int, embed: Embed) -> None:

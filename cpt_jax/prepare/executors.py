@@ -81,12 +81,14 @@ class LocalExecutor(LocalPipelineExecutor):
                         future.result()
                         advance(sizes[waiting.pop(future)])
             except BrokenProcessPool:
+                writer.close()
                 raise UserError(
                     'a worker was killed, perhaps because memory ran out: run the same command '
                     'again to go on, with fewer --workers'
                 ) from None
-            finally:
-                pool.shutdown(cancel_futures=True)
+            except BaseException:
+                writer.close()  # ends the workers, whose tasks are done again at the next start
+                raise
         writer.close()
         reader.close()
 

@@ -1,5 +1,6 @@
 """ArrayRecord files that are either complete or absent."""
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,9 @@ def open_records(path: Path) -> Iterator[Any]:
 
     Yields:
       A writer with `write(bytes)`.
+
+    Raises:
+      OSError: the file cannot be written, for example because the disk is full.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -26,6 +30,9 @@ def open_records(path: Path) -> Iterator[Any]:
         yield writer
         writer.close()
         os.replace(temporary, path)
+    except RuntimeError as error:  # ArrayRecord raises it for everything, at the end
+        temporary.unlink(missing_ok=True)
+        raise OSError(errno.EIO, ' '.join(str(error).split()), str(path)) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

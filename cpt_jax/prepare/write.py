@@ -39,20 +39,20 @@ class Shard:
       records: writer of the examples.
       contents: digest of the examples.
       sizes: number of pairs of each document.
-      bytes: size of the examples.
+      size: bytes of the examples.
     """
 
     records: Any
     contents: Any = dataclasses.field(default_factory=lambda: blake2b(digest_size=16))
     sizes: list[int] = dataclasses.field(default_factory=list)
-    bytes: int = 0
+    size: int = 0
 
     def write(self, examples: list[bytes]) -> None:
         """Writes the pairs of a document."""
         for example in examples:
             self.records.write(example)
             self.contents.update(example)
-            self.bytes += len(example)
+            self.size += len(example)
         self.sizes.append(len(examples))
 
 
@@ -95,7 +95,7 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     for split, shard in shards.items():
         counts.documents[split] = len(shard.sizes)
         counts.pairs[split] = sum(shard.sizes)
-        digests[split] = [shard.contents.hexdigest(), shard.bytes]
+        digests[split] = [shard.contents.hexdigest(), shard.size]
         save_array(folder.get_path('shards', rank, f'-{split}.npy'), np.array(shard.sizes, int))
     found = cleaner.found if cleaner else {}
     stored = {'counts': counts.to_json(), 'digests': digests, 'contamination': found}

@@ -4,10 +4,13 @@ import errno
 import gzip
 import json
 import os
+import resource
+import signal
 
 import pytest
 
 from cpt_jax.prepare import executors
+from cpt_jax.prepare.record_files import open_records
 from cpt_jax.prepare.run import prepare
 from cpt_jax.runtime.errors import UserError
 from tests.prepare.helpers import get_texts, make_config, make_document, write_texts
@@ -125,6 +128,22 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
         prepare(config, tmp_path / 'output')
     monkeypatch.undo()
     assert prepare(config, tmp_path / 'output')['pairs']['train']
+
+
+def test_a_file_that_cannot_grow_is_one_line(tmp_path):
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / 'records'
+    try:
+        with pytest.raises(OSError, match='File too large'):
+            with open_records(path) as records:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+                for _ in range(100):
+                    records.write(os.urandom(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_missing_datatrove_is_one_line(tmp_path, monkeypatch):

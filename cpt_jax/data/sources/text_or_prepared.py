@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from cpt_jax.data.pairs import Source
-from cpt_jax.data.prepared import PreparedDirectory, is_prepared
+from cpt_jax.data.prepared import INFO_FILE, SUMMARY_FILE, PreparedDirectory, is_prepared
 from cpt_jax.data.sources.text import TextSource
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import is_remote
-from cpt_jax.storage.remote import fetch
+from cpt_jax.storage.remote import RemoteFiles, expand_home, fetch
 
 _TEST_SPLIT = 'test'
 
@@ -36,10 +36,7 @@ def open_text(path: str, split: str, verify: bool = False, **arguments: Any) -> 
 
 
 def _names_prepared_directory(path: str) -> bool:
-    if is_remote(path):  # only a folder with this file is worth a look
-        import fsspec
-
-        return fsspec.open(f'{path.rstrip("/")}/dataset_info.json').fs.exists(
-            f'{path.rstrip("/")}/dataset_info.json'
-        )
-    return is_prepared(Path(path).expanduser())
+    if is_remote(path):
+        found = RemoteFiles.find(path, 'path', must_exist=False)
+        return found.kind == 'folder' and {SUMMARY_FILE, INFO_FILE} <= found.files.keys()
+    return is_prepared(expand_home(path, 'path'))
