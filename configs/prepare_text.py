@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
     c.output.holdout = 0.01  # fraction of the documents that is in the split `test`
     # Fields of the documents to store with each pair, such as ('license',).
     c.output.fields = ()
-    # Megabytes of input per shard; 0: a thousandth of the input, from 4 to 1000.
+    # Megabytes of input per shard; 0: a thousandth of the input, from 4 to 256.
     c.output.shard_mb = 0.0
     # Maximum fraction of records that cannot be read, above which the program stops.
     c.output.max_bad_share = 0.001

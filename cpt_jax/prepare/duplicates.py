@@ -19,19 +19,19 @@ def compute_key(text: str) -> bytes:
 
 
 def save_content_keys(
-    folder: WorkFolder, rank: int, keys: Sequence[bytes], items: Sequence[int], partitions: int
+    folder: WorkFolder, rank: int, keys: bytes | bytearray, items: Sequence[int], partitions: int
 ) -> None:
     """Stores the keys of a task's items for the next stage.
 
     Args:
       folder: work folder.
       rank: index of the task.
-      keys: results of `compute_key`.
+      keys: results of `compute_key`, joined.
       items: index of each key's item in the task.
       partitions: number of ranges into which keys are divided.
     """
-    rows = np.zeros(len(keys), KEY)
-    values = np.frombuffer(b''.join(keys), '>u8').reshape(-1, 2)
+    values = np.frombuffer(keys, '>u8').reshape(-1, 2)
+    rows = np.zeros(len(values), KEY)
     rows['high'] = values[:, 0]
     rows['low'] = values[:, 1]
     rows['item'] = items

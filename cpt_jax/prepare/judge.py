@@ -1,5 +1,7 @@
 """First stage: reads the items of a task, filters them, and stores the keys of those that pass."""
 
+from array import array
+
 import numpy as np
 
 from cpt_jax.prepare.counts import Counts
@@ -26,9 +28,10 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     """
     task = plan.tasks[rank]
     counts = Counts(files=len(task.files), bytes=task.size)
-    passes: list[bool] = []
-    keys: list[bytes] = []
-    items: list[int] = []
+    # A task may have millions of short items, so these are no lists of objects.
+    passes = bytearray()
+    keys = bytearray()
+    items = array('I')
     signed: list[Signed] = []
     filters = plan.filters
     for item in iterate_items(plan.sources[task.source], task):
@@ -41,7 +44,7 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
         if reason:
             counts.dropped[reason] += 1
         if not reason and plan.duplicates.exact:
-            keys.append(compute_key(item.text))
+            keys += compute_key(item.text)
             items.append(len(passes))
         if not reason and plan.duplicates.near:
             signature = compute_signature(item.text)
@@ -51,5 +54,5 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     save_content_keys(folder, rank, keys, items, plan.partitions)
     if plan.duplicates.near:
         save_signatures(folder, rank, signed, plan.near_partitions)
-    save_array(folder.get_path('judged', rank, '.npy'), np.array(passes, bool))
+    save_array(folder.get_path('judged', rank, '.npy'), np.frombuffer(passes, bool))
     write_json(folder.get_path('judged', rank, '.json'), counts.to_json())

@@ -32,10 +32,10 @@ PREPARE_VERSION = 1
 PLAN_FILE = 'plan.json'
 SECTIONS = ('filters', 'duplicates', 'decontamination', 'consistency', 'output')
 _MB = 1_000_000
-# Bytes of input whose keys one task compares for duplicates: at most 40 million documents of 100
-# bytes, whose keys take 1 GB.
-_PARTITION_BYTES = 4 << 30
-_NEAR_PARTITION_BYTES = 1 << 30  # as above, for the 32 keys of each item's signature
+# Bytes of input whose keys one task compares: at most 5 million documents of 100 bytes, whose keys
+# take 100 MB and five times as much while they are sorted.
+_PARTITION_BYTES = 512 << 20
+_NEAR_PARTITION_BYTES = 256 << 20  # a document has 32 keys of its signature
 
 
 class PlannedFile(NamedTuple):
@@ -216,7 +216,7 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
         for name, found in files.items()
     }
     total = sum(file.size for found in sized.values() for file in found)
-    task_bytes = output.shard_mb * _MB or min(max(total / 1000, 4 * _MB), 1000 * _MB)
+    task_bytes = output.shard_mb * _MB or min(max(total / 1000, 4 * _MB), 256 * _MB)
     tasks = [
         ShardTask(name, group)
         for name in sources

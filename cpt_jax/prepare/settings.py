@@ -110,7 +110,7 @@ class Output:
         group are held out together.
       fields: fields of the documents to store as texts with each pair, such as 'license'.
       shard_mb: megabytes of input for a task, whose pairs are a shard of the data set; 0: a
-        thousandth of the input, from 4 to 1000.
+        thousandth of the input, from 4 to 256.
       max_bad_share: maximum fraction of records that cannot be read, above which the run stops.
     """
 
