@@ -40,13 +40,13 @@ venv: .venv/installed-dev
 	$(BIN)/python $(PIP) --editable .
 	touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements/gcs.txt .venv/installed
-	$(BIN)/python $(PIP) -r requirements-dev.txt -r requirements/gcs.txt
+.venv/installed-dev: requirements-dev.txt requirements/gcs.txt requirements/prepare.txt .venv/installed
+	$(BIN)/python $(PIP) -r requirements-dev.txt -r requirements/gcs.txt -r requirements/prepare.txt
 	touch $@
 
-.venv-oracles/installed: pyproject.toml requirements.txt requirements-dev.txt requirements/gcs.txt requirements/oracles.txt
+.venv-oracles/installed: pyproject.toml requirements.txt requirements-dev.txt requirements/gcs.txt requirements/prepare.txt requirements/oracles.txt
 	$(PYTHON) -m venv .venv-oracles
-	$(ORACLES)/python $(PIP) --editable . -r requirements-dev.txt -r requirements/gcs.txt
+	$(ORACLES)/python $(PIP) --editable . -r requirements-dev.txt -r requirements/gcs.txt -r requirements/prepare.txt
 	$(ORACLES)/python $(PIP) --no-deps --extra-index-url $(CPU_TORCH) $$(grep '^torch==' requirements/oracles.txt)
 	$(ORACLES)/python $(PIP) -r requirements/oracles.txt
 	touch $@

@@ -26,6 +26,7 @@ SCRIPTS = {
     'cpt-export': 'launch/export.py',
     'cpt-plan': 'launch/plan.py',
     'cpt-mine': 'launch/mine.py',
+    'cpt-prepare': 'launch/prepare.py',
     'cpt-demonstrations': 'launch/demonstrations.py',
 }
 

@@ -36,6 +36,7 @@ CONFIG_READERS = {
         'data/mixture.py',
         'origin/earlier_run.py',  # reads the stored config of a run
         'plan/lowering.py',
+        'prepare/plan.py',  # has configs of its own
         'training/contrastive.py',
         'training/language_model.py',
         'training/loop.py',
@@ -211,6 +212,6 @@ for name in {programs}:
     if os.waitpid(child, 0)[1]:
         sys.exit(f'cpt_jax.cli.{{name}} imports jax, or cannot be imported')
 """
-    assert len(programs) == 7
+    assert len(programs) == 8
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,8 @@ from cpt_jax.data.source_keys import SOURCE_KEYS
 from cpt_jax.data.sources.csv_pairs import CsvSource
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.python_source import PythonSource
-from cpt_jax.data.sources.text import TextSource, TokenCounter
+from cpt_jax.data.sources.text import TokenCounter
+from cpt_jax.data.sources.text_or_prepared import open_text
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runs.config import LEGACY_SOURCE_DEFAULTS, check_section
 from cpt_jax.runs.config_types import check_type
@@ -31,7 +32,7 @@ KINDS: dict[str, Callable[..., Source]] = {
     'jsonl': JsonlSource,
     'csv': CsvSource,
     'tfds': TfdsSource,
-    'text': TextSource,
+    'text': open_text,
 }
 
 # Arguments of these classes that the run sets, not the config.

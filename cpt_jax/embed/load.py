@@ -170,6 +170,11 @@ def _describe_origin(run: EarlierRun) -> dict[str, Any]:
         'code': provenance.code,
         'trained_on': provenance.config['data']['sources'],
     }
+    if provenance.cleaned:  # otherwise nothing is known, as of earlier runs
+        origin['cleaned'] = {
+            'sources': provenance.cleaned,
+            'from_scratch': not provenance.config.get('init_from'),
+        }
     if provenance.base:
         base = {'path': provenance.base.path, 'fingerprint': provenance.base.fingerprint}
         origin |= {'lora': provenance.config['lora'], 'base': base}

@@ -42,6 +42,7 @@ _STORED_KEYS = {
         )
     ),
     'own_tokenizer': allow_null(OBJECT),
+    'cleaned': OBJECT,
 }
 
 
@@ -78,6 +79,8 @@ class Provenance:
       base: base of the adapters; None if the run does not train adapters.
       own_tokenizer: `PretrainedTokenizer.settings` of a run whose texts have the special tokens and
         prompts of a pretrained model; None if they have delimiters or a template.
+      cleaned: name of each source that launch/prepare.py wrote -> names of the test sets whose
+        texts were removed from it; None if none were searched for.
     """
 
     config: Mapping[str, Any]
@@ -89,6 +92,7 @@ class Provenance:
     pretrained: Mapping[str, Any] | None = None
     base: Base | None = None
     own_tokenizer: Mapping[str, Any] | None = None
+    cleaned: Mapping[str, list[str] | None] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
@@ -117,14 +121,19 @@ class Provenance:
             pretrained=stored.get('pretrained'),
             base=Base(**base) if base else None,
             own_tokenizer=stored.get('own_tokenizer'),
+            cleaned=stored.get('cleaned', {}),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the metadata to store, without `base` and `own_tokenizer` if they are None."""
+        """Returns the metadata to store, without keys that earlier versions do not know if they are
+        empty.
+        """
         stored = dataclasses.asdict(self)
         for key in ('base', 'own_tokenizer'):
             if stored[key] is None:
                 del stored[key]
+        if not stored['cleaned']:
+            del stored['cleaned']
         return stored
 
     @property

@@ -19,6 +19,7 @@ from cpt_jax.data.mixture import (
     read_source_prompts,
 )
 from cpt_jax.data.pairs import Pair, Source, check_negatives, compute_content_id, spread_indices
+from cpt_jax.data.prepared import find_cleaned_sources
 from cpt_jax.data.prompted_source import PromptedSource
 from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.model.adapters.lora import LoRA
@@ -132,6 +133,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
     assert tokenizer is not None  # `resolve` calls make_tokenizer
     sections = config['data']['sources']
     sources, weights = objective.load_sources(config['data'], 'train', tokenizer)
+    cleaned = find_cleaned_sources(sources)
     sources, reading_tokenizer = _put_prompts(sources, sections, tokenizer)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     if start.previous:
@@ -165,6 +167,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         pretrained=(start.previous or start.origin).pretrained_config,
         base=base_description,
         own_tokenizer=(tokenizer.settings if isinstance(tokenizer, PretrainedTokenizer) else None),
+        cleaned=cleaned,
     )
     return Run(
         **vars(resolved),

@@ -16,6 +16,7 @@ class DocumentSource:
 
     Attributes:
       split, fingerprint: those of the source of pairs.
+      is_prepared, removed_texts: see TfdsSource.
       documents: None. Pieces of one document may share a batch, because a language model has no
         negatives.
     """
@@ -27,6 +28,8 @@ class DocumentSource:
         self._pieces = pairs.get_pieces() if isinstance(pairs, TextSource) else None
         self.split = pairs.split
         self.fingerprint = pairs.fingerprint
+        self.is_prepared = getattr(pairs, 'is_prepared', False)
+        self.removed_texts = getattr(pairs, 'removed_texts', None)
 
     def __len__(self) -> int:
         return len(self._pairs if self._pieces is None else self._pieces)

@@ -177,7 +177,7 @@ class TextSource:
         """
         cut = Cut(piece_tokens, min_tokens)
         cut.check()
-        pattern = _compile_separator(separator)
+        pattern = compile_separator(separator)
         self._files = find_input_files(path, ('.txt', '.md'), verify)
         key = digest_texts(
             str(CUTTING_VERSION),
@@ -238,7 +238,12 @@ class TextSource:
         )
 
 
-def _compile_separator(separator: str) -> re.Pattern | None:
+def compile_separator(separator: str) -> re.Pattern | None:
+    """Returns the compiled regular expression; None for ''.
+
+    Raises:
+      UserError: it is invalid.
+    """
     try:
         return re.compile(separator) if separator else None
     except re.error as error:
@@ -247,7 +252,7 @@ def _compile_separator(separator: str) -> re.Pattern | None:
         ) from None
 
 
-class Document(NamedTuple):
+class TextDocument(NamedTuple):
     """A document.
 
     Attributes:
@@ -265,7 +270,7 @@ class Document(NamedTuple):
 
 def _read_documents(
     files: Sequence[InputFile], separator: re.Pattern | None, latin: list[str]
-) -> Iterator[Document]:
+) -> Iterator[TextDocument]:
     """Yields all documents, and appends the names of files that are not UTF-8 to `latin`."""
     total = sum(file.path.stat().st_size for file in files)
     with tqdm(
@@ -284,7 +289,7 @@ def _read_documents(
                 latin.append(file.name)
                 text = source.decode('latin-1')
             for ordinal, document in enumerate(_split_into_documents(text, separator)):
-                yield Document(file_index, ordinal, f'{file.name}#{ordinal}', document)
+                yield TextDocument(file_index, ordinal, f'{file.name}#{ordinal}', document)
             bar.update(len(source))
 
 

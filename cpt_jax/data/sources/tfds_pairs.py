@@ -1,7 +1,8 @@
 """Pairs from a prepared TensorFlow Datasets dataset, read by index from ArrayRecord or Parquet
 files, without TensorFlow.
 
-Prepare a dataset with `tfds build --file_format=array_record`, or write it with your own builder.
+Prepare a dataset with `tfds build --file_format=array_record`, write it with your own builder, or
+with launch/prepare.py, whose directory is named by `path` alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from cpt_jax.data.files import InputFile, digest_file_states
 from cpt_jax.data.pairs import Pair, digest_texts
 from cpt_jax.data.positives import NO_OTHER_POSITIVES, compute_word_id, find_other_positives
+from cpt_jax.data.prepared import PreparedDirectory, is_prepared
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
@@ -27,7 +29,7 @@ from cpt_jax.storage.cache import (
     load_or_build,
 )
 from cpt_jax.storage.paths import is_remote
-from cpt_jax.storage.remote import RemoteFiles
+from cpt_jax.storage.remote import RemoteFiles, fetch
 
 if TYPE_CHECKING:  # the import takes 0.2 s, so it is delayed until a source of this kind is used
     import tensorflow_datasets as tfds
@@ -41,33 +43,40 @@ _INDEX_ARRAYS = ('good', 'x_id', 'y_id', 'notes')
 class TfdsSource:
     """The valid rows of a dataset's split. The first use checks all rows and caches the result.
 
-    Attributes:
-      split, fingerprint, documents: see Source.
-      problems: counts of bad rows.
-      most_positives: see RowSource. A run whose texts have one id does not compare positives.
-    """
+    The rows of launch/prepare.py were checked when they were written and are not checked again, so
+    that any number of them opens at once.
 
-    documents = None
+    Attributes:
+      split, fingerprint: see Source.
+      documents: see Source; None unless launch/prepare.py wrote the dataset.
+      problems: counts of bad rows.
+      most_positives: see RowSource. A run whose texts have one id does not compare positives, and
+        neither do the rows of launch/prepare.py.
+      is_prepared: whether launch/prepare.py wrote the dataset.
+      removed_texts: number of pairs that were removed by test set, if launch/prepare.py searched
+        for the texts of test sets; otherwise None.
+    """
 
     def __init__(
         self,
-        name: str,
-        split: str,
-        x: str,
-        y: str,
+        name: str = '',
+        split: str = 'train',
+        x: str = 'x',
+        y: str = 'y',
         negatives: str = '',
         data_dir: str | None = None,
         train_split: str = 'train',
         heldout_split: str = 'test',
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
+        path: str = '',
         verify: bool = False,
     ):
         """Opens the dataset.
 
         Args:
           name: name of the dataset for `tfds.builder`: 'name', 'name/config' or
-            'name/config:1.0.0'.
+            'name/config:1.0.0'; '' if `path` is given.
           split: 'train', 'heldout' or 'all'.
           x, y: names of text features; 'question/text' is feature `text` of feature `question`.
           negatives: name of a feature with a sequence of hard negatives; '' for none.
@@ -77,11 +86,26 @@ class TfdsSource:
             They must not overlap, which is not checked. A heldout_split of '' holds out no pairs.
           max_bad_share: maximum fraction of bad rows, in [0, 1]; more of them are an error.
           max_chars: maximum number of characters of a text; a row with a longer text is bad.
+          path: directory of a dataset (with dataset_info.json), local or in a bucket, instead of
+            `name` and `data_dir`. If launch/prepare.py wrote it, its splits, documents and hard
+            negatives are read without further arguments.
           verify: whether to read the files in full to find out whether they changed.
 
         Raises:
           UserError: the dataset, split or a field does not exist, or too many rows are bad.
         """
+        if bool(name) == bool(path):
+            raise UserError('give name, for a dataset of tfds, or path, for its directory')
+        directory = Path(fetch(path, 'path')) if path else None
+        prepared = PreparedDirectory(directory) if directory and is_prepared(directory) else None
+        if prepared:
+            negatives = negatives or 'negatives'
+            heldout_split = heldout_split if heldout_split in prepared.splits else ''
+        name = name or path
+        self.is_prepared = prepared is not None
+        self.removed_texts = prepared.removed_texts if prepared else None
+        self._removed_pairs = prepared.removed_pairs if prepared else 0
+        self.documents: np.ndarray | None = None
         self._x = x
         self._y = y
         self._negatives = negatives
@@ -95,17 +119,22 @@ class TfdsSource:
             'all': (train_split, heldout_split),
         }
         self._tfds_split = '+'.join(filter(None, tfds_splits[split]))
-        self._rows = np.zeros(0, np.int64)
+        self._rows: np.ndarray | range = range(0)
         self._data: Sequence[dict] = ()
         self._other_positives = NO_OTHER_POSITIVES
         self.fingerprint = digest_texts('tfds', name, split, 'nothing')
         self.problems = Problems(max_bad_share)
         if self._tfds_split:
-            self._open(data_dir)
+            self._open(data_dir, directory, prepared)
         self.most_positives = self._other_positives.most
 
-    def _open(self, data_dir: str | None) -> None:
-        builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
+    def _open(
+        self, data_dir: str | None, directory: Path | None, prepared: PreparedDirectory | None
+    ) -> None:
+        if directory:
+            builder = _open_directory(directory)
+        else:
+            builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
         for field in filter(None, (self._x, self._y, self._negatives)):
             _check_field(builder, field)
         try:
@@ -115,6 +144,9 @@ class TfdsSource:
                 f'split {self._tfds_split!r} of the tfds dataset {self._name!r}: '
                 f'{_get_first_line(error)}'
             ) from None
+        if prepared and all(split in prepared.splits for split in self._tfds_split.split('+')):
+            self._use_prepared(prepared)
+            return
         settings = (self._tfds_split, self._x, self._y, self._negatives, str(self._max_chars))
         states = _digest_file_states(builder, self._verify)
         key = digest_texts(str(INDEX_VERSION), states, *settings, *_INDEX_ARRAYS)
@@ -128,6 +160,20 @@ class TfdsSource:
         source = f'tfds {self._name} {self._tfds_split}'
         self._rows = good[select_rows('all', np.ones(len(good), bool), source, 0)]
         self._other_positives = find_other_positives(saved['x_id'], saved['y_id'])
+
+    def _use_prepared(self, prepared: PreparedDirectory) -> None:
+        """Takes rows and documents as launch/prepare.py has checked and stored them."""
+        splits = self._tfds_split.split('+')
+        contents = [prepared.get_contents(split) for split in splits]
+        self.fingerprint = digest_texts('prepared', self.split, self._x, self._y, *contents)
+        self._rows = range(len(self._data))
+        self.problems.rows = len(self._data)
+        self.documents = prepared.load_documents(splits)
+        if self.documents[-1] != len(self._data):
+            raise UserError(
+                f'{prepared.directory}: has {len(self._data):,} pairs and its documents '
+                f'{self.documents[-1]:,}: prepare it again'
+            )
 
     def _index_rows(self) -> Arrays:
         """Checks every row, and returns the indices of the valid ones.
@@ -186,8 +232,17 @@ class TfdsSource:
         problems = self.problems.summary() or 'all rows can be used'
         return (
             f'tfds {self._name}/{self.split}: {len(self):,} pairs of {self.problems.rows:,} rows; '
-            f'{problems}'
+            f'{problems}{self._describe_removed_texts()}'
         )
+
+    def _describe_removed_texts(self) -> str:
+        """Returns a phrase about texts of test sets; '' if launch/prepare.py is not the writer."""
+        if not self.is_prepared:
+            return ''
+        if self.removed_texts is None:
+            return '; not compared with test sets'
+        sets = len(self.removed_texts)
+        return f'; {self._removed_pairs:,} with texts of {sets:,} test sets were removed'
 
 
 def _fetch_data_set(name: str, data_dir: str | None, verify: bool) -> str | None:
@@ -230,6 +285,20 @@ def _open_builder(name: str, data_dir: str | None) -> 'tfds.core.DatasetBuilder'
             f'the tfds dataset {name!r} cannot be opened in {where}: {_get_first_line(error)}'
         ) from None
     return builder
+
+
+def _open_directory(directory: Path) -> 'tfds.core.DatasetBuilder':
+    import tensorflow_datasets as tfds
+
+    if not (directory / 'dataset_info.json').is_file():
+        raise UserError(
+            f'path: {directory} has no dataset_info.json: name the output directory of '
+            f'launch/prepare.py, or the directory NAME/VERSION of a tfds dataset'
+        )
+    try:
+        return tfds.builder_from_directory(directory)
+    except (ValueError, OSError, AssertionError) as error:
+        raise UserError(f'path: {directory} cannot be opened: {_get_first_line(error)}') from None
 
 
 def _digest_file_states(builder: 'tfds.core.DatasetBuilder', verify: bool) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from etils import epath
 
+from cpt_jax.evals.contamination import UNKNOWN, judge_contamination
 from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, LEVEL
 from cpt_jax.evals.intervals.item_scores import compute_intervals
 from cpt_jax.evals.task import Result
@@ -168,6 +169,9 @@ class ResultsFile:
             as means of suites.
         """
         results = add_result(self.load(), name, result, fingerprint)
+        state = judge_contamination(self.settings, name)
+        if state != UNKNOWN:  # rows of earlier versions, too, say nothing where nothing is known
+            results['tasks'][name]['contamination'] = state
         write_json(as_path(self.path), derive(results))
 
     def _describe_difference(self, earlier: dict) -> str:

@@ -1,0 +1,86 @@
+"""The files that launch/prepare.py adds to a tfds data set."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import read_json_file
+
+SUMMARY_FILE = 'summary.json'
+INFO_FILE = 'dataset_info.json'
+
+
+def is_prepared(directory: Path) -> bool:
+    """Returns whether a directory is a finished output of launch/prepare.py."""
+    return (directory / SUMMARY_FILE).is_file() and (directory / INFO_FILE).is_file()
+
+
+def get_starts_path(directory: Path, split: str) -> Path:
+    """Returns the path of a .npy file with `Source.documents` of a split."""
+    return directory / f'documents-{split}.npy'
+
+
+def find_cleaned_sources(sources: Mapping[str, object]) -> dict[str, list[str] | None]:
+    """Returns the test sets whose texts were removed from each source that launch/prepare.py wrote,
+    by name; None if none were searched for.
+    """
+    found: dict[str, list[str] | None] = {}
+    for name, source in sources.items():
+        if getattr(source, 'is_prepared', False):
+            removed = getattr(source, 'removed_texts', None)
+            found[name] = None if removed is None else sorted(removed)
+    return found
+
+
+class PreparedDirectory:
+    """A finished output of launch/prepare.py.
+
+    Attributes:
+      directory: its path.
+      splits: names of its splits.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._summary = read_json_file(directory / SUMMARY_FILE)
+        self.splits = tuple(self._summary.get('contents', ()))
+
+    @property
+    def removed_texts(self) -> dict[str, int] | None:
+        """Number of removed pairs by test set whose texts were searched for; None if none were."""
+        report = self._summary.get('decontamination')
+        if report is None:
+            return None
+        return {name: found['pairs'] for name, found in report['sets'].items()}
+
+    @property
+    def removed_pairs(self) -> int:
+        """Number of pairs that were removed because of texts of test sets."""
+        return self._summary['total']['dropped'].get('contaminated', 0)
+
+    def get_contents(self, split: str) -> str:
+        """Returns a digest of all examples of a split."""
+        return self._summary['contents'][split]
+
+    def load_documents(self, splits: Sequence[str]) -> np.ndarray:
+        """Returns int64[documents + 1], as Source.documents, of splits that follow each other.
+
+        Those of a single split are mapped into memory.
+
+        Raises:
+          UserError: the file of a split is missing or damaged.
+        """
+        parts = []
+        for split in splits:
+            path = get_starts_path(self.directory, split)
+            try:
+                parts.append(np.load(path, mmap_mode='r'))
+            except (OSError, ValueError) as error:
+                raise UserError(f'{path}: cannot be read ({error}): prepare it again') from None
+        if len(parts) == 1:
+            return parts[0]
+        offsets = np.cumsum([0, *(part[-1] for part in parts)])
+        shifted = [part[1:] + offset for part, offset in zip(parts, offsets, strict=False)]
+        return np.concatenate([[0], *shifted])

@@ -1,0 +1,151 @@
+"""Near duplicates across all sources, by MinHash (Broder 1997) and locality-sensitive hashing.
+
+Two items are candidates if one of the bands of their signatures is equal, and near duplicates if
+the share of equal values of their signatures, which estimates the Jaccard similarity of their
+windows of three words, is at least the threshold. Of items that are connected by near duplicates,
+the first is kept.
+
+With 32 bands of 4 values, two items of similarity s are candidates with a probability of
+1 - (1 - s**4)**32: 0.99998 at s = 0.75, 0.87 at 0.5, and 0.05 at 0.2. Of two documents that differ
+in 5 % of their words, 86 % of the windows are equal, so that their similarity is about 0.75.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cpt_jax.prepare.keyed_items import KEY, PLACE, load_equal_keys, save_keys, save_places
+from cpt_jax.prepare.words import hash_words, iterate_windows
+from cpt_jax.prepare.work_folder import WorkFolder, save_array
+
+BAND_KEYS = 'bands'
+SIGNATURES = 'signatures'
+LINKS = 'links'
+NEAR = 'near'
+WINDOW = 3
+BANDS = 32
+ROWS = 4
+SEED = 1
+# Signatures of fewer windows say little. Texts below it are only compared for equality.
+MIN_WINDOWS = 16
+_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 1], np.uint64)
+
+
+class Signed(NamedTuple):
+    """An item and its signature, uint32[BANDS * ROWS]."""
+
+    item: int
+    signature: np.ndarray
+
+
+def compute_signature(text: str) -> np.ndarray | None:
+    """Returns uint32[BANDS * ROWS], the MinHash signature of a text; None if it is too short."""
+    import rensa
+
+    words_N = hash_words(text)
+    if len(words_N) < MIN_WINDOWS + WINDOW - 1:
+        return None
+    *_, (_, windows) = iterate_windows(words_N, WINDOW)
+    distinct = np.unique(windows)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+        distinct, np.array([0, len(distinct)], np.uint64), BANDS * ROWS, SEED
+    )
+    return np.array(matrix.to_rows()[0], np.uint32)
+
+
+def save_signatures(
+    folder: WorkFolder, rank: int, signed: Sequence[Signed], partitions: int
+) -> None:
+    """Stores the signatures of a task's items, and the keys of their bands.
+
+    Args:
+      folder: work folder.
+      rank: index of the task.
+      signed: the items, ascending.
+      partitions: number of ranges into which keys are divided.
+    """
+    items = np.array([each.item for each in signed], np.uint32)
+    signatures_KxP = np.zeros((len(signed), BANDS * ROWS), np.uint32)
+    for row, each in enumerate(signed):
+        signatures_KxP[row] = each.signature
+    values = signatures_KxP.reshape(-1, BANDS, ROWS).astype(np.uint64)
+    keys_KxB = (values * _MULTIPLIERS).sum(-1, dtype=np.uint64)
+    keys_KxB = (keys_KxB ^ (keys_KxB >> np.uint64(29))) * _MULTIPLIERS[0]
+    rows = np.zeros(keys_KxB.size, KEY)
+    rows['high'] = keys_KxB.reshape(-1)
+    rows['low'] = np.tile(np.arange(BANDS), len(signed))
+    rows['item'] = np.repeat(items, BANDS)
+    save_keys(folder, BAND_KEYS, rank, rows, partitions)
+    save_array(folder.get_path(SIGNATURES, rank, '-items.npy'), items)
+    # 8 bits of each value: two different values agree in them once in 256 times.
+    save_array(folder.get_path(SIGNATURES, rank, '.npy'), signatures_KxP.astype(np.uint8))
+
+
+def find_links(folder: WorkFolder, partition: int, tasks: int, threshold: float) -> None:
+    """Stores pairs of near duplicates: each item with an equal band, and the first such item.
+
+    Args:
+      folder: work folder.
+      partition: index of the partition of the keys.
+      tasks: number of tasks.
+      threshold: minimum similarity.
+    """
+    found = load_equal_keys(folder, BAND_KEYS, partition, tasks)
+    others_N = np.flatnonzero(found.firsts_N != np.arange(len(found.firsts_N)))
+    links = np.zeros((len(others_N), 2), PLACE)
+    links[:, 0] = found.places_N[found.firsts_N[others_N]]
+    links[:, 1] = found.places_N[others_N]
+    links = np.unique(links.view([('a', PLACE), ('b', PLACE)])).view(PLACE).reshape(-1, 2)
+    similar = _estimate_similarity(folder, links, tasks) >= threshold
+    save_array(folder.get_path(LINKS, partition, '.npy'), links[similar])
+
+
+def _estimate_similarity(folder: WorkFolder, links_Lx2: np.ndarray, tasks: int) -> np.ndarray:
+    """Returns float64[L]: the estimated similarity of each pair of items."""
+    signatures = np.zeros((*links_Lx2.shape, BANDS * ROWS), np.uint8)
+    for task in range(tasks):
+        own = links_Lx2['task'] == task
+        if own.any():
+            items = np.load(folder.get_path(SIGNATURES, task, '-items.npy'), mmap_mode='r')
+            stored: Any = np.load(folder.get_path(SIGNATURES, task, '.npy'), mmap_mode='r')
+            signatures[own] = stored[np.searchsorted(items, links_Lx2['item'][own])]
+    equal_L = (signatures[:, 0] == signatures[:, 1]).mean(-1)
+    return (equal_L - 1 / 256) / (1 - 1 / 256)
+
+
+def cluster(folder: WorkFolder, partitions: int, tasks: int) -> None:
+    """Stores the items to drop: of all items that links connect, all but the first.
+
+    Args:
+      folder: work folder.
+      partitions: number of partitions of the keys.
+      tasks: number of tasks.
+    """
+    parts = [np.load(folder.get_path(LINKS, part, '.npy')) for part in range(partitions)]
+    links_Lx2 = np.concatenate(parts)
+    places, indices = np.unique(links_Lx2, return_inverse=True)
+    roots = find_roots(len(places), indices.reshape(-1, 2))
+    dropped = roots != np.arange(len(places))
+    save_places(folder, NEAR, 0, places[dropped], tasks)
+
+
+def find_roots(size: int, links_Lx2: np.ndarray) -> np.ndarray:
+    """Returns int64[size]: the smallest index that links connect with each index (union-find).
+
+    Args:
+      size: number of indices.
+      links_Lx2: int64, pairs of indices.
+    """
+    roots = list(range(size))
+
+    def find(index: int) -> int:
+        while roots[index] != index:
+            roots[index] = roots[roots[index]]
+            index = roots[index]
+        return index
+
+    for a, b in links_Lx2.tolist():
+        first, second = sorted((find(a), find(b)))
+        roots[second] = first
+    return np.array([find(index) for index in range(size)], np.int64)

@@ -1,0 +1,319 @@
+"""What a preparation does: its sources, and the tasks into which their files are divided.
+
+The plan is made once and stored. It does not depend on the number of workers, and neither does any
+result.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cpt_jax.data.files import InputFile, digest_file_states, find_input_files
+from cpt_jax.data.pairs import digest_texts
+from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.readers.compressed import COMPRESSIONS
+from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
+from cpt_jax.prepare.settings import (
+    Consistency,
+    Decontamination,
+    Duplicates,
+    Filters,
+    Output,
+)
+from cpt_jax.runs.config import build, check_section, to_json_values
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.json_files import read_json_file, write_json
+from cpt_jax.storage.paths import is_remote
+
+# Increment when a change to the code changes what is made of the same files.
+PREPARE_VERSION = 1
+PLAN_FILE = 'plan.json'
+SECTIONS = ('filters', 'duplicates', 'decontamination', 'consistency', 'output')
+_MB = 1_000_000
+# Bytes of input whose keys one task compares: at most 5 million documents of 100 bytes, whose keys
+# take 100 MB and five times as much while they are sorted.
+_PARTITION_BYTES = 512 << 20
+_NEAR_PARTITION_BYTES = 256 << 20  # a document has 32 keys of its signature
+
+
+class PlannedFile(NamedTuple):
+    """A file of a task.
+
+    Attributes:
+      name: its name in the source.
+      path: path to read.
+      size: its bytes.
+    """
+
+    name: str
+    path: str
+    size: int
+
+
+class ShardTask(NamedTuple):
+    """Files that are read together, and whose pairs make a shard.
+
+    Attributes:
+      source: name of their source.
+      files: the files, in order.
+    """
+
+    source: str
+    files: tuple[PlannedFile, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files."""
+        return sum(file.size for file in self.files)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceRules:
+    """How the files of a source are read.
+
+    Attributes:
+      reader, pairs: names in READERS and PAIR_RULES.
+      reader_arguments, pair_arguments: arguments of the two.
+    """
+
+    reader: str
+    pairs: str
+    reader_arguments: Mapping[str, Any]
+    pair_arguments: Mapping[str, Any]
+
+    @property
+    def unit(self) -> str:
+        """What is filtered and compared for duplicates; see PairRule."""
+        return PAIR_RULES[self.pairs].unit
+
+    def read(self, file: PlannedFile) -> Iterator[Document | Unreadable]:
+        """Yields the documents of a file."""
+        return READERS[self.reader].read(Path(file.path), file.name, **self.reader_arguments)
+
+    def make_pairs(self, document: Document) -> list[TextPair]:
+        """Returns the pairs of a document.
+
+        Raises:
+          BadRecord: the document lacks a field.
+        """
+        return list(PAIR_RULES[self.pairs].make_pairs(document, **self.pair_arguments))
+
+
+@dataclasses.dataclass(frozen=True)
+class Preparation:
+    """A preparation.
+
+    Attributes:
+      config: the config, as it is read back from JSON.
+      sources: rules of each source, by name.
+      tasks: tasks of all sources, in order.
+      partitions: number of tasks that look for duplicates.
+      inputs: digest of the states of all input files.
+    """
+
+    config: Mapping[str, Any]
+    sources: Mapping[str, SourceRules]
+    tasks: Sequence[ShardTask]
+    partitions: int
+    inputs: str
+
+    @property
+    def filters(self) -> Filters:
+        return build(Filters, 'filters', self.config.get('filters', {}))
+
+    @property
+    def duplicates(self) -> Duplicates:
+        return build(Duplicates, 'duplicates', self.config.get('duplicates', {}))
+
+    @property
+    def decontamination(self) -> Decontamination:
+        section = self.config.get('decontamination', {})
+        return build(Decontamination, 'decontamination', section)
+
+    @property
+    def consistency(self) -> Consistency:
+        return build(Consistency, 'consistency', self.config.get('consistency', {}))
+
+    @property
+    def output(self) -> Output:
+        return build(Output, 'output', self.config.get('output', {}))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(task.size for task in self.tasks)
+
+    @property
+    def near_partitions(self) -> int:
+        """Number of tasks that look for near duplicates."""
+        return 1 + self.size // _NEAR_PARTITION_BYTES
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that the result depends on."""
+        return digest_texts(str(PREPARE_VERSION), repr(sorted_items(self.config)), self.inputs)
+
+    def write(self, folder: Path) -> None:
+        """Stores the plan in a folder."""
+        write_json(
+            folder / PLAN_FILE,
+            {**dataclasses.asdict(self), 'fingerprint': self.fingerprint},
+            indent=None,
+        )
+
+
+def sorted_items(config: Mapping[str, Any]) -> list:
+    """Returns the keys and values of a config in an order that does not depend on its file's."""
+    return [
+        (key, sorted_items(value) if isinstance(value, Mapping) else value)
+        for key, value in sorted(config.items())
+    ]
+
+
+@functools.cache
+def read_preparation(folder: Path) -> Preparation:
+    """Returns the plan that is stored in a folder."""
+    stored = read_json_file(folder / PLAN_FILE)
+    return Preparation(
+        stored['config'],
+        {name: SourceRules(**rules) for name, rules in stored['sources'].items()},
+        [
+            ShardTask(source, tuple(PlannedFile(*file) for file in files))
+            for source, files in stored['tasks']
+        ],
+        stored['partitions'],
+        stored['inputs'],
+    )
+
+
+def plan_preparation(config: Mapping[str, Any]) -> Preparation:
+    """Returns the plan of a config.
+
+    Raises:
+      UserError: a key or value of the config is invalid, or a path has no file.
+    """
+    config = to_json_values(config)
+    known = {'sources', 'tokenizer', *SECTIONS}
+    unknown = [name for name in config if name not in known]
+    if unknown:
+        raise UserError(
+            f'unknown config key {unknown[0]}: a config of launch/prepare.py has '
+            f'{", ".join(sorted(known))}'
+        )
+    if not config.get('sources'):
+        raise UserError('config key sources is missing or empty: name at least one source')
+    tokenizer_path = dict(config.get('tokenizer', {})).get('path', '')
+    sources = {}
+    files: dict[str, list[InputFile]] = {}
+    for name, section in sorted(config['sources'].items()):
+        sources[name] = parse_source(name, section, tokenizer_path)
+        files[name] = _find_files(name, section['path'], sources[name])
+    output = build(Output, 'output', config.get('output', {}))
+    sized = {
+        name: [PlannedFile(file.name, str(file.path), file.path.stat().st_size) for file in found]
+        for name, found in files.items()
+    }
+    total = sum(file.size for found in sized.values() for file in found)
+    task_bytes = output.shard_mb * _MB or min(max(total / 1000, 4 * _MB), 256 * _MB)
+    tasks = [
+        ShardTask(name, group)
+        for name in sources
+        for group in _group_files(sized[name], task_bytes)
+    ]
+    inputs = digest_texts(*(digest_file_states(files[name]) for name in sources))
+    plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, inputs)
+    # These raise for a bad value, before any work is done.
+    _ = plan.filters, plan.duplicates, plan.decontamination, plan.consistency
+    return plan
+
+
+def parse_source(name: str, section: Mapping[str, Any], tokenizer_path: str) -> SourceRules:
+    """Returns the rules of a source's section.
+
+    Args:
+      name: name of the source.
+      section: `reader`, `path`, `pairs`, and the arguments of the two functions.
+      tokenizer_path: path of the tokenizer for rules that count tokens.
+
+    Raises:
+      UserError: a key or value is invalid.
+    """
+    where = f'sources.{name}'
+    for key, table in (('reader', READERS), ('pairs', PAIR_RULES)):
+        if section.get(key) not in table:
+            raise UserError(
+                f'{where}.{key} is {section.get(key)!r} and must be one of {", ".join(table)}'
+            )
+    if not isinstance(section.get('path'), str) or not section['path']:
+        raise UserError(f'{where}.path is missing: set it to a file, a folder or a pattern')
+    read = READERS[section['reader']].read
+    rule = PAIR_RULES[section['pairs']]
+    arguments = {key: value for key, value in section.items() if key not in _SOURCE_KEYS}
+    of_reader, of_pairs = get_arguments(read), get_arguments(rule.make_pairs)
+    unknown = [key for key in arguments if key not in of_reader and key not in of_pairs]
+    if unknown:
+        raise UserError(
+            f'unknown config key {where}.{unknown[0]}: reader {section["reader"]!r} has '
+            f'{", ".join(of_reader)}; pairs {section["pairs"]!r} has {", ".join(of_pairs)}'
+        )
+    reader_arguments = {key: value for key, value in arguments.items() if key in of_reader}
+    pair_arguments = {key: value for key, value in arguments.items() if key in of_pairs}
+    if takes_tokenizer(rule.make_pairs):
+        pair_arguments['tokenizer_path'] = tokenizer_path
+    check_section(read, where, reader_arguments, ('path', 'name'))
+    check_section(rule.make_pairs, where, pair_arguments, ('document',))
+    try:
+        READERS[section['reader']].check(**reader_arguments)
+        rule.check(**pair_arguments)
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from None
+    return SourceRules(section['reader'], section['pairs'], reader_arguments, pair_arguments)
+
+
+_SOURCE_KEYS = ('reader', 'path', 'pairs')
+
+
+def _find_files(name: str, path: str, rules: SourceRules) -> list[InputFile]:
+    suffixes = [
+        suffix + compression
+        for suffix in READERS[rules.reader].suffixes
+        for compression in COMPRESSIONS
+    ]
+    try:
+        found = find_input_files(path, suffixes)
+    except UserError as error:
+        raise UserError(f'sources.{name}.{error}') from None
+    if is_file(path):
+        return found
+    accepts = READERS[rules.reader].accepts
+    accepted = [file for file in found if accepts(file.name, **rules.reader_arguments)]
+    if not accepted:
+        raise UserError(
+            f'sources.{name}.path: {path!r} has {len(found):,} files and none that reader '
+            f'{rules.reader!r} reads'
+        )
+    return accepted
+
+
+def is_file(path: str) -> bool:
+    """Returns whether a path names a single local file, which is read whatever its name."""
+    return not is_remote(path) and Path(path).expanduser().is_file()
+
+
+def _group_files(
+    files: Sequence[PlannedFile], task_bytes: float
+) -> Iterator[tuple[PlannedFile, ...]]:
+    """Yields consecutive files of about `task_bytes` together."""
+    group: list[PlannedFile] = []
+    size = 0
+    for file in files:
+        if group and size + file.size > task_bytes:
+            yield tuple(group)
+            group = []
+            size = 0
+        group.append(file)
+        size += file.size
+    if group:
+        yield tuple(group)
