@@ -213,6 +213,29 @@ def count_batches_per_epoch(sources: Mapping[str, Source], batch_pairs: int) -> 
     )
 
 
+def count_epochs(
+    sources: Mapping[str, Source], weights: Mapping[str, float], steps: int, batch_pairs: int
+) -> dict[str, float]:
+    """Returns how many times each source is read in a run, by name.
+
+    In an epoch of a source with documents, one pair of each document is read.
+
+    Args:
+      sources: sources by name.
+      weights: relative frequency of each source's batches.
+      steps: number of steps.
+      batch_pairs: number of pairs in a batch.
+    """
+    total = sum(weights[name] for name in sources)
+    return {
+        name: steps
+        * weights[name]
+        / total
+        / (_count_items(name, source, batch_pairs) // batch_pairs)
+        for name, source in sources.items()
+    }
+
+
 def _count_items(name: str, source: Source, batch_pairs: int) -> int:
     """Returns the number of items that a source gives in an epoch: pairs, or one pair of each
     document.

@@ -376,6 +376,7 @@ class _Loop:
             'tokens_per_second': self.unrecorded['tokens'] / passed,
             'seconds': seconds,
             'paused_seconds': self.clock.paused,
+            **_count_epochs_so_far(run, step),
         }
         self.recorded_step = step
         self.recorded_seconds = seconds
@@ -388,8 +389,22 @@ class _Loop:
             )
 
 
+def _count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
+    """Returns how many times each source of a mixture was read; {} if there is only one."""
+    if len(run.epochs) == 1:
+        return {}
+    return {
+        f'epochs/{name}': epochs * step / run.train.steps for name, epochs in run.epochs.items()
+    }
+
+
 def _describe_data(run: Run) -> dict[str, Any]:
     return {
-        name: {'pairs': len(source), 'fingerprint': source.fingerprint, 'summary': source.summary()}
+        name: {
+            'pairs': len(source),
+            'fingerprint': source.fingerprint,
+            'summary': source.summary(),
+            'epochs': run.epochs[name],
+        }
         for name, source in run.sources.items()
     }
