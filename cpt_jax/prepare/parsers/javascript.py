@@ -1,0 +1,84 @@
+"""Finds the functions of a JavaScript file, whose documentation are the comments before them."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from cpt_jax.prepare.parsers.nodes import (
+    ALL,
+    FoundFunction,
+    clean_block_comment,
+    get_name,
+    get_text,
+    iterate_nodes,
+    make_function,
+)
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
+
+_FUNCTIONS = ('function_declaration', 'function_expression')
+_MORE_FUNCTIONS = (
+    'arrow_function', 'generator_function', 'generator_function_declaration', 'method_definition'
+)  # fmt: skip
+# Fields with the name of a function that is a value: `name = function`, `{name: function}`.
+_NAME_FIELDS = {
+    'variable_declarator': 'name',
+    'pair': 'key',
+    'assignment_expression': 'left',
+    'field_definition': 'property',
+}
+
+
+def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+    """Yields the functions at any depth.
+
+    A function that is the value of a variable or of a property has the comments before that. With
+    ALL, arrow functions, generators and methods of classes are found too, and the comments before
+    an assignment or an export.
+    """
+    kinds = (*_FUNCTIONS, *_MORE_FUNCTIONS) if scope == ALL else _FUNCTIONS
+    for node in iterate_nodes(root, kinds):
+        name = get_name(node) or _get_name_of_value(node)
+        if name == 'constructor':
+            continue
+        doc = _join_comments(_get_documented_node(node, scope))
+        yield make_function(node, source, name, doc)
+
+
+def _get_name_of_value(node: 'Node') -> str:
+    parent = node.parent
+    if parent is None or parent.type not in _NAME_FIELDS:
+        return ''
+    return get_text(parent.child_by_field_name(_NAME_FIELDS[parent.type]))
+
+
+def _get_documented_node(node: 'Node', scope: str) -> 'Node':
+    """Returns the node before which the comments of a function stand."""
+    parent = node.parent
+    if parent is None:
+        return node
+    documented = node
+    if parent.type == 'variable_declarator' and parent.parent is not None:
+        documented = parent.parent
+    elif parent.type == 'pair':
+        documented = parent
+    elif scope == ALL and parent.type == 'field_definition':
+        documented = parent
+    elif scope == ALL and parent.type == 'assignment_expression' and parent.parent is not None:
+        documented = parent.parent
+    outer = documented.parent
+    if scope == ALL and outer is not None and outer.type == 'export_statement':
+        documented = outer
+    return documented
+
+
+def _join_comments(node: 'Node') -> str:
+    """Returns the comments before a node; an empty line between comments ends them."""
+    comments: list[str] = []
+    before = node.prev_sibling
+    start = before.end_point[0] + 1 if before else 0
+    while before is not None and before.type == 'comment' and before.end_point[0] + 1 >= start:
+        comments.insert(0, clean_block_comment(get_text(before)))
+        start = before.start_point[0]
+        before = before.prev_sibling
+    return ' '.join(comments)
