@@ -37,6 +37,8 @@ def list_configs(folder: Path) -> list[str]:
     """Returns 'FILE' of each config, or 'FILE:ARGUMENT' for each argument if it has ARGUMENTS."""
     found = []
     for path in sorted(folder.glob('[a-z]*.py')):
+        if path.stem.startswith('prepare_'):  # tests/prepare checks those of launch/prepare.py
+            continue
         arguments = importlib.import_module(f'configs.{path.stem}').__dict__.get('ARGUMENTS', ())
         if path.stem == 'finetune':  # any directory is an argument
             arguments = ('models/bert',)

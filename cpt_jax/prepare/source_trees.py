@@ -105,9 +105,21 @@ def check_source_reader(
         raise UserError(f'max_file_mb={max_file_mb:g}: must be above 0')
 
 
-def _is_wanted(name: str, size: int, languages: Sequence[str], limit: int) -> bool:
+def is_source(
+    name: str,
+    languages: Sequence[str] = (),
+    package_folders: int = 1,
+    max_file_mb: float = 1.0,
+) -> bool:
+    """Returns whether `read_sources` with these arguments reads a file of this name."""
+    del package_folders, max_file_mb
     language = find_language(name)
-    return bool(language) and size <= limit and (not languages or language in languages)
+    is_archive = name.lower().endswith(_ARCHIVES)
+    return is_archive or bool(language) and (not languages or language in languages)
+
+
+def _is_wanted(name: str, size: int, languages: Sequence[str], limit: int) -> bool:
+    return size <= limit and bool(find_language(name)) and is_source(name, languages)
 
 
 def _name_package(first: str, name: str, folders: int) -> str:
