@@ -20,7 +20,7 @@ from tqdm import tqdm
 from cpt_jax.cli.program import run_program
 from cpt_jax.data.files import InputFile, find_input_files
 from cpt_jax.prepare.code_duplicates import find_duplicate_functions
-from cpt_jax.prepare.code_pairs import check_functions, extract_functions
+from cpt_jax.prepare.code_pairs import check_functions, find_documented_functions
 from cpt_jax.prepare.document import Unreadable
 from cpt_jax.prepare.parsers.nodes import CODESEARCHNET, SCOPES
 from cpt_jax.prepare.source_trees import HIDDEN, SUFFIXES, read_sources
@@ -89,7 +89,7 @@ def _iterate_documents(file: InputFile, scope: str) -> Iterator[_Found]:
             continue
         fields = document.fields
         rejected: Counter[str] = Counter()
-        found = extract_functions(
+        found = find_documented_functions(
             document.text, fields['language'], fields['path'], scope, rejected
         )
         yield (

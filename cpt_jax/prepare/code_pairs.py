@@ -51,7 +51,7 @@ def pair_functions(document: Document, scope: str = CODESEARCHNET) -> Iterator[T
     language = document.fields.get('language') or find_language(path)
     if language not in LANGUAGES:
         return
-    for function in extract_functions(document.text, language, path, scope, Counter()):
+    for function in find_documented_functions(document.text, language, path, scope, Counter()):
         name = f'{function.name}:{function.line}'
         yield TextPair(function.doc, function.code, {**document.fields, 'function': name})
 
@@ -64,7 +64,7 @@ def check_functions(scope: str = CODESEARCHNET) -> None:
         load_parser(language)
 
 
-def extract_functions(
+def find_documented_functions(
     text: str, language: str, path: str, scope: str, rejected: Counter[str]
 ) -> list[FoundFunction]:
     """Returns the functions of a file that pass the filters; `doc` is their first paragraph.

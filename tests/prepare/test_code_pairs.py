@@ -13,8 +13,8 @@ from cpt_jax.data.files import find_input_files
 from cpt_jax.prepare.code_duplicates import find_duplicate_functions
 from cpt_jax.prepare.code_pairs import (
     check_functions,
-    extract_functions,
     extract_summary,
+    find_documented_functions,
     pair_functions,
     tokenize_doc,
 )
@@ -75,7 +75,7 @@ def test_fields_of_pairs():
 
 def count_rejected(language, text, path='a', scope='codesearchnet'):
     rejected = Counter()
-    kept = extract_functions(text, language, path, scope, rejected)
+    kept = find_documented_functions(text, language, path, scope, rejected)
     assert rejected.pop('seen', 0) == len(kept) + rejected.total()
     return rejected
 
@@ -111,7 +111,7 @@ def test_paths_are_filtered_by_language(language, path, is_read):
     tree = {'python': 'py', 'javascript': 'js'}.get(language, language)
     (file,) = [each for each in (TREES / tree).iterdir() if each.stem.lower() == 'stack']
     rejected = Counter()
-    kept = extract_functions(file.read_text(), language, path, 'codesearchnet', rejected)
+    kept = find_documented_functions(file.read_text(), language, path, 'codesearchnet', rejected)
     assert bool(kept) == is_read
     assert rejected['files with a test path'] == (not is_read)
 
@@ -150,7 +150,7 @@ def test_duplicates_of_functions():
         code.replace('first', 'a') + body.replace('first', 'b').replace('total', 'c'),
     ]
     functions = [
-        extract_functions(source, 'python', 'a', 'codesearchnet', Counter())[0].tokens
+        find_documented_functions(source, 'python', 'a', 'codesearchnet', Counter())[0].tokens
         for source in sources
     ]
     found = find_duplicate_functions(functions, 'python').tolist()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tree_sitter import Node
 
 
-def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+def find_go_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
     """Yields the functions and methods; Go has no others."""
     del scope
     for node, comments in iterate_with_comments(root.named_children):

@@ -19,7 +19,7 @@ _TYPES = (_CLASS, 'interface_declaration', 'enum_declaration', 'record_declarati
 _COMMENTS = ('block_comment', 'line_comment')
 
 
-def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+def find_java_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
     """Yields the methods of the file's classes; with ALL, also those of interfaces, enums, records
     and nested types. Constructors are left out.
     """

@@ -29,7 +29,7 @@ _NAME_FIELDS = {
 }
 
 
-def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+def find_javascript_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
     """Yields the functions at any depth.
 
     A function that is the value of a variable or of a property has the comments before that. With

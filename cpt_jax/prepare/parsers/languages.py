@@ -74,7 +74,7 @@ LANGUAGES = {
         ('.go',),
         'tree_sitter_go',
         'language',
-        go.find_functions,
+        go.find_go_functions,
         ('test', 'vendor'),
         frozenset(),
         _split(_GO_WORDS),
@@ -83,7 +83,7 @@ LANGUAGES = {
         ('.java',),
         'tree_sitter_java',
         'language',
-        java.find_functions,
+        java.find_java_functions,
         ('test',),
         _split('toString hashCode equals finalize notify notifyAll clone'),
         _split(_JAVA_WORDS),
@@ -92,7 +92,7 @@ LANGUAGES = {
         ('.js', '.mjs', '.cjs', '.jsx'),
         'tree_sitter_javascript',
         'language',
-        javascript.find_functions,
+        javascript.find_javascript_functions,
         ('test', 'node_modules'),
         _split('toString toLocaleString valueOf'),
         _split(_JAVASCRIPT_WORDS),
@@ -101,7 +101,7 @@ LANGUAGES = {
         ('.php',),
         'tree_sitter_php',
         'language_php',
-        php.find_functions,
+        php.find_php_functions,
         ('test',),
         _split(
             '__construct __destruct __call __callStatic __get __set __isset __unset __sleep '
@@ -113,7 +113,7 @@ LANGUAGES = {
         ('.py',),
         'tree_sitter_python',
         'language',
-        python.find_functions,
+        python.find_python_functions,
         ('test',),
         frozenset(),
         frozenset(keyword.kwlist),
@@ -122,7 +122,7 @@ LANGUAGES = {
         ('.rb',),
         'tree_sitter_ruby',
         'language',
-        ruby.find_functions,
+        ruby.find_ruby_functions,
         ('test', 'vendor'),
         _split(
             'initialize to_text display dup clone equal? == <=> === <= < > >= between? eql? hash'

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CLASSES = ('class_declaration', 'trait_declaration')
 
 
-def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+def find_php_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
     """Yields the methods with a body of the file's classes and traits; with ALL, also those of
     enums, those in `namespace {}` and functions outside of classes.
     """
@@ -31,7 +31,7 @@ def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFun
         elif scope == ALL and node.type == 'namespace_definition':
             body = node.child_by_field_name('body')
             if body is not None:
-                yield from find_functions(body, source, scope)
+                yield from find_php_functions(body, source, scope)
 
 
 def _find_methods(node: 'Node', source: bytes) -> Iterator[FoundFunction]:

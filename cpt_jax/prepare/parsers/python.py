@@ -26,7 +26,7 @@ _BRANCHES = (
 )  # fmt: skip
 
 
-def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+def find_python_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
     """Yields the functions of a module and the methods of its classes; with ALL, also those in
     nested classes and in branches.
     """

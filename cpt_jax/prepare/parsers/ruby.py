@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _CONTAINERS = ('module', 'class')
 
 
-def find_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
+def find_ruby_functions(root: 'Node', source: bytes, scope: str) -> Iterator[FoundFunction]:
     """Yields the methods of classes and modules that are directly in a module of the file; with
     ALL, all methods, also those of an object (`def self.name`).
 
