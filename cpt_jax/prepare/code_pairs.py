@@ -85,7 +85,7 @@ def find_documented_functions(
     for function in LANGUAGES[language].find_functions(tree.root_node, source, scope):
         rejected['seen'] += 1
         function = function._replace(doc=extract_summary(function.doc))
-        reason = explain_rejected(function, language)
+        reason = explain_rejected_function(function, language)
         if reason:
             rejected[reason] += 1
         else:
@@ -105,7 +105,7 @@ def extract_summary(doc: str) -> str:
     return ' '.join(summary.split())
 
 
-def explain_rejected(function: FoundFunction, language: str) -> str:
+def explain_rejected_function(function: FoundFunction, language: str) -> str:
     """Returns the reason why a function is rejected, or ''.
 
     Args:

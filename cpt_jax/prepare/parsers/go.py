@@ -7,7 +7,7 @@ from cpt_jax.prepare.parsers.nodes import (
     FoundFunction,
     clean_block_comment,
     get_name,
-    get_text,
+    get_source,
     iterate_with_comments,
     make_function,
 )
@@ -21,5 +21,5 @@ def find_go_functions(root: 'Node', source: bytes, scope: str) -> Iterator[Found
     del scope
     for node, comments in iterate_with_comments(root.named_children):
         if node.type in ('function_declaration', 'method_declaration'):
-            doc = clean_block_comment('\n'.join(map(get_text, comments)))
+            doc = clean_block_comment('\n'.join(map(get_source, comments)))
             yield make_function(node, source, get_name(node), doc)

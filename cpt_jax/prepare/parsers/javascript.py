@@ -8,7 +8,7 @@ from cpt_jax.prepare.parsers.nodes import (
     FoundFunction,
     clean_block_comment,
     get_name,
-    get_text,
+    get_source,
     iterate_nodes,
     make_function,
 )
@@ -49,7 +49,7 @@ def _get_name_of_value(node: 'Node') -> str:
     parent = node.parent
     if parent is None or parent.type not in _NAME_FIELDS:
         return ''
-    return get_text(parent.child_by_field_name(_NAME_FIELDS[parent.type]))
+    return get_source(parent.child_by_field_name(_NAME_FIELDS[parent.type]))
 
 
 def _get_documented_node(node: 'Node', scope: str) -> 'Node':
@@ -78,7 +78,7 @@ def _join_comments(node: 'Node') -> str:
     before = node.prev_sibling
     start = before.end_point[0] + 1 if before else 0
     while before is not None and before.type == 'comment' and before.end_point[0] + 1 >= start:
-        comments.insert(0, clean_block_comment(get_text(before)))
+        comments.insert(0, clean_block_comment(get_source(before)))
         start = before.start_point[0]
         before = before.prev_sibling
     return ' '.join(comments)

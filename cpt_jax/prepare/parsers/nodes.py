@@ -37,7 +37,7 @@ class FoundFunction(NamedTuple):
         return self.name.rpartition('.')[2]
 
 
-def get_text(node: 'Node | None') -> str:
+def get_source(node: 'Node | None') -> str:
     """Returns the source of a node; '' for None."""
     if node is None or node.text is None:
         return ''
@@ -46,7 +46,7 @@ def get_text(node: 'Node | None') -> str:
 
 def get_name(node: 'Node') -> str:
     """Returns the name of a function or class; '' if it has none."""
-    return get_text(node.child_by_field_name('name'))
+    return get_source(node.child_by_field_name('name'))
 
 
 def get_line(node: 'Node') -> int:
@@ -63,7 +63,7 @@ def tokenize(node: 'Node', without: 'Node | None' = None) -> tuple[str, ...]:
         if node == without:
             continue
         if node.type == 'string' or not node.children:
-            tokens.append(get_text(node))
+            tokens.append(get_source(node))
         else:
             waiting += reversed(node.children)
     return tuple(filter(None, tokens))
@@ -125,7 +125,7 @@ def get_comment_before(node: 'Node', kinds: Sequence[str]) -> str:
     before = node.prev_sibling
     if before is None or before.type not in kinds:
         return ''
-    return clean_block_comment(get_text(before))
+    return clean_block_comment(get_source(before))
 
 
 def iterate_with_comments(

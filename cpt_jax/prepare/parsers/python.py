@@ -9,7 +9,7 @@ from cpt_jax.prepare.parsers.nodes import (
     FoundFunction,
     get_line,
     get_name,
-    get_text,
+    get_source,
     join_dedented,
     tokenize,
 )
@@ -75,7 +75,7 @@ def _find_docstring(statements: list['Node']) -> 'Node | None':
 
 def _read_docstring(string: 'Node') -> str:
     content = [child for child in string.named_children if child.type == 'string_content']
-    return inspect.cleandoc(''.join(map(get_text, content)))
+    return inspect.cleandoc(''.join(map(get_source, content)))
 
 
 def _does_nothing(statement: 'Node') -> bool:

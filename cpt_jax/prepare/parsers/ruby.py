@@ -8,7 +8,7 @@ from cpt_jax.prepare.parsers.nodes import (
     FoundFunction,
     clean_hash_comments,
     get_name,
-    get_text,
+    get_source,
     iterate_with_comments,
     make_function,
 )
@@ -43,7 +43,7 @@ def _find_methods(
 ) -> Iterator[FoundFunction]:
     for member, comments in iterate_with_comments(_get_members(node)):
         if member.type in kinds:
-            doc = clean_hash_comments(map(get_text, comments))
+            doc = clean_hash_comments(map(get_source, comments))
             yield make_function(member, source, prefix + get_name(member), doc)
         elif is_deep and member.type in (*_CONTAINERS, 'singleton_class'):
             inner = f'{prefix}{get_name(member)}.' if get_name(member) else prefix
