@@ -104,7 +104,7 @@ class ShardWriter:
         self.keys = array('Q')
         self._paths = paths
         self._starts = array('q', [0])
-        self._columns = {name: array(code) for name, code in _COLUMNS.items()}
+        self._columns: dict[str, array] = {name: array(code) for name, code in _COLUMNS.items()}
         self._checksum = Checksum(0, 0)
         self._stack = ExitStack()
         self._file: BinaryIO | None = None

@@ -163,13 +163,14 @@ class _Cutting:
         cutting = cls()
         while not cutting.is_finished:
             table = read_document_table(folder, cutting.shards)
-            notes = read_notes(table) if table else {'checksums': {'': Checksum(-1, 0)}}
+            if table is None:
+                return cutting
+            notes = read_notes(table)
             if not all(
                 is_undamaged(folder / name, checksum)
                 for name, checksum in notes['checksums'].items()
             ):
                 return cutting
-            assert table
             cutting.next = Position(*notes['next'])
             cutting.counts = Counter(notes['counts'])
             cutting.latin = dict.fromkeys(notes['latin'])

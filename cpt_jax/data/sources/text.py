@@ -9,6 +9,7 @@ sentences as fit.
 import logging
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,7 +96,7 @@ class TextSource:
                 contents = read_contents(folder)
                 assert contents is not None
             chosen = open_document_split(folder, contents.shards, split, holdout, path, verify)
-        self.counts = {**contents.counts, 'latin-1 files': contents.latin}
+        self.counts: dict[str, Any] = {**contents.counts, 'latin-1 files': contents.latin}
         self.split = split
         self.problems = Problems()
         self.problems.rows = contents.counts['documents']
