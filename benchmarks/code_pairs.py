@@ -49,7 +49,7 @@ def main() -> None:
     licensed: Counter[str] = Counter()
     jobs = [(file, _SCOPE.value) for file in files]
     with multiprocessing.Pool(_WORKERS.value) as pool:
-        results = pool.imap(_extract, jobs, 20)
+        results = pool.imap(_extract, jobs, 4)
         for found in tqdm(results, total=len(jobs), desc='reading', unit='file', disable=None):
             for language, package, license_id, size, tokens, rejected in found:
                 functions[language] += tokens

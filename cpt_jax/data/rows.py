@@ -293,7 +293,9 @@ def _index_rows(files: Sequence[InputFile], fields: RowFormat, equal_texts: str)
     problems = Problems()
     contents = blake2b(digest_size=16)
     # Typed arrays take 44 bytes per pair, and lists of tuples 280.
-    columns = {name: array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()}
+    columns: dict[str, array] = {
+        name: array(np.dtype(dtype).char) for name, dtype in _COLUMNS.items()
+    }
     word_ids = {'x_id': array('i'), 'y_id': array('i')}
     longest = LongestRow()
     answers = AnswerCounts()

@@ -87,7 +87,7 @@ class TextSource:
             str(min_pieces),
         )
         self._entry = CacheEntry(f'text_{key}')
-        waiting = f'{path}: waiting for another process, which cuts the documents'
+        waiting = f'{path}: waiting for another process, which reads or cuts the documents'
         with self._entry.lock(_is_whole, waiting):
             folder = self._entry.folder
             contents = _read_undamaged_contents(folder, verify)

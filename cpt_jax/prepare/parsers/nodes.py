@@ -139,13 +139,3 @@ def iterate_with_comments(
         else:
             yield node, comments
             comments = []
-
-
-def iterate_nodes(root: 'Node', kinds: Sequence[str]) -> Iterator['Node']:
-    """Yields all nodes of some kinds, also inside of each other, in the order of the source."""
-    waiting = [root]
-    while waiting:
-        node = waiting.pop()
-        if node.type in kinds and node.is_named:
-            yield node
-        waiting += reversed(node.children)
