@@ -38,24 +38,28 @@ class InputFile(NamedTuple):
         return self.url or self.original or self.path
 
 
-def find_input_files(path: str, suffixes: Sequence[str], verify: bool = False) -> list[InputFile]:
+def find_input_files(
+    path: str, suffixes: Sequence[str], verify: bool = False, hidden: str = '_.'
+) -> list[InputFile]:
     """Returns the files of a path, sorted by name.
 
     Args:
       path: a file with any suffix, a folder, which is searched recursively, or a glob pattern
         ('data/*.jsonl', 'data/**/*.md'). In folders and patterns, files and folders whose names
         begin with '_' or '.' are skipped, as in other tools: notes such as `_SOURCE.txt` are not
-        data. A name that exists is not taken for a pattern. All three may be URLs (gs://...),
+        data; see `hidden`. A name that exists is not taken for a pattern. All three may be URLs (gs://...),
         whose files are copied into the cache.
       suffixes: suffixes of the files to find in a folder.
       verify: whether to read the copies of remote files in full to find out whether they changed.
+      hidden: characters with which the names of files and folders begin that are skipped in folders
+        and patterns.
 
     Raises:
       UserError: no file is found, or a file or folder cannot be read.
     """
     try:
         find = _find_remote_files if is_remote(path) else _find_local_files
-        files = find(path, suffixes, verify)
+        files = find(path, suffixes, verify, hidden)
     except OSError as error:
         raise UserError(f'path: {path!r} cannot be read: {error.strerror}') from None
     if not files:
@@ -67,7 +71,9 @@ def find_input_files(path: str, suffixes: Sequence[str], verify: bool = False) -
     return files
 
 
-def _find_local_files(path: str, suffixes: Sequence[str], verify: bool) -> list[InputFile]:
+def _find_local_files(
+    path: str, suffixes: Sequence[str], verify: bool, hidden: str
+) -> list[InputFile]:
     del verify  # the files are not copied
     expanded = expand_home(path, 'path')
     if expanded.is_file():
@@ -82,15 +88,17 @@ def _find_local_files(path: str, suffixes: Sequence[str], verify: bool) -> list[
     named = [
         InputFile(found.relative_to(root).as_posix(), found) for found in paths if found.is_file()
     ]
-    return sorted(file for file in named if not _is_hidden(file.name))
+    return sorted(file for file in named if not _is_hidden(file.name, hidden))
 
 
-def _find_remote_files(url: str, suffixes: Sequence[str], verify: bool) -> list[InputFile]:
+def _find_remote_files(
+    url: str, suffixes: Sequence[str], verify: bool, hidden: str
+) -> list[InputFile]:
     found = RemoteFiles.find(url, 'path', must_exist=False)
     if found.kind == 'folder':
         found = found.select(lambda name: name.endswith(tuple(suffixes)))
     if found.kind != 'file':
-        found = found.select(lambda name: not _is_hidden(name))
+        found = found.select(lambda name: not _is_hidden(name, hidden))
     if not found.files:
         return []
     folder = found.copy(verify)
@@ -101,8 +109,8 @@ def _find_remote_files(url: str, suffixes: Sequence[str], verify: bool) -> list[
     ]
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part[0] in '_.' for part in Path(name).parts)
+def _is_hidden(name: str, hidden: str) -> bool:
+    return any(part[0] in hidden for part in Path(name).parts)
 
 
 def _find_fixed_folder(pattern: Path) -> Path:

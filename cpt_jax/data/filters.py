@@ -104,12 +104,20 @@ def find_near_duplicates(texts: Sequence[str]) -> np.ndarray:
     among their rarest len - ceil(t * len) + 1 words (prefix filtering, Bayardo et al. 2007), so
     only texts that share such a word are compared.
     """
-    bags = [Counter(split_words(text)) for text in texts]
+    return find_near_duplicate_bags([Counter(split_words(text)) for text in texts])
+
+
+def find_near_duplicate_bags(bags: Sequence[Counter[str]]) -> np.ndarray:
+    """Returns bool[n]: the result of `find_near_duplicates` for texts with these words.
+
+    Args:
+      bags: number of occurrences of each word, for each text.
+    """
     document_counts = Counter(word for bag in bags for word in bag)
     rarest_first = sorted(document_counts, key=lambda word: (document_counts[word], word))
     rank = {word: i for i, word in enumerate(rarest_first)}
     kept_by_word: dict[int, list[int]] = {}
-    is_duplicate = np.zeros(len(texts), bool)
+    is_duplicate = np.zeros(len(bags), bool)
     for i, bag in enumerate(bags):
         if bag.total() < MIN_WORDS:
             continue

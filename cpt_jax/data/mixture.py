@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from cpt_jax.data.cutting import TokenCounter
 from cpt_jax.data.equality import LATEST_RULE
 from cpt_jax.data.pairs import Source, digest_texts
 from cpt_jax.data.source_keys import SOURCE_KEYS
 from cpt_jax.data.sources.csv_pairs import CsvSource
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.data.sources.python_source import PythonSource
-from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.sources.text_or_prepared import open_text
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.runs.config import LEGACY_SOURCE_DEFAULTS, check_section
@@ -242,6 +242,29 @@ def count_source_epochs(
             )
         batches[name] = value * (_count_items(name, source, batch_pairs) // batch_pairs)
     return batches
+
+
+def count_epochs(
+    sources: Mapping[str, Source], weights: Mapping[str, float], steps: int, batch_pairs: int
+) -> dict[str, float]:
+    """Returns how many times each source is read in a run, by name.
+
+    In an epoch of a source with documents, one pair of each document is read.
+
+    Args:
+      sources: sources by name.
+      weights: relative frequency of each source's batches.
+      steps: number of steps.
+      batch_pairs: number of pairs in a batch.
+    """
+    total = sum(weights[name] for name in sources)
+    return {
+        name: steps
+        * weights[name]
+        / total
+        / (_count_items(name, source, batch_pairs) // batch_pairs)
+        for name, source in sources.items()
+    }
 
 
 def _count_items(name: str, source: Source, batch_pairs: int) -> int:

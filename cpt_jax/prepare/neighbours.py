@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterator, Sequence
 
-from cpt_jax.data.sources.text import Cut, TokenCounter
+from cpt_jax.data.cutting import Cut, TokenCounter
 from cpt_jax.prepare.document import Document, TextPair
 from cpt_jax.runtime.errors import UserError
 

@@ -4,14 +4,16 @@ CRC-32 finds every change of up to 32 consecutive bits, and misses one in 2**32 
 changes. It is as fast as reading the file.
 """
 
+import contextlib
 import json
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.file_stamp import compute_file_stamp
 
 CHECKSUMS = 'checksums.json'
 
@@ -71,6 +73,47 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
 def write_checksums(folder: Path, checksums: Mapping[str, Checksum]) -> None:
     """Writes the checksums of a folder's files, by file name."""
     write_atomically(folder / CHECKSUMS, encode_checksums(checksums))
+
+
+def compute_stamped_checksum(path: Path) -> Checksum:
+    """Reads a file that must not change any more, and returns its checksum with its stamp."""
+    return compute_checksum(path)._replace(stamp=compute_file_stamp(path))
+
+
+def add_checksums(folder: Path, paths: Iterable[Path]) -> None:
+    """Adds the stamped checksums of files to those of their folder."""
+    added = {path.name: compute_stamped_checksum(path) for path in paths}
+    write_checksums(folder, read_checksums(folder) | added)
+
+
+def find_damaged(folder: Path, names: Iterable[str], verify: bool = False) -> list[str]:
+    """Returns the names of files that are missing or not as they were written.
+
+    A file with the stamp that it had is not read.
+
+    Args:
+      folder: folder of the files and of their stamped checksums.
+      names: names of the files.
+      verify: whether to read all files in full.
+    """
+    checksums = read_checksums(folder)
+    damaged = []
+    moved = []
+    for name in names:
+        path = folder / name
+        expected = checksums.get(name, Checksum(-1, 0))
+        stamp = compute_file_stamp(path) if path.is_file() else ''
+        if not verify and stamp and stamp == expected.stamp:
+            continue
+        # Another stamp does not mean another content: somebody may have copied the folder.
+        if is_undamaged(path, expected):
+            moved.append(path)
+        else:
+            damaged.append(name)
+    if moved and not verify:
+        with contextlib.suppress(OSError):  # in a folder that cannot be written
+            add_checksums(folder, moved)
+    return damaged
 
 
 def encode_checksums(checksums: Mapping[str, Checksum]) -> bytes:

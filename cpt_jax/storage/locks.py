@@ -8,6 +8,7 @@ of a run on one machine there. On a path gs://, a lease takes the place of the l
 """
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,8 +62,13 @@ def try_lock(path: Path, note: str = '') -> Iterator[bool]:
 
 
 @contextmanager
-def wait_for_lock(path: Path) -> Iterator[None]:
-    """Waits for a lock, and releases it at the end of the block. The lock file is not removed."""
+def wait_for_lock(path: Path, message: str = '') -> Iterator[None]:
+    """Waits for a lock, and releases it at the end of the block. The lock file is not removed.
+
+    Args:
+      path: the lock file.
+      message: warning to print if another program has the lock; not for a bucket.
+    """
     if is_on_bucket(path):
         with wait_for_lease(path):
             yield
@@ -70,6 +76,8 @@ def wait_for_lock(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
+        if message and not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path):
+            logging.warning(message)
         _flock(descriptor, fcntl.LOCK_EX, path)
         yield
     finally:

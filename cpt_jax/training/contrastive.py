@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from cpt_jax.data.batch import Batch
+from cpt_jax.data.cutting import TokenCounter
 from cpt_jax.data.equality import IDS_PER_TEXT, resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.pairs import Pair, Source, spread_indices
-from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.target_reader import TargetReader, Wanted
 from cpt_jax.data.text_vectors import TextVectors, read_width
 from cpt_jax.data.token_reader import PairTokenReader, TokenReader

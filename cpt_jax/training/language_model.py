@@ -14,13 +14,13 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from cpt_jax.data.batch import Batch, Layout, pack_group
+from cpt_jax.data.cutting import TokenCounter
 from cpt_jax.data.equality import resolve_rule
 from cpt_jax.data.mixture import make_sources
 from cpt_jax.data.packing import count_rows_needed
 from cpt_jax.data.pairs import Pair, Source, spread_indices
 from cpt_jax.data.source_keys import LOSS_KEYS
 from cpt_jax.data.sources.documents import DocumentSource
-from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.token_reader import DocumentTokenReader, TokenReader
 from cpt_jax.loss.infonce import InfoNCE, Metrics
 from cpt_jax.loss.targets import TargetSizes

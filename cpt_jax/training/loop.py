@@ -398,6 +398,7 @@ class _Loop:
             'pairs_seen': step * run.train.batch_pairs,
             'pairs_per_second': (step - self.recorded_step) * run.train.batch_pairs / passed,
             'tokens_per_second': self.unrecorded['tokens'] / passed,
+            **_count_epochs_so_far(run, step),
         }
         row |= (
             self.clock.make_row() | self.step_times.take_row() | self.utilization.take_row(passed)
@@ -413,8 +414,22 @@ class _Loop:
             )
 
 
+def _count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
+    """Returns how many times each source of a mixture was read; {} if there is only one."""
+    if len(run.epochs) == 1:
+        return {}
+    return {
+        f'epochs/{name}': epochs * step / run.train.steps for name, epochs in run.epochs.items()
+    }
+
+
 def _describe_data(run: Run) -> dict[str, Any]:
     return {
-        name: {'pairs': len(source), 'fingerprint': source.fingerprint, 'summary': source.summary()}
+        name: {
+            'pairs': len(source),
+            'fingerprint': source.fingerprint,
+            'summary': source.summary(),
+            'epochs': run.epochs[name],
+        }
         for name, source in run.sources.items()
     }

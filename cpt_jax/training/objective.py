@@ -11,8 +11,8 @@ import jax
 from flax import nnx
 
 from cpt_jax.data.batch import Batch, Layout
+from cpt_jax.data.cutting import TokenCounter
 from cpt_jax.data.pairs import Pair, Source
-from cpt_jax.data.sources.text import TokenCounter
 from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.loss.targets import TargetSizes
 from cpt_jax.model.adapters.lora import LoRA

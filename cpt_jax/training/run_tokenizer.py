@@ -114,6 +114,9 @@ def _train_tokenizer(config: Mapping[str, Any], objective: Objective) -> Tokeniz
     )
 
 
+_MOST_SHUFFLED = 20_000_000  # indices of 160 MB
+
+
 class _FourCharacters:
     """Counts four characters as one token, to cut text into pieces before there is a tokenizer."""
 
@@ -130,9 +133,19 @@ def _iterate_training_texts(config: Mapping[str, Any], objective: Objective) -> 
     """
     by_name, _ = objective.load_sources(config['data'], 'train', _FourCharacters())
     sources = list(by_name.values())
-    orders = [np.random.default_rng(0).permutation(len(source)) for source in sources]
+    orders = [_make_order(len(source)) for source in sources]
     for position in range(max(map(len, orders))):
         for source, order in zip(sources, orders, strict=True):
             if position < len(order):
                 pair = source[int(order[position])]
                 yield from filter(None, (pair.x, pair.y))
+
+
+def _make_order(size: int) -> np.ndarray:
+    """Returns int64: all indices in random order; for a very large source a random sample of them,
+    many more than a tokenizer reads.
+    """
+    random = np.random.default_rng(0)
+    if size <= _MOST_SHUFFLED:
+        return random.permutation(size)
+    return random.integers(size, size=_MOST_SHUFFLED)

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from cpt_jax.data.batch import Batch, Layout, make_local_batches, plan_layout
 from cpt_jax.data.mixture import (
+    count_epochs,
     count_source_epochs,
     fix_source_rules,
     get_source_classes,
@@ -52,6 +53,7 @@ class Run(Resolved):
       directory: paths of the run's files.
       tokenizer: the run's tokenizer.
       sources: sources of training pairs, by name.
+      epochs: number of times that each source is read in all steps, by name.
       reader: converts pairs to token ids.
       layout: layout of a batch over devices, chunks and rows.
       indices: indices of the pairs of each batch; element i is the batch of step i + 1. For a
@@ -67,6 +69,7 @@ class Run(Resolved):
     directory: RunDir
     tokenizer: TextTokenizer
     sources: Mapping[str, Source]
+    epochs: Mapping[str, float]
     reader: TokenReader
     layout: Layout
     indices: grain.MapDataset
@@ -173,6 +176,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         **vars(resolved),
         directory=directory,
         sources=sources,
+        epochs=count_epochs(sources, weights, resolved.train.steps, resolved.train.batch_pairs),
         reader=reader,
         layout=layout,
         indices=indices,

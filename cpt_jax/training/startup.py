@@ -83,10 +83,16 @@ def format_startup_table(
         'rows': _describe_layout(run.layout),
         **describe_equal_texts(run),
         'held out': _describe_heldout(run),
-        **{f'data {name}': source.summary() for name, source in run.sources.items()},
+        **{f'data {name}': _describe_source(run, name) for name in run.sources},
     }
     width = max(map(len, rows))
     return '\n'.join(f'{name:>{width}}  {text}' for name, text in rows.items() if text)
+
+
+def _describe_source(run: Run, name: str) -> str:
+    source = run.sources[name]
+    what = 'read' if source.documents is None else 'one pair of each document read'
+    return f'{source.summary()}; {what} {run.epochs[name]:.3g} times in {run.train.steps:,} steps'
 
 
 def _describe_layout(layout: Layout) -> str:

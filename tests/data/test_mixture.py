@@ -6,6 +6,7 @@ import pytest
 
 from cpt_jax.data.mixture import (
     KINDS,
+    count_epochs,
     fix_source_rules,
     get_source_arguments,
     get_source_classes,
@@ -42,6 +43,18 @@ def test_batch_has_source_and_int64_pairs():
     assert batch.source == 0
     assert batch.pairs.dtype == np.int64
     assert batch.pairs.shape == (4,)
+
+
+def test_epochs_are_those_of_the_batches():
+    sources = make_two_sources()
+    steps = 400
+    batches = make_batches(sources, TWO_WEIGHTS, 0, 8)
+    read = Counter(batches[step].source for step in range(steps))
+    items = {'a': 700, 'b': 200}  # pairs, and one pair of each document
+    found = count_epochs(sources, TWO_WEIGHTS, steps, 8)
+    for i, (name, size) in enumerate(items.items()):
+        assert found[name] == pytest.approx(read[i] / (size // 8), rel=0.01)
+    assert found['a'] > 3
 
 
 def test_batches_depend_on_the_seed():

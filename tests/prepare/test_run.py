@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from cpt_jax.data.cutting import Cut
 from cpt_jax.data.mixture import make_batches, make_sources
-from cpt_jax.data.sources.text import Cut
 from cpt_jax.prepare import executors, stages
 from cpt_jax.prepare.neighbours import CharacterCounter
 from cpt_jax.prepare.run import prepare

@@ -20,6 +20,7 @@ from cpt_jax.data.prepared import PreparedDirectory, is_prepared
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.runtime.open_files import allow_open_files
 from cpt_jax.storage.cache import (
     Arrays,
     array_to_json,
@@ -137,6 +138,8 @@ class TfdsSource:
             builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
         for field in filter(None, (self._x, self._y, self._negatives)):
             _check_field(builder, field)
+        shards = sum(split.num_shards for split in builder.info.splits.values())
+        allow_open_files(shards, f'the tfds dataset {self._name!r}')
         try:
             self._data = builder.as_data_source(self._tfds_split)
         except (ValueError, NotImplementedError, OSError) as error:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cpt_jax.data.sources.text import compile_separator
+from cpt_jax.data.text_documents import compile_separator
 from cpt_jax.prepare.document import Document, Unreadable
 from cpt_jax.prepare.readers.compressed import BrokenFile, iterate_lines, open_input
 

@@ -190,7 +190,7 @@ def test_second_use_reads_the_cache(folder, monkeypatch):
     path = folder(a=prose('a', 30))
     first = source(path)
     with monkeypatch.context() as patch:
-        patch.setattr(text_module, '_cut_files', None)  # a call would fail
+        patch.setattr(text_module, 'cut_into_shards', None)  # a call would fail
         second = source(path)
     assert pairs(second) == pairs(first)
     assert second.fingerprint == first.fingerprint
