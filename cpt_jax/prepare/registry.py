@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from cpt_jax.prepare import fields, neighbours
+from cpt_jax.prepare import code_pairs, fields, neighbours, source_trees
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
 from cpt_jax.prepare.readers import (
     json_lines,
@@ -58,12 +58,19 @@ READERS = {
     'web': Reader(
         web_archives.read_web_archive, web_archives.SUFFIXES, web_archives.check_web_archives
     ),
+    'sources': Reader(
+        source_trees.read_sources,
+        ('',),
+        source_trees.check_source_reader,
+        accepts=source_trees.is_source,
+    ),
     'nli': Reader(supervised.read_nli, supervised.NLI_SUFFIXES),
     'dpr': Reader(supervised.read_dpr, supervised.DPR_SUFFIXES),
     'beir': Reader(supervised.read_beir, ('.tsv',), accepts=supervised.is_beir_split),
 }
 PAIR_RULES = {
     'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),
+    'functions': PairRule(code_pairs.pair_functions, code_pairs.check_functions, unit='y'),
     'fields': PairRule(fields.pair_fields, unit='pair'),
     'codesearchnet': PairRule(fields.pair_code_search_net, unit='y'),
 }
