@@ -249,7 +249,7 @@ def cut_into_shards(
     """Cuts all documents into the shards of a folder, after those that an earlier program finished.
 
     Args:
-      folder: folder of the shards; no other program may write to it meanwhile.
+      folder: folder of the shards.
       files: the text files.
       tokenizer: tokenizer that counts the tokens of texts.
       cut: limits of a piece.
@@ -259,8 +259,6 @@ def cut_into_shards(
     Raises:
       UserError: a file is not text, or there is no space for the pieces.
     """
-    for part in folder.glob('*.part'):  # left by a program that was killed
-        part.unlink()
     cutting = _Cutting.resume(folder)
     if not cutting.is_finished:
         sizes = [file.path.stat().st_size for file in files]

@@ -40,6 +40,8 @@ class CacheEntry:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(wait_for_lock(self.folder / 'lock', message))
+                for part in self.folder.glob('*.part'):  # left by a program that was killed
+                    part.unlink()
             except LocksNotSupported:
                 pass
             except OSError as error:

@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ from cpt_jax.data.sources.text import TextSource
 from cpt_jax.data.text_cutting import CutProgress, SeenContents
 from cpt_jax.data.text_documents import Position, iterate_documents
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.locks import LocksNotSupported
 
 
 class WordTokenizer:
@@ -141,6 +143,26 @@ def test_finished_cache_that_cannot_be_written_is_used(folder, monkeypatch):
     assert get_everything(make_source(folder, 'all')) == expected
     train = make_source(folder, 'train', holdout=0.3)  # whose files do not exist
     assert 0 < len(train) < len(expected[0])
+
+
+def test_two_processes_without_locks(folder, monkeypatch):
+    """Both cut, and neither removes what the other is writing."""
+    expected = get_everything(make_source(folder, min_pieces=1))
+
+    @contextlib.contextmanager
+    def refuse(*args):
+        raise LocksNotSupported('no locks')
+        yield
+
+    monkeypatch.setattr('cpt_jax.storage.cache_entry.wait_for_lock', refuse)
+    context = multiprocessing.get_context('fork')
+    processes = [context.Process(target=make_source, args=(folder,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert get_everything(make_source(folder, min_pieces=1)) == expected
 
 
 def test_second_process_waits_for_the_first(folder, tmp_path):
