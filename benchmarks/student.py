@@ -99,17 +99,19 @@ def embed_texts(corpus, side: str, directory: Path) -> None:
         corpus.fingerprint,
         len(corpus),
         embedder.width,
-        shard_size=len(corpus),
+        shard_size=2000,
     )
     writer = VectorWriter(directory, meta)
     write_text_keys(directory, meta, (compute_text_key(text) for _, text in corpus))
-    if not writer.missing:
-        return
     start = Moment.now()
     names, texts = zip(*corpus, strict=True)
-    writer.add(names, embedder(list(texts), side))
-    spent = start.until(Moment.now())
-    print(f'{len(texts):,} vectors of side {side}: {spent["cpu_seconds"]:,.0f} s of CPU time')
+    missing = list(writer.missing)
+    for shard in missing:
+        rows = slice(shard * meta.shard_size, (shard + 1) * meta.shard_size)
+        writer.add(names[rows], embedder(list(texts[rows]), side))
+    seconds = start.until(Moment.now())['cpu_seconds']
+    shards = f'{len(missing)} shards of vectors of side {side}'
+    print(f'{shards}: {seconds:,.0f} s of CPU time', flush=True)
 
 
 if __name__ == '__main__':

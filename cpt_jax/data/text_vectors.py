@@ -1,6 +1,7 @@
 """Vectors of another model, looked up by text: a guide's or a teacher's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.vector_shards import VectorsMeta, read_meta, read_text_keys, read_vectors
 from cpt_jax.text.tokenizer import SIDES, Side
 
+T = TypeVar('T')
 NO_VECTOR = -1  # row of an absent text
 
 
@@ -33,7 +35,8 @@ class TextVectors:
             model than the others.
         """
         self.key = key
-        opened = [read_vectors(directory) for directory in split_directories(directories)]
+        names = split_directories(directories)
+        opened = [explain(key, read_vectors, name) for name in names]
         metas = [vectors.meta for vectors in opened]
         _check_same_model(key, directories, metas)
         self._directories = directories
@@ -44,8 +47,8 @@ class TextVectors:
         self._shards = [shard for vectors in opened for shard in vectors.shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         keys = [
-            read_text_keys(directory, meta)
-            for directory, meta in zip(split_directories(directories), metas, strict=True)
+            explain(key, read_text_keys, name, meta)
+            for name, meta in zip(names, metas, strict=True)
         ]
         starts = np.cumsum([0, *map(len, keys)])
         self._tables = {
@@ -97,10 +100,23 @@ def split_directories(directories: str) -> list[str]:
     return [directory.strip() for directory in directories.split(',') if directory.strip()]
 
 
-def read_width(directories: str) -> int:
-    """Returns the embedding dimension of vectors without opening them; 0 for ''."""
+def read_width(key: str, directories: str) -> int:
+    """Returns the embedding dimension of vectors without opening them; 0 for ''.
+
+    Args:
+      key: config key with the directories.
+      directories: the directories, separated by commas.
+    """
     found = split_directories(directories)
-    return read_meta(found[0]).width if found else 0
+    return explain(key, read_meta, found[0]).width if found else 0
+
+
+def explain(key: str, read: Callable[..., T], *arguments: object) -> T:
+    """Returns the result of a function; its UserError gets the name of a config key."""
+    try:
+        return read(*arguments)
+    except UserError as error:
+        raise UserError(f'{key}: {error}') from None
 
 
 def _check_same_model(key: str, directories: str, metas: Sequence[VectorsMeta]) -> None:

@@ -103,7 +103,7 @@ class Contrastive:
     def check_model(self, config: EncoderConfig) -> None:
         self.loss.check_width(config.vector_width)
         if self._uses_term('teacher_cosine'):
-            width = read_width(self.loss.teacher)
+            width = read_width('loss.teacher', self.loss.teacher)
             if width != config.vector_width:
                 raise UserError(
                     f"loss.terms: 'teacher_cosine' needs vectors of equal dimension: those of "
@@ -213,7 +213,9 @@ class Contrastive:
         return own | {'dense': params.dense} if hasattr(params, 'dense') else own
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> ContrastiveParams:
-        mapped_width = read_width(self.loss.teacher) if self._uses_term('teacher_mse') else 0
+        mapped_width = 0
+        if self._uses_term('teacher_mse'):
+            mapped_width = read_width('loss.teacher', self.loss.teacher)
         return ContrastiveParams(config, self.loss, self.sources, rngs, mapped_width)
 
     def __call__(
@@ -262,9 +264,9 @@ class Contrastive:
         assert self.source_losses is not None
         needed = [*self.source_losses.needs(SCORES), *self.source_losses.needs(GRADE)]
         return TargetSizes(
-            guide=read_width(self.loss.guide),
+            guide=read_width('loss.guide', self.loss.guide),
             scores=1 + data.negatives if any(needed) else 0,
-            teacher=read_width(self.loss.teacher),
+            teacher=read_width('loss.teacher', self.loss.teacher),
         )
 
     def count_step_flops(
