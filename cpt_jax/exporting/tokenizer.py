@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from cpt_jax.exporting.added_tokens import match_after_normalization
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.sentencepiece_model import ModelProto
 from cpt_jax.text.tokenizer import DELIMITERS, SPACE, SPACES_DROPPED, Side, Tokenizer
@@ -62,6 +63,7 @@ def export_tokenizer(tokenizer: Tokenizer, side: Side | None = None) -> Exported
     if side is None and tokenizer.closing != 'shared':
         raise ValueError('two closing delimiters: one tokenizer.json for each side')
     content = _convert_vocabulary(tokenizer)
+    match_after_normalization(content)
     content['normalizer'] = _make_sequence(_STRIP, content['normalizer'])
     opening, closing = tokenizer.get_delimiters(side or 'x')
     names = {closing: CLOSING}

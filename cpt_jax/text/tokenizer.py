@@ -34,7 +34,7 @@ _BOS_NAMES = ('<s>', '<bos>', '<|begin_of_text|>', '[CLS]')
 
 # Characters with Unicode's White_Space property, which is what other readers of an export strip.
 # `str.strip` also strips four control characters.
-_WHITESPACE = (
+WHITESPACE = (
     '\t\n\x0b\x0c\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007'
     '\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000'
 )
@@ -249,7 +249,7 @@ class Tokenizer:
         return self._model.encode(texts)
 
     def _encode_stripped(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._model.encode([text.strip(_WHITESPACE) for text in texts])
+        return self._model.encode([text.strip(WHITESPACE) for text in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of ids; delimiters are left out."""

@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import tokenizers
+from tokenizers import normalizers
 
 from cpt_jax.exporting.tokenizer import export_template_tokenizer, export_tokenizer
 from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file, train_tokenizer
@@ -143,3 +144,25 @@ def test_texts_in_a_template_begin_with_the_token_of_the_base(kind):
     ):
         assert other.ids == [start, *mine], text
     assert reader.get_vocab_size() == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize('normalizer', [None, normalizers.Replace(' ', '▁')])
+def test_white_space_around_added_tokens_is_kept(normalizer):
+    """As in Gemma, where line breaks and HTML tags are added tokens."""
+    added = ['\n', '\n\n', '\t', '<b>', '[x y]']
+    letters = [*string.ascii_lowercase, ' ', '▁']
+    ids = {token: i for i, token in enumerate([*added, *letters, '<unk>'])}
+    file = tokenizers.Tokenizer(
+        tokenizers.models.BPE(ids, [('\n', '\n')], unk_token='<unk>', fuse_unk=True)
+    )
+    file.normalizer = normalizer
+    file.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in added])
+    tokenizer = parse_tokenizer_file('tokenizer.json', file.to_str().encode())
+    texts = ['a\n  b', '\ta <b> b\n', '\n\n\n', 'a  [x y]  \n\n\n b', 'a\r\n b <b>', '', '<b> ']
+    reader = load_exported(tokenizer, 'x', 20)
+    for text, mine in zip(texts, tokenizer.encode(texts, 'x', 20), strict=True):
+        assert reader.encode(text).ids == list(mine), text
+    shared = tokenizer.with_closing('shared')
+    reader, prompts = load_exported(shared, None, 20), export_tokenizer(shared).prompts
+    for text, mine in zip(texts, shared.encode(texts, 'y', 20), strict=True):
+        assert reader.encode(prompts['document'] + text).ids == list(mine), text

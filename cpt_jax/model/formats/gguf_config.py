@@ -56,7 +56,7 @@ _LLAMA3 = {
     'high_freq_factor': 4.0,
     'original_max_position_embeddings': 8192,
 }
-_FREQUENCIES = 'rope_freqs.weight'
+FREQUENCY_FACTORS = 'rope_freqs.weight'
 # Gemma 3 of 27B scales its attention by the width per head, not by the width of its heads.
 # llama.cpp knows it by its number of layers.
 _GEMMA3_27B_LAYERS = 62
@@ -177,12 +177,11 @@ def _recognize_llama3(
       UserError: they are not the factors of a LLaMA 3.
     """
     factor = round(float(factors.max()), 3)
-    numbers = (_LLAMA3[key] for key in [*_LLAMA3])
     plain = compute_rotary_frequencies(width, base, ())
-    scaled = compute_rotary_frequencies(width, base, ('llama3', factor, *numbers))
+    scaled = compute_rotary_frequencies(width, base, ('llama3', factor, *_LLAMA3.values()))
     if factors.shape != plain.shape or not np.allclose(factors, plain / scaled, rtol=1e-3):
         raise UserError(
-            f'{header.path}: {_FREQUENCIES} has other factors than a LLaMA 3, which is not '
+            f'{header.path}: {FREQUENCY_FACTORS} has other factors than a LLaMA 3, which is not '
             f'supported'
         )
     return {'rope_type': 'llama3', 'factor': factor} | _LLAMA3

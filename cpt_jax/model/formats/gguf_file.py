@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 
-from cpt_jax.model.formats.gguf_config import make_config
+from cpt_jax.model.formats.gguf_config import FREQUENCY_FACTORS, make_config
 from cpt_jax.model.formats.gguf_header import GgufTensor, read_gguf_header
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.runtime.errors import UserError
@@ -34,8 +34,6 @@ _GEMMA3_LAYER = _LAYER | {
     'ffn_norm': 'pre_feedforward_layernorm',
     'post_ffw_norm': 'post_feedforward_layernorm',
 }
-# Factors of rotary frequencies, which make_config reads.
-_FREQUENCIES = 'rope_freqs.weight'
 # Types that are read in their own dtype.
 _DTYPES = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -70,7 +68,7 @@ class GgufFile(TensorFiles):
         header = read_gguf_header(path)
         self._path = path
         self.metadata = header.metadata
-        frequencies = header.tensors.get(_FREQUENCIES)
+        frequencies = header.tensors.get(FREQUENCY_FACTORS)
         self.config = make_config(
             header, _read_tensor(path, frequencies).ravel() if frequencies else None
         )
@@ -79,7 +77,7 @@ class GgufFile(TensorFiles):
         self._gguf_names = {
             _translate_name(name, layer_names): name
             for name in header.tensors
-            if name != _FREQUENCIES
+            if name != FREQUENCY_FACTORS
         }
         self._tensors = header.tensors
         self.names = self._gguf_names.keys()

@@ -44,6 +44,9 @@ def convert_to_gguf(
       tokenizer: metadata of the tokenizer, by key without 'tokenizer.ggml.'.
     """
     config = json.loads((directory / 'config.json').read_text())
+    # Defaults of transformers.
+    config.setdefault('rms_norm_eps', 1e-6)
+    config.setdefault('rope_parameters', {'rope_type': 'default', 'rope_theta': 10_000.0})
     files = TensorFiles(directory)
     tensors = {name.removeprefix('model.'): files.read(name) for name in files.names}
     return write_gguf(path, config, tensors, kind, metadata, tokenizer)
