@@ -123,7 +123,9 @@ def format_differences(
       results: the two results.
       references: paths of the results, as the user gave them.
     """
-    cells = [('task', 'metric', *_LABELS, 'B - A', f'{LEVEL:.0%} interval', '')]
+    cells: list[tuple[str, ...]] = [
+        ('task', 'metric', *_LABELS, 'B - A', f'{LEVEL:.0%} interval', '')
+    ]
     cells += [_make_line(difference) for difference in differences]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

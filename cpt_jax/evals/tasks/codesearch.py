@@ -269,7 +269,7 @@ def score_ranks(ranks: np.ndarray, pool: int | None, prefix: str = '') -> dict[s
     """
     suffix = f'of_{pool or "all"}'
     reciprocal_Q = np.where((ranks <= MAX_RANK) | bool(pool), 1 / ranks, 0)
-    recalls = {f'{prefix}recall@{k}_{suffix}': np.float64(ranks <= k) for k in CUTOFFS}
+    recalls = {f'{prefix}recall@{k}_{suffix}': (ranks <= k).astype(np.float64) for k in CUTOFFS}
     return {f'{prefix}mrr_{suffix}': reciprocal_Q, **recalls}
 
 
