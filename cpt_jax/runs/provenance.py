@@ -42,6 +42,7 @@ _STORED_KEYS = {
         )
     ),
     'own_tokenizer': allow_null(OBJECT),
+    'merged': allow_null(allow_list(OBJECT)),
 }
 
 
@@ -77,6 +78,8 @@ class Provenance:
       base: base of the adapters; None if the run does not train adapters.
       own_tokenizer: `PretrainedTokenizer.settings` of a run whose texts have the special tokens and
         prompts of a pretrained model; None if they have delimiters or a template.
+      merged: model, weight and method of each part that launch/merge.py merged; None if the
+        parameters were trained.
     """
 
     config: Mapping[str, Any]
@@ -88,6 +91,7 @@ class Provenance:
     pretrained: Mapping[str, Any] | None = None
     base: Base | None = None
     own_tokenizer: Mapping[str, Any] | None = None
+    merged: list[dict[str, Any]] | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
@@ -116,12 +120,13 @@ class Provenance:
             pretrained=stored.get('pretrained'),
             base=Base(**base) if base else None,
             own_tokenizer=stored.get('own_tokenizer'),
+            merged=stored.get('merged'),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the metadata to store, without `base` and `own_tokenizer` if they are None."""
+        """Returns the metadata to store, without keys that few runs have if they are None."""
         stored = dataclasses.asdict(self)
-        for key in ('base', 'own_tokenizer'):
+        for key in ('base', 'own_tokenizer', 'merged'):
             if stored[key] is None:
                 del stored[key]
         return stored
