@@ -42,7 +42,8 @@ def run_program(main: Callable[[], int | None], list_flag: str = '') -> None:
             logging.set_verbosity(logging.WARNING)
         try:
             if list_flag and flags.FLAGS[list_flag].present:
-                flags.FLAGS[list_flag].value = [*flags.FLAGS[list_flag].value, *argv[1:]]
+                words: list[str] = flags.FLAGS[list_flag].value or []
+                flags.FLAGS[list_flag].value = words + argv[1:]
             elif len(argv) > 1:
                 raise UserError(f'{argv[1]}: not a flag; flags start with --')
             return main()

@@ -262,7 +262,9 @@ def mark_right_passages(
 def score_questions(right_Qxk: np.ndarray) -> dict[str, np.ndarray]:
     """Returns for each cutoff k whether the first k passages of a question have an answer, as
     float64 [Q]."""
-    return {f'answer_recall@{k}': right_Qxk[:, :k].any(axis=1).astype(np.float64) for k in CUTOFFS}
+    return {
+        f'answer_recall@{k}': np.asarray(right_Qxk[:, :k].any(axis=1), np.float64) for k in CUTOFFS
+    }
 
 
 def compute_answer_recall(right_Qxk: np.ndarray) -> dict[str, float]:

@@ -74,4 +74,4 @@ def write_merge_card(folder: Path, name: str, recipe: Recipe) -> None:
     add_filters(environment)
     template = environment.get_template('merge_card.md.j2')
     text = template.render(name=name, parts=recipe.describe_parts(), method=recipe.method)
-    (folder / 'README.md').write_text(text, 'utf-8')
+    (folder / 'README.md').write_text(text + '\n', 'utf-8')
