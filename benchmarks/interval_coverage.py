@@ -7,16 +7,19 @@ computed as in results.json. The populations are
 - difference: the paired difference of two models on such queries, which agree on most of them;
 - spearman: cosines and human scores (0 to 5 in steps of 0.2) with a correlation near 0.8.
 
-    python benchmarks/interval_coverage.py --json coverage.json
+Example:
+  python benchmarks/interval_coverage.py --items 300 --samples 2000 --json coverage.json
 """
 
-import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import scipy.stats
+from absl import flags
 
+from cpt_jax.cli.program import run_program
 from cpt_jax.evals.intervals.bootstrap import (
     DRAWS,
     SEED,
@@ -27,6 +30,18 @@ from cpt_jax.evals.intervals.bootstrap import (
 
 KINDS = 'mean', 'difference', 'spearman'
 POPULATION = 1_000_000
+
+
+def main() -> None:
+    rows = []
+    for kind in KINDS:
+        for items in map(int, _ITEMS.value):
+            coverage = measure_coverage(kind, items, _SAMPLES.value)
+            error = (coverage * (1 - coverage) / _SAMPLES.value) ** 0.5
+            rows.append({'score': kind, 'items': items, 'coverage': coverage, 'error': error})
+            print(f'{kind:10s} {items:6,} items: {coverage:.2%} +- {error:.2%}', flush=True)
+    if _JSON.value:
+        Path(_JSON.value).write_text(json.dumps(rows, indent=2) + '\n')
 
 
 def draw_ndcg(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -75,23 +90,10 @@ def measure_coverage(kind: str, items: int, samples: int, draws: int = DRAWS) ->
     return covered / samples
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--items', type=int, nargs='+', default=[300, 1000])
-    parser.add_argument('--samples', type=int, default=4_000)
-    parser.add_argument('--draws', type=int, default=DRAWS)
-    parser.add_argument('--json', type=Path, help='file to write the results to')
-    given = parser.parse_args()
-    rows = []
-    for kind in KINDS:
-        for items in given.items:
-            coverage = measure_coverage(kind, items, given.samples, given.draws)
-            error = (coverage * (1 - coverage) / given.samples) ** 0.5
-            rows.append({'score': kind, 'items': items, 'coverage': coverage, 'error': error})
-            print(f'{kind:10s} {items:6,} items: {coverage:.2%} +- {error:.2%}', flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=2) + '\n')
-
-
 if __name__ == '__main__':
-    main()
+    # Flags are defined here because tests import this module.
+    _ITEMS = flags.DEFINE_multi_string('items', ['300'], 'Queries or pairs of a sample.')
+    _SAMPLES = flags.DEFINE_integer('samples', 2_000, 'Samples, each with its interval.')
+    _JSON = flags.DEFINE_string('json', '', 'Also write the results to this file.')
+    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    run_program(main)

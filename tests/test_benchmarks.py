@@ -41,6 +41,7 @@ def config_file(tmp_path_factory) -> Path:
     ('name', 'flags'),
     [
         ('loss_time', ('--batch=64', '--width=16', '--devices=2', '--repeats=2')),
+        ('binary_search', ('--documents=3000', '--rounds=1')),
         ('input_pipeline', ('--config={config}', '--batches=3', '--steps=2')),
         ('load_memory', ('--layers=3', '--width=64', '--shard_gb=0.002')),
         ('mining_memory', ('--queries=120', '--documents=600', '--width=16')),

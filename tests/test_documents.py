@@ -24,6 +24,7 @@ SCRIPTS = {
     'cpt-evaluate': 'launch/evaluate.py',
     'cpt-embed': 'launch/embed.py',
     'cpt-export': 'launch/export.py',
+    'cpt-merge': 'launch/merge.py',
     'cpt-plan': 'launch/plan.py',
     'cpt-mine': 'launch/mine.py',
     'cpt-prepare': 'launch/prepare.py',

@@ -212,6 +212,6 @@ for name in {programs}:
     if os.waitpid(child, 0)[1]:
         sys.exit(f'cpt_jax.cli.{{name}} imports jax, or cannot be imported')
 """
-    assert len(programs) == 8
+    assert len(programs) == 9
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -295,7 +295,7 @@ def _evaluate_new_checkpoints() -> None:
         return make_caching_embed(loaded[0], _choose_cache_folder(run), KEEP_VECTORS.value)
 
     def read_step_settings(step: int) -> dict[str, Any]:
-        return read_settings(f'{run}@{step}', options['representation'])
+        return read_settings(f'{run}@{step}', options['representation'], options['dimensions'])
 
     def make_tasks(settings: Mapping[str, Any]) -> list[Task]:
         # A folder per step, so that rankings of one checkpoint do not replace those of another.

@@ -73,6 +73,13 @@ def define_model_flags(
         lower_bound=1,
     )
 
+    dimensions = flags.DEFINE_integer(
+        'dimensions',
+        0,
+        'Number of dimensions to keep of each vector, for models trained with loss.dimensions or '
+        'another Matryoshka loss; 0 keeps all.',
+        lower_bound=0,
+    )
     base = define_base_flag()
 
     def read_options() -> dict[str, Any]:
@@ -84,6 +91,7 @@ def define_model_flags(
             'representation': chosen,
             'fsdp': fsdp.value,
             'base': base.value,
+            'dimensions': dimensions.value,
         }
 
     return model, read_options

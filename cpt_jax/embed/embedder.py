@@ -1,8 +1,10 @@
 """Turns texts into vectors: the interface of a model for evaluation, search and serving."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -166,6 +168,25 @@ class Embedder:
         )
         # Keeps entries that a caller has added, such as the fingerprint of the weights.
         other.settings = self.settings | other.settings
+        other.width = self.width
+        return other
+
+    def with_dimensions(self, dimensions: int) -> 'Embedder':
+        """Returns an embedder of the first dimensions of the vectors, normalized again, with the
+        same parameters. It is for models that were trained so (Matryoshka, arXiv 2205.13147).
+
+        Raises:
+          UserError: the vectors have fewer dimensions.
+        """
+        if not 1 <= dimensions <= self.width:
+            raise UserError(
+                f'--dimensions {dimensions}: must be from 1 to {self.width}, the dimensions of the '
+                f"model's vectors"
+            )
+        other = copy.copy(self)
+        other.width = dimensions
+        other.settings = {**self.settings, 'dimensions': dimensions}
+        other._encode = jax.jit(partial(encode_rows, width=dimensions))
         return other
 
     @property

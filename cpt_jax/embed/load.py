@@ -30,6 +30,7 @@ def load_embedder(
     representation: Representation = OWN_REPRESENTATION,
     fsdp: int = 1,
     base: str = '',
+    dimensions: int = 0,
 ) -> Embedder:
     """Loads a model for embedding onto all devices.
 
@@ -46,6 +47,8 @@ def load_embedder(
         with a template.
       fsdp: number of devices over which one copy of the parameters is sharded.
       base: where the base of a LoRA run is now. Default '': where it was in training.
+      dimensions: number of dimensions to keep of each vector, which is then normalized again.
+        Default 0: all.
 
     Returns:
       The embedder, with parameters on the devices.
@@ -66,7 +69,8 @@ def load_embedder(
     mesh = make_mesh(fsdp=fsdp)
     model = resolve_model(reference, '--model', pooling, base)
     if isinstance(model, Pretrained):
-        return _load_pretrained(model, dtype or 'auto', max_tokens, representation, mesh)
+        embedder = _load_pretrained(model, dtype or 'auto', max_tokens, representation, mesh)
+        return embedder.with_dimensions(dimensions) if dimensions else embedder
     if pooling:
         raise UserError(
             f'--pooling {pooling}: {reference} is a run, which has its own pooling; remove '
@@ -76,11 +80,12 @@ def load_embedder(
     def load(run: EarlierRun) -> Embedder:
         return _load_run(run, _read_run_setup(run, dtype, max_tokens, representation), mesh)
 
-    return load_intact(model, load)
+    embedder = load_intact(model, load)
+    return embedder.with_dimensions(dimensions) if dimensions else embedder
 
 
 def read_settings(
-    reference: str, representation: Representation = OWN_REPRESENTATION
+    reference: str, representation: Representation = OWN_REPRESENTATION, dimensions: int = 0
 ) -> dict[str, Any]:
     """Returns the `settings` of the embedder that `load_embedder` makes from a run, without reading
     its parameters.
@@ -88,13 +93,15 @@ def read_settings(
     Args:
       reference: directory of a run (latest checkpoint), or `run@step`.
       representation: template and pooling; see `load_embedder`.
+      dimensions: number of dimensions to keep; see `load_embedder`.
 
     Raises:
       UserError: the checkpoint does not exist or is damaged.
     """
     run = find_run(reference, '--model')
     setup = _read_run_setup(run, '', 0, representation)
-    return describe_settings(setup.encoder_config, setup.tokenizer, setup.limits, setup.origin)
+    settings = describe_settings(setup.encoder_config, setup.tokenizer, setup.limits, setup.origin)
+    return settings | ({'dimensions': dimensions} if dimensions else {})
 
 
 class _RunSetup(NamedTuple):

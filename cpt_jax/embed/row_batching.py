@@ -38,6 +38,7 @@ def encode_rows(
     prefix: Prefix | None,
     tokens_RxS: jax.Array,
     eos_Rx1: jax.Array,
+    width: int | None = None,
 ) -> jax.Array:
     """Returns float32[R, D]: the unit vectors of rows with one text each, replicated on all devices
     so that each process has all of them.
@@ -48,6 +49,7 @@ def encode_rows(
       prefix: computed prefix of all texts, optional.
       tokens_RxS: int32 ids after the prefix, sharded over the mesh's data and fsdp axes.
       eos_Rx1: int32, index of each text's last token, as for `Encoder.compute_states`.
+      width: number of dimensions to keep, the first ones; None keeps all.
     """
     if prefix is not None:
         e_Rx1xD = encode_after_prefix(encoder, prefix, tokens_RxS, eos_Rx1)
@@ -60,4 +62,4 @@ def encode_rows(
         e_Rx1xD = encoder.compute_states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
     for layer in dense:
         e_Rx1xD = layer(e_Rx1xD)
-    return jax.reshard(normalize(e_Rx1xD)[:, 0], P())
+    return jax.reshard(normalize(e_Rx1xD[..., :width])[:, 0], P())

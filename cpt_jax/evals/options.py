@@ -12,6 +12,7 @@ from typing import Any
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.searcher import BASELINES, INDEXES, Searcher
+from cpt_jax.storage.vector_codes import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class OptionFlag:
       in_fingerprint: whether a change of the value invalidates earlier scores.
       in_model_scores: whether the model's own scores depend on the option. False for options that
         only change additional output, such as baselines.
+      was_added_later: whether the default is left out of the fingerprint, so that scores from
+        before the option existed stay valid.
     """
 
     help: str
@@ -34,6 +37,7 @@ class OptionFlag:
     parse: Callable[[Any], Any] = lambda value: value
     in_fingerprint: bool = True
     in_model_scores: bool = True
+    was_added_later: bool = False
 
 
 def declare_option(default: Any, help: str, **flag: Any) -> Any:
@@ -83,6 +87,7 @@ class Options:
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if get_flag(field).in_fingerprint
+            and not (get_flag(field).was_added_later and getattr(self, field.name) == field.default)
         }
 
 
@@ -132,6 +137,20 @@ class SearchOptions(Options):
         'exact search is reported too.',
         choices=INDEXES,
     )
+    precision: str = declare_option(
+        'float32',
+        'Precision of the document vectors in retrieval and openqa tasks: float32, int8 or binary. '
+        'The recall against exact search with float32 vectors is reported too.',
+        choices=PRECISIONS,
+        was_added_later=True,
+    )
+    rescore: int = declare_option(
+        4,
+        'With --precision=binary: how many times --k documents the Hamming distance selects, which '
+        'the float32 query then scores; 0 ranks by Hamming distance alone.',
+        lower_bound=0,
+        was_added_later=True,
+    )
     search_memory: float = declare_option(
         2.0,
         'GiB for the blocks of documents and scores of exact search, on all devices together.',
@@ -160,4 +179,6 @@ class SearchOptions(Options):
 
     @property
     def searcher(self) -> Searcher:
-        return Searcher(self.index, self.search_memory, self.baselines)
+        return Searcher(
+            self.index, self.search_memory, self.baselines, self.precision, self.rescore
+        )

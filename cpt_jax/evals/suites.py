@@ -11,7 +11,7 @@ CQADUPSTACK = (
     'android english gaming gis mathematica physics programmers stats tex unix webmasters wordpress'
 ).split()
 # Settings that must be equal for all tasks that are averaged.
-COMMON_SETTINGS = 'main_metric', 'protocol', 'split', 'side', 'direction', 'text', 'index'
+COMMON_SETTINGS = 'main_metric protocol split side direction text index rescore'.split()
 
 
 class Suite(NamedTuple):

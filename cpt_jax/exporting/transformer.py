@@ -213,6 +213,19 @@ def write_weights(
         (name, _cast_weights(name, array, dtype))
         for name, array in iterate_tensors(family, encoder, rows)
     )
+    write_tensors(tensors, directory, shard_bytes)
+
+
+def write_tensors(
+    tensors: Iterator[tuple[str, np.ndarray]], directory: Path, shard_bytes: int
+) -> None:
+    """Writes tensors as model.safetensors, or as several shards and their index.
+
+    Args:
+      tensors: name and array of each.
+      directory: directory to write to.
+      shard_bytes: int, maximum bytes per file, unless a single tensor is larger.
+    """
     shards = []  # (path, names, bytes)
     for number, shard in enumerate(_split_into_shards(tensors, shard_bytes)):
         path = directory / f'.shard-{number}'

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -323,6 +323,45 @@ def load_params(directory: Path, step: int, abstract_params: Any) -> Any:
     with context, _report_damage(directory, step):
         loaded = ocp.load_checkpointables(directory / str(step), {'state': {'params': wanted}})
     return from_nested_dict(abstract_params, loaded['state']['params'])
+
+
+def read_param_shapes(directory: Path, step: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each parameter of a checkpoint, by name, such as 'encoder.a.b'."""
+    with _report_damage(directory, step):
+        stored = ocp.metadata(directory / str(step)).metadata['params']
+        return {name: tuple(leaf.shape) for name, leaf in flatten(stored)}
+
+
+def load_some_params(directory: Path, step: int, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Returns some parameters of a checkpoint on the host, without reading the others.
+
+    Args:
+      directory: directory of the checkpoints.
+      step: step of the checkpoint.
+      names: names of the parameters, from `read_param_shapes`.
+    """
+    with _report_damage(directory, step):
+        stored = dict(flatten(ocp.metadata(directory / str(step)).metadata['params']))
+        wanted = {name: np.empty(stored[name].shape, stored[name].dtype) for name in names}
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded = ocp.load_checkpointables(
+                directory / str(step), {'state': {'params': unflatten(wanted)}}
+            )
+        return {name: np.asarray(array) for name, array in flatten(loaded['state']['params'])}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts; inverts `flatten`."""
+    nested: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split('.')
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return nested
 
 
 @contextmanager

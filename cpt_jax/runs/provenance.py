@@ -43,6 +43,7 @@ _STORED_KEYS = {
     ),
     'own_tokenizer': allow_null(OBJECT),
     'cleaned': OBJECT,
+    'merged': allow_null(allow_list(OBJECT)),
 }
 
 
@@ -81,6 +82,8 @@ class Provenance:
         prompts of a pretrained model; None if they have delimiters or a template.
       cleaned: name of each source that launch/prepare.py wrote -> names of the test sets whose
         texts were removed from it; None if none were searched for.
+      merged: model, weight and method of each part that launch/merge.py merged; None if the
+        parameters were trained.
     """
 
     config: Mapping[str, Any]
@@ -93,6 +96,7 @@ class Provenance:
     base: Base | None = None
     own_tokenizer: Mapping[str, Any] | None = None
     cleaned: Mapping[str, list[str] | None] = dataclasses.field(default_factory=dict)
+    merged: list[dict[str, Any]] | None = None
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
@@ -122,6 +126,7 @@ class Provenance:
             base=Base(**base) if base else None,
             own_tokenizer=stored.get('own_tokenizer'),
             cleaned=stored.get('cleaned', {}),
+            merged=stored.get('merged'),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +134,7 @@ class Provenance:
         empty.
         """
         stored = dataclasses.asdict(self)
-        for key in ('base', 'own_tokenizer'):
+        for key in ('base', 'own_tokenizer', 'merged'):
             if stored[key] is None:
                 del stored[key]
         if not stored['cleaned']:

@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cpt_jax.embed.function import Embed, embed_texts
+from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
 from cpt_jax.search.documents import IndexedDocuments
 from cpt_jax.search.faiss_index import KINDS, FaissIndex, check_installed
@@ -25,7 +26,8 @@ class SearchResults(NamedTuple):
 
     Attributes:
       hits: hits of 'model' and of each baseline.
-      exact: hits of exact search with the model, if `hits` are from an index; else None.
+      exact: hits of exact search with the model and float32 vectors, if `hits` are from an index;
+        else None.
       settings: settings that the hits depend on, besides the texts.
     """
 
@@ -42,13 +44,22 @@ class Searcher:
       index: 'exact', or a kind of FAISS index.
       memory: GiB, see `exact.search_exactly`.
       baselines: names of baselines (see `BASELINES`) that are searched with too.
+      precision: precision of the documents' vectors, one of `vector_codes.PRECISIONS`.
+      rescore: candidates per result that float32 queries score, for binary vectors.
     """
 
     index: str = 'exact'
     memory: float = 2.0
     baselines: Sequence[str] = BASELINES
+    precision: str = 'float32'
+    rescore: int = 4
 
     def __post_init__(self):
+        if self.index != 'exact' and self.precision != 'float32':
+            raise UserError(
+                f'--precision {self.precision}: the index {self.index} holds float32 vectors: '
+                f'remove --index'
+            )
         if self.index != 'exact':
             check_installed(self.index)  # before documents are embedded, which may take long
 
@@ -82,11 +93,28 @@ class Searcher:
         """Returns the hits of the model, those of exact search (None if that is the index), and the
         settings of the index.
         """
+        if self.precision != 'float32':
+            return self._search_quantized(queries_QxD, blocks, k)
         if self.index == 'exact':
             return self._search_exactly(queries_QxD, blocks, k), None, {'index': 'exact'}
         index = FaissIndex(self.index)
         exact = self._search_exactly(queries_QxD, index.add_blocks(blocks), k)
         return index.search(queries_QxD, k), exact, {'index': self.index, **index.settings}
+
+    def _search_quantized(
+        self, queries_QxD: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray]], k: int
+    ) -> tuple[Hits, Hits, dict[str, object]]:
+        """Returns the hits of quantized vectors, those of exact search, and the settings."""
+        from cpt_jax.search.quantized_index import BinaryIndex, Int8Index  # imports JAX
+
+        index: Int8Index | BinaryIndex
+        if self.precision == 'int8':
+            index = Int8Index(self._search_exactly)
+        else:
+            index = BinaryIndex(self.rescore)
+        exact = self._search_exactly(queries_QxD, index.add_blocks(blocks), k)
+        hits = index.search(queries_QxD, k)
+        return hits, exact, {'index': self.precision, **index.settings}
 
     def _search_exactly(
         self, queries_QxD: np.ndarray, blocks: Iterable[tuple[np.ndarray, np.ndarray]], k: int

@@ -1,6 +1,7 @@
 """A directory of embeddings in shards, with the ids of the texts and metadata.
 
-    vectors-00000-of-00004.npy  float32[n, D], of unit length
+    vectors-00000-of-00004.npy  float32[n, D], of unit length, or int8 codes (vector_codes.py)
+    ranges.npy                  float32[2, D]: minimum and maximum of each dimension, for int8 codes
     ids-00000-of-00004.txt      n lines
     meta.json                   a VectorsMeta
     checksums.json              size and CRC-32 of the files of each shard
@@ -35,9 +36,11 @@ from cpt_jax.storage.paths import is_on_bucket
 from cpt_jax.storage.remote import RemoteFile, RemoteFiles, compute_crc32c, fetch
 from cpt_jax.storage.store_errors import explain_errors
 from cpt_jax.storage.text_lines import find_paths
+from cpt_jax.storage.vector_codes import count_code_columns, quantize
 
 _META = 'meta.json'
 _TEXT_KEYS = 'text_keys.npy'
+_RANGES = 'ranges.npy'
 # Norms of normalised float32 vectors are 1 within 1e-6. A vector outside this larger tolerance was
 # not normalised, or has overflowed.
 _NORM_TOLERANCE = 1e-3
@@ -56,6 +59,8 @@ class VectorsMeta:
       texts: number of texts.
       width: embedding dimension.
       shard_size: number of texts per shard; the last shard may have fewer.
+      precision: 'float32', or the kind of the codes: 'int8' or 'binary'.
+      calibration: what the ranges of int8 codes were computed from; '' for other precisions.
     """
 
     model: str
@@ -66,6 +71,18 @@ class VectorsMeta:
     texts: int
     width: int
     shard_size: int
+    precision: str = 'float32'
+    calibration: str = ''
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Dtype of the arrays in the shards."""
+        return np.dtype(np.float32 if self.precision == 'float32' else np.int8)
+
+    @property
+    def columns(self) -> int:
+        """Number of columns of the arrays in the shards."""
+        return count_code_columns(self.width, self.precision)
 
     @property
     def shards(self) -> int:
@@ -87,6 +104,7 @@ class VectorWriter:
 
     Attributes:
       missing: indices of the shards that are not written yet, or damaged.
+      ranges_2xD: ranges of int8 codes; None for other precisions, or before `set_ranges`.
     """
 
     def __init__(self, directory: Path, meta: VectorsMeta):
@@ -125,7 +143,23 @@ class VectorWriter:
         self._objects: Mapping[str, RemoteFile] = {}
         if is_on_bucket(directory):
             self._objects = RemoteFiles.find(str(directory), '--output').files
+        self.ranges_2xD = _read_ranges(directory, meta, self._checksums)
         self.missing = [shard for shard in range(meta.shards) if not self._is_written(shard)]
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether `set_ranges` must be called before vectors are added."""
+        return self._meta.precision == 'int8' and self.ranges_2xD is None
+
+    def set_ranges(self, ranges_2xD: np.ndarray) -> None:
+        """Stores the ranges of int8 codes; all shards are then written with them."""
+        content = io.BytesIO()
+        np.save(content, ranges_2xD)
+        _write(self._directory / _RANGES, content.getvalue())
+        self._checksums = {_RANGES: Checksum(0, 0).add(content.getvalue())}
+        _write(self._directory / CHECKSUMS, encode_checksums(self._checksums))
+        self.ranges_2xD = ranges_2xD
+        self.missing = list(range(self._meta.shards))
 
     def add(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         """Adds the next texts of the missing shards, and writes each shard when it is full.
@@ -179,7 +213,8 @@ class VectorWriter:
     def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
         content = io.BytesIO()
-        np.save(content, vectors_NxD.astype(np.float32, copy=False))
+        vectors_NxD = vectors_NxD.astype(np.float32, copy=False)
+        np.save(content, quantize(vectors_NxD, self._meta.precision, self.ranges_2xD))
         files = {
             ids_path: ''.join(f'{name}\n' for name in ids).encode(),
             vectors_path: content.getvalue(),
@@ -197,12 +232,15 @@ class Vectors(NamedTuple):
     Attributes:
       meta: the metadata.
       ids: ids of all texts, in the order of the input.
-      shards: float32[n, D] each, memory-mapped; concatenated, they are in the order of `ids`.
+      shards: float32[n, D] each, or codes of `meta.precision`, memory-mapped; concatenated, they
+        are in the order of `ids`.
+      ranges_2xD: ranges of int8 codes, for `vector_codes.dequantize`; None for other precisions.
     """
 
     meta: VectorsMeta
     ids: list[str]
     shards: list[np.ndarray]
+    ranges_2xD: np.ndarray | None = None
 
 
 def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
@@ -228,7 +266,10 @@ def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
     checksums = read_checksums(directory)
     opened = [_read_shard(*pair, meta, checksums, verify) for pair in paths]
     ids = [name for names, _ in opened for name in names]
-    return Vectors(meta, ids, [vectors_NxD for _, vectors_NxD in opened])
+    ranges_2xD = _read_ranges(directory, meta, checksums)
+    if meta.precision == 'int8' and ranges_2xD is None:
+        raise UserError(f'{directory / _RANGES}: is missing or damaged, so the codes mean nothing')
+    return Vectors(meta, ids, [vectors_NxD for _, vectors_NxD in opened], ranges_2xD)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -238,6 +279,19 @@ def _write(path: Path, data: bytes) -> None:
         return
     with explain_errors('--output', str(path), 'written'):
         path.write_bytes(data)
+
+
+def _read_ranges(
+    directory: Path, meta: VectorsMeta, checksums: Mapping[str, Checksum]
+) -> np.ndarray | None:
+    """Returns the ranges of int8 codes; None if there are none, or they are damaged."""
+    path = directory / _RANGES
+    if meta.precision != 'int8' or _RANGES not in checksums or not path.exists():
+        return None
+    content = path.read_bytes()
+    if Checksum(0, 0).add(content) != checksums[_RANGES]:
+        return None
+    return np.load(io.BytesIO(content))
 
 
 def _read_shard(
@@ -272,10 +326,10 @@ def _read_shard(
         raise UserError(
             f'{vectors_path}: is damaged ({error}): start launch/embed.py again to write it anew'
         ) from None
-    if vectors_NxD.shape != (len(ids), meta.width) or vectors_NxD.dtype != np.float32:
+    if vectors_NxD.shape != (len(ids), meta.columns) or vectors_NxD.dtype != meta.dtype:
         raise UserError(
-            f'{vectors_path}: holds {vectors_NxD.dtype}{list(vectors_NxD.shape)}, not float32 '
-            f'{[len(ids), meta.width]} as in its ids and {_META}: start launch/embed.py again to '
+            f'{vectors_path}: holds {vectors_NxD.dtype}{list(vectors_NxD.shape)}, not {meta.dtype} '
+            f'{[len(ids), meta.columns]} as in its ids and {_META}: start launch/embed.py again to '
             f'write it anew'
         )
     return ids, vectors_NxD
@@ -319,7 +373,9 @@ def _check_same_vectors(directory: Path, stored: VectorsMeta, expected: VectorsM
     differing = [key for key in now if key != 'input' and before[key] != now[key]]
     if differing:
         differences = ', '.join(
-            f'{key}={before[key]}' if key in ('model', 'side', 'shard_size') else f'other {key}'
+            f'{key}={before[key]}'
+            if key in ('model', 'side', 'shard_size', 'precision', 'calibration')
+            else f'other {key}'
             for key in differing
         )
         raise UserError(

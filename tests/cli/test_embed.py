@@ -10,6 +10,7 @@ import pytest
 
 from cpt_jax.data.pairs import compute_text_key
 from cpt_jax.embed.load import load_embedder
+from cpt_jax.storage.vector_codes import compute_ranges, dequantize
 from cpt_jax.storage.vector_shards import read_text_keys, read_vectors
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
@@ -92,6 +93,36 @@ def test_two_processes_equal_one_and_only_the_first_writes(folder, expected):
     )
     check(folder / 'two', expected)
     assert not (folder / 'of_nobody').exists()
+
+
+def test_int8_codes_have_the_ranges_of_a_sample_of_all_texts_or_of_another_directory(
+    folder, expected
+):
+    flags = '--precision=int8', '--calibration_texts=100', '--shard_size=3000'
+    output = finish(start(folder, 'sampled', *flags))
+    calibration = 'minimum and maximum of each dimension over 100 of 5,000 texts, evenly spaced'
+    assert f'int8 codes, 32 bytes per text; calibration: {calibration}' in output
+    sampled = read_vectors(folder / 'sampled')
+    ranges_2xD = compute_ranges(expected[np.linspace(0, 4999, 100).astype(int)])
+    np.testing.assert_allclose(sampled.ranges_2xD, ranges_2xD, atol=1e-5)
+    decoded_NxD = dequantize(np.concatenate(sampled.shards), sampled.ranges_2xD)
+    error_NxD = np.abs(decoded_NxD - np.clip(expected, *sampled.ranges_2xD))
+    assert (error_NxD < 1.1 * np.ptp(ranges_2xD, axis=0) / 255).all()
+
+    (folder / 'queries.txt').write_text('list\nfile\n')
+    flags = '--precision=int8', '--input=queries.txt'
+    finish(start(folder, 'queries', *flags))
+    queries = read_vectors(folder / 'queries')
+    assert queries.meta.calibration.endswith('over 2 texts')
+    # Two values per dimension; rounding in float32 may put the larger one a step lower.
+    assert {*np.unique(queries.shards[0]).tolist()} <= {-128, 126, 127}
+    finish(start(folder, 'alike', *flags, '--ranges_from=sampled'))
+    alike = read_vectors(folder / 'alike')
+    np.testing.assert_array_equal(alike.ranges_2xD, sampled.ranges_2xD)
+    assert alike.meta.calibration == f'ranges of corpus.jsonl: {calibration}'
+    flags = *flags, '--ranges_from=sampled', '--dimensions=12'
+    output = finish(start(folder, 'other', *flags), status=1)
+    assert '--ranges_from sampled: holds int8 vectors of 32 dimensions, not int8 of 12' in output
 
 
 def test_wrong_input_is_a_one_line_error(folder):

@@ -26,6 +26,7 @@ def run_to_error(folder: Path, program: str, *flags: str) -> str:
     [
         ('train', ['--config', '--workdir', '--processes']),
         ('evaluate', ['--model', '--tasks', '--data_dir', '--output']),
+        ('merge', ['--models', '--weights', '--method', '--output']),
     ],
 )
 def test_help_shows_example_and_flags(tmp_path, program, flags):
@@ -100,8 +101,13 @@ def test_wrong_flags_and_configs_are_one_line_errors(tmp_path, flags, expected):
     assert not (tmp_path / 'runs').exists()
 
 
-def test_evaluate_reports_user_errors_as_train_does(tmp_path):
+def test_other_programs_report_user_errors_as_train_does(tmp_path):
     assert '--model nowhere: no run' in run_to_error(tmp_path, 'evaluate', '--model', 'nowhere')
+    assert 'give --model, or --compare' in run_to_error(tmp_path, 'evaluate')
+    line = run_to_error(tmp_path, 'merge', '--models=a,b', '--weights=1,x', '--output=out')
+    assert '--weights 1,x: must be numbers' in line
+    line = run_to_error(tmp_path, 'merge', '--models=a,b', '--output=out')
+    assert '--models a: no run with a checkpoint' in line
 
 
 @pytest.mark.parametrize(

@@ -372,6 +372,18 @@ def test_run_is_loaded_by_its_directory_and_step(run, tokenizer, monkeypatch):
     assert read_settings('run@100') == first.settings
 
 
+def test_the_first_dimensions_are_normalized_again(run):
+    whole_NxD = load_embedder(str(run))(['list', 'file'], 'x')
+    embed = load_embedder(str(run), dimensions=8)
+    first_NxD = whole_NxD[:, :8] / np.linalg.norm(whole_NxD[:, :8], axis=1, keepdims=True)
+    assert embed.width == 8
+    np.testing.assert_allclose(embed(['list', 'file'], 'x'), first_NxD, atol=1e-6)
+    assert embed.settings == read_settings(str(run), dimensions=8)
+    assert embed.settings['dimensions'] == 8
+    with pytest.raises(UserError, match='--dimensions 33: must be from 1 to 32, the dimensions'):
+        load_embedder(str(run), dimensions=33)
+
+
 @pytest.mark.parametrize(
     ('reference', 'expected'),
     [

@@ -54,6 +54,8 @@ OTHER = {
     'symmetric_side': 'y',
     'k': 50,
     'index': 'hnsw',
+    'precision': 'int8',
+    'rescore': 8,
     'search_memory': 1.0,
     'baselines': ['bm25'],
     'trec_runs': True,

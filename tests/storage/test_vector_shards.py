@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.vector_codes import compute_ranges, dequantize, unpack_signs
 from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, read_vectors
 
 META = VectorsMeta(
@@ -198,3 +199,46 @@ def test_unreadable_checksums_are_a_warning(tmp_path, caplog):
     (tmp_path / 'checksums.json').write_text('{"vectors')
     assert read_vectors(tmp_path).ids == IDS
     assert 'checksums.json cannot be read' in caplog.text
+
+
+def test_binary_codes_are_signs(tmp_path):
+    meta = dataclasses.replace(META, precision='binary')
+    write_vectors(tmp_path, [3, 7], meta)
+    found = read_vectors(tmp_path)
+    codes = np.concatenate(found.shards)
+    assert codes.dtype == np.int8 and codes.shape == (10, 1) and found.ranges_2xD is None
+    np.testing.assert_array_equal(unpack_signs(codes, 4), make_unit_vectors() > 0)
+    assert VectorWriter(tmp_path, meta).missing == []
+
+
+def test_int8_codes_have_the_ranges_that_were_set(tmp_path):
+    meta = dataclasses.replace(META, precision='int8', calibration='all texts')
+    vectors_NxD = make_unit_vectors()
+    writer = VectorWriter(tmp_path, meta)
+    assert writer.needs_ranges
+    writer.set_ranges(compute_ranges(vectors_NxD))
+    writer.add(IDS[:4], vectors_NxD[:4])
+
+    # A killed program goes on with the same ranges.
+    writer = VectorWriter(tmp_path, meta)
+    assert not writer.needs_ranges and writer.missing == [1, 2]
+    writer.add(IDS[4:], vectors_NxD[4:])
+    found = read_vectors(tmp_path)
+    assert found.meta.calibration == 'all texts'
+    np.testing.assert_array_equal(found.ranges_2xD, compute_ranges(vectors_NxD))
+    # The error of a code is less than its step.
+    decoded_NxD = dequantize(np.concatenate(found.shards), found.ranges_2xD)
+    step_D = np.ptp(vectors_NxD, axis=0) / 255
+    assert (np.abs(decoded_NxD - vectors_NxD) < step_D * 1.001).all()
+
+    # Without its ranges, no code means anything: all are written again.
+    (tmp_path / 'ranges.npy').write_bytes(b'damaged')
+    with pytest.raises(UserError, match=r'ranges.npy: is missing or damaged'):
+        read_vectors(tmp_path)
+    assert VectorWriter(tmp_path, meta).needs_ranges
+
+
+def test_vectors_of_another_precision_are_refused(tmp_path):
+    write_vectors(tmp_path, [10])
+    with pytest.raises(UserError, match=r'holds other vectors \(precision=float32'):
+        VectorWriter(tmp_path, dataclasses.replace(META, precision='binary'))

@@ -132,7 +132,11 @@ def iterate_tensors(
 
 
 class TensorNames:
-    """Names of a family's tensors in some files, which all have the same prefix."""
+    """Names of a family's tensors in some files, which all have the same prefix.
+
+    Attributes:
+      prefix: beginning of all names in the files.
+    """
 
     def __init__(self, family: Family, files: TensorFiles, config: EncoderConfig):
         """Finds the prefix and checks the names.
@@ -147,12 +151,12 @@ class TensorNames:
         )
         self._needed = [*(tensor.name for tensor in family.outer(config)), *inner]
         known = {name.format(i=i) for name in family.ignored_names for i in range(config.layers)}
-        self._prefix = max(
+        self.prefix = max(
             family.prefixes,
             key=lambda prefix: sum(prefix + name in files.names for name in self._needed),
         )
-        missing = [name for name in self._needed if self._prefix + name not in files.names]
-        bare = {name.removeprefix(self._prefix): name for name in files.names}
+        missing = [name for name in self._needed if self.prefix + name not in files.names]
+        bare = {name.removeprefix(self.prefix): name for name in files.names}
         unknown = [
             name
             for bare_name, name in bare.items()
@@ -171,7 +175,7 @@ class TensorNames:
 
     def get_name(self, tensor: TensorMapping, layer: int = 0) -> str:
         """Returns the name of a tensor, of the layer with this index if it belongs to a layer."""
-        return self._prefix + tensor.name.format(i=layer)
+        return self.prefix + tensor.name.format(i=layer)
 
 
 def _flatten_by_name(parameters: Any) -> tuple[dict[str, Any], jax.tree_util.PyTreeDef]:

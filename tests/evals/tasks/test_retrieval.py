@@ -230,3 +230,20 @@ def test_baselines_can_be_left_out(tmp_path, monkeypatch, capsys):
     assert (
         Retrieval('retrieval/c', folder, RetrievalOptions(baselines=())).run(table).baselines == {}
     )
+
+
+@pytest.mark.parametrize('precision', ['int8', 'binary'])
+def test_quantized_documents_are_compared_with_exact_search(tmp_path, precision):
+    rng = np.random.default_rng(0)
+    ids, queries = [f'{i:03d}' for i in range(60)], [f'q{i}' for i in range(12)]
+    vectors = {f'd {name}': rng.standard_normal(16) for name in ids}
+    vectors |= {f'q {query}': vectors[f'd {ids[i]}'] for i, query in enumerate(queries)}
+    judgements = {query: {ids[i]: 1} for i, query in enumerate(queries)}
+    folder = write_collection(tmp_path / 'c', ids, queries, judgements)
+    options = RetrievalOptions(k=10, precision=precision, baselines=())
+    result = Retrieval('retrieval/c', folder, options).run(make_table_embed(vectors))
+    assert result.metrics['ndcg@10'] > 0.9
+    recall = result.metrics['recall_vs_exact@10']
+    assert recall > 0.95 if precision == 'int8' else 0.4 < recall < 0.95
+    # Published scores, which have the index 'exact', are not shown beside it.
+    assert result.settings['index'] == precision
