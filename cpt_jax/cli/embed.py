@@ -106,6 +106,8 @@ def _embed_file() -> None:
         f'file',
     )
 
+    if jax.process_index() == 0:
+        print('\n'.join(embedder.summary), flush=True)
     writer = VectorWriter(output, meta) if jax.process_index() == 0 else None
     # Only process 0 has access to the output directory, so it broadcasts the missing shards.
     wanted = multihost_utils.broadcast_one_to_all(

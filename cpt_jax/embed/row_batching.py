@@ -38,9 +38,11 @@ def encode_rows(
     prefix: Prefix | None,
     tokens_RxS: jax.Array,
     eos_Rx1: jax.Array,
+    unpooled: jax.Array | None = None,
+    normalized: bool = True,
 ) -> jax.Array:
-    """Returns float32[R, D]: the unit vectors of rows with one text each, replicated on all devices
-    so that each process has all of them.
+    """Returns float32[R, D]: the vectors of rows with one text each, replicated on all devices so
+    that each process has all of them.
 
     Args:
       encoder: model.
@@ -48,6 +50,8 @@ def encode_rows(
       prefix: computed prefix of all texts, optional.
       tokens_RxS: int32 ids after the prefix, sharded over the mesh's data and fsdp axes.
       eos_Rx1: int32, index of each text's last token, as for `Encoder.compute_states`.
+      unpooled: see `Encoder.compute_states`; only without a prefix.
+      normalized: whether the vectors are normalized to unit length.
     """
     if prefix is not None:
         e_Rx1xD = encode_after_prefix(encoder, prefix, tokens_RxS, eos_Rx1)
@@ -57,7 +61,11 @@ def encode_rows(
         segments_RxS = jnp.where(
             positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0
         )
-        e_Rx1xD = encoder.compute_states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
+        e_Rx1xD = encoder.compute_states(
+            tokens_RxS, segments_RxS, positions_RxS, eos_Rx1, unpooled=unpooled
+        )
     for layer in dense:
         e_Rx1xD = layer(e_Rx1xD)
-    return jax.reshard(normalize(e_Rx1xD)[:, 0], P())
+    if normalized:
+        e_Rx1xD = normalize(e_Rx1xD)
+    return jax.reshard(e_Rx1xD[:, 0], P())

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,58 +17,48 @@ from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.config_keys import CONFIG_KEYS
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import load_encoder
+from cpt_jax.model.families.load import TensorNames, load_encoder
+from cpt_jax.model.families.pooler import (
+    check_pooler,
+    is_pooler_tensor,
+    load_pooler,
+    make_pooler_config,
+)
+from cpt_jax.model.families.stored_names import find_table_name, rename_tensors
 from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.model.pooling import POOLINGS
+from cpt_jax.origin.sentence_transformers import (
+    MODULES,
+    SentenceFiles,
+    find_transformer,
+    read_sentence_files,
+    resolve_similarity,
+)
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_checks import (
-    FLAG,
-    TEXT,
-    allow_integers,
-    allow_null,
-    allow_object,
-    check_values,
-)
+from cpt_jax.storage.json_checks import check_values
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path, is_remote
 from cpt_jax.storage.remote import RemoteFiles
 from cpt_jax.text.pretrained_tokenizer import (
     PretrainedTokenizer,
+    has_tokenizer,
     open_tokenizer,
     read_tokenizer_config,
 )
-from cpt_jax.text.tokenizer import Side, Tokenizer, parse_tokenizer_file
+from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file
 
-# Names of poolings in EncoderConfig, by the names in sentence-transformers and in --pooling.
-_BY_MODE = {pooling.mode: name for name, pooling in POOLINGS.items()}
+# Names of poolings in EncoderConfig, by the names in --pooling.
 _BY_FLAG = {flag: name for name, pooling in POOLINGS.items() for flag in pooling.flags}
-# Keys of sentence-transformers before version 5.4, one of which is true -> name since then.
-_LEGACY_FLAGS = {
-    'pooling_mode_cls_token': 'cls',
-    'pooling_mode_mean_tokens': 'mean',
-    'pooling_mode_lasttoken': 'lasttoken',
-    'pooling_mode_max_tokens': 'max',
-    'pooling_mode_mean_sqrt_len_tokens': 'mean_sqrt_len_tokens',
-    'pooling_mode_weightedmean_tokens': 'weightedmean',
-}
+# The value of --pooling for BERT's trained pooler: a linear layer and tanh over the first state.
+_POOLER_FLAG = 'pooler'
 # Suffixes of the files of a model that are copied from a bucket. Model directories often hold the
 # same weights in other formats too.
+# Files of which one is in the directory of a model without a folder for its transformer.
+_MODEL_FILES = ('config.json', 'adapter_config.json')
 _FILE_SUFFIXES: tuple[str, ...] = ('.json', '.safetensors', '.model', '.txt', '.jinja', '.gguf')
-# Keys of each side in `prompts` of config_sentence_transformers.json; the first existing one is
-# used. E5 calls documents passages.
-_PROMPTS: dict[Side, tuple[str, ...]] = {'x': ('query',), 'y': ('document', 'passage')}
-_PROMPT_KEYS = {
-    'prompts': allow_null(allow_object(allow_null(TEXT))),
-    'default_prompt_name': allow_null(TEXT),
-}
-SENTENCE_KEYS = {
-    'max_seq_length': allow_null(allow_integers(1, 10_000_000)),
-    'do_lower_case': FLAG,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -82,12 +72,17 @@ class Pretrained:
       files: the files of the weights, which are read tensor by tensor.
       shape: keyword arguments of EncoderConfig, including the pooling.
       rows: number of rows of the token table.
+      tokenizer_folder: directory of the tokenizer's files.
       tokenizer: tokenizer with the model's special tokens and prompts, for embedding and for
         runs in the model's own form. Other runs use `tokenizer.file` with delimiters.
       max_tokens: maximum number of tokens of a text, including special tokens.
       dense: folder -> config.json of each Dense module of sentence-transformers, in order.
+      has_pooler: whether the family's trained pooler follows the pooling (BERT).
       has_own_form: whether it has a pooling of its own: a sentence-transformers directory, or a
         bidirectional model.
+      includes_prompt: whether the states of the prompt's tokens are pooled.
+      similarity: how vectors are compared: 'cosine' or 'dot'.
+      is_normalized: whether the model itself normalizes its vectors.
     """
 
     directory: Path
@@ -97,15 +92,25 @@ class Pretrained:
     files: TensorFiles
     shape: Mapping[str, Any]
     rows: int
+    tokenizer_folder: Path
     tokenizer: PretrainedTokenizer
     max_tokens: int
     dense: Mapping[Path, Mapping[str, Any]]
+    has_pooler: bool
     has_own_form: bool
+    includes_prompt: bool
+    similarity: str
+    is_normalized: bool
 
-    @property
-    def bos_ids(self) -> list[int] | None:
-        """The ids at the beginning of every text of a causal language model; None otherwise."""
-        return list(self.tokenizer.bos_ids) if self.shape.get('causal', True) else None
+    def find_begin_ids(self, rule: str) -> list[int] | None:
+        """Returns the ids that begin every text of a causal language model; None otherwise.
+
+        Args:
+          rule: see `PretrainedTokenizer.find_begin_ids`.
+        """
+        if not self.shape.get('causal', True):
+            return None
+        return list(self.tokenizer.find_begin_ids(rule))
 
     @property
     def pretrained_config(self) -> Mapping[str, Any]:
@@ -140,9 +145,32 @@ class Pretrained:
         return load_encoder(self.family, self.files, config, mesh, dtype, fresh, lora)
 
     def load_dense(self, mesh: jax.sharding.Mesh) -> tuple[Dense, ...]:
-        """Returns the Dense modules with their weights, () if there are none."""
+        """Returns the Dense modules or the pooler with their weights, () if there are none."""
         width = self.shape.get('embedding_width') or self.shape['width']
+        if self.has_pooler:
+            return (load_pooler(self.files, self.family.prefixes, width, mesh),)
         return load_dense(self.dense, width, mesh)
+
+    def find_warnings(self) -> list[str]:
+        """Returns what a user should know about the vectors, one sentence each."""
+        config = read_tokenizer_config(self.tokenizer_folder)
+        if not config.get('add_eos_token') or self.tokenizer.closing_ids:
+            return []
+        if self.shape['pooling'] != 'eos':
+            return []
+        return [
+            f'{self.tokenizer_folder}/tokenizer_config.json has add_eos_token, but '
+            f'{self.tokenizer.source} puts no token after texts, and transformers 5 adds none '
+            f'either: the vector is the state of the last word; if the model was trained with an '
+            f'end token, add it to the post_processor of {self.tokenizer.source}'
+        ]
+
+    @property
+    def passed_over(self) -> list[str]:
+        """Names of the tensors in the files that no vector depends on."""
+        config = EncoderConfig(vocab_size=self.rows, **self.shape)
+        names = TensorNames(self.family, self.files, config).passed_over
+        return [name for name in names if not (self.has_pooler and is_pooler_tensor(name))]
 
 
 def is_pretrained(reference: str) -> bool:
@@ -153,6 +181,8 @@ def is_pretrained(reference: str) -> bool:
     directory = find_directory(reference)
     if not reference or RunDir(directory).data.is_file():
         return False
+    if not any((directory / name).is_file() for name in _MODEL_FILES):
+        directory = find_transformer(directory)
     return (
         (directory / 'config.json').is_file()
         or is_adapter_directory(directory)
@@ -174,7 +204,7 @@ def find_directory(reference: str) -> Path:
         return Path(reference)
     found = RemoteFiles.find(reference, 'model', must_exist=False)
     names = {name for name in found.files if '/' not in name}
-    if not names & {'config.json', 'adapter_config.json'} or 'data.json' in names:
+    if not names & {*_MODEL_FILES, MODULES} or 'data.json' in names:
         return as_path(reference)
     with_safetensors = {
         PurePosixPath(name).parent for name in found.files if name.endswith('.safetensors')
@@ -189,7 +219,7 @@ def _is_needed(file: PurePosixPath, with_safetensors: Collection[PurePosixPath])
       file: path in the model's directory.
       with_safetensors: folders of the directory that have weights as safetensors.
     """
-    if file.match('pytorch_model*.bin'):
+    if file.match('pytorch_model*.bin') or file.name == 'adapter_model.bin':
         return file.parent not in with_safetensors
     return file.name.endswith(_FILE_SUFFIXES)
 
@@ -197,39 +227,98 @@ def _is_needed(file: PurePosixPath, with_safetensors: Collection[PurePosixPath])
 def list_model_directories(reference: str) -> list[Path]:
     """Returns the directory of a pretrained model and, if it is an adapter, those of its base."""
     directory = find_directory(reference)
-    if not is_adapter_directory(directory):
+    transformer = find_transformer(directory)
+    if not is_adapter_directory(transformer):
         return [directory]
-    return [directory, *list_model_directories(str(find_base_directory(directory)))]
+    return [directory, *list_model_directories(str(find_base_directory(transformer)))]
 
 
-def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
+def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> Pretrained:
     """Opens the directory of a pretrained model, without reading its weights.
 
-    A PEFT adapter is merged into its base when tensors are read.
+    A PEFT adapter is merged into its base when tensors are read. What its own directory configures
+    (modules.json of sentence-transformers, tokenizer) replaces what the base configures.
 
     Args:
       reference: the directory.
       pooling: pooling for a directory that does not configure one: 'eos' or 'last' (the state of
-        the last token), 'cls' (the state of the first token) or 'mean'. Default '' is the pooling
-        of the family: 'mean' for BERT, 'last' for decoders.
+        the last token), 'cls' (the state of the first token), 'pooler' (that state after BERT's
+        trained pooler) or 'mean'. Default '' is the pooling of the family: 'mean' for BERT, 'last'
+        for decoders.
+      similarity: 'cosine', 'dot' or 'auto'; see `resolve_similarity`. Default '' is 'auto'.
 
     Raises:
       UserError: the directory is damaged or needs an unsupported feature, or `pooling` is set for a
         directory that configures one.
     """
-    directory = find_directory(reference).absolute()
-    if is_adapter_directory(directory):
-        base = open_pretrained(str(find_base_directory(directory)), pooling)
-        # An adapter that trained token ids has delimiters, which the base's form lacks.
-        adapter_config = read_json_file(directory / 'adapter_config.json')
-        has_delimiters = bool(adapter_config.get('trainable_token_indices'))
-        return dataclasses.replace(
-            base,
-            directory=directory,
-            reference=reference if is_remote(reference) else str(directory),
-            files=AdaptedFiles(base.files, base.family, directory),
-            has_own_form=base.has_own_form and not has_delimiters,
-        )
+    levels = [read_sentence_files(path.absolute()) for path in list_model_directories(reference)]
+    *adapters, base = levels
+    directory = levels[0].directory
+    form = next((level for level in levels if level.has_modules), base)
+    model = _open_transformer(base.transformer)
+    files = model.files
+    for adapter in reversed(adapters):
+        files = AdaptedFiles(files, model.family, adapter.transformer)
+    folders = [level.transformer for level in levels]
+    tokenizer_folder = next(filter(has_tokenizer, folders), base.transformer)
+    tokenizer = open_tokenizer(tokenizer_folder, model.config, form.prompts, form.lower, model.rows)
+    default_pooling = model.shape.get('pooling', 'eos')
+    shape = {**model.shape, 'pooling': _resolve_pooling(form, default_pooling, pooling)}
+    width = shape.get('embedding_width') or shape['width']
+    shape |= {'dense': read_dense_configs(form.dense, width)}
+    has_pooler = pooling == _POOLER_FLAG
+    if has_pooler:
+        check_pooler(files, model.family.prefixes, '--pooling pooler')
+        shape |= {'dense': (make_pooler_config(width),)}
+    # sentence-transformers takes its own limit in place of the tokenizer's.
+    tokenizer_limit = read_tokenizer_config(tokenizer_folder).get('model_max_length')
+    limits = [form.max_tokens or tokenizer_limit, shape['max_length']]
+    return Pretrained(
+        directory=directory,
+        reference=reference if is_remote(reference) else str(directory),
+        config=model.config,
+        family=model.family,
+        files=files,
+        shape=shape,
+        rows=model.rows,
+        tokenizer_folder=tokenizer_folder,
+        tokenizer=tokenizer,
+        max_tokens=int(min(limit for limit in limits if limit)),
+        dense=form.dense,
+        has_pooler=has_pooler,
+        has_own_form=_has_own_form(levels, form, shape),
+        includes_prompt=form.includes_prompt,
+        similarity=resolve_similarity(form, similarity),
+        is_normalized=form.is_normalized,
+    )
+
+
+def _has_own_form(
+    levels: Sequence[SentenceFiles], form: SentenceFiles, shape: Mapping[str, Any]
+) -> bool:
+    """Whether a model has a pooling of its own.
+
+    An adapter that trained token ids has delimiters, which the form of its base lacks.
+    """
+    for level in levels[: levels.index(form)]:
+        config = read_json_file(level.transformer / 'adapter_config.json')
+        if config.get('trainable_token_indices'):
+            return False
+    return form.has_modules or not shape.get('causal', True)
+
+
+class _Transformer(NamedTuple):
+    """A transformer without pooling and tokenizer; see `Pretrained` for the fields."""
+
+    config: Mapping[str, Any]
+    family: Family
+    files: TensorFiles
+    shape: dict[str, Any]
+    rows: int
+
+
+def _open_transformer(directory: Path) -> _Transformer:
+    """Opens the directory of a transformer that is no adapter."""
     path = None if (directory / 'config.json').is_file() else find_llama2c_file(directory)
     legacy = Llama2cFile(path) if path else None
     config = legacy.config if legacy else read_json_file(directory / 'config.json')
@@ -241,43 +330,14 @@ def open_pretrained(reference: str, pooling: str = '') -> Pretrained:
     rows = config['vocab_size']
     files = legacy or open_weight_files(directory)
     encoder_config = _make_encoder_config(directory, shape, rows)
-    modules = _read_modules(directory)
-    default_pooling = shape.get('pooling', 'eos')
-    shape |= {'pooling': _resolve_pooling(directory, modules, default_pooling, pooling)}
-    dense = _read_dense_configs(directory, modules)
-    shape |= {'dense': read_dense_configs(dense, shape.get('embedding_width') or shape['width'])}
     shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
-    sentence = read_json_file(directory / 'sentence_bert_config.json', optional=True)
-    check_values(directory / 'sentence_bert_config.json', sentence, SENTENCE_KEYS)
-    tokenizer = open_tokenizer(
-        directory, config, _read_prompts(directory), bool(sentence.get('do_lower_case', False))
+    # Masked language models are tied unless config.json says otherwise (transformers' default).
+    is_tied = shape['tied'] or (
+        not shape.get('causal', True) and config.get('tie_word_embeddings') is not False
     )
-    if tokenizer.vocab_size > rows:
-        raise UserError(
-            f'{directory}: {tokenizer.source} has {tokenizer.vocab_size} ids, and the embedding '
-            f'{rows} rows: use the tokenizer of this model'
-        )
+    files = rename_tensors(files, family, encoder_config, is_tied)
     _check_table_rows(directory, family, files, encoder_config)
-    tokenizer_config = read_tokenizer_config(directory)
-    limits = [
-        sentence.get('max_seq_length'),
-        tokenizer_config.get('model_max_length'),
-        shape['max_length'],
-    ]
-    max_tokens = int(min(limit for limit in limits if limit))
-    return Pretrained(
-        directory,
-        reference if is_remote(reference) else str(directory),
-        config,
-        family,
-        files,
-        shape,
-        rows,
-        tokenizer,
-        max_tokens,
-        dense,
-        has_own_form=bool(modules) or not shape.get('causal', True),
-    )
+    return _Transformer(config, family, files, shape, rows)
 
 
 def _find_family(directory: Path, config: Mapping[str, Any]) -> Family:
@@ -328,9 +388,7 @@ def _check_table_rows(
     """Raises UserError if config.json describes another size of the token table than the files
     have, before a table of that size is allocated.
     """
-    (table,) = (
-        tensor.name for tensor in family.outer(config) if 'token_embedding' in tensor.parameters
-    )
+    table = find_table_name(family, config)
     names = [prefix + table for prefix in family.prefixes if prefix + table in files.names]
     found = [files.read_shape(name)[0] for name in names]
     if found and found[0] != config.vocab_size:
@@ -341,101 +399,25 @@ def _check_table_rows(
         )
 
 
-def _read_modules(directory: Path) -> list[tuple[str, Path]]:
-    """Returns (kind, folder) of each module in sentence-transformers' modules.json.
-
-    Returns [] if there is no modules.json.
-
-    Raises:
-      UserError: modules.json is invalid, has an unsupported kind, or has no pooling.
-    """
-    path = directory / 'modules.json'
-    if not path.is_file():
-        return []
-    given = read_json_file(path, kind=list)
-    if not all(_is_module(module) for module in given):
-        raise UserError(f'{path}: not a list of modules, each with a type and a path')
-    modules = [(module['type'].rpartition('.')[2], directory / module['path']) for module in given]
-    unknown = dict(modules).keys() - {'Transformer', 'Pooling', 'Dense', 'Normalize'}
-    if unknown or 'Pooling' not in dict(modules):
-        raise UserError(
-            f'{path}: expected a transformer, a pooling and a normalisation, not '
-            f'{", ".join(dict(modules))}'
-        )
-    return modules
-
-
-def _is_module(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ('type', 'path')
-    )
-
-
-def _resolve_pooling(
-    directory: Path, modules: Sequence[tuple[str, Path]], default: str, chosen: str
-) -> str:
+def _resolve_pooling(sentence: SentenceFiles, default: str, chosen: str) -> str:
     """Returns the pooling as in EncoderConfig.
 
     Args:
-      directory: directory of the model, for messages.
-      modules: modules of sentence-transformers; if there are any, they configure the pooling.
+      sentence: files of sentence-transformers; if there are modules, they configure the pooling.
       default: pooling of the family.
       chosen: value of --pooling, or ''.
 
     Raises:
-      UserError: `chosen` is unknown, or set although there are modules; or the pooling of the
-        modules is not supported.
+      UserError: `chosen` is unknown, or set although there are modules.
     """
-    if chosen and chosen not in _BY_FLAG:
-        raise UserError(f'--pooling {chosen}: choose one of {", ".join(_BY_FLAG)}')
-    if not modules:
-        return _BY_FLAG[chosen] if chosen else default
-    if chosen:
+    flags = [*_BY_FLAG, _POOLER_FLAG]
+    if chosen and chosen not in flags:
+        raise UserError(f'--pooling {chosen}: choose one of {", ".join(flags)}')
+    if sentence.has_modules and chosen:
         raise UserError(
-            f'--pooling {chosen}: {directory}/modules.json configures the pooling of this model: '
-            f'omit the flag'
+            f'--pooling {chosen}: {sentence.directory}/{MODULES} configures the pooling of this '
+            f'model: omit the flag'
         )
-    path = dict(modules)['Pooling'] / 'config.json'
-    pooling = read_json_file(path)
-    modes = [mode for flag, mode in _LEGACY_FLAGS.items() if pooling.get(flag)]
-    if not modes:
-        modes = [pooling.get('pooling_mode')]
-    if len(modes) > 1 or modes[0] not in [*_BY_MODE]:
-        raise UserError(
-            f'{path}: pooling {modes} is not supported; supported is one of {", ".join(_BY_MODE)}'
-        )
-    return _BY_MODE[modes[0]]
-
-
-def _read_dense_configs(
-    directory: Path, modules: Sequence[tuple[str, Path]]
-) -> dict[Path, Mapping[str, Any]]:
-    """Returns folder -> config.json of the Dense modules between pooling and normalisation.
-
-    Raises:
-      UserError: a Dense module is in another place.
-    """
-    kinds = [kind for kind, _ in modules]
-    if 'Dense' in kinds and (kinds[:2] != ['Transformer', 'Pooling'] or 'Normalize' in kinds[:-1]):
-        raise UserError(
-            f'{directory}/modules.json: expected a transformer, a pooling and a normalisation, not '
-            f'{", ".join(kinds)}; Dense modules may come before the normalisation'
-        )
-    return {
-        folder: read_json_file(folder / 'config.json')
-        for kind, folder in modules
-        if kind == 'Dense'
-    }
-
-
-def _read_prompts(directory: Path) -> dict[Side, str]:
-    """Returns the prompt before the texts of each side, from sentence-transformers' config."""
-    path = directory / 'config_sentence_transformers.json'
-    given = read_json_file(path, optional=True)
-    check_values(path, given, _PROMPT_KEYS)
-    prompts = given.get('prompts') or {}
-    default = prompts.get(given.get('default_prompt_name') or '', '')
-    return {
-        side: next((prompts[name] for name in names if prompts.get(name) is not None), default)
-        for side, names in _PROMPTS.items()
-    }
+    if chosen == _POOLER_FLAG:
+        return 'first'
+    return sentence.pooling or _BY_FLAG.get(chosen, default)

@@ -22,7 +22,9 @@ Model = Pretrained | EarlierRun
 Origin = Scratch | Pretrained | EarlierRun
 
 
-def resolve_model(reference: str, flag: str, pooling: str = '', base_path: str = '') -> Model:
+def resolve_model(
+    reference: str, flag: str, pooling: str = '', base_path: str = '', similarity: str = ''
+) -> Model:
     """Returns the model of a model reference.
 
     Args:
@@ -30,12 +32,13 @@ def resolve_model(reference: str, flag: str, pooling: str = '', base_path: str =
       flag: flag or key that the reference comes from, for messages.
       pooling: pooling of a pretrained model, see `open_pretrained`.
       base_path: see EarlierRun.
+      similarity: similarity of a pretrained model, see `open_pretrained`.
 
     Raises:
       UserError: there is no such run or directory, or it is damaged.
     """
     if is_pretrained(reference):
-        return open_pretrained(reference, pooling)
+        return open_pretrained(reference, pooling, similarity)
     return find_run(reference, flag, base_path)
 
 

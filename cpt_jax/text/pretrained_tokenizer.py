@@ -110,6 +110,7 @@ class PretrainedTokenizer:
         end: int,
         bos_ids: Sequence[int] = (),
         padding: str = '',
+        rows: int = 0,
     ):
         """Wraps a model.
 
@@ -121,11 +122,14 @@ class PretrainedTokenizer:
           end: id that replaces a text without any token, because pooling needs at least one state.
           bos_ids: BOS from config.json, used if the tokenizer itself puts nothing before texts.
           padding: padding token from tokenizer_config.json; '' if there is none.
+          rows: number of rows of the token table; 0: one for each id. A text with an id beyond
+            them is refused.
         """
         self._model = model
         self._end = end
         self._padding = padding
         self._lower = lower
+        self._rows = rows
         self._ids_if_empty = [] if model.encode([''], None)[0] else [end]
         self.bos_ids = tuple(model.before or bos_ids)
         self.source = source
@@ -154,7 +158,7 @@ class PretrainedTokenizer:
     def settings(self) -> dict[str, Any]:
         """All settings that are not in `file`, as plain values for `restore_tokenizer`."""
         self.check_can_be_stored()
-        return {
+        settings = {
             'source': self.source,
             'prompts': self.prompts,
             'lower': self._lower,
@@ -162,6 +166,7 @@ class PretrainedTokenizer:
             'bos_ids': list(self.bos_ids),
             'padding': self._padding,
         }
+        return settings | ({'rows': self._rows} if self._has_ids_beyond_rows else {})
 
     def with_prompts(self, prompts: Mapping[Side, str]) -> 'PretrainedTokenizer':
         """Returns a tokenizer with other prompts for the sides in `prompts`."""
@@ -173,7 +178,12 @@ class PretrainedTokenizer:
             self._end,
             self.bos_ids,
             self._padding,
+            self._rows,
         )
+
+    @property
+    def _has_ids_beyond_rows(self) -> bool:
+        return 0 < self._rows < self.vocab_size
 
     def save(self, directory: Path | str) -> None:
         """Writes `file` to a directory, which is created if it does not exist."""
@@ -190,6 +200,34 @@ class PretrainedTokenizer:
     def added_length(self) -> int:
         """Number of ids that special tokens and prompt add to a text, on the side with more."""
         return max(len(self._model.encode([self.prompts[side]], None)[0]) for side in SIDES)
+
+    def count_prompt_ids(self, side: Side) -> int:
+        """Returns the number of ids before those of a text: special tokens and the side's prompt;
+        0 without a prompt.
+        """
+        if not self.prompts[side]:
+            return 0
+        return len(self._model.before) + len(self.encode_plain([self.prompts[side]])[0])
+
+    @property
+    def opening_ids(self) -> list[int]:
+        """The special tokens that the tokenizer itself puts before each text."""
+        return list(self._model.before)
+
+    @property
+    def closing_ids(self) -> list[int]:
+        """The special tokens that the tokenizer itself puts after each text."""
+        (ids,), (plain_ids,) = self._model.encode(['a'], None), self._model.encode_plain(['a'])
+        return ids[len(self._model.before) + len(plain_ids) :]
+
+    def find_begin_ids(self, rule: str) -> tuple[int, ...]:
+        """Returns the ids that begin a text in a template.
+
+        Args:
+          rule: 'tokenizer' for the special tokens that the tokenizer itself puts before texts,
+            possibly none; 'always' for the model's BOS if there are none.
+        """
+        return self.bos_ids if rule == 'always' else tuple(self.opening_ids)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -211,14 +249,30 @@ class PretrainedTokenizer:
         """
         # sentence-transformers lowercases the prompt too.
         prompted = self._lowercase([self.prompts[side] + text for text in texts])
-        return [
+        found = [
             np.array(ids or self._ids_if_empty, np.int32)
             for ids in self._model.encode(prompted, max_tokens)
         ]
+        if self._has_ids_beyond_rows:
+            self._check_rows(texts, found)
+        return found
+
+    def _check_rows(self, texts: Sequence[str], ids_by_text: Sequence[np.ndarray]) -> None:
+        """Raises UserError if a text has an id without a row in the token table."""
+        for text, ids in zip(texts, ids_by_text, strict=True):
+            if len(beyond := ids[ids >= self._rows]):
+                raise UserError(
+                    f'{self.source}: gives the text {text[:80]!r} the id {beyond[0]} '
+                    f'({self.decode(beyond[:1])!r}), and the embedding has {self._rows} rows: '
+                    f'remove the token from the text'
+                )
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text without special tokens and prompt."""
-        return self._model.encode_plain(self._lowercase(texts))
+        found = self._model.encode_plain(self._lowercase(texts))
+        if self._has_ids_beyond_rows:
+            self._check_rows(texts, [np.array(ids) for ids in found])
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of ids from `encode_plain`."""
@@ -239,11 +293,16 @@ def restore_tokenizer(data: bytes, settings: Mapping[str, Any]) -> PretrainedTok
         settings['end'],
         settings['bos_ids'],
         settings['padding'],
+        settings.get('rows', 0),
     )
 
 
 def open_tokenizer(
-    directory: Path, config: Mapping[str, Any], prompts: Mapping[Side, str], lower: bool
+    directory: Path,
+    config: Mapping[str, Any],
+    prompts: Mapping[Side, str],
+    lower: bool,
+    rows: int = 0,
 ) -> PretrainedTokenizer:
     """Returns the tokenizer of a directory.
 
@@ -255,6 +314,7 @@ def open_tokenizer(
       config: content of config.json.
       prompts: string put before each text, by side.
       lower: whether texts are lowercased.
+      rows: number of rows of the token table; see `PretrainedTokenizer`.
 
     Raises:
       UserError: no such file exists, or it is damaged or of an unsupported kind.
@@ -275,6 +335,7 @@ def open_tokenizer(
         _find_end_id(config, model.vocab_size),
         _find_bos_ids(config, tokenizer_config, model.vocab_size),
         _find_padding(tokenizer_config),
+        rows,
     )
 
 
@@ -339,14 +400,24 @@ def _find_padding(tokenizer_config: Mapping[str, Any]) -> str:
     return token['content'] if isinstance(token, dict) else token or ''
 
 
-def _find_file(directory: Path) -> Path:
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory contains the file of a tokenizer."""
+    return bool(_list_files(directory))
+
+
+def _list_files(directory: Path) -> list[Path]:
+    """Returns the files of a directory that have a tokenizer; the first one is read."""
     names = ['tokenizer.json', 'tokenizer.model', 'spiece.model']
     if (directory / 'merges.txt').is_file():
         names.insert(1, 'vocab.json')
     candidates = [directory / name for name in names]
     found = [path for path in candidates if path.is_file()]
     found += sorted(directory.glob('*.model'))
-    found += sorted(directory.glob('tok*.bin'))
+    return found + sorted(directory.glob('tok*.bin'))
+
+
+def _find_file(directory: Path) -> Path:
+    found = _list_files(directory)
     if not found:
         raise UserError(
             f'{directory}: holds no tokenizer.json, no vocab.json with merges.txt and no '

@@ -26,7 +26,8 @@ def keeps_own_form(config: Mapping[str, Any]) -> bool:
 def resolve_form(
     config: Mapping[str, Any], origin: Origin, previous: EarlierRun | None = None
 ) -> dict[str, Any]:
-    """Returns the config with `model.pooling` and `tokenizer.delimiters` in place of 'auto'.
+    """Returns the config with `model.pooling`, `tokenizer.delimiters` and `prompt.begin_token` in
+    place of 'auto'.
 
     Args:
       config: the sections of configs/base.py.
@@ -51,6 +52,7 @@ def resolve_form(
         **config,
         'model': {**config['model'], 'pooling': pooling},
         'tokenizer': {**config['tokenizer'], 'delimiters': delimiters},
+        'prompt': {**config['prompt'], 'begin_token': _find_begin_token(config, origin, previous)},
     }
     if not previous:
         _check_form(resolved, origin)
@@ -93,6 +95,19 @@ def _read_form(run: EarlierRun) -> tuple[str, str]:
     return config['model']['pooling'], config['tokenizer']['delimiters']
 
 
+def _find_begin_token(
+    config: Mapping[str, Any], origin: Origin, previous: EarlierRun | None
+) -> str:
+    """Returns `prompt.begin_token`. A run from another run keeps that run's begin token."""
+    chosen = config['prompt'].get('begin_token', 'auto')
+    if chosen != 'auto':
+        return chosen
+    run = previous or origin
+    if isinstance(run, EarlierRun):
+        return run.provenance.config['prompt']['begin_token']
+    return 'tokenizer'
+
+
 def _find_pooling(delimiters: str, origin: Origin) -> str:
     """Returns the pooling that goes with delimiters that the user has chosen."""
     if delimiters == 'none' and isinstance(origin, Pretrained):
@@ -127,6 +142,7 @@ def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
     if isinstance(origin, Pretrained):
         origin.tokenizer.check_can_be_stored()
         _check_embeds_both_sides(origin)
+        _check_pools_prompts(config, origin)
     elif not own:
         raise UserError(
             f'{where}: needs init_from to be a pretrained model, or a run from one that has none'
@@ -140,6 +156,22 @@ def _list_prompts(data: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     for name, section in data['sources'].items():
         for key in ('prompt_x', 'prompt_y'):
             yield f'data.sources.{name}.{key}', section.get(key)
+
+
+def _check_pools_prompts(config: Mapping[str, Any], origin: Pretrained) -> None:
+    """Raises UserError for a model that leaves its prompts out of the pooling, which training does
+    not do.
+    """
+    if origin.includes_prompt or config['model']['pooling'] == 'eos':
+        return
+    prompts = origin.tokenizer.prompts | (config['data'].get('prompts') or {})
+    if any(prompt for _, prompt in _list_prompts(config['data'])) or any(prompts.values()):
+        raise UserError(
+            f'init_from={config["init_from"]}: leaves its prompts out of the pooling '
+            f'(include_prompt is false), which training does not: set the prompts to empty texts '
+            f"(--config.data.prompts.x='' --config.data.prompts.y=''), or "
+            f'--config.tokenizer.delimiters=paper'
+        )
 
 
 def _check_embeds_both_sides(origin: Pretrained) -> None:

@@ -272,7 +272,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     if previous is None:
         origin = resolve_origin(config['init_from'])
         config, inherits = resolve_architecture(config, origin)
-        return _Start(config, None, origin, inherits, origin.bos_ids)
+        return _Start(config, None, origin, inherits, _find_begin_ids(config, origin))
     if previous.provenance.base and config['init_from'] != previous.provenance.config['init_from']:
         previous = dataclasses.replace(previous, base_path=config['init_from'])
     inherits = previous.inherits_architecture
@@ -282,6 +282,13 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
         config = replace_architecture(config, *previous.model_section_and_vocab_size)
     config = keep_sizes(config, previous.provenance.config)
     return _Start(config, previous, Scratch(), inherits, previous.provenance.begin)
+
+
+def _find_begin_ids(config: Mapping[str, Any], origin: Origin) -> list[int] | None:
+    """Returns the ids that begin every text of a new run; see `Provenance.begin`."""
+    if isinstance(origin, Pretrained):
+        return origin.find_begin_ids(config['prompt']['begin_token'])
+    return origin.bos_ids
 
 
 def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, Base | None]:

@@ -91,7 +91,7 @@ LLAMA = Family(
         'qwen2': 'Qwen2Model',
         'qwen3': 'Qwen3Model',
     },
-    prefixes=('', 'model.'),
+    prefixes=('', 'model.', 'transformer.'),  # the last one in LlamaForQuestionAnswering
     shape=_read_config,
     outer=_list_outer_tensors,
     layer=_list_layer_tensors,

@@ -14,7 +14,8 @@ from cpt_jax.model.adapters.lora import LoRA, merge_adapter
 from cpt_jax.model.adapters.nf4 import QuantizedMatrix
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.family import Family
+from cpt_jax.model.families.family import Family, is_head_or_buffer
+from cpt_jax.model.families.stored_names import choose_prefix
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import Frozen
@@ -132,7 +133,11 @@ def iterate_tensors(
 
 
 class TensorNames:
-    """Names of a family's tensors in some files, which all have the same prefix."""
+    """Names of a family's tensors in some files, which all have the same prefix.
+
+    Attributes:
+      passed_over: names of tensors that no vector depends on, such as output heads.
+    """
 
     def __init__(self, family: Family, files: TensorFiles, config: EncoderConfig):
         """Finds the prefix and checks the names.
@@ -147,17 +152,16 @@ class TensorNames:
         )
         self._needed = [*(tensor.name for tensor in family.outer(config)), *inner]
         known = {name.format(i=i) for name in family.ignored_names for i in range(config.layers)}
-        self._prefix = max(
-            family.prefixes,
-            key=lambda prefix: sum(prefix + name in files.names for name in self._needed),
-        )
+        self._prefix = choose_prefix(family, files.names, self._needed)
         missing = [name for name in self._needed if self._prefix + name not in files.names]
-        bare = {name.removeprefix(self._prefix): name for name in files.names}
+        needed = {self._prefix + name for name in self._needed}
+        others = {name: name.removeprefix(self._prefix) for name in files.names - needed}
         unknown = [
             name
-            for bare_name, name in bare.items()
-            if bare_name not in known and bare_name not in set(self._needed)
+            for name, bare in others.items()
+            if bare not in known and not is_head_or_buffer(bare)
         ]
+        self.passed_over = sorted(others.keys() - set(unknown))
         if missing or unknown:
             problems = [
                 f'{problem} {len(some)}: {", ".join(some[:3])}'
