@@ -280,7 +280,9 @@ def _check_weights(files: _Directory) -> Iterator[Defect]:
             yield Defect('model.safetensors', str(error), 'cpt_jax')
             return
         try:
-            TensorNames(found.family, found.files, EncoderConfig(vocab_size=found.rows, **found.shape))
+            TensorNames(
+                found.family, found.files, EncoderConfig(vocab_size=found.rows, **found.shape)
+            )
         except UserError as error:
             yield Defect('model.safetensors', str(error), ALL)
 

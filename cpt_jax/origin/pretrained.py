@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,7 @@ from cpt_jax.model.adapters.peft import AdaptedFiles, find_base_directory, is_ad
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dense import Dense, load_dense, read_dense_configs
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.config_keys import CONFIG_KEYS
 from cpt_jax.model.families.family import Family
-from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import TensorNames, load_encoder
 from cpt_jax.model.families.pooler import (
     check_pooler,
@@ -24,10 +22,8 @@ from cpt_jax.model.families.pooler import (
     load_pooler,
     make_pooler_config,
 )
-from cpt_jax.model.families.stored_names import find_table_name, rename_tensors
-from cpt_jax.model.formats.llama2c import LLAMA2C, Llama2cFile, find_llama2c_file
+from cpt_jax.model.formats.llama2c import find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import TensorFiles
-from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.origin.sentence_transformers import (
     MODULES,
@@ -36,29 +32,26 @@ from cpt_jax.origin.sentence_transformers import (
     read_sentence_files,
     resolve_similarity,
 )
+from cpt_jax.origin.transformer_files import open_transformer
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_checks import check_values
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path, is_remote
 from cpt_jax.storage.remote import RemoteFiles
-from cpt_jax.text.pretrained_tokenizer import (
-    PretrainedTokenizer,
-    has_tokenizer,
-    open_tokenizer,
-    read_tokenizer_config,
-)
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file
+from cpt_jax.text.tokenizer_files import has_tokenizer, open_tokenizer, read_tokenizer_config
 
 # Names of poolings in EncoderConfig, by the names in --pooling.
 _BY_FLAG = {flag: name for name, pooling in POOLINGS.items() for flag in pooling.flags}
 # The value of --pooling for BERT's trained pooler: a linear layer and tanh over the first state.
 _POOLER_FLAG = 'pooler'
-# Suffixes of the files of a model that are copied from a bucket. Model directories often hold the
-# same weights in other formats too.
 # Files of which one is in the directory of a model without a folder for its transformer.
 _MODEL_FILES = ('config.json', 'adapter_config.json')
+# Suffixes of the files of a model that are copied from a bucket. Model directories often hold the
+# same weights in other formats too.
 _FILE_SUFFIXES: tuple[str, ...] = ('.json', '.safetensors', '.model', '.txt', '.jinja', '.gguf')
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
@@ -141,7 +134,13 @@ class Pretrained:
         fresh: Iterable[int] = (),
         lora: LoRA | None = None,
     ) -> Encoder:
-        """Returns the encoder with its weights; see `cpt_jax.model.families.load.load_encoder`."""
+        """Returns the encoder with its weights; see `cpt_jax.model.families.load.load_encoder`.
+
+        Ids of the tokenizer beyond the token table get rows like new ids, so that texts can have
+        them in training.
+        """
+        beyond = range(self.rows, min(self.tokenizer.vocab_size, config.vocab_size))
+        fresh = [*fresh, *beyond]
         return load_encoder(self.family, self.files, config, mesh, dtype, fresh, lora)
 
     def load_dense(self, mesh: jax.sharding.Mesh) -> tuple[Dense, ...]:
@@ -255,7 +254,7 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
     *adapters, base = levels
     directory = levels[0].directory
     form = next((level for level in levels if level.has_modules), base)
-    model = _open_transformer(base.transformer)
+    model = open_transformer(base.transformer)
     files = model.files
     for adapter in reversed(adapters):
         files = AdaptedFiles(files, model.family, adapter.transformer)
@@ -305,98 +304,6 @@ def _has_own_form(
         if config.get('trainable_token_indices'):
             return False
     return form.has_modules or not shape.get('causal', True)
-
-
-class _Transformer(NamedTuple):
-    """A transformer without pooling and tokenizer; see `Pretrained` for the fields."""
-
-    config: Mapping[str, Any]
-    family: Family
-    files: TensorFiles
-    shape: dict[str, Any]
-    rows: int
-
-
-def _open_transformer(directory: Path) -> _Transformer:
-    """Opens the directory of a transformer that is no adapter."""
-    path = None if (directory / 'config.json').is_file() else find_llama2c_file(directory)
-    legacy = Llama2cFile(path) if path else None
-    config = legacy.config if legacy else read_json_file(directory / 'config.json')
-    family = LLAMA2C
-    if not legacy:
-        check_values(directory / 'config.json', config, CONFIG_KEYS)
-        family = _find_family(directory, config)
-    shape = _read_shape(directory, family, config)
-    rows = config['vocab_size']
-    files = legacy or open_weight_files(directory)
-    encoder_config = _make_encoder_config(directory, shape, rows)
-    shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
-    # Masked language models are tied unless config.json says otherwise (transformers' default).
-    is_tied = shape['tied'] or (
-        not shape.get('causal', True) and config.get('tie_word_embeddings') is not False
-    )
-    files = rename_tensors(files, family, encoder_config, is_tied)
-    _check_table_rows(directory, family, files, encoder_config)
-    return _Transformer(config, family, files, shape, rows)
-
-
-def _find_family(directory: Path, config: Mapping[str, Any]) -> Family:
-    try:
-        return find_family(config)
-    except UserError as error:
-        raise UserError(f'{directory}/{error}') from None
-
-
-def _read_shape(directory: Path, family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keyword arguments of EncoderConfig that config.json describes, without those of
-    other files.
-
-    Raises:
-      UserError: a key is missing, or its value is not supported.
-    """
-    path = directory / 'config.json'
-    try:
-        shape = family.shape(config)
-        config['vocab_size']  # read by the caller
-    except KeyError as error:
-        raise UserError(f'{path}: has no {error.args[0]!r}') from None
-    except UserError as error:
-        raise UserError(f'{directory}/{error}') from None
-    # Values within objects, such as rope_parameters, which CONFIG_KEYS does not list.
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise UserError(f'{path}: a value is not of the expected kind ({error})') from None
-    # transformers writes the first key, other libraries the second.
-    if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
-        shape |= {'causal': False}
-    return shape
-
-
-def _make_encoder_config(directory: Path, shape: Mapping[str, Any], rows: int) -> EncoderConfig:
-    """Returns the architecture. Raises UserError if config.json describes no possible model."""
-    path = directory / 'config.json'
-    try:
-        return EncoderConfig(vocab_size=rows, **shape)
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
-    except TypeError as error:  # a null that the family has no default for
-        raise UserError(f'{path}: a value is not of the expected kind ({error})') from None
-
-
-def _check_table_rows(
-    directory: Path, family: Family, files: TensorFiles, config: EncoderConfig
-) -> None:
-    """Raises UserError if config.json describes another size of the token table than the files
-    have, before a table of that size is allocated.
-    """
-    table = find_table_name(family, config)
-    names = [prefix + table for prefix in family.prefixes if prefix + table in files.names]
-    found = [files.read_shape(name)[0] for name in names]
-    if found and found[0] != config.vocab_size:
-        raise UserError(
-            f'{directory}/config.json: vocab_size={config.vocab_size:,}, but '
-            f'{files.describe_location(names[0])} has {found[0]:,} rows: the files belong to '
-            f'different models'
-        )
 
 
 def _resolve_pooling(sentence: SentenceFiles, default: str, chosen: str) -> str:

@@ -68,7 +68,7 @@ class SentenceFiles:
       pooling: pooling as in EncoderConfig; '' without a modules.json.
       includes_prompt: whether the states of the prompt's tokens are pooled.
       dense: folder -> config.json of each Dense module, in order.
-      is_normalized: whether a module normalizes vectors, or there are no modules.
+      is_normalized: whether a module normalizes vectors.
       prompts: string put before each text, by side.
       similarity: 'cosine', 'dot', or another name in sentence-transformers.
       max_tokens: maximum number of tokens of a text; None if no file defines it.
@@ -128,7 +128,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
             for kind, folder in modules
             if kind == 'Dense'
         },
-        is_normalized='Normalize' in folders or not modules,
+        is_normalized='Normalize' in folders,
         prompts=_read_prompts(config),
         similarity=similarity,
         max_tokens=lengths.get('max_seq_length'),

@@ -62,7 +62,7 @@ class Prompt:
     text_tokens: int = 0
     demonstrations: tuple[Demonstration, ...] = ()
     clean: bool = False
-    begin_token: str = dataclasses.field(default='auto', repr=False, compare=False)
+    begin_token: str = dataclasses.field(default='always', repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, 'template', parse_template(self.template, 'prompt.template'))

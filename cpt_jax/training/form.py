@@ -59,6 +59,18 @@ def resolve_form(
     return resolved
 
 
+def find_begin_ids(config: Mapping[str, Any], origin: Origin) -> list[int] | None:
+    """Returns the ids that begin every text of a new run; see `Provenance.begin`.
+
+    Args:
+      config: the sections of configs/base.py, after `resolve_form`.
+      origin: the model that the run starts from.
+    """
+    if isinstance(origin, Pretrained):
+        return origin.find_begin_ids(config['prompt']['begin_token'])
+    return origin.bos_ids
+
+
 def resolve_equality(
     config: Mapping[str, Any], stored: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -164,8 +176,9 @@ def _check_pools_prompts(config: Mapping[str, Any], origin: Pretrained) -> None:
     """
     if origin.includes_prompt or config['model']['pooling'] == 'eos':
         return
-    prompts = origin.tokenizer.prompts | (config['data'].get('prompts') or {})
-    if any(prompt for _, prompt in _list_prompts(config['data'])) or any(prompts.values()):
+    replaced = config['data'].get('prompts') or {}
+    kept = [text for side, text in origin.tokenizer.prompts.items() if replaced.get(side) is None]
+    if any(kept) or any(prompt for _, prompt in _list_prompts(config['data'])):
         raise UserError(
             f'init_from={config["init_from"]}: leaves its prompts out of the pooling '
             f'(include_prompt is false), which training does not: set the prompts to empty texts '

@@ -33,7 +33,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.storage.paths import make_absolute
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
-from cpt_jax.training.form import resolve_equality, resolve_form
+from cpt_jax.training.form import find_begin_ids, resolve_equality, resolve_form
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
@@ -272,7 +272,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     if previous is None:
         origin = resolve_origin(config['init_from'])
         config, inherits = resolve_architecture(config, origin)
-        return _Start(config, None, origin, inherits, _find_begin_ids(config, origin))
+        return _Start(config, None, origin, inherits, find_begin_ids(config, origin))
     if previous.provenance.base and config['init_from'] != previous.provenance.config['init_from']:
         previous = dataclasses.replace(previous, base_path=config['init_from'])
     inherits = previous.inherits_architecture
@@ -282,13 +282,6 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
         config = replace_architecture(config, *previous.model_section_and_vocab_size)
     config = keep_sizes(config, previous.provenance.config)
     return _Start(config, previous, Scratch(), inherits, previous.provenance.begin)
-
-
-def _find_begin_ids(config: Mapping[str, Any], origin: Origin) -> list[int] | None:
-    """Returns the ids that begin every text of a new run; see `Provenance.begin`."""
-    if isinstance(origin, Pretrained):
-        return origin.find_begin_ids(config['prompt']['begin_token'])
-    return origin.bos_ids
 
 
 def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, Base | None]:

@@ -194,6 +194,11 @@ def _read_parameters(
 ) -> list[tuple[str, np.ndarray]]:
     """Returns (name, array) of each parameter in one tensor of the files."""
     array = files.read(name)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+        raise UserError(
+            f'{files.describe_location(name)} has dtype {array.dtype}: quantized weights are not '
+            f'supported: save the model in float32, bfloat16 or float16'
+        )
     try:
         return list(zip(tensor.parameters, tensor.read(array), strict=True))
     except ValueError as error:  # raised by reshape

@@ -84,6 +84,4 @@ def choose_prefix(family: Family, names: Iterable[str], needed: Iterable[str]) -
     """Returns the prefix with which most of the needed names are in `names`."""
     known = set(names)
     wanted = list(needed)
-    return max(
-        family.prefixes, key=lambda prefix: sum(prefix + name in known for name in wanted)
-    )
+    return max(family.prefixes, key=lambda prefix: sum(prefix + name in known for name in wanted))
