@@ -24,6 +24,7 @@ from cpt_jax.model.families.pooler import (
 )
 from cpt_jax.model.formats.llama2c import find_llama2c_file
 from cpt_jax.model.formats.safetensors_files import TensorFiles
+from cpt_jax.model.formats.weight_files import has_weight_files
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.origin.sentence_transformers import (
     MODULES,
@@ -32,14 +33,14 @@ from cpt_jax.origin.sentence_transformers import (
     read_sentence_files,
     resolve_similarity,
 )
-from cpt_jax.origin.transformer_files import open_transformer
+from cpt_jax.origin.transformer_files import open_transformer, read_architecture
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path, is_remote
 from cpt_jax.storage.remote import RemoteFiles
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
-from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file
+from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer, parse_tokenizer_file
 from cpt_jax.text.tokenizer_files import has_tokenizer, open_tokenizer, read_tokenizer_config
 
 # Names of poolings in EncoderConfig, by the names in --pooling.
@@ -290,6 +291,54 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
         similarity=resolve_similarity(form, similarity),
         is_normalized=form.is_normalized,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedModel:
+    """A directory with config.json and without weights: enough for a plan.
+
+    Attributes:
+      shape, rows, max_tokens, has_own_form: see `Pretrained`.
+      pretrained_config: content of config.json.
+    """
+
+    shape: Mapping[str, Any]
+    rows: int
+    max_tokens: int
+    has_own_form: bool
+    pretrained_config: Mapping[str, Any]
+    bos_ids = None
+
+    @property
+    def model_section_and_vocab_size(self) -> tuple[dict[str, Any], int]:
+        """The `model` section, and the vocabulary size with delimiters.
+
+        The tokenizer may be missing too, so it counts as having an id for each row.
+        """
+        return dict(self.shape), self.rows + len(DELIMITERS)
+
+
+def read_planned_model(reference: str) -> PlannedModel | None:
+    """Returns a directory that has config.json but no weights; None if it is another directory.
+
+    Raises:
+      UserError: see `open_pretrained`.
+    """
+    directory = Path(reference).absolute()
+    if is_remote(reference) or not is_pretrained(reference):
+        return None
+    transformer = find_transformer(directory)
+    if not (transformer / 'config.json').is_file() or has_weight_files(transformer):
+        return None
+    sentence = read_sentence_files(directory)
+    found = read_architecture(transformer)
+    width = found.shape.get('embedding_width') or found.shape['width']
+    pooling = _resolve_pooling(sentence, found.shape.get('pooling', 'eos'), '')
+    shape = {**found.shape, 'pooling': pooling, 'dense': read_dense_configs(sentence.dense, width)}
+    limits = [sentence.max_tokens, shape['max_length']]
+    max_tokens = min(limit for limit in limits if limit)
+    has_own_form = _has_own_form([sentence], sentence, shape)
+    return PlannedModel(shape, found.rows, max_tokens, has_own_form, found.config)
 
 
 def _has_own_form(

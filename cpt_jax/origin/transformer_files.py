@@ -27,21 +27,42 @@ class TransformerFiles(NamedTuple):
     rows: int
 
 
+class Architecture(NamedTuple):
+    """What config.json describes; see `Pretrained` for the fields."""
+
+    config: Mapping[str, Any]
+    family: Family
+    shape: dict[str, Any]
+    rows: int
+
+
+def read_architecture(directory: Path) -> Architecture:
+    """Reads the config.json of a transformer; its weights are not needed."""
+    config = read_json_file(directory / 'config.json')
+    check_values(directory / 'config.json', config, CONFIG_KEYS)
+    family = _find_family(directory, config)
+    _check_is_not_quantized(directory, config)
+    return _make_architecture(directory, config, family)
+
+
+def _make_architecture(directory: Path, config: Mapping[str, Any], family: Family) -> Architecture:
+    shape = _read_shape(directory, family, config)
+    _make_encoder_config(directory, shape, config['vocab_size'])
+    shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
+    return Architecture(config, family, shape, config['vocab_size'])
+
+
 def open_transformer(directory: Path) -> TransformerFiles:
     """Opens the directory of a transformer that is no adapter."""
     path = None if (directory / 'config.json').is_file() else find_llama2c_file(directory)
-    legacy = Llama2cFile(path) if path else None
-    config = legacy.config if legacy else read_json_file(directory / 'config.json')
-    family = LLAMA2C
-    if not legacy:
-        check_values(directory / 'config.json', config, CONFIG_KEYS)
-        family = _find_family(directory, config)
-        _check_is_not_quantized(directory, config)
-    shape = _read_shape(directory, family, config)
-    rows = config['vocab_size']
-    files = legacy or open_weight_files(directory)
-    encoder_config = _make_encoder_config(directory, shape, rows)
-    shape |= {'tied': bool(config.get('tie_word_embeddings', family.tied))}
+    files: TensorFiles
+    if path:
+        files = legacy = Llama2cFile(path)
+        config, family, shape, rows = _make_architecture(directory, legacy.config, LLAMA2C)
+    else:
+        config, family, shape, rows = read_architecture(directory)
+        files = open_weight_files(directory)
+    encoder_config = EncoderConfig(vocab_size=rows, **shape)
     # Masked language models are tied unless config.json says otherwise (transformers' default).
     is_tied = shape['tied'] or (
         not shape.get('causal', True) and config.get('tie_word_embeddings') is not False

@@ -10,7 +10,7 @@ from typing import Any
 
 from cpt_jax.data.equality import resolve_rule
 from cpt_jax.origin.earlier_run import EarlierRun
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import PlannedModel, Pretrained
 from cpt_jax.origin.resolve import Origin, Scratch
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
@@ -96,7 +96,7 @@ def _find_own_form(
         return 'eos', 'paper'
     if isinstance(origin, EarlierRun) and not origin.is_language_model:
         return _read_form(origin)
-    if isinstance(origin, Pretrained) and origin.has_own_form:
+    if isinstance(origin, Pretrained | PlannedModel) and origin.has_own_form:
         return origin.shape['pooling'], 'none'
     return 'eos', 'paper'
 
@@ -122,14 +122,14 @@ def _find_begin_token(
 
 def _find_pooling(delimiters: str, origin: Origin) -> str:
     """Returns the pooling that goes with delimiters that the user has chosen."""
-    if delimiters == 'none' and isinstance(origin, Pretrained):
+    if delimiters == 'none' and isinstance(origin, Pretrained | PlannedModel):
         return origin.shape['pooling']
     return 'eos'
 
 
 def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
     """Raises UserError if a new run cannot have the form of its config."""
-    if isinstance(origin, Scratch) and config['init_from']:
+    if isinstance(origin, Scratch | PlannedModel) and config['init_from']:
         return  # a plan, made before its origin exists
     for key, prompt in _list_prompts(config['data']):
         if prompt is not None and not keeps_own_form(config):
