@@ -66,14 +66,14 @@ class Pretrained:
       files: the files of the weights, which are read tensor by tensor.
       shape: keyword arguments of EncoderConfig, including the pooling.
       rows: number of rows of the token table.
-      tokenizer_folder: directory of the tokenizer's files.
       tokenizer: tokenizer with the model's special tokens and prompts, for embedding and for
         runs in the model's own form. Other runs use `tokenizer.file` with delimiters.
       max_tokens: maximum number of tokens of a text, including special tokens.
       dense: folder -> config.json of each Dense module of sentence-transformers, in order.
-      has_pooler: whether the family's trained pooler follows the pooling (BERT).
       has_own_form: whether it has a pooling of its own: a sentence-transformers directory, or a
         bidirectional model.
+      tokenizer_folder: directory of the tokenizer's files; None if there is none.
+      has_pooler: whether the family's trained pooler follows the pooling (BERT).
       includes_prompt: whether the states of the prompt's tokens are pooled.
       similarity: how vectors are compared: 'cosine' or 'dot'.
       is_normalized: whether the model itself normalizes its vectors.
@@ -86,15 +86,15 @@ class Pretrained:
     files: TensorFiles
     shape: Mapping[str, Any]
     rows: int
-    tokenizer_folder: Path
     tokenizer: PretrainedTokenizer
     max_tokens: int
     dense: Mapping[Path, Mapping[str, Any]]
-    has_pooler: bool
     has_own_form: bool
-    includes_prompt: bool
-    similarity: str
-    is_normalized: bool
+    tokenizer_folder: Path | None = None
+    has_pooler: bool = False
+    includes_prompt: bool = True
+    similarity: str = 'cosine'
+    is_normalized: bool = False
 
     def find_begin_ids(self, rule: str) -> list[int] | None:
         """Returns the ids that begin every text of a causal language model; None otherwise.
@@ -153,6 +153,8 @@ class Pretrained:
 
     def find_warnings(self) -> list[str]:
         """Returns what a user should know about the vectors, one sentence each."""
+        if self.tokenizer_folder is None:
+            return []
         config = read_tokenizer_config(self.tokenizer_folder)
         if not config.get('add_eos_token') or self.tokenizer.closing_ids:
             return []

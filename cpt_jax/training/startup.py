@@ -105,8 +105,8 @@ def describe_random_start(run: Run, parameters: int) -> str:
     if run.objective.name != 'contrastive' or not is_random or parameters <= MANY_PARAMETERS:
         return ''
     return (
-        f'random weights, so the model learns language from the pairs alone; the paper starts from '
-        f'a GPT: set --config.init_from to a language model of width '
+        f'random weights; the paper found pairs alone not enough to learn useful vectors, and '
+        f'starts from a GPT: set --config.init_from to a language model of width '
         f'{run.encoder_config.width:,} (docs/models.md names some)'
     )
 

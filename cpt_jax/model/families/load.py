@@ -19,6 +19,7 @@ from cpt_jax.model.families.stored_names import choose_prefix
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import Frozen
+from cpt_jax.runtime.allocator import map_large_blocks
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
 
@@ -63,33 +64,42 @@ def load_encoder(
     kept, tree = _flatten_by_name(stored)
     found: dict[str, jax.Array] = {}
     names = TensorNames(family, files, config)
-    for tensor in family.outer(config):
+
+    # Functions, so that nothing of a tensor is in memory any more when the next one is read.
+    def load_outer(tensor: TensorMapping) -> None:
         location = files.describe_location(names.get_name(tensor))
         for parameter, array in _read_parameters(tensor, files, names.get_name(tensor)):
             if parameter == 'token_embedding':
                 array = resize_token_table(array, config.table_rows, fresh)
             weight = _put_on_devices(array, wanted[parameter], parameter, location, dtype)
-            found |= _freeze_parts(lora, parameter, weight)
+            found.update(_freeze_parts(lora, parameter, weight))
+
+    def load_layer(tensor: TensorMapping, number: int) -> None:
+        stack = 'blocks' if number < config.layers - 1 else 'last'
+        if number < tensor.first:  # the file has no such tensor, and the model does not use it
+            location = ''
+            parts = [
+                (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
+                for name in tensor.parameters
+            ]
+        else:
+            location = files.describe_location(names.get_name(tensor, number))
+            parts = _read_parameters(tensor, files, names.get_name(tensor, number))
+        for parameter, array in parts:
+            last_name = f'last.{parameter}'
+            weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
+            for path, part in _freeze_parts(lora, last_name, weight).items():
+                name = path.replace('last', stack, 1)
+                if stack == 'blocks':
+                    part = _set_stack_layer(found.get(name), kept[name], part, number)
+                found[name] = part
+
+    for tensor in family.outer(config):
+        with map_large_blocks():
+            load_outer(tensor)
     for tensor in family.layer(config):
         for number in range(config.layers):
-            stack = 'blocks' if number < config.layers - 1 else 'last'
-            if number < tensor.first:  # the file has no such tensor, and the model does not use it
-                location = ''
-                parts = [
-                    (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
-                    for name in tensor.parameters
-                ]
-            else:
-                location = files.describe_location(names.get_name(tensor, number))
-                parts = _read_parameters(tensor, files, names.get_name(tensor, number))
-            for parameter, array in parts:
-                last_name = f'last.{parameter}'
-                weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
-                for path, part in _freeze_parts(lora, last_name, weight).items():
-                    name = path.replace('last', stack, 1)
-                    if stack == 'blocks':
-                        part = _set_stack_layer(found.get(name), kept[name], part, number)
-                    found[name] = part
+            load_layer(tensor, number)
     if found.keys() != kept.keys():
         raise AssertionError(
             f'the tensors of {list(family.model_types)} leave out {kept.keys() ^ found.keys()}'
