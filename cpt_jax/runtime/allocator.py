@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 # Parameters of mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _DEFAULT_MAPPED_BLOCKS = 65_536  # M_MMAP_MAX of glibc
-_LARGE_BLOCK = 1 << 20
+# Smaller than the stack of a matrix of all layers, and larger than most tensors of one layer.
+_LARGE_BLOCK = 128 << 20
 
 # Set by keep_freed_memory.
 _mallopt: Callable[[int, int], int] | None = None
@@ -43,10 +44,10 @@ def keep_freed_memory() -> None:
 def map_large_blocks() -> Iterator[None]:
     """Maps large blocks from the kernel within the context, and returns them when they are freed.
 
-    It is for the tables of a model. With `keep_freed_memory`, a copy of the token table would leave
-    a hole in the heap that the next arrays do not fill: 0.08 times the model's size for OPT-1.3B.
-    Mapping all tensors would triple the system time of loading. Without `keep_freed_memory`,
-    nothing changes.
+    It is for loading a model. With `keep_freed_memory`, copies of the token table and of layers
+    would leave holes in the heap that the stacks of all layers do not fill: 0.05 times the model's
+    size for OPT-1.3B. Blocks below the limit stay in the heap, because mapping each tensor of a
+    layer tripled the system time of loading. Without `keep_freed_memory`, nothing changes.
     """
     if _mallopt is None:
         yield

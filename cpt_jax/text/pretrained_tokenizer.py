@@ -234,7 +234,7 @@ class PretrainedTokenizer:
             if len(beyond := ids[ids >= self._rows]):
                 raise UserError(
                     f'{self.source}: gives the text {text[:80]!r} the id {beyond[0]} '
-                    f'({self.decode(beyond[:1])!r}), and the embedding has {self._rows} rows: '
+                    f'({self.decode(beyond[:1].tolist())!r}), and the embedding has {self._rows} rows: '
                     f'remove the token from the text'
                 )
 

@@ -23,6 +23,7 @@ from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
 from cpt_jax.origin.frozen_base import describe_base, get_adapter_base, open_checked_base
+from cpt_jax.origin.pretrained import PlannedModel
 from cpt_jax.origin.resolve import Model, Origin, Scratch, resolve_origin
 from cpt_jax.runs.code_version import get_code_version
 from cpt_jax.runs.config import check_resume, check_workdir, to_json_values
@@ -298,7 +299,8 @@ def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, 
         description = get_adapter_base(previous)
         base = open_checked_base(description, str(workdir))
         return base, dataclasses.replace(description, path=describe_base(base).path)
-    assert not isinstance(origin, Scratch)  # set_up has refused LoRA from scratch
+    # set_up has refused LoRA from scratch, and only a plan has a planned model.
+    assert not isinstance(origin, Scratch | PlannedModel)
     return origin, describe_base(origin)
 
 

@@ -94,12 +94,12 @@ def load_encoder(
                     part = _set_stack_layer(found.get(name), kept[name], part, number)
                 found[name] = part
 
-    for tensor in family.outer(config):
-        with map_large_blocks():
+    with map_large_blocks():
+        for tensor in family.outer(config):
             load_outer(tensor)
-    for tensor in family.layer(config):
-        for number in range(config.layers):
-            load_layer(tensor, number)
+        for tensor in family.layer(config):
+            for number in range(config.layers):
+                load_layer(tensor, number)
     if found.keys() != kept.keys():
         raise AssertionError(
             f'the tensors of {list(family.model_types)} leave out {kept.keys() ^ found.keys()}'
