@@ -25,24 +25,31 @@ def apply_tokenizer_config(
       config: content of config.json.
       tokenizer_config: content of tokenizer_config.json.
     """
-    name = tokenizer_config.get('tokenizer_class')
-    is_bert = config.get('model_type') in _BERT_MODEL_TYPES
-    if name:
-        is_bert = name.removesuffix('Fast') in _BERT_CLASSES
-    if not is_bert:
+    if not is_bert_tokenizer(config, tokenizer_config):
         return data
     content = json.loads(data)
-    has_chinese_flag = tokenizer_config.get('tokenize_chinese_chars') is not None
-    normalizer = {
-        'type': 'BertNormalizer',
-        'clean_text': True,
-        'handle_chinese_chars': not has_chinese_flag or tokenizer_config['tokenize_chinese_chars'],
-        'strip_accents': tokenizer_config.get('strip_accents'),
-        'lowercase': tokenizer_config.get('do_lower_case') is not False,
-    }
+    normalizer = make_bert_normalizer(tokenizer_config)
     if content.get('normalizer') == normalizer:
         return data
     return json.dumps(content | {'normalizer': normalizer}, ensure_ascii=False).encode()
+
+
+def is_bert_tokenizer(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> bool:
+    """Whether transformers reads the tokenizer with a class for BERT."""
+    if name := tokenizer_config.get('tokenizer_class'):
+        return name.removesuffix('Fast') in _BERT_CLASSES
+    return config.get('model_type') in _BERT_MODEL_TYPES
+
+
+def make_bert_normalizer(tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the normalizer of transformers' classes for BERT, as in tokenizer.json."""
+    return {
+        'type': 'BertNormalizer',
+        'clean_text': True,
+        'handle_chinese_chars': tokenizer_config.get('tokenize_chinese_chars') is not False,
+        'strip_accents': tokenizer_config.get('strip_accents'),
+        'lowercase': tokenizer_config.get('do_lower_case') is not False,
+    }
 
 
 def truncates_left(data: bytes, tokenizer_config: Mapping[str, Any]) -> bool:

@@ -231,10 +231,10 @@ class PretrainedTokenizer:
     def _check_rows(self, texts: Sequence[str], ids_by_text: Sequence[np.ndarray]) -> None:
         """Raises UserError if a text has an id without a row in the token table."""
         for text, ids in zip(texts, ids_by_text, strict=True):
-            if len(beyond := ids[ids >= self._rows]):
+            if len(beyond := ids[ids >= self._rows].tolist()):
                 raise UserError(
                     f'{self.source}: gives the text {text[:80]!r} the id {beyond[0]} '
-                    f'({self.decode(beyond[:1].tolist())!r}), and the embedding has {self._rows} rows: '
+                    f'({self.decode(beyond[:1])!r}), and the embedding has {self._rows} rows: '
                     f'remove the token from the text'
                 )
 

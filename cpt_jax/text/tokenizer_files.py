@@ -1,4 +1,4 @@
-"""Opening the tokenizer of a pretrained directory: four file formats, each with the special tokens
+"""Opening the tokenizer of a pretrained directory: five file formats, each with the special tokens
 of its directory.
 
 Ids equal those of transformers 5.23. With a sentencepiece model they equal those of sentencepiece
@@ -37,6 +37,7 @@ from cpt_jax.text.hugging_face_json import (
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, TokenizerModel
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.wordpiece import build_wordpiece_json
 
 _TOKEN = allow_null(
     Allowed(
@@ -75,7 +76,7 @@ def open_tokenizer(
     """Returns the tokenizer of a directory.
 
     It is read from the first of these that exists: tokenizer.json, vocab.json with merges.txt, a
-    sentencepiece model, llama2.c's tok*.bin.
+    sentencepiece model, llama2.c's tok*.bin, BERT's vocab.txt.
 
     Args:
       directory: directory of the pretrained model.
@@ -130,6 +131,8 @@ def _read_model(
             f'{path.parent}/tokenizer_config.json: truncation_side=left needs a tokenizer.json; '
             f'write one with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
         )
+    if path.name == 'vocab.txt':
+        return _read_wordpiece(path, config, tokenizer_config)
     if path.name == 'vocab.json':
         return HuggingFaceJson(build_byte_level_json(path.parent, config, tokenizer_config))
     if config.get('model_type') == 'xlm-roberta':
@@ -141,6 +144,19 @@ def _read_model(
     if path.suffix != '.model':
         data = convert_llama2c_tokenizer(data)
     return read_sentencepiece(path.parent, tokenizer_config, data)
+
+
+def _read_wordpiece(
+    path: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> TokenizerModel:
+    """Reads BERT's vocab.txt. Raises UserError for another family, such as MPNet."""
+    has_class = tokenizer_config.get('tokenizer_class', 'Bert').startswith(('Bert', 'DistilBert'))
+    if config.get('model_type') not in ('bert', 'distilbert') or not has_class:
+        raise UserError(
+            f'{path}: is read for BERT and DistilBERT only; write a tokenizer.json with '
+            f'`AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
+        )
+    return HuggingFaceJson(build_wordpiece_json(path.parent, tokenizer_config))
 
 
 def _find_end_id(config: Mapping[str, Any], vocab_size: int) -> int:
@@ -187,7 +203,8 @@ def _list_files(directory: Path) -> list[Path]:
     candidates = [directory / name for name in names]
     found = [path for path in candidates if path.is_file()]
     found += sorted(directory.glob('*.model'))
-    return found + sorted(directory.glob('tok*.bin'))
+    found += sorted(directory.glob('tok*.bin'))
+    return found + sorted(directory.glob('vocab.txt'))
 
 
 def _find_file(directory: Path) -> Path:

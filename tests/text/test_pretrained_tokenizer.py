@@ -440,6 +440,20 @@ def test_bert_normalizes_as_tokenizer_config_says(tmp_path, case):
         assert ours.file[1] == (tmp_path / 'x' / 'tokenizer.json').read_bytes()
 
 
+def test_vocab_txt_alone_is_read_for_bert(tmp_path):
+    """princeton-nlp's SimCSE has no tokenizer.json. The ids are those of the lines."""
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'list', '##s', 'uber', 'Über']
+    (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
+    (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+    text = 'Lists Über [MASK] new'
+    assert open_directory(tmp_path).encode([text], 'x', 9)[0].tolist() == [2, 5, 6, 7, 4, 1, 3]
+    (tmp_path / 'tokenizer_config.json').write_text('{"do_lower_case": false}')
+    assert open_directory(tmp_path).encode([text], 'x', 9)[0].tolist() == [2, 1, 8, 4, 1, 3]
+    (tmp_path / 'config.json').write_text('{"model_type": "mpnet"}')
+    with pytest.raises(UserError, match=r'vocab\.txt: is read for BERT and DistilBERT only'):
+        open_directory(tmp_path)
+
+
 @pytest.mark.parametrize('where', ['tokenizer_config.json', 'tokenizer.json'])
 def test_long_texts_can_lose_their_beginning(tmp_path, where):
     if where == 'tokenizer.json':
