@@ -2,7 +2,6 @@
 unchanged.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +11,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import (
-    TensorNames,
-    iterate_tensors,
-    load_encoder,
-    resize_token_table,
-)
-from cpt_jax.model.families.stored_names import find_table_name, rename_tensors
+from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.runtime.errors import UserError
@@ -245,59 +237,6 @@ def test_sharded_file_with_prefix_and_head_is_loaded(tmp_path):
         load(tmp_path)
 
 
-def test_heads_and_buffers_of_any_family_are_passed_over(directories, tmp_path):
-    names = ['score.weight', 'classifier.out_proj.bias', 'pre_classifier.weight']
-    names += ['qa_outputs.weight', 'rotary_emb.inv_freq', 'layers.0.self_attn.rotary_emb.inv_freq']
-    extra = {name: np.zeros(1, np.float32) for name in names}
-    folder = copy_with_change(directories('llama'), tmp_path, lambda found: found.update(extra))
-    config = json.loads((folder / 'config.json').read_text())
-    family = find_family(config)
-    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
-    names_in_files = TensorNames(family, TensorFiles(folder), encoder_config)
-    assert names_in_files.passed_over == sorted(names)
-
-
-@pytest.mark.parametrize('prefix', ['', 'prefix'])
-@pytest.mark.parametrize('case', ALONE)
-def test_tied_table_is_found_under_the_name_of_the_head(directories, tmp_path, case, prefix):
-    """safetensors.torch.save_model keeps the first of two names in the alphabet."""
-    config = CONFIGS[case]
-    family = find_family(config)
-    prefix = family.prefixes[-1] if prefix else ''
-    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
-    table = find_table_name(family, encoder_config)
-    stored = load_file(directories(case) / 'model.safetensors')
-    renamed = {prefix + name: array for name, array in stored.items() if name != table}
-    save_file(renamed | {family.head: stored[table]}, tmp_path / 'model.safetensors')
-    files = TensorFiles(tmp_path)
-    tied = rename_tensors(files, family, encoder_config, is_tied=True)
-    np.testing.assert_array_equal(tied.read(prefix + table), stored[table])
-    assert tied.describe_location(prefix + table).endswith(family.head)
-    TensorNames(family, tied, encoder_config)
-    with pytest.raises(UserError, match=f'missing 1: {table}'):
-        TensorNames(family, rename_tensors(files, family, encoder_config, False), encoder_config)
-
-
-def test_norms_of_tensorflow_checkpoints_have_their_names(directories, tmp_path):
-    """google-bert/bert-base-uncased has LayerNorm.gamma and LayerNorm.beta, in its heads too."""
-    stored = load_file(directories('bert') / 'model.safetensors')
-    old = {'LayerNorm.weight': 'LayerNorm.gamma', 'LayerNorm.bias': 'LayerNorm.beta'}
-    renamed = {}
-    for name, array in stored.items():
-        for new_suffix, suffix in old.items():
-            name = name.replace(new_suffix, suffix)
-        renamed[f'bert.{name}'] = array
-    renamed['cls.predictions.transform.LayerNorm.gamma'] = np.zeros(1, np.float32)
-    save_file(renamed, tmp_path / 'model.safetensors')
-    config = CONFIGS['bert']
-    family = find_family(config)
-    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
-    files = rename_tensors(TensorFiles(tmp_path), family, encoder_config, is_tied=True)
-    TensorNames(family, files, encoder_config)
-    name = 'embeddings.LayerNorm.weight'
-    np.testing.assert_array_equal(files.read(f'bert.{name}'), stored[name])
-
-
 def test_new_token_rows_are_near_the_mean_and_distinct():
     table = np.random.default_rng(0).normal(3, 1, (77, 24)).astype(ml_dtypes.bfloat16)
     rows = resize_token_table(table, 128, range(75, 79))
@@ -387,41 +326,6 @@ def test_damaged_missing_and_unsupported_files_are_rejected(directories, tmp_pat
     ]:
         with pytest.raises(UserError, match=line):
             find_family(config).shape(config | {key: value})
-
-
-def test_sliding_window_hides_the_tokens_before_it():
-    """With one layer and rotary positions, the last state is that of the window alone."""
-    config = FACTS['configs']['mistral, window'] | {'num_hidden_layers': 1}
-    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **find_family(config).shape(config))
-    encoder_config = dataclasses.replace(encoder_config, remat='none').resolve_auto('cpu')
-    assert encoder_config.max_length == config['max_position_embeddings'] > 16
-    mesh = make_mesh(devices=jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        encoder = Encoder(encoder_config, nnx.Rngs(0))
-    (text,) = make_random_ids((25,))
-    whole, window, shorter = compute_states(encoder, mesh, [text, text[-16:], text[-15:]])
-    np.testing.assert_allclose(whole[-1], window[-1], atol=1e-5)
-    assert np.abs(whole[-1] - shorter[-1]).max() > 1e-4
-
-
-@pytest.mark.parametrize(
-    ('changes', 'expected'),
-    [
-        ({'use_sliding_window': True, 'max_window_layers': 1}, (False, True, True)),
-        ({'use_sliding_window': True, 'max_window_layers': 3}, ()),
-        ({'use_sliding_window': False}, ()),
-        ({'use_sliding_window': True, 'sliding_window': 99, 'max_window_layers': 0}, ()),
-        # Bidirectional windows differ between models, so texts are limited to the window.
-        ({'use_sliding_window': True, 'max_window_layers': 0, 'is_causal': False}, ()),
-    ],
-)
-def test_sliding_window_is_that_of_the_layers_of_qwen(changes, expected):
-    config = CONFIGS['qwen2'] | {'sliding_window': 16} | changes
-    config.pop('layer_types', None)
-    shape = find_family(config).shape(config)
-    assert shape.get('local_layers', ()) == expected
-    is_limited = 'is_causal' in changes
-    assert shape['max_length'] == (16 if is_limited else config['max_position_embeddings'])
 
 
 def test_unsupported_gemma_is_rejected():
