@@ -57,6 +57,10 @@ def get_config() -> ConfigDict:
     # Maximum number of tokens of a text in the template (PromptEOL: 32); 0: only data.max_tokens_x
     # and data.max_tokens_y limit it.
     c.prompt.text_tokens = 0
+    # What a text in the template begins with. tokenizer: the special tokens that the tokenizer of
+    # the model in init_from itself puts before texts. always: the model's BOS, if there are none.
+    # auto: tokenizer, or what the run in init_from has. The run stores what auto means.
+    c.prompt.begin_token = 'auto'
 
     c.data = ConfigDict()
     # Name of each source -> its keys: kind (python_source | jsonl | csv | tfds | text), weight (its

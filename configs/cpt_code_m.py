@@ -7,4 +7,6 @@ from configs.cpt_code_s import set_code_pairs
 
 
 def get_config() -> ConfigDict:
+    # The paper starts from Codex. The nearest public model is codegen-2B-mono, which is 2560 wide;
+    # docs/models.md has the commands (--config.init_from=models/codegen-2B-mono).
     return set_code_pairs(cpt_m.get_config())

@@ -20,4 +20,6 @@ def set_code_pairs(c: ConfigDict) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
+    # The paper starts from Codex. codegen-350M-mono has this width; docs/models.md has the
+    # commands (--config.init_from=models/codegen-350M-mono).
     return set_code_pairs(cpt_s.get_config())  # table 1 has the same batch size for text and code

@@ -14,4 +14,7 @@ def get_config() -> ConfigDict:
     c.model.heads = 32  # as above
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    # The paper starts from a GPT. Public language models of this width: gpt-j-6b, opt-6.7b and
+    # pythia-6.9b; docs/models.md has the commands (--config.init_from=models/gpt-j-6b).
+    c.init_from = ''
     return c

@@ -13,4 +13,7 @@ def get_config() -> ConfigDict:
     # Heads of dimension 128 as in that table. Its 24 heads would be wider than the model.
     c.model.heads = 16
     c.mesh.fsdp = 8
+    # The paper starts from a GPT. Public language models of this width: opt-1.3b and pythia-1.4b;
+    # docs/models.md has the commands (--config.init_from=models/opt-1.3b).
+    c.init_from = ''
     return c

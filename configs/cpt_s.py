@@ -26,4 +26,7 @@ def get_config() -> ConfigDict:
     # GPT-3 Medium, table 2.1 of arXiv 2005.14165. The cpt paper states neither layers nor heads.
     c.model.layers = 24
     c.model.heads = 16  # as above
+    # The paper starts from a GPT. Public language models of this width: gpt2-medium, opt-350m and
+    # pythia-410m; docs/models.md has the commands (--config.init_from=models/gpt2-medium).
+    c.init_from = ''
     return c

@@ -14,4 +14,6 @@ def get_config() -> ConfigDict:
     c.model.heads = 96  # as above
     c.mesh.data = 1
     c.mesh.fsdp = -1
+    # The paper starts from a GPT. No public language model of this width can be downloaded.
+    c.init_from = ''
     return c

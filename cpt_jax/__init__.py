@@ -19,8 +19,8 @@ def load_embedder(model: str, **options: Any) -> 'Embedder':
 
     Args:
       model: a run's directory, `run@step`, `run@best:TASK`, or the directory of a pretrained model.
-      options: the optional arguments pooling, dtype, max_tokens, representation, fsdp and
-        dimensions of `cpt_jax.embed.load.load_embedder`.
+      options: the optional arguments of `cpt_jax.embed.load.load_embedder`, such as pooling, dtype,
+        max_tokens, representation, similarity, fsdp and dimensions.
 
     Returns:
       A function (texts, side) -> float32[n, D] of unit vectors. The side is 'x' for queries and 'y'

@@ -138,6 +138,8 @@ def _embed_file() -> None:
         f'file',
     )
 
+    if jax.process_index() == 0:
+        print('\n'.join(embedder.summary), flush=True)
     writer = VectorWriter(output, meta) if jax.process_index() == 0 else None
     if writer and writer.needs_ranges and ranges_2xD is not None:
         writer.set_ranges(ranges_2xD)

@@ -243,6 +243,7 @@ def _evaluate_once() -> None:
 
     embedder = load_embedder(MODEL.value, **read_model_options())
     _check_same_model(embedder)
+    print('\n'.join(embedder.summary), flush=True)
     output = epath.Path(OUTPUT.value or embedder.workdir or 'results')
     results = evaluate_model(
         embedder,

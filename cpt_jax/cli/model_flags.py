@@ -38,8 +38,18 @@ def define_model_flags(
         'model, local or in a bucket (gs://...).'
     )
     pooling = (
-        'Pooling of a pretrained model whose directory does not define one: eos (or last), mean or '
-        'cls. Default: mean for bidirectional models, last for decoders.'
+        'Pooling of a pretrained model whose directory does not define one: eos (or last), mean, '
+        "cls (the first token's state) or pooler (that state after BERT's trained pooler, as in "
+        'supervised SimCSE). Default: mean for bidirectional models, last for decoders.'
+    )
+    similarity = (
+        'How vectors of a pretrained model are compared: cosine, dot, or auto (as its '
+        'config_sentence_transformers.json says, else cosine).'
+    )
+    begin_token = (
+        'What a text in a template begins with, for a pretrained model: tokenizer (the special '
+        'tokens that its tokenizer itself puts before texts, the default) or always (its BOS, if '
+        'there are none).'
     )
     representation = (
         'How a causal language model embeds a text: prompteol or prompt (last token of '
@@ -61,6 +71,8 @@ def define_model_flags(
     # The type is Any because the value is None only if the flag is not required.
     model: flags.FlagHolder[Any] = flags.DEFINE_string('model', None, reference, required=required)
     pooled = flags.DEFINE_string('pooling', None, pooling)
+    compared = flags.DEFINE_enum('similarity', 'auto', ['auto', 'cosine', 'dot'], similarity)
+    begin = flags.DEFINE_enum('begin_token', None, ['tokenizer', 'always'], begin_token)
     name = flags.DEFINE_enum('representation', 'own', ['own', *REPRESENTATIONS], representation)
     own = flags.DEFINE_string('template', '', template)
     shown = flags.DEFINE_multi_string('demonstration', [], demonstration)
@@ -88,6 +100,8 @@ def define_model_flags(
         )
         return {
             'pooling': pooled.value or '',
+            'similarity': compared.value,
+            'begin_token': begin.value or '',
             'representation': chosen,
             'fsdp': fsdp.value,
             'base': base.value,

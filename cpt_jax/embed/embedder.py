@@ -50,7 +50,7 @@ class _Batch(NamedTuple):
 
 
 class Embedder:
-    """Turns texts into unit vectors on all devices of a mesh.
+    """Turns texts into vectors on all devices of a mesh; by default into unit vectors.
 
     Each row holds one text, and texts of similar length share a batch, so that few columns are
     padding (docs/benchmarks.md compares this with alternatives). In a causal model, the
@@ -62,6 +62,7 @@ class Embedder:
         model's directory.
       settings: all settings that vectors depend on, and the origin of the parameters.
       workdir: directory of the run that the model comes from; None for a pretrained model.
+      summary: lines that say what was loaded, for the start of a program.
       width: embedding dimension.
       tokens: number of tokens in all texts embedded so far.
       columns: number of columns computed for them, including padding.
@@ -90,6 +91,8 @@ class Embedder:
         dense: Sequence[Dense] = (),
         share_prefix: bool = True,
         encode: Encode | None = None,
+        unpooled: Mapping[Side, int] | None = None,
+        normalized: bool = True,
     ):
         """Prepares to embed; programs are compiled at the first call.
 
@@ -104,6 +107,10 @@ class Embedder:
           share_prefix: whether to compute a prefix that all texts share only once, if the model
             allows it.
           encode: compiled programs of another embedder of the same model, optional.
+          unpooled: number of tokens at the beginning of a text that the pooling leaves out, by
+            side; None: none.
+          normalized: whether vectors are normalized to unit length. A model that is compared by dot
+            products may need vectors of other lengths.
 
         Raises:
           UserError: `max_tokens` exceeds the model's maximum length.
@@ -116,6 +123,7 @@ class Embedder:
         self.encoder = encoder
         self.model_name = model_name
         self.workdir = workdir
+        self.summary: Sequence[str] = ()
         self.width = encoder.config.vector_width
         self.tokens = 0
         self.columns = 0
@@ -124,7 +132,10 @@ class Embedder:
         self._tokenizer = tokenizer
         self._mesh = mesh
         self._max_tokens = dict(max_tokens)
-        self._encode: Encode = encode or jax.jit(encode_rows)
+        self._unpooled = dict(unpooled or {})
+        self._normalized = normalized
+        program = encode_rows if normalized else partial(encode_rows, normalized=False)
+        self._encode: Encode = encode or jax.jit(program)
         self._shares_prefix = share_prefix and can_share_prefix(encoder.config)
         self._origin = dict(origin or {})
         self.settings = describe_settings(encoder.config, tokenizer, max_tokens, self._origin)
@@ -165,6 +176,7 @@ class Embedder:
             self.dense,
             share_prefix=share,
             encode=self._encode,
+            normalized=self._normalized,
         )
         # Keeps entries that a caller has added, such as the fingerprint of the weights.
         other.settings = self.settings | other.settings
@@ -203,7 +215,7 @@ class Embedder:
         progress: str = '',
         between: Callable[[], None] | None = None,
     ) -> np.ndarray:
-        """Returns float32[n, D]: the unit vector of each text.
+        """Returns float32[n, D]: the vector of each text.
 
         Args:
           texts: n texts of any length; they are truncated to the side's maximum.
@@ -233,6 +245,8 @@ class Embedder:
           total: number of texts for the progress bar, optional.
           between: function called after each batch, optional. It may raise to stop.
         """
+        if isinstance(texts, str):
+            raise TypeError('texts: expected a list of texts, not one text: write [text]')
         started = _delay(self._start_batches(texts, side), self.BATCHES_IN_FLIGHT)
         with tqdm(
             total=total, desc=progress, unit='text', disable=None if progress else True
@@ -278,7 +292,11 @@ class Embedder:
                     self.shared += skipped * len(indices)
                     prefix = prefixes(prefix_ids) if skipped else None
                     vectors_RxD = self._dispatch_batch(
-                        [tokens[i][skipped:] for i in indices], rows, row_length, prefix
+                        [tokens[i][skipped:] for i in indices],
+                        rows,
+                        row_length,
+                        prefix,
+                        self._unpooled.get(side),
                     )
                     yield _Batch(window_NxD, indices, vectors_RxD, remaining == 0)
 
@@ -333,7 +351,12 @@ class Embedder:
         return rows * shards
 
     def _dispatch_batch(
-        self, tokens: Sequence[np.ndarray], rows: int, row_length: int, prefix: Prefix | None = None
+        self,
+        tokens: Sequence[np.ndarray],
+        rows: int,
+        row_length: int,
+        prefix: Prefix | None = None,
+        unpooled: int | None = None,
     ) -> jax.Array:
         """Dispatches the computation of a batch; returns float32[rows, D], first those of `tokens`.
 
@@ -342,6 +365,7 @@ class Embedder:
           rows: number of rows; those without a text are padding.
           row_length: number of columns.
           prefix: computed prefix of all texts, optional.
+          unpooled: see `Encoder.compute_states`.
         """
         lengths_R = np.ones(rows, np.int64)
         lengths_R[: len(tokens)] = [len(text) for text in tokens]
@@ -354,9 +378,10 @@ class Embedder:
         row_in_shard_R = np.arange(rows) % (rows // count_batch_shards(self._mesh))
         eos_Rx1 = (row_in_shard_R * row_length + lengths_R - 1).astype(np.int32)[:, None]
         with jax.set_mesh(self._mesh):
-            return self._encode(
-                self.encoder, self.dense, prefix, *place_on_mesh(self._mesh, tokens_RxS, eos_Rx1)
-            )
+            arrays = place_on_mesh(self._mesh, tokens_RxS, eos_Rx1)
+            if unpooled:
+                return self._encode(self.encoder, self.dense, None, *arrays, np.int32(unpooled))
+            return self._encode(self.encoder, self.dense, prefix, *arrays)
 
 
 def _delay(items: Iterator[T], count: int) -> Iterator[T]:

@@ -6,8 +6,12 @@ import numpy as np
 
 from cpt_jax.runtime.errors import UserError
 
-# (texts, side) -> float32[n, D] unit vectors; the side is 'x' for queries and 'y' for documents.
+# (texts, side) -> float32[n, D]; the side is 'x' for queries and 'y' for documents. The vectors
+# have unit length, unless the model is compared by dot products of vectors of any length.
 Embed = Callable[[Sequence[str], str], np.ndarray]
+
+# Maximum difference of a unit vector's length from 1.
+_UNIT_TOLERANCE = 1e-3
 
 
 def embed_texts(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
@@ -36,3 +40,26 @@ def embed_distinct(embed: Embed, texts: Sequence[str], side: str) -> np.ndarray:
     row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
     vectors = embed_texts(embed, list(row), side)
     return vectors[[row[text] for text in texts]]
+
+
+def normalize_vectors(vectors_NxD: np.ndarray) -> np.ndarray:
+    """Returns the vectors scaled to unit length, for scores that are defined by cosines.
+
+    Vectors that already have unit length, up to rounding, are returned unchanged. Zero vectors stay
+    zero.
+    """
+    norms_Nx1 = np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
+    if _are_unit(norms_Nx1):
+        return vectors_NxD
+    return vectors_NxD / np.maximum(norms_Nx1, np.finfo(np.float32).tiny)
+
+
+def describe_similarity(vectors_NxD: np.ndarray) -> dict[str, str]:
+    """Returns the entry `similarity` of a task's settings if the vectors are not unit vectors."""
+    if _are_unit(np.linalg.norm(vectors_NxD, axis=1)):
+        return {}
+    return {'similarity': 'dot product of vectors of any length, float32'}
+
+
+def _are_unit(norms: np.ndarray) -> bool:
+    return bool(np.all(np.abs(norms - 1) < _UNIT_TOLERANCE))

@@ -1,10 +1,12 @@
 """Loads the embedder of a model reference: a run or a pretrained directory."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from cpt_jax.embed.embedder import Embedder, describe_settings
+from cpt_jax.embed.summary import summarize_embedder
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.origin.earlier_run import EarlierRun, find_run, load_intact
 from cpt_jax.origin.frozen_base import load_adapted
@@ -18,7 +20,7 @@ from cpt_jax.text.prompt_template import (
     parse_prompt_section,
 )
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer, TextTokenizer
-from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer import SIDES, Side
 
 
 def load_embedder(
@@ -30,6 +32,8 @@ def load_embedder(
     representation: Representation = OWN_REPRESENTATION,
     fsdp: int = 1,
     base: str = '',
+    similarity: str = '',
+    begin_token: str = '',
     dimensions: int = 0,
 ) -> Embedder:
     """Loads a model for embedding onto all devices.
@@ -47,6 +51,11 @@ def load_embedder(
         with a template.
       fsdp: number of devices over which one copy of the parameters is sharded.
       base: where the base of a LoRA run is now. Default '': where it was in training.
+      similarity: how vectors of a pretrained model are compared: 'cosine' normalizes them, 'dot'
+        leaves them as the model makes them. Default '' or 'auto': defined by the model.
+      begin_token: whether a text in a template begins with the special tokens that the tokenizer of
+        a pretrained model itself puts there ('tokenizer', the default) or, if there are none, with
+        the model's BOS ('always').
       dimensions: number of dimensions to keep of each vector, which is then normalized again.
         Default 0: all.
 
@@ -67,21 +76,36 @@ def load_embedder(
             f'--fsdp {fsdp}: the number of devices, {jax.device_count():,}, is not a multiple of it'
         )
     mesh = make_mesh(fsdp=fsdp)
-    model = resolve_model(reference, '--model', pooling, base)
-    if isinstance(model, Pretrained):
-        embedder = _load_pretrained(model, dtype or 'auto', max_tokens, representation, mesh)
-        return embedder.with_dimensions(dimensions) if dimensions else embedder
-    if pooling:
+    if begin_token and representation.is_own:
         raise UserError(
-            f'--pooling {pooling}: {reference} is a run, which has its own pooling; remove '
-            f'--pooling'
+            f'--begin_token {begin_token}: only for texts in a template; give --representation, or '
+            f'remove --begin_token'
         )
+    model = resolve_model(reference, '--model', pooling, base, similarity)
+    if isinstance(model, Pretrained):
+        begin_ids = model.tokenizer.find_begin_ids(begin_token or 'tokenizer')
+        embedder = _load_pretrained(
+            model, dtype or 'auto', max_tokens, representation, begin_ids, mesh
+        )
+        return embedder.with_dimensions(dimensions) if dimensions else embedder
+    _check_is_run_default('pooling', pooling, reference)
+    _check_is_run_default('similarity', similarity, reference)
+    _check_is_run_default('begin_token', begin_token, reference)
 
     def load(run: EarlierRun) -> Embedder:
         return _load_run(run, _read_run_setup(run, dtype, max_tokens, representation), mesh)
 
     embedder = load_intact(model, load)
     return embedder.with_dimensions(dimensions) if dimensions else embedder
+
+
+def _check_is_run_default(flag: str, value: str, reference: str) -> None:
+    """Raises UserError for a flag that is only for pretrained models."""
+    if value not in ('', 'auto'):
+        name = flag.replace('_', ' ')
+        raise UserError(
+            f'--{flag} {value}: {reference} is a run, which has its own {name}; remove --{flag}'
+        )
 
 
 def read_settings(
@@ -127,7 +151,7 @@ def _load_run(run: EarlierRun, setup: _RunSetup, mesh: jax.sharding.Mesh) -> Emb
         encoder = load_adapted(run, config, mesh, setup.tokenizer.added_ids)
     else:
         encoder = run.load_encoder(config, mesh)
-    return Embedder(
+    embedder = Embedder(
         encoder,
         setup.tokenizer,
         mesh,
@@ -137,6 +161,8 @@ def _load_run(run: EarlierRun, setup: _RunSetup, mesh: jax.sharding.Mesh) -> Emb
         setup.origin,
         run.load_dense(config, mesh),
     )
+    embedder.summary = summarize_embedder(embedder, setup.tokenizer)
+    return embedder
 
 
 def _read_run_setup(
@@ -214,6 +240,7 @@ def _load_pretrained(
     dtype: str,
     max_tokens: int,
     representation: Representation,
+    begin_ids: Sequence[int],
     mesh: jax.sharding.Mesh,
 ) -> Embedder:
     """Returns the embedder of a pretrained model, with its own prompts and pooling or those of a
@@ -228,7 +255,7 @@ def _load_pretrained(
     if not representation.is_own:
         _check_language_model(model)
         prompt = representation.make_prompt()
-        tokenizer = PromptTokenizer(model.tokenizer, prompt, model.tokenizer.bos_ids)
+        tokenizer = PromptTokenizer(model.tokenizer, prompt, begin_ids)
         arguments['pooling'] = representation.pooling
     config = EncoderConfig(vocab_size=model.rows, dtype=dtype, **arguments)
     config = config.resolve_for(mesh.devices.flat[0])
@@ -238,11 +265,27 @@ def _load_pretrained(
     origin: dict[str, Any] = {'trained_on': {}}
     if dense:
         origin['dense'] = [list(layer.dense_weight[...].shape[::-1]) for layer in dense]
+    if model.similarity == 'dot':
+        origin['similarity'] = 'dot'
     limit = max_tokens or model.max_tokens
     limits: dict[Side, int] = {'x': limit, 'y': limit}
-    return Embedder(
-        encoder, tokenizer, mesh, limits, model.directory.name, origin=origin, dense=dense
+    unpooled: dict[Side, int] = {}
+    if not model.includes_prompt and representation.is_own and config.pooling != 'eos':
+        unpooled = {side: model.tokenizer.count_prompt_ids(side) for side in SIDES}
+        origin['unpooled_prompt'] = unpooled
+    embedder = Embedder(
+        encoder,
+        tokenizer,
+        mesh,
+        limits,
+        model.directory.name,
+        origin=origin,
+        dense=dense,
+        unpooled=unpooled,
+        normalized=model.similarity == 'cosine' or model.is_normalized,
     )
+    embedder.summary = summarize_embedder(embedder, tokenizer, model)
+    return embedder
 
 
 def _check_language_model(model: Pretrained) -> None:

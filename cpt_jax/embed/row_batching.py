@@ -38,10 +38,12 @@ def encode_rows(
     prefix: Prefix | None,
     tokens_RxS: jax.Array,
     eos_Rx1: jax.Array,
+    unpooled: jax.Array | None = None,
+    normalized: bool = True,
     width: int | None = None,
 ) -> jax.Array:
-    """Returns float32[R, D]: the unit vectors of rows with one text each, replicated on all devices
-    so that each process has all of them.
+    """Returns float32[R, D]: the vectors of rows with one text each, replicated on all devices so
+    that each process has all of them.
 
     Args:
       encoder: model.
@@ -49,6 +51,8 @@ def encode_rows(
       prefix: computed prefix of all texts, optional.
       tokens_RxS: int32 ids after the prefix, sharded over the mesh's data and fsdp axes.
       eos_Rx1: int32, index of each text's last token, as for `Encoder.compute_states`.
+      unpooled: see `Encoder.compute_states`; only without a prefix.
+      normalized: whether the vectors are normalized to unit length.
       width: number of dimensions to keep, the first ones; None keeps all.
     """
     if prefix is not None:
@@ -59,7 +63,12 @@ def encode_rows(
         segments_RxS = jnp.where(
             positions_RxS <= eos_Rx1 % row_length, 1 + eos_Rx1 // row_length, 0
         )
-        e_Rx1xD = encoder.compute_states(tokens_RxS, segments_RxS, positions_RxS, eos_Rx1)
+        e_Rx1xD = encoder.compute_states(
+            tokens_RxS, segments_RxS, positions_RxS, eos_Rx1, unpooled=unpooled
+        )
     for layer in dense:
         e_Rx1xD = layer(e_Rx1xD)
-    return jax.reshard(normalize(e_Rx1xD[..., :width])[:, 0], P())
+    e_Rx1xD = e_Rx1xD[..., :width]
+    if normalized:
+        e_Rx1xD = normalize(e_Rx1xD)
+    return jax.reshard(e_Rx1xD[:, 0], P())

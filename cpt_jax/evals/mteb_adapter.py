@@ -37,7 +37,7 @@ class MtebModel:
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **more: Any
     ) -> np.ndarray:
-        """Returns float32[n, D]: the unit vectors of the texts.
+        """Returns float32[n, D]: the vectors of the texts.
 
         Args:
           inputs: batches, with a list of texts under 'text'. The text of a document includes its
@@ -52,11 +52,14 @@ class MtebModel:
         return self._embed(texts, side, 'texts' if more.get('show_progress_bar') else '')
 
     def similarity(self, a_NxD: np.ndarray, b_MxD: np.ndarray) -> np.ndarray:
-        """Returns float32[N, M]: the cosine of each vector in a with each vector in b."""
+        """Returns float32[N, M]: the similarity of each vector in a and each vector in b.
+
+        It is their dot product, which is the cosine of unit vectors.
+        """
         return np.asarray(a_NxD) @ np.asarray(b_MxD).T
 
     def similarity_pairwise(self, a_NxD: np.ndarray, b_NxD: np.ndarray) -> np.ndarray:
-        """Returns float32[N]: the cosines of corresponding vectors."""
+        """Returns float32[N]: the similarities of corresponding vectors."""
         return np.sum(np.asarray(a_NxD) * np.asarray(b_NxD), axis=-1)
 
 
@@ -73,7 +76,7 @@ def _make_meta(embed: Embedder) -> Any:
             'max_tokens': max(embed.settings['max_tokens_x'], embed.settings['max_tokens_y']),
             'embed_dim': embed.width,
             'framework': ['JAX'],
-            'similarity_fn_name': 'cosine',
+            'similarity_fn_name': embed.settings.get('similarity', 'cosine'),
             'open_weights': True,
         }
     )

@@ -257,7 +257,7 @@ def _check_config(files: _Directory) -> Iterator[Defect]:
 
 def _check_weights(files: _Directory) -> Iterator[Defect]:
     try:
-        tensors = open_weight_files(files.path)
+        open_weight_files(files.path)
     except UserError as error:
         yield Defect('model.safetensors', str(error), ALL)
         return
@@ -276,7 +276,9 @@ def _check_weights(files: _Directory) -> Iterator[Defect]:
             yield Defect('model.safetensors', str(error), 'cpt_jax')
             return
         try:
-            TensorNames(found.family, tensors, EncoderConfig(vocab_size=found.rows, **found.shape))
+            TensorNames(
+                found.family, found.files, EncoderConfig(vocab_size=found.rows, **found.shape)
+            )
         except UserError as error:
             yield Defect('model.safetensors', str(error), ALL)
 

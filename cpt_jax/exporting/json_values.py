@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpt_jax.model.families.config_keys import CONFIG_KEYS
-from cpt_jax.origin.pretrained import SENTENCE_KEYS
+from cpt_jax.origin.sentence_transformers import SENTENCE_KEYS
 from cpt_jax.storage.json_checks import OBJECT, TEXT, Allowed, allow_null, format_value
-from cpt_jax.text.pretrained_tokenizer import TOKENIZER_KEYS
+from cpt_jax.text.tokenizer_files import TOKENIZER_KEYS
 
 _ALLOWED: dict[str, Mapping[str, Allowed]] = {
     'config.json': CONFIG_KEYS,

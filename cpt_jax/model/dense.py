@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.model.config import DenseConfig
 from cpt_jax.model.families.family import refuse_unless, translate_config_value
+from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.model.initializers import constant, normal
 from cpt_jax.model.parameter import broadcast_vector, gather_weight, make_parameter
@@ -141,26 +142,47 @@ def _read_config(folder: Path, config: Mapping[str, Any], width: int) -> DenseCo
 
 
 def _load_layer(folder: Path, shape: DenseConfig, width: int, mesh: jax.sharding.Mesh) -> Dense:
-    wanted: dict[str, tuple[int, ...]] = {'linear.weight': (shape.width, width)}
-    if shape.has_bias:
-        wanted['linear.bias'] = (shape.width,)
+    wanted = ['linear.weight', 'linear.bias'] if shape.has_bias else ['linear.weight']
     files = open_weight_files(folder)
-    if files.names != wanted.keys():
+    if files.names != set(wanted):
         raise UserError(
             f'{folder}: has the tensors {", ".join(sorted(files.names))}, but config.json '
             f'describes {", ".join(wanted)}'
         )
-    arrays = {name: files.read(name).astype('float32') for name in wanted}
-    for name, array in arrays.items():
-        if array.shape != wanted[name]:
+    return make_loaded_layer(files, {name: name for name in wanted}, shape, width, mesh)
+
+
+def make_loaded_layer(
+    files: TensorFiles,
+    names: Mapping[str, str],
+    shape: DenseConfig,
+    width: int,
+    mesh: jax.sharding.Mesh,
+) -> Dense:
+    """Returns a layer with the weights of files, in float32.
+
+    Args:
+      files: files with the weights.
+      names: name in the files of linear.weight and, if there is a bias, linear.bias.
+      shape: output dimension, bias and activation.
+      width: input dimension.
+      mesh: devices to load onto.
+
+    Raises:
+      UserError: a tensor has another shape.
+    """
+    wanted = {'linear.weight': (shape.width, width), 'linear.bias': (shape.width,)}
+    arrays = {part: files.read(name).astype('float32') for part, name in names.items()}
+    for part, array in arrays.items():
+        if array.shape != wanted[part]:
             raise UserError(
-                f'{files.describe_location(name)} has shape {list(array.shape)}, but config.json '
-                f'describes {list(wanted[name])}'
+                f'{files.describe_location(names[part])} has shape {list(array.shape)}, but '
+                f'config.json describes {list(wanted[part])}'
             )
     replicated = jax.NamedSharding(mesh, P())
     placed = {
-        name: jax.make_array_from_callback(array.shape, replicated, array.__getitem__)
-        for name, array in arrays.items()
+        part: jax.make_array_from_callback(array.shape, replicated, array.__getitem__)
+        for part, array in arrays.items()
     }
     with jax.set_mesh(mesh):
         layer = jax.eval_shape(lambda: Dense(shape, width, nnx.Rngs(0)))

@@ -134,6 +134,7 @@ class Encoder(nnx.Module):
         positions_RxS: jax.Array,
         eos_BxT: jax.Array,
         keys_RxS: jax.Array | None = None,
+        unpooled: jax.Array | None = None,
     ) -> jax.Array:
         """Returns the pooled state of each text.
 
@@ -145,6 +146,8 @@ class Encoder(nnx.Module):
           eos_BxT: int32, position of the closing delimiter of T texts of each of B pairs, as
             row * S + column within the rows of the device that holds the pair.
           keys_RxS: random key of each token, for dropout; None: no dropout.
+          unpooled: int32[], number of tokens at the beginning of each text, such as those of its
+            prompt, that are neither averaged nor the first token; None: 0.
 
         Returns:
           float32[B, T, D], by default the state of the last layer at the closing delimiter, after
@@ -154,14 +157,18 @@ class Encoder(nnx.Module):
         pooling = POOLINGS[self.config.pooling]
         if pooling.reduce:
             h_RxSxD = self.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
-            return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT)
+            is_pooled_RxS = None if unpooled is None else positions_RxS >= unpooled
+            return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT, is_pooled_RxS)
         x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
         is_local = self.config.is_local(number)
         attend = self._make_attend(segments_RxS, is_local)
         pooled_BxT = eos_BxT
         if pooling.is_first_token:
-            pooled_BxT = eos_BxT - pick(positions_RxS, eos_BxT)
+            last_BxT = pick(positions_RxS, eos_BxT)
+            pooled_BxT = eos_BxT - last_BxT
+            if unpooled is not None:  # a text that is no longer than that keeps its first token
+                pooled_BxT += jnp.where(last_BxT >= unpooled, unpooled, 0)
         noise = Noise(keys_RxS, number)
         end_noise = Noise(None if keys_RxS is None else pick(keys_RxS, pooled_BxT), number)
 

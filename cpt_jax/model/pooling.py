@@ -35,7 +35,12 @@ def pick(h_RxSx: jax.Array, eos_BxT: jax.Array) -> jax.Array:
     return pick_on_shard(h_RxSx, eos_BxT)
 
 
-def average_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array) -> jax.Array:
+def average_texts(
+    h_RxSxD: jax.Array,
+    segments_RxS: jax.Array,
+    eos_BxT: jax.Array,
+    is_pooled_RxS: jax.Array | None = None,
+) -> jax.Array:
     """Returns the mean of the states of each text, float32[B, T, D].
 
     Args:
@@ -43,21 +48,26 @@ def average_texts(h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Arra
       segments_RxS: int32, index of each token's text within its device's rows, from 1; 0 is
         padding.
       eos_BxT: int32, any position within the text, as row * S + column within a device's rows.
+      is_pooled_RxS: bool, whether the mean includes the token; None: it includes all.
     """
+    # Tokens that are left out count as padding.
+    pooled_RxS = segments_RxS
+    if is_pooled_RxS is not None:
+        pooled_RxS = jnp.where(is_pooled_RxS, segments_RxS, 0)
 
-    @partial(jax.shard_map, in_specs=(P(BATCH), P(BATCH), P(BATCH)), out_specs=P(BATCH))
+    @partial(jax.shard_map, in_specs=(P(BATCH),) * 4, out_specs=P(BATCH))
     def average_on_shard(
-        h_RxSxD: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array
+        h_RxSxD: jax.Array, pooled_RxS: jax.Array, segments_RxS: jax.Array, eos_BxT: jax.Array
     ) -> jax.Array:
-        segments = segments_RxS.reshape(-1)
+        segments = pooled_RxS.reshape(-1)
         h = h_RxSxD.reshape(len(segments), -1).astype(jnp.float32)
         ones = jnp.ones_like(segments, jnp.float32)
         total, count = (
             jax.ops.segment_sum(values, segments, eos_BxT.size + 1) for values in (h, ones)
         )
-        return (total / jnp.maximum(count, 1)[:, None])[segments[eos_BxT]]
+        return (total / jnp.maximum(count, 1)[:, None])[segments_RxS.reshape(-1)[eos_BxT]]
 
-    return average_on_shard(h_RxSxD, segments_RxS, eos_BxT)
+    return average_on_shard(h_RxSxD, pooled_RxS, segments_RxS, eos_BxT)
 
 
 class Pooling(NamedTuple):
@@ -69,16 +79,16 @@ class Pooling(NamedTuple):
       mode: name in sentence-transformers.
       is_first_token: whether the vector is the state at the first token; False: at the closing
         delimiter or last token. Used only if `reduce` is None.
-      reduce: (float[R, S, D] states, int32[R, S] segments, int32[B, T] positions) ->
-        float32[B, T, D]; None: the vector is a single state, so that the last layer skips most of
-        its work.
+      reduce: (float[R, S, D] states, int32[R, S] segments, int32[B, T] positions, bool[R, S]
+        whether a token is pooled, or None) -> float32[B, T, D]; None: the vector is a single
+        state, so that the last layer skips most of its work.
     """
 
     description: str
     flags: tuple[str, ...]
     mode: str
     is_first_token: bool = False
-    reduce: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None = None
+    reduce: Callable[..., jax.Array] | None = None
 
 
 # Poolings by their names in `model.pooling`.

@@ -3,7 +3,13 @@
 import dataclasses
 
 from cpt_jax.origin.earlier_run import EarlierRun, find_run
-from cpt_jax.origin.pretrained import Pretrained, is_pretrained, open_pretrained
+from cpt_jax.origin.pretrained import (
+    PlannedModel,
+    Pretrained,
+    is_pretrained,
+    open_pretrained,
+    read_planned_model,
+)
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import as_path
@@ -19,10 +25,12 @@ class Scratch:
 
 
 Model = Pretrained | EarlierRun
-Origin = Scratch | Pretrained | EarlierRun
+Origin = Scratch | PlannedModel | Pretrained | EarlierRun
 
 
-def resolve_model(reference: str, flag: str, pooling: str = '', base_path: str = '') -> Model:
+def resolve_model(
+    reference: str, flag: str, pooling: str = '', base_path: str = '', similarity: str = ''
+) -> Model:
     """Returns the model of a model reference.
 
     Args:
@@ -30,12 +38,13 @@ def resolve_model(reference: str, flag: str, pooling: str = '', base_path: str =
       flag: flag or key that the reference comes from, for messages.
       pooling: pooling of a pretrained model, see `open_pretrained`.
       base_path: see EarlierRun.
+      similarity: similarity of a pretrained model, see `open_pretrained`.
 
     Raises:
       UserError: there is no such run or directory, or it is damaged.
     """
     if is_pretrained(reference):
-        return open_pretrained(reference, pooling)
+        return open_pretrained(reference, pooling, similarity)
     return find_run(reference, flag, base_path)
 
 
@@ -63,13 +72,16 @@ def resolve_origin(init_from: str, must_exist: bool = True) -> Origin:
     Args:
       init_from: the config key `init_from`; '' is `Scratch`.
       must_exist: whether a missing directory is an error. A plan sets it to False, because a plan
-        can be made before its `init_from` exists; the origin is then `Scratch`.
+        can be made before its `init_from` exists; the origin is then `Scratch`, or `PlannedModel`
+        if there is a config.json alone.
 
     Raises:
       UserError: see `resolve_model`.
     """
     if not init_from:
         return Scratch()
+    if not must_exist and (planned := read_planned_model(init_from)):
+        return planned
     if is_pretrained(init_from):
         return open_pretrained(init_from)
     if not must_exist and not reference_exists(init_from):

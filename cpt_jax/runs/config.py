@@ -58,6 +58,7 @@ LEGACY_DEFAULTS = {
     'objective': 'contrastive',  # a key of the top level, so no function has it; lm came later
     'prompt.template': '',  # texts were enclosed in the tokenizer's delimiters
     'prompt.text_tokens': 0,  # texts were truncated only by data.max_tokens_*
+    'prompt.begin_token': 'always',  # BOS was put before texts even if the tokenizer adds none
     'loss.train_temperature': True,  # the temperature was always trained
     'optimizer.decay': 'cosine',  # the only schedule
     'lora.rank': 0,  # all parameters were trained

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cpt_jax.embed.function import Embed, embed_texts
+from cpt_jax.embed.function import Embed, describe_similarity, embed_texts
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import BM25_SETTINGS, RANDOM_WIDTH, Bm25, make_random_embed
 from cpt_jax.search.documents import IndexedDocuments
@@ -67,9 +67,11 @@ class Searcher:
         self, embed: Embed, documents: IndexedDocuments, queries: Sequence[str], k: int
     ) -> SearchResults:
         """Searches the k best documents of each query, with the model and the baselines."""
+        queries_QxD = embed_texts(embed, queries, 'x')
         model, exact, settings = self._search_with_index(
-            embed_texts(embed, queries, 'x'), documents.embed_blocks(embed), k
+            queries_QxD, documents.embed_blocks(embed), k
         )
+        settings |= describe_similarity(queries_QxD)
         hits = {'model': model}
         if 'bm25' in self.baselines and len(documents) > BM25_DOCUMENTS:
             tqdm.write(

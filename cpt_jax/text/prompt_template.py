@@ -31,6 +31,11 @@ CLEAN_UP = (
     'a ? at the end is a full stop',
 )
 
+# What a text in a template begins with. tokenizer: the special tokens that the tokenizer of the
+# pretrained model itself puts before texts, as in transformers. always: the model's BOS, if there
+# are none. auto: tokenizer for a new run.
+BEGIN_TOKENS = ('auto', 'tokenizer', 'always')
+
 # (sentence, the one word that sums it up).
 Demonstration = tuple[str, str]
 
@@ -48,12 +53,16 @@ class Prompt:
         sentence and completed with its word; there is no separator between them.
       clean: whether texts are cleaned first (see CLEAN_UP), as in the paper's evaluation but not in
         its training. It has no effect if the template is only the slot, as in the paper's program.
+      begin_token: one of BEGIN_TOKENS: which ids a run puts before the template. It selects the ids
+        of `PromptTokenizer` and changes no string, so it is no part of the repr, which fingerprints
+        hash.
     """
 
     template: str
     text_tokens: int = 0
     demonstrations: tuple[Demonstration, ...] = ()
     clean: bool = False
+    begin_token: str = dataclasses.field(default='always', repr=False, compare=False)
 
     def __post_init__(self):
         object.__setattr__(self, 'template', parse_template(self.template, 'prompt.template'))
@@ -63,6 +72,7 @@ class Prompt:
             tuple((sentence, word) for sentence, word in self.demonstrations),
         )
         object.__setattr__(self, 'clean', self.clean and self.template != SLOT)
+        check_begin_token(self.begin_token, 'prompt.begin_token')
         if self.text_tokens < 0:
             raise UserError(f'prompt.text_tokens={self.text_tokens}: must be 0 or more')
         if self.demonstrations and self.template == SLOT:
@@ -142,6 +152,12 @@ class Representation:
 
 
 OWN_REPRESENTATION = Representation()
+
+
+def check_begin_token(value: str, where: str) -> None:
+    """Raises UserError if a value is not in BEGIN_TOKENS; `where` is its flag or key."""
+    if value not in BEGIN_TOKENS:
+        raise UserError(f'{where}={value!r}: choose one of {", ".join(BEGIN_TOKENS)}')
 
 
 def parse_prompt_section(section: Mapping[str, Any]) -> Prompt | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cpt_jax.data.equality import resolve_rule
 from cpt_jax.origin.earlier_run import EarlierRun
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import PlannedModel, Pretrained
 from cpt_jax.origin.resolve import Origin, Scratch
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
@@ -26,7 +26,8 @@ def keeps_own_form(config: Mapping[str, Any]) -> bool:
 def resolve_form(
     config: Mapping[str, Any], origin: Origin, previous: EarlierRun | None = None
 ) -> dict[str, Any]:
-    """Returns the config with `model.pooling` and `tokenizer.delimiters` in place of 'auto'.
+    """Returns the config with `model.pooling`, `tokenizer.delimiters` and `prompt.begin_token` in
+    place of 'auto'.
 
     Args:
       config: the sections of configs/base.py.
@@ -51,10 +52,23 @@ def resolve_form(
         **config,
         'model': {**config['model'], 'pooling': pooling},
         'tokenizer': {**config['tokenizer'], 'delimiters': delimiters},
+        'prompt': {**config['prompt'], 'begin_token': _find_begin_token(config, origin, previous)},
     }
     if not previous:
         _check_form(resolved, origin)
     return resolved
+
+
+def find_begin_ids(config: Mapping[str, Any], origin: Origin) -> list[int] | None:
+    """Returns the ids that begin every text of a new run; see `Provenance.begin`.
+
+    Args:
+      config: the sections of configs/base.py, after `resolve_form`.
+      origin: the model that the run starts from.
+    """
+    if isinstance(origin, Pretrained):
+        return origin.find_begin_ids(config['prompt']['begin_token'])
+    return origin.bos_ids
 
 
 def resolve_equality(
@@ -82,7 +96,7 @@ def _find_own_form(
         return 'eos', 'paper'
     if isinstance(origin, EarlierRun) and not origin.is_language_model:
         return _read_form(origin)
-    if isinstance(origin, Pretrained) and origin.has_own_form:
+    if isinstance(origin, Pretrained | PlannedModel) and origin.has_own_form:
         return origin.shape['pooling'], 'none'
     return 'eos', 'paper'
 
@@ -93,16 +107,29 @@ def _read_form(run: EarlierRun) -> tuple[str, str]:
     return config['model']['pooling'], config['tokenizer']['delimiters']
 
 
+def _find_begin_token(
+    config: Mapping[str, Any], origin: Origin, previous: EarlierRun | None
+) -> str:
+    """Returns `prompt.begin_token`. A run from another run keeps that run's begin token."""
+    chosen = config['prompt'].get('begin_token', 'auto')
+    if chosen != 'auto':
+        return chosen
+    run = previous or origin
+    if isinstance(run, EarlierRun):
+        return run.provenance.config['prompt']['begin_token']
+    return 'tokenizer'
+
+
 def _find_pooling(delimiters: str, origin: Origin) -> str:
     """Returns the pooling that goes with delimiters that the user has chosen."""
-    if delimiters == 'none' and isinstance(origin, Pretrained):
+    if delimiters == 'none' and isinstance(origin, Pretrained | PlannedModel):
         return origin.shape['pooling']
     return 'eos'
 
 
 def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
     """Raises UserError if a new run cannot have the form of its config."""
-    if isinstance(origin, Scratch) and config['init_from']:
+    if isinstance(origin, Scratch | PlannedModel) and config['init_from']:
         return  # a plan, made before its origin exists
     for key, prompt in _list_prompts(config['data']):
         if prompt is not None and not keeps_own_form(config):
@@ -127,6 +154,7 @@ def _check_form(config: Mapping[str, Any], origin: Origin) -> None:
     if isinstance(origin, Pretrained):
         origin.tokenizer.check_can_be_stored()
         _check_embeds_both_sides(origin)
+        _check_pools_prompts(config, origin)
     elif not own:
         raise UserError(
             f'{where}: needs init_from to be a pretrained model, or a run from one that has none'
@@ -140,6 +168,23 @@ def _list_prompts(data: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
     for name, section in data['sources'].items():
         for key in ('prompt_x', 'prompt_y'):
             yield f'data.sources.{name}.{key}', section.get(key)
+
+
+def _check_pools_prompts(config: Mapping[str, Any], origin: Pretrained) -> None:
+    """Raises UserError for a model that leaves its prompts out of the pooling, which training does
+    not do.
+    """
+    if origin.includes_prompt or config['model']['pooling'] == 'eos':
+        return
+    replaced = config['data'].get('prompts') or {}
+    kept = [text for side, text in origin.tokenizer.prompts.items() if replaced.get(side) is None]
+    if any(kept) or any(prompt for _, prompt in _list_prompts(config['data'])):
+        raise UserError(
+            f'init_from={config["init_from"]}: leaves its prompts out of the pooling '
+            f'(include_prompt is false), which training does not: set the prompts to empty texts '
+            f"(--config.data.prompts.x='' --config.data.prompts.y=''), or "
+            f'--config.tokenizer.delimiters=paper'
+        )
 
 
 def _check_embeds_both_sides(origin: Pretrained) -> None:

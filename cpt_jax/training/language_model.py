@@ -29,7 +29,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.flops import count_language_model_flops
 from cpt_jax.model.language import check_language_model, make_prediction_mask, predict_tokens
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import PlannedModel, Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build, get_defaults, to_json_values
 from cpt_jax.runtime.errors import UserError
@@ -123,7 +123,9 @@ class LanguageModel:
         """Returns the architecture of a pretrained model; None for an earlier run, whose parameters
         must fit the config's own `model` section.
         """
-        return origin.model_section_and_vocab_size if isinstance(origin, Pretrained) else None
+        if isinstance(origin, Pretrained | PlannedModel):
+            return origin.model_section_and_vocab_size
+        return None
 
     def load_sources(
         self, data: Mapping[str, Any], split: str, tokenizer: TokenCounter

@@ -9,7 +9,7 @@ import optax
 
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import PlannedModel, Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
@@ -150,7 +150,7 @@ def resolve_architecture(
     if inherited is None:
         return config, False
     model, vocab_size = inherited
-    if keeps_own_form(config) and isinstance(origin, Pretrained):
+    if keeps_own_form(config) and isinstance(origin, Pretrained | PlannedModel):
         vocab_size = origin.rows
     return replace_architecture(config, model, vocab_size), True
 

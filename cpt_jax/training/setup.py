@@ -26,6 +26,7 @@ from cpt_jax.data.token_reader import TokenReader
 from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.origin.earlier_run import EarlierRun, find_latest_checkpoint
 from cpt_jax.origin.frozen_base import describe_base, get_adapter_base, open_checked_base
+from cpt_jax.origin.pretrained import PlannedModel
 from cpt_jax.origin.resolve import Model, Origin, Scratch, resolve_origin
 from cpt_jax.runs.code_version import get_code_version
 from cpt_jax.runs.config import check_resume, check_workdir, to_json_values
@@ -36,7 +37,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.storage.paths import make_absolute
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
-from cpt_jax.training.form import resolve_equality, resolve_form
+from cpt_jax.training.form import find_begin_ids, resolve_equality, resolve_form
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
 from cpt_jax.training.run_tokenizer import resolve_tokenizer, wrap_in_template
@@ -285,7 +286,7 @@ def _find_start(config: Mapping[str, Any], directory: RunDir) -> _Start:
     if previous is None:
         origin = resolve_origin(config['init_from'])
         config, inherits = resolve_architecture(config, origin)
-        return _Start(config, None, origin, inherits, origin.bos_ids)
+        return _Start(config, None, origin, inherits, find_begin_ids(config, origin))
     if previous.provenance.base and config['init_from'] != previous.provenance.config['init_from']:
         previous = dataclasses.replace(previous, base_path=config['init_from'])
     inherits = previous.inherits_architecture
@@ -311,7 +312,8 @@ def _open_base(start: _Start, lora: LoRA, workdir: Path) -> tuple[Model | None, 
         description = get_adapter_base(previous)
         base = open_checked_base(description, str(workdir))
         return base, dataclasses.replace(description, path=describe_base(base).path)
-    assert not isinstance(origin, Scratch)  # set_up has refused LoRA from scratch
+    # set_up has refused LoRA from scratch, and only a plan has a planned model.
+    assert not isinstance(origin, Scratch | PlannedModel)
     return origin, describe_base(origin)
 
 

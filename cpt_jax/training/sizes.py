@@ -13,7 +13,7 @@ from cpt_jax.data.mixture import count_batches_per_epoch, count_source_epochs
 from cpt_jax.data.pairs import Source
 from cpt_jax.data.token_reader import PairTokenReader, sample_lengths
 from cpt_jax.origin.earlier_run import EarlierRun
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import PlannedModel, Pretrained
 from cpt_jax.origin.resolve import Origin
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
@@ -151,7 +151,7 @@ def _find_limits(config: Mapping[str, Any], origin: Origin) -> dict[Side, int]:
     longest = config['model']['max_length']
     if config['data']['row_length']:
         longest = min(longest, config['data']['row_length'])
-    if isinstance(origin, Pretrained):
+    if isinstance(origin, Pretrained | PlannedModel):
         return dict.fromkeys(SIDES, min(origin.max_tokens, longest))
     if isinstance(origin, EarlierRun) and not origin.is_language_model:
         data = origin.provenance.config['data']

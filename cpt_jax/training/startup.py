@@ -12,12 +12,15 @@ from cpt_jax.data.batch import Layout
 from cpt_jax.data.equality import NORMALIZED, compute_masked_share, count_repeated_texts
 from cpt_jax.data.pairs import spread_indices
 from cpt_jax.data.token_reader import TokenReader
+from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer
 from cpt_jax.training.setup import Run
 from cpt_jax.training.sizes import LENGTH_QUANTILE, SAMPLED_PAIRS
 from cpt_jax.training.step import TrainState
 
+# Number of parameters above which a start from random weights is worth a line.
+MANY_PARAMETERS = 100_000_000
 # Maximum number of pairs of a source that are compared with each other before training.
 COMPARED_PAIRS = 1024
 # Fraction of masked negatives above which the table warns.
@@ -76,6 +79,8 @@ def format_startup_table(
         'tokenizer': f'{run.tokenizer.vocab_size:,} ids, fingerprint '
         f'{run.tokenizer.fingerprint[:12]}, {tokenizer_speed}',
         'template': _describe_template(run),
+        'start': '' if first_step else describe_random_start(run, parameters),
+        'origin': _describe_origin(run),
         'form': _describe_form(run, chosen),
         'lengths': _describe_lengths(run, chosen),
         'learning': _describe_schedule(run),
@@ -93,6 +98,33 @@ def _describe_source(run: Run, name: str) -> str:
     source = run.sources[name]
     what = 'read' if source.documents is None else 'one pair of each document read'
     return f'{source.summary()}; {what} {run.epochs[name]:.3g} times in {run.train.steps:,} steps'
+
+
+def describe_random_start(run: Run, parameters: int) -> str:
+    """Returns what it means to train a large embedding model from random weights; '' for others.
+
+    Args:
+      run: a run at its first step.
+      parameters: number of trained parameters.
+    """
+    is_random = not run.provenance.config['init_from']
+    if run.objective.name != 'contrastive' or not is_random or parameters <= MANY_PARAMETERS:
+        return ''
+    return (
+        f'random weights; the paper found pairs alone not enough to learn useful vectors, and '
+        f'starts from a GPT: set --config.init_from to a language model of width '
+        f'{run.encoder_config.width:,} (docs/models.md names some)'
+    )
+
+
+def _describe_origin(run: Run) -> str:
+    """Returns what differs between a run and the pretrained model that it starts from."""
+    if not isinstance(run.origin, Pretrained):
+        return ''
+    notes = run.origin.find_warnings()
+    if run.origin.similarity != 'cosine':
+        notes.append('compares vectors by dot product; this run trains cosines of unit vectors')
+    return '; '.join(notes)
 
 
 def _describe_layout(layout: Layout) -> str:

@@ -75,9 +75,9 @@ def test_vectors_do_not_depend_on_the_other_texts_of_a_call(embedders, monkeypat
     start_batch = embed._dispatch_batch
     programs = set()
 
-    def record(tokens, rows: int, row_length: int, prefix: None):
+    def record(tokens, rows: int, row_length: int, *rest):
         programs.add((rows, row_length))
-        return start_batch(tokens, rows, row_length, prefix)
+        return start_batch(tokens, rows, row_length, *rest)
 
     monkeypatch.setattr(embed, '_dispatch_batch', record)
     for side in ('x', 'y'):

@@ -2,7 +2,6 @@
 unchanged.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -327,15 +326,6 @@ def test_damaged_missing_and_unsupported_files_are_rejected(directories, tmp_pat
     ]:
         with pytest.raises(UserError, match=line):
             find_family(config).shape(config | {key: value})
-
-
-def test_sliding_window_limits_the_maximum_length():
-    config = FACTS['configs']['mistral, window']
-    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **find_family(config).shape(config))
-    assert (
-        encoder_config.max_length == 16
-        and dataclasses.replace(encoder_config, max_length=8).max_length == 8
-    )
 
 
 def test_unsupported_gemma_is_rejected():

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from cpt_jax.training.contrastive import Contrastive
 from cpt_jax.training.sections import Data, Train
 from cpt_jax.training.setup import set_up
 from cpt_jax.training.step import StepPrograms
+from tests.goldens.golden import read_golden, restore
 
 
 def list_instructions(module: Module) -> list[tuple]:
@@ -129,6 +132,24 @@ def test_without_tracing_only_the_program_is_missing(tiny):
         np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(step.state.params)
     )
     assert step.state.step.dtype == jnp.int32
+
+
+@pytest.mark.parametrize('kind', ['bert', 'qwen3'])
+def test_config_json_alone_gives_the_architecture(tiny, tmp_path, kind):
+    folder = restore(read_golden('pretrained').facts['plain'][kind], tmp_path / 'whole')
+    (tmp_path / 'alone').mkdir()
+    shutil.copy(folder / 'config.json', tmp_path / 'alone')
+    config = tiny()
+    config['data'] |= {'max_tokens_x': 16, 'max_tokens_y': 16, 'row_length': 32}
+    steps = []
+    for name in ('whole', 'alone'):
+        config['init_from'] = str(tmp_path / name)
+        steps.append(lower_training_step(config, jax.devices(), trace=False))
+    whole, alone = steps
+    assert alone.parameters == whole.parameters > 0
+    # The vocabulary is that of the tokenizer, or an id for each row.
+    shape = dataclasses.replace(alone.encoder_config, vocab_size=whole.encoder_config.vocab_size)
+    assert shape == whole.encoder_config
 
 
 def test_trained_and_frozen_parameters_are_counted_separately(tiny):

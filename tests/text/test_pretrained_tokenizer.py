@@ -15,8 +15,9 @@ import tokenizers
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.hugging_face_json import HuggingFaceJson
-from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, open_tokenizer
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, restore_tokenizer
 from cpt_jax.text.tokenizer import parse_tokenizer_file
+from cpt_jax.text.tokenizer_files import open_tokenizer
 from tests.conftest import sentences
 from tests.goldens.golden import read_golden
 
@@ -393,6 +394,81 @@ def test_fingerprint_depends_on_all_settings_that_change_ids(tmp_path):
     )
     assert first == second
     assert first != with_prefix_space
+
+
+def write_wordpiece(folder: Path, tokenizer_config: dict, **truncation) -> Path:
+    """Writes a tokenizer.json that lower-cases, as BERT's, with a few words and [CLS]."""
+    words = ['[UNK]', '[CLS]', 'list', 'List', 'über', 'uber', '你', '好', '你好', 'Über']
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]'))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single='[CLS] $A', special_tokens=[('[CLS]', 1)]
+    )
+    if truncation:
+        tokenizer.enable_truncation(2, **truncation)
+    folder.mkdir()
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    (folder / 'tokenizer_config.json').write_text(json.dumps(tokenizer_config))
+    (folder / 'config.json').write_text('{"model_type": "bert"}')
+    return folder
+
+
+BERT_IDS = {
+    'as it is': ({}, [2, 5, 6, 7]),
+    'cased': ({'do_lower_case': False}, [3, 9, 6, 7]),
+    'accents': ({'strip_accents': False}, [2, 4, 6, 7]),
+    'Chinese': ({'tokenize_chinese_chars': False}, [2, 5, 8]),
+    'another class': (
+        {'do_lower_case': False, 'tokenizer_class': 'PreTrainedTokenizerFast'},
+        [2, 5, 6, 7],
+    ),
+    'old class': ({'do_lower_case': False, 'tokenizer_class': 'BertTokenizerFast'}, [3, 9, 6, 7]),
+}
+
+
+@pytest.mark.parametrize('case', BERT_IDS)
+def test_bert_normalizes_as_tokenizer_config_says(tmp_path, case):
+    """transformers 5.23 ignores the normalizer of tokenizer.json in these classes."""
+    tokenizer_config, expected = BERT_IDS[case]
+    ours = open_directory(write_wordpiece(tmp_path / 'x', tokenizer_config))
+    assert ours.encode_plain(['List Über 你好']) == [expected]
+    restored = restore_tokenizer(ours.file[1], ours.settings)  # in a run
+    assert restored.encode_plain(['List Über 你好']) == [expected]
+    if case == 'as it is':
+        assert ours.file[1] == (tmp_path / 'x' / 'tokenizer.json').read_bytes()
+
+
+def test_vocab_txt_alone_is_read_for_bert(tmp_path):
+    """princeton-nlp's SimCSE has no tokenizer.json. The ids are those of the lines."""
+    words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'list', '##s', 'uber', 'Über']
+    (tmp_path / 'vocab.txt').write_text('\n'.join(words) + '\n')
+    (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+    text = 'Lists Über [MASK] new'
+    assert open_directory(tmp_path).encode([text], 'x', 9)[0].tolist() == [2, 5, 6, 7, 4, 1, 3]
+    (tmp_path / 'tokenizer_config.json').write_text('{"do_lower_case": false}')
+    assert open_directory(tmp_path).encode([text], 'x', 9)[0].tolist() == [2, 1, 8, 4, 1, 3]
+    (tmp_path / 'config.json').write_text('{"model_type": "mpnet"}')
+    with pytest.raises(UserError, match=r'vocab\.txt: is read for BERT and DistilBERT only'):
+        open_directory(tmp_path)
+
+
+@pytest.mark.parametrize('where', ['tokenizer_config.json', 'tokenizer.json'])
+def test_long_texts_can_lose_their_beginning(tmp_path, where):
+    if where == 'tokenizer.json':
+        folder = write_wordpiece(tmp_path / 'x', {}, direction='left')
+    else:
+        folder = write_wordpiece(tmp_path / 'x', {'truncation_side': 'left'})
+    ours = open_directory(folder)
+    restored = restore_tokenizer(ours.file[1], ours.settings)
+    for tokenizer in (ours, restored):
+        (ids,) = tokenizer.encode(['list list uber'], 'x', 3)
+        assert ids.tolist() == [1, 2, 5]
+        assert tokenizer.describe()['truncation'] == 'beginning'
+    other = open_directory(write_wordpiece(tmp_path / 'right', {'truncation_side': 'right'}))
+    assert other.encode(['list uber list'], 'x', 2)[0].tolist() == [1, 2]
+    assert other.fingerprint != ours.fingerprint
 
 
 MISTAKES = {

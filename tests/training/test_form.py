@@ -14,10 +14,13 @@ from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting.adapter import export_adapter
 from cpt_jax.exporting.directory import export
 from cpt_jax.origin.pretrained import open_pretrained
+from cpt_jax.runs.config import fill_legacy_defaults
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.text.prompt_template import parse_prompt_section
 from cpt_jax.training import loop
 from cpt_jax.training.chunks import encode
+from cpt_jax.training.form import find_begin_ids, resolve_form
 from cpt_jax.training.setup import Run, set_up
 from cpt_jax.training.start import make_starting_state
 from tests.embed.test_embedder import write_run
@@ -201,6 +204,33 @@ def test_inconsistent_form_is_one_line(config_file, tmp_path, changes, line):
     model = write_model(tmp_path / 'model', 'bert dense')
     with pytest.raises(UserError, match=line):
         set_up(make_config(config_file, model, **changes), tmp_path / 'run')
+
+
+def test_model_that_pools_no_prompts_is_not_trained_in_its_form(config_file, tmp_path):
+    model = write_model(tmp_path / 'model', 'bert mean')
+    edit(model / '1_Pooling' / 'config.json', lambda pooling: pooling.update(include_prompt=False))
+    with pytest.raises(UserError, match=r'leaves its prompts out of the pooling \(include_prompt'):
+        set_up(make_config(config_file, model), tmp_path / 'run')
+    no_prompts = {'x': '', 'y': ''}
+    set_up(make_config(config_file, model, data__prompts=no_prompts), tmp_path / 'run')
+
+
+def test_begin_token_of_a_new_run_is_the_tokenizers_own(config_file, tmp_path):
+    """Runs of before have the BOS of config.json, which the tokenizer does not add."""
+    model = restore(read_golden('pretrained').facts['plain']['qwen3'], tmp_path / 'model')
+    edit(model / 'config.json', lambda content: content.update(bos_token_id=7))
+    edit(model / 'tokenizer_config.json', lambda content: content.pop('bos_token', None))
+    origin = open_pretrained(str(model))
+    config = load_config(config_file)
+    for chosen, rule, ids in [('auto', 'tokenizer', []), ('always', 'always', [7])]:
+        config['prompt']['begin_token'] = chosen
+        resolved = resolve_form(config, origin)
+        assert resolved['prompt']['begin_token'] == rule
+        assert find_begin_ids(resolved, origin) == ids
+    assert fill_legacy_defaults({})['prompt']['begin_token'] == 'always'
+    config['prompt'] |= {'template': 'a {text}', 'begin_token': 'never'}
+    with pytest.raises(UserError, match=r"prompt\.begin_token='never': choose one of auto"):
+        parse_prompt_section(config['prompt'])
 
 
 def test_delimiters_cannot_be_left_out_from_scratch(config_file, tmp_path):

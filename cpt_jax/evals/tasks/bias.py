@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from cpt_jax.embed.function import Embed, embed_distinct
+from cpt_jax.embed.function import Embed, embed_distinct, normalize_vectors
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.options import SideOptions
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
@@ -87,9 +87,8 @@ class AssociationTest(Task):
         concepts = read_test(self.path)
         texts = [text for concept in concepts.values() for text in concept.texts]
         ends = np.cumsum([len(concept.texts) for concept in concepts.values()])
-        targets_UxD, first_NxD, second_OxD = np.split(
-            embed_distinct(embed, texts, self.options.symmetric_side).astype(np.float64), ends[1:3]
-        )
+        vectors_NxD = normalize_vectors(embed_distinct(embed, texts, self.options.symmetric_side))
+        targets_UxD, first_NxD, second_OxD = np.split(vectors_NxD.astype(np.float64), ends[1:3])
         s_U = compute_associations(targets_UxD, first_NxD, second_OxD)
         found = run_permutation_test(s_U)
         return Result(

@@ -29,7 +29,7 @@ from cpt_jax.benchmark_data.code_pairs import (
     load_python_source_pairs,
 )
 from cpt_jax.data.source_keys import SOURCE_KEYS
-from cpt_jax.embed.function import Embed, embed_texts
+from cpt_jax.embed.function import Embed, describe_similarity, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
 from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import Options, declare_option
@@ -172,7 +172,8 @@ class CodeSearch(Task):
             metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
             n=len(order),
-            settings=self._make_settings(pairs, chunk_size + len(others), len(chunks), directions),
+            settings=self._make_settings(pairs, chunk_size + len(others), len(chunks), directions)
+            | describe_similarity(vectors['model'].queries_QxD),
             baselines=metrics,
             examples=examples,
             item_scores=QueryScores(digest_json([queries, codes]), scores),

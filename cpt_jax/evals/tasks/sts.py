@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from cpt_jax.embed.function import Embed, embed_distinct
+from cpt_jax.embed.function import Embed, embed_distinct, normalize_vectors
 from cpt_jax.evals.fingerprint import fingerprint_glob, fingerprint_task
 from cpt_jax.evals.intervals.item_scores import PairScores
 from cpt_jax.evals.options import SideOptions, SplitOptions
@@ -201,7 +201,8 @@ def _correlate(measure: Callable, cosines_N: np.ndarray, gold_N: np.ndarray) -> 
 
 def _compute_cosines(embed: Embed, pairs: Sequence[tuple[str, str]], side: str) -> np.ndarray:
     """Returns float32[N]: the cosine of each pair."""
-    vectors_MxD = embed_distinct(embed, [text for pair in pairs for text in pair], side)
+    texts = [text for pair in pairs for text in pair]
+    vectors_MxD = normalize_vectors(embed_distinct(embed, texts, side))
     return np.einsum('nd,nd->n', vectors_MxD[::2], vectors_MxD[1::2])
 
 

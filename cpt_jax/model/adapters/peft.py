@@ -13,9 +13,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import Family
+from cpt_jax.model.families.family import Family, is_head_or_buffer
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.model.formats.safetensors_files import TensorFiles, open_safetensors
+from cpt_jax.model.formats.torch_files import TorchFile
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import (
     FLAG,
@@ -33,6 +34,7 @@ from cpt_jax.storage.paths import is_remote
 from cpt_jax.storage.remote import fetch
 
 CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
+_TORCH_WEIGHTS = 'adapter_model.bin'
 _WRAPPER_PREFIX = 'base_model.model.'  # PEFT's prefix for the modules of the base model
 _TOKEN_DELTA_SUFFIX = '.token_adapter.trainable_tokens_delta'
 # Keys of adapter_config.json that are read here, or that affect only training. Any other key must
@@ -95,13 +97,12 @@ class AdaptedFiles(TensorFiles):
         config = read_adapter_config(directory)
         self._base = base
         self._transposed = family.transposed
-        self._adapter = directory / WEIGHTS
+        self._adapter = _find_weights(directory)
         self.names = base.names
         bare = {_strip_prefix(family, name): name for name in base.names}
         self._deltas: dict[str, _LinearAdapter] = {}
         self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
-        with open_safetensors(self._adapter) as file:
-            tensors = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
+        tensors = _read_weights(self._adapter)
         for name in sorted(tensors):
             module = _strip_prefix(family, name.removeprefix(_WRAPPER_PREFIX))
             if module.endswith('.lora_A.weight'):
@@ -114,7 +115,7 @@ class AdaptedFiles(TensorFiles):
                     )
                     continue
                 # An adapter of the output head can be ignored, because the head is not loaded.
-                can_ignore = f'{module}.weight' in family.ignored_names
+                can_ignore = f'{module}.weight' in family.ignored_names or is_head_or_buffer(module)
             elif module.endswith(_TOKEN_DELTA_SUFFIX):
                 where = bare.get(module.removesuffix(_TOKEN_DELTA_SUFFIX) + '.weight')
                 if where:
@@ -164,6 +165,22 @@ class AdaptedFiles(TensorFiles):
     def paths(self) -> list[Path]:
         """The files that contain the tensors and the adapter."""
         return [*self._base.paths, self._adapter]
+
+
+def _find_weights(directory: Path) -> Path:
+    """Returns the file of an adapter's weights. PEFT before version 0.7 wrote torch's format."""
+    if not (directory / WEIGHTS).is_file() and (directory / _TORCH_WEIGHTS).is_file():
+        return directory / _TORCH_WEIGHTS
+    return directory / WEIGHTS
+
+
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Returns float32 arrays of all tensors of an adapter, by name."""
+    if path.suffix == '.bin':
+        torch_file = TorchFile(path)
+        return {name: torch_file.read(name).astype(np.float32) for name in torch_file.tensors}
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}
 
 
 def is_adapter_directory(directory: Path) -> bool:

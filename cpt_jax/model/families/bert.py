@@ -110,6 +110,7 @@ BERT = Family(
         'cls.seq_relationship.weight',
         'cls.seq_relationship.bias',
     ),
+    head='cls.predictions.decoder.weight',
 )
 ROBERTA = Family(
     model_types={'roberta': 'RobertaModel', 'xlm-roberta': 'XLMRobertaModel'},
@@ -134,5 +135,6 @@ ROBERTA = Family(
             )
         ),
     ),
+    head='lm_head.decoder.weight',
     count_reserved_positions=_count_roberta_padding_rows,
 )

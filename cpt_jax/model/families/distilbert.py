@@ -71,4 +71,5 @@ DISTILBERT = Family(
         for part in ('vocab_transform', 'vocab_layer_norm', 'vocab_projector')
         for name in ('weight', 'bias')
     ),
+    head='vocab_projector.weight',
 )

@@ -28,6 +28,7 @@ class Family:
       ignored_names: tensors that a file may contain but that no vector depends on: output heads and
         buffers of old versions.
       tied: default of `tie_word_embeddings`: whether the output head is the token table.
+      head: name of the output head's matrix.
       transposed: whether files store matrices as [in, out].
       count_reserved_positions: function from config.json to the number of rows before that of
         position 0 that `max_position_embeddings` includes.
@@ -40,8 +41,31 @@ class Family:
     layer: Callable[[EncoderConfig], list[TensorMapping]]
     ignored_names: tuple[str, ...] = ()
     tied: bool = False
+    head: str = 'lm_head.weight'
     transposed: bool = False
     count_reserved_positions: Callable[[Config], int] = lambda config: 0
+
+
+# Modules that transformers' classes for classification, question answering and multiple choice add
+# to a model, and buffers that older versions stored. No vector depends on them.
+_TASK_HEADS = (
+    'score',
+    'classifier',
+    'pre_classifier',
+    'qa_outputs',
+    'multiple_choice_head',
+    'sequence_summary',
+)
+_BUFFERS = ('rotary_emb.inv_freq', 'embeddings.position_ids')
+
+
+def is_head_or_buffer(name: str) -> bool:
+    """Whether a tensor belongs to the head of another task or is a buffer, in any family.
+
+    Args:
+      name: name of the tensor without the family's prefix.
+    """
+    return name.split('.')[0] in _TASK_HEADS or name.endswith(_BUFFERS)
 
 
 def translate_config_value(

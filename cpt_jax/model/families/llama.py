@@ -3,7 +3,14 @@
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.family import Config, Family, read_rope, read_usual_sizes, refuse_unless
+from cpt_jax.model.families.family import (
+    Config,
+    Family,
+    read_layer_types,
+    read_rope,
+    read_usual_sizes,
+    refuse_unless,
+)
 from cpt_jax.model.families.tensors import (
     TensorMapping,
     map_linear,
@@ -25,7 +32,6 @@ def _read_config(config: Config) -> dict[str, Any]:
     return read_usual_sizes(config) | {
         'kv_heads': config.get('num_key_value_heads') or heads,
         'head_width': config.get('head_dim') or width // heads,
-        'max_length': _read_max_length(config),
         'positions': 'rotary',
         'norm': 'rmsnorm',
         'norm_epsilon': config.get('rms_norm_eps', 1e-6),
@@ -35,19 +41,37 @@ def _read_config(config: Config) -> dict[str, Any]:
         'out_bias': kind != 'qwen2' and has_bias,
         'query_key_norm': kind == 'qwen3',
         **read_rope(config),
+        **_read_window(config),
     }
 
 
-def _read_max_length(config: Config) -> int:
-    """Returns the maximum length, limited to the sliding window if there is one.
+def _read_window(config: Config) -> dict[str, Any]:
+    """Returns the maximum length, and the layers with a sliding window if texts can be longer than
+    it.
 
-    The window itself is not implemented: it has no effect on texts that are not longer than the
-      window.
+    Bidirectional models differ in what the window of a token includes: their texts are limited to
+    the window, within which it has no effect.
     """
     longest = config['max_position_embeddings']
     uses_window = config.get('use_sliding_window', config['model_type'] == 'mistral')
     window = config.get('sliding_window') if uses_window else None
-    return min(longest, window) if window else longest
+    if not window or window >= longest:
+        return {'max_length': longest}
+    if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
+        return {'max_length': window}
+    # Qwen's first layers have no window; those of Mistral all have one.
+    full_layers = config.get('max_window_layers', 28) if 'qwen' in config['model_type'] else 0
+    kinds = read_layer_types(config, lambda layer: layer >= full_layers)
+    if not any(kinds['local_layers']):
+        return {'max_length': longest}
+    rope = read_rope(config)
+    return {
+        'max_length': longest,
+        **kinds,
+        'window': window,
+        'local_rotary_base': rope['rotary_base'],
+        'local_rotary_scaling': rope['rotary_scaling'],
+    }
 
 
 def _list_outer_tensors(config: EncoderConfig) -> list[TensorMapping]:
@@ -91,7 +115,7 @@ LLAMA = Family(
         'qwen2': 'Qwen2Model',
         'qwen3': 'Qwen3Model',
     },
-    prefixes=('', 'model.'),
+    prefixes=('', 'model.', 'transformer.'),  # the last one in LlamaForQuestionAnswering
     shape=_read_config,
     outer=_list_outer_tensors,
     layer=_list_layer_tensors,

@@ -14,10 +14,12 @@ from cpt_jax.model.adapters.lora import LoRA, merge_adapter
 from cpt_jax.model.adapters.nf4 import QuantizedMatrix
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.family import Family
+from cpt_jax.model.families.family import Family, is_head_or_buffer
+from cpt_jax.model.families.stored_names import choose_prefix
 from cpt_jax.model.families.tensors import TensorMapping
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import Frozen
+from cpt_jax.runtime.allocator import map_large_blocks
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import assign_mesh_shardings, get_mesh
 
@@ -62,33 +64,42 @@ def load_encoder(
     kept, tree = _flatten_by_name(stored)
     found: dict[str, jax.Array] = {}
     names = TensorNames(family, files, config)
-    for tensor in family.outer(config):
+
+    # Functions, so that nothing of a tensor is in memory any more when the next one is read.
+    def load_outer(tensor: TensorMapping) -> None:
         location = files.describe_location(names.get_name(tensor))
         for parameter, array in _read_parameters(tensor, files, names.get_name(tensor)):
             if parameter == 'token_embedding':
                 array = resize_token_table(array, config.table_rows, fresh)
             weight = _put_on_devices(array, wanted[parameter], parameter, location, dtype)
-            found |= _freeze_parts(lora, parameter, weight)
-    for tensor in family.layer(config):
-        for number in range(config.layers):
-            stack = 'blocks' if number < config.layers - 1 else 'last'
-            if number < tensor.first:  # the file has no such tensor, and the model does not use it
-                location = ''
-                parts = [
-                    (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
-                    for name in tensor.parameters
-                ]
-            else:
-                location = files.describe_location(names.get_name(tensor, number))
-                parts = _read_parameters(tensor, files, names.get_name(tensor, number))
-            for parameter, array in parts:
-                last_name = f'last.{parameter}'
-                weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
-                for path, part in _freeze_parts(lora, last_name, weight).items():
-                    name = path.replace('last', stack, 1)
-                    if stack == 'blocks':
-                        part = _set_stack_layer(found.get(name), kept[name], part, number)
-                    found[name] = part
+            found.update(_freeze_parts(lora, parameter, weight))
+
+    def load_layer(tensor: TensorMapping, number: int) -> None:
+        stack = 'blocks' if number < config.layers - 1 else 'last'
+        if number < tensor.first:  # the file has no such tensor, and the model does not use it
+            location = ''
+            parts = [
+                (name, np.ones(wanted[f'last.{name}'].shape, np.float32))
+                for name in tensor.parameters
+            ]
+        else:
+            location = files.describe_location(names.get_name(tensor, number))
+            parts = _read_parameters(tensor, files, names.get_name(tensor, number))
+        for parameter, array in parts:
+            last_name = f'last.{parameter}'
+            weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
+            for path, part in _freeze_parts(lora, last_name, weight).items():
+                name = path.replace('last', stack, 1)
+                if stack == 'blocks':
+                    part = _set_stack_layer(found.get(name), kept[name], part, number)
+                found[name] = part
+
+    with map_large_blocks():
+        for tensor in family.outer(config):
+            load_outer(tensor)
+        for tensor in family.layer(config):
+            for number in range(config.layers):
+                load_layer(tensor, number)
     if found.keys() != kept.keys():
         raise AssertionError(
             f'the tensors of {list(family.model_types)} leave out {kept.keys() ^ found.keys()}'
@@ -136,6 +147,7 @@ class TensorNames:
 
     Attributes:
       prefix: beginning of all names in the files.
+      passed_over: names of tensors that no vector depends on, such as output heads.
     """
 
     def __init__(self, family: Family, files: TensorFiles, config: EncoderConfig):
@@ -151,17 +163,16 @@ class TensorNames:
         )
         self._needed = [*(tensor.name for tensor in family.outer(config)), *inner]
         known = {name.format(i=i) for name in family.ignored_names for i in range(config.layers)}
-        self.prefix = max(
-            family.prefixes,
-            key=lambda prefix: sum(prefix + name in files.names for name in self._needed),
-        )
+        self.prefix = choose_prefix(family, files.names, self._needed)
         missing = [name for name in self._needed if self.prefix + name not in files.names]
-        bare = {name.removeprefix(self.prefix): name for name in files.names}
+        needed = {self.prefix + name for name in self._needed}
+        others = {name: name.removeprefix(self.prefix) for name in files.names - needed}
         unknown = [
             name
-            for bare_name, name in bare.items()
-            if bare_name not in known and bare_name not in set(self._needed)
+            for name, bare in others.items()
+            if bare not in known and not is_head_or_buffer(bare)
         ]
+        self.passed_over = sorted(others.keys() - set(unknown))
         if missing or unknown:
             problems = [
                 f'{problem} {len(some)}: {", ".join(some[:3])}'
@@ -194,6 +205,11 @@ def _read_parameters(
 ) -> list[tuple[str, np.ndarray]]:
     """Returns (name, array) of each parameter in one tensor of the files."""
     array = files.read(name)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+        raise UserError(
+            f'{files.describe_location(name)} has dtype {array.dtype}: quantized weights are not '
+            f'supported: save the model in float32, bfloat16 or float16'
+        )
     try:
         return list(zip(tensor.parameters, tensor.read(array), strict=True))
     except ValueError as error:  # raised by reshape

@@ -113,4 +113,5 @@ MODERNBERT = Family(
         'decoder.weight',
         'decoder.bias',
     ),
+    head='decoder.weight',
 )

@@ -87,5 +87,6 @@ MPNET = Family(
         'pooler.dense.bias',
         *(f'lm_head.{name}' for name in (*_HEAD, 'decoder.weight', 'decoder.bias')),
     ),
+    head='lm_head.decoder.weight',
     count_reserved_positions=_count_padding_rows,
 )

@@ -91,4 +91,5 @@ NEOX = Family(
         'lm_head.weight',
         *(f'layers.{{i}}.attention.{name}' for name in _BUFFERS),
     ),
+    head='embed_out.weight',
 )

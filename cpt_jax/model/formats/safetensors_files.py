@@ -67,7 +67,13 @@ class TensorFiles:
         """Reads one tensor, in the dtype of the file."""
         # The file is opened anew for each tensor: an open file keeps all that was read in memory.
         with open_safetensors(self._path_by_name[name]) as file:
-            return file.get_tensor(name)
+            try:
+                return file.get_tensor(name)
+            except (AttributeError, TypeError):  # NumPy has no dtype of this kind
+                raise UserError(
+                    f'{self.describe_location(name)} has dtype {file.get_slice(name).get_dtype()}, '
+                    f'which is not supported: save the model in float32, bfloat16 or float16'
+                ) from None
 
     def read_shape(self, name: str) -> list[int]:
         """Returns the shape of a tensor, without reading it."""

@@ -10,6 +10,15 @@ from cpt_jax.runtime.errors import UserError
 _FORMATS = (TensorFiles, TorchFiles)
 
 
+def has_weight_files(directory: Path) -> bool:
+    """Whether a directory contains weights in a format that can be read."""
+    return any(_has_format(directory, files) for files in _FORMATS)
+
+
+def _has_format(directory: Path, files: type[TensorFiles]) -> bool:
+    return any((directory / name).is_file() for name in (files.SINGLE, files.INDEX))
+
+
 def open_weight_files(directory: Path) -> TensorFiles:
     """Opens the files of a model's weights, without reading a tensor.
 
@@ -17,7 +26,7 @@ def open_weight_files(directory: Path) -> TensorFiles:
       UserError: there are none, a shard is missing, or a file is damaged.
     """
     for files in _FORMATS:
-        if any((directory / name).is_file() for name in (files.SINGLE, files.INDEX)):
+        if _has_format(directory, files):
             return files(directory)
     other = sorted(
         path.name

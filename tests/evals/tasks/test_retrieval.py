@@ -133,6 +133,15 @@ def test_one_query_with_three_documents_has_the_expected_scores(tmp_path):
     assert result.examples[0].model.rank == 2 and result.examples[0].right == 'd b'
 
 
+def test_vectors_of_other_lengths_are_ranked_by_dot_product(tmp_path):
+    """The long vector wins, although its cosine with the query is smaller."""
+    folder = write_collection(tmp_path / 'c', ['near', 'long'], ['q'], {'q': {'long': 1}})
+    embed = make_table_embed({'q q': [2, 0], 'd near': [0.9, 0.1], 'd long': [3, 3]})
+    result = Retrieval('retrieval/c', folder, RetrievalOptions()).run(embed)
+    assert result.metrics['ndcg@10'] == 1
+    assert result.settings['similarity'] == 'dot product of vectors of any length, float32'
+
+
 def test_document_with_the_id_of_the_query_is_removed(tmp_path):
     ids = [f'{i:02d}' for i in range(11)]
     folder = write_collection(tmp_path / 'c', ids, ['03'], {'03': {'10': 1, '03': 1}})

@@ -106,6 +106,18 @@ def test_year_matches_the_definitions(tmp_path):
     json.dumps(result.settings)
 
 
+def test_scores_are_cosines_for_vectors_of_any_length(tmp_path):
+    write_data(tmp_path, random_golds(0, (20, 35, 50)))
+    embed = make_number_embed()
+    lengths = np.random.default_rng(1).uniform(0.5, 2, len(embed.vectors_NxD))[:, None]
+
+    def embed_scaled(texts, side):
+        return (lengths * embed.vectors_NxD)[[int(text.split()[-1]) for text in texts]]
+
+    metrics = task(tmp_path, 'STS13').run(embed).metrics
+    assert task(tmp_path, 'STS13').run(embed_scaled).metrics == pytest.approx(metrics, abs=1e-6)
+
+
 def test_correlation_over_all_pairs_is_not_the_mean_of_subsets():
     """The order is right in each subset, but not over all pairs."""
     cosines, golds = (
