@@ -81,7 +81,7 @@ def _train_owned(
         if jax.process_index() == 0:
             write_config(workdir, run.provenance.config)
             run.tokenizer.save(run.directory.tokenizer)
-            write_atomically(run.directory.data, json.dumps(_describe_data(run), indent=2) + '\n')
+            write_atomically(run.directory.data, json.dumps(describe_data(run), indent=2) + '\n')
             print(table, flush=True)
         loop = _Loop(run, checkpoints, preemption, first_step)
         loop.recorder.log(table)
@@ -376,7 +376,7 @@ class _Loop:
             'tokens_per_second': self.unrecorded['tokens'] / passed,
             'seconds': seconds,
             'paused_seconds': self.clock.paused,
-            **_count_epochs_so_far(run, step),
+            **count_epochs_so_far(run, step),
         }
         self.recorded_step = step
         self.recorded_seconds = seconds
@@ -389,7 +389,7 @@ class _Loop:
             )
 
 
-def _count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
+def count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
     """Returns how many times each source of a mixture was read; {} if there is only one."""
     if len(run.epochs) == 1:
         return {}
@@ -398,7 +398,8 @@ def _count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
     }
 
 
-def _describe_data(run: Run) -> dict[str, Any]:
+def describe_data(run: Run) -> dict[str, Any]:
+    """Returns the content of the run's data.json."""
     return {
         name: {
             'pairs': len(source),
