@@ -86,7 +86,7 @@ def _train_owned(
         if jax.process_index() == 0:
             write_config(workdir, run.provenance.config)
             run.tokenizer.save(run.directory.tokenizer)
-            write_atomically(run.directory.data, json.dumps(_describe_data(run), indent=2) + '\n')
+            write_atomically(run.directory.data, json.dumps(describe_data(run), indent=2) + '\n')
             print(table, flush=True)
         loop = _Loop(run, checkpoints, preemption, first_step)
         loop.recorder.log(table)
@@ -398,7 +398,7 @@ class _Loop:
             'pairs_seen': step * run.train.batch_pairs,
             'pairs_per_second': (step - self.recorded_step) * run.train.batch_pairs / passed,
             'tokens_per_second': self.unrecorded['tokens'] / passed,
-            **_count_epochs_so_far(run, step),
+            **count_epochs_so_far(run, step),
         }
         row |= (
             self.clock.make_row() | self.step_times.take_row() | self.utilization.take_row(passed)
@@ -414,7 +414,7 @@ class _Loop:
             )
 
 
-def _count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
+def count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
     """Returns how many times each source of a mixture was read; {} if there is only one."""
     if len(run.epochs) == 1:
         return {}
@@ -423,7 +423,8 @@ def _count_epochs_so_far(run: Run, step: int) -> dict[str, float]:
     }
 
 
-def _describe_data(run: Run) -> dict[str, Any]:
+def describe_data(run: Run) -> dict[str, Any]:
+    """Returns the content of the run's data.json."""
     return {
         name: {
             'pairs': len(source),

@@ -88,13 +88,14 @@ def format_startup_table(
         'rows': _describe_layout(run.layout),
         **describe_equal_texts(run),
         'held out': _describe_heldout(run),
-        **{f'data {name}': _describe_source(run, name) for name in run.sources},
+        **{f'data {name}': describe_source(run, name) for name in run.sources},
     }
     width = max(map(len, rows))
     return '\n'.join(f'{name:>{width}}  {text}' for name, text in rows.items() if text)
 
 
-def _describe_source(run: Run, name: str) -> str:
+def describe_source(run: Run, name: str) -> str:
+    """Returns the summary of a source, and how many times the run reads it."""
     source = run.sources[name]
     what = 'read' if source.documents is None else 'one pair of each document read'
     return f'{source.summary()}; {what} {run.epochs[name]:.3g} times in {run.train.steps:,} steps'

@@ -16,10 +16,10 @@ from cpt_jax.runs.config_file import load_config
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.training import setup
+from cpt_jax.training import loop, setup
 from cpt_jax.training.contrastive import Contrastive
 from cpt_jax.training.sections import SECTION_FUNCTIONS, Evaluation, add_defaults, check_sections
-from cpt_jax.training.startup import describe_equal_texts
+from cpt_jax.training.startup import describe_equal_texts, describe_source
 
 
 @pytest.mark.parametrize('section', SECTION_FUNCTIONS)
@@ -128,3 +128,17 @@ def test_new_runs_compare_words_and_tokens(config_file, tmp_path):
     config['data']['equal_texts'] = 'same'
     with pytest.raises(UserError, match="data.equal_texts='same': choose one of auto, normalized"):
         setup.set_up(config, tmp_path / 'run')
+
+
+def test_a_run_says_how_often_it_reads_each_source(config_file, tmp_path):
+    config = load_config(config_file)
+    (pairs,) = config['data']['sources'].values()
+    config['data']['sources'] = {'a': pairs | {'weight': 3.0}, 'b': pairs | {'weight': 1.0}}
+    config['train']['steps'] = 100
+    run = setup.set_up(config, tmp_path / 'run')
+    batches = len(run.sources['a']) // run.train.batch_pairs
+    assert run.epochs == pytest.approx({'a': 75 / batches, 'b': 25 / batches})
+    assert describe_source(run, 'a').endswith(f'; read {75 / batches:.3g} times in 100 steps')
+    assert loop.describe_data(run)['b']['epochs'] == run.epochs['b']
+    so_far = loop.count_epochs_so_far(run, 20)
+    assert so_far == pytest.approx({'epochs/a': 15 / batches, 'epochs/b': 5 / batches})
