@@ -45,6 +45,9 @@ def test_vectors_are_found_by_text_and_side(folder):
     np.testing.assert_array_equal(vectors[rows], np.array(expected, np.float32))
     np.testing.assert_array_equal(vectors[np.array([vectors.find('two', 'y')])][0], others[1])
     assert vectors.find('four', 'y') == NO_VECTOR
+    other_order = TextVectors('loss.guide', f'{path}/x,{path}/y')
+    assert other_order.fingerprint == vectors.fingerprint
+    assert TextVectors('loss.guide', f'{path}/x').fingerprint != vectors.fingerprint
 
 
 def test_reader_finds_the_vectors_of_a_pair_without_its_prompts(folder):
