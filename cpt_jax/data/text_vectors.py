@@ -45,6 +45,11 @@ class TextVectors:
         self.width = metas[0].width
         self.fingerprint = _compute_fingerprint(metas)
         self._shards = [shard for vectors in opened for shard in vectors.shards]
+        if any(shard.dtype != np.float32 for shard in self._shards):
+            raise UserError(
+                f'{key}={directories}: holds codes instead of float32 vectors: embed the texts '
+                f'again without --precision'
+            )
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         keys = [
             explain(key, read_text_keys, name, meta)
