@@ -1,5 +1,6 @@
 """Vectors of another model, looked up by text: a guide's or a teacher's."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -20,7 +21,8 @@ class TextVectors:
     Attributes:
       key: config key with the directories, for messages.
       width: embedding dimension.
-      fingerprint: digest of the model and the texts.
+      fingerprint: digest of the model, its settings and the texts, whatever the order of the
+        directories.
     """
 
     def __init__(self, key: str, directories: str):
@@ -41,10 +43,13 @@ class TextVectors:
         _check_same_model(key, directories, metas)
         self._directories = directories
         self.width = metas[0].width
-        self.fingerprint = digest_texts(
-            *(part for meta in metas for part in (meta.model, meta.side, meta.fingerprint))
-        )
+        self.fingerprint = _compute_fingerprint(metas)
         self._shards = [shard for vectors in opened for shard in vectors.shards]
+        if any(shard.dtype != np.float32 for shard in self._shards):
+            raise UserError(
+                f'{key}={directories}: holds codes instead of float32 vectors: embed the texts '
+                f'again without --precision'
+            )
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
         keys = [
             explain(key, read_text_keys, name, meta)
@@ -117,6 +122,14 @@ def explain(key: str, read: Callable[..., T], *arguments: object) -> T:
         return read(*arguments)
     except UserError as error:
         raise UserError(f'{key}: {error}') from None
+
+
+def _compute_fingerprint(metas: Sequence[VectorsMeta]) -> str:
+    described = [
+        json.dumps([meta.model, meta.settings, meta.side, meta.fingerprint], sort_keys=True)
+        for meta in metas
+    ]
+    return digest_texts(*sorted(described))
 
 
 def _check_same_model(key: str, directories: str, metas: Sequence[VectorsMeta]) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpt_jax.data import text_vectors
 from cpt_jax.data.pairs import Pair, compute_text_key
 from cpt_jax.data.target_reader import TargetReader, Wanted
 from cpt_jax.data.text_vectors import NO_VECTOR, TextVectors
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, write_text_keys
+from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, read_vectors, write_text_keys
 
 
 def write_vectors(directory: Path, texts, side='y', model='guide@1', shard_size=3, width=4):
@@ -45,6 +46,9 @@ def test_vectors_are_found_by_text_and_side(folder):
     np.testing.assert_array_equal(vectors[rows], np.array(expected, np.float32))
     np.testing.assert_array_equal(vectors[np.array([vectors.find('two', 'y')])][0], others[1])
     assert vectors.find('four', 'y') == NO_VECTOR
+    other_order = TextVectors('loss.guide', f'{path}/x,{path}/y')
+    assert other_order.fingerprint == vectors.fingerprint
+    assert TextVectors('loss.guide', f'{path}/x').fingerprint != vectors.fingerprint
 
 
 def test_reader_finds_the_vectors_of_a_pair_without_its_prompts(folder):
@@ -73,6 +77,12 @@ def test_unusable_directories_are_refused(folder):
     ]:
         with pytest.raises(UserError, match=expected):
             TextVectors('loss.guide', directories)
+    with pytest.MonkeyPatch.context() as patch:
+        found = read_vectors(path / 'x')
+        codes = found._replace(shards=[shard.astype(np.int8) for shard in found.shards])
+        patch.setattr(text_vectors, 'read_vectors', lambda _: codes)
+        with pytest.raises(UserError, match='holds codes instead of float32 vectors'):
+            TextVectors('loss.guide', f'{path}/x')
     (path / 'y/text_keys.npy').unlink()
     with pytest.raises(UserError, match='text_keys.npy: is missing.*start launch/embed.py again'):
         TextVectors('loss.guide', f'{path}/y')
