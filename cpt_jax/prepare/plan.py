@@ -119,24 +119,26 @@ class Preparation:
     partitions: int
     inputs: str
 
-    @property
+    # The sections are read for every document, so they are built once.
+
+    @functools.cached_property
     def filters(self) -> Filters:
         return build(Filters, 'filters', self.config.get('filters', {}))
 
-    @property
+    @functools.cached_property
     def duplicates(self) -> Duplicates:
         return build(Duplicates, 'duplicates', self.config.get('duplicates', {}))
 
-    @property
+    @functools.cached_property
     def decontamination(self) -> Decontamination:
         section = self.config.get('decontamination', {})
         return build(Decontamination, 'decontamination', section)
 
-    @property
+    @functools.cached_property
     def consistency(self) -> Consistency:
         return build(Consistency, 'consistency', self.config.get('consistency', {}))
 
-    @property
+    @functools.cached_property
     def output(self) -> Output:
         return build(Output, 'output', self.config.get('output', {}))
 
