@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 # Parameters of mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _DEFAULT_MAPPED_BLOCKS = 65_536  # M_MMAP_MAX of glibc
-# Smaller than the stack of a matrix of all layers, and larger than most tensors of one layer.
-_LARGE_BLOCK = 128 << 20
+# The large matrices of a layer of a model with billions of parameters are larger.
+_LARGE_BLOCK = 32 << 20
 
 # Set by keep_freed_memory.
 _mallopt: Callable[[int, int], int] | None = None
@@ -46,8 +46,8 @@ def map_large_blocks() -> Iterator[None]:
 
     It is for loading a model. With `keep_freed_memory`, copies of the token table and of layers
     would leave holes in the heap that the stacks of all layers do not fill: 0.05 times the model's
-    size for OPT-1.3B. Blocks below the limit stay in the heap, because mapping each tensor of a
-    layer tripled the system time of loading. Without `keep_freed_memory`, nothing changes.
+    size for OPT-1.3B. Smaller blocks stay in the heap, because mapping every tensor tripled the
+    system time of loading. Without `keep_freed_memory`, nothing changes.
     """
     if _mallopt is None:
         yield

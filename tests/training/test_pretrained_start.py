@@ -205,7 +205,8 @@ def test_run_with_a_template_starts_as_the_pretrained_model_with_it(
     """
     template = '"{text}" is:"'
     config = load_config_from(config_file, pretrained)
-    config['prompt'] |= {'template': template, 'text_tokens': 6}
+    # The tokenizer adds no token; the BOS of config.json is 0.
+    config['prompt'] |= {'template': template, 'text_tokens': 6, 'begin_token': 'always'}
     config['loss'] |= {'train_temperature': False, 'initial_temperature': 0.05, 'symmetric': False}
     config['data']['negatives'] = 1
     config['train']['log_every'] = 1
@@ -214,7 +215,9 @@ def test_run_with_a_template_starts_as_the_pretrained_model_with_it(
     assert row['scale'] == pytest.approx(20) and row['dropped_pairs'] == 0
     ours = load_embedder(str(tmp_path / 'run'), representation=Representation(clean=True))
     theirs = load_embedder(
-        str(pretrained), representation=Representation('prompt', template, clean=True)
+        str(pretrained),
+        representation=Representation('prompt', template, clean=True),
+        begin_token='always',
     )
     texts = ['list "file"', 'index error string number table model', '']
     np.testing.assert_allclose(ours(texts, 'x'), theirs(texts, 'y'), atol=1e-6)

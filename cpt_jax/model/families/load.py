@@ -85,9 +85,11 @@ def load_encoder(
         else:
             location = files.describe_location(names.get_name(tensor, number))
             parts = _read_parameters(tensor, files, names.get_name(tensor, number))
-        for parameter, array in parts:
+        while parts:
+            parameter, array = parts.pop(0)
             last_name = f'last.{parameter}'
             weight = _put_on_devices(array, wanted[last_name], parameter, location, dtype)
+            del array  # before the stack of all layers is written
             for path, part in _freeze_parts(lora, last_name, weight).items():
                 name = path.replace('last', stack, 1)
                 if stack == 'blocks':
