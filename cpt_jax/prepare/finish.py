@@ -93,7 +93,7 @@ def finish(plan: Preparation, folder: WorkFolder) -> None:
         save_array(get_starts_path(folder.output, split), starts)
     _write_metadata(plan, folder.output, splits)
     write_atomically(folder.output / 'card.md', format_card(summary))
-    write_preparation_report(folder.output, splits['train'], summary)
+    write_data_set_report(folder.output, splits['train'], summary)
     write_json(folder.output / SUMMARY_FILE, summary)
 
 
@@ -124,7 +124,7 @@ def _make_summary(
     }
 
 
-def write_preparation_report(output: Path, shards: SplitShards, summary: Mapping[str, Any]) -> None:
+def write_data_set_report(output: Path, shards: SplitShards, summary: Mapping[str, Any]) -> None:
     """Writes report.html, from the summary and random pairs of the split `train`."""
     # Imports matplotlib, which only this task needs.
     from cpt_jax.prepare.report import render_preparation, sample_examples

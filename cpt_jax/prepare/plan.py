@@ -284,7 +284,7 @@ def _find_files(name: str, path: str, rules: SourceRules) -> list[InputFile]:
         for compression in COMPRESSIONS
     ]
     try:
-        found = find_input_files(path, suffixes)
+        found = find_input_files(path, suffixes, hidden=READERS[rules.reader].hidden)
     except UserError as error:
         raise UserError(f'sources.{name}.{error}') from None
     if is_file(path):

@@ -26,12 +26,14 @@ class Reader(NamedTuple):
       check: function that raises UserError for arguments that are invalid.
       accepts: function from the name of a file of a folder, and the arguments of `read`, to whether
         it is read.
+      hidden: characters with which names begin that are skipped in folders and patterns.
     """
 
     read: Callable[..., Iterator[Document | Unreadable]]
     suffixes: tuple[str, ...]
     check: Callable[..., None] = lambda **arguments: None
     accepts: Callable[..., bool] = lambda name, **arguments: True
+    hidden: str = '_.'
 
 
 class PairRule(NamedTuple):
@@ -60,9 +62,10 @@ READERS = {
     ),
     'sources': Reader(
         source_trees.read_sources,
-        ('',),
+        source_trees.SUFFIXES,
         source_trees.check_source_reader,
-        accepts=source_trees.is_source,
+        source_trees.is_source,
+        source_trees.HIDDEN,
     ),
     'nli': Reader(supervised.read_nli, supervised.NLI_SUFFIXES),
     'dpr': Reader(supervised.read_dpr, supervised.DPR_SUFFIXES),
@@ -70,8 +73,8 @@ READERS = {
 }
 PAIR_RULES = {
     'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),
-    'functions': PairRule(code_pairs.pair_functions, code_pairs.check_functions, unit='y'),
     'fields': PairRule(fields.pair_fields, unit='pair'),
+    'functions': PairRule(code_pairs.pair_functions, code_pairs.check_functions, unit='y'),
     'codesearchnet': PairRule(fields.pair_code_search_net, unit='y'),
 }
 # Arguments of these functions that the program sets, not the section of a source.

@@ -10,5 +10,5 @@ def no_report():
     test_report.py draws them.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finish, 'write_report', lambda output, shards, summary: None)
+        patch.setattr(finish, 'write_data_set_report', lambda output, shards, summary: None)
         yield

@@ -6,7 +6,7 @@ from cpt_jax.prepare.report import sample_examples
 from cpt_jax.prepare.run import prepare
 from tests.prepare.helpers import get_texts, make_config, write_texts
 
-WRITE_REPORT = finish.write_report  # before a fixture replaces it
+WRITE_REPORT = finish.write_data_set_report  # before a fixture replaces it
 
 
 def test_report_is_one_page_about_the_data_set(tmp_path):
