@@ -70,29 +70,35 @@ class HammingIndex:
             first = number * _TILE * _TILES
             count = min(_TILE * _TILES, self.documents - first)
             for query in range(queries):
-                distances_C = distances_TxQxC[:, query].reshape(-1)[:count]
-                best[query] = _merge_hits(best[query], distances_C, first, limits_Q[query], k)
+                distances_TxC = distances_TxQxC[:, query]
+                best[query] = _merge_hits(
+                    best[query], distances_TxC, first, count, limits_Q[query], k
+                )
                 if len(best[query]) == k:
                     limits_Q[query] = best[query].max() >> _ROW_BITS
         return np.sort(np.stack(best), axis=1) if best else np.zeros((0, k), np.uint64)
 
 
 def _merge_hits(
-    best: np.ndarray, distances_C: np.ndarray, first: int, limit: int, k: int
+    best: np.ndarray, distances_TxC: np.ndarray, first: int, count: int, limit: int, k: int
 ) -> np.ndarray:
     """Returns the keys of the k nearest documents of those found so far and of a block.
 
     Args:
       best: keys of the nearest documents so far.
-      distances_C: uint16, distances of the documents of the block.
+      distances_TxC: uint16, distances of the documents of the block, tile by tile.
       first: row of the first document of the block.
+      count: number of documents in the block; the rest is padding.
       limit: distance above which a document is none of the k nearest.
       k: number of documents to keep.
     """
-    if len(best) < k < len(distances_C):
-        limit = min(limit, np.partition(distances_C, k - 1)[k - 1])
-    rows = np.flatnonzero(distances_C <= limit)
-    keys = (distances_C[rows].astype(np.uint64) << _ROW_BITS) | (rows + first).astype(np.uint64)
+    if len(best) < k < count:
+        limit = min(limit, np.partition(distances_TxC.reshape(-1)[:count], k - 1)[k - 1])
+    # Only the comparison reads the whole block.
+    rows = np.flatnonzero(distances_TxC <= _WORD.type(limit))
+    rows = rows[: np.searchsorted(rows, count)]
+    distances = distances_TxC[rows // _TILE, rows % _TILE]
+    keys = (distances.astype(np.uint64) << _ROW_BITS) | (rows + first).astype(np.uint64)
     keys = np.concatenate([best, keys])
     return np.partition(keys, k - 1)[:k] if len(keys) > k else keys
 
