@@ -199,7 +199,8 @@ def test_language_models_have_the_published_sizes(name):
 def test_contrastive_fine_tuning_has_the_settings_of_the_paper(name):
     """Compares with arXiv 2307.16645, and with train_llm.sh and ft_llm.py of its code."""
     config, inference = load(f'prompteol_cse:{name}'), load(f'prompteol:{name}')
-    assert config['prompt'] == inference['prompt'] == {'template': PROMPTEOL, 'text_tokens': 32}
+    expected = {'template': PROMPTEOL, 'text_tokens': 32, 'begin_token': 'auto'}
+    assert config['prompt'] == inference['prompt'] == expected
     assert config['model'] == inference['model'] | {'dtype': 'float32'}
     batch = 200 if name[-3:] in ('13b', '30b') else 256
     assert (config['train']['batch_pairs'], config['train']['steps']) == (batch, 275_601 // batch)

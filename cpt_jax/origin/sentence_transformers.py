@@ -185,14 +185,13 @@ def _check_modules(directory: Path, modules: Sequence[tuple[str, Path]]) -> None
     A Dropout module may be anywhere: it does nothing when texts are embedded.
     """
     kinds = [kind for kind, _ in modules if kind != 'Dropout']
-    expected = (
-        f'{directory}/{MODULES}: expected a transformer, a pooling and a normalisation, not '
-        f'{", ".join(dict(modules))}'
-    )
+    expected = f'{directory}/{MODULES}: expected a transformer, a pooling and a normalisation, not'
     if modules and (set(kinds) - set(_KINDS) or 'Pooling' not in kinds):
-        raise UserError(expected)
+        raise UserError(f'{expected} {", ".join(dict(modules))}')
     if 'Dense' in kinds and (kinds[:2] != ['Transformer', 'Pooling'] or 'Normalize' in kinds[:-1]):
-        raise UserError(f'{expected}; Dense modules may come before the normalisation')
+        raise UserError(
+            f'{expected} {", ".join(kinds)}; Dense modules may come before the normalisation'
+        )
 
 
 def _read_pooling(path: Path, ignores_scale: bool) -> tuple[str, bool]:

@@ -140,6 +140,7 @@ def test_other_key_must_not_change(tmp_path, key):
 
 def test_run_from_before_some_sections_resumes(tmp_path):
     now = load_config(Path(__file__).parents[2] / 'configs/quickstart.py')
+    now['prompt']['begin_token'] = 'always'  # what `resolve_form` returns for such a run
     before = json.loads(
         json.dumps(
             {

@@ -8,7 +8,7 @@ STORED = {
     'config': {
         'objective': 'lm',
         'init_from': 'runs/x',
-        'prompt': {'template': '{text}!', 'text_tokens': 3},
+        'prompt': {'template': '{text}!', 'text_tokens': 3, 'begin_token': 'always'},
         'lora': {'rank': 2, 'base': 'nf4'},
         'tokenizer': {'closing': 'shared', 'delimiters': 'none'},
         'model': {'pooling': 'mean'},
