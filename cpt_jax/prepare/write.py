@@ -90,8 +90,11 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
                     counts.dropped['contaminated'] += 1
                 else:
                     examples.append(encode_example(pair, name, source, plan.output.fields))
-            if examples:
-                shards[SPLITS[is_heldout]].write(examples)
+            # Unrelated pairs of a document may be in one batch: each counts as a document.
+            is_unrelated = plan.sources[source].unit == 'y'
+            for part in [[example] for example in examples] if is_unrelated else [examples]:
+                if part:
+                    shards[SPLITS[is_heldout]].write(part)
     for split, shard in shards.items():
         counts.documents[split] = len(shard.sizes)
         counts.pairs[split] = sum(shard.sizes)
