@@ -184,8 +184,8 @@ class Embedder:
         return other
 
     def with_dimensions(self, dimensions: int) -> 'Embedder':
-        """Returns an embedder of the first dimensions of the vectors, normalized again, with the
-        same parameters. It is for models that were trained so (Matryoshka, arXiv 2205.13147).
+        """Returns an embedder of the first dimensions of the vectors, normalized again unless they
+        are compared by dot product, with the same parameters. It is for models that were trained so (Matryoshka, arXiv 2205.13147).
 
         Raises:
           UserError: the vectors have fewer dimensions.
@@ -198,7 +198,7 @@ class Embedder:
         other = copy.copy(self)
         other.width = dimensions
         other.settings = {**self.settings, 'dimensions': dimensions}
-        other._encode = jax.jit(partial(encode_rows, width=dimensions))
+        other._encode = jax.jit(partial(encode_rows, width=dimensions, normalized=self._normalized))
         return other
 
     @property

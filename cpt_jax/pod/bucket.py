@@ -15,23 +15,28 @@ def check_bucket(cloud: Cloud) -> None:
     """
     pod = cloud.pod
     region = pod.zone.rpartition('-')[0]
-    create = (
-        f'gcloud storage buckets create gs://{pod.bucket} --location={region} '
-        f'--uniform-bucket-level-access --enable-hierarchical-namespace'
-    )
+    options = f'--location={region} --uniform-bucket-level-access --enable-hierarchical-namespace'
     try:
         answer = cloud.run_query(commands.make_describe_bucket_command(pod))
     except GcloudError as error:
         if '404' in str(error) or 'not found' in str(error).lower():
             raise UserError(
-                f'there is no bucket gs://{pod.bucket}: make it with {create}'
+                f'there is no bucket gs://{pod.bucket}: make it with gcloud storage buckets '
+                f'create gs://{pod.bucket} {options}'
             ) from error
         cloud.report(f'note: gs://{pod.bucket} was not checked: {error}')
         return
     if cloud.dry_run:
         return
-    for note in list_notes(json.loads(answer), region):
-        cloud.report(f'note: gs://{pod.bucket} {note}. A better one: {create}')
+    notes = list_notes(json.loads(answer), region)
+    for note in notes:
+        cloud.report(f'note: gs://{pod.bucket} {note}')
+    if notes:
+        other = f'gs://{pod.bucket}-{region}'
+        cloud.report(
+            f'note: gcloud storage buckets create {other} {options} makes a better one, for '
+            f'--bucket {other.removeprefix("gs://")}'
+        )
 
 
 def list_notes(bucket: dict, region: str) -> list[str]:

@@ -19,9 +19,9 @@ CRASH_WINDOW_SECONDS = 24 * 3600
 LATE_REPORT_SECONDS = 30 * 60
 MAX_PAUSE_SECONDS = 10 * 60  # pauses between attempts double up to this length
 PENDING = 'pending'  # the machines or the run are not ready yet
-# google.rpc.Code of a FAILED request that may succeed later: DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED,
-# ABORTED, INTERNAL and UNAVAILABLE.
-_TEMPORARY_CODES = ('4', '8', '10', '13', '14')
+# google.rpc.Code of a FAILED request that will not succeed later either: INVALID_ARGUMENT,
+# NOT_FOUND, PERMISSION_DENIED, FAILED_PRECONDITION, UNIMPLEMENTED and UNAUTHENTICATED.
+_PERMANENT_CODES = ('3', '5', '7', '9', '12', '16')
 
 
 def resume(cloud: Cloud, forever: bool, poll_seconds: float) -> int:
@@ -86,6 +86,8 @@ class _Supervisor:
         # that is not a failure, but the reason to resume.
         self._has_run = False
         self._failed_polls = 0
+        # Whether the run is to be started again, also if an attempt fails: the crash is counted.
+        self._is_restart_due = False
         self._crash_times: list[float] = []
 
     def poll_and_act(self) -> str:
@@ -108,8 +110,10 @@ class _Supervisor:
         elif state != ACTIVE:
             self._show(f'{name}: {state}')
         else:
+            self._has_created = False
             return self._supervise_run()
         self._failed_polls = 0
+        self._is_restart_due = False
         return PENDING
 
     def _supervise_run(self) -> str:
@@ -118,9 +122,10 @@ class _Supervisor:
         if state in (workers.RUNNING, workers.DONE):
             self._has_run = True
             self._failed_polls = 0
+            self._is_restart_due = False
             return state
         has_failed = state.startswith('exited ') and state != workers.PREEMPTED
-        if has_failed and self._has_run:
+        if has_failed and self._has_run and not self._is_restart_due:
             self._failed_polls += 1
             crashes = len(self._list_recent_crashes())
             if self._failed_polls <= CONFIRMATIONS * 3 ** min(crashes, 2):
@@ -128,22 +133,24 @@ class _Supervisor:
             if state == workers.INVALID_INPUT or crashes == MAX_CRASHES:
                 return state
             self._crash_times.append(time.time())
+            self._is_restart_due = True
         name = self._cloud.pod.name
         self._run_actions(f'{name}: started again', self._cloud.install, self._cloud.start)
         self._has_run = True
         self._failed_polls = 0
+        self._is_restart_due = False
         return workers.RUNNING
 
     def _handle_failed_request(self) -> None:
-        """Deletes a request of this program that FAILED for a temporary reason.
+        """Deletes a request of this program that FAILED and may be repeated.
 
         Raises:
           UserError: the reason is permanent.
-          GcloudError: the reason is temporary, so the next request has to wait.
+          GcloudError: it is not, so the next request has to wait.
         """
         cloud = self._cloud
         text = f'{cloud.pod.name} FAILED ({cloud.reason or "no reason given"})'
-        if cloud.reason_code not in _TEMPORARY_CODES:
+        if cloud.reason_code in _PERMANENT_CODES:
             raise UserError(f'{text}: check the request in {cloud.pod.get_path(".json")}')
         self._run_actions(f'{text}, deleted', cloud.delete)
         self._has_created = False

@@ -178,7 +178,9 @@ def has_attention_kernel(device: jax.Device) -> bool:
     v3. cuDNN's fused attention needs an Ampere GPU (compute capability 8.0) or a newer one.
     """
     if device.platform == 'gpu':
-        return float(device.compute_capability) >= 8.0
+        # A number for NVIDIA, a name such as gfx942 for AMD.
+        major = str(device.compute_capability).partition('.')[0]
+        return major.isdecimal() and int(major) >= 8
     return device.device_kind not in ('TPU v2', 'TPU v3')
 
 

@@ -43,9 +43,9 @@ def list_own_gpus() -> list[int] | None:
     """
     visible = _count_visible_gpus()
     task = _read_task()
-    if not visible or not task:
+    if not visible or not task or os.environ.get('JAX_PLATFORMS') == 'cpu':
         return None
-    if visible < task.host_gpus:
+    if visible < task.host_gpus and visible * task.count <= task.host_gpus:
         return list(range(visible))
     if visible % task.count:
         raise UserError(

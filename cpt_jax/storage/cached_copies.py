@@ -100,14 +100,21 @@ def _remove(entry: Path) -> bool:
 
     The lock files stay: a program that waits for the lock then copies the files again.
     """
-    with _try_exclusive(entry / LOCK) as is_not_filled, _try_exclusive(entry / _IN_USE) as is_idle:
-        if entry in _used or not (is_not_filled and is_idle):
-            return False
-        for path in entry.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name not in (LOCK, _IN_USE):
-                path.unlink(missing_ok=True)
+    try:
+        with (
+            _try_exclusive(entry / LOCK) as is_not_filled,
+            _try_exclusive(entry / _IN_USE) as is_idle,
+        ):
+            if entry in _used or not (is_not_filled and is_idle):
+                return False
+            for path in entry.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name not in (LOCK, _IN_USE):
+                    path.unlink(missing_ok=True)
+    except OSError as error:  # a copy of another user, for example
+        logging.warning('%s: cannot be removed (%s)', entry, error.strerror)
+        return False
     logging.info('%s: removed an old copy', entry)
     return True
 
@@ -119,8 +126,9 @@ def _try_exclusive(path: Path) -> Iterator[bool]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield True
+            is_locked = True
         except OSError:
-            yield False
+            is_locked = False
+        yield is_locked
     finally:
         os.close(descriptor)

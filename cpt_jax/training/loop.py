@@ -111,11 +111,13 @@ class _PendingMetrics(NamedTuple):
     Attributes:
       step: the step, counted from 1.
       columns: tokens of its batch, padding included.
+      flops: model FLOPs of the step; see Utilization.
       on_device: the metrics, arrays on the devices.
     """
 
     step: int
     columns: int
+    flops: float
     on_device: Metrics
 
 
@@ -168,7 +170,7 @@ class _Loop:
             self._write_best()
         self.recorded_step = first_step
         self.recorded_seconds = self.clock.trained
-        self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0}
+        self.unrecorded = {'dropped_pairs': 0.0, 'tokens': 0.0, 'flops': 0.0}
         self.scorer: Scorer | None = None
         self.save_timer = SaveTimer(checkpoints.every_minutes, run.train.log_every)
         self.is_save_due = False
@@ -200,7 +202,6 @@ class _Loop:
         for step in range(self.first_step + 1, self.run.train.steps + 1):
             with self.step_times.wait_for_data():
                 own_part = next(upcoming)
-            self.utilization.add(own_part)
             batch = place_batch(own_part, self.run.mesh, self.run.layout)
             with self.clock.pause('compile'):
                 program = self.programs(state, batch)
@@ -219,7 +220,8 @@ class _Loop:
             # would need twice the memory.
             if jax.default_backend() == 'cpu':
                 jax.block_until_ready(metrics)
-            self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, metrics)
+            flops = self.utilization.count_flops(own_part)
+            self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, flops, metrics)
             self.profiler.stop_after(step, metrics)
             self.step_times.end_step()
             self.recorder.advance(1)
@@ -355,12 +357,13 @@ class _Loop:
           UserError: the loss, the gradient norm or the parameter norm is not finite.
         """
         assert self.pending is not None
-        step, columns, on_device = self.pending
+        step, columns, flops, on_device = self.pending
         self.pending = None
         metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
         metrics['padding_share'] = 1 - metrics['tokens'] / columns
         self.unrecorded['dropped_pairs'] += self.run.train.batch_pairs - metrics['pairs']
         self.unrecorded['tokens'] += metrics['tokens']
+        self.unrecorded['flops'] += flops
         if all(math.isfinite(metrics[name]) for name in ('loss', 'grad_norm', 'param_norm')):
             return step, metrics
         self.checkpoints.wait()
@@ -400,9 +403,8 @@ class _Loop:
             'tokens_per_second': self.unrecorded['tokens'] / passed,
             **count_epochs_so_far(run, step),
         }
-        row |= (
-            self.clock.make_row() | self.step_times.take_row() | self.utilization.take_row(passed)
-        )
+        row |= self.clock.make_row() | self.step_times.take_row()
+        row |= self.utilization.make_row(self.unrecorded['flops'], passed)
         self.recorded_step = step
         self.recorded_seconds = seconds
         self.unrecorded = dict.fromkeys(self.unrecorded, 0.0)

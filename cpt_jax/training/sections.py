@@ -17,7 +17,6 @@ from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import Prompt
 from cpt_jax.text.tokenizer import train_tokenizer
 from cpt_jax.training.optimizer import make_optimizer
-from cpt_jax.training.wandb_rows import check_wandb
 
 LARGEST = 2**31 - 1  # steps and indices are int32
 MAX_ROW_LENGTH = 1_000_000  # a larger number is a mistake
@@ -114,7 +113,6 @@ class Train:
                 f'train.profile_steps={self.profile_steps!r}: must be the first and the last step '
                 f'to trace, as (10, 12), or ()'
             )
-        check_wandb(self.wandb)
         parse_compiler_options(self.compiler_options)
 
     @property

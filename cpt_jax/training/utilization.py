@@ -10,44 +10,40 @@ from cpt_jax.training.setup import Run
 
 
 class Utilization:
-    """Counts the model FLOPs of the steps since the last recorded row."""
+    """Counts model FLOPs, and the share of the devices' peak that they are."""
 
     def __init__(self, run: Run):
         self._run = run
-        self._flops = 0.0
         chip = find_chip(run.mesh.devices.flat[0].device_kind)
         self._peak = run.mesh.size * chip.flops / chip.devices if chip else 0.0
 
-    def add(self, parts: Mapping[int, Batch[np.ndarray]]) -> None:
-        """Adds a step.
+    def count_flops(self, parts: Mapping[int, Batch[np.ndarray]]) -> float:
+        """Returns the model FLOPs of a step, 0 if the peak rate of the devices is not known.
 
         Args:
           parts: the parts of the batch that this process prepared. Those of other processes are
             assumed to have as many tokens, in texts of the same lengths.
         """
-        if self._peak:
-            segments = np.concatenate([part.segments_JxRxS for part in parts.values()], axis=1)
-            tokens, attended = count_tokens(segments)
-            layout = self._run.layout
-            self._flops += self._run.objective.count_step_flops(
-                self._run.encoder_config,
-                tokens * layout.parts // len(parts),
-                attended,
-                self._run.train.batch_pairs,
-                layout.texts,
-                self._run.lora,
-            )
+        if not self._peak:
+            return 0.0
+        segments = np.concatenate([part.segments_JxRxS for part in parts.values()], axis=1)
+        tokens, attended = count_tokens(segments)
+        layout = self._run.layout
+        return self._run.objective.count_step_flops(
+            self._run.encoder_config,
+            tokens * layout.parts // len(parts),
+            attended,
+            self._run.train.batch_pairs,
+            layout.texts,
+            self._run.lora,
+        )
 
-    def take_row(self, seconds: float) -> dict[str, float]:
-        """Returns the field `mfu` for steps that took these seconds, and starts the next row.
+    def make_row(self, flops: float, seconds: float) -> dict[str, float]:
+        """Returns the field `mfu` for steps of `flops` that took `seconds`.
 
         Returns an empty dict if the peak rate of the devices is not known.
         """
-        if not self._peak:
-            return {}
-        mfu = self._flops / seconds / self._peak
-        self._flops = 0.0
-        return {'mfu': mfu}
+        return {'mfu': flops / seconds / self._peak} if self._peak else {}
 
 
 def count_tokens(segments_JxRxS: np.ndarray) -> tuple[int, float]:

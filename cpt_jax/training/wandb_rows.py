@@ -11,15 +11,6 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 
 
-def check_wandb(project: str) -> None:
-    """Raises UserError if rows are to be sent to a project, and wandb is not installed."""
-    if project and importlib.util.find_spec('wandb') is None:
-        raise UserError(
-            f'train.wandb={project!r}: wandb is not installed: pip install wandb, or set '
-            f"train.wandb=''"
-        )
-
-
 class WandbRows:
     """Sends each recorded row to a run of Weights & Biases."""
 
@@ -30,8 +21,15 @@ class WandbRows:
           project: name of the project.
           directory: the run's directory. It keeps the id of the wandb run.
           config: config of the run, which wandb shows.
+
+        Raises:
+          UserError: wandb is not installed.
         """
-        check_wandb(project)
+        if importlib.util.find_spec('wandb') is None:
+            raise UserError(
+                f'train.wandb={project!r}: wandb is not installed: pip install wandb, or set '
+                f"train.wandb=''"
+            )
         if directory.wandb_id.exists():
             identity = directory.wandb_id.read_text().strip()
         else:

@@ -432,7 +432,8 @@ def test_install_copies_head_and_mounts_the_bucket(workstation):
     (workstation.fake / 'bucket').write_text(json.dumps(bucket))
     output = workstation.output_of('install', '--allow_dirty', *on_bucket)
     assert 'note: gs://mine is in us-west1 and the pod in us-east5' in output
-    assert 'note: gs://mine has no hierarchical namespace' in output and create in output
+    assert 'note: gs://mine has no hierarchical namespace' in output
+    assert create.replace('gs://mine', 'gs://mine-us-east5') in output
     stray.unlink()
     pinned = next(
         line.split()[0]

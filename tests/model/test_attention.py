@@ -314,6 +314,7 @@ def test_tpu_kernel_stores_no_scores(libtpu):
         ('gpu', 'Tesla V100-SXM2-16GB', '7.0', False),
         ('gpu', 'NVIDIA A100-SXM4-40GB', '8.0', True),
         ('gpu', 'NVIDIA RTX PRO 6000', '12.0', True),
+        ('gpu', 'AMD Instinct MI300X', 'gfx942', False),
     ],
 )
 def test_devices_that_run_the_kernel(platform, kind, capability, expected):

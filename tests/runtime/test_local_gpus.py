@@ -32,6 +32,7 @@ def set_environment(monkeypatch, tmp_path):
         (tmp_path / f'0000:0{number}:00.0').mkdir()
     monkeypatch.setattr('cpt_jax.runtime.local_gpus._DRIVER', tmp_path)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.delenv('JAX_PLATFORMS', raising=False)
 
     def set_variables(variables: dict[str, str]) -> None:
         for name, value in variables.items():
@@ -55,6 +56,9 @@ def set_environment(monkeypatch, tmp_path):
         (make_slurm(1, '2', '4,5,6,7', SLURM_STEP_GPUS=EIGHT), [0, 1, 2, 3]),
         # A step with two of the host's GPUs.
         (make_slurm(1, '2', '2,3', SLURM_STEP_GPUS='2,3', SLURM_GPUS_ON_NODE='8'), [1]),
+        # The user has chosen two of the host's GPUs for both tasks, which cannot be told from four
+        # GPUs of each task's own only if there are as many.
+        (make_slurm(1, '8', '0,1', SLURM_GPUS_ON_NODE='8') | {'JAX_PLATFORMS': 'cpu'}, None),
         (make_open_mpi(0, 1), [*range(8)]),
         (make_open_mpi(1, 2), [4, 5, 6, 7]),
     ],

@@ -37,14 +37,11 @@ def test_mfu_is_the_share_of_the_peak(monkeypatch):
     batch = {
         part: types.SimpleNamespace(segments_JxRxS=np.array([[[1, 1, 2, 0]]])) for part in (2, 3)
     }
-    without = Utilization(run)
-    without.add(batch)
-    assert without.take_row(1.0) == {} and not calls  # the peak of a CPU is not known
+    without = Utilization(run)  # the peak of a CPU is not known
+    assert without.count_flops(batch) == 0 and without.make_row(0.0, 1.0) == {} and not calls
     monkeypatch.setattr(utilization, 'find_chip', lambda kind: CHIPS['tpu7x'])
     found = Utilization(run)
-    found.add(batch)
-    found.add(batch)
+    flops = found.count_flops(batch)
+    assert calls == [(12, 5 / 3, 7, 2)]
     # A device is half a chip.
-    assert found.take_row(2.0) == {'mfu': pytest.approx(6e12 / 2 / (4 * 2307e12 / 2))}
-    assert found.take_row(2.0) == {'mfu': 0.0}
-    assert calls == [(12, 5 / 3, 7, 2)] * 2
+    assert found.make_row(2 * flops, 2.0) == {'mfu': pytest.approx(6e12 / 2 / (4 * 2307e12 / 2))}

@@ -25,8 +25,9 @@ from cpt_jax.cli.program import run_program, take_flags_after_dashes
 from cpt_jax.pod.acceptance import runs
 from cpt_jax.pod.acceptance.check import Check, count_failed
 from cpt_jax.pod.acceptance.page import render_acceptance
-from cpt_jax.runtime.errors import EXIT_MISTAKE
+from cpt_jax.runtime.errors import EXIT_MISTAKE, UserError
 from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.paths import is_on_bucket
 
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'Folder for the results and the runs, new or empty.', required=True
@@ -43,11 +44,17 @@ _TRAIN_FLAGS: list[str] = []  # flags after --; filled before absl parses the ot
 
 
 def main() -> int:
+    if is_on_bucket(_OUTPUT.value):
+        raise UserError(
+            f'--output {_OUTPUT.value}: must be a folder; on a pod, of the mounted bucket'
+        )
     output = Path(_OUTPUT.value)
     output.mkdir(parents=True, exist_ok=True)
     if _PART.value == 'attention':
         _write_attention(output)
         return 0
+    if found := [path.name for path in output.iterdir()]:
+        raise UserError(f'--output {output}: has {found[0]}; give a new or empty folder')
     # Only children use the devices: a TPU belongs to one process.
     runs.run_to_end('tpu/accept.py', [f'--output={output}', '--part=attention'])
     machine, checks = _read_attention(output)
