@@ -185,7 +185,8 @@ class Embedder:
 
     def with_dimensions(self, dimensions: int) -> 'Embedder':
         """Returns an embedder of the first dimensions of the vectors, normalized again unless they
-        are compared by dot product, with the same parameters. It is for models that were trained so (Matryoshka, arXiv 2205.13147).
+        are compared by dot product, with the same parameters. It is for models that were trained
+        so (Matryoshka, arXiv 2205.13147).
 
         Raises:
           UserError: the vectors have fewer dimensions.
