@@ -112,7 +112,8 @@ def check_given_sizes(config: Mapping[str, Any], given: Collection[str]) -> None
                 f'--config.{key} has no effect, because {replacement}={value:g} replaces it: add '
                 f'--config.{replacement}=0'
             )
-    source = _find_source_with_epochs(config)
+    # A config that lacks sections is checked later.
+    source = _find_source_with_epochs(config) if 'data' in config else None
     if source and 'train.steps' in given:
         raise UserError(
             f'--config.train.steps has no effect, because data.sources.{source}.epochs replaces '
