@@ -9,7 +9,8 @@ the environment variable CPT_JAX_MODELS, and are skipped without it.
 
 Example:
   python benchmarks/fetch_models.py --folder ~/models
-  CPT_JAX_MODELS=~/models make oracles
+
+With these models: CPT_JAX_MODELS=~/models make oracles
 """
 
 import fnmatch

@@ -157,8 +157,9 @@ class Encoder(nnx.Module):
         pooling = POOLINGS[self.config.pooling]
         if pooling.reduce:
             h_RxSxD = self.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
-            is_pooled_RxS = None if unpooled is None else positions_RxS >= unpooled
-            return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT, is_pooled_RxS)
+            if unpooled is None:
+                return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT)
+            return pooling.reduce(h_RxSxD, segments_RxS, eos_BxT, positions_RxS >= unpooled)
         x_RxSxD = self._run_layers_but_last(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
         number = self.config.layers - 1
         is_local = self.config.is_local(number)

@@ -79,9 +79,10 @@ class Pooling(NamedTuple):
       mode: name in sentence-transformers.
       is_first_token: whether the vector is the state at the first token; False: at the closing
         delimiter or last token. Used only if `reduce` is None.
-      reduce: (float[R, S, D] states, int32[R, S] segments, int32[B, T] positions, bool[R, S]
-        whether a token is pooled, or None) -> float32[B, T, D]; None: the vector is a single
-        state, so that the last layer skips most of its work.
+      reduce: (float[R, S, D] states, int32[R, S] segments, int32[B, T] positions) -> float32[B, T,
+        D]. Only for models that leave their prompt out of the pooling, it gets a fourth argument:
+        bool[R, S], whether a token is pooled. None: the vector is a single state, so that the last
+        layer skips most of its work.
     """
 
     description: str

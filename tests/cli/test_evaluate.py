@@ -108,6 +108,7 @@ def test_killed_evaluation_resumes_at_the_next_shard(folder, uninterrupted):
         '.claims',
         'report',
         'results.json',
+        'scores',
     ]
     found = json.loads((folder / 'killed' / 'results.json').read_text())['tasks']
     assert all(

@@ -44,9 +44,13 @@ def embed(texts, side):
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def make_data() -> PairsToMine:
+    return PairsToMine(PAIRS, lambda: CORPUS, ())
+
+
 @pytest.fixture
 def data():
-    return PairsToMine(PAIRS, lambda: CORPUS, ())
+    return make_data()
 
 
 class Mining:
@@ -98,10 +102,11 @@ def test_with_stripped_texts_only_the_positives_are_left_out(tmp_path, data):
     assert 'An exception' in mining.get_negatives(mined, 3)
 
 
-@pytest.mark.parametrize('index', ['exact', 'hnsw', 'ivf'])
-def test_groups_of_queries_give_the_negatives_of_one_group(tmp_path, data, monkeypatch, index):
-    if index != 'exact':
-        pytest.importorskip('faiss')
+def test_groups_of_queries_give_the_negatives_of_one_group(tmp_path, data, monkeypatch):
+    check_groups_of_queries(tmp_path, data, monkeypatch, 'exact')
+
+
+def check_groups_of_queries(tmp_path, data, monkeypatch, index: str) -> None:
     rules = MiningRules(2, 30, 4, 1.2, sampling='random', seed=3)
     whole = Mining(tmp_path / 'whole', data, rules).mine()
     monkeypatch.setattr(miner, 'MOST_QUERIES', 7)

@@ -7,7 +7,7 @@ from etils import epath
 
 from cpt_jax.data.equality import EQUALITY_RULES
 from cpt_jax.mining.pairs_to_mine import open_pairs
-from cpt_jax.mining.text_table import build_text_table, compute_text_key
+from cpt_jax.mining.text_table import build_text_table, compute_merged_key
 from cpt_jax.runtime.errors import UserError
 from tests.data.sources.test_tfds_pairs import TinyPairs
 
@@ -92,7 +92,7 @@ def test_table_keeps_the_first_of_equal_texts(tmp_path, rule):
     kept = ['b', 'Ü \U0001f389', 'a', *([] if folds else ['B']), 'a\n b']
     assert table.read_texts(range(table.size)) == kept
     assert table.read_texts([2, 0]) == ['a', 'b']
-    keys = [compute_text_key(text, rule) for text in ('A', 'a', 'none', 'A B')]
+    keys = [compute_merged_key(text, rule) for text in ('A', 'a', 'none', 'A B')]
     found = table.find_keys(table.keys_N.dtype.type(keys))
     assert found.tolist() == ([2, 2, -1, 3] if folds else [-1, 2, -1, -1])
     other, _ = build_text_table(epath.Path(tmp_path / 'other'), [*texts[:-1], 'a b'], rule)

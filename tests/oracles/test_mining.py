@@ -10,6 +10,7 @@ from cpt_jax.mining.pair_index import index_pairs
 from cpt_jax.mining.pairs_to_mine import PairsToMine
 from cpt_jax.mining.rules import MiningRules
 from cpt_jax.mining.stored_vectors import StoredVectors
+from tests.mining.test_miner import check_groups_of_queries, make_data
 
 QUERIES, DOCUMENTS, WIDTH = 150, 400, 6
 
@@ -96,3 +97,8 @@ def test_negatives_are_those_of_sentence_transformers(tmp_path, theirs, ours):
         if rows:
             assert abs(mined.positive_scores_N[i] - rows[0][1]) < 1e-6
     assert len(expected) > QUERIES / 4
+
+
+@pytest.mark.parametrize('index', ['hnsw', 'ivf'])
+def test_groups_of_queries_give_the_negatives_of_one_group(tmp_path, monkeypatch, index):
+    check_groups_of_queries(tmp_path, make_data(), monkeypatch, index)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip('tree_sitter')
-
 from cpt_jax.data.files import find_input_files
 from cpt_jax.prepare.code_duplicates import find_duplicate_functions
 from cpt_jax.prepare.code_pairs import (

@@ -100,7 +100,7 @@ ALLOWED = {
     'evaluation__every_steps': 0, 'mesh__data': 2, 'loss__form': 'chunked', 'loss__chunks': 4,
     'model__remat': 'none',
     'model__attention': 'masked', 'model__layer_loop': 'scan', 'data__packed': False,
-    'model__gradient_sums': 'float32',
+    'model__gradient_sums': 'float32', 'loss__guide': 'v', 'loss__teacher': 'v',
     'data__rows': 4, 'data__row_choices': 2,
     'data__threads': 9, 'data__prefetch': 1, 'data__verify': True, 'data__token_cache_mib': 9,
 }  # fmt: skip

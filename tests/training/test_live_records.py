@@ -19,6 +19,14 @@ FLAGS = (
 STEPS = 20  # 5 seconds: the records are written three times
 
 
+def count_rows(run: RunDir) -> tuple[int, int]:
+    """Returns the numbers of rows in metrics.jsonl and of those in TensorBoard's files."""
+    if not run.metrics.exists() or not run.tensorboard.exists():
+        return 0, 0
+    events = sum(path.read_bytes().count(b'param_norm') for path in run.tensorboard.iterdir())
+    return run.metrics.read_bytes().count(b'\n'), events
+
+
 @pytest.mark.parametrize('storage', ['mount', 'bucket'])
 def test_reader_sees_each_row_soon_and_keeps_it_after_a_kill(
     config_file, tmp_path, request, storage
@@ -34,7 +42,7 @@ def test_reader_sees_each_row_soon_and_keeps_it_after_a_kill(
     reader = Program(SCRIPTS / 'read_records.py', reading, tmp_path, environment)
     run = RunDir(workdir)
     deadline = time.monotonic() + 100
-    while not run.metrics.exists() or run.metrics.read_bytes().count(b'\n') < STEPS:
+    while min(count_rows(run)) < STEPS:
         assert training.poll() is None, training.communicate()[0]
         assert reader.poll() is None, reader.communicate()[0]
         assert time.monotonic() < deadline
