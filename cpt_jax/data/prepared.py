@@ -10,6 +10,7 @@ from cpt_jax.storage.json_files import read_json_file
 
 SUMMARY_FILE = 'summary.json'
 INFO_FILE = 'dataset_info.json'
+_FIRST_VERSION_WITH_RULES = 2
 
 
 def is_prepared(directory: Path) -> bool:
@@ -63,6 +64,19 @@ class PreparedDirectory:
     def get_contents(self, split: str) -> str:
         """Returns a digest of all examples of a split."""
         return self._summary['contents'][split]
+
+    def list_rules(self, splits: Sequence[str]) -> list[tuple[str, int]]:
+        """Returns the pair rule and the number of pairs of each source, in the order of the pairs;
+        [] for a directory of the first version, whose runs go on with what they read.
+        """
+        if self._summary.get('version', 1) < _FIRST_VERSION_WITH_RULES:
+            return []
+        # The tasks, and so the shards, are in the order of the sources' names.
+        return [
+            (self._summary['config']['sources'][name]['pairs'], found['pairs'].get(split, 0))
+            for split in splits
+            for name, found in sorted(self._summary['sources'].items())
+        ]
 
     def load_documents(self, splits: Sequence[str]) -> np.ndarray:
         """Returns int64[documents + 1], as Source.documents, of splits that follow each other.
