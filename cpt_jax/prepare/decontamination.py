@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cpt_jax.data.pairs import digest_texts
+from cpt_jax.data.prepared import is_queries_only
 from cpt_jax.prepare.document import TextPair
 from cpt_jax.prepare.words import hash_words, iterate_windows, split_normalized_words
 from cpt_jax.storage.atomic_write import open_atomically
@@ -193,16 +194,23 @@ def _make_entry() -> dict[str, Any]:
 
 
 def report_contamination(
-    tests: BenchmarkTexts, parts: Iterable[Mapping[str, Mapping[str, Any]]]
+    tests: BenchmarkTexts, parts: Iterable[Mapping[str, Mapping[str, Any]]], documents: bool
 ) -> dict[str, Any]:
     """Returns the report of a data set, for summary.json.
 
     Args:
       tests: the test texts.
       parts: `Decontaminator.found` of each task.
+      documents: see Decontamination.
     """
     sets: dict[str, dict[str, Any]] = {
-        name: {**tests.notes[name], **_make_entry()} for name in tests.names
+        name: {
+            **tests.notes[name],
+            'searched': tests.notes[name]['texts'] - tests.notes[name]['short'],
+            'queries_only': is_queries_only(name, documents),
+            **_make_entry(),
+        }
+        for name in tests.names
     }
     for part in parts:
         for name, entry in part.items():
@@ -210,4 +218,9 @@ def report_contamination(
             sets[name]['negatives'] += entry['negatives']
             room = _EXAMPLES - len(sets[name]['examples'])
             sets[name]['examples'] += entry['examples'][:room]
-    return {'fingerprint': tests.fingerprint, 'sets': sets, 'not_covered': tests.not_covered}
+    return {
+        'fingerprint': tests.fingerprint,
+        'documents': documents,
+        'sets': sets,
+        'not_covered': tests.not_covered,
+    }

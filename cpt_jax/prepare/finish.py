@@ -140,7 +140,8 @@ def _report_contamination(plan: Preparation, folder: WorkFolder) -> dict[str, An
         read_json_file(folder.get_path('shards', rank, '.json'))['contamination']
         for rank in range(len(plan.tasks))
     )
-    return report_contamination(load_test_texts(get_benchmark_path(folder)), parts)
+    tests = load_test_texts(get_benchmark_path(folder))
+    return report_contamination(tests, parts, plan.decontamination.documents)
 
 
 def _write_metadata(plan: Preparation, output: Path, splits: Mapping[str, SplitShards]) -> None:

@@ -89,21 +89,26 @@ def test_planted_texts_are_found_and_nothing_else(data_dir, tmp_path):
     assert 'green ball' not in text and SHORT.lower() in text
     assert found['retrieval/scifact']['texts'] == 2 and found['retrieval/scifact']['pairs'] >= 2
     assert found['sts/STSBenchmark'] == {
-        'texts': 4, 'short': 1, 'pairs': found['sts/STSBenchmark']['pairs'], 'negatives': 0,
+        'texts': 4, 'short': 1, 'searched': 3, 'queries_only': False, 'negatives': 0,
+        'pairs': found['sts/STSBenchmark']['pairs'],
         'examples': found['sts/STSBenchmark']['examples'],
     }  # fmt: skip
     examples = [text for _, text in found['sts/STSBenchmark']['examples']]
     assert 'a man is slicing a ripe tomato slowly' in examples
     source = TfdsSource(path=str(tmp_path / 'output'), split='train')
+    scope = {'queries_only': False}
     assert find_cleaned_sources({'a': source, 'b': object()}) == {
-        'a': ['retrieval/scifact', 'sts/STSBenchmark']
+        'a': {
+            'retrieval/scifact': {'texts': 2, 'searched': 2} | scope,
+            'sts/STSBenchmark': {'texts': 4, 'searched': 3} | scope,
+        }
     }
     assert 'with texts of 2 test sets were removed' in source.summary()
     source = TfdsSource(path=str(tmp_path / 'plain'), split='train')
     assert find_cleaned_sources({'a': source}) == {'a': None}
     assert source.summary().endswith('not compared with test sets')
     card = (tmp_path / 'output/card.md').read_text()
-    assert '| retrieval/scifact | 2 | 0 |' in card
+    assert '| retrieval/scifact | 2 | 0 | all texts |' in card
 
 
 def test_documents_of_a_collection_may_be_kept(data_dir):
@@ -136,8 +141,15 @@ def test_written_hard_negatives_have_no_test_text(data_dir, tmp_path):
     section = {'path': str(tmp_path / 'a.jsonl'), 'reader': 'jsonl', 'text': 'x'}
     config = make_config(a=section | {'pairs': 'fields'})
     config['decontamination'] = {'data_dir': str(data_dir)}
+    config['decontamination']['documents'] = False
     config['output']['holdout'] = 0.0
     summary = prepare(config, tmp_path / 'output')
+    source = TfdsSource(path=str(tmp_path / 'output'), split='train')
+    assert {name: scope['queries_only'] for name, scope in source.searched_sets.items()} == {
+        'retrieval/scifact': True, 'sts/STSBenchmark': False
+    }  # fmt: skip
+    card = (tmp_path / 'output/card.md').read_text()
+    assert '| retrieval/scifact | 1 | 0 | queries only |' in card
     assert [pair.negatives for pair in read_pairs(tmp_path / 'output')] == [('no answer',)]
     assert summary['total']['dropped']['contaminated hard negative'] == 1
     assert summary['pairs'] == {'train': 1}

@@ -18,7 +18,7 @@ class DocumentSource:
 
     Attributes:
       split, fingerprint: those of the source of pairs.
-      is_prepared, removed_texts: see TfdsSource.
+      is_prepared, searched_sets: see TfdsSource.
       documents: None. Pieces of one document may share a batch, because a language model has no
         negatives.
     """
@@ -34,7 +34,7 @@ class DocumentSource:
         self.split = pairs.split
         self.fingerprint = pairs.fingerprint
         self.is_prepared = getattr(pairs, 'is_prepared', False)
-        self.removed_texts = getattr(pairs, 'removed_texts', None)
+        self.searched_sets = getattr(pairs, 'searched_sets', None)
 
     def __len__(self) -> int:
         return len(self._prepared or self._pieces or self._pairs)

@@ -56,8 +56,7 @@ class TfdsSource:
       is_prepared: whether launch/prepare.py wrote the dataset.
       rules: pair rule and number of pairs of each source of launch/prepare.py, in the order of the
         pairs; [] if they are unknown.
-      removed_texts: number of pairs that were removed by test set, if launch/prepare.py searched
-        for the texts of test sets; otherwise None.
+      searched_sets: see PreparedDirectory; None if launch/prepare.py is not the writer.
     """
 
     def __init__(
@@ -108,7 +107,7 @@ class TfdsSource:
             _check_whole_splits(path, prepared.splits, train_split, heldout_split)
         name = name or path
         self.is_prepared = prepared is not None
-        self.removed_texts = prepared.removed_texts if prepared else None
+        self.searched_sets = prepared.searched_sets if prepared else None
         self._removed_pairs = prepared.removed_pairs if prepared else 0
         self.rules: list[tuple[str, int]] = []
         self.documents: np.ndarray | None = None
@@ -249,9 +248,9 @@ class TfdsSource:
         """Returns a phrase about texts of test sets; '' if launch/prepare.py is not the writer."""
         if not self.is_prepared:
             return ''
-        if self.removed_texts is None:
+        if self.searched_sets is None:
             return '; not compared with test sets'
-        sets = len(self.removed_texts)
+        sets = len(self.searched_sets)
         return f'; {self._removed_pairs:,} with texts of {sets:,} test sets were removed'
 
 
