@@ -1,7 +1,7 @@
 """Finds the input files of a `path` in a config."""
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +38,17 @@ class InputFile(NamedTuple):
         return self.url or self.original or self.path
 
 
+def _is_never(name: str) -> bool:
+    del name
+    return False
+
+
 def find_input_files(
-    path: str, suffixes: Sequence[str], verify: bool = False, hidden: str = '_.'
+    path: str,
+    suffixes: Sequence[str],
+    verify: bool = False,
+    hidden: str = '_.',
+    is_companion: Callable[[str], bool] = _is_never,
 ) -> list[InputFile]:
     """Returns the files of a path, sorted by name.
 
@@ -53,13 +62,19 @@ def find_input_files(
       verify: whether to read the copies of remote files in full to find out whether they changed.
       hidden: characters with which the names of files and folders begin that are skipped in folders
         and patterns.
+      is_companion: function from the name of a file, without its folder, to whether it is found in
+        a folder although its suffix is another one.
 
     Raises:
       UserError: no file is found, or a file or folder cannot be read.
     """
+
+    def is_wanted(name: str) -> bool:
+        return name.endswith(tuple(suffixes)) or is_companion(Path(name).name)
+
     try:
         find = _find_remote_files if is_remote(path) else _find_local_files
-        files = find(path, suffixes, verify, hidden)
+        files = find(path, is_wanted, verify, hidden)
     except OSError as error:
         raise UserError(f'path: {path!r} cannot be read: {error.strerror}') from None
     if not files:
@@ -72,7 +87,7 @@ def find_input_files(
 
 
 def _find_local_files(
-    path: str, suffixes: Sequence[str], verify: bool, hidden: str
+    path: str, is_wanted: Callable[[str], bool], verify: bool, hidden: str
 ) -> list[InputFile]:
     del verify  # the files are not copied
     expanded = expand_home(path, 'path')
@@ -80,7 +95,7 @@ def _find_local_files(
         return [InputFile(expanded.name, expanded)]
     if expanded.is_dir():
         root = expanded
-        paths = [found for found in expanded.rglob('*') if found.name.endswith(tuple(suffixes))]
+        paths = [found for found in expanded.rglob('*') if is_wanted(found.name)]
     else:
         root = _find_fixed_folder(expanded)
         pattern = str(expanded.relative_to(root))
@@ -92,11 +107,11 @@ def _find_local_files(
 
 
 def _find_remote_files(
-    url: str, suffixes: Sequence[str], verify: bool, hidden: str
+    url: str, is_wanted: Callable[[str], bool], verify: bool, hidden: str
 ) -> list[InputFile]:
     found = RemoteFiles.find(url, 'path', must_exist=False)
     if found.kind == 'folder':
-        found = found.select(lambda name: name.endswith(tuple(suffixes)))
+        found = found.select(is_wanted)
     if found.kind != 'file':
         found = found.select(lambda name: not _is_hidden(name, hidden))
     if not found.files:

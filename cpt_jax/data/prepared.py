@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from cpt_jax.storage.json_files import read_json_file
 
 SUMMARY_FILE = 'summary.json'
 INFO_FILE = 'dataset_info.json'
+_FIRST_VERSION_WITH_RULES = 2
+# Kinds of test sets with documents that are relevant to a query.
+_KINDS_WITH_DOCUMENTS = ('retrieval', 'codesearch')
 
 
 def is_prepared(directory: Path) -> bool:
@@ -22,16 +26,25 @@ def get_starts_path(directory: Path, split: str) -> Path:
     return directory / f'documents-{split}.npy'
 
 
-def find_cleaned_sources(sources: Mapping[str, object]) -> dict[str, list[str] | None]:
-    """Returns the test sets whose texts were removed from each source that launch/prepare.py wrote,
-    by name; None if none were searched for.
+def is_queries_only(name: str, documents: bool) -> bool:
+    """Returns whether the relevant documents of a test set were not searched for.
+
+    Args:
+      name: name of the test set.
+      documents: `decontamination.documents` of launch/prepare.py.
     """
-    found: dict[str, list[str] | None] = {}
-    for name, source in sources.items():
-        if getattr(source, 'is_prepared', False):
-            removed = getattr(source, 'removed_texts', None)
-            found[name] = None if removed is None else sorted(removed)
-    return found
+    return not documents and name.partition('/')[0] in _KINDS_WITH_DOCUMENTS
+
+
+def find_cleaned_sources(
+    sources: Mapping[str, object],
+) -> dict[str, dict[str, dict[str, Any]] | None]:
+    """Returns `PreparedDirectory.searched_sets` of each source that launch/prepare.py wrote."""
+    return {
+        name: getattr(source, 'searched_sets', None)
+        for name, source in sources.items()
+        if getattr(source, 'is_prepared', False)
+    }
 
 
 class PreparedDirectory:
@@ -48,12 +61,23 @@ class PreparedDirectory:
         self.splits = tuple(self._summary.get('contents', ()))
 
     @property
-    def removed_texts(self) -> dict[str, int] | None:
-        """Number of removed pairs by test set whose texts were searched for; None if none were."""
+    def searched_sets(self) -> dict[str, dict[str, Any]] | None:
+        """For each test set whose texts were removed: `texts`, their number; `searched`, how many
+        of them are long enough; and `queries_only`. None if no texts were searched for.
+        """
         report = self._summary.get('decontamination')
         if report is None:
             return None
-        return {name: found['pairs'] for name, found in report['sets'].items()}
+        section = self._summary.get('config', {}).get('decontamination', {})
+        documents = section.get('documents', True)
+        return {
+            name: {
+                'texts': found['texts'],
+                'searched': found['texts'] - found['short'],
+                'queries_only': is_queries_only(name, documents),
+            }
+            for name, found in sorted(report['sets'].items())
+        }
 
     @property
     def removed_pairs(self) -> int:
@@ -63,6 +87,19 @@ class PreparedDirectory:
     def get_contents(self, split: str) -> str:
         """Returns a digest of all examples of a split."""
         return self._summary['contents'][split]
+
+    def list_rules(self, splits: Sequence[str]) -> list[tuple[str, int]]:
+        """Returns the pair rule and the number of pairs of each source, in the order of the pairs;
+        [] for a directory of the first version, whose runs go on with what they read.
+        """
+        if self._summary.get('version', 1) < _FIRST_VERSION_WITH_RULES:
+            return []
+        # The tasks, and so the shards, are in the order of the sources' names.
+        return [
+            (self._summary['config']['sources'][name]['pairs'], found['pairs'].get(split, 0))
+            for split in splits
+            for name, found in sorted(self._summary['sources'].items())
+        ]
 
     def load_documents(self, splits: Sequence[str]) -> np.ndarray:
         """Returns int64[documents + 1], as Source.documents, of splits that follow each other.

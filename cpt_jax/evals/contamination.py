@@ -4,16 +4,19 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 CLEANED = 'cleaned'
+PARTLY_CLEANED = 'partly cleaned'  # the reasons follow in parentheses
 NOT_CLEANED = 'not cleaned'
 UNKNOWN = 'unknown'
 
 
 def judge_contamination(settings: Mapping[str, Any], task: str) -> str:
-    """Returns CLEANED, NOT_CLEANED or UNKNOWN.
+    """Returns CLEANED, PARTLY_CLEANED with the reasons, NOT_CLEANED or UNKNOWN.
 
     A test set is cleaned if launch/prepare.py wrote every source of the run and removed its texts
-    from each of them, and the run began from scratch. It is not cleaned if a source was prepared
-    without this test set. Nothing is known of other sources, and of the data of a pretrained model.
+    from each of them, and the run began from scratch. It is partly cleaned if only its queries were
+    searched for, or some of its texts are too short to be searched for. It is not cleaned if a
+    source was prepared without this test set, or all its texts are too short. Nothing is known of
+    other sources, and of the data of a pretrained model.
 
     Args:
       settings: settings of the model in results.json.
@@ -25,8 +28,24 @@ def judge_contamination(settings: Mapping[str, Any], task: str) -> str:
     found = stored['sources']
     if any(task not in (sets or ()) for sets in found.values()):
         return NOT_CLEANED
+    # Older runs stored the names of the sets alone.
+    scopes = [sets[task] for sets in found.values() if isinstance(sets, Mapping)]
+    if any(scope['texts'] and not scope['searched'] for scope in scopes):
+        return NOT_CLEANED
     is_whole = found.keys() == settings.get('trained_on', {}).keys() and stored['from_scratch']
-    return CLEANED if is_whole else UNKNOWN
+    if not is_whole:
+        return UNKNOWN
+    limits = dict.fromkeys(limit for scope in scopes for limit in _list_limits(scope))
+    return f'{PARTLY_CLEANED} ({", ".join(limits)})' if limits else CLEANED
+
+
+def _list_limits(scope: Mapping[str, Any]) -> list[str]:
+    limits = []
+    if scope['queries_only']:
+        limits.append('queries only')
+    if scope['searched'] < scope['texts']:
+        limits.append(f'{scope["searched"]:,} of {scope["texts"]:,} texts')
+    return limits
 
 
 def describe_contamination(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
@@ -38,7 +57,8 @@ def describe_contamination(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[st
     states = {name: row.get('contamination', UNKNOWN) for name, row in rows.items()}
     if {*states.values()} <= {UNKNOWN}:
         return
-    for state in (CLEANED, NOT_CLEANED, UNKNOWN):
+    partly = sorted({state for state in states.values() if state.startswith(PARTLY_CLEANED)})
+    for state in (CLEANED, *partly, NOT_CLEANED, UNKNOWN):
         tasks = [name for name, found in states.items() if found == state]
         if tasks:
             yield f'texts of the test set in the training data: {state}: {", ".join(tasks)}'

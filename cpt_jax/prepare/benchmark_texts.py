@@ -1,11 +1,13 @@
 """The texts of the test sets that the evaluation program finds."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from cpt_jax.benchmark_data.beir import load_collection
 from cpt_jax.benchmark_data.senteval import SentEvalSet
-from cpt_jax.evals.registry import fetch_data_dir, find_tasks
+from cpt_jax.data.files import InputFile
+from cpt_jax.evals.registry import KINDS, fetch_data_dir, find_tasks
 from cpt_jax.evals.task import Task
 from cpt_jax.evals.tasks.bias import AssociationTest, read_test
 from cpt_jax.evals.tasks.codesearch import CodeSearch
@@ -15,6 +17,7 @@ from cpt_jax.evals.tasks.probe import Probe
 from cpt_jax.evals.tasks.retrieval import Retrieval
 from cpt_jax.evals.tasks.sts import Similarity
 from cpt_jax.evals.tasks.zeroshot import ZeroShot
+from cpt_jax.prepare.inputs import list_files
 from cpt_jax.runtime.errors import UserError
 
 
@@ -35,6 +38,19 @@ def find_test_sets(data_dir: str) -> dict[str, Task]:
             f'--data_dir {data_dir}: has no test set: give the folder that launch/evaluate.py reads'
         )
     return tasks
+
+
+def list_test_files(data_dir: str) -> list[InputFile]:
+    """Returns the files of the test sets in a data directory.
+
+    Raises:
+      UserError: see `find_test_sets`.
+    """
+    find_test_sets(data_dir)
+    root = fetch_data_dir(data_dir, ['*'])
+    assert root  # it is not None, because data_dir is not
+    # Other files of the directory, such as this program's output, are not read.
+    return list_files(Path(root), {kind.folder.split('/')[0] for kind in KINDS})
 
 
 def iterate_test_texts(task: Task, documents: bool = True) -> Iterator[str] | None:

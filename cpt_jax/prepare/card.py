@@ -54,20 +54,28 @@ def _format_contamination(report: Mapping[str, Any] | None) -> list[str]:
         return ['Not searched for: the data set was prepared without `--data_dir`.']
     lines = [
         'Pairs were removed that contain a whole test text of 5 to 13 words, or 13 consecutive '
-        'words of a longer one, whatever its case and punctuation. Test texts below 5 words are '
-        'too common to be removed.',
+        'words of a longer one, whatever its case and punctuation, and so were hard negatives, '
+        'whose pairs stayed. Test texts below 5 words are too common to be removed.',
         '',
-        '| test set | texts | below 5 words | pairs removed | first |',
-        '| --- | --- | --- | --- | --- |',
+        '| test set | texts | below 5 words | searched | pairs removed | negatives | first |',
+        '| --- | --- | --- | --- | --- | --- | --- |',
     ]
     for name, found in report['sets'].items():
         first = f'`{found["examples"][0][1]}`' if found['examples'] else ''
         lines.append(
-            f'| {name} | {found["texts"]:,} | {found["short"]:,} | {found["pairs"]:,} | {first} |'
+            f'| {name} | {found["texts"]:,} | {found["short"]:,} | {_describe_scope(found)} | '
+            f'{found["pairs"]:,} | '
+            f'{found["negatives"]:,} | {first} |'
         )
     if report['not_covered']:
         lines += ['', f'Not covered: {", ".join(report["not_covered"])}.']
     return lines
+
+
+def _describe_scope(found: Mapping[str, Any]) -> str:
+    if not found['searched']:
+        return 'nothing'
+    return 'queries only' if found['queries_only'] else 'all texts'
 
 
 def _format_consistency(report: Mapping[str, Any] | None) -> list[str]:

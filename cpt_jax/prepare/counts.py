@@ -22,7 +22,7 @@ class Counts:
       characters: characters of the items.
       unreadable: number of files and records that could not be read, by kind of problem.
       examples: 'where: detail' of the first of them, by kind.
-      dropped: number of items or pairs that were dropped, by reason.
+      dropped: number of items, pairs or hard negatives that were dropped, by reason.
       pairs: number of pairs that were written, by split.
       documents: number of documents with such pairs, by split.
     """

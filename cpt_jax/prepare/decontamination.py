@@ -7,13 +7,14 @@ Case, punctuation and white space do not count.
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cpt_jax.data.pairs import digest_texts
+from cpt_jax.data.prepared import is_queries_only
 from cpt_jax.prepare.document import TextPair
 from cpt_jax.prepare.words import hash_words, iterate_windows, split_normalized_words
 from cpt_jax.storage.atomic_write import open_atomically
@@ -141,7 +142,8 @@ class Decontaminator:
     """Finds test texts in the pairs of a task, and counts them.
 
     Attributes:
-      found: by test set, the number of pairs with one of its texts, and examples.
+      found: by test set, the number of pairs and of hard negatives with one of its texts, and
+        examples.
     """
 
     def __init__(self, tests: BenchmarkTexts):
@@ -157,32 +159,68 @@ class Decontaminator:
           pair: the pair.
           name: its name, for the examples.
         """
-        words_N = np.concatenate([self._hash_words(pair.x), self._hash_words(pair.y)])
-        found = self._tests.find(words_N)
+        return self._find((pair.x, pair.y), name, 'pairs')
+
+    def remove_negatives(self, pair: TextPair, name: str) -> TextPair:
+        """Returns a pair without the hard negatives that contain a test text.
+
+        Args:
+          pair: the pair.
+          name: its name, for the examples.
+        """
+        kept = tuple(
+            text
+            for i, text in enumerate(pair.negatives)
+            if not self._find((text,), f'{name}, negative {i}', 'negatives')
+        )
+        if len(kept) == len(pair.negatives):
+            return pair
+        return pair._replace(fields={**pair.fields, 'negatives': kept})
+
+    def _find(self, texts: Sequence[str], name: str, unit: str) -> bool:
+        """Returns whether texts, joined, contain a test text, and counts it as a `unit`."""
+        found = self._tests.find(np.concatenate([self._hash_words(text) for text in texts]))
         for index, (start, n) in found.items():
-            entry = self.found.setdefault(self._tests.names[index], {'pairs': 0, 'examples': []})
-            entry['pairs'] += 1
+            entry = self.found.setdefault(self._tests.names[index], _make_entry())
+            entry[unit] += 1
             if len(entry['examples']) < _EXAMPLES:
-                words = split_normalized_words(pair.x) + split_normalized_words(pair.y)
+                words = [word for text in texts for word in split_normalized_words(text)]
                 entry['examples'].append([name, ' '.join(words[start : start + n])])
         return bool(found)
 
 
+def _make_entry() -> dict[str, Any]:
+    return {'pairs': 0, 'negatives': 0, 'examples': []}
+
+
 def report_contamination(
-    tests: BenchmarkTexts, parts: Iterable[Mapping[str, Mapping[str, Any]]]
+    tests: BenchmarkTexts, parts: Iterable[Mapping[str, Mapping[str, Any]]], documents: bool
 ) -> dict[str, Any]:
     """Returns the report of a data set, for summary.json.
 
     Args:
       tests: the test texts.
       parts: `Decontaminator.found` of each task.
+      documents: see Decontamination.
     """
     sets: dict[str, dict[str, Any]] = {
-        name: {**tests.notes[name], 'pairs': 0, 'examples': []} for name in tests.names
+        name: {
+            **tests.notes[name],
+            'searched': tests.notes[name]['texts'] - tests.notes[name]['short'],
+            'queries_only': is_queries_only(name, documents),
+            **_make_entry(),
+        }
+        for name in tests.names
     }
     for part in parts:
         for name, entry in part.items():
             sets[name]['pairs'] += entry['pairs']
+            sets[name]['negatives'] += entry['negatives']
             room = _EXAMPLES - len(sets[name]['examples'])
             sets[name]['examples'] += entry['examples'][:room]
-    return {'fingerprint': tests.fingerprint, 'sets': sets, 'not_covered': tests.not_covered}
+    return {
+        'fingerprint': tests.fingerprint,
+        'documents': documents,
+        'sets': sets,
+        'not_covered': tests.not_covered,
+    }

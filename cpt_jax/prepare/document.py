@@ -54,3 +54,13 @@ class TextPair(NamedTuple):
     x: str
     y: str
     fields: Mapping[str, Any] = {}
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """The hard negatives in `fields`; () if the field has something else than texts."""
+        found = self.fields.get('negatives')
+        if isinstance(found, str):
+            return (found,)
+        if not isinstance(found, (list, tuple)):
+            return ()
+        return tuple(text for text in found if isinstance(text, str))

@@ -43,13 +43,12 @@ def encode_example(pair: TextPair, name: str, source: str, fields: Sequence[str]
     """
     from tensorflow_datasets.proto import tf_example_pb2
 
-    negatives = pair.fields.get('negatives') or ()
     values: dict[str, list[Any]] = {
         'x': [pair.x],
         'y': [pair.y],
         'id': [name],
         'source': [source],
-        'negatives': [text for text in negatives if isinstance(text, str)],
+        'negatives': list(pair.negatives),
         **{field: [_to_text(pair.fields.get(field))] for field in fields},
     }
     example = tf_example_pb2.Example()

@@ -14,7 +14,7 @@ from cpt_jax.prepare.consistency import CONSISTENT, summarize_ranks
 from cpt_jax.prepare.counts import Counts, add_counts
 from cpt_jax.prepare.decontamination import load_test_texts, report_contamination
 from cpt_jax.prepare.examples import make_features
-from cpt_jax.prepare.plan import Preparation
+from cpt_jax.prepare.plan import PREPARE_VERSION, Preparation
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
 from cpt_jax.prepare.write import SPLITS, get_benchmark_path
 from cpt_jax.runtime.errors import UserError
@@ -115,6 +115,7 @@ def _make_summary(
     plan: Preparation, splits: Mapping[str, SplitShards], counts: Mapping[str, Counts]
 ) -> dict[str, Any]:
     return {
+        'version': PREPARE_VERSION,
         'preparation': plan.fingerprint,
         'contents': {split: shards.contents for split, shards in splits.items()},
         'pairs': {split: sum(shards.lengths) for split, shards in splits.items()},
@@ -139,7 +140,8 @@ def _report_contamination(plan: Preparation, folder: WorkFolder) -> dict[str, An
         read_json_file(folder.get_path('shards', rank, '.json'))['contamination']
         for rank in range(len(plan.tasks))
     )
-    return report_contamination(load_test_texts(get_benchmark_path(folder)), parts)
+    tests = load_test_texts(get_benchmark_path(folder))
+    return report_contamination(tests, parts, plan.decontamination.documents)
 
 
 def _write_metadata(plan: Preparation, output: Path, splits: Mapping[str, SplitShards]) -> None:

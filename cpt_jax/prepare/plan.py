@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cpt_jax.data.files import InputFile, digest_file_states, find_input_files
+from cpt_jax.data.files import digest_file_states
 from cpt_jax.data.pairs import digest_texts
+from cpt_jax.prepare.benchmark_texts import list_test_files
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
-from cpt_jax.prepare.readers.compressed import COMPRESSIONS
+from cpt_jax.prepare.inputs import SourceFiles, digest_model, find_source_files
+from cpt_jax.prepare.neighbours import load_counter
 from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
 from cpt_jax.prepare.settings import (
     Consistency,
@@ -26,9 +28,10 @@ from cpt_jax.runs.config import build, check_section, to_json_values
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file, write_json
 from cpt_jax.storage.paths import is_remote
+from cpt_jax.storage.remote import expand_home
 
 # Increment when a change to the code changes what is made of the same files.
-PREPARE_VERSION = 1
+PREPARE_VERSION = 2
 PLAN_FILE = 'plan.json'
 SECTIONS = ('filters', 'duplicates', 'decontamination', 'consistency', 'output')
 _MB = 1_000_000
@@ -110,7 +113,7 @@ class Preparation:
       sources: rules of each source, by name.
       tasks: tasks of all sources, in order.
       partitions: number of tasks that look for duplicates.
-      inputs: digest of the states of all input files.
+      inputs: digest of the states of all input files, the tokenizer, the test sets and the model.
     """
 
     config: Mapping[str, Any]
@@ -206,29 +209,54 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
         )
     if not config.get('sources'):
         raise UserError('config key sources is missing or empty: name at least one source')
-    tokenizer_path = dict(config.get('tokenizer', {})).get('path', '')
+    section = config.get('decontamination')
+    if isinstance(section, dict) and isinstance(section.get('data_dir'), str):
+        section['data_dir'] = _make_absolute(section['data_dir'])
+    tokenizer_path = _make_absolute(dict(config.get('tokenizer', {})).get('path', ''))
     sources = {}
-    files: dict[str, list[InputFile]] = {}
+    found: dict[str, SourceFiles] = {}
     for name, section in sorted(config['sources'].items()):
         sources[name] = parse_source(name, section, tokenizer_path)
-        files[name] = _find_files(name, section['path'], sources[name])
+        rules = sources[name]
+        found[name] = find_source_files(name, section['path'], rules.reader, rules.reader_arguments)
     output = build(Output, 'output', config.get('output', {}))
     sized = {
-        name: [PlannedFile(file.name, str(file.path), file.path.stat().st_size) for file in found]
-        for name, found in files.items()
+        name: [
+            PlannedFile(file.name, str(file.path.absolute()), size)
+            for file, size in zip(each.files, each.measure(), strict=True)
+        ]
+        for name, each in found.items()
     }
-    total = sum(file.size for found in sized.values() for file in found)
+    total = sum(file.size for files in sized.values() for file in files)
     task_bytes = output.shard_mb * _MB or min(max(total / 1000, 4 * _MB), 256 * _MB)
     tasks = [
         ShardTask(name, group)
         for name in sources
         for group in _group_files(sized[name], task_bytes)
     ]
-    inputs = digest_texts(*(digest_file_states(files[name]) for name in sources))
-    plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, inputs)
+    plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, '')
     # These raise for a bad value, before any work is done.
     _ = plan.filters, plan.duplicates, plan.decontamination, plan.consistency
-    return plan
+    digests = [found[name].digest for name in sources]
+    return dataclasses.replace(plan, inputs=digest_texts(*digests, *_digest_other_inputs(plan)))
+
+
+def _digest_other_inputs(plan: Preparation) -> Iterator[str]:
+    """Yields digests of the tokenizer, the test sets and the model that a preparation uses."""
+    for rules in plan.sources.values():
+        if rules.pair_arguments.get('piece_tokens'):
+            yield load_counter(rules.pair_arguments['tokenizer_path']).fingerprint
+    if plan.decontamination.data_dir:
+        yield digest_file_states(list_test_files(plan.decontamination.data_dir))
+    if plan.consistency.model:
+        yield digest_model(plan.consistency.model)
+
+
+def _make_absolute(path: str) -> str:
+    """Returns a path of the config as it is in every working directory; '' and URLs stay."""
+    if not path or is_remote(path):
+        return path
+    return str(expand_home(path, 'path').absolute())
 
 
 def parse_source(name: str, section: Mapping[str, Any], tokenizer_path: str) -> SourceRules:
@@ -275,33 +303,6 @@ def parse_source(name: str, section: Mapping[str, Any], tokenizer_path: str) -> 
 
 
 _SOURCE_KEYS = ('reader', 'path', 'pairs')
-
-
-def _find_files(name: str, path: str, rules: SourceRules) -> list[InputFile]:
-    suffixes = [
-        suffix + compression
-        for suffix in READERS[rules.reader].suffixes
-        for compression in COMPRESSIONS
-    ]
-    try:
-        found = find_input_files(path, suffixes, hidden=READERS[rules.reader].hidden)
-    except UserError as error:
-        raise UserError(f'sources.{name}.{error}') from None
-    if is_file(path):
-        return found
-    accepts = READERS[rules.reader].accepts
-    accepted = [file for file in found if accepts(file.name, **rules.reader_arguments)]
-    if not accepted:
-        raise UserError(
-            f'sources.{name}.path: {path!r} has {len(found):,} files and none that reader '
-            f'{rules.reader!r} reads'
-        )
-    return accepted
-
-
-def is_file(path: str) -> bool:
-    """Returns whether a path names a single local file, which is read whatever its name."""
-    return not is_remote(path) and Path(path).expanduser().is_file()
 
 
 def _group_files(

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from cpt_jax.prepare import code_pairs, fields, neighbours, source_trees
+from cpt_jax.prepare import code_pairs, fields, licenses, neighbours, source_trees
 from cpt_jax.prepare.document import Document, TextPair, Unreadable
 from cpt_jax.prepare.readers import (
     json_lines,
@@ -27,6 +27,8 @@ class Reader(NamedTuple):
       accepts: function from the name of a file of a folder, and the arguments of `read`, to whether
         it is read.
       hidden: characters with which names begin that are skipped in folders and patterns.
+      is_companion: function from the name of a file, without its folder, to whether `read` opens it
+        together with a file that it is called for, such as the license of a folder.
     """
 
     read: Callable[..., Iterator[Document | Unreadable]]
@@ -34,6 +36,7 @@ class Reader(NamedTuple):
     check: Callable[..., None] = lambda **arguments: None
     accepts: Callable[..., bool] = lambda name, **arguments: True
     hidden: str = '_.'
+    is_companion: Callable[[str], bool] = lambda name: False
 
 
 class PairRule(NamedTuple):
@@ -56,7 +59,12 @@ READERS = {
     'jsonl': Reader(json_lines.read_json_documents, json_lines.SUFFIXES),
     'parquet': Reader(parquet.read_parquet_file, parquet.SUFFIXES),
     'csv': Reader(tables.read_table, tables.SUFFIXES, tables.check_table_reader),
-    'tfds': Reader(tfds_texts.read_tfds_shard, ('',), accepts=tfds_texts.is_shard),
+    'tfds': Reader(
+        tfds_texts.read_tfds_shard,
+        ('',),
+        accepts=tfds_texts.is_shard,
+        is_companion=tfds_texts.FEATURES_FILE.__eq__,
+    ),
     'web': Reader(
         web_archives.read_web_archive, web_archives.SUFFIXES, web_archives.check_web_archives
     ),
@@ -66,10 +74,16 @@ READERS = {
         source_trees.check_source_reader,
         source_trees.is_source,
         source_trees.HIDDEN,
+        licenses.is_license_file,
     ),
     'nli': Reader(supervised.read_nli, supervised.NLI_SUFFIXES),
     'dpr': Reader(supervised.read_dpr, supervised.DPR_SUFFIXES),
-    'beir': Reader(supervised.read_beir, ('.tsv',), accepts=supervised.is_beir_split),
+    'beir': Reader(
+        supervised.read_beir,
+        ('.tsv',),
+        accepts=supervised.is_beir_split,
+        is_companion=supervised.is_beir_companion,
+    ),
 }
 PAIR_RULES = {
     'neighbours': PairRule(neighbours.pair_neighbours, neighbours.check_neighbours),

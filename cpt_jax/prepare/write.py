@@ -24,6 +24,8 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import write_json
 
 SPLITS = ('train', 'test')
+# Reason of a dropped hard negative. Its pair stays.
+CONTAMINATED_NEGATIVE = 'contaminated hard negative'
 
 
 def get_benchmark_path(folder: WorkFolder) -> Path:
@@ -88,8 +90,12 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
                 name = f'{document.identity}:{i}'
                 if cleaner and cleaner.is_contaminated(pair, f'{source} {name}'):
                     counts.dropped['contaminated'] += 1
-                else:
-                    examples.append(encode_example(pair, name, source, plan.output.fields))
+                    continue
+                if cleaner:
+                    before = len(pair.negatives)
+                    pair = cleaner.remove_negatives(pair, f'{source} {name}')
+                    counts.dropped[CONTAMINATED_NEGATIVE] += before - len(pair.negatives)
+                examples.append(encode_example(pair, name, source, plan.output.fields))
             # Unrelated pairs of a document may be in one batch: each counts as a document.
             is_unrelated = plan.sources[source].unit == 'y'
             for part in [[example] for example in examples] if is_unrelated else [examples]:

@@ -80,8 +80,9 @@ class Provenance:
       base: base of the adapters; None if the run does not train adapters.
       own_tokenizer: `PretrainedTokenizer.settings` of a run whose texts have the special tokens and
         prompts of a pretrained model; None if they have delimiters or a template.
-      cleaned: name of each source that launch/prepare.py wrote -> names of the test sets whose
-        texts were removed from it; None if none were searched for.
+      cleaned: name of each source that launch/prepare.py wrote -> test sets whose texts were
+        removed from it, by name, with `texts`, `searched` and `queries_only` (data/prepared.py), or
+        names alone in older runs; None if none were searched for.
       merged: model, weight and method of each part that launch/merge.py merged; None if the
         parameters were trained.
     """
@@ -95,7 +96,9 @@ class Provenance:
     pretrained: Mapping[str, Any] | None = None
     base: Base | None = None
     own_tokenizer: Mapping[str, Any] | None = None
-    cleaned: Mapping[str, list[str] | None] = dataclasses.field(default_factory=dict)
+    cleaned: Mapping[str, Mapping[str, Any] | list[str] | None] = dataclasses.field(
+        default_factory=dict
+    )
     merged: list[dict[str, Any]] | None = None
 
     @classmethod

@@ -3,6 +3,11 @@ import pytest
 from cpt_jax.evals.contamination import describe_contamination, judge_contamination
 
 
+def make_scope(searched=5, queries_only=False):
+    """Returns the test set STS12 as a run stores it."""
+    return {'sts/STS12': {'texts': 5, 'searched': searched, 'queries_only': queries_only}}
+
+
 @pytest.mark.parametrize(
     ('sources', 'from_scratch', 'state'),
     [
@@ -12,6 +17,15 @@ from cpt_jax.evals.contamination import describe_contamination, judge_contaminat
         ({'a': ['sts/STS12'], 'b': ['sts/STS13']}, True, 'not cleaned'),
         ({'a': None}, True, 'not cleaned'),
         ({}, True, 'unknown'),
+        (dict.fromkeys('ab', make_scope()), True, 'cleaned'),
+        (dict.fromkeys('ab', make_scope(searched=0)), True, 'not cleaned'),
+        (dict.fromkeys('ab', make_scope(searched=4)), True, 'partly cleaned (4 of 5 texts)'),
+        (
+            {'a': make_scope(), 'b': make_scope(queries_only=True)},
+            True,
+            'partly cleaned (queries only)',
+        ),
+        (dict.fromkeys('ab', make_scope(queries_only=True)), False, 'unknown'),
     ],
 )
 def test_states(sources, from_scratch, state):
@@ -27,3 +41,7 @@ def test_lines_name_the_tasks_of_each_state():
         'cleaned: a', 'not cleaned: b', 'unknown: c'
     ]  # fmt: skip
     assert not [*describe_contamination({'c': {}})]
+    partly = {'d': {'contamination': 'partly cleaned (queries only)'}}
+    assert [line.partition('data: ')[2] for line in describe_contamination(rows | partly)][1] == (
+        'partly cleaned (queries only): d'
+    )

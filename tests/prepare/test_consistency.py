@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
-from cpt_jax.prepare import stages
+from cpt_jax.prepare import plan, stages
 from cpt_jax.prepare.consistency import _get_bins, _name_bin
 from cpt_jax.prepare.run import prepare
 from cpt_jax.runtime.errors import UserError
@@ -23,6 +23,7 @@ def embed_numbers(texts, side):
 def config(tmp_path, monkeypatch):
     """A config for pairs of equal numbers, of which a fifth were shuffled."""
     monkeypatch.setattr(stages, 'load_model', lambda reference: embed_numbers)
+    monkeypatch.setattr(plan, 'digest_model', lambda reference: 'digest')
     rows = [{'id': i, 'x': f'x {i}', 'y': f'y {(i + 30) % PAIRS if i % 5 == 0 else i}'}
             for i in range(PAIRS)]  # fmt: skip
     (tmp_path / 'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
@@ -57,6 +58,7 @@ def test_a_stopped_filter_goes_on(config, tmp_path, monkeypatch):
         prepare(config, tmp_path / 'output')
     monkeypatch.undo()
     monkeypatch.setattr(stages, 'load_model', lambda reference: embed_numbers)
+    monkeypatch.setattr(plan, 'digest_model', lambda reference: 'digest')
     assert prepare(config, tmp_path / 'output')['contents'] == whole['contents']
 
 

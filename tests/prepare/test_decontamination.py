@@ -7,11 +7,18 @@ from cpt_jax.data.prepared import find_cleaned_sources
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.evals.registry import KINDS, find_tasks
 from cpt_jax.prepare import benchmark_texts
-from cpt_jax.prepare.decontamination import index_test_texts
+from cpt_jax.prepare.decontamination import Decontaminator, index_test_texts
+from cpt_jax.prepare.document import TextPair
 from cpt_jax.prepare.run import prepare
 from cpt_jax.prepare.words import hash_words, iterate_windows, split_normalized_words
 from cpt_jax.runtime.errors import UserError
-from tests.prepare.helpers import get_texts, make_config, make_document, write_texts
+from tests.prepare.helpers import (
+    get_texts,
+    make_config,
+    make_document,
+    read_pairs,
+    write_texts,
+)
 
 CLAIM = 'Zinc slows the growth of cortical neurons in ageing mice.'
 ABSTRACT = (
@@ -82,21 +89,26 @@ def test_planted_texts_are_found_and_nothing_else(data_dir, tmp_path):
     assert 'green ball' not in text and SHORT.lower() in text
     assert found['retrieval/scifact']['texts'] == 2 and found['retrieval/scifact']['pairs'] >= 2
     assert found['sts/STSBenchmark'] == {
-        'texts': 4, 'short': 1, 'pairs': found['sts/STSBenchmark']['pairs'],
+        'texts': 4, 'short': 1, 'searched': 3, 'queries_only': False, 'negatives': 0,
+        'pairs': found['sts/STSBenchmark']['pairs'],
         'examples': found['sts/STSBenchmark']['examples'],
     }  # fmt: skip
     examples = [text for _, text in found['sts/STSBenchmark']['examples']]
     assert 'a man is slicing a ripe tomato slowly' in examples
     source = TfdsSource(path=str(tmp_path / 'output'), split='train')
+    scope = {'queries_only': False}
     assert find_cleaned_sources({'a': source, 'b': object()}) == {
-        'a': ['retrieval/scifact', 'sts/STSBenchmark']
+        'a': {
+            'retrieval/scifact': {'texts': 2, 'searched': 2} | scope,
+            'sts/STSBenchmark': {'texts': 4, 'searched': 3} | scope,
+        }
     }
     assert 'with texts of 2 test sets were removed' in source.summary()
     source = TfdsSource(path=str(tmp_path / 'plain'), split='train')
     assert find_cleaned_sources({'a': source}) == {'a': None}
     assert source.summary().endswith('not compared with test sets')
     card = (tmp_path / 'output/card.md').read_text()
-    assert '| retrieval/scifact | 2 | 0 |' in card
+    assert '| retrieval/scifact | 2 | 0 | all texts |' in card
 
 
 def test_documents_of_a_collection_may_be_kept(data_dir):
@@ -109,6 +121,38 @@ def test_a_text_across_the_end_of_x_is_found():
     tests = index_test_texts({'set': ['one two three four five']})
     assert tests.find(hash_words('zero one two three four five six')) == {0: (1, 5)}
     assert tests.find(hash_words('one two three four six five')) == {}
+
+
+def test_hard_negatives_with_a_test_text_are_removed():
+    cleaner = Decontaminator(index_test_texts({'set': ['one two three four five']}))
+    pair = TextPair('x', 'y', {'negatives': ['a b', 'Zero, one two three four five!', 'six']})
+    assert not cleaner.is_contaminated(pair, 'a')
+    assert cleaner.remove_negatives(pair, 'a').negatives == ('a b', 'six')
+    assert cleaner.found['set'] == {
+        'pairs': 0, 'negatives': 1, 'examples': [['a, negative 1', 'one two three four five']]
+    }  # fmt: skip
+    clean = pair._replace(fields={'negatives': ['a']})
+    assert cleaner.remove_negatives(clean, 'a') is clean
+
+
+def test_written_hard_negatives_have_no_test_text(data_dir, tmp_path):
+    row = {'x': 'a question', 'y': 'an answer', 'negatives': [SENTENCES[0], 'no answer']}
+    (tmp_path / 'a.jsonl').write_text(json.dumps(row))
+    section = {'path': str(tmp_path / 'a.jsonl'), 'reader': 'jsonl', 'text': 'x'}
+    config = make_config(a=section | {'pairs': 'fields'})
+    config['decontamination'] = {'data_dir': str(data_dir)}
+    config['decontamination']['documents'] = False
+    config['output']['holdout'] = 0.0
+    summary = prepare(config, tmp_path / 'output')
+    source = TfdsSource(path=str(tmp_path / 'output'), split='train')
+    assert {name: scope['queries_only'] for name, scope in source.searched_sets.items()} == {
+        'retrieval/scifact': True, 'sts/STSBenchmark': False
+    }  # fmt: skip
+    card = (tmp_path / 'output/card.md').read_text()
+    assert '| retrieval/scifact | 1 | 0 | queries only |' in card
+    assert [pair.negatives for pair in read_pairs(tmp_path / 'output')] == [('no answer',)]
+    assert summary['total']['dropped']['contaminated hard negative'] == 1
+    assert summary['pairs'] == {'train': 1}
 
 
 def test_windows_are_those_of_a_loop():

@@ -1,5 +1,6 @@
 import gzip
 import json
+import zlib
 
 import numpy as np
 import pyarrow
@@ -134,6 +135,56 @@ def test_broken_web_records_are_named(tmp_path, change, whole, problem):
     assert len(found) - len(bad) == whole
     assert [each.kind for each in bad] == [problem] * bool(problem)
     assert all(each.where.startswith('a.warc.gz, record ') for each in bad)
+
+
+def chunk(body: bytes) -> bytes:
+    """Returns a body in chunks of 50 bytes."""
+    parts = [body[i : i + 50] for i in range(0, len(body), 50)]
+    return b''.join(b'%x\r\n%s\r\n' % (len(part), part) for part in parts) + b'0\r\n\r\n'
+
+
+def compress_brotli(body: bytes) -> bytes:
+    return pyarrow.Codec('brotli').compress(body, asbytes=True)
+
+
+@pytest.mark.parametrize(
+    ('headers', 'encode', 'problem'),
+    [
+        ('Content-Encoding: gzip', gzip.compress, None),
+        ('content-encoding: br', compress_brotli, None),
+        ('Content-Encoding: deflate', lambda body: zlib.compress(body)[2:-4], None),
+        ('Transfer-Encoding: chunked', chunk, None),
+        (
+            'Transfer-Encoding: chunked\r\nContent-Encoding: gzip',
+            lambda body: chunk(gzip.compress(body)),
+            None,
+        ),
+        ('Content-Encoding: gzip', bytes, None),  # stored decoded
+        ('Transfer-Encoding: chunked', bytes, None),
+        ('Content-Encoding: utf-8', bytes, None),
+        ('Content-Encoding: gzip', lambda body: gzip.compress(body)[:-20], 'truncated record'),
+        ('Content-Encoding: gzip', lambda body: b'nonsense', 'broken content encoding'),
+        ('Content-Encoding: br', lambda body: b'nonsense', 'broken content encoding'),
+        ('Transfer-Encoding: chunked', lambda body: chunk(body)[:-9], 'truncated record'),
+        ('Content-Encoding: gzip', lambda body: gzip.compress(body * 9), 'longer than 0.01 MB'),
+    ],
+)
+def test_bodies_of_pages_are_decoded(tmp_path, headers, encode, problem):
+    def make_response(body: bytes, headers: str) -> bytes:
+        http = f'HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n{headers}\r\n\r\n'
+        kind = 'Content-Type: application/http; msgtype=response'
+        return make_record(http.encode() + body, 'response', kind)
+
+    text = TEXTS[0].replace('\n\n', ' ')
+    body = f'<html><body><main><p>{text}</p></main></body></html>'.encode() + b' ' * 1000
+    records = [make_response(encode(body), headers), make_response(body, 'X: y')]
+    (tmp_path / 'a.warc').write_bytes(b''.join(records))
+    first, second = read_web_archive(tmp_path / 'a.warc', 'a.warc', max_document_mb=0.01)
+    assert second.text.strip() == text  # whatever the first record is
+    if problem:
+        assert first.kind == problem and first.where == 'a.warc, record 1'
+    else:
+        assert first.text.strip() == text
 
 
 @pytest.mark.parametrize('form', ['parquet', 'tfds'])

@@ -23,7 +23,15 @@ def test_report_is_one_page_about_the_data_set(tmp_path):
     assert sorted((each['x'][0], each['y'][0]) for each in examples) == get_texts(output)
 
     summary['decontamination'] = {
-        'sets': {'sts/STS12': {'texts': 7, 'short': 1, 'pairs': 2, 'examples': [['a', '<b> c']]}}
+        'sets': {
+            'sts/STS12': {
+                'texts': 7,
+                'short': 1,
+                'pairs': 2,
+                'negatives': 0,
+                'examples': [['a', '<b> c']],
+            }
+        }
     }
     summary['consistency'] = {'ranks': {'1': 5, '2': 1}}
     summary['total']['unreadable'] = {'not text': 1}

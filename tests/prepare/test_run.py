@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ import tensorflow_datasets as tfds
 
 from cpt_jax.data.cutting import Cut
 from cpt_jax.data.mixture import make_batches, make_sources
+from cpt_jax.data.sources.documents import DocumentSource
+from cpt_jax.data.sources.prepared_texts import PreparedTexts
+from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.prepare import executors, stages
 from cpt_jax.prepare.neighbours import CharacterCounter
 from cpt_jax.prepare.run import prepare
@@ -86,9 +90,47 @@ def _read_ids(output, split):
     return [example['id'].decode() for example in data]
 
 
-def test_prepared_rows_are_not_checked_again(prepared, monkeypatch):
-    from cpt_jax.data.sources.tfds_pairs import TfdsSource
+def test_a_language_model_reads_each_piece_once(prepared, tmp_path):
+    pieces = []
+    for i in range(30):
+        pieces += Cut(160, 20).split(make_document(i), CharacterCounter())
+    texts = []
+    for split in ('train', 'heldout'):
+        source = DocumentSource(TfdsSource(path=str(prepared), split=split))
+        texts += [source[i].x for i in range(len(source))]
+        assert f'{len(source):,} texts (pieces)' in source.summary()
+    assert sorted(texts) == sorted(pieces)
+    whole = DocumentSource(TfdsSource(path=str(prepared), split='all'))
+    assert [whole[i].x for i in range(len(whole))] == texts
+    # A data set of the first version is read as its runs have read it.
+    old = shutil.copytree(prepared, tmp_path / 'old')
+    summary = json.loads((old / 'summary.json').read_text())
+    del summary['version']
+    (old / 'summary.json').write_text(json.dumps(summary))
+    pairs = TfdsSource(path=str(old), split='train')
+    assert len(DocumentSource(pairs)) == len(pairs)
 
+
+def test_texts_of_several_rules():
+    documents = np.array([0, 2, 3, 4, 6, 7])
+    texts = PreparedTexts(
+        [('fields', 2), ('neighbours', 2), ('a', 0), ('neighbours', 3)], documents
+    )
+    assert [texts.locate(i) for i in range(len(texts))] == [
+        (0, 'both'), (1, 'both'), (2, 'x'), (2, 'y'), (3, 'x'), (3, 'y'), (4, 'x'), (5, 'x'),
+        (5, 'y'), (6, 'x'), (6, 'y'),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'splits', [{'train_split': 'train[:95%]'}, {'heldout_split': 'train[95%:]'}]
+)
+def test_a_part_of_a_split_is_an_error(prepared, splits):
+    with pytest.raises(UserError, match=f'{next(iter(splits))}=.* which are read as a whole'):
+        TfdsSource(path=str(prepared), split='train', **splits)
+
+
+def test_prepared_rows_are_not_checked_again(prepared, monkeypatch):
     monkeypatch.setattr(TfdsSource, '_index_rows', lambda self: 1 / 0)
     source = TfdsSource(path=str(prepared), split='train')
     assert len(source.fingerprint) == 32 and len(source) > 50

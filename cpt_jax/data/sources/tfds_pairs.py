@@ -54,8 +54,9 @@ class TfdsSource:
       most_positives: see RowSource. A run whose texts have one id does not compare positives, and
         neither do the rows of launch/prepare.py.
       is_prepared: whether launch/prepare.py wrote the dataset.
-      removed_texts: number of pairs that were removed by test set, if launch/prepare.py searched
-        for the texts of test sets; otherwise None.
+      rules: pair rule and number of pairs of each source of launch/prepare.py, in the order of the
+        pairs; [] if they are unknown.
+      searched_sets: see PreparedDirectory; None if launch/prepare.py is not the writer.
     """
 
     def __init__(
@@ -101,11 +102,14 @@ class TfdsSource:
         prepared = PreparedDirectory(directory) if directory and is_prepared(directory) else None
         if prepared:
             negatives = negatives or 'negatives'
-            heldout_split = heldout_split if heldout_split in prepared.splits else ''
+            if heldout_split == 'test' and 'test' not in prepared.splits:
+                heldout_split = ''  # the default, and no document was held out
+            _check_whole_splits(path, prepared.splits, train_split, heldout_split)
         name = name or path
         self.is_prepared = prepared is not None
-        self.removed_texts = prepared.removed_texts if prepared else None
+        self.searched_sets = prepared.searched_sets if prepared else None
         self._removed_pairs = prepared.removed_pairs if prepared else 0
+        self.rules: list[tuple[str, int]] = []
         self.documents: np.ndarray | None = None
         self._x = x
         self._y = y
@@ -147,7 +151,7 @@ class TfdsSource:
                 f'split {self._tfds_split!r} of the tfds dataset {self._name!r}: '
                 f'{_get_first_line(error)}'
             ) from None
-        if prepared and all(split in prepared.splits for split in self._tfds_split.split('+')):
+        if prepared:
             self._use_prepared(prepared)
             return
         settings = (self._tfds_split, self._x, self._y, self._negatives, str(self._max_chars))
@@ -172,6 +176,8 @@ class TfdsSource:
         self._rows = range(len(self._data))
         self.problems.rows = len(self._data)
         self.documents = prepared.load_documents(splits)
+        if (self._x, self._y) == ('x', 'y'):
+            self.rules = prepared.list_rules(splits)
         if self.documents[-1] != len(self._data):
             raise UserError(
                 f'{prepared.directory}: has {len(self._data):,} pairs and its documents '
@@ -242,10 +248,21 @@ class TfdsSource:
         """Returns a phrase about texts of test sets; '' if launch/prepare.py is not the writer."""
         if not self.is_prepared:
             return ''
-        if self.removed_texts is None:
+        if self.searched_sets is None:
             return '; not compared with test sets'
-        sets = len(self.removed_texts)
+        sets = len(self.searched_sets)
         return f'; {self._removed_pairs:,} with texts of {sets:,} test sets were removed'
+
+
+def _check_whole_splits(path: str, known: Sequence[str], train: str, heldout: str) -> None:
+    """Raises UserError if the splits of launch/prepare.py are divided: documents would be, too."""
+    for key, value in (('train_split', train), ('heldout_split', heldout)):
+        if any(split and split not in known for split in value.split('+')):
+            raise UserError(
+                f'{key}={value!r}: {path} was written by launch/prepare.py and has the splits '
+                f'{", ".join(known)}, which are read as a whole: name one of them; --config.output.'
+                f'holdout of launch/prepare.py holds documents out'
+            )
 
 
 def _fetch_data_set(name: str, data_dir: str | None, verify: bool) -> str | None:

@@ -6,6 +6,7 @@ Their fields are `x`, a list `y` and a list `negatives`, which are the defaults 
 
 import json
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -131,6 +132,11 @@ def read_beir(path: Path, name: str, split: str = 'train') -> Iterator[Document 
 def is_beir_split(name: str, split: str = 'train') -> bool:
     """Returns whether a file has the judgements of a split."""
     return f'/{name}'.endswith((f'/qrels/{split}.tsv', f'/qrels.{split}.tsv'))
+
+
+def is_beir_companion(name: str) -> bool:
+    """Returns whether a file has the documents or queries of a collection."""
+    return fnmatchcase(name, 'queries.*') or name in ('corpus.jsonl', 'collection.tsv')
 
 
 def iterate_json_list(file: BinaryIO) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 from cpt_jax.prepare.document import Document, Unreadable
 from cpt_jax.prepare.records import BadRecord, make_document
 
+FEATURES_FILE = 'features.json'
 _RECORDS_AT_ONCE = 1024
 
 

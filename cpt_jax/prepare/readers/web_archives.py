@@ -10,6 +10,8 @@ from typing import Any
 
 from cpt_jax.prepare.document import Document, Unreadable
 from cpt_jax.prepare.packages import require_package
+from cpt_jax.prepare.readers.http_bodies import decode_body
+from cpt_jax.prepare.records import BadRecord
 
 SUFFIXES = ('.warc', '.wet')
 _HTML = ('text/html', 'application/xhtml+xml')
@@ -27,18 +29,19 @@ def read_web_archive(
       path: the file, which may be compressed.
       name: its name in the source.
       main_content: whether navigation, headers and footers of HTML pages are left out.
-      max_document_mb: maximum megabytes of a record.
+      max_document_mb: maximum megabytes of a record, and of its decoded body.
     """
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     number = 0
+    limit = int(max_document_mb * 1e6)
     try:
         with path.open('rb') as file:
             types = WarcRecordType.response | WarcRecordType.conversion
             for record in ArchiveIterator(file, record_types=types, parse_http=True):
                 number += 1
                 where = f'{name}, record {number}'
-                if record.content_length > max_document_mb * 1e6:
+                if record.content_length > limit:
                     yield Unreadable(where, f'longer than {max_document_mb:g} MB')
                     continue
                 content = record.reader.read()
@@ -46,7 +49,11 @@ def read_web_archive(
                     lengths = f'{len(content):,} of {record.content_length:,} bytes'
                     yield Unreadable(where, 'truncated record', lengths)
                     continue
-                text = _extract_text(record, content, main_content)
+                try:
+                    text = _extract_text(record, content, main_content, limit)
+                except BadRecord as error:
+                    yield Unreadable(where, error.kind, error.detail)
+                    continue
                 if text is not None:
                     url = record.headers.get('WARC-Target-URI') or ''
                     date = record.headers.get('WARC-Date') or ''
@@ -57,8 +64,12 @@ def read_web_archive(
         yield Unreadable(f'{name}, record {number + 1}', kind, ' '.join(str(error).split()))
 
 
-def _extract_text(record: Any, content: bytes, main_content: bool) -> str | None:
-    """Returns the text of a record; None if it is no page."""
+def _extract_text(record: Any, content: bytes, main_content: bool, limit: int) -> str | None:
+    """Returns the text of a record; None if it is no page.
+
+    Raises:
+      BadRecord: its body cannot be decoded, or is longer than `limit` bytes.
+    """
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
@@ -69,6 +80,7 @@ def _extract_text(record: Any, content: bytes, main_content: bool) -> str | None
         return None
     if kind not in (*_HTML, 'text/plain'):
         return None
+    content = decode_body(record.http_headers, content, limit)
     text = bytes_to_str(content, record.http_charset or detect_encoding(content) or 'utf-8')
     return extract_plain_text(text, main_content=main_content) if kind in _HTML else text
 
