@@ -232,6 +232,9 @@ def test_begin_token_is_the_tokenizers_own_or_always_the_models(plain):
         assert embed.settings['begin'] == begin
     with pytest.raises(UserError, match='--begin_token always: only for texts in a template'):
         load_embedder(str(folder), begin_token='always')
+    edit(folder / 'tokenizer_config.json', lambda config: config.update(add_bos_token=False))
+    with pytest.raises(UserError, match="begin_token='always': tokenizer.json puts .* has no BOS"):
+        load_embedder(str(folder), representation=last, begin_token='always')
 
 
 def test_missing_end_token_is_a_warning(plain):
