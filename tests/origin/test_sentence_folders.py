@@ -232,6 +232,8 @@ def test_begin_token_is_the_tokenizers_own_or_always_the_models(plain):
         assert embed.settings['begin'] == begin
     with pytest.raises(UserError, match='--begin_token always: only for texts in a template'):
         load_embedder(str(folder), begin_token='always')
+    with pytest.raises(UserError, match="--begin_token='allways': choose one of auto, tokenizer"):
+        load_embedder(str(folder), representation=last, begin_token='allways')
     edit(folder / 'tokenizer_config.json', lambda config: config.update(add_bos_token=False))
     with pytest.raises(UserError, match="begin_token='always': tokenizer.json puts .* has no BOS"):
         load_embedder(str(folder), representation=last, begin_token='always')
