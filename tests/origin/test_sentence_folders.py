@@ -130,12 +130,19 @@ def test_modules_that_change_no_unit_vector_are_accepted(plain):
         (plain('qwen3'), 'lasttoken', ('Dropout',), 'eos'),
     ]:
         write_sentence_files(folder, mode, kinds)
-        assert open_pretrained(str(folder)).shape['pooling'] == pooling
+        for similarity in ('auto', 'dot'):
+            assert open_pretrained(str(folder), '', similarity).shape['pooling'] == pooling
     write_name = {'similarity_fn_name': 'dot'}
     (folder / 'config_sentence_transformers.json').write_text(json.dumps(write_name))
     (folder / '1_Pooling' / 'config.json').write_text('{"pooling_mode": "mean_sqrt_len_tokens"}')
-    with pytest.raises(UserError, match='mean_sqrt_len_tokens.* is not supported'):
+    message = 'pooling mean_sqrt_len_tokens is not supported with dot products'
+    with pytest.raises(UserError, match=message):
         open_pretrained(str(folder))
+    assert open_pretrained(str(folder), similarity='cosine').shape['pooling'] == 'mean'
+    (folder / 'config_sentence_transformers.json').write_text('{}')
+    assert open_pretrained(str(folder)).shape['pooling'] == 'mean'
+    with pytest.raises(UserError, match=message):
+        open_pretrained(str(folder), similarity='dot')
 
 
 def test_lengths_and_old_layouts(plain, tmp_path):
