@@ -185,6 +185,7 @@ def test_adapter_of_sentence_transformers_goes_before_its_base(plain, tmp_path, 
         prompts = {'query': 'find: ', 'document': 'list '}
         write_sentence_files(folder, 'mean', prompts=prompts, max_seq_length=11)
         tokenizer.save(str(folder / 'tokenizer.json'))
+    shutil.copy(base / 'tokenizer_config.json', adapter)
     content = {'peft_type': 'LORA', 'base_model_name_or_path': str(base), 'r': 1, 'lora_alpha': 1}
     (adapter / 'adapter_config.json').write_text(json.dumps(content))
     weight = load_file(base / 'model.safetensors')['layers.0.self_attn.q_proj.weight']
