@@ -17,6 +17,7 @@ from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import (
     OWN_REPRESENTATION,
     Representation,
+    check_begin_token,
     parse_prompt_section,
 )
 from cpt_jax.text.prompt_tokenizer import PromptTokenizer, TextTokenizer
@@ -54,8 +55,8 @@ def load_embedder(
       similarity: how vectors of a pretrained model are compared: 'cosine' normalizes them, 'dot'
         leaves them as the model makes them. Default '' or 'auto': defined by the model.
       begin_token: whether a text in a template begins with the special tokens that the tokenizer of
-        a pretrained model itself puts there ('tokenizer', the default) or, if there are none, with
-        the model's BOS ('always').
+        a pretrained model itself puts there ('tokenizer') or, if there are none, with the model's
+        BOS ('always'). Default '' or 'auto': 'tokenizer'.
       dimensions: number of dimensions to keep of each vector, which is then normalized again.
         Default 0: all.
 
@@ -64,7 +65,8 @@ def load_embedder(
 
     Raises:
       UserError: the run or checkpoint does not exist or cannot be read, it defines its own pooling,
-        or the representation does not fit the model.
+        the representation does not fit the model, or `begin_token` is unknown or needs a BOS that
+        the model lacks.
     """
     if pooling and not representation.is_own:
         raise UserError(
@@ -75,8 +77,10 @@ def load_embedder(
         raise UserError(
             f'--fsdp {fsdp}: the number of devices, {jax.device_count():,}, is not a multiple of it'
         )
+    if begin_token:
+        check_begin_token(begin_token, '--begin_token')
     mesh = make_mesh(fsdp=fsdp)
-    if begin_token and representation.is_own:
+    if begin_token not in ('', 'auto') and representation.is_own:
         raise UserError(
             f'--begin_token {begin_token}: only for texts in a template; give --representation, or '
             f'remove --begin_token'

@@ -5,7 +5,7 @@ similarity.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runtime.errors import UserError
@@ -66,6 +66,8 @@ class SentenceFiles:
       transformer: directory of the transformer: `directory`, or 0_Transformer in it.
       has_modules: whether there is a modules.json.
       pooling: pooling as in EncoderConfig; '' without a modules.json.
+      is_scaled_mean: whether the pooling is mean_sqrt_len_tokens, and `pooling` has only the
+        direction of its vectors.
       includes_prompt: whether the states of the prompt's tokens are pooled.
       dense: folder -> config.json of each Dense module, in order.
       is_normalized: whether a module normalizes vectors.
@@ -79,6 +81,7 @@ class SentenceFiles:
     transformer: Path
     has_modules: bool
     pooling: str
+    is_scaled_mean: bool
     includes_prompt: bool
     dense: Mapping[Path, Mapping[str, Any]]
     is_normalized: bool
@@ -112,17 +115,16 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
     config = read_json_file(path, optional=True)
     check_values(path, config, _CONFIG_KEYS)
     lengths = _read_lengths(transformer)
-    similarity = config.get('similarity_fn_name') or 'cosine'
-    pooling, includes_prompt = '', True
+    pooling = _Pooling('', False, True)
     if modules:
-        ignores_scale = 'Dense' not in folders and ('Normalize' in folders or similarity != 'dot')
-        pooling, includes_prompt = _read_pooling(folders['Pooling'] / 'config.json', ignores_scale)
+        pooling = _read_pooling(folders['Pooling'] / 'config.json', 'Dense' in folders)
     return SentenceFiles(
         directory=directory,
         transformer=transformer,
         has_modules=bool(modules),
-        pooling=pooling,
-        includes_prompt=includes_prompt,
+        pooling=pooling.name,
+        is_scaled_mean=pooling.is_scaled_mean,
+        includes_prompt=pooling.includes_prompt,
         dense={
             folder: read_json_file(folder / 'config.json')
             for kind, folder in modules
@@ -130,7 +132,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
         },
         is_normalized='Normalize' in folders,
         prompts=_read_prompts(config),
-        similarity=similarity,
+        similarity=config.get('similarity_fn_name') or 'cosine',
         max_tokens=lengths.get('max_seq_length'),
         lower=bool(lengths.get('do_lower_case', False)),
     )
@@ -144,18 +146,23 @@ def resolve_similarity(sentence: SentenceFiles, chosen: str) -> str:
       chosen: 'cosine', 'dot', or 'auto' or '' for the similarity that the files name.
 
     Raises:
-      UserError: the files name another similarity, or `chosen` is unknown.
+      UserError: the files name another similarity, `chosen` is unknown, or the vectors lack the
+        length that a dot product needs.
     """
     if chosen not in ('', *SIMILARITIES):
         raise UserError(f'--similarity {chosen}: choose one of {", ".join(SIMILARITIES)}')
-    if chosen not in ('', 'auto'):
-        return chosen
-    if sentence.similarity not in ('cosine', 'dot'):
+    similarity = sentence.similarity if chosen in ('', 'auto') else chosen
+    if similarity not in ('cosine', 'dot'):
         raise UserError(
-            f'{sentence.directory}/{CONFIG}: similarity_fn_name={sentence.similarity!r} is not '
+            f'{sentence.directory}/{CONFIG}: similarity_fn_name={similarity!r} is not '
             f'supported: choose --similarity cosine or dot'
         )
-    return sentence.similarity
+    if similarity == 'dot' and sentence.is_scaled_mean and not sentence.is_normalized:
+        raise UserError(
+            f'{sentence.directory}/{MODULES}: pooling {_SCALED_MEAN} is not supported with dot '
+            f'products, which depend on its scale: choose --similarity cosine'
+        )
+    return similarity
 
 
 def _read_modules(directory: Path) -> list[tuple[str, Path]]:
@@ -194,12 +201,20 @@ def _check_modules(directory: Path, modules: Sequence[tuple[str, Path]]) -> None
         )
 
 
-def _read_pooling(path: Path, ignores_scale: bool) -> tuple[str, bool]:
-    """Returns the pooling as in EncoderConfig, and whether it includes the prompt's tokens.
+class _Pooling(NamedTuple):
+    """The module of the pooling; see the attributes of `SentenceFiles`."""
+
+    name: str
+    is_scaled_mean: bool
+    includes_prompt: bool
+
+
+def _read_pooling(path: Path, has_dense: bool) -> _Pooling:
+    """Reads the module of the pooling.
 
     Args:
       path: config.json of the module.
-      ignores_scale: whether vectors that differ in their length only count as equal.
+      has_dense: whether a Dense module follows, whose output depends on the scale of its input.
 
     Raises:
       UserError: the pooling is not supported.
@@ -209,13 +224,14 @@ def _read_pooling(path: Path, ignores_scale: bool) -> tuple[str, bool]:
     modes = [mode for flag, mode in _LEGACY_FLAGS.items() if config.get(flag)]
     if not modes:
         modes = [config.get('pooling_mode')]
-    if modes == [_SCALED_MEAN] and ignores_scale:
+    is_scaled_mean = modes == [_SCALED_MEAN] and not has_dense
+    if is_scaled_mean:
         modes = ['mean']
     if len(modes) > 1 or modes[0] not in [*_BY_MODE]:
         raise UserError(
             f'{path}: pooling {modes} is not supported; supported is one of {", ".join(_BY_MODE)}'
         )
-    return _BY_MODE[modes[0]], config.get('include_prompt') is not False
+    return _Pooling(_BY_MODE[modes[0]], is_scaled_mean, config.get('include_prompt') is not False)
 
 
 def _read_lengths(transformer: Path) -> dict[str, Any]:

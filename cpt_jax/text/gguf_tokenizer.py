@@ -119,7 +119,13 @@ def open_gguf_tokenizer(path: Path, metadata: Mapping[str, Any]) -> PretrainedTo
     end = next((ids[role] for role in ('eos', 'bos', 'padding') if role in ids), 0)
     padding = tokens[ids['padding']] if 'padding' in ids else ''
     return PretrainedTokenizer(
-        path.name, model, {'x': '', 'y': ''}, lower=False, end=end, padding=padding
+        path.name,
+        model,
+        {'x': '', 'y': ''},
+        lower=False,
+        end=end,
+        bos_ids=[ids['bos']] if 'bos' in ids else (),
+        padding=padding,
     )
 
 

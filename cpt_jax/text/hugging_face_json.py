@@ -1,55 +1,9 @@
 """A tokenizer.json file, encoded with Hugging Face's tokenizers library."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tokenizers
-
-# Classes of transformers 5.23 that make the normalizer of BERT from tokenizer_config.json, and
-# families that have one of them if tokenizer_config.json names no class.
-_BERT_CLASSES = ('BertTokenizer', 'DistilBertTokenizer', 'MPNetTokenizer', 'ElectraTokenizer')
-_BERT_MODEL_TYPES = ('bert', 'distilbert', 'mpnet')
-
-
-def apply_tokenizer_config(
-    data: bytes, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
-) -> bytes:
-    """Returns the content of tokenizer.json with the normalizer that transformers gives it.
-
-    transformers' classes for BERT read letter case, accents and Chinese characters from
-    tokenizer_config.json, and ignore the normalizer in tokenizer.json.
-
-    Args:
-      data: content of tokenizer.json.
-      config: content of config.json.
-      tokenizer_config: content of tokenizer_config.json.
-    """
-    if not is_bert_tokenizer(config, tokenizer_config):
-        return data
-    content = json.loads(data)
-    normalizer = make_bert_normalizer(tokenizer_config)
-    if content.get('normalizer') == normalizer:
-        return data
-    return json.dumps(content | {'normalizer': normalizer}, ensure_ascii=False).encode()
-
-
-def is_bert_tokenizer(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> bool:
-    """Whether transformers reads the tokenizer with a class for BERT."""
-    if name := tokenizer_config.get('tokenizer_class'):
-        return name.removesuffix('Fast') in _BERT_CLASSES
-    return config.get('model_type') in _BERT_MODEL_TYPES
-
-
-def make_bert_normalizer(tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the normalizer of transformers' classes for BERT, as in tokenizer.json."""
-    return {
-        'type': 'BertNormalizer',
-        'clean_text': True,
-        'handle_chinese_chars': tokenizer_config.get('tokenize_chinese_chars') is not False,
-        'strip_accents': tokenizer_config.get('strip_accents'),
-        'lowercase': tokenizer_config.get('do_lower_case') is not False,
-    }
 
 
 def truncates_left(data: bytes, tokenizer_config: Mapping[str, Any]) -> bool:

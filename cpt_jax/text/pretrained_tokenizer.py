@@ -75,7 +75,8 @@ class PretrainedTokenizer:
           prompts: string put before each text, by side.
           lower: whether texts are lowercased.
           end: id that replaces a text without any token, because pooling needs at least one state.
-          bos_ids: BOS from config.json, used if the tokenizer itself puts nothing before texts.
+          bos_ids: BOS from config.json or a GGUF file, used if the tokenizer itself puts nothing
+            before texts.
           padding: padding token from tokenizer_config.json; '' if there is none.
           rows: number of rows of the token table; 0: one for each id. A text with an id beyond
             them is refused.
@@ -189,8 +190,19 @@ class PretrainedTokenizer:
         Args:
           rule: 'tokenizer' for the special tokens that the tokenizer itself puts before texts,
             possibly none; 'always' for the model's BOS if there are none.
+
+        Raises:
+          UserError: the rule is 'always', and no BOS is known.
         """
-        return self.bos_ids if rule == 'always' else tuple(self.opening_ids)
+        if rule != 'always':
+            return tuple(self.opening_ids)
+        if not self.bos_ids:
+            raise UserError(
+                f"begin_token='always': {self.source} puts no token before texts, and the model "
+                f'has no BOS (bos_token_id is missing, or tokenizer_config.json disables it): '
+                f"choose begin_token='tokenizer'"
+            )
+        return self.bos_ids
 
     @functools.cached_property
     def fingerprint(self) -> str:

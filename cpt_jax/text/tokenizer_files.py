@@ -29,14 +29,11 @@ from cpt_jax.storage.json_checks import (
 )
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.text.byte_level import build_byte_level_json
-from cpt_jax.text.hugging_face_json import (
-    HuggingFaceJson,
-    apply_tokenizer_config,
-    truncates_left,
-)
+from cpt_jax.text.hugging_face_json import HuggingFaceJson, truncates_left
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, TokenizerModel
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import Side
+from cpt_jax.text.tokenizer_classes import rebuild_tokenizer_json
 from cpt_jax.text.wordpiece import build_wordpiece_json
 
 _TOKEN = allow_null(
@@ -124,7 +121,7 @@ def _read_model(
     path: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
 ) -> TokenizerModel:
     if path.name == 'tokenizer.json':
-        data = apply_tokenizer_config(path.read_bytes(), config, tokenizer_config)
+        data = rebuild_tokenizer_json(path.parent, config, tokenizer_config)
         return HuggingFaceJson(data, truncates_left(data, tokenizer_config))
     if tokenizer_config.get('truncation_side') == 'left':
         raise UserError(

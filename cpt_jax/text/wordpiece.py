@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.hugging_face_json import make_bert_normalizer
 from cpt_jax.text.special_tokens import read_special_tokens
+from cpt_jax.text.tokenizer_classes import make_bert_normalizer
 
 _DEFAULT_TOKENS = {
     'unk_token': '[UNK]',

@@ -130,12 +130,19 @@ def test_modules_that_change_no_unit_vector_are_accepted(plain):
         (plain('qwen3'), 'lasttoken', ('Dropout',), 'eos'),
     ]:
         write_sentence_files(folder, mode, kinds)
-        assert open_pretrained(str(folder)).shape['pooling'] == pooling
+        for similarity in ('auto', 'dot'):
+            assert open_pretrained(str(folder), '', similarity).shape['pooling'] == pooling
     write_name = {'similarity_fn_name': 'dot'}
     (folder / 'config_sentence_transformers.json').write_text(json.dumps(write_name))
     (folder / '1_Pooling' / 'config.json').write_text('{"pooling_mode": "mean_sqrt_len_tokens"}')
-    with pytest.raises(UserError, match='mean_sqrt_len_tokens.* is not supported'):
+    message = 'pooling mean_sqrt_len_tokens is not supported with dot products'
+    with pytest.raises(UserError, match=message):
         open_pretrained(str(folder))
+    assert open_pretrained(str(folder), similarity='cosine').shape['pooling'] == 'mean'
+    (folder / 'config_sentence_transformers.json').write_text('{}')
+    assert open_pretrained(str(folder)).shape['pooling'] == 'mean'
+    with pytest.raises(UserError, match=message):
+        open_pretrained(str(folder), similarity='dot')
 
 
 def test_lengths_and_old_layouts(plain, tmp_path):
@@ -178,6 +185,7 @@ def test_adapter_of_sentence_transformers_goes_before_its_base(plain, tmp_path, 
         prompts = {'query': 'find: ', 'document': 'list '}
         write_sentence_files(folder, 'mean', prompts=prompts, max_seq_length=11)
         tokenizer.save(str(folder / 'tokenizer.json'))
+    shutil.copy(base / 'tokenizer_config.json', adapter)
     content = {'peft_type': 'LORA', 'base_model_name_or_path': str(base), 'r': 1, 'lora_alpha': 1}
     (adapter / 'adapter_config.json').write_text(json.dumps(content))
     weight = load_file(base / 'model.safetensors')['layers.0.self_attn.q_proj.weight']
@@ -232,6 +240,11 @@ def test_begin_token_is_the_tokenizers_own_or_always_the_models(plain):
         assert embed.settings['begin'] == begin
     with pytest.raises(UserError, match='--begin_token always: only for texts in a template'):
         load_embedder(str(folder), begin_token='always')
+    with pytest.raises(UserError, match="--begin_token='allways': choose one of auto, tokenizer"):
+        load_embedder(str(folder), representation=last, begin_token='allways')
+    edit(folder / 'tokenizer_config.json', lambda config: config.update(add_bos_token=False))
+    with pytest.raises(UserError, match="begin_token='always': tokenizer.json puts .* has no BOS"):
+        load_embedder(str(folder), representation=last, begin_token='always')
 
 
 def test_missing_end_token_is_a_warning(plain):

@@ -145,7 +145,13 @@ def test_special_tokens_are_added_as_the_file_says():
     special = {'<s>': 3, '</s>': 3, '<|end▁of|>': 3, '[x y]': 4}
     metadata = make_byte_level(['ab'], special, bos_token_id=0, eos_token_id=1, padding_token_id=2)
     assert split(metadata, 'ab[x y]<|end▁of|>') == ['ab', '[x y]', '<|end▁of|>']
-    assert open_gguf_tokenizer(FILE, metadata).bos_ids == ()
+    tokenizer = open_gguf_tokenizer(FILE, metadata)
+    assert tokenizer.find_begin_ids('tokenizer') == ()
+    assert tokenizer.find_begin_ids('always') == (0,)
+    without = metadata.copy()
+    del without['tokenizer.ggml.bos_token_id']
+    with pytest.raises(UserError, match="begin_token='always': model.gguf puts no token before"):
+        open_gguf_tokenizer(FILE, without).find_begin_ids('always')
     assert split(metadata, '') == ['</s>']  # pooling needs a token
     for pre, begins in (('gpt-2', False), ('llama-bpe', True), ('tekken', True)):
         assert split(metadata | {'tokenizer.ggml.pre': pre}, 'a')[:-1] == ['<s>'] * begins

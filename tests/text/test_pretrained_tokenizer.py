@@ -397,14 +397,14 @@ def test_fingerprint_depends_on_all_settings_that_change_ids(tmp_path):
 
 
 def write_wordpiece(folder: Path, tokenizer_config: dict, **truncation) -> Path:
-    """Writes a tokenizer.json that lower-cases, as BERT's, with a few words and [CLS]."""
-    words = ['[UNK]', '[CLS]', 'list', 'List', 'über', 'uber', '你', '好', '你好', 'Über']
+    """Writes a tokenizer.json that lower-cases, as BERT's, with a few words."""
+    words = ['[UNK]', '[CLS]', 'list', 'List', 'über', 'uber', '你', '好', '你好', 'Über', '[SEP]']
     vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token='[UNK]'))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single='[CLS] $A', special_tokens=[('[CLS]', 1)]
+        single='[CLS] $A [SEP]', special_tokens=[('[CLS]', 1), ('[SEP]', 10)]
     )
     if truncation:
         tokenizer.enable_truncation(2, **truncation)
@@ -463,11 +463,11 @@ def test_long_texts_can_lose_their_beginning(tmp_path, where):
     ours = open_directory(folder)
     restored = restore_tokenizer(ours.file[1], ours.settings)
     for tokenizer in (ours, restored):
-        (ids,) = tokenizer.encode(['list list uber'], 'x', 3)
-        assert ids.tolist() == [1, 2, 5]
+        (ids,) = tokenizer.encode(['list list uber'], 'x', 4)
+        assert ids.tolist() == [1, 2, 5, 10]
         assert tokenizer.describe()['truncation'] == 'beginning'
     other = open_directory(write_wordpiece(tmp_path / 'right', {'truncation_side': 'right'}))
-    assert other.encode(['list uber list'], 'x', 2)[0].tolist() == [1, 2]
+    assert other.encode(['list uber list'], 'x', 3)[0].tolist() == [1, 2, 10]
     assert other.fingerprint != ours.fingerprint
 
 
