@@ -7,7 +7,7 @@ from etils import epath
 
 from cpt_jax.data.equality import EQUALITY_RULES
 from cpt_jax.mining.pairs_to_mine import open_pairs
-from cpt_jax.mining.text_table import build_text_table, compute_text_key
+from cpt_jax.mining.text_table import build_text_table, compute_merged_key
 from cpt_jax.runtime.errors import UserError
 from tests.data.sources.test_tfds_pairs import TinyPairs
 
@@ -57,6 +57,22 @@ def test_files_of_pairs_are_read_by_their_names(tmp_path):
     assert [list(more.iterate_corpus()) for _ in range(2)] == [['z0', 'z1']] * 2
 
 
+def test_folders_are_read_by_the_suffixes_of_their_files(tmp_path):
+    folder = tmp_path / 'tsv' / 'inner'
+    folder.mkdir(parents=True)
+    (folder / 'a.tsv').write_text('x\ty\nx,0\ty0\nx,1\ty1\n')
+    (folder / '_notes.jsonl').write_text('hidden files are not read')
+    for path in (folder, folder.parent, folder / '*.tsv', folder.parent / '**' / '*'):
+        assert [row[1] for row in read(open_pairs(str(path)))] == ['x,0', 'x,1']
+    (folder / 'b.csv').write_text('x,y\nx0,y0\n')
+    with pytest.raises(UserError, match='has .csv and .tsv files, whose separators differ: give'):
+        open_pairs(str(folder))
+    (folder / 'c.jsonl').write_text('{"x": "x0", "y": "y0"}\n{"x": "x1", "y": "y1"}\n')
+    with pytest.raises(UserError, match='has .jsonl and .csv or .tsv files: add --kind=jsonl or'):
+        open_pairs(str(folder))
+    assert [row[1] for row in read(open_pairs(str(folder), 'jsonl'))] == ['x0', 'x1']
+
+
 def test_tfds_data_set_gives_one_split(tmp_path):
     TinyPairs(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
     given = {'x': 'question/text', 'y': 'answer', 'data_dir': str(tmp_path)}
@@ -92,7 +108,7 @@ def test_table_keeps_the_first_of_equal_texts(tmp_path, rule):
     kept = ['b', 'Ü \U0001f389', 'a', *([] if folds else ['B']), 'a\n b']
     assert table.read_texts(range(table.size)) == kept
     assert table.read_texts([2, 0]) == ['a', 'b']
-    keys = [compute_text_key(text, rule) for text in ('A', 'a', 'none', 'A B')]
+    keys = [compute_merged_key(text, rule) for text in ('A', 'a', 'none', 'A B')]
     found = table.find_keys(table.keys_N.dtype.type(keys))
     assert found.tolist() == ([2, 2, -1, 3] if folds else [-1, 2, -1, -1])
     other, _ = build_text_table(epath.Path(tmp_path / 'other'), [*texts[:-1], 'a b'], rule)
