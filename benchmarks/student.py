@@ -87,7 +87,8 @@ def embed_texts(corpus, side: str, directory: Path) -> None:
     """Writes the teacher's vectors of the texts that have none yet."""
     from cpt_jax.data.pairs import compute_text_key
     from cpt_jax.embed.load import load_embedder
-    from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, write_text_keys
+    from cpt_jax.storage.vector_shards import VectorWriter
+    from cpt_jax.storage.vectors_meta import VectorsMeta
     from turns import Moment
 
     embedder = load_embedder(_TEACHER.value, max_tokens=_MAX_TOKENS.value)
@@ -102,7 +103,7 @@ def embed_texts(corpus, side: str, directory: Path) -> None:
         shard_size=2000,
     )
     writer = VectorWriter(directory, meta)
-    write_text_keys(directory, meta, (compute_text_key(text) for _, text in corpus))
+    writer.write_text_keys(compute_text_key(text) for _, text in corpus)
     start = Moment.now()
     names, texts = zip(*corpus, strict=True)
     missing = list(writer.missing)

@@ -48,7 +48,6 @@ from cpt_jax.evals.demonstrations.selection import (
     rank_rows,
     search_demonstrations,
 )
-from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.evals.registry import fetch_data_dir
 from cpt_jax.evals.task import Context
 from cpt_jax.evals.tasks import sts
@@ -189,8 +188,7 @@ def _search_candidates(output: Path) -> None:
         )
 
     # Imported here because they import JAX, whose platform run_program chooses first.
-    from cpt_jax.embed.load import load_embedder
-    from cpt_jax.origin.pretrained import list_model_directories
+    from cpt_jax.embed.load import add_weights_fingerprint, load_embedder
 
     task = tasks[_TASK.value]
     embedder = load_embedder(_MODEL.value, **options)
@@ -202,8 +200,7 @@ def _search_candidates(output: Path) -> None:
     found = candidates.read_candidates(
         [fetch(name, '--candidates') for name in _CANDIDATES.value], embedder.prompt.template
     )[: _LIMIT.value or None]
-    if not embedder.workdir:
-        embedder.settings['weights'] = fingerprint_weights(*list_model_directories(_MODEL.value))
+    add_weights_fingerprint(embedder, _MODEL.value)
     about = {
         'model': embedder.model_name,
         'settings': embedder.settings,

@@ -33,12 +33,8 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import is_on_bucket, make_path
 from cpt_jax.storage.remote import fetch
 from cpt_jax.storage.vector_codes import PRECISIONS, compute_ranges
-from cpt_jax.storage.vector_shards import (
-    VectorsMeta,
-    VectorWriter,
-    read_vectors,
-    write_text_keys,
-)
+from cpt_jax.storage.vector_shards import VectorWriter, read_vectors
+from cpt_jax.storage.vectors_meta import VectorsMeta
 from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.corpus import Corpus
 
@@ -106,13 +102,14 @@ def _embed_file() -> None:
     import jax
     from jax.experimental import multihost_utils
 
-    from cpt_jax.embed.load import load_embedder
+    from cpt_jax.embed.load import add_weights_fingerprint, load_embedder
     from cpt_jax.runtime.multihost import check_processes_agree
 
     output = make_path(_OUTPUT.value, '--output')
     if jax.process_index() == 0 and not is_on_bucket(output):  # only process 0 writes
         check_writable(output, '--output')
     embedder = load_embedder(_MODEL.value, **_read_model_options())
+    add_weights_fingerprint(embedder, _MODEL.value)
     corpus = Corpus(epath.Path(fetch(_INPUT.value, '--input')), _FIELD.value)
     ranges_2xD, calibration = _read_given_ranges(embedder.width, len(corpus))
     meta = VectorsMeta(
@@ -151,7 +148,7 @@ def _embed_file() -> None:
         )
     )
     if writer:
-        write_text_keys(output, meta, (compute_text_key(text) for _, text in corpus))
+        writer.write_text_keys(compute_text_key(text) for _, text in corpus)
     start = time.perf_counter()
     texts = _embed_missing_shards(embedder, corpus, meta, wanted, bool(needs_ranges), writer)
     if writer:

@@ -207,10 +207,11 @@ def _run_as_worker() -> None:
 
 def _load_model() -> 'Embedder':
     """Loads the model. Raises UserError if the processes loaded different ones."""
-    from cpt_jax.embed.load import load_embedder
+    from cpt_jax.embed.load import add_weights_fingerprint, load_embedder
     from cpt_jax.runtime.multihost import check_processes_agree
 
     embedder = load_embedder(_MODEL.value, **_read_model_options())
+    add_weights_fingerprint(embedder, _MODEL.value)
     check_processes_agree(
         [embedder.model_name, embedder.settings],
         f'--model {_MODEL.value} (this process loaded {embedder.model_name}): the processes loaded '

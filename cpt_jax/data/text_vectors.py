@@ -8,10 +8,13 @@ import numpy as np
 
 from cpt_jax.data.pairs import compute_text_key, digest_texts
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.vector_shards import VectorsMeta, read_meta, read_text_keys, read_vectors
+from cpt_jax.storage.vector_shards import read_text_keys, read_vectors
+from cpt_jax.storage.vectors_meta import WEIGHTS, VectorsMeta, read_meta
 from cpt_jax.text.tokenizer import SIDES, Side
 
 T = TypeVar('T')
+# Settings of meta.json that differ between models. Maximum lengths and prompts may differ by side.
+_MODEL_SETTINGS = WEIGHTS, 'saved', 'step', 'pooling'
 NO_VECTOR = -1  # row of an absent text
 
 
@@ -141,6 +144,14 @@ def _check_same_model(key: str, directories: str, metas: Sequence[VectorsMeta]) 
             f'{key}={directories}: are vectors of different models ({", ".join(models)}): embed '
             f'all texts with one'
         )
+    for name in _MODEL_SETTINGS:
+        # Directories of earlier versions have no fingerprint of the weights.
+        found = {str(meta.settings[name]) for meta in metas if name in meta.settings}
+        if len(found) > 1:
+            raise UserError(
+                f'{key}={directories}: are vectors of different models named {metas[0].model} '
+                f'({name}: {" and ".join(sorted(found))}): embed all texts with one'
+            )
 
 
 def _order_directories(metas: Sequence[VectorsMeta], side: Side) -> list[int]:

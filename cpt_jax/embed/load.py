@@ -10,8 +10,9 @@ from cpt_jax.embed.summary import summarize_embedder
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.origin.earlier_run import EarlierRun, find_run, load_intact
 from cpt_jax.origin.frozen_base import load_adapted
-from cpt_jax.origin.pretrained import Pretrained
+from cpt_jax.origin.pretrained import Pretrained, list_model_directories
 from cpt_jax.origin.resolve import resolve_model
+from cpt_jax.origin.weights_fingerprint import fingerprint_weights
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.text.prompt_template import (
@@ -305,3 +306,17 @@ def _check_language_model(model: Pretrained) -> None:
             f'--representation: {model.directory} has Dense modules, which were trained for its '
             f'own pooling; remove --representation'
         )
+
+
+def add_weights_fingerprint(embedder: Embedder, reference: str) -> None:
+    """Adds the digest of a pretrained model's files to the settings of its embedder.
+
+    The name of its directory does not identify it. A run's checkpoint is identified by the time at
+    which it was saved, so its settings stay as they are.
+
+    Args:
+      embedder: the embedder.
+      reference: model reference from which it was loaded.
+    """
+    if not embedder.workdir:
+        embedder.settings['weights'] = fingerprint_weights(*list_model_directories(reference))

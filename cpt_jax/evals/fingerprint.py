@@ -1,9 +1,6 @@
-"""Fingerprints of everything that a task's scores depend on besides the model, and of the weights
-of a pretrained model.
-"""
+"""Fingerprints of everything that a task's scores depend on besides the model."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from etils import epath
 
@@ -34,16 +31,3 @@ def fingerprint_files(paths: Iterable[epath.Path]) -> str:
 def fingerprint_glob(folder: epath.Path, pattern: str) -> str:
     """Returns 32 hex digits for the content of the files below `folder` that match `pattern`."""
     return fingerprint_files(find_paths(folder, pattern))
-
-
-def fingerprint_weights(*directories: Path) -> str:
-    """Returns 32 hex digits for the weights and settings in the directories of a pretrained model,
-    or in its GGUF file.
-
-    The path is not enough: another model may be saved to the same directory later.
-    """
-    suffixes = ('.safetensors', '.bin', '.json', '.gguf')
-    paths = [path for folder in directories for path in (folder, *sorted(folder.rglob('*')))]
-    return compute_file_fingerprint(
-        *(epath.Path(path) for path in paths if path.suffix in suffixes and path.is_file())
-    )

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from etils import epath
 
-from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.evals.registry import find_tasks, select_tasks
 from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.store.embedding_cache import CachingEmbed, EmbeddingCache
@@ -71,12 +70,13 @@ def evaluate_model(
     Raises:
       UserError: there is no such task, its data cannot be used, or `output` cannot be written.
     """
+    from cpt_jax.embed.load import add_weights_fingerprint  # imports JAX
+
     check_writable(as_path(output), '--output')
     metrics = None
     if embedder.workdir:
         metrics = epath.Path(RunDir(as_path(embedder.workdir)).metrics)
-    else:  # a run's checkpoint is identified by the time at which it was saved
-        embedder.settings['weights'] = fingerprint_weights(*_find_directories(reference))
+    add_weights_fingerprint(embedder, reference)
     context = Context(embedder.settings, epath.Path(RunDir(as_path(output)).trec_runs))
     tasks = select_tasks(
         find_tasks(data_dir, context, **options), patterns, data_dir, allow_missing
@@ -109,9 +109,3 @@ def make_caching_embed(embedder: 'Embedder', folder: Path | None, keep: bool) ->
     cache = EmbeddingCache(folder, embedder.window, keep)
     everywhere = across_hosts.embed_everywhere(embed)
     return cache.wrap(everywhere, embedder.model_name, embedder.settings)
-
-
-def _find_directories(reference: str) -> list[Path]:
-    from cpt_jax.origin.pretrained import list_model_directories  # imports JAX
-
-    return list_model_directories(reference)

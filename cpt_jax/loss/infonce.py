@@ -16,7 +16,7 @@ from cpt_jax.loss.false_negatives import limit_negatives
 from cpt_jax.loss.settings import LossSettings, weigh
 from cpt_jax.loss.targets import NO_TARGETS, Targets
 from cpt_jax.loss.term_inputs import TermInputs
-from cpt_jax.loss.terms import TARGET_TERMS, TERMS, check_terms
+from cpt_jax.loss.terms import TARGET_TERMS, TERMS, check_terms, sum_weights
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import AXES, BATCH
 
@@ -50,8 +50,8 @@ class InfoNCE:
         losses of the vectors truncated to each of these dimensions and normalized; (): full
         dimension only.
       infonce: weight of InfoNCE itself; 0: only the terms are trained on.
-      terms: (name in cpt_jax/loss/terms.py, weight) of each added term. 'uniformity' holds b x B
-        similarities at once, whatever `form` is.
+      terms: (name in cpt_jax/loss/terms.py, weight) of each added term; the weights of a repeated
+        term are added. 'uniformity' holds b x B similarities at once, whatever `form` is.
       teacher: comma-separated directories of a teacher's vectors of all texts, written by
         launch/embed.py, for the terms 'teacher_cosine' and 'teacher_mse'.
       teacher_temperature: number by which a teacher's scores are divided, for the terms 'kl' and
@@ -203,8 +203,7 @@ class InfoNCE:
     def default_settings(self) -> LossSettings:
         """The settings of a batch whose source has none of its own."""
         xy = 0.5 if self.symmetric else 1.0
-        terms = {name: float(weight) for name, weight in self.terms}
-        return LossSettings(float(self.infonce), xy, 1 - xy, None, terms)
+        return LossSettings(float(self.infonce), xy, 1 - xy, None, sum_weights(self.terms))
 
     def _compute_loss(
         self,

@@ -1,5 +1,6 @@
 """Terms that a config can add to InfoNCE by name in `loss.terms`."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -55,8 +56,18 @@ def check_terms(key: str, terms: Sequence[tuple[str, float]]) -> None:
             case (str(name), int() | float()):
                 if name not in known:
                     raise UserError(f'{key}: unknown term {name!r}; choose from {", ".join(known)}')
+                if not math.isfinite(term[1]):
+                    raise UserError(f'{key}={terms!r}: the weight of {name!r} must be finite')
             case _:
                 raise UserError(
                     f'{key}={terms!r}: must be pairs of a name and a weight, such as '
                     f'(("uniformity", 0.1),)'
                 )
+
+
+def sum_weights(terms: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Returns the weight of each term by name; the weights of a repeated term are added."""
+    weights: dict[str, float] = {}
+    for name, weight in terms:
+        weights[name] = weights.get(name, 0.0) + float(weight)
+    return weights

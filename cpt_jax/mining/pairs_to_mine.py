@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cpt_jax.benchmark_data.beir import OWN_FILES, load_collection
+from cpt_jax.data.files import find_input_files
 from cpt_jax.data.pairs import Pair, Source
 from cpt_jax.data.rows import RowSource
 from cpt_jax.data.sources.csv_pairs import CsvSource
@@ -28,7 +29,7 @@ _ARGUMENTS = {
 _SOURCE_ARGUMENTS = {'x', 'y', 'separator', 'data_dir', 'max_bad_share'}
 KINDS_OF_PAIRS = tuple(_ARGUMENTS)
 _CORPUS_FILES = 'corpus.jsonl', OWN_FILES
-_CSV_SUFFIXES = '.csv', '.csv.gz', '.tsv', '.tsv.gz'
+_TSV_SUFFIXES = '.tsv', '.tsv.gz'
 
 
 class PairsToMine(NamedTuple):
@@ -101,22 +102,55 @@ def find_kind(path: str) -> str:
       UserError: nothing is there.
     """
     name = path.rstrip('/').rpartition('/')[2]
-    if name.endswith(_CSV_SUFFIXES):
+    if name.endswith(CsvSource.suffixes):
         return 'csv'
     if '.jsonl' in name or is_remote(path):
         return 'jsonl'
     folder = Path(path).expanduser()
     if any((folder / name).exists() for name in _CORPUS_FILES):
         return 'beir'
-    if folder.is_dir():
-        suffixes = [path.name for path in folder.rglob('*') if path.name.endswith(_CSV_SUFFIXES)]
-        return 'csv' if suffixes else 'jsonl'
-    if folder.exists() or any(character in path for character in '*?['):
+    if folder.is_dir() or any(character in path for character in '*?['):
+        return _find_kind_of_files(path)
+    if folder.exists():
         return 'jsonl'
     raise UserError(
         f'--data {path}: no such file or folder; for a data set of TensorFlow Datasets, add '
         f'--kind=tfds'
     )
+
+
+def _find_kind_of_files(path: str) -> str:
+    """Returns the kind of the files of a folder or pattern.
+
+    Raises:
+      UserError: there are no files, or files of both kinds.
+    """
+    try:
+        files = find_input_files(path, [*JsonlSource.suffixes, *CsvSource.suffixes])
+    except UserError as error:
+        raise UserError(f'--data {path}: {str(error).removeprefix("path: ")}') from None
+    kinds = {'csv' if file.name.endswith(CsvSource.suffixes) else 'jsonl' for file in files}
+    if len(kinds) > 1:
+        raise UserError(
+            f'--data {path}: has .jsonl and .csv or .tsv files: add --kind=jsonl or --kind=csv'
+        )
+    return kinds.pop()
+
+
+def _find_separator(path: str) -> str:
+    """Returns the separator of the cells: a tab if the files end in .tsv, else a comma.
+
+    Raises:
+      UserError: only some of the files end in .tsv.
+    """
+    files = find_input_files(path, CsvSource.suffixes)
+    are_tsv = {file.name.endswith(_TSV_SUFFIXES) for file in files}
+    if len(are_tsv) > 1:
+        raise UserError(
+            'has .csv and .tsv files, whose separators differ: give a pattern that matches files '
+            'of one kind'
+        )
+    return '\t' if are_tsv.pop() else ','
 
 
 def _make_source(path: str, kind: str, split: str, given: dict[str, Any]) -> Source:
@@ -127,9 +161,9 @@ def _make_source(path: str, kind: str, split: str, given: dict[str, Any]) -> Sou
             raise UserError(f'a tfds data set needs {missing}: the names of its text features')
         return TfdsSource(path, 'train', train_split=split, heldout_split='', **given)
     if kind == 'csv':
-        is_tsv = path.endswith(('.tsv', '.tsv.gz'))
-        defaults = {'x': 'x', 'y': 'y', 'separator': '\t' if is_tsv else ','}
-        return CsvSource(path, 'all', negatives='', **{**defaults, **given})
+        separator = given.get('separator') or _find_separator(path)
+        arguments = {'x': 'x', 'y': 'y', **given, 'separator': separator}
+        return CsvSource(path, 'all', negatives='', **arguments)
     return JsonlSource(path, 'all', negatives='', **given)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.mining.progress import Progress
 from cpt_jax.mining.text_table import TextTable
-from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, read_vectors
+from cpt_jax.storage.vector_shards import VectorWriter, read_vectors
+from cpt_jax.storage.vectors_meta import VectorsMeta
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder

@@ -269,7 +269,7 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
     levels = [read_sentence_files(path.absolute()) for path in list_model_directories(reference)]
     *adapters, base = levels
     directory = levels[0].directory
-    form = next((level for level in levels if level.has_modules), base)
+    form = choose_form(levels)
     model = open_transformer(base.transformer)
     files = model.files
     for adapter in reversed(adapters):
@@ -308,6 +308,15 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
         similarity=resolve_similarity(form, similarity),
         is_normalized=form.is_normalized,
     )
+
+
+def choose_form(levels: Sequence[SentenceFiles]) -> SentenceFiles:
+    """Returns the files that configure pooling, prompts and maximum length.
+
+    Args:
+      levels: files of a model and, if it is an adapter, of its base; see `list_model_directories`.
+    """
+    return next((level for level in levels if level.has_modules), levels[-1])
 
 
 def _open_tokenizer(

@@ -4,7 +4,7 @@
     ranges.npy                  float32[2, D]: minimum and maximum of each dimension, for int8 codes
     ids-00000-of-00004.txt      n lines
     meta.json                   a VectorsMeta
-    checksums.json              size and CRC-32 of the files of each shard
+    checksums.json              size and CRC-32 of the files of each shard, and of the next file
     text_keys.npy               uint64[N], a hash of each text, by which its vector is found
 
 Shards are in the order of the input. Files are written atomically, so a program that was killed
@@ -19,7 +19,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,67 +36,14 @@ from cpt_jax.storage.paths import is_on_bucket
 from cpt_jax.storage.remote import RemoteFile, RemoteFiles, compute_crc32c, fetch
 from cpt_jax.storage.store_errors import explain_errors
 from cpt_jax.storage.text_lines import find_paths
-from cpt_jax.storage.vector_codes import count_code_columns, quantize
+from cpt_jax.storage.vector_codes import quantize
+from cpt_jax.storage.vectors_meta import META, VectorsMeta, check_same_vectors, load_meta
 
-_META = 'meta.json'
 _TEXT_KEYS = 'text_keys.npy'
 _RANGES = 'ranges.npy'
 # Norms of normalised float32 vectors are 1 within 1e-6. A vector outside this larger tolerance was
 # not normalised, or has overflowed.
 _NORM_TOLERANCE = 1e-3
-
-
-@dataclasses.dataclass(frozen=True)
-class VectorsMeta:
-    """Metadata of a directory of vectors: the model and the texts they were computed from.
-
-    Attributes:
-      model: `model_name` of the embedder.
-      settings: `settings` of the embedder.
-      side: 'x' for queries, 'y' for the texts to be found.
-      input: path of the texts, for information only: a resumed program may read them elsewhere.
-      fingerprint: digest of all ids and texts, in order.
-      texts: number of texts.
-      width: embedding dimension.
-      shard_size: number of texts per shard; the last shard may have fewer.
-      precision: 'float32', or the kind of the codes: 'int8' or 'binary'.
-      calibration: what the ranges of int8 codes were computed from; '' for other precisions.
-    """
-
-    model: str
-    settings: Mapping[str, Any]
-    side: str
-    input: str
-    fingerprint: str
-    texts: int
-    width: int
-    shard_size: int
-    precision: str = 'float32'
-    calibration: str = ''
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Dtype of the arrays in the shards."""
-        return np.dtype(np.float32 if self.precision == 'float32' else np.int8)
-
-    @property
-    def columns(self) -> int:
-        """Number of columns of the arrays in the shards."""
-        return count_code_columns(self.width, self.precision)
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return -(-self.texts // self.shard_size)
-
-    def get_shard_size(self, shard: int) -> int:
-        """Returns the number of texts in a shard."""
-        return min(self.shard_size, self.texts - shard * self.shard_size)
-
-    def get_shard_paths(self, directory: Path, shard: int) -> tuple[Path, Path]:
-        """Returns the paths of a shard's vectors and ids."""
-        number = f'{shard:05d}-of-{self.shards:05d}'
-        return directory / f'vectors-{number}.npy', directory / f'ids-{number}.txt'
 
 
 class VectorWriter:
@@ -129,14 +76,14 @@ class VectorWriter:
 
     def _open(self, directory: Path, meta: VectorsMeta) -> None:
         """Writes the metadata, and finds the missing shards."""
-        if (directory / _META).exists():
-            _check_same_vectors(directory, _read_meta(directory), meta)
+        if (directory / META).exists():
+            check_same_vectors(directory, load_meta(directory), meta)
         elif find_paths(directory, 'vectors-*'):
             raise UserError(
-                f'{directory}: holds vectors without {_META}, so their model is unknown: choose '
+                f'{directory}: holds vectors without {META}, so their model is unknown: choose '
                 f'another directory'
             )
-        _write(directory / _META, json.dumps(dataclasses.asdict(meta), indent=2).encode() + b'\n')
+        _write(directory / META, json.dumps(dataclasses.asdict(meta), indent=2).encode() + b'\n')
         for part in find_paths(directory, '*.part'):  # left by a program that was killed
             part.unlink()
         self._checksums = read_checksums(directory)
@@ -156,10 +103,26 @@ class VectorWriter:
         content = io.BytesIO()
         np.save(content, ranges_2xD)
         _write(self._directory / _RANGES, content.getvalue())
-        self._checksums = {_RANGES: Checksum(0, 0).add(content.getvalue())}
+        # The shards of other ranges are not valid any more.
+        kept = {name: found for name, found in self._checksums.items() if name == _TEXT_KEYS}
+        self._checksums = kept | {_RANGES: Checksum(0, 0).add(content.getvalue())}
         _write(self._directory / CHECKSUMS, encode_checksums(self._checksums))
         self.ranges_2xD = ranges_2xD
         self.missing = list(range(self._meta.shards))
+
+    def write_text_keys(self, keys: Iterable[int]) -> None:
+        """Writes the keys of all texts, unless an earlier program has written them.
+
+        Args:
+          keys: a hash of each text, below 2**64, in the order of the input. Not read if the file is
+            there, undamaged.
+        """
+        path = self._directory / _TEXT_KEYS
+        if self._is_file_whole(path):
+            return
+        content = io.BytesIO()
+        np.save(content, np.fromiter(keys, np.uint64, self._meta.texts))
+        self._write_with_checksum({path: content.getvalue()})
 
     def add(self, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         """Adds the next texts of the missing shards, and writes each shard when it is full.
@@ -186,7 +149,7 @@ class VectorWriter:
         """Returns whether a shard is complete; warns about a damaged one."""
         paths = self._meta.get_shard_paths(self._directory, shard)
         if is_on_bucket(self._directory):
-            return all(self._is_object_whole(path, shard) for path in paths)
+            return all(self._is_file_whole(path) for path in paths)
         if not all(path.exists() for path in paths):
             return False
         try:
@@ -196,19 +159,26 @@ class VectorWriter:
             return False
         return len(ids) == self._meta.get_shard_size(shard)
 
-    def _is_object_whole(self, path: Path, shard: int) -> bool:
-        """Returns whether an object of a shard has the size and the CRC-32C with which it was
-        written; warns if not. The bucket has computed its CRC-32C, so nothing is read.
+    def _is_file_whole(self, path: Path) -> bool:
+        """Returns whether a file has the size and the checksum with which it was written; warns if
+        it has other ones. Nothing is read from a bucket, which has computed the CRC-32C.
         """
-        expected, found = self._checksums.get(path.name), self._objects.get(path.name)
-        if expected is None or found is None:
+        expected = self._checksums.get(path.name)
+        if expected is None:
             return False
-        # Objects of earlier versions, and other stores, have no CRC-32C.
-        crc32c = found.hashes.get('crc32c', '')
-        if found.size == expected.size and (crc32c == expected.stamp or not expected.stamp):
-            return True
-        logging.warning('shard %d is embedded again: %s is damaged', shard, path)
-        return False
+        if is_on_bucket(path):
+            found = self._objects.get(path.name)
+            if found is None:
+                return False
+            # Objects of earlier versions, and other stores, have no CRC-32C.
+            crc32c = found.hashes.get('crc32c', '')
+            is_same = crc32c == expected.stamp or not expected.stamp
+            is_whole = found.size == expected.size and is_same
+        else:
+            is_whole = is_undamaged(path, expected)
+        if not is_whole:
+            logging.warning('%s is damaged, and is written again', path)
+        return is_whole
 
     def _write_shard(self, shard: int, ids: Sequence[str], vectors_NxD: np.ndarray) -> None:
         vectors_path, ids_path = self._meta.get_shard_paths(self._directory, shard)
@@ -219,6 +189,9 @@ class VectorWriter:
             ids_path: ''.join(f'{name}\n' for name in ids).encode(),
             vectors_path: content.getvalue(),
         }
+        self._write_with_checksum(files)
+
+    def _write_with_checksum(self, files: Mapping[Path, bytes]) -> None:
         for path, data in files.items():
             _write(path, data)
             stamp = compute_crc32c(data) if is_on_bucket(path) else ''
@@ -255,7 +228,7 @@ def read_vectors(directory: Path | str, verify: bool = True) -> Vectors:
       UserError: the directory is not one of vectors, is incomplete, or has a damaged shard.
     """
     directory = fetch(directory, 'vectors')
-    meta = _read_meta(directory)
+    meta = load_meta(directory)
     paths = [meta.get_shard_paths(directory, shard) for shard in range(meta.shards)]
     missing = [path.name for pair in paths for path in pair if not path.exists()]
     if missing:
@@ -329,7 +302,7 @@ def _read_shard(
     if vectors_NxD.shape != (len(ids), meta.columns) or vectors_NxD.dtype != meta.dtype:
         raise UserError(
             f'{vectors_path}: holds {vectors_NxD.dtype}{list(vectors_NxD.shape)}, not {meta.dtype} '
-            f'{[len(ids), meta.columns]} as in its ids and {_META}: start launch/embed.py again to '
+            f'{[len(ids), meta.columns]} as in its ids and {META}: start launch/embed.py again to '
             f'write it anew'
         )
     return ids, vectors_NxD
@@ -352,64 +325,6 @@ def check_unit_length(vectors_NxD: np.ndarray, model: str) -> None:
         )
 
 
-def _read_meta(directory: Path) -> VectorsMeta:
-    path = directory / _META
-    try:
-        return VectorsMeta(**json.loads(path.read_text('utf-8')))
-    except FileNotFoundError:
-        raise UserError(
-            f'{directory}: no {_META}: give a directory that launch/embed.py wrote'
-        ) from None
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f'{path}: cannot be read ({error}): delete the directory, and embed again'
-        ) from None
-
-
-def _check_same_vectors(directory: Path, stored: VectorsMeta, expected: VectorsMeta) -> None:
-    """Raises UserError if any metadata except `input` differ; the fingerprint covers the texts."""
-    before = dataclasses.asdict(stored)
-    now = json.loads(json.dumps(dataclasses.asdict(expected)))  # tuples become lists
-    differing = [key for key in now if key != 'input' and before[key] != now[key]]
-    if differing:
-        differences = ', '.join(
-            f'{key}={before[key]}'
-            if key in ('model', 'side', 'shard_size', 'precision', 'calibration')
-            else f'other {key}'
-            for key in differing
-        )
-        raise UserError(
-            f'{directory}: holds other vectors ({differences}): choose another directory, or '
-            f'delete it'
-        )
-
-
-def read_meta(directory: Path | str) -> VectorsMeta:
-    """Returns the metadata of a directory of vectors, without checking the vectors.
-
-    Raises:
-      UserError: the directory is not one of vectors.
-    """
-    return _read_meta(fetch(directory, 'vectors'))
-
-
-def write_text_keys(directory: Path, meta: VectorsMeta, keys: Iterable[int]) -> None:
-    """Writes the keys of all texts, unless an earlier program has written them.
-
-    Args:
-      directory: a directory that a VectorWriter has opened.
-      meta: its metadata.
-      keys: a hash of each text, below 2**64, in the order of the input. Not read if the file is
-        there.
-    """
-    path = directory / _TEXT_KEYS
-    if path.exists():
-        return
-    content = io.BytesIO()
-    np.save(content, np.fromiter(keys, np.uint64, meta.texts))
-    _write(path, content.getvalue())
-
-
 def read_text_keys(directory: Path | str, meta: VectorsMeta) -> np.ndarray:
     """Returns uint64[N]: the keys of all texts of a directory of vectors.
 
@@ -417,6 +332,12 @@ def read_text_keys(directory: Path | str, meta: VectorsMeta) -> np.ndarray:
       UserError: an earlier version wrote the directory, or the file is damaged.
     """
     path = fetch(directory, 'vectors') / _TEXT_KEYS
+    expected = read_checksums(path.parent).get(_TEXT_KEYS)
+    if expected and path.exists() and not is_undamaged(path, expected):
+        raise UserError(
+            f'{path}: is damaged (its size or checksum differs from {CHECKSUMS}): start '
+            f'launch/embed.py again to write it anew'
+        )
     try:
         keys_N = np.load(path)
     except FileNotFoundError:

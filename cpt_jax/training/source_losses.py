@@ -13,7 +13,7 @@ import numpy as np
 
 from cpt_jax.loss.infonce import MAX_TEMPERATURE, MIN_TEMPERATURE, InfoNCE
 from cpt_jax.loss.settings import LossSettings, Weight
-from cpt_jax.loss.terms import GRADE, SCORES, TARGET_TERMS, VECTORS, check_terms
+from cpt_jax.loss.terms import GRADE, SCORES, TARGET_TERMS, VECTORS, check_terms, sum_weights
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training.sections import Data
 
@@ -133,6 +133,11 @@ def read_source_losses(loss: InfoNCE, data: Data) -> SourceLosses:
             f'loss.teacher={loss.teacher!r} has no effect: add a term that uses it, such as '
             f'--config.loss.terms=\'(("teacher_cosine", 1.0),)\''
         )
+    if loss.guide and not any(source.infonce for source in losses.values()):
+        raise UserError(
+            f'loss.guide={loss.guide!r} has no effect: it masks negatives of InfoNCE, whose weight '
+            f'is 0 in all sources: remove it, or set loss.infonce'
+        )
     return found
 
 
@@ -149,7 +154,7 @@ def _read_source_loss(name: str, loss: InfoNCE, data: Data) -> SourceLoss:
         directions=_read_directions(where, section, loss),
         in_batch=in_batch is None or bool(in_batch),
         temperature=section.get('temperature'),
-        terms={term: float(weight) for term, weight in terms},
+        terms=sum_weights(terms),
     )
     if not 0 <= found.infonce < math.inf:
         raise UserError(f'{where}.infonce={infonce}: must be a number from 0 on')

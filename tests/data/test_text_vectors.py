@@ -10,18 +10,23 @@ from cpt_jax.data.pairs import Pair, compute_text_key
 from cpt_jax.data.target_reader import TargetReader, Wanted
 from cpt_jax.data.text_vectors import NO_VECTOR, TextVectors
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, read_vectors, write_text_keys
+from cpt_jax.storage.vector_shards import VectorWriter, read_vectors
+from cpt_jax.storage.vectors_meta import VectorsMeta
 
 
-def write_vectors(directory: Path, texts, side='y', model='guide@1', shard_size=3, width=4):
+def write_vectors(
+    directory: Path, texts, side='y', model='guide@1', shard_size=3, width=4, **settings
+):
     """Writes vectors as launch/embed.py does; returns float32[N, D]."""
     random = np.random.default_rng(len(texts))
-    vectors = random.normal(size=(len(texts), width)).astype(np.float32)
+    vectors = random.normal(size=(len(texts), 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    meta = VectorsMeta(model, {}, side, 'texts', ' '.join(texts), len(texts), width, shard_size)
+    meta = VectorsMeta(
+        model, settings, side, 'texts', ' '.join(texts), len(texts), width, shard_size
+    )
     writer = VectorWriter(directory, meta)
     writer.add([str(i) for i in range(len(texts))], vectors)
-    write_text_keys(directory, meta, map(compute_text_key, texts))
+    writer.write_text_keys(map(compute_text_key, texts))
     return vectors
 
 
@@ -70,7 +75,11 @@ def test_reader_finds_the_vectors_of_a_pair_without_its_prompts(folder):
 def test_unusable_directories_are_refused(folder):
     path, *_ = folder
     write_vectors(path / 'other', ['one'], model='other@1')
+    write_vectors(path / 'old', ['a'], weights='1', max_tokens_x=3)
+    write_vectors(path / 'new', ['b'], weights='2', max_tokens_x=4)
+    TextVectors('loss.guide', f'{path}/x,{path}/new')  # an earlier version wrote the first
     for directories, expected in [
+        (f'{path}/old,{path}/new', r'different models named guide@1 \(weights: 1 and 2\): embed'),
         (f'{path}/x,{path}/other', 'loss.guide=.*are vectors of different models'),
         (',', "loss.guide=',': names no directory"),
         (f'{path}', '^loss.guide: .*no meta.json: give a directory that launch/embed.py wrote'),

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from cpt_jax.benchmark_data.code_pairs import compute_heldout_fingerprint
-from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.evals.registry import KINDS, find_option_fields, find_tasks, select_score_options
 from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.search import faiss_index
@@ -138,23 +137,3 @@ def test_option_changes_only_the_fingerprints_of_its_tasks(data_dir, option, mon
 
 def test_model_scores_do_not_depend_on_baselines_and_trec_runs():
     assert OTHER.keys() - select_score_options(OTHER).keys() == {'baselines', 'trec_runs'}
-
-
-def test_weights_fingerprint_depends_on_file_contents(tmp_path):
-    (tmp_path / 'model' / '2_Dense').mkdir(parents=True)
-    for path in ('model.safetensors', '2_Dense/model.safetensors'):
-        (tmp_path / 'model' / path).write_text('numbers')
-    before = fingerprint_weights(tmp_path / 'model')
-    (tmp_path / 'model' / 'README.md').write_text('words')
-    assert fingerprint_weights(tmp_path / 'model') == before
-    (tmp_path / 'model' / '2_Dense' / 'model.safetensors').write_text('others')
-    assert fingerprint_weights(tmp_path / 'model') != before
-
-
-def test_weights_fingerprint_covers_all_directories(tmp_path):
-    for name in ('adapter', 'base'):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'model.safetensors').write_text('numbers')
-    before = fingerprint_weights(tmp_path / 'adapter', tmp_path / 'base')
-    (tmp_path / 'base' / 'model.safetensors').write_text('others')
-    assert fingerprint_weights(tmp_path / 'adapter', tmp_path / 'base') != before

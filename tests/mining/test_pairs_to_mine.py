@@ -57,6 +57,22 @@ def test_files_of_pairs_are_read_by_their_names(tmp_path):
     assert [list(more.iterate_corpus()) for _ in range(2)] == [['z0', 'z1']] * 2
 
 
+def test_folders_are_read_by_the_suffixes_of_their_files(tmp_path):
+    folder = tmp_path / 'tsv' / 'inner'
+    folder.mkdir(parents=True)
+    (folder / 'a.tsv').write_text('x\ty\nx,0\ty0\nx,1\ty1\n')
+    (folder / '_notes.jsonl').write_text('hidden files are not read')
+    for path in (folder, folder.parent, folder / '*.tsv', folder.parent / '**' / '*'):
+        assert [row[1] for row in read(open_pairs(str(path)))] == ['x,0', 'x,1']
+    (folder / 'b.csv').write_text('x,y\nx0,y0\n')
+    with pytest.raises(UserError, match='has .csv and .tsv files, whose separators differ: give'):
+        open_pairs(str(folder))
+    (folder / 'c.jsonl').write_text('{"x": "x0", "y": "y0"}\n{"x": "x1", "y": "y1"}\n')
+    with pytest.raises(UserError, match='has .jsonl and .csv or .tsv files: add --kind=jsonl or'):
+        open_pairs(str(folder))
+    assert [row[1] for row in read(open_pairs(str(folder), 'jsonl'))] == ['x0', 'x1']
+
+
 def test_tfds_data_set_gives_one_split(tmp_path):
     TinyPairs(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
     given = {'x': 'question/text', 'y': 'answer', 'data_dir': str(tmp_path)}

@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.exporting.adapter import export_adapter
 from cpt_jax.exporting.directory import export
 from cpt_jax.origin.frozen_base import describe_base, open_checked_base
@@ -23,6 +22,7 @@ from cpt_jax.origin.pretrained import (
     open_pretrained,
 )
 from cpt_jax.origin.resolve import resolve_model, resolve_origin
+from cpt_jax.origin.weights_fingerprint import fingerprint_weights
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training import loop

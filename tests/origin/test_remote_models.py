@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.evals.fingerprint import fingerprint_weights
 from cpt_jax.evals.registry import fetch_data_dir, find_tasks
 from cpt_jax.model.adapters.peft import find_base_directory
 from cpt_jax.origin.frozen_base import describe_base, open_checked_base
 from cpt_jax.origin.pretrained import find_directory, list_model_directories
 from cpt_jax.origin.resolve import resolve_model, resolve_origin
+from cpt_jax.origin.weights_fingerprint import fingerprint_weights
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import get_cache_folder
 from tests.programs import ROOT

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 
+import fsspec
 import numpy as np
 import pytest
 
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.file_checksums import read_checksums
 from cpt_jax.storage.vector_codes import compute_ranges, dequantize, unpack_signs
-from cpt_jax.storage.vector_shards import VectorsMeta, VectorWriter, read_vectors
+from cpt_jax.storage.vector_shards import VectorWriter, read_text_keys, read_vectors
+from cpt_jax.storage.vectors_meta import VectorsMeta, load_meta, read_meta
 
 META = VectorsMeta(
     model='run@20',
@@ -242,3 +245,49 @@ def test_vectors_of_another_precision_are_refused(tmp_path):
     write_vectors(tmp_path, [10])
     with pytest.raises(UserError, match=r'holds other vectors \(precision=float32'):
         VectorWriter(tmp_path, dataclasses.replace(META, precision='binary'))
+
+
+def test_damaged_text_keys_are_refused_and_written_again(tmp_path):
+    writer = VectorWriter(tmp_path, META)
+    writer.write_text_keys(range(10))
+    writer.add(IDS, make_unit_vectors())
+    path = tmp_path / 'text_keys.npy'
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + b'\1')
+    with pytest.raises(UserError, match='text_keys.npy: is damaged .*: start launch/embed.py aga'):
+        read_text_keys(tmp_path, META)
+    writer = VectorWriter(tmp_path, META)
+    assert not writer.missing
+    writer.write_text_keys(range(10))
+    assert path.read_bytes() == content
+    writer.write_text_keys(iter([]))  # not read, because the file is whole
+    assert read_text_keys(tmp_path, META).tolist() == [*range(10)]
+
+
+def test_new_ranges_keep_the_checksum_of_the_text_keys(tmp_path):
+    meta = dataclasses.replace(META, precision='int8')
+    writer = VectorWriter(tmp_path, meta)
+    writer.write_text_keys(range(10))
+    writer.set_ranges(compute_ranges(make_unit_vectors()))
+    assert read_checksums(tmp_path).keys() == {'text_keys.npy', 'ranges.npy'}
+
+
+def test_directory_without_the_weights_is_completed_and_other_weights_are_refused(tmp_path):
+    write_vectors(tmp_path, [4])
+    new = dataclasses.replace(META, settings=META.settings | {'weights': '1'})
+    assert VectorWriter(tmp_path, new).missing == [1, 2]
+    other = dataclasses.replace(META, settings=META.settings | {'weights': '2'})
+    with pytest.raises(UserError, match='holds other vectors .other settings.: choose another'):
+        VectorWriter(tmp_path, other)
+
+
+def test_metadata_in_a_bucket_are_read_without_the_vectors(tmp_path, cache):
+    store = fsspec.filesystem('memory')
+    write_vectors(tmp_path / 'vectors', [10])
+    for path in (tmp_path / 'vectors').iterdir():
+        store.pipe(f'/bucket/vectors/{path.name}', path.read_bytes())
+    try:
+        assert read_meta('memory://bucket/vectors') == load_meta(tmp_path / 'vectors')
+    finally:
+        store.rm('/bucket', recursive=True)
+    assert [*cache.rglob('meta.json')] and not [*cache.rglob('*.npy')]

@@ -1,6 +1,7 @@
 """The loss of each source, and the errors for losses that its data does not fit."""
 
 import json
+import math
 
 import pytest
 
@@ -10,6 +11,13 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.training.sections import Data
 from cpt_jax.training.setup import _check_vectors, set_up
 from cpt_jax.training.source_losses import SourceLoss, read_source_losses
+
+UNUSED_GUIDE = {
+    'infonce': 0.0,
+    'terms': (('uniformity', 1.0),),
+    'mask_margin': 0.1,
+    'guide': 'vectors',
+}
 
 
 def read(section: dict, loss: dict | None = None, negatives: int = 2) -> SourceLoss:
@@ -28,6 +36,10 @@ def test_source_has_the_settings_of_the_loss_section_or_its_own():
         'terms': [['kl', 2]],
     }
     assert read(own, shared) == SourceLoss(0.0, (0.5, 0.5), True, 0.02, {'kl': 2.0})
+    repeated = (('uniformity', 1), ('uniformity', 0.5))
+    assert read({}, {'terms': repeated}).terms == read({'terms': repeated}).terms
+    assert read({'terms': repeated}).terms == {'uniformity': 1.5}
+    assert InfoNCE(terms=repeated).default_settings.terms == {'uniformity': 1.5}
     # A y has no negatives, so only x is compared.
     assert read({'in_batch': False}) == SourceLoss(1.0, (1.0, 0.0), False, None, {})
 
@@ -54,12 +66,14 @@ def test_losses_are_described():
         ({'infonce': -1.0}, {}, 2, 'infonce=-1.0: must be a number from 0 on'),
         ({'infonce': 0.0}, {}, 2, 'data.sources.a: its loss is 0'),
         ({'terms': (('k', 1),)}, {}, 2, r"data.sources.a.terms: unknown term 'k'; choose from"),
+        ({'terms': (('kl', math.nan),)}, {}, 2, "terms=.*: the weight of 'kl' must be finite"),
         ({'terms': (('kl', 1),)}, {}, 2, 'needs the field of its scores: set --config.data.source'),
         ({}, {'terms': (('cosent', 1),)}, 2, 'needs the field of its score: set --config.data.sou'),
         ({'scores': 's', 'terms': (('kl', 1),)}, {}, 0, "'kl' compares y with hard negatives"),
         ({'score': 's'}, {}, 2, "score='s': graded pairs are not all positives"),
         ({'terms': (('teacher_mse', 1),)}, {}, 2, 'needs loss.teacher'),
         ({}, {'teacher': 'vectors'}, 2, "loss.teacher='vectors' has no effect"),
+        ({}, UNUSED_GUIDE, 2, "loss.guide='vectors' has no effect: it masks negatives of InfoNCE"),
         ({}, {'infonce': -1.0}, 2, 'loss.infonce=-1.0'),
         ({}, {'teacher_temperature': 0.0}, 2, 'loss.teacher_temperature=0.0'),
     ],

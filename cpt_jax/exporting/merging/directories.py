@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,31 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.load import TensorNames
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
-from cpt_jax.origin.pretrained import Pretrained, list_model_directories
+from cpt_jax.origin.pretrained import (
+    Pretrained,
+    choose_form,
+    list_model_directories,
+    open_pretrained,
+)
+from cpt_jax.origin.sentence_transformers import (
+    SentenceFiles,
+    find_transformer,
+    read_sentence_files,
+)
 from cpt_jax.runtime.errors import UserError
 
 # Files of the first part that are copied: settings and tokenizer, no weights in any format.
 _COPIED_SUFFIXES = '.json', '.txt', '.model', '.jinja'
 _NOT_COPIED = '.index.json', 'adapter_config.json', 'golden.json', 'parity.json'
+_TOKENIZER_FILES = (
+    'tokenizer*.json',
+    'vocab.*',
+    'merges.txt',
+    '*.model',
+    'added_tokens.json',
+    'special_tokens_map.json',
+    '*.jinja',
+)
 _SHARD_BYTES = 1_000_000_000
 
 
@@ -42,23 +62,38 @@ class DirectoryPart:
 
 def check_same_directories(models: list[Pretrained]) -> None:
     """Raises UserError unless all models have the architecture and tokenizer of the first."""
-    first = models[0]
     for model in models:
-        if not (_find_settings(model) / 'config.json').is_file():
-            raise UserError(f'--models {model.reference}: has no config.json: export it first')
+        base = list_model_directories(str(model.directory))[-1]
+        if not (find_transformer(base) / 'config.json').is_file():
+            raise UserError(
+                f'--models {model.reference}: {base} has no config.json: merging needs a directory '
+                f'in the form of transformers'
+            )
+    first = _describe_form(models[0])
     for model in models[1:]:
-        pairs = {
-            'model_type': (model.config['model_type'], first.config['model_type']),
-            'vocab_size': (model.rows, first.rows),
-            **{f'{key}': (model.shape[key], first.shape.get(key)) for key in model.shape},
-            'tokenizer': (model.tokenizer.fingerprint, first.tokenizer.fingerprint),
-        }
-        for key, (ours, theirs) in pairs.items():
-            if ours != theirs:
+        form = _describe_form(model)
+        for key in form:
+            if form[key] != first.get(key):
                 raise UserError(
-                    f'--models {model.reference}: has another {key} than {first.reference}: '
-                    f'{str(ours)[:40]}, not {str(theirs)[:40]}'
+                    f'--models {model.reference}: has another {key} than {models[0].reference}: '
+                    f'{str(form[key])[:40]}, not {str(first.get(key))[:40]}'
                 )
+
+
+def _describe_form(model: Pretrained) -> dict[str, Any]:
+    """Returns everything that must be equal, by the name that a message has for it.
+
+    Maximum lengths may differ: a model that was trained further often has a shorter one.
+    """
+    return {
+        'model_type': model.config['model_type'],
+        'vocab_size': model.rows,
+        **model.shape,
+        'tokenizer': model.tokenizer.fingerprint,
+        'include_prompt of the pooling': model.includes_prompt,
+        # Dot products of normalized vectors are cosines.
+        'similarity': 'cosine' if model.is_normalized else model.similarity,
+    }
 
 
 def merge_directories(models: list[Pretrained], recipe: Recipe, folder: Path) -> None:
@@ -75,31 +110,56 @@ def merge_directories(models: list[Pretrained], recipe: Recipe, folder: Path) ->
       UserError: the models have other architectures, tokenizers or tensors.
     """
     check_same_directories(models)
-    settings = _find_settings(models[0])
-    _copy_settings(settings, folder)
+    form = _copy_settings(models[0], folder)
     parts = [DirectoryPart(model) for model in models]
-    write_tensors(_merge_tensors(parts, recipe), folder, _SHARD_BYTES)
+    transformer = folder / form.transformer.relative_to(form.directory)
+    write_tensors(_merge_tensors(parts, recipe), transformer, _SHARD_BYTES)
     for index, module in enumerate(models[0].dense):
         files = [open_weight_files([*model.dense][index]) for model in models]
-        target = folder / module.relative_to(settings)
+        target = folder / module.relative_to(form.directory)
         write_tensors(_merge_dense(files, recipe), target, _SHARD_BYTES)
+    if open_pretrained(str(folder)).has_own_form != models[0].has_own_form:
+        raise UserError(
+            f'--models {models[0].reference}: the adapter trained tokens of its own, which its '
+            f'base lacks: merge the runs that it was exported from'
+        )
 
 
-def _find_settings(model: Pretrained) -> Path:
-    """Returns the directory of a model, or of the base of an adapter."""
-    return list_model_directories(str(model.directory))[-1]
+def _copy_settings(model: Pretrained, folder: Path) -> SentenceFiles:
+    """Copies settings and tokenizer, also those of sentence-transformers' modules.
 
+    Those of an adapter replace those of its base, by the rules of `open_pretrained`.
 
-def _copy_settings(source: Path, folder: Path) -> None:
-    """Copies settings and tokenizer, also those of sentence-transformers' modules."""
-    for path in sorted(source.rglob('*')):
-        relative = path.relative_to(source)
+    Returns:
+      The files of the directory whose modules were copied.
+    """
+    directories = list_model_directories(str(model.directory))
+    levels = [read_sentence_files(directory.absolute()) for directory in directories]
+    form = choose_form(levels)
+    for path in sorted(form.directory.rglob('*')):
+        is_tokenizer = path.parent == form.transformer and _is_tokenizer_file(path)
+        relative = path.relative_to(form.directory)
         is_hidden = any(part.startswith('.') for part in relative.parts)
-        if is_hidden or len(relative.parts) > 2 or path.is_dir():
-            continue
-        if path.name.endswith(_COPIED_SUFFIXES) and not path.name.endswith(_NOT_COPIED):
-            (folder / relative).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / relative)
+        if not is_hidden and len(relative.parts) <= 2 and not is_tokenizer:
+            _copy_file(path, folder / relative)
+    transformer = folder / form.transformer.relative_to(form.directory)
+    _copy_file(levels[-1].transformer / 'config.json', transformer / 'config.json')
+    assert model.tokenizer_folder is not None
+    for path in filter(_is_tokenizer_file, sorted(model.tokenizer_folder.iterdir())):
+        _copy_file(path, transformer / path.name)
+    return form
+
+
+def _is_tokenizer_file(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in _TOKENIZER_FILES)
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    """Copies a file unless it has weights or describes those of the source."""
+    if path.is_file() and path.name.endswith(_COPIED_SUFFIXES):
+        if not path.name.endswith(_NOT_COPIED):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
 
 
 def _merge_tensors(parts: list[DirectoryPart], recipe: Recipe) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,7 +1,7 @@
 """What is merged: the parts, their weights and the method; and the model card that names them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ class Recipe(NamedTuple):
         total = sum(weights)
         return cls(tuple(references), tuple(weight / total for weight in weights), method)
 
-    def merge(self, tensors: Sequence[np.ndarray] | Any) -> np.ndarray:
+    def merge(self, tensors: Iterable[np.ndarray]) -> np.ndarray:
         """Returns the merged tensor in float64. `tensors` may be read one at a time."""
         return merge_tensors(tensors, self.weights, self.method)
 

@@ -27,7 +27,15 @@ from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.storage.json_files import write_json
 
 # Keys of the `model` section that change neither the parameters nor what they compute.
-_RUNTIME_KEYS = (*('init', 'dropout', 'remat', 'attention', 'dtype', 'layer_loop', 'freeze_dense'),)
+_RUNTIME_KEYS = (
+    'init',
+    'dropout',
+    'remat',
+    'attention',
+    'dtype',
+    'layer_loop',
+    'freeze_dense',
+)
 _BYTES_AT_ONCE = 1 << 28
 _ENCODER = 'encoder.'
 # Parameters of this stack have one slice per layer.
@@ -118,7 +126,8 @@ def merge_runs(runs: list[EarlierRun], recipe: Recipe, folder: Path) -> None:
     """Writes a run whose only checkpoint has the merged parameters.
 
     At most 256 MB of each part, or one tensor, are in memory at a time, next to the result. The
-    step is the largest of all parts; config, tokenizer and metadata are those of the first.
+    step is the largest of all parts; config, tokenizer and metadata are those of the first, except
+    `cleaned`, which is stored only if all parts had the same data and origin.
 
     Args:
       runs: the checkpoints, of the same form.
@@ -170,6 +179,21 @@ def _merge_parameter(tensors: list[np.ndarray], name: str, recipe: Recipe) -> np
     return np.stack(layers)
 
 
+def _find_shared_cleaned(runs: list[EarlierRun]) -> Mapping[str, list[str] | None]:
+    """Returns `Provenance.cleaned` of runs with the same data and origin; {} of others, since the
+    data of the first say nothing about those of all.
+    """
+    described = [
+        (
+            run.provenance.cleaned,
+            run.provenance.sources,
+            run.provenance.config.get('init_from', ''),
+        )
+        for run in runs
+    ]
+    return described[0][0] if all(other == described[0] for other in described) else {}
+
+
 def _write_run(
     runs: list[EarlierRun], params: Mapping[str, Any], recipe: Recipe, folder: Path
 ) -> None:
@@ -182,6 +206,7 @@ def _write_run(
         config=config,
         code=get_code_version(),
         base=None,
+        cleaned=_find_shared_cleaned(runs),
         merged=recipe.describe_parts(),
     )
     directory = RunDir(folder)

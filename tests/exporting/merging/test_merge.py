@@ -1,5 +1,6 @@
 """Merged runs and directories: their weights, their use afterwards, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,20 +8,25 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting.merging import runs
+from cpt_jax.exporting.merging.directories import check_same_directories
 from cpt_jax.exporting.merging.merge import merge
 from cpt_jax.origin.earlier_run import find_run
+from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.origin.resolve import resolve_origin
 from cpt_jax.runs.checkpoint import load_some_params, read_param_shapes
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import get_mesh
 from tests.embed.test_embedder import write_run
+from tests.origin.test_sentence_folders import write_sentence_files
 
 OLD_RUNS = Path(__file__).parents[2] / 'fixtures' / 'old_runs'
 BERT, LORA = OLD_RUNS / 'bert_model', OLD_RUNS / 'lora'
+QUERY = 'encoder.layer.0.attention.self.query'  # a matrix of BERT
 
 
 @pytest.fixture(scope='module')
@@ -58,6 +64,24 @@ def test_runs_become_a_run_with_the_mean_of_their_weights(run, tmp_path):
     assert origin.provenance.merged == parts
     card = (output / 'README.md').read_text()
     assert f'| `{run}@100` | 0.25 |' in card and f'| `{run}@200` | 0.75 |' in card
+
+
+def test_merged_run_claims_clean_data_only_if_all_parts_have_the_same(run):
+    first = find_run(f'{run}@100', '--models')
+    known = {'cleaned': {'pairs': ['sts/stsb']}, 'sources': {'pairs': '1'}}
+    config = {**first.provenance.config, 'init_from': 'models/other'}
+    parts = [
+        dataclasses.replace(first, provenance=dataclasses.replace(first.provenance, **changed))
+        for changed in [
+            known,
+            known,
+            known | {'cleaned': {}},
+            known | {'sources': {'pairs': '2'}},
+            known | {'config': config},
+        ]
+    ]
+    assert runs._find_shared_cleaned(parts[:2]) == known['cleaned']
+    assert [runs._find_shared_cleaned([parts[0], part]) for part in parts[2:]] == [{}] * 3
 
 
 def test_slerp_merges_the_layers_of_a_stack_one_by_one(run, tmp_path):
@@ -102,6 +126,65 @@ def test_directories_become_a_directory_with_the_mean_of_their_weights(tmp_path)
     assert resolve_origin(str(output)).pretrained_config == json.loads(
         (BERT / 'config.json').read_text()
     )
+
+
+def write_adapter(folder: Path, base: Path, scale: float) -> Path:
+    """Writes an adapter of one matrix, with a pooling, prompts and a tokenizer of its own."""
+    folder.mkdir()
+    write_sentence_files(folder, 'cls', prompts={'query': 'find: '}, max_seq_length=11)
+    tokenizer = tokenizers.Tokenizer.from_file(str(base / 'tokenizer.json'))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single='$A file', special_tokens=[('file', 7)]
+    )
+    tokenizer.save(str(folder / 'tokenizer.json'))
+    content = {'peft_type': 'LORA', 'base_model_name_or_path': str(base), 'r': 1, 'lora_alpha': 1}
+    (folder / 'adapter_config.json').write_text(json.dumps(content))
+    rows, columns = load_file(base / 'model.safetensors')[f'{QUERY}.weight'].shape
+    tensors = {
+        f'base_model.model.{QUERY}.lora_A.weight': np.ones((1, columns), np.float32),
+        f'base_model.model.{QUERY}.lora_B.weight': np.full((rows, 1), scale, np.float32),
+    }
+    save_file(tensors, folder / 'adapter_model.safetensors')
+    return folder
+
+
+def test_merged_adapters_keep_their_own_pooling_prompts_and_tokenizer(tmp_path):
+    base = Path(shutil.copytree(BERT, tmp_path / 'base'))
+    write_sentence_files(base, 'mean', prompts={'query': 'old: ', 'document': 'old: '})
+    adapters = [write_adapter(tmp_path / f'adapter{i}', base, i) for i in range(2)]
+    merge([*map(str, adapters)], tmp_path / 'out')
+    expected, found = (open_pretrained(str(path)) for path in (adapters[0], tmp_path / 'out'))
+    assert found.shape == expected.shape and found.shape['pooling'] == 'first'
+    assert found.tokenizer.fingerprint == expected.tokenizer.fingerprint
+    assert found.max_tokens == expected.max_tokens == 11
+    weight = load_file(tmp_path / 'out' / 'model.safetensors')[f'{QUERY}.weight']
+    before = load_file(base / 'model.safetensors')[f'{QUERY}.weight']
+    np.testing.assert_allclose(weight, before + 0.5, rtol=0, atol=1e-6)
+
+
+def test_transformer_in_a_folder_is_merged_in_its_folder(tmp_path):
+    folder = tmp_path / 'model'
+    shutil.copytree(BERT, folder / '0_Transformer')
+    write_sentence_files(folder, 'mean')
+    modules = json.loads((folder / 'modules.json').read_text())
+    modules[0]['path'] = '0_Transformer'
+    (folder / 'modules.json').write_text(json.dumps(modules))
+    merge([str(folder), str(folder)], tmp_path / 'out')
+    found = open_pretrained(str(tmp_path / 'out'))
+    assert found.files.names == open_pretrained(str(folder)).files.names
+
+
+def test_directories_must_pool_and_compare_alike_in_the_form_of_transformers(tmp_path):
+    model = open_pretrained(str(BERT))
+    for changed, message in [
+        ({'includes_prompt': False}, 'has another include_prompt of the pooling than'),
+        ({'similarity': 'dot'}, 'has another similarity than .*: dot, not cosine'),
+        ({'directory': tmp_path}, 'has no config.json: merging needs a directory in the form of'),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_same_directories([model, dataclasses.replace(model, **changed)])
+    normalized = dataclasses.replace(model, similarity='dot', is_normalized=True, max_tokens=9)
+    check_same_directories([model, normalized])
 
 
 def test_adapters_are_merged_into_their_base_first(tmp_path, monkeypatch):
