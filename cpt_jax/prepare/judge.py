@@ -5,7 +5,7 @@ from array import array
 import numpy as np
 
 from cpt_jax.prepare.counts import Counts
-from cpt_jax.prepare.document import Unreadable
+from cpt_jax.prepare.document import Dropped, Unreadable
 from cpt_jax.prepare.duplicates import compute_key, save_content_keys
 from cpt_jax.prepare.filters import explain_rejected
 from cpt_jax.prepare.items import iterate_items
@@ -37,6 +37,9 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     for item in iterate_items(plan.sources[task.source], task):
         if isinstance(item, Unreadable):
             counts.add_unreadable(item)
+            continue
+        if isinstance(item, Dropped):
+            counts.dropped[item.reason] += item.number
             continue
         counts.records += 1
         counts.characters += len(item.text)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from cpt_jax.data.files import digest_file_states
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.prepare.benchmark_texts import list_test_files
-from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.inputs import SourceFiles, digest_model, find_source_files
 from cpt_jax.prepare.neighbours import load_counter
 from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
@@ -91,12 +91,12 @@ class SourceRules:
         """What is filtered and compared for duplicates; see PairRule."""
         return PAIR_RULES[self.pairs].unit
 
-    def read(self, file: PlannedFile) -> Iterator[Document | Unreadable]:
+    def read(self, file: PlannedFile) -> Iterator[Document | Unreadable | Dropped]:
         """Yields the documents of a file."""
         return READERS[self.reader].read(Path(file.path), file.name, **self.reader_arguments)
 
-    def make_pairs(self, document: Document) -> list[TextPair]:
-        """Returns the pairs of a document.
+    def make_pairs(self, document: Document) -> list[TextPair | Dropped]:
+        """Returns the pairs of a document, and what of it makes no pair.
 
         Raises:
           BadRecord: the document lacks a field.
