@@ -10,7 +10,7 @@ With 32 bands of 4 values, two items of similarity s are candidates with a proba
 in 5 % of their words, 86 % of the windows are equal, so that their similarity is about 0.75.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ ROWS = 4
 SEED = 1
 # Signatures of fewer windows say little. Texts below it are only compared for equality.
 MIN_WINDOWS = 16
+_LINKS_AT_ONCE = 1 << 19  # whose signatures take 134 MB
 _MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 1], np.uint64)
 
 
@@ -93,23 +94,27 @@ def find_links(folder: WorkFolder, partition: int, tasks: int, threshold: float)
     """
     found = load_equal_keys(folder, BAND_KEYS, partition, tasks)
     others_N = np.flatnonzero(found.firsts_N != np.arange(len(found.firsts_N)))
-    links = np.zeros((len(others_N), 2), PLACE)
-    links[:, 0] = found.places_N[found.firsts_N[others_N]]
-    links[:, 1] = found.places_N[others_N]
-    links = np.unique(links.view([('a', PLACE), ('b', PLACE)])).view(PLACE).reshape(-1, 2)
-    similar = _estimate_similarity(folder, links, tasks) >= threshold
+    places_N = pack_places(found.places_N)
+    links = np.stack([places_N[found.firsts_N[others_N]], places_N[others_N]], -1)
+    del found, places_N
+    links = select_distinct(links)
+    blocks = range(0, len(links), _LINKS_AT_ONCE)
+    similarities = [
+        _estimate_similarity(folder, links[start : start + _LINKS_AT_ONCE]) for start in blocks
+    ]
+    similar = np.concatenate([np.zeros(0), *similarities]) >= threshold
     save_array(folder.get_path(LINKS, partition, '.npy'), links[similar])
 
 
-def _estimate_similarity(folder: WorkFolder, links_Lx2: np.ndarray, tasks: int) -> np.ndarray:
-    """Returns float64[L]: the estimated similarity of each pair of items."""
+def _estimate_similarity(folder: WorkFolder, links_Lx2: np.ndarray) -> np.ndarray:
+    """Returns float64[L]: the estimated similarity of each pair of packed places."""
+    places = unpack_places(links_Lx2)
     signatures = np.zeros((*links_Lx2.shape, BANDS * ROWS), np.uint8)
-    for task in range(tasks):
-        own = links_Lx2['task'] == task
-        if own.any():
-            items = np.load(folder.get_path(SIGNATURES, task, '-items.npy'), mmap_mode='r')
-            stored: Any = np.load(folder.get_path(SIGNATURES, task, '.npy'), mmap_mode='r')
-            signatures[own] = stored[np.searchsorted(items, links_Lx2['item'][own])]
+    for task in np.unique(places['task']).tolist():
+        own = places['task'] == task
+        items = np.load(folder.get_path(SIGNATURES, task, '-items.npy'), mmap_mode='r')
+        stored: Any = np.load(folder.get_path(SIGNATURES, task, '.npy'), mmap_mode='r')
+        signatures[own] = stored[np.searchsorted(items, places['item'][own])]
     equal_L = (signatures[:, 0] == signatures[:, 1]).mean(-1)
     return (equal_L - 1 / 256) / (1 - 1 / 256)
 
@@ -117,35 +122,82 @@ def _estimate_similarity(folder: WorkFolder, links_Lx2: np.ndarray, tasks: int) 
 def cluster(folder: WorkFolder, partitions: int, tasks: int) -> None:
     """Stores the items to drop: of all items that links connect, all but the first.
 
+    This takes about 120 bytes of memory for each distinct link.
+
     Args:
       folder: work folder.
       partitions: number of partitions of the keys.
       tasks: number of tasks.
     """
-    parts = [np.load(folder.get_path(LINKS, part, '.npy')) for part in range(partitions)]
-    links_Lx2 = np.concatenate(parts)
-    places, indices = np.unique(links_Lx2, return_inverse=True)
-    roots = find_roots(len(places), indices.reshape(-1, 2))
-    dropped = roots != np.arange(len(places))
-    save_places(folder, NEAR, 0, places[dropped], tasks)
+    paths = [folder.get_path(LINKS, part, '.npy') for part in range(partitions)]
+    links_Lx2 = merge_links(np.load(path) for path in paths)
+    places = np.unique(links_Lx2)
+    # Their order is that of tasks and items, so that the smallest index is the first item.
+    indices_Lx2 = np.searchsorted(places, links_Lx2).astype(np.uint32)
+    del links_Lx2
+    dropped = find_roots(len(places), indices_Lx2) != np.arange(len(places))
+    save_places(folder, NEAR, 0, unpack_places(places[dropped]), tasks)
+
+
+def pack_places(places: np.ndarray) -> np.ndarray:
+    """Returns PLACE as uint64, in the same order; they are compared faster."""
+    return (places['task'].astype(np.uint64) << np.uint64(32)) | places['item']
+
+
+def unpack_places(packed: np.ndarray) -> np.ndarray:
+    """Returns the PLACE that `pack_places` packed."""
+    places = np.zeros(packed.shape, PLACE)
+    places['task'] = packed >> np.uint64(32)
+    places['item'] = packed & np.uint64(0xFFFFFFFF)
+    return places
+
+
+def select_distinct(links_Lx2: np.ndarray) -> np.ndarray:
+    """Returns the distinct rows of uint64[L, 2], sorted."""
+    links_Lx2 = links_Lx2[np.lexsort((links_Lx2[:, 1], links_Lx2[:, 0]))]
+    is_new_L = np.ones(len(links_Lx2), bool)
+    is_new_L[1:] = (links_Lx2[1:] != links_Lx2[:-1]).any(-1)
+    return links_Lx2[is_new_L]
+
+
+def merge_links(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Returns the distinct links of all partitions. Two items are linked in up to 32 bands.
+
+    Args:
+      parts: uint64[n, 2] of each partition. They are merged when they are as many as the distinct
+        links before them, so that memory is bounded by twice the result and each is sorted a few
+        times.
+    """
+    merged: np.ndarray = np.zeros((0, 2), np.uint64)
+    waiting: list[np.ndarray] = []
+    number = 0
+    for part in parts:
+        waiting.append(part)
+        number += len(part)
+        if number > max(len(merged), _LINKS_AT_ONCE):
+            merged = select_distinct(np.concatenate([merged, *waiting]))
+            waiting = []
+            number = 0
+    return select_distinct(np.concatenate([merged, *waiting]))
 
 
 def find_roots(size: int, links_Lx2: np.ndarray) -> np.ndarray:
-    """Returns int64[size]: the smallest index that links connect with each index (union-find).
+    """Returns int64[size]: the smallest index that links connect with each index.
+
+    In each round, roots that a link connects with a smaller root are attached to the smallest of
+    these, and all paths are shortened to one step, as in parallel union-find. Links inside of a
+    tree are left out of the next round.
 
     Args:
       size: number of indices.
-      links_Lx2: int64, pairs of indices.
+      links_Lx2: integers, pairs of indices.
     """
-    roots = list(range(size))
-
-    def find(index: int) -> int:
-        while roots[index] != index:
-            roots[index] = roots[roots[index]]
-            index = roots[index]
-        return index
-
-    for a, b in links_Lx2.tolist():
-        first, second = sorted((find(a), find(b)))
-        roots[second] = first
-    return np.array([find(index) for index in range(size)], np.int64)
+    roots = np.arange(size)
+    while len(links_Lx2):
+        ends_Lx2 = roots[links_Lx2]
+        np.minimum.at(roots, ends_Lx2.max(-1), ends_Lx2.min(-1))
+        while not np.array_equal(shorter := roots[roots], roots):
+            roots = shorter
+        ends_Lx2 = roots[links_Lx2]
+        links_Lx2 = links_Lx2[ends_Lx2[:, 0] != ends_Lx2[:, 1]]
+    return roots

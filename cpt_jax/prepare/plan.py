@@ -31,7 +31,7 @@ from cpt_jax.storage.paths import is_remote
 from cpt_jax.storage.remote import expand_home
 
 # Increment when a change to the code changes what is made of the same files.
-PREPARE_VERSION = 3
+PREPARE_VERSION = 4
 PLAN_FILE = 'plan.json'
 SECTIONS = ('filters', 'duplicates', 'decontamination', 'consistency', 'output')
 _MB = 1_000_000

@@ -11,8 +11,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-# Scripts that put no spaces between words: Thai and Lao, Myanmar, Khmer, Hiragana and Katakana, Han.
-# Each of their characters is a word. The ranges include their vowel signs, which \w does not match.
+# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Hiragana, Katakana, Han. Each
+# of their characters is a word. The ranges have their vowel signs too, which \w does not match.
 _UNSPACED = (
     r'\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff'
     r'\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'
