@@ -10,12 +10,19 @@ With 32 bands of 4 values, two items of similarity s are candidates with a proba
 in 5 % of their words, 86 % of the windows are equal, so that their similarity is about 0.75.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from array import array
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
-from cpt_jax.prepare.keyed_items import KEY, PLACE, load_equal_keys, save_keys, save_places
+from cpt_jax.prepare.keyed_items import (
+    KEY,
+    PLACE,
+    load_equal_keys,
+    save_places,
+    save_sorted_keys,
+)
 from cpt_jax.prepare.words import hash_words, iterate_windows
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
 
@@ -29,15 +36,9 @@ ROWS = 4
 SEED = 1
 # Signatures of fewer windows say little. Texts below it are only compared for equality.
 MIN_WINDOWS = 16
+_SIGNATURES_AT_ONCE = 1024
 _LINKS_AT_ONCE = 1 << 19  # whose signatures take 134 MB
 _MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 1], np.uint64)
-
-
-class Signed(NamedTuple):
-    """An item and its signature, uint32[BANDS * ROWS]."""
-
-    item: int
-    signature: np.ndarray
 
 
 def compute_signature(text: str) -> np.ndarray | None:
@@ -55,32 +56,64 @@ def compute_signature(text: str) -> np.ndarray | None:
     return np.array(matrix.to_rows()[0], np.uint32)
 
 
-def save_signatures(
-    folder: WorkFolder, rank: int, signed: Sequence[Signed], partitions: int
-) -> None:
-    """Stores the signatures of a task's items, and the keys of their bands.
+class SignatureStore:
+    """The signatures of a task's items, and the keys of their bands.
+
+    An item takes 400 bytes here, and 1,700 while the keys are sorted (measured).
+    """
+
+    def __init__(self) -> None:
+        # A task may have millions of short items, so these are no lists of objects.
+        self._items = array('I')
+        self._waiting: list[np.ndarray] = []
+        self._keys = bytearray()
+        self._signatures = bytearray()
+
+    def add(self, item: int, signature: np.ndarray) -> None:
+        """Adds the signature of an item; items are ascending."""
+        self._items.append(item)
+        self._waiting.append(signature)
+        if len(self._waiting) == _SIGNATURES_AT_ONCE:
+            self._compute_keys()
+
+    def _compute_keys(self) -> None:
+        signatures_KxP = np.array(self._waiting, np.uint32).reshape(-1, BANDS * ROWS)
+        self._waiting = []
+        self._keys += compute_band_keys(signatures_KxP).tobytes()
+        # 8 bits of each value: two different values agree in them once in 256 times.
+        self._signatures += signatures_KxP.astype(np.uint8).tobytes()
+
+    def save(self, folder: WorkFolder, rank: int, partitions: int) -> None:
+        """Stores signatures and keys.
+
+        Args:
+          folder: work folder.
+          rank: index of the task.
+          partitions: number of ranges into which keys are divided.
+        """
+        self._compute_keys()
+        items_K = np.array(self._items, np.uint32)
+        signatures_KxP = np.frombuffer(self._signatures, np.uint8).reshape(-1, BANDS * ROWS)
+        save_array(folder.get_path(SIGNATURES, rank, '-items.npy'), items_K)
+        save_array(folder.get_path(SIGNATURES, rank, '.npy'), signatures_KxP)
+        keys = np.frombuffer(self._keys, np.uint64)  # of items, and of bands inside of an item
+        order = np.argsort(keys, kind='stable')
+        rows = np.zeros(len(keys), KEY)
+        rows['high'] = keys[order]
+        rows['low'] = order % BANDS
+        rows['item'] = items_K[order // BANDS]
+        save_sorted_keys(folder, BAND_KEYS, rank, rows, partitions)
+
+
+def compute_band_keys(signatures_KxP: np.ndarray) -> np.ndarray:
+    """Returns uint64[K, BANDS]: a hash of the values of each band.
 
     Args:
-      folder: work folder.
-      rank: index of the task.
-      signed: the items, ascending.
-      partitions: number of ranges into which keys are divided.
+      signatures_KxP: uint32, signatures.
     """
-    items = np.array([each.item for each in signed], np.uint32)
-    signatures_KxP = np.zeros((len(signed), BANDS * ROWS), np.uint32)
-    for row, each in enumerate(signed):
-        signatures_KxP[row] = each.signature
     values = signatures_KxP.reshape(-1, BANDS, ROWS).astype(np.uint64)
     keys_KxB = (values * _MULTIPLIERS).sum(-1, dtype=np.uint64)
-    keys_KxB = (keys_KxB ^ (keys_KxB >> np.uint64(29))) * _MULTIPLIERS[0]
-    rows = np.zeros(keys_KxB.size, KEY)
-    rows['high'] = keys_KxB.reshape(-1)
-    rows['low'] = np.tile(np.arange(BANDS), len(signed))
-    rows['item'] = np.repeat(items, BANDS)
-    save_keys(folder, BAND_KEYS, rank, rows, partitions)
-    save_array(folder.get_path(SIGNATURES, rank, '-items.npy'), items)
-    # 8 bits of each value: two different values agree in them once in 256 times.
-    save_array(folder.get_path(SIGNATURES, rank, '.npy'), signatures_KxP.astype(np.uint8))
+    return (keys_KxB ^ (keys_KxB >> np.uint64(29))) * _MULTIPLIERS[0]
 
 
 def find_links(folder: WorkFolder, partition: int, tasks: int, threshold: float) -> None:

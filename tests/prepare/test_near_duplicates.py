@@ -11,6 +11,7 @@ from cpt_jax.prepare.near_duplicates import (
     unpack_places,
 )
 from cpt_jax.prepare.run import prepare
+from cpt_jax.prepare.work_folder import WorkFolder
 from cpt_jax.runtime.errors import UserError
 from tests.conftest import WORDS
 from tests.prepare.helpers import get_texts, make_config, make_document, write_texts
@@ -87,6 +88,31 @@ def test_roots_of_random_links():
             for a, b in links.tolist():
                 expected[[a, b]] = min(expected[a], expected[b])
         assert find_roots(size, links).tolist() == expected.tolist()
+
+
+def test_keys_are_stored_sorted_with_their_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_duplicates, '_SIGNATURES_AT_ONCE', 2)
+    signatures = np.random.default_rng(0).integers(0, 2**32, (5, 128), np.uint32)
+    signatures[3] = signatures[1]
+    store = near_duplicates.SignatureStore()
+    for item, signature in zip([2, 3, 5, 7, 11], signatures, strict=True):
+        store.add(item, signature)
+    folder = WorkFolder(tmp_path)
+    store.save(folder, 0, partitions=3)
+    rows = np.load(folder.get_path('bands', 0, '.npy'))
+    keys = near_duplicates.compute_band_keys(signatures)
+    expected = [
+        (int(key), band, item)
+        for item, row in zip([2, 3, 5, 7, 11], keys, strict=True)
+        for band, key in enumerate(row)
+    ]
+    assert sorted(rows.tolist()) == sorted(expected) and (np.diff(rows['high']) >= 0).all()
+    assert np.array_equal(
+        np.load(folder.get_path('signatures', 0, '.npy')), signatures.astype(np.uint8)
+    )
+    near_duplicates.find_links(folder, 0, 1, 0.6)
+    links = np.load(folder.get_path('links', 0, '.npy'))
+    assert unpack_places(links).tolist() == [[(0, 3), (0, 7)]]
 
 
 def test_links_of_several_bands_are_kept_once(monkeypatch):
