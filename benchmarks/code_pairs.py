@@ -21,7 +21,7 @@ from cpt_jax.cli.program import run_program
 from cpt_jax.data.files import InputFile, find_input_files
 from cpt_jax.prepare.code_duplicates import find_duplicate_functions
 from cpt_jax.prepare.code_pairs import check_functions, find_documented_functions
-from cpt_jax.prepare.document import Unreadable
+from cpt_jax.prepare.document import Dropped, Unreadable
 from cpt_jax.prepare.parsers.nodes import CODESEARCHNET, SCOPES
 from cpt_jax.prepare.source_trees import HIDDEN, SUFFIXES, read_sources
 from cpt_jax.runtime.errors import UserError
@@ -84,6 +84,8 @@ def _extract(job: tuple[InputFile, str]) -> list[_Found]:
 
 def _iterate_documents(file: InputFile, scope: str) -> Iterator[_Found]:
     for document in read_sources(file.path, file.name):
+        if isinstance(document, Dropped):
+            continue
         if isinstance(document, Unreadable):
             yield 'unreadable', '', '', 0, [], Counter({document.kind: 1})
             continue

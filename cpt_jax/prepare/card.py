@@ -115,7 +115,10 @@ def _list_counts(counts: Mapping[str, int]) -> list[str]:
 
 
 def _list_unreadable(total: Mapping[str, Any]) -> list[str]:
-    return [
+    lines = [
         f'- {kind}: {number:,} (first: {total["examples"][kind][0]})'
         for kind, number in total['unreadable'].items()
     ]
+    if total['cut_files']:
+        lines.append(f'- files that could not be read to their end: {total["cut_files"]:,}')
+    return lines

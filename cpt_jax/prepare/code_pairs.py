@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cpt_jax.prepare.document import Document, TextPair
+from cpt_jax.prepare.document import Document, Dropped, TextPair
 from cpt_jax.prepare.parsers.languages import LANGUAGES, find_language, load_parser
 from cpt_jax.prepare.parsers.nodes import CODESEARCHNET, SCOPES, FoundFunction
 from cpt_jax.runtime.errors import UserError
@@ -36,7 +36,7 @@ _DOC_TOKEN = re.compile(
 _IDENTIFIER = re.compile('[_a-zA-Z][_a-zA-Z0-9]*')
 
 
-def pair_functions(document: Document, scope: str = CODESEARCHNET) -> Iterator[TextPair]:
+def pair_functions(document: Document, scope: str = CODESEARCHNET) -> Iterator[TextPair | Dropped]:
     """Yields (first paragraph of the documentation, function without it) of a source file.
 
     A pair has the fields of its document and `function`, the name of the function, with its line.
@@ -50,10 +50,15 @@ def pair_functions(document: Document, scope: str = CODESEARCHNET) -> Iterator[T
     path = document.fields.get('path', document.identity)
     language = document.fields.get('language') or find_language(path)
     if language not in LANGUAGES:
+        yield Dropped('file in another programming language')
         return
-    for function in find_documented_functions(document.text, language, path, scope, Counter()):
+    rejected: Counter[str] = Counter()
+    for function in find_documented_functions(document.text, language, path, scope, rejected):
         name = f'{function.name}:{function.line}'
         yield TextPair(function.doc, function.code, {**document.fields, 'function': name})
+    del rejected['seen']
+    for reason, number in rejected.items():
+        yield Dropped(f'function: {reason}', number)
 
 
 def check_functions(scope: str = CODESEARCHNET) -> None:

@@ -1,9 +1,9 @@
 """What the steps of data preparation pass on: documents and pairs of texts.
 
 A *reader* is a plain function from a file to its documents, `read(path, ...) ->
-Iterator[Document | Unreadable]`. A *pair rule* is a plain function from a document to its pairs,
-`make_pairs(document, ...) -> Iterable[TextPair]`. `cpt_jax/prepare/registry.py` names them for
-configs.
+Iterator[Document | Unreadable | Dropped]`. A *pair rule* is a plain function from a document to its
+pairs, `make_pairs(document, ...) -> Iterable[TextPair | Dropped]`. `cpt_jax/prepare/registry.py`
+names them for configs.
 """
 
 import dataclasses
@@ -35,11 +35,25 @@ class Unreadable(NamedTuple):
       where: 'file', 'file:line' or 'file, record 17'.
       kind: short name of the problem, which problems are counted by, such as 'not UTF-8'.
       detail: message of the library.
+      ends_file: whether the rest of the file cannot be read either.
     """
 
     where: str
     kind: str
     detail: str = ''
+    ends_file: bool = False
+
+
+class Dropped(NamedTuple):
+    """Parts of a document that make no pair; they are counted.
+
+    Attributes:
+      reason: why, in a few words, by which they are counted.
+      number: how many.
+    """
+
+    reason: str
+    number: int = 1
 
 
 class TextPair(NamedTuple):

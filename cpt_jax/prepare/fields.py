@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from cpt_jax.data.filters import extract_first_paragraph
 from cpt_jax.data.python_functions import remove_docstring
-from cpt_jax.prepare.document import Document, TextPair
+from cpt_jax.prepare.document import Document, Dropped, TextPair
 from cpt_jax.prepare.records import BadRecord, get_field, get_text
 
 
 def pair_fields(
     document: Document, x: str = 'x', y: str = 'y', negatives: str = 'negatives'
-) -> Iterator[TextPair]:
+) -> Iterator[TextPair | Dropped]:
     """Yields a pair for each text of field `y`.
 
     Args:
@@ -28,22 +28,29 @@ def pair_fields(
     first = get_text(record, x)
     value = get_field(record, y)
     hard = record.get(negatives) if negatives else None
-    hard = [hard] if isinstance(hard, str) else hard or []
-    if not all(isinstance(text, str) for text in hard):
+    if hard is None:
+        hard = ()
+    elif isinstance(hard, str):
+        hard = (hard,)
+    if not isinstance(hard, (list, tuple)) or not all(isinstance(text, str) for text in hard):
         raise BadRecord(f'{negatives!r} is not a list of texts')
     extra = {**record, 'negatives': tuple(filter(str.strip, hard))}
     if not isinstance(value, list):
         value = [get_text(record, y)]
+    if not value:
+        yield Dropped(f'no text in {y}')
     for text in value:
         if not isinstance(text, str):
             raise BadRecord(f'{y!r} is not text')
         if first.strip() and text.strip():
             yield TextPair(first, text, extra)
+        else:
+            yield Dropped(f'blank {x} or {y}')
 
 
 def pair_code_search_net(
     document: Document, x: str = 'docstring', y: str = 'code', repository: str = 'repo'
-) -> Iterator[TextPair]:
+) -> Iterator[TextPair | Dropped]:
     """Yields (first paragraph of the documentation, function) of a row of CodeSearchNet's files.
 
     Functions of a repository are held out together. The docstring is removed from Python code.
@@ -65,3 +72,5 @@ def pair_code_search_net(
     group = record.get(repository) or document.identity
     if documentation.strip() and code.strip():
         yield TextPair(documentation, code, {**record, 'group': group})
+    else:
+        yield Dropped(f'blank {x} or {y}')

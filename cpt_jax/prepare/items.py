@@ -7,7 +7,7 @@ are kept. Both iterate over a task in the same order.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.plan import ShardTask, SourceRules
 from cpt_jax.prepare.records import JOINT, BadRecord
 
@@ -26,8 +26,8 @@ class Item(NamedTuple):
     text: str
 
 
-def iterate_items(rules: SourceRules, task: ShardTask) -> Iterator[Item | Unreadable]:
-    """Yields the items of a task's files in order.
+def iterate_items(rules: SourceRules, task: ShardTask) -> Iterator[Item | Unreadable | Dropped]:
+    """Yields the items of a task's files in order, and what is no item.
 
     Args:
       rules: how the files of its source are read.
@@ -35,7 +35,7 @@ def iterate_items(rules: SourceRules, task: ShardTask) -> Iterator[Item | Unread
     """
     for file in task.files:
         for document in rules.read(file):
-            if isinstance(document, Unreadable):
+            if isinstance(document, (Unreadable, Dropped)):
                 yield document
             elif rules.unit == 'document':
                 yield Item(document, None, document.text)
@@ -43,12 +43,15 @@ def iterate_items(rules: SourceRules, task: ShardTask) -> Iterator[Item | Unread
                 yield from _iterate_pairs(rules, document)
 
 
-def _iterate_pairs(rules: SourceRules, document: Document) -> Iterator[Item | Unreadable]:
+def _iterate_pairs(rules: SourceRules, document: Document) -> Iterator[Item | Unreadable | Dropped]:
     try:
         pairs = rules.make_pairs(document)
     except BadRecord as error:
         yield Unreadable(document.identity, error.kind, error.detail)
         return
     for pair in pairs:
+        if isinstance(pair, Dropped):
+            yield pair
+            continue
         text = pair.y if rules.unit == 'y' else pair.x + JOINT + pair.y
         yield Item(document, pair, text)

@@ -5,11 +5,11 @@ from array import array
 import numpy as np
 
 from cpt_jax.prepare.counts import Counts
-from cpt_jax.prepare.document import Unreadable
+from cpt_jax.prepare.document import Dropped, Unreadable
 from cpt_jax.prepare.duplicates import compute_key, save_content_keys
 from cpt_jax.prepare.filters import explain_rejected
 from cpt_jax.prepare.items import iterate_items
-from cpt_jax.prepare.near_duplicates import Signed, compute_signature, save_signatures
+from cpt_jax.prepare.near_duplicates import SignatureStore, compute_signature
 from cpt_jax.prepare.plan import Preparation
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
 from cpt_jax.storage.json_files import write_json
@@ -32,11 +32,14 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     passes = bytearray()
     keys = bytearray()
     items = array('I')
-    signed: list[Signed] = []
+    signatures = SignatureStore()
     filters = plan.filters
     for item in iterate_items(plan.sources[task.source], task):
         if isinstance(item, Unreadable):
             counts.add_unreadable(item)
+            continue
+        if isinstance(item, Dropped):
+            counts.dropped[item.reason] += item.number
             continue
         counts.records += 1
         counts.characters += len(item.text)
@@ -49,10 +52,10 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
         if not reason and plan.duplicates.near:
             signature = compute_signature(item.text)
             if signature is not None:
-                signed.append(Signed(len(passes), signature))
+                signatures.add(len(passes), signature)
         passes.append(not reason)
     save_content_keys(folder, rank, keys, items, plan.partitions)
     if plan.duplicates.near:
-        save_signatures(folder, rank, signed, plan.near_partitions)
+        signatures.save(folder, rank, plan.near_partitions)
     save_array(folder.get_path('judged', rank, '.npy'), np.frombuffer(passes, bool))
     write_json(folder.get_path('judged', rank, '.json'), counts.to_json())

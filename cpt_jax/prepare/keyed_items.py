@@ -37,6 +37,13 @@ def save_keys(folder: WorkFolder, stage: str, rank: int, rows: np.ndarray, parti
       partitions: number of ranges into which keys are divided.
     """
     rows = rows[np.lexsort((rows['item'], rows['low'], rows['high']))]
+    save_sorted_keys(folder, stage, rank, rows, partitions)
+
+
+def save_sorted_keys(
+    folder: WorkFolder, stage: str, rank: int, rows: np.ndarray, partitions: int
+) -> None:
+    """Stores the keys of a task's items, which are sorted by `high`; see `save_keys`."""
     # Partition p has the keys from p / partitions to (p + 1) / partitions of the range of uint64.
     limits = [(p << 64) // partitions for p in range(1, partitions)]
     bounds = np.searchsorted(rows['high'], np.array(limits, np.uint64))

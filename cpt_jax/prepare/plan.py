@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from cpt_jax.data.files import digest_file_states
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.prepare.benchmark_texts import list_test_files
-from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.inputs import SourceFiles, digest_model, find_source_files
 from cpt_jax.prepare.neighbours import load_counter
 from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
@@ -31,14 +31,16 @@ from cpt_jax.storage.paths import is_remote
 from cpt_jax.storage.remote import expand_home
 
 # Increment when a change to the code changes what is made of the same files.
-PREPARE_VERSION = 2
+PREPARE_VERSION = 5
 PLAN_FILE = 'plan.json'
 SECTIONS = ('filters', 'duplicates', 'decontamination', 'consistency', 'output')
 _MB = 1_000_000
-# Bytes of input whose keys one task compares: at most 5 million documents of 100 bytes, whose keys
+# Bytes of text whose keys one task compares: at most 5 million documents of 100 bytes, whose keys
 # take 100 MB and five times as much while they are sorted.
 _PARTITION_BYTES = 512 << 20
 _NEAR_PARTITION_BYTES = 256 << 20  # a document has 32 keys of its signature
+_COMPRESSED = ('.gz', '.zst', '.parquet', '.zip', '.jar', '.whl', '.tgz', '.xz', '.bz2')
+_COMPRESSION_RATIO = 4  # of prose and source code with gzip and zstd, about
 
 
 class PlannedFile(NamedTuple):
@@ -53,6 +55,12 @@ class PlannedFile(NamedTuple):
     name: str
     path: str
     size: int
+
+    @property
+    def text_size(self) -> int:
+        """Estimate of the bytes of its text."""
+        is_compressed = self.name.endswith(_COMPRESSED) or '.array_record-' in self.name
+        return self.size * (_COMPRESSION_RATIO if is_compressed else 1)
 
 
 class ShardTask(NamedTuple):
@@ -91,12 +99,12 @@ class SourceRules:
         """What is filtered and compared for duplicates; see PairRule."""
         return PAIR_RULES[self.pairs].unit
 
-    def read(self, file: PlannedFile) -> Iterator[Document | Unreadable]:
+    def read(self, file: PlannedFile) -> Iterator[Document | Unreadable | Dropped]:
         """Yields the documents of a file."""
         return READERS[self.reader].read(Path(file.path), file.name, **self.reader_arguments)
 
-    def make_pairs(self, document: Document) -> list[TextPair]:
-        """Returns the pairs of a document.
+    def make_pairs(self, document: Document) -> list[TextPair | Dropped]:
+        """Returns the pairs of a document, and what of it makes no pair.
 
         Raises:
           BadRecord: the document lacks a field.
@@ -151,9 +159,14 @@ class Preparation:
         return sum(task.size for task in self.tasks)
 
     @property
+    def text_size(self) -> int:
+        """Estimate of the bytes of all texts."""
+        return sum(file.text_size for task in self.tasks for file in task.files)
+
+    @property
     def near_partitions(self) -> int:
         """Number of tasks that look for near duplicates."""
-        return 1 + self.size // _NEAR_PARTITION_BYTES
+        return 1 + self.text_size // _NEAR_PARTITION_BYTES
 
     @property
     def fingerprint(self) -> str:
@@ -234,7 +247,8 @@ def plan_preparation(config: Mapping[str, Any]) -> Preparation:
         for name in sources
         for group in _group_files(sized[name], task_bytes)
     ]
-    plan = Preparation(config, sources, tasks, 1 + total // _PARTITION_BYTES, '')
+    plan = Preparation(config, sources, tasks, 1, '')
+    plan = dataclasses.replace(plan, partitions=1 + plan.text_size // _PARTITION_BYTES)
     # These raise for a bad value, before any work is done.
     _ = plan.filters, plan.duplicates, plan.decontamination, plan.consistency
     digests = [found[name].digest for name in sources]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from cpt_jax.prepare import code_pairs, fields, licenses, neighbours, source_trees
-from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.readers import (
     json_lines,
     parquet,
@@ -31,7 +31,7 @@ class Reader(NamedTuple):
         together with a file that it is called for, such as the license of a folder.
     """
 
-    read: Callable[..., Iterator[Document | Unreadable]]
+    read: Callable[..., Iterator[Document | Unreadable | Dropped]]
     suffixes: tuple[str, ...]
     check: Callable[..., None] = lambda **arguments: None
     accepts: Callable[..., bool] = lambda name, **arguments: True
@@ -49,7 +49,7 @@ class PairRule(NamedTuple):
         unrelated pairs, each 'pair' as a whole or its 'y'.
     """
 
-    make_pairs: Callable[..., Iterable[TextPair]]
+    make_pairs: Callable[..., Iterable[TextPair | Dropped]]
     check: Callable[..., None] = lambda **arguments: None
     unit: str = 'document'
 
@@ -76,8 +76,12 @@ READERS = {
         source_trees.HIDDEN,
         licenses.is_license_file,
     ),
-    'nli': Reader(supervised.read_nli, supervised.NLI_SUFFIXES),
-    'dpr': Reader(supervised.read_dpr, supervised.DPR_SUFFIXES),
+    'nli': Reader(
+        supervised.read_nli, supervised.NLI_SUFFIXES, accepts=supervised.is_file_of_split
+    ),
+    'dpr': Reader(
+        supervised.read_dpr, supervised.DPR_SUFFIXES, accepts=supervised.is_file_of_split
+    ),
     'beir': Reader(
         supervised.read_beir,
         ('.tsv',),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from cpt_jax.prepare.document import Document, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, Unreadable
 from cpt_jax.prepare.licenses import (
     MAX_BYTES,
     identify_license,
@@ -57,7 +57,7 @@ def read_sources(
     languages: Sequence[str] = (),
     package_folders: int = 1,
     max_file_mb: float = 1.0,
-) -> Iterator[Document | Unreadable]:
+) -> Iterator[Document | Unreadable | Dropped]:
     """Yields the document of a source file, or those of an archive.
 
     Larger files are left out: they are generated. The license is that of the nearest folder with a
@@ -77,12 +77,15 @@ def read_sources(
         try:
             yield from _read_archive(path, name, languages, package_folders, limit)
         except _ARCHIVE_ERRORS as error:
-            yield Unreadable(name, 'broken archive', f'{error}')
-        return
-    if not _is_wanted(name, path.stat().st_size, languages, limit):
+            yield Unreadable(name, 'broken archive', f'{error}', ends_file=True)
         return
     root = path.parents[len(PurePosixPath(name).parts) - 1]
     try:
+        size = path.stat().st_size
+        if not _is_wanted(name, size, languages, limit):
+            if size > limit:
+                yield Dropped('source file above max_file_mb')
+            return
         content = path.read_bytes()
         license_id = _find_license(path.parent, root)
     except OSError as error:

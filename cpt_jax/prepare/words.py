@@ -11,7 +11,13 @@ from hashlib import blake2b
 
 import numpy as np
 
-_WORD = re.compile(r'\w+')
+# Scripts that put no spaces between words: Thai, Lao, Myanmar, Khmer, Hiragana, Katakana, Han. Each
+# of their characters is a word. The ranges have their vowel signs too, which \w does not match.
+_UNSPACED = (
+    r'\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff'
+    r'\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'
+)
+_WORD = re.compile(rf'[{_UNSPACED}]|[^\W_{_UNSPACED}]+')
 # In the Penn Treebank's tokens, "don't" is "do n't", and "it's" is "it 's".
 _SPLIT_CONTRACTION = re.compile(r"(?<=\w) +(?=n't\b|'(?:s|re|ve|ll|d|m)\b)")
 _APOSTROPHES = str.maketrans('', '', "'’`")
@@ -22,7 +28,8 @@ _MAX_KNOWN_WORDS = 1_000_000
 def split_normalized_words(text: str) -> list[str]:
     """Returns the words of a text in Unicode's form NFKC with folded case, without punctuation.
 
-    Contractions are one word, also where a tokenizer has split them.
+    Contractions are one word, also where a tokenizer has split them. Of scripts without spaces
+    between words, each character is a word.
     """
     if not text.isascii():
         text = unicodedata.normalize('NFKC', text).replace('’', "'")

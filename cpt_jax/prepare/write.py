@@ -11,7 +11,7 @@ import numpy as np
 from cpt_jax.data.pairs import hash_to_unit_interval
 from cpt_jax.prepare.counts import Counts
 from cpt_jax.prepare.decontamination import Decontaminator, load_test_texts
-from cpt_jax.prepare.document import Document, TextPair, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.duplicates import REPEATED
 from cpt_jax.prepare.examples import encode_example
 from cpt_jax.prepare.items import iterate_items
@@ -129,7 +129,7 @@ def _iterate_kept(
     index = -1
     last: tuple[Document, list[TextPair]] | None = None
     for item in iterate_items(rules, task):
-        if isinstance(item, Unreadable):
+        if isinstance(item, (Unreadable, Dropped)):  # the first stage has counted them
             continue
         index += 1
         if index >= len(keeps):
@@ -137,7 +137,12 @@ def _iterate_kept(
         if not keeps[index]:
             continue
         if item.pair is None:
-            pairs = rules.make_pairs(item.document)
+            pairs = []
+            for found in rules.make_pairs(item.document):
+                if isinstance(found, Dropped):
+                    counts.dropped[found.reason] += found.number
+                else:
+                    pairs.append(found)
             if not pairs:
                 counts.dropped['too short for a pair'] += 1
         else:

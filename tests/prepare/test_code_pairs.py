@@ -16,7 +16,7 @@ from cpt_jax.prepare.code_pairs import (
     pair_functions,
     tokenize_doc,
 )
-from cpt_jax.prepare.document import Document, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.parsers import languages
 from cpt_jax.prepare.source_trees import HIDDEN, SUFFIXES, check_source_reader, read_sources
 from cpt_jax.runtime.errors import UserError
@@ -36,6 +36,7 @@ def describe_pairs(scope):
         document.identity: [
             [pair.fields['function'], pair.x, pair.y.split('\n')]
             for pair in pair_functions(document, scope)
+            if isinstance(pair, TextPair)
         ]
         for document in read_tree(TREES)
     }
@@ -217,7 +218,9 @@ def test_what_is_not_read(tmp_path):
     (tmp_path / 'latin.py').write_bytes(b'x = "\xe9"\n')
     (tmp_path / 'other.go').write_text('package a\n')
     found = read_tree(tmp_path, languages=('python',), max_file_mb=0.0001)
-    assert [(each.where, each.kind) for each in found] == [('latin.py', 'not UTF-8')]
+    large, latin = found
+    assert (latin.where, latin.kind) == ('latin.py', 'not UTF-8')
+    assert large == Dropped('source file above max_file_mb')
 
 
 @pytest.mark.parametrize(
@@ -249,5 +252,8 @@ def test_invalid_arguments_of_the_rule(monkeypatch):
 
 def test_broken_source_gives_what_parses():
     text = (TREES / 'py' / 'stack.py').read_text() + '\n\ndef (:\n'
-    assert list(pair_functions(Document(text, 'a.py', {'path': 'a.py', 'language': 'python'})))
-    assert not list(pair_functions(Document(text, 'a.txt')))
+    found = [*pair_functions(Document(text, 'a.py', {'path': 'a.py', 'language': 'python'}))]
+    assert isinstance(found[0], TextPair)
+    assert Dropped('function: method of every class') in found
+    other = Dropped('file in another programming language')
+    assert [*pair_functions(Document(text, 'a.txt'))] == [other]

@@ -175,6 +175,18 @@ def test_words_without_case_and_punctuation():
     ]  # fmt: skip
 
 
+def test_underscores_are_punctuation_and_unspaced_scripts_have_words():
+    assert split_normalized_words('the _quick_ snake_case') == ['the', 'quick', 'snake', 'case']
+    assert split_normalized_words('GPT能做，什么？') == ['gpt', *'能做什么']
+    assert split_normalized_words('ひらカナ 語') == [*'ひらカナ語']
+    assert split_normalized_words('ภาษาไทย') == [*'ภาษาไทย']
+    assert split_normalized_words('Ünïcode _é_ 한국어 слово') == ['ünïcode', 'é', '한국어', 'слово']
+    tests = index_test_texts({'set': ['锌减缓老年小鼠皮质神经元的生长。']})
+    assert tests.find(
+        hash_words('研究表明,锌减缓老年小鼠皮质神经元的生长;等等')
+    ) and not tests.find(hash_words('研究表明,锌减缓老年大鼠皮质神经元的生长;等等'))
+
+
 def test_texts_of_every_kind_of_task_are_known(data_dir):
     """A new kind of task must be added to benchmark_texts.py."""
     modules = {kind.__module__ for kind in benchmark_texts._READERS}

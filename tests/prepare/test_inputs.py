@@ -102,3 +102,10 @@ def test_paths_of_the_plan_are_absolute(tmp_path, monkeypatch):
     plan = plan_preparation(config)
     assert plan.tasks[0].files[0].path == str(tmp_path / 'texts/0000.txt')
     assert plan.decontamination.data_dir == str(tmp_path / 'data')
+
+
+def test_compressed_files_have_more_partitions(monkeypatch):
+    monkeypatch.setattr(plans, '_NEAR_PARTITION_BYTES', 1000)
+    for name, partitions in (('a.jsonl', 1), ('a.jsonl.zst', 4), ('a.parquet', 4)):
+        task = plans.ShardTask('a', (plans.PlannedFile(name, name, 999),))
+        assert plans.Preparation({}, {}, [task], 1, '').near_partitions == partitions

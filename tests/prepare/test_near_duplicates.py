@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 
-from cpt_jax.prepare import packages
-from cpt_jax.prepare.near_duplicates import compute_signature, find_roots
+from cpt_jax.prepare import near_duplicates, packages
+from cpt_jax.prepare.keyed_items import PLACE
+from cpt_jax.prepare.near_duplicates import (
+    compute_signature,
+    find_roots,
+    merge_links,
+    pack_places,
+    unpack_places,
+)
 from cpt_jax.prepare.run import prepare
+from cpt_jax.prepare.work_folder import WorkFolder
 from cpt_jax.runtime.errors import UserError
 from tests.conftest import WORDS
 from tests.prepare.helpers import get_texts, make_config, make_document, write_texts
@@ -65,6 +73,56 @@ def test_roots_are_the_smallest_connected_index():
     links = np.array([[4, 5], [2, 4], [6, 7], [5, 1]])
     assert find_roots(8, links).tolist() == [0, 1, 1, 3, 1, 1, 6, 6]
     assert find_roots(0, np.zeros((0, 2), int)).tolist() == []
+
+
+def test_roots_of_random_links():
+    """As a breadth-first search finds them."""
+    random = np.random.default_rng(0)
+    for size, number in ((40, 30), (150, 90), (150, 149)):
+        links = random.integers(0, size, (number, 2))
+        if number == 149:  # one path in random order, the longest way to the first index
+            path = random.permutation(size)
+            links = np.stack([path[1:], path[:-1]], -1)
+        expected = np.arange(size)
+        for _ in range(size):
+            for a, b in links.tolist():
+                expected[[a, b]] = min(expected[a], expected[b])
+        assert find_roots(size, links).tolist() == expected.tolist()
+
+
+def test_keys_are_stored_sorted_with_their_items(tmp_path, monkeypatch):
+    monkeypatch.setattr(near_duplicates, '_SIGNATURES_AT_ONCE', 2)
+    signatures = np.random.default_rng(0).integers(0, 2**32, (5, 128), np.uint32)
+    signatures[3] = signatures[1]
+    store = near_duplicates.SignatureStore()
+    for item, signature in zip([2, 3, 5, 7, 11], signatures, strict=True):
+        store.add(item, signature)
+    folder = WorkFolder(tmp_path)
+    store.save(folder, 0, partitions=3)
+    rows = np.load(folder.get_path('bands', 0, '.npy'))
+    keys = near_duplicates.compute_band_keys(signatures)
+    expected = [
+        (int(key), band, item)
+        for item, row in zip([2, 3, 5, 7, 11], keys, strict=True)
+        for band, key in enumerate(row)
+    ]
+    assert sorted(rows.tolist()) == sorted(expected) and (np.diff(rows['high']) >= 0).all()
+    assert np.array_equal(
+        np.load(folder.get_path('signatures', 0, '.npy')), signatures.astype(np.uint8)
+    )
+    near_duplicates.find_links(folder, 0, 1, 0.6)
+    links = np.load(folder.get_path('links', 0, '.npy'))
+    assert unpack_places(links).tolist() == [[(0, 3), (0, 7)]]
+
+
+def test_links_of_several_bands_are_kept_once(monkeypatch):
+    monkeypatch.setattr(near_duplicates, '_LINKS_AT_ONCE', 4)
+    places = np.array([(0, 5), (1, 2), (1, 3), (2**32 - 1, 2**32 - 1)], PLACE)
+    packed = pack_places(places)
+    assert np.array_equal(unpack_places(packed), places) and (np.diff(packed) > 0).all()
+    links = packed[np.array([[0, 1], [0, 2], [2, 3]])]
+    parts = [links[[0, 1]], links[[1]], links, links[[2, 0]], links[:0]] * 8
+    assert merge_links(parts).tolist() == links.tolist()
 
 
 @pytest.mark.parametrize('name', ['rensa', 'py3langid'])

@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
 from cpt_jax.prepare.document import Unreadable
+from cpt_jax.prepare.readers.parquet import read_parquet_file
 from cpt_jax.prepare.readers.web_archives import read_web_archive
 from cpt_jax.prepare.run import prepare
 from cpt_jax.runtime.errors import UserError
@@ -135,6 +136,22 @@ def test_broken_web_records_are_named(tmp_path, change, whole, problem):
     assert len(found) - len(bad) == whole
     assert [each.kind for each in bad] == [problem] * bool(problem)
     assert all(each.where.startswith('a.warc.gz, record ') for each in bad)
+
+
+def test_rows_of_parquet_that_are_not_utf8_are_counted(tmp_path):
+    cells = pyarrow.array([b'a', b'\xff', b'c'])
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), len(cells), cells.buffers())
+    parquet.write_table(pyarrow.Table.from_arrays([texts], ['text']), tmp_path / 'a.parquet')
+    first, bad, last = read_parquet_file(tmp_path / 'a.parquet', 'a.parquet')
+    assert (first.text, last.text, last.identity) == ('a', 'c', 'a.parquet:3')
+    assert (bad.where, bad.kind) == ('a.parquet:2', 'not UTF-8')
+
+
+def test_page_in_an_unknown_charset_is_read(tmp_path):
+    page = make_page(TEXTS[0]).replace(b'charset=utf-8', b'charset=utf_9')
+    (tmp_path / 'a.warc').write_bytes(page)
+    (document,) = read_web_archive(tmp_path / 'a.warc', 'a.warc')
+    assert document.text.endswith('\u00e9.')
 
 
 def chunk(body: bytes) -> bytes:

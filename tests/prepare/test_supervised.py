@@ -4,8 +4,12 @@ import json
 import pytest
 
 from cpt_jax.data.sources.tfds_pairs import TfdsSource
+from cpt_jax.prepare.document import Document, TextPair
+from cpt_jax.prepare.fields import pair_fields
+from cpt_jax.prepare.inputs import find_source_files
 from cpt_jax.prepare.readers import supervised
 from cpt_jax.prepare.readers.compressed import BrokenFile
+from cpt_jax.prepare.records import BadRecord
 from cpt_jax.prepare.run import prepare
 from cpt_jax.runtime.errors import UserError
 from tests.prepare.helpers import make_config
@@ -46,6 +50,45 @@ def test_nli(tmp_path):
         ('A man runs.', 'Someone runs.'): ('A man sleeps.',),
     }
     assert summary['total']['unreadable'] == {"no field 'sentence2'": 1}
+    reason = 'premise without an entailed sentence and a contradiction'
+    assert summary['total']['dropped'][reason] == 2
+
+
+def test_only_files_of_the_split_are_read(tmp_path):
+    names = (
+        'snli_1.0_train.jsonl', 'snli_1.0_dev.jsonl', 'multinli_1.0_dev_matched.jsonl', 'all.jsonl'
+    )  # fmt: skip
+    for name in names:
+        (tmp_path / name).write_text('{}')
+    (tmp_path / 'nq-train.json').write_text('[]')
+    (tmp_path / 'nq-dev.json').write_text('[]')
+
+    def find(reader, **arguments):
+        found = find_source_files('a', str(tmp_path), reader, arguments)
+        return [file.name for file in found.files]
+
+    assert find('nli') == ['all.jsonl', 'snli_1.0_train.jsonl']
+    assert find('nli', split='dev') == ['all.jsonl', *sorted(names[1:3])]
+    assert find('dpr') == ['nq-train.json'] and find('dpr', split='dev') == ['nq-dev.json']
+
+
+def test_lost_pairs_are_counted(tmp_path):
+    rows = [{'x': 'a', 'y': ['b', ' ']}, {'x': '', 'y': 'c'}, {'x': 'd', 'y': []}]
+    write_lines(tmp_path / 'a.jsonl', rows)
+    section = {'reader': 'jsonl', 'path': str(tmp_path / 'a.jsonl'), 'text': 'x'}
+    pairs, summary = prepare_pairs(tmp_path, section)
+    assert pairs == {('a', 'b'): ()}
+    dropped = {key: number for key, number in summary['total']['dropped'].items() if number}
+    assert dropped == {'blank x or y': 2, 'no text in y': 1}
+
+
+@pytest.mark.parametrize('value', [5, True, {'a': 'b'}, [1]])
+def test_negatives_that_are_no_texts_make_a_bad_record(value):
+    with pytest.raises(BadRecord, match="'negatives' is not a list of texts"):
+        list(pair_fields(Document('', 'a', {'x': 'a', 'y': 'b', 'negatives': value})))
+    # Other rules leave the field alone.
+    assert TextPair('a', 'b', {'negatives': 5}).negatives == ()
+    assert TextPair('a', 'b', {'negatives': 'c'}).negatives == ('c',)
 
 
 def test_dpr(tmp_path, monkeypatch):
@@ -94,7 +137,7 @@ def test_collections(tmp_path, form):
         (folder / 'qrels').mkdir()
         header = 'query-id\tcorpus-id\tscore\n'
         (folder / 'qrels/train.tsv').write_text(
-            f'{header}q0\td0\t1\nq0\td1\t1\nq1\td2\t0\nq2\td3\t2\n'
+            f'{header}q0\td0\t1\nq0\td1\t1\nq1\td2\t0\nq2\td3\t2\nq1\tgone\t1\n'
         )
         (folder / 'qrels/test.tsv').write_text(f'{header}q1\td2\t1\n')
         title = 'T '
@@ -104,7 +147,10 @@ def test_collections(tmp_path, form):
         (folder / 'queries.train.tsv').write_text(''.join(f'q{i}\tquery {i}\n' for i in range(3)))
         (folder / 'qrels.train.tsv').write_text('q0\t0\td0\t1\nq0\t0\td1\t1\nq2\t0\td3\t1\n')
         title = ''
-    pairs, _ = prepare_pairs(tmp_path, {'reader': 'beir', 'path': str(tmp_path / 'in')})
+    pairs, summary = prepare_pairs(tmp_path, {'reader': 'beir', 'path': str(tmp_path / 'in')})
+    if form == 'beir':
+        assert summary['total']['dropped']['query without a document'] == 1
+        assert summary['total']['dropped']['relevant document that is not in the corpus'] == 1
     assert {*pairs} == {
         ('query 0', f'{title}text 0'), ('query 0', f'{title}text 1'), ('query 2', f'{title}text 3')
     }  # fmt: skip

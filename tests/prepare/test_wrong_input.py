@@ -10,8 +10,11 @@ import signal
 import pytest
 
 from cpt_jax.prepare import executors
+from cpt_jax.prepare.counts import Counts, add_counts, check_unreadable
+from cpt_jax.prepare.document import Unreadable
 from cpt_jax.prepare.record_files import open_records
 from cpt_jax.prepare.run import prepare
+from cpt_jax.prepare.source_trees import read_sources
 from cpt_jax.runtime.errors import UserError
 from tests.prepare.helpers import get_texts, make_config, make_document, write_texts
 
@@ -144,6 +147,30 @@ def test_a_file_that_cannot_grow_is_one_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert not [*tmp_path.iterdir()]
+
+
+def test_errors_of_a_block_stay_what_they_are(tmp_path):
+    with pytest.raises(RecursionError):
+        with open_records(tmp_path / 'records') as records:
+            records.write(b'a')
+            raise RecursionError('of the model, not of the disk')
+    assert not [*tmp_path.iterdir()]
+
+
+def test_files_that_end_early_are_counted_as_files(tmp_path):
+    """A file with thousands of records that breaks off is one bad record."""
+    counts = Counts(files=10)
+    counts.records = 100_000
+    counts.add_unreadable(Unreadable('a.gz', 'truncated file', 'the end', ends_file=True))
+    counts = Counts.from_json(add_counts([counts, Counts()]).to_json())
+    with pytest.raises(UserError, match='1 of 10 files cannot be read to their end, .*a.gz'):
+        check_unreadable({'a': counts}, 0.001)
+    check_unreadable({'a': counts}, 0.1)
+
+
+def test_a_source_that_vanishes_is_counted(tmp_path):
+    (found,) = read_sources(tmp_path / 'gone.py', 'gone.py')
+    assert (found.where, found.kind) == ('gone.py', 'unreadable file')
 
 
 def test_missing_datatrove_is_one_line(tmp_path, monkeypatch):

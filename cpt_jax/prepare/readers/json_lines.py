@@ -44,7 +44,7 @@ def read_json_documents(
                 except BadRecord as error:
                     yield Unreadable(where, error.kind, error.detail)
     except BrokenFile as error:
-        yield Unreadable(name, error.kind, error.detail)
+        yield Unreadable(name, error.kind, error.detail, ends_file=True)
 
 
 def _parse_line(line: bytes) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cpt_jax.prepare.document import Document, Unreadable
 from cpt_jax.prepare.records import BadRecord, make_document
@@ -30,13 +31,27 @@ def read_parquet_file(
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE):
-                for row in batch.to_pylist():
+                for row in _iterate_rows(batch):
                     number += 1
                     where = f'{name}:{number}'
                     try:
+                        if isinstance(row, UnicodeDecodeError):
+                            raise BadRecord('not UTF-8', str(row))
                         yield make_document(row, names, id, where)
                     except BadRecord as error:
                         yield Unreadable(where, error.kind, error.detail)
     except (pyarrow.ArrowException, OSError) as error:
         detail = ' '.join(str(error).split())
-        yield Unreadable(f'{name}:{number + 1}', 'broken Parquet file', detail)
+        yield Unreadable(f'{name}:{number + 1}', 'broken Parquet file', detail, ends_file=True)
+
+
+def _iterate_rows(batch: Any) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """Yields the rows of a batch; an error for a row whose text is not UTF-8."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:  # before the first row
+        for i in range(len(batch)):
+            try:
+                yield from batch.slice(i, 1).to_pylist()
+            except UnicodeDecodeError as error:
+                yield error

@@ -5,12 +5,13 @@ Their fields are `x`, a list `y` and a list `negatives`, which are the defaults 
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cpt_jax.prepare.document import Document, Unreadable
+from cpt_jax.prepare.document import Document, Dropped, Unreadable
 from cpt_jax.prepare.readers.compressed import BrokenFile, iterate_lines, open_input
 from cpt_jax.prepare.records import JOINT, BadRecord, get_text
 from cpt_jax.runtime.errors import UserError
@@ -19,6 +20,8 @@ NLI_SUFFIXES = ('.jsonl',)
 DPR_SUFFIXES = ('.json',)
 _BLOCK_BYTES = 1 << 20
 _MAX_LINE_BYTES = 10_000_000
+_SPLITS = {'train', 'dev', 'test', 'val', 'valid', 'validation'}
+_NAME_PART = re.compile('[a-z0-9]+')
 
 
 def make_supervised_document(
@@ -32,17 +35,21 @@ def make_supervised_document(
     return Document(JOINT.join([x, *y]), identity, fields)
 
 
-def read_nli(path: Path, name: str) -> Iterator[Document | Unreadable]:
+def read_nli(
+    path: Path, name: str, split: str = 'train'
+) -> Iterator[Document | Unreadable | Dropped]:
     """Yields a document for each premise of SNLI or MNLI: entailed sentences are its y, and
     contradictions its hard negatives, as in supervised SimCSE (arXiv 2104.08821, section 4).
 
-    Premises without an entailed sentence and a contradiction are left out. All premises of a file
+    Premises without an entailed sentence and a contradiction are dropped. All premises of a file
     are held in memory.
 
     Args:
       path: a file such as snli_1.0_train.jsonl or multinli_1.0_train.jsonl.
       name: its name in the source.
+      split: split whose files are read; see `is_file_of_split`.
     """
+    del split  # `is_file_of_split` has selected the files
     premises: dict[str, dict[str, list[str]]] = {}
     try:
         with open_input(path) as file:
@@ -57,17 +64,19 @@ def read_nli(path: Path, name: str) -> Iterator[Document | Unreadable]:
                 except BadRecord as error:
                     yield Unreadable(f'{name}:{number}', error.kind, error.detail)
     except BrokenFile as error:
-        yield Unreadable(name, error.kind, error.detail)
+        yield Unreadable(name, error.kind, error.detail, ends_file=True)
     for number, (premise, found) in enumerate(premises.items()):
         entailed, contradictions = found.get('entailment'), found.get('contradiction')
         if entailed and contradictions:
             yield make_supervised_document(
                 premise, entailed, contradictions, f'{name}, premise {number}'
             )
+        else:
+            yield Dropped('premise without an entailed sentence and a contradiction')
 
 
 def read_dpr(
-    path: Path, name: str, positives: int = 1, hard_negatives: int = 8
+    path: Path, name: str, positives: int = 1, hard_negatives: int = 8, split: str = 'train'
 ) -> Iterator[Document | Unreadable]:
     """Yields a document for each question of a file in DPR's form, such as biencoder-nq-train.json.
 
@@ -78,7 +87,9 @@ def read_dpr(
       name: its name in the source.
       positives: maximum number of positive passages; each makes a pair. DPR uses the first.
       hard_negatives: maximum number of hard negatives.
+      split: split whose files are read; see `is_file_of_split`.
     """
+    del split  # `is_file_of_split` has selected the files
     number = 0
     try:
         with open_input(path) as file:
@@ -95,10 +106,22 @@ def read_dpr(
                 except BadRecord as error:
                     yield Unreadable(where, error.kind, error.detail)
     except BrokenFile as error:
-        yield Unreadable(f'{name}, question {number + 1}', error.kind, error.detail)
+        yield Unreadable(f'{name}, question {number + 1}', error.kind, error.detail, ends_file=True)
 
 
-def read_beir(path: Path, name: str, split: str = 'train') -> Iterator[Document | Unreadable]:
+def is_file_of_split(name: str, split: str = 'train', **others: object) -> bool:
+    """Returns whether the name of a file has the name of a split, or of none.
+
+    `snli_1.0_train.jsonl` and `biencoder-nq-train.json` are of the split `train`.
+    """
+    del others
+    parts = {*_NAME_PART.findall(Path(name).name.lower())}
+    return split in parts or not parts & _SPLITS
+
+
+def read_beir(
+    path: Path, name: str, split: str = 'train'
+) -> Iterator[Document | Unreadable | Dropped]:
     """Yields a document for each query of a BEIR collection or of MS MARCO, with its relevant
     documents. Texts are read as in evaluation.
 
@@ -116,8 +139,15 @@ def read_beir(path: Path, name: str, split: str = 'train') -> Iterator[Document 
     try:
         collection = load_collection(epath.Path(folder), split)
     except UserError as error:
-        yield Unreadable(name, 'broken collection', str(error))
+        yield Unreadable(name, 'broken collection', str(error), ends_file=True)
         return
+    missing = sum(
+        grade > 0 and key not in collection.positions
+        for grades in collection.qrels.values()
+        for key, grade in grades.items()
+    )
+    if missing:
+        yield Dropped('relevant document that is not in the corpus', missing)
     relevant = {
         query: [key for key, grade in grades.items() if grade > 0 and key in collection.positions]
         for query, grades in collection.qrels.items()
@@ -126,6 +156,9 @@ def read_beir(path: Path, name: str, split: str = 'train') -> Iterator[Document 
     texts = collection.documents.load_texts_at(wanted)
     for query, text in zip(collection.query_ids, collection.queries, strict=True):
         answers = [texts[collection.positions[key]] for key in relevant[query]]
+        if not answers:
+            yield Dropped('query without a document')
+            continue
         yield make_supervised_document(text, answers, (), f'{name} {query}')
 
 
@@ -173,6 +206,8 @@ def iterate_json_list(file: BinaryIO) -> Iterator[dict[str, Any]]:
                 return
             try:
                 value, position = decoder.raw_decode(text, position)
+            except RecursionError:
+                raise BrokenFile('not JSON', 'it is nested too deeply') from None
             except ValueError:
                 break
             if not isinstance(value, dict):

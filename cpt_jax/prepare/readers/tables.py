@@ -54,7 +54,7 @@ def read_table(
                 except BadRecord as error:
                     yield Unreadable(where, error.kind, error.detail)
     except BrokenFile as error:
-        yield Unreadable(name, error.kind, error.detail)
+        yield Unreadable(name, error.kind, error.detail, ends_file=True)
 
 
 def check_table_reader(separator: str = ',', quoting: str = 'rfc4180', **others: object) -> None:

@@ -38,7 +38,7 @@ def read_text_file(
                 else:
                     yield Document(text, identity, {'path': name})
     except BrokenFile as error:
-        yield Unreadable(name, error.kind, error.detail)
+        yield Unreadable(name, error.kind, error.detail, ends_file=True)
 
 
 def check_text_reader(separator: str = '', max_document_mb: float = 100.0) -> None:

@@ -43,7 +43,8 @@ def read_tfds_shard(
                     yield Unreadable(where, error.kind, error.detail)
         reader.close()
     except (OSError, RuntimeError, ValueError, IndexError) as error:
-        yield Unreadable(name, 'broken ArrayRecord file', ' '.join(str(error).split()))
+        detail = ' '.join(str(error).split())
+        yield Unreadable(name, 'broken ArrayRecord file', detail, ends_file=True)
 
 
 def is_shard(name: str, split: str = 'train', **others: object) -> bool:

@@ -61,7 +61,8 @@ def read_web_archive(
                     yield Document(text, f'{where} {url}', fields)
     except OSError as error:  # FastWARC raises it for everything
         kind = 'unreadable file' if error.errno else 'broken record'
-        yield Unreadable(f'{name}, record {number + 1}', kind, ' '.join(str(error).split()))
+        detail = ' '.join(str(error).split())
+        yield Unreadable(f'{name}, record {number + 1}', kind, detail, ends_file=True)
 
 
 def _extract_text(record: Any, content: bytes, main_content: bool, limit: int) -> str | None:
@@ -81,7 +82,11 @@ def _extract_text(record: Any, content: bytes, main_content: bool, limit: int) -
     if kind not in (*_HTML, 'text/plain'):
         return None
     content = decode_body(record.http_headers, content, limit)
-    text = bytes_to_str(content, record.http_charset or detect_encoding(content) or 'utf-8')
+    charset = record.http_charset or ''
+    try:
+        text = bytes_to_str(content, charset)
+    except LookupError:  # missing or unknown
+        text = bytes_to_str(content, detect_encoding(content) or 'utf-8')
     return extract_plain_text(text, main_content=main_content) if kind in _HTML else text
 
 
