@@ -290,11 +290,13 @@ def _mine_in(
     from cpt_jax.storage.atomic_write import write_atomically
     from cpt_jax.storage.upload import upload_folder
 
+    # Without a model, texts that differ in their case alone count as equal.
+    fold_case = embedder.folds_case if embedder else True
     reranker = None
     if _RERANKER_SCORES.value:
         path = epath.Path(fetch(_RERANKER_SCORES.value, '--reranker_scores'))
-        reranker = read_reranker_scores(path, rules.equal_texts)
-    index = index_pairs(data, folder, rules.equal_texts)
+        reranker = read_reranker_scores(path, rules.equal_texts, fold_case)
+    index = index_pairs(data, folder, rules.equal_texts, fold_case)
     bm25 = _index_words(index) if rules.bm25 else None
     model = None
     settings: dict[str, Any] = {}

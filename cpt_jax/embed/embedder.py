@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from cpt_jax.data.equality import does_fold_case
 from cpt_jax.embed.row_batching import choose_row_length, choose_rows_per_device, encode_rows
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.dense import Dense
@@ -144,6 +145,11 @@ class Embedder:
     def prompt(self) -> Prompt | None:
         """The prompt around texts; None if the tokenizer has no template."""
         return self._tokenizer.prompt if isinstance(self._tokenizer, PromptTokenizer) else None
+
+    @property
+    def folds_case(self) -> bool:
+        """Whether the model reads capitals as small letters."""
+        return does_fold_case(self._tokenizer, max(self._max_tokens.values()))
 
     def with_prompt(self, prompt: Prompt, share: bool = True) -> 'Embedder':
         """Returns an embedder with another prompt, the same parameters and the same compiled

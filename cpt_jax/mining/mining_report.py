@@ -78,13 +78,7 @@ def _format_histogram(index: PairIndex, mined: Mined, kept: np.ndarray) -> Itera
         'difference': differences[~np.isnan(differences)],
     }
     yield f'{"scores":<10}' + ''.join(f'{name:>12}' for name in columns)
-    for name, share in [
-        ('lowest', 0),
-        ('25 %', 0.25),
-        ('median', 0.5),
-        ('75 %', 0.75),
-        ('highest', 1),
-    ]:
+    for name, share in _QUANTILES.items():
         values = ''.join(f'{np.quantile(column, share):>12.4f}' for column in columns.values())
         yield f'{name:<10}{values}'
     del columns['difference']

@@ -50,13 +50,16 @@ class Exclusions(NamedTuple):
     most: int
 
 
-def index_pairs(data: PairsToMine, folder: Path, equal_texts: str) -> PairIndex:
+def index_pairs(
+    data: PairsToMine, folder: Path, equal_texts: str, fold_case: bool = True
+) -> PairIndex:
     """Reads all texts, and writes the distinct ones into a folder.
 
     Args:
       data: the pairs and the corpus.
       folder: the folder.
       equal_texts: one of EQUALITY_RULES (data/equality.py).
+      fold_case: see `compute_merged_key`.
 
     Raises:
       UserError: there is no pair.
@@ -76,9 +79,11 @@ def index_pairs(data: PairsToMine, folder: Path, equal_texts: str) -> PairIndex:
         yield from (text for text in data.iterate_corpus() if text.strip())
         yield from iterate_sides('y')
 
-    queries, queries_N = build_text_table(folder / 'queries.txt', iterate_sides('x'), equal_texts)
+    queries, queries_N = build_text_table(
+        folder / 'queries.txt', iterate_sides('x'), equal_texts, fold_case
+    )
     documents, documents_M = build_text_table(
-        folder / 'documents.txt', iterate_documents(), equal_texts
+        folder / 'documents.txt', iterate_documents(), equal_texts, fold_case
     )
     return PairIndex(queries, documents, queries_N, documents_M[-pairs:])
 

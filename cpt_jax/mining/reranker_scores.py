@@ -53,12 +53,15 @@ def combine_keys(a_M: np.ndarray, b_M: np.ndarray) -> np.ndarray:
     return a_M * np.uint64(0x9E3779B97F4A7C15) ^ b_M
 
 
-def read_reranker_scores(path: epath.Path, equal_texts: str) -> RerankerScores:
+def read_reranker_scores(
+    path: epath.Path, equal_texts: str, fold_case: bool = True
+) -> RerankerScores:
     """Reads the scores of a file.
 
     Args:
       path: a .jsonl file, optionally compressed.
       equal_texts: one of EQUALITY_RULES (data/equality.py).
+      fold_case: see `compute_merged_key`.
 
     Raises:
       UserError: a row has no scores, too few or too many; the message has file and line.
@@ -77,8 +80,8 @@ def read_reranker_scores(path: epath.Path, equal_texts: str) -> RerankerScores:
                 f'{where}: "scores" has {len(found)} numbers and must have {len(texts)}: that of y '
                 f'and those of its {len(texts) - 1} negatives'
             )
-        queries.extend([compute_merged_key(x, equal_texts)] * len(texts))
-        documents.extend(compute_merged_key(text, equal_texts) for text in texts)
+        queries.extend([compute_merged_key(x, equal_texts, fold_case)] * len(texts))
+        documents.extend(compute_merged_key(text, equal_texts, fold_case) for text in texts)
         scores.extend(found)
     if not scores:
         raise UserError(f'{path}: the file has no rows')

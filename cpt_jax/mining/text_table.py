@@ -13,7 +13,7 @@ from cpt_jax.data.equality import NORMALIZED, normalize_text
 from cpt_jax.data.pairs import compute_text_key
 
 
-def compute_merged_key(text: str, equal_texts: str) -> int:
+def compute_merged_key(text: str, equal_texts: str, fold_case: bool = True) -> int:
     """Returns a 64-bit hash that is the same for equal texts.
 
     It has more bits than a content id (data/pairs.py), because it also merges equal texts: among
@@ -21,10 +21,12 @@ def compute_merged_key(text: str, equal_texts: str) -> int:
 
     Args:
       text: a text.
-      equal_texts: when two texts are equal: one of EQUALITY_RULES (data/equality.py). With
-        'normalized', case is always folded, whatever the tokenizer.
+      equal_texts: when two texts are equal: one of EQUALITY_RULES (data/equality.py).
+      fold_case: whether 'normalized' folds case, as training does if its tokenizer does.
     """
-    return compute_text_key(normalize_text(text) if equal_texts == NORMALIZED else text)
+    if equal_texts == NORMALIZED:
+        text = normalize_text(text, fold_case)
+    return compute_text_key(text)
 
 
 class TextTable(NamedTuple):
@@ -68,7 +70,7 @@ class TextTable(NamedTuple):
 
 
 def build_text_table(
-    path: Path, texts: Iterable[str], equal_texts: str
+    path: Path, texts: Iterable[str], equal_texts: str, fold_case: bool = True
 ) -> tuple[TextTable, np.ndarray]:
     """Writes texts to a file.
 
@@ -76,6 +78,7 @@ def build_text_table(
       path: the file.
       texts: M texts. Of equal ones, the table has the first; the file has all.
       equal_texts: one of EQUALITY_RULES (data/equality.py).
+      fold_case: see `compute_merged_key`.
 
     Returns:
       The table, and int64[M]: the index in the table of each text.
@@ -90,7 +93,7 @@ def build_text_table(
             file.write(data)
             contents.update(b'%d ' % len(data) + data)
             end += len(data)
-            keys.append(compute_merged_key(text, equal_texts))
+            keys.append(compute_merged_key(text, equal_texts, fold_case))
             ends.append(end)
     keys_M = np.array(keys, np.uint64)
     ends_M = np.array(ends, np.int64)

@@ -288,6 +288,7 @@ def test_settings_describe_what_vectors_depend_on(embedders, tokenizer):
     assert embed.settings['tokenizer'] == tokenizer.fingerprint
     assert embed.model_name == ''
     assert embed.workdir is None
+    assert not embed.folds_case
 
 
 def test_no_output_is_printed_by_default(embedders, capsys):

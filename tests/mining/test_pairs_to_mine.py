@@ -111,5 +111,7 @@ def test_table_keeps_the_first_of_equal_texts(tmp_path, rule):
     keys = [compute_merged_key(text, rule) for text in ('A', 'a', 'none', 'A B')]
     found = table.find_keys(table.keys_N.dtype.type(keys))
     assert found.tolist() == ([2, 2, -1, 3] if folds else [-1, 2, -1, -1])
+    cased, _ = build_text_table(tmp_path / 'cased', iter(texts), rule, fold_case=False)
+    assert 'B' in cased.read_texts(range(cased.size))
     other, _ = build_text_table(epath.Path(tmp_path / 'other'), [*texts[:-1], 'a b'], rule)
     assert other.fingerprint != table.fingerprint
