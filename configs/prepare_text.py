@@ -14,12 +14,13 @@ def get_config() -> ConfigDict:
     # (a file, a folder or a pattern, local or gs://), and the arguments of the two functions.
     c.sources = ConfigDict()
     c.sources.text = ConfigDict()
-    c.sources.text.reader = 'text'  # text | jsonl
+    # text | jsonl | parquet | csv | tfds | web | sources | nli | dpr | beir
+    c.sources.text.reader = 'text'
     c.sources.text.path = 'data/text'
     # Regular expression. A line with a match begins a new document; '': a file is one document. A
     # batch has at most one pair of a document, so long files need a separator.
     c.sources.text.separator = ''
-    c.sources.text.pairs = 'neighbours'  # neighbours | fields
+    c.sources.text.pairs = 'neighbours'  # neighbours | fields | functions | codesearchnet
     # Maximum length of a piece, in characters. 1,000 characters of English are about 250 tokens.
     c.sources.text.piece_characters = 1000
     # Minimum length of a document's last piece; a shorter one is dropped.

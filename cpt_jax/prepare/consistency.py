@@ -12,14 +12,13 @@ import numpy as np
 
 from cpt_jax.data.pairs import compute_content_id
 from cpt_jax.embed.function import Embed, embed_texts
-from cpt_jax.prepare.examples import decode_example
+from cpt_jax.prepare.examples import SPLITS, decode_example
 from cpt_jax.prepare.record_files import open_records, read_records
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
 from cpt_jax.storage.json_files import read_json_file, write_json
 
 SAMPLE = 'sample'
 CONSISTENT = 'consistent'
-SPLITS = ('train', 'test')
 _PAIRS_AT_ONCE = 4096
 _SEED = 0
 

@@ -8,6 +8,8 @@ from cpt_jax.prepare.document import TextPair
 if TYPE_CHECKING:  # the import takes half a second, and workers do without it
     import tensorflow_datasets as tfds
 
+SPLITS = ('train', 'test')
+
 
 def make_features(fields: Sequence[str]) -> 'tfds.features.FeaturesDict':
     """Returns the features of an example.

@@ -22,6 +22,7 @@ from datatrove.utils.logging import logger
 
 from cpt_jax.prepare.plan import Preparation
 from cpt_jax.prepare.stages import Stage, get_stages, run_task
+from cpt_jax.prepare.work_folder import WorkFolder
 from cpt_jax.runtime.errors import UserError
 
 
@@ -220,4 +221,4 @@ def run_on_ray(output: Path, plan: Preparation, workers: int) -> None:
 
 def get_log_folder(output: Path, stage: Stage) -> Path:
     """Returns the folder in which an executor stores which tasks of a stage are complete."""
-    return output / '_work' / 'executor' / stage.name
+    return WorkFolder(output).root / 'executor' / stage.name

@@ -13,10 +13,10 @@ from cpt_jax.prepare.card import format_card
 from cpt_jax.prepare.consistency import CONSISTENT, summarize_ranks
 from cpt_jax.prepare.counts import Counts, add_counts
 from cpt_jax.prepare.decontamination import load_test_texts, report_contamination
-from cpt_jax.prepare.examples import make_features
+from cpt_jax.prepare.examples import SPLITS, make_features
 from cpt_jax.prepare.plan import PREPARE_VERSION, Preparation
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
-from cpt_jax.prepare.write import SPLITS, get_benchmark_path
+from cpt_jax.prepare.write import get_benchmark_path
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import read_json_file, write_json
@@ -50,7 +50,7 @@ def read_counts(plan: Preparation, folder: WorkFolder, stage: str) -> dict[str, 
     parts: dict[str, list[Counts]] = {name: [] for name in plan.sources}
     for rank, task in enumerate(plan.tasks):
         stored = read_json_file(folder.get_path(stage, rank, '.json'))
-        parts[task.source].append(Counts.from_json(stored.get('counts', stored)))
+        parts[task.source].append(Counts.from_json(stored['counts']))
     return {name: add_counts(found) for name, found in parts.items()}
 
 

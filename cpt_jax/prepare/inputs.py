@@ -3,11 +3,12 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpt_jax.data.files import InputFile, digest_file_states, find_input_files
+from cpt_jax.data.pairs import digest_texts
 from cpt_jax.prepare.readers.compressed import COMPRESSIONS
 from cpt_jax.prepare.registry import READERS
 from cpt_jax.runtime.errors import UserError
@@ -28,7 +29,7 @@ class SourceFiles(NamedTuple):
     @property
     def digest(self) -> str:
         """Digest of the states of all files."""
-        return digest_file_states([*self.files, *self.companions])
+        return digest_states([*self.files, *self.companions])
 
     def measure(self) -> list[int]:
         """Returns the bytes of each file; the first of a folder, or of a folder in it, has those of
@@ -43,6 +44,23 @@ class SourceFiles(NamedTuple):
             near = extra.pop(folder, 0) + extra.pop(folder.parent, 0)
             sizes.append(file.path.stat().st_size + near)
         return sizes
+
+
+def digest_states(files: Sequence[InputFile]) -> str:
+    """Returns a digest of the states of files, some of which may not be readable: the first stage
+    counts those.
+    """
+    try:
+        return digest_file_states(files)
+    except OSError:
+        return digest_texts(*map(_describe_state, files))
+
+
+def _describe_state(file: InputFile) -> str:
+    try:
+        return digest_file_states([file])
+    except OSError:
+        return f'{file.path.absolute()} unreadable'
 
 
 def find_source_files(

@@ -19,7 +19,7 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     """Judges the items of a task.
 
     Writes `judged/RANK.npy`, bool: whether each item passes the filters; the keys of those that do;
-    and the counts.
+    and the counts, with a digest of the files' states before they were read.
 
     Args:
       plan: the plan.
@@ -27,6 +27,7 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
       rank: index of the task.
     """
     task = plan.tasks[rank]
+    states = task.digest_files()
     counts = Counts(files=len(task.files), bytes=task.size)
     # A task may have millions of short items, so these are no lists of objects.
     passes = bytearray()
@@ -58,4 +59,5 @@ def judge_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     if plan.duplicates.near:
         signatures.save(folder, rank, plan.near_partitions)
     save_array(folder.get_path('judged', rank, '.npy'), np.frombuffer(passes, bool))
-    write_json(folder.get_path('judged', rank, '.json'), counts.to_json())
+    stored = {'counts': counts.to_json(), 'states': states}
+    write_json(folder.get_path('judged', rank, '.json'), stored)

@@ -10,13 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cpt_jax.data.files import digest_file_states
+from cpt_jax.data.files import InputFile, digest_file_states
 from cpt_jax.data.pairs import digest_texts
 from cpt_jax.prepare.benchmark_texts import list_test_files
 from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
-from cpt_jax.prepare.inputs import SourceFiles, digest_model, find_source_files
+from cpt_jax.prepare.inputs import SourceFiles, digest_model, digest_states, find_source_files
 from cpt_jax.prepare.neighbours import load_counter
-from cpt_jax.prepare.registry import PAIR_RULES, READERS, get_arguments, takes_tokenizer
+from cpt_jax.prepare.registry import (
+    PAIR_RULES,
+    READERS,
+    find_other_defaults,
+    get_arguments,
+    takes_tokenizer,
+)
 from cpt_jax.prepare.settings import (
     Consistency,
     Decontamination,
@@ -78,6 +84,10 @@ class ShardTask(NamedTuple):
     def size(self) -> int:
         """Bytes of the files."""
         return sum(file.size for file in self.files)
+
+    def digest_files(self) -> str:
+        """Returns a digest of the states of the files."""
+        return digest_states([InputFile(file.name, Path(file.path)) for file in self.files])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,9 +304,22 @@ def parse_source(name: str, section: Mapping[str, Any], tokenizer_path: str) -> 
         raise UserError(f'{where}.path is missing: set it to a file, a folder or a pattern')
     read = READERS[section['reader']].read
     rule = PAIR_RULES[section['pairs']]
-    arguments = {key: value for key, value in section.items() if key not in _SOURCE_KEYS}
     of_reader, of_pairs = get_arguments(read), get_arguments(rule.make_pairs)
-    unknown = [key for key in arguments if key not in of_reader and key not in of_pairs]
+    own = {*of_reader, *of_pairs}
+    # configs/prepare_text.py lists arguments that another reader, chosen by a flag, does not have.
+    arguments = {
+        key: value
+        for key, value in section.items()
+        if key not in _SOURCE_KEYS and (key in own or value not in find_other_defaults(key))
+    }
+    unknown = [key for key in arguments if key not in own]
+    for key in unknown:
+        if defaults := find_other_defaults(key):
+            raise UserError(
+                f'{where}.{key}={arguments[key]!r}: neither reader {section["reader"]!r} nor pairs '
+                f'{section["pairs"]!r} has this argument: leave it out, or set it to its default '
+                f'{defaults[0]!r}'
+            )
     if unknown:
         raise UserError(
             f'unknown config key {where}.{unknown[0]}: reader {section["reader"]!r} has '

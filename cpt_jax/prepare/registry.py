@@ -105,6 +105,15 @@ def get_arguments(function: Callable) -> dict[str, inspect.Parameter]:
     return {name: value for name, value in parameters.items() if name not in _SET_BY_PROGRAM}
 
 
+def find_other_defaults(name: str) -> list[Any]:
+    """Returns the defaults of an argument in all readers and pair rules, as JSON stores them."""
+    functions: list[Callable] = [reader.read for reader in READERS.values()]
+    functions += [rule.make_pairs for rule in PAIR_RULES.values()]
+    found = [get_arguments(function).get(name) for function in functions]
+    defaults = [parameter.default for parameter in found if parameter is not None]
+    return [list(value) if isinstance(value, tuple) else value for value in defaults]
+
+
 def takes_tokenizer(function: Callable[..., Any]) -> bool:
     """Returns whether a pair rule counts tokens."""
     return 'tokenizer_path' in inspect.signature(function).parameters

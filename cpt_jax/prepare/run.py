@@ -17,7 +17,6 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.locks import try_lock
 
-EXECUTORS = ('local', 'slurm', 'ray')
 LOCK = '.preparing'  # held by the program that prepares a directory
 
 
@@ -35,7 +34,7 @@ def prepare(
       output: directory for the data set.
       workers: number of processes, or of tasks at a time on a cluster; 0: one per core, or no limit
         on a cluster.
-      executor: one of EXECUTORS.
+      executor: 'local', 'slurm' or 'ray'.
       slurm: partition and time limit of a task, for executor slurm.
 
     Returns:

@@ -13,7 +13,7 @@ from cpt_jax.prepare.counts import Counts
 from cpt_jax.prepare.decontamination import Decontaminator, load_test_texts
 from cpt_jax.prepare.document import Document, Dropped, TextPair, Unreadable
 from cpt_jax.prepare.duplicates import REPEATED
-from cpt_jax.prepare.examples import encode_example
+from cpt_jax.prepare.examples import SPLITS, encode_example
 from cpt_jax.prepare.items import iterate_items
 from cpt_jax.prepare.keyed_items import load_items
 from cpt_jax.prepare.near_duplicates import NEAR
@@ -21,9 +21,8 @@ from cpt_jax.prepare.plan import Preparation
 from cpt_jax.prepare.record_files import open_records
 from cpt_jax.prepare.work_folder import WorkFolder, save_array
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_files import write_json
+from cpt_jax.storage.json_files import read_json_file, write_json
 
-SPLITS = ('train', 'test')
 # Reason of a dropped hard negative. Its pair stays.
 CONTAMINATED_NEGATIVE = 'contaminated hard negative'
 
@@ -71,6 +70,7 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     Raises:
       UserError: the files have changed since they were judged.
     """
+    _check_unchanged(plan, folder, rank)
     source = plan.tasks[rank].source
     counts = Counts()
     digests = {}
@@ -109,6 +109,21 @@ def write_task(plan: Preparation, folder: WorkFolder, rank: int) -> None:
     found = cleaner.found if cleaner else {}
     stored = {'counts': counts.to_json(), 'digests': digests, 'contamination': found}
     write_json(folder.get_path('shards', rank, '.json'), stored)
+
+
+def _check_unchanged(plan: Preparation, folder: WorkFolder, rank: int) -> None:
+    """Raises UserError if a file of a task was changed after the first stage began to read it."""
+    judged = read_json_file(folder.get_path('judged', rank, '.json'))
+    if plan.tasks[rank].digest_files() != judged['states']:
+        raise _make_changed_error(plan, folder, rank)
+
+
+def _make_changed_error(plan: Preparation, folder: WorkFolder, rank: int) -> UserError:
+    first, *others = plan.tasks[rank].files
+    what = f'{first.path} or one of {len(others):,} files with it' if others else first.path
+    return UserError(
+        f'{what} has changed since this preparation began: remove {folder.output} and start again'
+    )
 
 
 def _iterate_kept(
@@ -155,9 +170,6 @@ def _iterate_kept(
             yield last
         last = (item.document, pairs)
     if index + 1 != len(keeps):
-        raise UserError(
-            f'{task.files[0].path}: its source has changed since this preparation began: remove '
-            f'{folder.output} and start again'
-        )
+        raise _make_changed_error(plan, folder, rank)
     if last and last[1]:
         yield last

@@ -3,8 +3,9 @@
 import fsspec
 import pytest
 
+from cpt_jax.data.files import InputFile
 from cpt_jax.prepare import plan as plans
-from cpt_jax.prepare.inputs import digest_model, find_source_files
+from cpt_jax.prepare.inputs import digest_model, digest_states, find_source_files
 from cpt_jax.prepare.plan import plan_preparation
 from tests.prepare.helpers import make_config, write_texts
 
@@ -109,3 +110,12 @@ def test_compressed_files_have_more_partitions(monkeypatch):
     for name, partitions in (('a.jsonl', 1), ('a.jsonl.zst', 4), ('a.parquet', 4)):
         task = plans.ShardTask('a', (plans.PlannedFile(name, name, 999),))
         assert plans.Preparation({}, {}, [task], 1, '').near_partitions == partitions
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_plan(tmp_path):
+    files = [InputFile(name, tmp_path / name) for name in ('a', 'gone')]
+    (tmp_path / 'a').write_text('a')
+    before = digest_states(files)
+    assert digest_states(files) == before
+    (tmp_path / 'a').write_text('bc')
+    assert digest_states(files) != before

@@ -9,12 +9,14 @@ import signal
 
 import pytest
 
-from cpt_jax.prepare import executors
+from cpt_jax.prepare import executors, stages
 from cpt_jax.prepare.counts import Counts, add_counts, check_unreadable
 from cpt_jax.prepare.document import Unreadable
+from cpt_jax.prepare.plan import parse_source
 from cpt_jax.prepare.record_files import open_records
 from cpt_jax.prepare.run import prepare
 from cpt_jax.prepare.source_trees import read_sources
+from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
 from tests.prepare.helpers import get_texts, make_config, make_document, write_texts
 
@@ -71,6 +73,10 @@ def test_records_of_jsonl_are_counted(tmp_path):
         ({'reader': 'word'}, "sources.a.reader is 'word' and must be one of text"),
         ({'pairs': 'triples'}, "sources.a.pairs is 'triples' and must be one of neighbours"),
         ({'peace_characters': 3}, 'unknown config key sources.a.peace_characters: reader'),
+        (
+            {'reader': 'jsonl', 'separator': '^a'},
+            "sources.a.separator='\\^a': neither reader 'jsonl' nor .* default ''",
+        ),
         ({'piece_characters': 'many'}, 'sources.a.piece_characters=.* must be an integer'),
         ({'min_characters': 100}, 'sources.a: piece_characters is 160 and must be at least twice'),
         ({'piece_tokens': 50}, 'sources.a: piece_tokens needs a tokenizer: set tokenizer.path'),
@@ -119,6 +125,27 @@ def test_changed_input_stops_a_restart(tmp_path, monkeypatch):
     (folder / 'new.txt').write_text('a b c')
     with pytest.raises(UserError, match='was begun with another config or from other files'):
         prepare(config, tmp_path / 'output')
+
+
+def test_reader_of_a_flag_ignores_defaults_of_another():
+    """As --config.sources.text.reader=jsonl with configs/prepare_text.py."""
+    section = load_config('configs/prepare_text.py')['sources']['text']
+    rules = parse_source('text', dict(section) | {'reader': 'jsonl', 'pairs': 'fields'}, '')
+    assert not rules.reader_arguments and not rules.pair_arguments
+
+
+def test_an_edit_between_the_stages_is_noticed(tmp_path, monkeypatch):
+    folder = write_texts(tmp_path / 'texts', 3)
+
+    def edit(output, stage, rank):
+        if stage == 'write':  # with as many items as before
+            (folder / '0001.txt').write_text(make_document(77))
+        return stages.run_task(output, stage, rank)
+
+    monkeypatch.setattr(executors, 'run_task', edit)
+    message = r'0000.txt or one of 2 files with it has changed since this preparation began'
+    with pytest.raises(UserError, match=message):
+        prepare(make_config(a={'path': str(folder)}), tmp_path / 'output')
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):
