@@ -13,17 +13,8 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.load import TensorNames
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
-from cpt_jax.origin.pretrained import (
-    Pretrained,
-    choose_form,
-    list_model_directories,
-    open_pretrained,
-)
-from cpt_jax.origin.sentence_transformers import (
-    SentenceFiles,
-    find_transformer,
-    read_sentence_files,
-)
+from cpt_jax.origin.pretrained import Pretrained, choose_form, list_model_directories
+from cpt_jax.origin.sentence_transformers import SentenceFiles, read_sentence_files
 from cpt_jax.runtime.errors import UserError
 
 # Files of the first part that are copied: settings and tokenizer, no weights in any format.
@@ -63,12 +54,7 @@ class DirectoryPart:
 def check_same_directories(models: list[Pretrained]) -> None:
     """Raises UserError unless all models have the architecture and tokenizer of the first."""
     for model in models:
-        base = list_model_directories(str(model.directory))[-1]
-        if not (find_transformer(base) / 'config.json').is_file():
-            raise UserError(
-                f'--models {model.reference}: {base} has no config.json: merging needs a directory '
-                f'in the form of transformers'
-            )
+        _check_can_be_written(model)
     first = _describe_form(models[0])
     for model in models[1:]:
         form = _describe_form(model)
@@ -78,6 +64,29 @@ def check_same_directories(models: list[Pretrained]) -> None:
                     f'--models {model.reference}: has another {key} than {models[0].reference}: '
                     f'{str(form[key])[:40]}, not {str(first.get(key))[:40]}'
                 )
+
+
+def _check_can_be_written(model: Pretrained) -> None:
+    """Raises UserError unless a directory in the form of transformers can have the model's form."""
+    levels = _read_levels(model)
+    base = levels[-1]
+    if not (base.transformer / 'config.json').is_file():
+        raise UserError(
+            f'--models {model.reference}: {base.directory} has no config.json: merging needs a '
+            f'directory in the form of transformers'
+        )
+    would_have_form = choose_form(levels).has_modules or not model.shape.get('causal', True)
+    if would_have_form and not model.has_own_form:
+        raise UserError(
+            f'--models {model.reference}: is an adapter that trained tokens around texts, which '
+            f'its base lacks: merge the run that it was exported from'
+        )
+
+
+def _read_levels(model: Pretrained) -> list[SentenceFiles]:
+    """Returns the files of a model and, if it is an adapter, of its base."""
+    directories = list_model_directories(str(model.directory))
+    return [read_sentence_files(directory.absolute()) for directory in directories]
 
 
 def _describe_form(model: Pretrained) -> dict[str, Any]:
@@ -118,11 +127,6 @@ def merge_directories(models: list[Pretrained], recipe: Recipe, folder: Path) ->
         files = [open_weight_files([*model.dense][index]) for model in models]
         target = folder / module.relative_to(form.directory)
         write_tensors(_merge_dense(files, recipe), target, _SHARD_BYTES)
-    if open_pretrained(str(folder)).has_own_form != models[0].has_own_form:
-        raise UserError(
-            f'--models {models[0].reference}: the adapter trained tokens of its own, which its '
-            f'base lacks: merge the runs that it was exported from'
-        )
 
 
 def _copy_settings(model: Pretrained, folder: Path) -> SentenceFiles:
@@ -133,8 +137,7 @@ def _copy_settings(model: Pretrained, folder: Path) -> SentenceFiles:
     Returns:
       The files of the directory whose modules were copied.
     """
-    directories = list_model_directories(str(model.directory))
-    levels = [read_sentence_files(directory.absolute()) for directory in directories]
+    levels = _read_levels(model)
     form = choose_form(levels)
     for path in sorted(form.directory.rglob('*')):
         is_tokenizer = path.parent == form.transformer and _is_tokenizer_file(path)

@@ -179,6 +179,7 @@ def test_directories_must_pool_and_compare_alike_in_the_form_of_transformers(tmp
     for changed, message in [
         ({'includes_prompt': False}, 'has another include_prompt of the pooling than'),
         ({'similarity': 'dot'}, 'has another similarity than .*: dot, not cosine'),
+        ({'has_own_form': False}, 'is an adapter that trained tokens around texts, which'),
         ({'directory': tmp_path}, 'has no config.json: merging needs a directory in the form of'),
     ]:
         with pytest.raises(UserError, match=message):
