@@ -179,7 +179,9 @@ def _merge_parameter(tensors: list[np.ndarray], name: str, recipe: Recipe) -> np
     return np.stack(layers)
 
 
-def _find_shared_cleaned(runs: list[EarlierRun]) -> Mapping[str, list[str] | None]:
+def _find_shared_cleaned(
+    runs: list[EarlierRun],
+) -> Mapping[str, Mapping[str, Any] | list[str] | None]:
     """Returns `Provenance.cleaned` of runs with the same data and origin; {} of others, since the
     data of the first say nothing about those of all.
     """
