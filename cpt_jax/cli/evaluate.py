@@ -38,7 +38,6 @@ from etils import epath
 from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
-from cpt_jax.evals.contamination import describe_contamination
 from cpt_jax.evals.intervals.paired import compare_results, format_differences, read_results
 from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
 from cpt_jax.evals.registry import (
@@ -264,8 +263,6 @@ def _evaluate_once() -> None:
                 f'{name}: the model was trained on {seen:,} of its functions, so these scores are '
                 f'not meaningful: train with the default held-out packages'
             )
-    for line in describe_contamination(results['tasks']):
-        print(line)
     for line in explain_missing_means(results, TASKS.value):
         print(line)
     print(

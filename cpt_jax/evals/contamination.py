@@ -1,6 +1,6 @@
 """Whether the texts of a test set were removed from the training data of a model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 CLEANED = 'cleaned'
@@ -46,19 +46,3 @@ def _list_limits(scope: Mapping[str, Any]) -> list[str]:
     if scope['searched'] < scope['texts']:
         limits.append(f'{scope["searched"]:,} of {scope["texts"]:,} texts')
     return limits
-
-
-def describe_contamination(rows: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """Yields a line for each state, with its tasks; nothing if all are unknown.
-
-    Args:
-      rows: rows of results.json, by task.
-    """
-    states = {name: row.get('contamination', UNKNOWN) for name, row in rows.items()}
-    if {*states.values()} <= {UNKNOWN}:
-        return
-    partly = sorted({state for state in states.values() if state.startswith(PARTLY_CLEANED)})
-    for state in (CLEANED, *partly, NOT_CLEANED, UNKNOWN):
-        tasks = [name for name, found in states.items() if found == state]
-        if tasks:
-            yield f'texts of the test set in the training data: {state}: {", ".join(tasks)}'

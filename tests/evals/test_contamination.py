@@ -1,6 +1,7 @@
 import pytest
 
-from cpt_jax.evals.contamination import describe_contamination, judge_contamination
+from cpt_jax.evals.contamination import judge_contamination
+from cpt_jax.evals.store.results import format_table
 
 
 def make_scope(searched=5, queries_only=False):
@@ -35,13 +36,13 @@ def test_states(sources, from_scratch, state):
     assert judge_contamination(settings, 'sts/STS12') == state
 
 
-def test_lines_name_the_tasks_of_each_state():
-    rows = {'a': {'contamination': 'cleaned'}, 'b': {'contamination': 'not cleaned'}, 'c': {}}
-    assert [line.partition('data: ')[2] for line in describe_contamination(rows)] == [
-        'cleaned: a', 'not cleaned: b', 'unknown: c'
-    ]  # fmt: skip
-    assert not [*describe_contamination({'c': {}})]
-    partly = {'d': {'contamination': 'partly cleaned (queries only)'}}
-    assert [line.partition('data: ')[2] for line in describe_contamination(rows | partly)][1] == (
-        'partly cleaned (queries only): d'
-    )
+def test_table_has_the_state_beside_each_score_if_any_is_known():
+    row = {'metrics': {'spearman': 0.5}, 'baselines': {}, 'settings': {}, 'n': 9}
+    tasks = {name: dict(row) for name in ('a', 'b', 'c')}
+    assert 'training data' not in format_table({'tasks': tasks})
+    tasks['a']['contamination'] = 'cleaned'
+    tasks['b']['contamination'] = 'partly cleaned (queries only)'
+    head, _, *lines = format_table({'tasks': tasks}).splitlines()
+    assert head.endswith('training data')
+    for line, state in zip(lines, ('cleaned', '(queries only)', 'unknown'), strict=True):
+        assert line.endswith(state)

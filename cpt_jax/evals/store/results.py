@@ -245,7 +245,8 @@ def format_interval(name: str, interval: Sequence[float] | None) -> str:
 
 def format_table(results: dict) -> str:
     """Returns the table for the terminal: every metric of every task (fractions x100), with its
-    interval if any task has one, next to the baselines.
+    interval if any task has one, next to the baselines. If it is known of any task, the last column
+    says whether the texts of the test set were removed from the training data.
     """
     kinds = [
         kind
@@ -254,15 +255,21 @@ def format_table(results: dict) -> str:
     ]
     has_intervals = any(row.get('intervals') for row in results['tasks'].values())
     heading = [f'{LEVEL:.0%} interval'] if has_intervals else []
-    cells = [('task', 'metric', 'model', *heading, *(BASELINES[kind] for kind in kinds), 'n')]
+    states = [row.get('contamination', UNKNOWN) for row in results['tasks'].values()]
+    ending = ['training data'] if {*states} - {UNKNOWN} else []
+    names = [BASELINES[kind] for kind in kinds]
+    cells = [('task', 'metric', 'model', *heading, *names, 'n', *ending)]
     for name, row in results['tasks'].items():
         for i, (metric, value) in enumerate(row['metrics'].items()):
             values = [value, *(row['baselines'].get(kind, {}).get(metric) for kind in kinds)]
             scores = ['' if value is None else format_score(metric, value) for value in values]
             if has_intervals:
                 scores.insert(1, format_interval(metric, row.get('intervals', {}).get(metric)))
-            first, last = ('', '') if i else (_label_task(name, row), f'{row["n"]:,}')
-            cells.append((first, label_metric(metric), *scores, last))
+            first = '' if i else _label_task(name, row)
+            last = [f'{row["n"]:,}', row.get('contamination', UNKNOWN)][: 1 + len(ending)]
+            if i:
+                last = [''] * len(last)
+            cells.append((first, label_metric(metric), *scores, *last))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     cells.insert(1, tuple('-' * width for width in widths))
     return '\n'.join(_format_line(row, widths) for row in cells)
