@@ -143,6 +143,9 @@ def _write_checkpoint(folder: Path) -> int:
     tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='w0')).save(
         str(folder / 'tokenizer.json')
     )
+    # OPT's own class reads only BPE.
+    own_class = {'tokenizer_class': 'PreTrainedTokenizerFast'}
+    (folder / 'tokenizer_config.json').write_text(json.dumps(own_class))
     shapes = {
         'weight': (width, width),
         'bias': (width,),
