@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     c.sources.code.package_folders = 1
     c.sources.code.max_file_mb = 1.0  # larger files are generated and are left out
     c.sources.code.pairs = 'functions'
-    # Which functions are found: 'codesearchnet', those of its parsers; 'all', three times as many in
-    # JavaScript and Ruby, such as the methods of JavaScript classes.
+    # Which functions are found: 'codesearchnet', those of its parsers; 'all', also others, such as
+    # the methods of JavaScript classes: three times as many in JavaScript and Ruby.
     c.sources.code.scope = 'codesearchnet'
 
     c.duplicates.near = True
