@@ -191,14 +191,22 @@ def test_memory_does_not_grow_with_the_text(folder, monkeypatch):
     monkeypatch.setattr('cpt_jax.data.text_documents._BLOCK_BYTES', 4096)
     monkeypatch.setattr(text_cutting, 'SHARD_BYTES', 50_000)
 
-    def measure_peak():
+    context = multiprocessing.get_context('fork')
+    peak = context.Value('q')
+
+    def cut():
         tracemalloc.start()
         make_source(folder)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return peak
+        peak.value = tracemalloc.get_traced_memory()[1]
 
-    measure_peak()  # what is allocated only once
+    def measure_peak() -> int:
+        """Measures in a process without the threads that earlier tests have left."""
+        process = context.Process(target=cut)
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        return peak.value
+
     write_documents(folder / 'a.txt', 21)
     small = measure_peak()
     write_documents(folder / 'large.txt', 50, 200, 'DOC 9')
