@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from etils import epath
 
 from cpt_jax.evals.report.curves import read_metrics, save_curves
@@ -14,6 +13,7 @@ from cpt_jax.runs.provenance import Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.storage.json_checks import OBJECT, check_values
 from cpt_jax.storage.json_files import read_json_file
+from cpt_jax.storage.templates import open_templates
 from cpt_jax.text.tokenizer import Side
 
 CURVES = 'training.png'
@@ -89,12 +89,7 @@ def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[Export
     metrics = read_metrics(epath.Path(run.directory.metrics))
     curves = save_curves(metrics, folder / CURVES)
     config = run.provenance.config
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent, is_html=False)
     add_filters(environment)
     template = run.provenance.template
     text = environment.get_template('card_prompted.md.j2' if template else 'card.md.j2').render(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from cpt_jax.evals.report import page
 from cpt_jax.prepare.examples import decode_example
 from cpt_jax.prepare.record_files import read_records
+from cpt_jax.storage.templates import open_templates
 
 SAMPLES = 12
 _LENGTHS = 2000
@@ -51,13 +51,7 @@ def render_preparation(
       summary: content of summary.json.
       examples: random pairs.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([Path(__file__).parent, Path(page.__file__).parent]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent, Path(page.__file__).parent, is_html=True)
     samples = [
         {name: (example.get(name) or [''])[0][:_SHOWN_CHARACTERS] for name in _SHOWN_FIELDS}
         for example in examples[:SAMPLES]

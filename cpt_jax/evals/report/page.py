@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
 from etils import epath
 
 from cpt_jax.evals.report.bias_table import ALPHA, is_association_test, make_bias_table
@@ -21,6 +20,7 @@ from cpt_jax.evals.store.results import (
     format_score,
     label_metric,
 )
+from cpt_jax.storage.templates import open_templates
 
 SHOWN_LINES = 12
 PROSE_CHARACTERS = 600
@@ -73,13 +73,7 @@ def render_page(
       rows: rows of results.jsonl, from which the curves of checkpoint scores are drawn.
       maps: maps, as JSON objects of `embedding_map.map_to_json`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent, is_html=True)
     environment.filters |= {
         'cut_snippet': cut_snippet,
         'format_setting': format_setting,

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from cpt_jax.exporting.markdown import add_filters
 from cpt_jax.exporting.merging.arithmetic import merge_tensors
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.templates import open_templates
 
 
 class Recipe(NamedTuple):
@@ -65,12 +65,7 @@ def write_merge_card(folder: Path, name: str, recipe: Recipe) -> None:
       name: name of the merged model.
       recipe: what was merged.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent, is_html=False)
     add_filters(environment)
     template = environment.get_template('merge_card.md.j2')
     text = template.render(name=name, parts=recipe.describe_parts(), method=recipe.method)

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from cpt_jax.pod.acceptance.check import Check, count_failed
+from cpt_jax.storage.templates import open_templates
 
 
 def render_acceptance(machine: Mapping[str, Any], checks: Sequence[Check]) -> str:
@@ -16,12 +15,6 @@ def render_acceptance(machine: Mapping[str, Any], checks: Sequence[Check]) -> st
       machine: properties of the machine, by name.
       checks: results of the checks.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = open_templates(Path(__file__).parent, is_html=True)
     template = environment.get_template('page.html.j2')
     return template.render(machine=machine, checks=checks, failed=count_failed(checks))
