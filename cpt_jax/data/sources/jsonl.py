@@ -69,13 +69,13 @@ class Fields(NamedTuple):
         Raises:
           BadRow: the row is invalid.
         """
-        del path
         try:
             row = json.loads(line.decode('utf-8'))
         except UnicodeDecodeError as error:
             raise BadRow('not UTF-8', str(error)) from None
         except (ValueError, RecursionError) as error:
-            raise BadRow('not JSON', str(error)) from None
+            advice = '; CSV files need kind=csv' if path.suffix in ('.csv', '.tsv') else ''
+            raise BadRow('not JSON', f'{error}{advice}') from None
         if not isinstance(row, dict):
             raise BadRow('not a JSON object')
         names = self._find_names(row)

@@ -262,6 +262,13 @@ def test_message_includes_the_error_of_the_json_parser(rows):
         JsonlSource(path, 'train')
 
 
+def test_a_csv_file_is_told_its_kind(tmp_path):
+    path = tmp_path / 'pairs.csv'
+    path.write_text('x,y\na,b\n')
+    with pytest.raises(UserError, match='not JSON: Expecting .*; CSV files need kind=csv;'):
+        JsonlSource(str(path), 'train')
+
+
 def test_max_bad_share_limits_the_fraction_of_bad_rows(rows):
     path = rows(b'\n'.join([GOOD] * 999 + [b'x']))
     assert len(JsonlSource(path, 'all', max_bad_share=0.001)) == 999
