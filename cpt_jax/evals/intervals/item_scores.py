@@ -1,7 +1,8 @@
-"""The scores of single queries or pairs, from which intervals and paired differences are computed.
+"""The scores of single queries, sentences or pairs, from which intervals and paired differences are
+computed.
 
 OUTPUT/scores/<task>.npz
-  kind     'queries' or 'pairs'
+  kind     'queries' (of classification: test sentences) or 'pairs'
   items    digest of the queries or pairs; two models are compared only on the same ones
   score    the main score in results.json, to which the file belongs
   queries: an array float64 [N] for each metric, whose score is the mean
@@ -10,8 +11,8 @@ OUTPUT/scores/<task>.npz
 
 import io
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -31,7 +32,7 @@ _KIND, _ITEMS, _SCORE = 'kind', 'items', 'score'
 
 
 class QueryScores(NamedTuple):
-    """Scores of each query. The score of a metric is their mean.
+    """Scores of each query or test sentence. The score of a metric is their mean.
 
     Attributes:
       items: digest of the queries and their right answers.
@@ -100,6 +101,28 @@ class PairScores(NamedTuple):
 
 
 ItemScores = QueryScores | PairScores
+
+
+def draw_mean_score(output: epath.Path, rows: Mapping[str, Mapping[str, Any]]) -> np.ndarray | None:
+    """Returns float64 [draws]: the mean of the main scores of several tasks in resamples of the
+    queries or pairs of each.
+
+    Args:
+      output: directory of the results.
+      rows: task name -> row of results.json.
+
+    Returns:
+      None if the scores of the queries or pairs of a task are missing.
+    """
+    drawn = []
+    for index, (task, row) in enumerate(rows.items()):
+        scores = read_item_scores(output, task, row['main_score'])
+        if scores is None:
+            return None
+        drawn_D = scores.draw_scores()[row['settings']['main_metric']]
+        # Tasks with as many items draw the same ones; in another order their draws are independent.
+        drawn.append(np.random.default_rng(index).permutation(drawn_D))
+    return np.mean(drawn, axis=0)
 
 
 def compute_intervals(scores: ItemScores) -> dict[str, list[float]]:
