@@ -28,7 +28,16 @@ ST, OLD_ST, TRANSFORMERS, TEI, VLLM, ALL = 'ST', 'ST < 5.4', 'transformers', 'TE
 # is padding.
 _LEARNED_POSITIONS = ('bert', 'distilbert', 'gpt2')
 # Models whose attention is bidirectional without a key in config.json.
-_BIDIRECTIONAL = ('bert', 'distilbert', 'modernbert', 'mpnet', 'roberta', 'xlm-roberta')
+_BIDIRECTIONAL = (
+    'bert',
+    'distilbert',
+    'gte',
+    'modernbert',
+    'mpnet',
+    'nomic_bert',
+    'roberta',
+    'xlm-roberta',
+)
 # Pooling mode by the suffix of its key pooling_mode_... in the pooling file.
 _POOLING_FLAGS = {
     'cls_token': 'cls',
