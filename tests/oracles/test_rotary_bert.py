@@ -15,7 +15,9 @@ import transformers
 
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting.adapter import export_adapter
+from cpt_jax.exporting.adapter_check import check_adapter
 from cpt_jax.exporting.directory import export
+from cpt_jax.exporting.golden import read_golden
 from cpt_jax.origin.pretrained import open_pretrained
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.training import loop
@@ -112,5 +114,7 @@ def test_trained_models_are_exported(tmp_path, monkeypatch, kind, rank):
         *short, _ = TEXTS  # an adapter's files cannot store that the run truncates texts earlier
         found = embed_with_transformers(adapted, base, short)
         np.testing.assert_allclose(found, expected[:-1], atol=1e-5)
-        found = load_embedder(str(tmp_path / 'adapter'))(short, 'x')
-        np.testing.assert_allclose(found, expected[:-1], atol=1e-5)
+        golden = read_golden(tmp_path / 'adapter')
+        found = embed_with_transformers(adapted, base, golden.texts)
+        np.testing.assert_allclose(found, golden.vectors['x'], atol=1e-5)
+        assert check_adapter(tmp_path / 'adapter').defects == []
