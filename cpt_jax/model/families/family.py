@@ -154,7 +154,7 @@ def read_rope(config: Config, default_theta: float = 10_000.0) -> dict[str, Any]
       config: content of config.json.
       default_theta: base if config.json has none.
     """
-    given = config.get('rope_scaling') or config.get('rope_parameters') or {}
+    given: Config = config.get('rope_scaling') or config.get('rope_parameters') or {}
     return {
         'rotary_base': float(given.get('rope_theta', config.get('rope_theta', default_theta))),
         'rotary_scaling': _read_rope_scaling(given, config),
