@@ -18,8 +18,8 @@ Adapters of a LoRA run (lora.rank) are merged into the weights that they were tr
 base is in NF4, these are the dequantized weights. With --adapter, only the adapters are written:
 adapter_config.json and adapter_model.safetensors, which PEFT loads.
 
---check DIR inspects the files of any such directory, reports what would fail in which library, and
-exits with status 1 if anything would fail.
+--check DIR inspects the files of any such directory or adapter, reports what would fail in which
+library, and exits with status 1 if anything would fail.
 
 Example:
   python launch/export.py --model runs/quickstart --output exports/quickstart
@@ -80,6 +80,7 @@ def _export_adapter() -> None:
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
     for note in written.list_notes():
         print(note)
+    print(f'check the adapter with --check {_OUTPUT.value}')
 
 
 def _export_model() -> None:
@@ -123,7 +124,9 @@ def _export_model() -> None:
 
 
 def _check_export(directory: Path) -> None:
+    from cpt_jax.exporting.adapter_check import check_adapter
     from cpt_jax.exporting.check import check
+    from cpt_jax.model.adapters.peft import is_adapter_directory
 
     parts = [
         directory / name
@@ -131,7 +134,7 @@ def _check_export(directory: Path) -> None:
         if (directory / name / 'config.json').is_file()
     ]
     for part in parts or [directory]:
-        report = check(part)
+        report = check_adapter(part) if is_adapter_directory(part) else check(part)
         print(report.format_table())
         if report.defects:
             raise UserError(

@@ -1,8 +1,24 @@
-"""What an exported adapter needs before PEFT loads it."""
+"""What an exported adapter needs before PEFT loads it, and its check."""
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from cpt_jax.exporting.adapter import ExportedAdapter
+from cpt_jax.exporting.adapter import ExportedAdapter, export_adapter
+from cpt_jax.exporting.adapter_check import check_adapter
+from cpt_jax.runs.config_file import load_config
+from cpt_jax.training import loop
+from tests.exporting.conftest import edit, one_row_length
+from tests.goldens.golden import read_golden, restore
+from tests.training.conftest import write_config
+
+CONFIG, WEIGHTS = 'adapter_config.json', 'adapter_model.safetensors'
 
 
 @pytest.mark.parametrize(
@@ -19,3 +35,96 @@ def test_notes_are_those_that_apply(written, expected):
     assert len(notes) == len(expected)
     for note, part in zip(notes, expected, strict=True):
         assert part in note and '\n' not in note
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory) -> Path:
+    """A folder with a base and with the adapter that a run of one step trained."""
+    folder = tmp_path_factory.mktemp('adapter')
+    base = restore(read_golden('pretrained').facts['whole']['bert mean'], folder / 'base')
+    config = load_config(write_config(folder))
+    config['init_from'] = str(base)
+    config['lora']['rank'] = 2
+    config['optimizer'] |= {'peak_lr': 1e-2, 'warmup_steps': 0}
+    config['train'] |= {'steps': 1, 'batch_pairs': 4}
+    config['evaluation']['every_steps'] = 0
+    devices = jax.devices()[:1]
+    with pytest.MonkeyPatch.context() as patch, one_row_length():
+        patch.setattr(jax, 'devices', lambda: devices)  # compiles faster
+        assert loop.train(config, folder / 'run') == 0
+        export_adapter(str(folder / 'run'), folder / 'adapter')
+    return folder
+
+
+def find_defects(exported: Path, tmp_path: Path, change: Callable[[Path], object]) -> list[str]:
+    """Returns the lines of the defects of a changed copy of the adapter."""
+    folder = shutil.copytree(exported / 'adapter', tmp_path / 'adapter')
+    change(folder)
+    report = check_adapter(folder)
+    return report.format_table().splitlines()[1 + len(report.checked_files) :]
+
+
+def change_tensors(folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
+    (path,) = folder.glob('*.safetensors')
+    tensors = {name: change(name, array) for name, array in load_file(path).items()}
+    save_file(tensors, path, metadata={'format': 'pt'})
+
+
+def test_check_compares_the_vectors_of_the_run(exported, tmp_path):
+    report = check_adapter(exported / 'adapter')
+    assert report.defects == [] and report.checked_files == [CONFIG, WEIGHTS, 'golden.json']
+
+    def use_another_base(folder: Path) -> None:
+        base = shutil.copytree(exported / 'base', tmp_path / 'other')
+        change_tensors(base, lambda name, array: array * (2 if 'query' in name else 1))
+        edit(folder / CONFIG, lambda content: content | {'base_model_name_or_path': str(base)})
+
+    (line,) = find_defects(exported, tmp_path, use_another_base)
+    assert line.startswith('golden.json: its vectors differ from those of the model by ')
+
+
+def set_key(key: str, value: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / CONFIG, lambda content: content | {key: value})
+
+
+@pytest.mark.parametrize(
+    ('change', 'parts'),
+    [
+        (
+            set_key('base_model_name_or_path', 'org/base'),
+            ["base_model_name_or_path='org/base' is not a directory", '(breaks: cpt_jax)'],
+        ),
+        (set_key('use_dora', True), ['not supported: use_dora=True', '(breaks: cpt_jax)']),
+        (
+            lambda folder: change_tensors(
+                folder, lambda name, array: array[:, :-1].copy() if 'lora_A' in name else array
+            ),
+            ['has shape [24, 23], but the base has [24, 24]', '(breaks: PEFT, cpt_jax)'],
+        ),
+        (
+            lambda folder: change_tensors(
+                folder, lambda name, array: array[:-1].copy() if 'lora_A' in name else array
+            ),
+            ['have the shapes [1, 24] and [24, 2], which cannot be multiplied'],
+        ),
+        (lambda folder: (folder / WEIGHTS).unlink(), [f'{WEIGHTS}: ', 'copy it again']),
+    ],
+)
+def test_defects_are_named_with_their_readers(exported, tmp_path, change, parts):
+    (line,) = find_defects(exported, tmp_path, change)
+    assert all(part in line for part in parts), line
+
+
+def test_rows_beyond_the_token_table_of_the_base_are_named(exported, tmp_path):
+    rows = json.loads((exported / 'base' / 'config.json').read_text())['vocab_size']
+
+    def add_rows(folder: Path) -> None:
+        name = 'base_model.model.embeddings.word_embeddings.token_adapter.trainable_tokens_delta'
+        tensors = load_file(folder / WEIGHTS) | {name: np.ones((2, 24), np.float32)}
+        save_file(tensors, folder / WEIGHTS)
+        set_key('trainable_token_indices', [rows, rows + 1])(folder)
+        (folder / 'golden.json').unlink()
+
+    (line,) = find_defects(exported, tmp_path, add_rows)
+    assert f'call model.resize_token_embeddings({rows + 2}) before PeftModel' in line
+    assert line.endswith('(breaks: PEFT)')

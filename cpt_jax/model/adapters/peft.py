@@ -119,7 +119,7 @@ class AdaptedFiles(TensorFiles):
             elif module.endswith(_TOKEN_DELTA_SUFFIX):
                 where = bare.get(module.removesuffix(_TOKEN_DELTA_SUFFIX) + '.weight')
                 if where:
-                    self._rows[where] = _read_trainable_ids(config), tensors[name]
+                    self._rows[where] = read_trainable_ids(config), tensors[name]
                     continue
                 can_ignore = False
             else:
@@ -144,14 +144,31 @@ class AdaptedFiles(TensorFiles):
             array[[ids[index] for index in kept]] = rows[kept]
         if name not in self._deltas:
             return array
+        self._check_shape(name, list(array.shape))
         a, b, scale = self._deltas[name]
         delta = (b @ a).T if self._transposed else b @ a
-        if delta.shape != array.shape:
+        return (array.astype(np.float32) + np.float32(scale) * delta).astype(array.dtype)
+
+    def check_shapes(self) -> None:
+        """Raises UserError if a matrix of the adapter does not have the shape of the base's."""
+        for name in self._deltas:
+            self._check_shape(name, self._base.read_shape(name))
+
+    def _check_shape(self, name: str, wanted: list[int]) -> None:
+        a, b, _ = self._deltas[name]
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            raise UserError(
+                f'{self._adapter}: its matrices for {self._base.describe_location(name)} have the '
+                f'shapes {list(a.shape)} and {list(b.shape)}, which cannot be multiplied'
+            )
+        shape = [len(b), a.shape[1]]
+        if self._transposed:
+            shape.reverse()
+        if shape != wanted:
             raise UserError(
                 f'{self._adapter}: its matrix for {self._base.describe_location(name)} has shape '
-                f'{list(delta.shape)}, but the base has {list(array.shape)}'
+                f'{shape}, but the base has {wanted}'
             )
-        return (array.astype(np.float32) + np.float32(scale) * delta).astype(array.dtype)
 
     def read_shape(self, name: str) -> list[int]:
         """Returns the shape of a tensor, without reading it."""
@@ -349,6 +366,7 @@ def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
 
 
-def _read_trainable_ids(config: Mapping[str, Any]) -> list[int]:
+def read_trainable_ids(config: Mapping[str, Any]) -> list[int]:
+    """Returns the ids whose rows of the token table an adapter replaces."""
     given = config.get('trainable_token_indices') or []
     return next(iter(given.values())) if isinstance(given, Mapping) else given

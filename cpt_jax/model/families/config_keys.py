@@ -37,12 +37,12 @@ CONFIG_KEYS: dict[str, Allowed] = {
             'n_head',
             'n_positions',
             'ffn_dim',
-            'type_vocab_size',
             'global_attn_every_n_layers',
             'local_attention',
         ),
         _SIZE,
     ),
+    'type_vocab_size': allow_integers(0, 10_000_000),
     **dict.fromkeys(
         (
             'num_key_value_heads',

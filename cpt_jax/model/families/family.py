@@ -8,7 +8,7 @@ from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.config_keys import ROPE_KEYS
-from cpt_jax.model.families.tensors import TensorMapping
+from cpt_jax.model.families.tensors import StoredTensor, TensorMapping
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import check_values
 
@@ -32,6 +32,8 @@ class Family:
       transposed: whether files store matrices as [in, out].
       count_reserved_positions: function from config.json to the number of rows before that of
         position 0 that `max_position_embeddings` includes.
+      stored: tensors that files have in another form than transformers' modules, after which
+        `outer` and `layer` name them. Both forms are read, and that of `stored` is written.
     """
 
     model_types: Mapping[str, str]
@@ -44,6 +46,7 @@ class Family:
     head: str = 'lm_head.weight'
     transposed: bool = False
     count_reserved_positions: Callable[[Config], int] = lambda config: 0
+    stored: tuple[StoredTensor, ...] = ()
 
 
 # Modules that transformers' classes for classification, question answering and multiple choice add
@@ -140,15 +143,20 @@ GATES = {
 }
 
 
-def read_rope(config: Config) -> dict[str, Any]:
+def read_rope(config: Config, default_theta: float = 10_000.0) -> dict[str, Any]:
     """Reads base and scaling of rotary positions: from `rope_parameters` (transformers 5), or from
     `rope_theta` and `rope_scaling` (older versions).
+
+    As in transformers, `rope_scaling` goes before `rope_parameters`, and a `rope_theta` in either
+    before that of config.json.
+
+    Args:
+      config: content of config.json.
+      default_theta: base if config.json has none.
     """
-    given = config.get('rope_parameters') or (config.get('rope_scaling') or {}) | {
-        'rope_theta': config.get('rope_theta', 10_000.0)
-    }
+    given: Config = config.get('rope_scaling') or config.get('rope_parameters') or {}
     return {
-        'rotary_base': float(given.get('rope_theta', 10_000.0)),
+        'rotary_base': float(given.get('rope_theta', config.get('rope_theta', default_theta))),
         'rotary_scaling': _read_rope_scaling(given, config),
     }
 

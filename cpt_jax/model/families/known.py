@@ -6,10 +6,12 @@ from cpt_jax.model.families.family import Config, Family
 from cpt_jax.model.families.gemma3 import GEMMA3
 from cpt_jax.model.families.gpt2 import GPT2
 from cpt_jax.model.families.gptj import CODEGEN, GPTJ
+from cpt_jax.model.families.gte import GTE
 from cpt_jax.model.families.llama import LLAMA
 from cpt_jax.model.families.modernbert import MODERNBERT
 from cpt_jax.model.families.mpnet import MPNET
 from cpt_jax.model.families.neox import NEOX
+from cpt_jax.model.families.nomic_bert import NOMIC_BERT
 from cpt_jax.model.families.opt import OPT
 from cpt_jax.runtime.errors import UserError
 
@@ -28,6 +30,8 @@ FAMILIES = {
         DISTILBERT,
         MPNET,
         MODERNBERT,
+        NOMIC_BERT,
+        GTE,
     )
     for kind in family.model_types
 }

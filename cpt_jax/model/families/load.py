@@ -16,7 +16,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family, is_head_or_buffer
 from cpt_jax.model.families.stored_names import choose_prefix
-from cpt_jax.model.families.tensors import TensorMapping
+from cpt_jax.model.families.tensors import TensorMapping, join_mappings
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import Frozen
 from cpt_jax.runtime.allocator import map_large_blocks
@@ -127,13 +127,13 @@ def iterate_tensors(
         return merge_adapter(attrgetter(module)(encoder) if module else encoder, name)
 
     config = encoder.config
-    for tensor in family.outer(config):
+    for tensor in join_mappings(family.outer(config), family.stored):
         arrays = [
             fetch(parameter)[:rows] if parameter == 'token_embedding' else fetch(parameter)
             for parameter in tensor.parameters
         ]
         yield tensor.name, tensor.write(*arrays)
-    for tensor in family.layer(config):
+    for tensor in join_mappings(family.layer(config), family.stored):
         stacked = []
         if config.layers > 1:
             stacked = [fetch(f'blocks.{parameter}') for parameter in tensor.parameters]

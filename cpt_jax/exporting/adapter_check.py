@@ -1,0 +1,70 @@
+"""Checks of the directory of a PEFT adapter from the point of view of its readers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cpt_jax.exporting.check import TRANSFORMERS, Defect, Report, check_vectors
+from cpt_jax.exporting.golden import GOLDEN
+from cpt_jax.model.adapters.peft import (
+    CONFIG,
+    WEIGHTS,
+    AdaptedFiles,
+    find_base_directory,
+    read_adapter_config,
+    read_trainable_ids,
+)
+from cpt_jax.origin.pretrained import open_pretrained
+from cpt_jax.runtime.errors import UserError
+from cpt_jax.storage.paths import is_remote
+
+_PEFT, _OURS = 'PEFT', 'cpt_jax'
+
+
+def check_adapter(directory: Path) -> Report:
+    """Checks an adapter and that it belongs to its base.
+
+    The vectors of golden.json are compared, which shows whether the base is the one of the
+    training.
+    """
+    defects = list(_check_config(directory))
+    if not any(defect.readers == _OURS for defect in defects):
+        defects += _check_weights(directory)
+    checked_files = [CONFIG, WEIGHTS]
+    if (directory / GOLDEN).exists():
+        checked_files.append(GOLDEN)
+    return Report(directory, checked_files, defects)
+
+
+def _check_config(directory: Path) -> Iterator[Defect]:
+    try:
+        config = read_adapter_config(directory)
+        base = config.get('base_model_name_or_path') or ''
+        find_base_directory(directory)
+    except UserError as error:
+        yield Defect(CONFIG, str(error), _OURS)
+        return
+    if is_remote(base):
+        what = f'is {base}, which PEFT cannot read: set it to a copy on a disk'
+        yield Defect(f'{CONFIG}: base_model_name_or_path', what, f'{_PEFT}, {TRANSFORMERS}')
+    elif not (Path(base) / 'config.json').is_file():
+        what = f'is {base}, a path within the adapter: set it to the absolute path'
+        yield Defect(f'{CONFIG}: base_model_name_or_path', what, f'{_PEFT}, {TRANSFORMERS}')
+
+
+def _check_weights(directory: Path) -> Iterator[Defect]:
+    try:
+        model = open_pretrained(str(directory))
+        assert isinstance(model.files, AdaptedFiles)
+        model.files.check_shapes()
+    except UserError as error:
+        yield Defect(WEIGHTS, str(error), f'{_PEFT}, {_OURS}')
+        return
+    ids = read_trainable_ids(read_adapter_config(directory))
+    if ids and max(ids) >= model.rows:
+        what = (
+            f'has id {max(ids)}, but the token table of the base has {model.rows} rows: call '
+            f'model.resize_token_embeddings({max(ids) + 1}) before PeftModel.from_pretrained'
+        )
+        yield Defect(f'{CONFIG}: trainable_token_indices', what, _PEFT)
+    dtype = model.config.get('dtype', model.config.get('torch_dtype'))
+    yield from check_vectors(directory, dtype or 'float32')
