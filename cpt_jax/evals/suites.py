@@ -8,7 +8,7 @@ from typing import NamedTuple
 from etils import epath
 
 from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, compute_interval
-from cpt_jax.evals.intervals.item_scores import draw_mean_score
+from cpt_jax.evals.intervals.item_scores import ItemScores, draw_mean_score, read_item_scores
 from cpt_jax.runtime.errors import UserError
 
 CQADUPSTACK = (
@@ -134,11 +134,13 @@ def _add_interval(
     if earlier.get('main_score') == mean['main_score'] and 'intervals' in earlier:
         intervals = earlier['intervals']  # computing it takes seconds
     else:
-        members = {task: rows[task] for task in mean['settings']['tasks']}
-        drawn_D = draw_mean_score(output, members) if output else None
-        if drawn_D is None:
-            return mean
-        intervals = {metric: [*compute_interval(drawn_D)]}
+        scores: list[ItemScores] = []
+        for task in mean['settings']['tasks']:
+            found = read_item_scores(output, task, rows[task]['main_score']) if output else None
+            if found is None:
+                return mean
+            scores.append(found)
+        intervals = {metric: [*compute_interval(draw_mean_score(scores, metric))]}
     settings = mean['settings'] | {'intervals': DESCRIPTION}
     return mean | {'intervals': intervals, 'settings': settings}
 

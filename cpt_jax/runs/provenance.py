@@ -83,8 +83,9 @@ class Provenance:
       cleaned: name of each source that launch/prepare.py wrote -> test sets whose texts were
         removed from it, by name, with `texts`, `searched` and `queries_only` (data/prepared.py), or
         names alone in older runs; None if none were searched for.
-      merged: model, weight and method of each part that launch/merge.py merged; None if the
-        parameters were trained.
+      merged: model, weight, method and init_from (a list, see `list_origins`) of each part that
+        launch/merge.py merged; None if the parameters were trained. Runs merged by earlier versions
+        have no init_from.
     """
 
     config: Mapping[str, Any]
@@ -143,6 +144,14 @@ class Provenance:
         if not stored['cleaned']:
             del stored['cleaned']
         return stored
+
+    def list_origins(self) -> list[str]:
+        """Returns the model that training started from; of a merged run, those of all its parts."""
+        own = [self.config['init_from']]
+        found = own
+        if self.merged:
+            found = [origin for part in self.merged for origin in part.get('init_from', own)]
+        return [*dict.fromkeys(filter(None, found))]
 
     @property
     def objective(self) -> str:

@@ -23,6 +23,7 @@ from cpt_jax.data.rows import (
     RowSource,
     check_rules,
     describe_format,
+    split_field_names,
     to_field_names,
 )
 from cpt_jax.data.scores import check_score_fields, parse_number, parse_scores
@@ -221,7 +222,7 @@ class JsonlSource(RowSource):
           UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
         check_rules(rules)
-        names = to_field_names(scores.split(','))
+        names = split_field_names(scores)
         check_score_fields(names, score)
         fields = Fields(x, y, negatives, id, to_field_names(group), max_chars, rules, names, score)
         self._codesearchnet = codesearchnet

@@ -18,7 +18,7 @@ from cpt_jax.data.pairs import Pair, digest_texts
 from cpt_jax.data.positives import NO_OTHER_POSITIVES, compute_word_id, find_other_positives
 from cpt_jax.data.prepared import PreparedDirectory, is_prepared
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
-from cpt_jax.data.rows import to_field_names
+from cpt_jax.data.rows import split_field_names, to_field_names
 from cpt_jax.data.scores import check_score_fields, parse_number, parse_scores
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
@@ -114,6 +114,7 @@ class TfdsSource:
             if heldout_split == 'test' and 'test' not in prepared.splits:
                 heldout_split = ''  # the default, and no document was held out
             _check_whole_splits(path, prepared.splits, train_split, heldout_split)
+            _check_no_numbers(path, scores, score)
         name = name or path
         self.is_prepared = prepared is not None
         self.searched_sets = prepared.searched_sets if prepared else None
@@ -123,7 +124,7 @@ class TfdsSource:
         self._x = x
         self._y = y
         self._negatives = negatives
-        self._scores = to_field_names(scores.split(','))
+        self._scores = split_field_names(scores)
         self._score = score
         check_score_fields(self._scores, score)
         self._max_chars = max_chars
@@ -167,13 +168,14 @@ class TfdsSource:
         if prepared:
             self._use_prepared(prepared)
             return
+        kind = 'score' if self._score else 'scores'
         settings = (
             self._tfds_split,
             self._x,
             self._y,
             self._negatives,
             str(self._max_chars),
-            *(f'scores {name}' for name in scores),
+            *(f'{kind} {name}' for name in scores),
         )
         states = _digest_file_states(builder, self._verify)
         key = digest_texts(str(INDEX_VERSION), states, *settings, *_INDEX_ARRAYS)
@@ -294,6 +296,16 @@ def _check_whole_splits(path: str, known: Sequence[str], train: str, heldout: st
                 f'{key}={value!r}: {path} was written by launch/prepare.py and has the splits '
                 f'{", ".join(known)}, which are read as a whole: name one of them; --config.output.'
                 f'holdout of launch/prepare.py holds documents out'
+            )
+
+
+def _check_no_numbers(path: str, scores: str, score: str) -> None:
+    """Raises UserError if numbers are to be read from the texts of launch/prepare.py."""
+    for key, value in (('scores', scores), ('score', score)):
+        if value:
+            raise UserError(
+                f'{key}={value}: {path} was written by launch/prepare.py, which keeps no numbers: '
+                f"remove {key}, or read rows with numbers as JSON lines (kind='jsonl')"
             )
 
 

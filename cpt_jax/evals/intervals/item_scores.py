@@ -11,8 +11,8 @@ OUTPUT/scores/<task>.npz
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -103,25 +103,15 @@ class PairScores(NamedTuple):
 ItemScores = QueryScores | PairScores
 
 
-def draw_mean_score(output: epath.Path, rows: Mapping[str, Mapping[str, Any]]) -> np.ndarray | None:
-    """Returns float64 [draws]: the mean of the main scores of several tasks in resamples of the
-    queries or pairs of each.
-
-    Args:
-      output: directory of the results.
-      rows: task name -> row of results.json.
-
-    Returns:
-      None if the scores of the queries or pairs of a task are missing.
+def draw_mean_score(tasks: Sequence[ItemScores], metric: str) -> np.ndarray:
+    """Returns float64 [draws]: the mean of a metric of several tasks in resamples of the queries or
+    pairs of each.
     """
-    drawn = []
-    for index, (task, row) in enumerate(rows.items()):
-        scores = read_item_scores(output, task, row['main_score'])
-        if scores is None:
-            return None
-        drawn_D = scores.draw_scores()[row['settings']['main_metric']]
-        # Tasks with as many items draw the same ones; in another order their draws are independent.
-        drawn.append(np.random.default_rng(index).permutation(drawn_D))
+    # Tasks with as many items draw the same ones; in another order their draws are independent.
+    drawn = [
+        np.random.default_rng(index).permutation(scores.draw_scores()[metric])
+        for index, scores in enumerate(tasks)
+    ]
     return np.mean(drawn, axis=0)
 
 

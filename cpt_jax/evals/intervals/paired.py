@@ -97,28 +97,29 @@ def _compare_task(task: str, results: tuple[Results, Results]) -> Difference:
     if not metric:
         return difference._replace(problem='the main metrics differ')
     members = rows[0]['settings'].get('tasks')  # type: ignore[index]
+    items: list[list[ItemScores]] = []
     for name in members or [task]:
-        if problem := _find_problem(name, results):
+        found, problem = _read_both(name, results)
+        if problem:
             return difference._replace(problem=f'{name}: {problem}' if members else problem)
-    first_D, second_D = (
-        draw_mean_score(result.output, {name: result.rows[name] for name in members or [task]})
-        for result in results
-    )
-    assert first_D is not None and second_D is not None
+        items.append(found)
+    first_D, second_D = (draw_mean_score(scores, metric) for scores in zip(*items, strict=True))
     return difference._replace(interval=compute_interval(second_D - first_D))
 
 
-def _find_problem(task: str, results: tuple[Results, Results]) -> str:
-    """Returns why the difference of a task has no interval; '' if it has one."""
+def _read_both(task: str, results: tuple[Results, Results]) -> tuple[list[ItemScores], str]:
+    """Returns the scores of single queries or pairs of A and of B, and '' if they can be compared,
+    otherwise why not.
+    """
     found: list[ItemScores] = []
     for label, result in zip(_LABELS, results, strict=True):
         items = read_item_scores(result.output, task, result.rows[task]['main_score'])
         if items is None:
-            return _explain_missing(label, result, task)
+            return found, _explain_missing(label, result, task)
         found.append(items)
     if found[0].items != found[1].items:
-        return 'not the same queries or pairs: other data or split'
-    return ''
+        return found, 'not the same queries or pairs: other data or split'
+    return found, ''
 
 
 def _explain_missing(label: str, result: Results, task: str) -> str:

@@ -327,8 +327,8 @@ def _compute_metrics(
 def _score_samples(predicted: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
     """Returns float64 [N], one number for each test sample of all outer folds: 0 for a wrong class.
 
-    Right ones have about 1: in a fold of fewer samples each counts more, so that the mean of all is
-    the accuracy, which is averaged over the folds.
+    A right class has the mean size of the folds / the size of its fold. The mean of all is then the
+    accuracy, which is averaged over the folds.
     """
     mean_size = np.mean([len(label) for label in right])
     return np.concatenate(

@@ -239,7 +239,10 @@ def _write_run(
         code=get_code_version(),
         base=None,
         cleaned=_find_shared_cleaned(runs),
-        merged=recipe.describe_parts(),
+        merged=[
+            {**part, 'init_from': run.provenance.list_origins()}
+            for part, run in zip(recipe.describe_parts(), runs, strict=True)
+        ],
     )
     directory = RunDir(folder)
     saved = Checkpoints(

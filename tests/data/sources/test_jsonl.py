@@ -483,7 +483,7 @@ def test_scores_belong_to_y_and_the_hard_negatives(rows):
 
 def test_scores_of_flag_embedding_are_in_two_fields(rows):
     row = {'query': 'a', 'pos': ['b', 'c'], 'neg': ['n'], 'pos_scores': [3, 2], 'neg_scores': [1]}
-    source = JsonlSource(rows([row]), 'all', scores='pos_scores,neg_scores')
+    source = JsonlSource(rows([row]), 'all', scores='pos_scores, neg_scores')
     assert [source[i].scores for i in range(2)] == [(3, 1), (2, 1)]
 
 

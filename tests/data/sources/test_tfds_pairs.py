@@ -146,7 +146,7 @@ def test_splits_and_fields_are_read(data_dir):
 
 
 def test_scores_and_grades_are_read(data_dir):
-    given = {'negatives': 'hard', 'scores': 'teacher/y,teacher/hard'}
+    given = {'negatives': 'hard', 'scores': 'teacher/y, teacher/hard'}
     source = open_tiny(data_dir, 'train', **given)
     for pair in pairs(source):
         i = int(pair.x.split()[1])
@@ -162,6 +162,17 @@ def test_scores_and_grades_are_read(data_dir):
     kind = "'scores': not as many scores as texts"
     assert listed.problems.counts == {kind: 3}  # of the rows 0, 10 and 20
     assert {pair.scores for pair in pairs(listed)} < {pair.scores for pair in pairs(source)}
+
+
+@pytest.mark.parametrize('keys', [('scores', 'score'), ('score', 'scores')])
+def test_indices_of_scores_and_of_grades_are_separate(data_dir, monkeypatch, tmp_path, keys):
+    """Grades are valid in all 30 rows, and scores in the 10 without hard negatives."""
+    monkeypatch.setenv('CPT_JAX_CACHE', str(tmp_path))
+    rows = {}
+    for key in keys:
+        source = open_tiny(data_dir, 'train', negatives='hard', max_bad_share=1, **{key: 'n'})
+        rows[key] = len(pairs(source))
+    assert rows == {'scores': 10, 'score': 30}
 
 
 def test_slices_and_an_empty_heldout_split_are_supported(data_dir):

@@ -76,7 +76,9 @@ def test_correlations_of_the_same_pairs_are_compared(tmp_path):
 
 
 def test_mean_of_a_suite_has_an_interval_and_is_compared(tmp_path, monkeypatch):
-    """With independent draws, the mean of six tasks is sqrt(6) times as sure as one of them."""
+    """With independent draws, the interval of the mean of six tasks is sqrt(6) times as narrow as
+    that of one of them.
+    """
     names = [task.replace('/', '_') for task in SUITES['suite/csn'].tasks]
     better_Q = BASE_Q + 0.01 + 0.02 * GENERATOR.standard_normal(200)
     base, better = make_result(BASE_Q), make_result(better_Q)
@@ -90,7 +92,12 @@ def test_mean_of_a_suite_has_an_interval_and_is_compared(tmp_path, monkeypatch):
     assert low < np.mean(BASE_Q) < high
     assert high - low == pytest.approx(4 * 0.29 / 200**0.5 / 6**0.5, rel=0.1)
     assert read_row('a')['settings']['intervals'] == DESCRIPTION
-    rows, _ = compare(first, second)
+    reads = []
+    with monkeypatch.context() as patch:
+        load = np.load
+        patch.setattr(np, 'load', lambda *args, **kwargs: reads.append(1) or load(*args, **kwargs))
+        rows, _ = compare(first, second)
+    assert len(reads) == 2 * (6 + 6)  # of both models, for the tasks and for their mean
     difference, one = rows['suite/csn'], rows['codesearch/go']
     assert difference.verdict == 'B is better'
     widths = [np.diff(row.interval).item() for row in (difference, one)]

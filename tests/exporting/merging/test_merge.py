@@ -59,7 +59,7 @@ def test_runs_become_a_run_with_the_mean_of_their_weights(run, tmp_path):
     assert embed.model_name == 'soup@200' and np.isfinite(embed(['list'], 'x')).all()
     origin = resolve_origin(str(output))
     parts = [
-        {'model': reference, 'weight': weight, 'method': 'linear'}
+        {'model': reference, 'weight': weight, 'method': 'linear', 'init_from': []}
         for reference, weight in zip(references, (0.25, 0.75), strict=True)
     ]
     assert origin.provenance.merged == parts
@@ -85,7 +85,7 @@ def test_merged_run_claims_clean_data_only_if_all_parts_have_the_same(run):
     assert [runs._find_shared_cleaned([parts[0], part]) for part in parts[2:]] == [{}] * 3
 
 
-def test_merged_run_names_the_sources_of_all_parts(run, tmp_path, monkeypatch):
+def test_merged_run_names_the_sources_and_origins_of_all_parts(run, tmp_path, monkeypatch):
     """Otherwise the functions that only the second part was trained on are not counted."""
     code = {'kind': 'python_source', 'weight': 1.0}
     sources = {
@@ -99,6 +99,7 @@ def test_merged_run_names_the_sources_of_all_parts(run, tmp_path, monkeypatch):
         sections = {name: section for name, (section, _) in given.items()}
         config = found.provenance.config
         config = {**config, 'data': {**config['data'], 'sources': sections}}
+        config['init_from'] = f'models/{[*sections][0]}'
         fingerprints = {name: fingerprint for name, (_, fingerprint) in given.items()}
         provenance = dataclasses.replace(found.provenance, config=config, sources=fingerprints)
         return dataclasses.replace(found, provenance=provenance)
@@ -110,7 +111,9 @@ def test_merged_run_names_the_sources_of_all_parts(run, tmp_path, monkeypatch):
     assert settings['trained_on'].keys() == {'code', 'code_2'}
     found = _find_python_sources(settings)
     assert sorted(section['holdout'] for section in found) == [0.0, 0.1]
-    assert find_run(str(tmp_path / 'soup'), '').provenance.sources == {'code': '1', 'code_2': '2'}
+    provenance = find_run(str(tmp_path / 'soup'), '').provenance
+    assert provenance.sources == {'code': '1', 'code_2': '2'}
+    assert provenance.list_origins() == ['models/code', 'models/again']
 
 
 def test_slerp_merges_the_layers_of_a_stack_one_by_one(run, tmp_path):
