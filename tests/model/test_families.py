@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
+from cpt_jax.model.families.load import load_encoder, resize_token_table
+from cpt_jax.model.families.write import iterate_tensors
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.runtime.errors import UserError

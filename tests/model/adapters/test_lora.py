@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
 from cpt_jax.model.adapters.peft import AdaptedFiles, write_adapter
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.load import iterate_tensors
+from cpt_jax.model.families.write import iterate_tensors
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import join_frozen, split_frozen
 from cpt_jax.origin.pretrained import is_pretrained
