@@ -310,9 +310,12 @@ def finished_by_two(three_sources, tmp_path_factory) -> Path:
 
 
 def test_two_processes_train_as_one(three_sources, finished_by_two, tmp_path):
-    """Tested with the model replicated on both processes, and with its parameters sharded."""
+    """Tested with the model replicated on both processes, and with its parameters sharded.
+
+    In the first case the batches have several row counts, which both processes agree on.
+    """
     launch = functools.partial(start, three_sources, tmp_path)
-    three_steps = *COPIES, '--config.train.steps=3'
+    three_steps = *COPIES, '--config.train.steps=3', '--config.data.row_choices=4'
     # The first process's clock decides when both save.
     timed = '--config.checkpoint.every_minutes=1e-9', '--config.checkpoint.keep_latest=3'
     finish_all(
@@ -323,6 +326,12 @@ def test_two_processes_train_as_one(three_sources, finished_by_two, tmp_path):
     )
     assert checkpoint.list_steps(tmp_path / 'copies' / 'checkpoints') == [1, 2, 3]
     one = tmp_path / 'one'
+    columns = [
+        [row['tokens'] / (1 - row['padding_share']) for row in read_rows(tmp_path / name)]
+        for name in ('one', 'copies')
+    ]
+    np.testing.assert_allclose(*columns, rtol=1e-6)
+    assert len({round(count) for count in columns[0]}) > 1
     for two in (tmp_path / 'copies', finished_by_two):
         # Adding two numbers gives the same result over Gloo as in one process, but the programs are
         # compiled separately and may fuse products and sums differently.
