@@ -228,7 +228,7 @@ def make_local_batches(
     batch shards (parts) of this process.
 
     The number of rows is the smallest that fits these parts; those of other processes may need more
-    (agreed_rows.py).
+    (training/agreed_rows.py).
     """
     shape = (layout.parts * layout.rows, layout.row_length)
     slices = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map(shape)

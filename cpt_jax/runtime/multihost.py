@@ -35,6 +35,10 @@ _CALLED = 'cpt_jax/called'  # one key below it for each announced exchange
 # Called on this process before a failure ends it; see `clean_up_on_failure`.
 _cleanups: list[Callable[[], None]] = []
 
+# Held by the thread that exits this process: the main thread and the one that watches the others
+# may learn of a failure at the same time.
+_exiting = threading.Lock()
+
 _POLL_SECONDS = 2.0
 _EXIT_TIMEOUT_SECONDS = 20.0  # maximum time that process 0 keeps the store for the other processes
 
@@ -208,6 +212,7 @@ def _exit_process(store, line: str, status: int) -> NoReturn:
 
     Process 0 exits last, because it holds the store from which the others read the reason.
     """
+    _exiting.acquire()
     print(f'error: {line}', file=sys.stderr, flush=True)
     try:
         store.key_value_set(f'{_HEARD}/{jax.process_index()}', '1', allow_overwrite=True)

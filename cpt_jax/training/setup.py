@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cpt_jax.data.agreed_rows import agree_on_rows
 from cpt_jax.data.batch import Batch, Layout, make_local_batches, plan_layout
 from cpt_jax.data.mixture import (
     count_epochs,
@@ -38,6 +37,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.storage.paths import make_absolute
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.training.agreed_rows import agree_on_rows
 from cpt_jax.training.form import find_begin_ids, resolve_equality, resolve_form
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
@@ -93,7 +93,7 @@ class Run(Resolved):
         """Returns an iterator over this process's parts of the batches of steps `step` + 1,
         `step` + 2, ..., which threads prepare ahead of time.
 
-        All processes must iterate over it together; see cpt_jax/data/agreed_rows.py.
+        All processes must iterate over it together; see cpt_jax/training/agreed_rows.py.
         """
         options = grain.ReadOptions(
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch

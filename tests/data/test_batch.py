@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from cpt_jax.data.agreed_rows import add_rows, agree_on_rows
 from cpt_jax.data.batch import (
     Batch,
     Layout,
@@ -22,6 +21,7 @@ from cpt_jax.data.pairs import Pair, check_negatives, compute_content_id
 from cpt_jax.data.token_reader import PairTokenReader, sample_lengths
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, make_mesh
+from cpt_jax.training.agreed_rows import add_rows, agree_on_rows
 from tests.conftest import sentences
 
 
