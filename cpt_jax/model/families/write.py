@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import nnx
 
 from cpt_jax.model.adapters.lora import MergeableWeight, collect_weight, count_weights
 from cpt_jax.model.config import EncoderConfig
@@ -124,7 +125,7 @@ def _collect(encoder: Encoder, path: str, layer: int | None = None) -> Mergeable
     return collect_weight(*_find(encoder, path), layer)
 
 
-def _find(encoder: Encoder, path: str):
+def _find(encoder: Encoder, path: str) -> tuple[nnx.Module, str]:
     """Returns the module that has the weight with a path such as 'last.attention.query', and the
     name of the weight in it.
     """
