@@ -9,8 +9,12 @@ import jax
 import numpy as np
 
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.exporting.directory import atomic_directory, check_can_export
 from cpt_jax.exporting.golden import Golden, make_golden, write_golden
+from cpt_jax.exporting.output import (
+    atomic_directory,
+    check_can_export,
+    check_is_single_process,
+)
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
 from cpt_jax.model.adapters.peft import is_adapter_directory, write_adapter
 from cpt_jax.model.config import EncoderConfig
@@ -81,6 +85,7 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
       UserError: the run has no adapters, its base is not a pretrained model, or PEFT has no
         equivalent of the adapter.
     """
+    check_is_single_process('an adapter')
     check_can_export(output)
     run = find_run(reference, '--model', base)
     template = run.provenance.template

@@ -44,6 +44,7 @@ _STORED_KEYS = {
     'own_tokenizer': allow_null(OBJECT),
     'cleaned': OBJECT,
     'merged': allow_null(allow_list(OBJECT)),
+    'agrees_on_rows': FLAG,
 }
 
 
@@ -86,6 +87,8 @@ class Provenance:
       merged: model, weight, method and init_from (a list, see `list_origins`) of each part that
         launch/merge.py merged; None if the parameters were trained. Runs merged by earlier versions
         have no init_from.
+      agrees_on_rows: whether several processes agree on the number of rows of each batch. In
+        earlier runs every batch had the maximum.
     """
 
     config: Mapping[str, Any]
@@ -101,6 +104,7 @@ class Provenance:
         default_factory=dict
     )
     merged: list[dict[str, Any]] | None = None
+    agrees_on_rows: bool = False
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
@@ -131,6 +135,7 @@ class Provenance:
             own_tokenizer=stored.get('own_tokenizer'),
             cleaned=stored.get('cleaned', {}),
             merged=stored.get('merged'),
+            agrees_on_rows=stored.get('agrees_on_rows', False),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,8 +146,9 @@ class Provenance:
         for key in ('base', 'own_tokenizer', 'merged'):
             if stored[key] is None:
                 del stored[key]
-        if not stored['cleaned']:
-            del stored['cleaned']
+        for key in ('cleaned', 'agrees_on_rows'):
+            if not stored[key]:
+                del stored[key]
         return stored
 
     def list_origins(self) -> list[str]:

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
+from cpt_jax.model.families.load import load_encoder, resize_token_table
 from cpt_jax.model.families.stored_names import rename_tensors
+from cpt_jax.model.families.write import count_elements, iterate_tensors
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.runtime.errors import UserError
@@ -223,6 +224,8 @@ def test_written_tensors_are_bitwise_those_read(directories, case):
     assert found.keys() == stored.keys() - {'pooler.dense.weight', 'pooler.dense.bias'}
     for name, array in found.items():
         assert array.dtype == stored[name].dtype and np.array_equal(array, stored[name]), name
+    sizes = [(name, array.size) for name, array in found.items()]
+    assert [*count_elements(family, encoder, VOCABULARY).items()] == sizes
 
 
 def test_sharded_file_with_prefix_and_head_is_loaded(tmp_path):

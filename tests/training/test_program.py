@@ -315,7 +315,8 @@ def finished_by_two(three_sources, tmp_path_factory) -> Path:
 
 def test_one_two_and_four_processes_train_alike(three_sources, finished_by_two, tmp_path):
     """One process trains from the start, and four resume the run of two after step 3. The four
-    have copies of the model, whose parameters the two share.
+    have copies of the model, whose parameters the two share, and batches of several row counts,
+    which they agree on.
     """
     one, four = tmp_path / 'one', shutil.copytree(finished_by_two, tmp_path / 'four')
     for step in (6, 9):
@@ -323,8 +324,11 @@ def test_one_two_and_four_processes_train_alike(three_sources, finished_by_two, 
     assert train_with_changes(three_sources, one, ONE_PROCESS | {'train.steps': 3}) == 0
     # The first process's clock decides when all save.
     timed = '--config.checkpoint.every_minutes=1e-9', '--config.checkpoint.keep_latest=3'
+    changed = *timed, '--config.data.row_choices=4'
     launch = functools.partial(start, three_sources, tmp_path)
-    finish_all(launch_processes(launch, 'four', *COPIES, *timed, devices=1, count=4))
+    finish_all(launch_processes(launch, 'four', *COPIES, *changed, devices=1, count=4))
+    later = [row for row in read_rows(four) if row['step'] > 3]
+    assert len({round(row['tokens'] / (1 - row['padding_share'])) for row in later}) > 1
     assert checkpoint.list_steps(four / 'checkpoints') == [3, 6, 7, 8, 9]
     assert_close(finished_by_two, four, 9)
     for run, steps in [(one, [1, 2, 3]), (four, [4, 5, 6])]:
