@@ -1,9 +1,7 @@
 """The time of each instruction of a compiled program by the roofline model.
 
-A TensorCore runs one instruction after another, so the sum over instructions of the larger of
-arithmetic and memory time is a closer estimate of a step than the larger of the two sums
-(doi.org/10.1145/1498765.1498785). It is a lower bound as well, except that some copies run beside
-other instructions.
+An instruction takes the larger of its arithmetic and its memory time
+(doi.org/10.1145/1498765.1498785). plan/hlo/schedule.py adds them up.
 """
 
 import dataclasses
@@ -11,10 +9,11 @@ from collections.abc import Iterable
 
 from cpt_jax.plan.hlo.flops import count_own_flops
 from cpt_jax.plan.hlo.memory import count_moved_bytes
-from cpt_jax.plan.hlo.program import Module
+from cpt_jax.plan.hlo.program import Instruction, Module
 from cpt_jax.plan.hlo.walk import iterate_executed
 
-_COPIES = ('copy', 'copy-start', 'transpose')
+_COPIES = {'copy', 'transpose'}
+_WITHOUT_WORK = {'parameter', 'bitcast', 'tuple', 'get-tuple-element'}
 
 
 @dataclasses.dataclass
@@ -27,6 +26,7 @@ class InstructionTime:
       times: executions per step.
       flop_seconds: seconds per execution that its arithmetic needs.
       byte_seconds: seconds per execution that its memory traffic needs.
+      is_copy: whether it only changes the layout or the place of an array.
     """
 
     name: str
@@ -34,16 +34,12 @@ class InstructionTime:
     times: int
     flop_seconds: float
     byte_seconds: float
+    is_copy: bool = False
 
     @property
     def seconds(self) -> float:
         """Seconds per step."""
         return self.times * max(self.flop_seconds, self.byte_seconds)
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether it only changes the layout or the place of an array."""
-        return self.opcode in _COPIES
 
 
 def time_instructions(module: Module, flop_rate: float, byte_rate: float) -> list[InstructionTime]:
@@ -68,10 +64,23 @@ def time_instructions(module: Module, flop_rate: float, byte_rate: float) -> lis
         instruction = executed.instruction
         times.append(
             InstructionTime(
-                instruction.name, instruction.opcode, executed.times, flop_seconds, byte_seconds
+                instruction.name,
+                instruction.opcode,
+                executed.times,
+                flop_seconds,
+                byte_seconds,
+                _is_copy(module, instruction),
             )
         )
     return [time for time in times if time.times]
+
+
+def _is_copy(module: Module, instruction: Instruction) -> bool:
+    if instruction.opcode != 'fusion':
+        return instruction.opcode in _COPIES
+    inner = module.computations[instruction.get_called_names('calls')[0]].instructions.values()
+    working = {inside.opcode for inside in inner} - _WITHOUT_WORK
+    return bool(working) and working <= _COPIES
 
 
 def sum_seconds(times: Iterable[InstructionTime]) -> float:
