@@ -164,8 +164,8 @@ def _read_kernel_flops(executed: ExecutedInstruction) -> int | None:
 def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
     """Counts one product of all queries with all keys.
 
-    Queries and keys, [..., H, S, K] each, are the first two floating-point operands of the kernel
-    with more than two dimensions.
+    Queries and keys are the first two floating-point operands of the kernel with more than two
+    dimensions: [..., H, S, K] each, or [..., H, K, S] in the layout that its metadata numbers 2.
     """
     large = (
         array
@@ -174,7 +174,8 @@ def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
         if len(array.dims) > 2
     )
     queries, keys = [array for array in large if array.dtype in ('bf16', 'f32')][:2]
-    return 2 * queries.size * keys.dims[-2]
+    has_sequence_last = re.search(r'k_layout\\*": *2', executed.instruction.attributes)
+    return 2 * queries.size * keys.dims[-1 if has_sequence_last else -2]
 
 
 def _parse_numbers(text: str) -> list[int]:

@@ -129,7 +129,8 @@ def test_copies_are_found_within_fusions():
 }"""
     text = TEXT.replace('COMPUTATIONS', relaid).replace(
         'LINES',
-        '  %m = f32[8,8] bitcast(%x)\n  %f = f32[64] fusion(%m), kind=kLoop, calls=%relaid\n' + SLOW,
+        '  %m = f32[8,8] bitcast(%x)\n  %f = f32[64] fusion(%m), kind=kLoop, calls=%relaid\n'
+        + SLOW,
     )
     found = {time.name: time.is_copy for time in time_instructions(parse_program(text), 1.0, 1.0)}
     assert found['f'] and not found['slow']
