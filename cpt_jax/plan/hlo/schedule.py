@@ -7,8 +7,9 @@ the transfer takes time of its own.
 """
 
 import dataclasses
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from cpt_jax.plan.hlo.loops import Frame, compute_trip_count
 from cpt_jax.plan.hlo.program import Computation, Instruction, Module
@@ -34,6 +35,10 @@ class NetworkTime:
     is_async: bool
 
 
+def _make_sums(seconds: Mapping[str, float] = MappingProxyType({})) -> dict[str, float]:
+    return defaultdict(float, seconds)
+
+
 @dataclasses.dataclass
 class Schedule:
     """The time of a computation, or of a whole program.
@@ -46,15 +51,15 @@ class Schedule:
     """
 
     seconds: float = 0.0
-    busy: Counter[str] = dataclasses.field(default_factory=Counter)
-    exposed: Counter[str] = dataclasses.field(default_factory=Counter)
+    busy: dict[str, float] = dataclasses.field(default_factory=_make_sums)
+    exposed: dict[str, float] = dataclasses.field(default_factory=_make_sums)
 
     def scale(self, times: int) -> 'Schedule':
         """Returns the schedule of several executions, one after another."""
         return Schedule(
             self.seconds * times,
-            Counter({name: seconds * times for name, seconds in self.busy.items()}),
-            Counter({name: seconds * times for name, seconds in self.exposed.items()}),
+            _make_sums({name: seconds * times for name, seconds in self.busy.items()}),
+            _make_sums({name: seconds * times for name, seconds in self.exposed.items()}),
         )
 
 
@@ -78,8 +83,10 @@ class _Clock:
     def run(self, schedule: Schedule) -> None:
         """Runs something that takes time. Transfers in flight take what it leaves of a resource."""
         self.done.seconds += schedule.seconds
-        self.done.busy.update(schedule.busy)
-        self.done.exposed.update(schedule.exposed)
+        for name, seconds in schedule.busy.items():
+            self.done.busy[name] += seconds
+        for name, seconds in schedule.exposed.items():
+            self.done.exposed[name] += seconds
         free = {
             name: max(0.0, schedule.seconds - schedule.busy[name]) for name in (MEMORY, ICI, DCN)
         }
@@ -168,9 +175,9 @@ class _Runner:
                 network = self.collectives[inside.name]
                 clock.start(key, inside.name, network.network, network.seconds)
             return
-        busy = Counter({MEMORY: memory})
+        busy = _make_sums({MEMORY: memory})
         seconds = max(memory, sum(time.flop_seconds for time in own))
-        waited: Counter[str] = Counter()
+        waited = _make_sums()
         for inside in found:  # synchronous: nothing else runs
             network = self.collectives[inside.name]
             busy[network.network] += network.seconds
