@@ -83,6 +83,7 @@ def make_forecast(
         _note_float32(sites, positions, chip, schedule.seconds),
         _note_copies(times.values(), schedule.seconds),
         _note_moves(schedule, networks),
+        _note_narrow_heads(times.values(), chip, schedule.seconds),
     )
     return Forecast(schedule.seconds, tuple(note for note in notes if note))
 
@@ -139,4 +140,16 @@ def _note_moves(schedule: Schedule, networks: Mapping[str, NetworkTime]) -> str:
     return (
         f'moves between the memories of a chip that take longer than what runs beside them: '
         f'{lost / schedule.seconds:.1%} of the step'
+    )
+
+
+def _note_narrow_heads(times: Iterable[InstructionTime], chip: Chip, seconds: float) -> str:
+    kernels = [time for time in times if time.head_width]
+    added = sum(kernel.compute_padding_seconds(chip.matrix_width) for kernel in kernels)
+    if added < _NAMED_SHARE * seconds:
+        return ''
+    widths = ' and '.join(str(width) for width in sorted({kernel.head_width for kernel in kernels}))
+    return (
+        f'heads of {widths} dimensions do not fill matrix units of {chip.matrix_width}: the time '
+        f'that attention loses by this is not in the forecast, {added / seconds:.1%} of the step'
     )

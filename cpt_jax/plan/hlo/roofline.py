@@ -7,7 +7,7 @@ An instruction takes the larger of its arithmetic and its memory time
 import dataclasses
 from collections.abc import Iterable
 
-from cpt_jax.plan.hlo.flops import count_own_flops
+from cpt_jax.plan.hlo.flops import count_own_flops, get_head_width
 from cpt_jax.plan.hlo.memory import count_moved_bytes
 from cpt_jax.plan.hlo.program import Instruction, Module
 from cpt_jax.plan.hlo.walk import iterate_executed
@@ -27,6 +27,7 @@ class InstructionTime:
       flop_seconds: seconds per execution that its arithmetic needs.
       byte_seconds: seconds per execution that its memory traffic needs.
       is_copy: whether it only changes the layout or the place of an array.
+      head_width: dimension of the heads, of an attention kernel; else 0.
     """
 
     name: str
@@ -35,11 +36,22 @@ class InstructionTime:
     flop_seconds: float
     byte_seconds: float
     is_copy: bool = False
+    head_width: int = 0
 
     @property
     def seconds(self) -> float:
         """Seconds per step."""
         return self.times * max(self.flop_seconds, self.byte_seconds)
+
+    def compute_padding_seconds(self, matrix_width: int) -> float:
+        """Returns the seconds per step that an attention kernel needs in addition, because a head
+        is padded to the width of a matrix unit.
+        """
+        if not self.head_width:
+            return 0.0
+        padded = -(-self.head_width // matrix_width) * matrix_width
+        flop_seconds = self.flop_seconds * padded / self.head_width
+        return self.times * max(flop_seconds, self.byte_seconds) - self.seconds
 
 
 def time_instructions(module: Module, flop_rate: float, byte_rate: float) -> list[InstructionTime]:
@@ -70,6 +82,7 @@ def time_instructions(module: Module, flop_rate: float, byte_rate: float) -> lis
                 flop_seconds,
                 byte_seconds,
                 _is_copy(module, instruction),
+                get_head_width(executed),
             )
         )
     return [time for time in times if time.times]

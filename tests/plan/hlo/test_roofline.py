@@ -78,3 +78,28 @@ def test_forecast_adds_collectives_that_nothing_overlaps_and_names_what_is_large
     alone = make_forecast(module, find_collectives(module, 4), positions, chip)
     assert alone.seconds == pytest.approx(forecast.seconds)
     assert alone.notes[0].startswith('1 asynchronous collectives that take longer than ')
+
+
+@pytest.mark.parametrize(
+    ('chip', 'width', 'padded'), [('v5e', 64, 128), ('v6e', 64, 256), ('v6e', 256, 256)]
+)
+def test_what_narrow_heads_lose_is_named_and_not_counted(chip, width, padded):
+    text = f"""HloModule m
+
+ENTRY %main (x: bf16[64,512,{width}]) -> bf16[64,512,{width}] {{
+  %x = bf16[64,512,{width}] parameter(0)
+  ROOT %splash_mha_fwd.1 = bf16[64,512,{width}] custom-call(%x, %x, %x), custom_call_target="tpu_custom_call"
+}}
+"""
+    chip = CHIPS[chip]
+    forecast = make_forecast(parse_program(text), [], [DevicePosition(0, (0, 0, 0))], chip)
+    flop_seconds = 2 * 2 * 64 * 512 * 512 * width / chip.flops
+    byte_seconds = 2 * 4 * 64 * 512 * width / chip.hbm_rate
+    assert forecast.seconds == pytest.approx(max(flop_seconds, byte_seconds))
+    added = max(flop_seconds * padded / width, byte_seconds) - forecast.seconds
+    if added < 0.01 * forecast.seconds:
+        assert not forecast.notes
+    else:
+        (note,) = forecast.notes
+        assert note.startswith(f'heads of {width} dimensions do not fill matrix units of {padded}')
+        assert note.endswith(f'{added / forecast.seconds:.1%} of the step')
