@@ -156,10 +156,8 @@ def measure_layer(layout: splash.QKVLayout) -> dict[str, Any]:
         out_RxSxD, back = jax.vjp(layer, x_RxSxD, weights, out_HxKxD)
         return back(out_RxSxD)
 
-    with (
-        jax.set_mesh(mesh),
-        mock.patch.object(attention, '_choose_layout', lambda width: layout),
-    ):
+    sizes = functools.partial(splash.BlockSizes, q_layout=layout, k_layout=layout, v_layout=layout)
+    with jax.set_mesh(mesh), mock.patch.object(splash, 'BlockSizes', sizes):
         compiled = (
             jax.jit(differentiate)
             .lower(

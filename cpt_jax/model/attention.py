@@ -266,7 +266,6 @@ def attend_splash(
     """Runs JAX's TPU kernel (splash attention) on each device's own rows and heads."""
     length, width = q_RxSxHxK.shape[1], q_RxSxHxK.shape[3]
     block = next(size for size in (512, 256, _LANES) if length % size == 0)
-    layout = _choose_layout(width)
     sizes = splash_kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -276,9 +275,6 @@ def attend_splash(
         block_kv_dkv_compute=block,
         block_q_dq=block,
         block_kv_dq=block,
-        q_layout=layout,
-        k_layout=layout,
-        v_layout=layout,
     )
     mask: splash_mask.Mask
     mask = (splash_mask.CausalMask if causal else splash_mask.FullMask)((length, length))
@@ -307,18 +303,6 @@ def attend_splash(
         return jax.vmap(attend_row)(q_RxSxHxK * (width**-0.5), k_RxSxGxK, v_RxSxGxK, segments_RxS)
 
     return attend_on_shard(q_RxSxHxK, k_RxSxGxK, v_RxSxGxK, segments_RxS)
-
-
-def _choose_layout(width: int) -> splash_kernel.QKVLayout:
-    """Returns the order of the axes of queries, keys and values in the TPU kernel.
-
-    A dimension that is last in memory is padded to the lanes. XLA writes the projections directly
-    in the kernel's order, with a matrix unit that is filled only as far as the lanes are. Heads
-    narrower than the lanes therefore have the columns of the row last.
-    """
-    if width % _LANES:
-        return splash_kernel.QKVLayout.SEQ_MINOR
-    return splash_kernel.QKVLayout.HEAD_DIM_MINOR
 
 
 def group_query_heads(h_RxSxHx: jax.Array, groups: int) -> jax.Array:

@@ -12,7 +12,6 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import PartitionSpec as P
 
-from cpt_jax.model import attention
 from cpt_jax.model.attention import make_attend
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.runtime.errors import UserError
@@ -93,21 +92,6 @@ def test_tpu_kernel_matches_masked_attention(causal, sizes):
     for gradient, masked in zip(gradients, masked_gradients, strict=True):
         assert np.abs(masked).max() > 0.1
         np.testing.assert_allclose(gradient, masked, atol=2e-5)
-
-
-def test_layout_of_narrow_heads_does_not_change_results(monkeypatch):
-    """Bitwise, forward and backward; wide heads have the kernel's default layout."""
-    layouts = attention.splash_kernel.QKVLayout
-    assert attention._choose_layout(128) == layouts.HEAD_DIM_MINOR
-    assert attention._choose_layout(WIDTH) == layouts.SEQ_MINOR
-    value, gradients = compute_value_and_gradients('interpreted', True, (4, 1, 2))
-    monkeypatch.setattr(attention, '_choose_layout', lambda width: layouts.HEAD_DIM_MINOR)
-    expected, default_gradients = compute_value_and_gradients.__wrapped__(
-        'interpreted', True, (4, 1, 2)
-    )
-    assert value == expected
-    for gradient, default in zip(gradients, default_gradients, strict=True):
-        np.testing.assert_array_equal(gradient, default)
 
 
 @pytest.mark.parametrize('causal', [True, False])
@@ -208,11 +192,11 @@ def test_blocks_have_the_gradient_of_masked_attention(causal):
 @pytest.mark.parametrize('causal', [True, False])
 def test_cudnn_call_matches_masked_attention(causal, monkeypatch):
     """Replaces cuDNN by XLA's implementation of the same function, because there is no GPU."""
-    reference = jax.nn.dot_product_attention
+    attention = jax.nn.dot_product_attention
     monkeypatch.setattr(
         jax.nn,
         'dot_product_attention',
-        lambda *qkv, mask, implementation: reference(*qkv, mask=mask, implementation='xla'),
+        lambda *qkv, mask, implementation: attention(*qkv, mask=mask, implementation='xla'),
     )
     for window in [(), (30, True), (30, (True, False))]:
         asked, by_mask = (
