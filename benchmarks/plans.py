@@ -4,11 +4,11 @@ They list configs with TPU slices on which they fit, for training and for embedd
 compiled ahead of time, without a TPU.
 
 Example:
-  python benchmarks/plans.py --json plans.json
+  python benchmarks/plans.py --json plans.json --document docs/planning.md
 
-This takes about two hours on two cores, most of it for QLoRA; --only NAME generates the rows of one
-config. Times are lower bounds: arithmetic, memory and network each at their peak rate and fully
-overlapped.
+This takes hours on two cores. Each row is in the JSON file as soon as it is compiled, and the same
+command goes on after a kill. --only NAME compiles the rows of one config; the document keeps the
+other rows.
 """
 
 import os
@@ -22,12 +22,19 @@ os.environ |= {
 
 import dataclasses
 import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from absl import flags
 
 from cpt_jax.cli.program import run_program
+from cpt_jax.plan.embedding import AnyPlan, make_embedding_plan
+from cpt_jax.plan.forecast import PUBLISHED_MFU
+from cpt_jax.plan.planning import make_plan
+from cpt_jax.plan.table import format_seconds
 from cpt_jax.runs.config_file import load_config
+from cpt_jax.storage.atomic_write import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,13 +95,21 @@ HEAD = (
     'mesh',
     'memory a chip',
     'step at least',
+    'forecast',
     'limited by',
     'program / model',
     'MFU at most',
+    'MFU forecast',
+    "MaxText's MFU",
+    'compiled in',
 )
-EMBEDDING_HEAD = tuple(
-    'texts a second at most' if name == 'step at least' else name for name in HEAD
+EMBEDDING_HEAD = (
+    *HEAD[:5],
+    'texts a second at most',
+    *HEAD[6:11],
+    'compiled in',
 )
+Row = dict[str, Any]
 
 
 def load_named_config(name: str) -> dict[str, Any]:
@@ -103,73 +118,147 @@ def load_named_config(name: str) -> dict[str, Any]:
     return load_config(f'{ROOT}/configs/{file}.py{colon}{argument}')
 
 
-def main() -> None:
-    from cpt_jax.plan.embedding import make_embedding_plan
-    from cpt_jax.plan.planning import make_plan
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A row of the tables that is still to be compiled.
 
-    def is_selected(name: str) -> bool:
-        return not _ONLY.value or name in _ONLY.value
+    Attributes:
+      config: name of the config.
+      topology: a TPU slice, such as v5e:8x8.
+      slices: number of slices.
+      changes: changed keys of the config and their values.
+      fsdp: devices that share one copy of an embedder's parameters; 0 for training.
+    """
 
-    found = []
+    config: str
+    topology: str
+    slices: int = 1
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fsdp: int = 0
 
-    def report(name: str, changes: dict, plan) -> None:
-        found.append({'config': name, 'changes': changes} | dataclasses.asdict(plan))
-        print(_format_row(_make_cells(name, changes, plan)), flush=True)
-        if _JSON.value:
-            Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
-
-    _print_head(HEAD)
-    for name, topology, slices, changes in PLANS:
-        if is_selected(name):
-            config = load_named_config(name)
-            for key, value in changes.items():
-                section, leaf = key.split('.')
-                config[section][leaf] = value
-            report(name, changes, make_plan(config, topology, slices))
-    print()
-    _print_head(EMBEDDING_HEAD)
-    for name, topology, fsdp in EMBEDDINGS:
-        if is_selected(name):
-            plan = make_embedding_plan(load_named_config(name), topology, fsdp=fsdp)
-            report(name, {}, plan)
+    def is_case_of(self, row: Row) -> bool:
+        """Returns whether the row is this case, compiled by the installed JAX and libtpu."""
+        wanted = dataclasses.asdict(self) | {'jax': version('jax'), 'libtpu': version('libtpu')}
+        return all(row[key] == value for key, value in wanted.items())
 
 
-def _make_cells(name: str, changes: dict, plan) -> list[str]:
-    from cpt_jax.plan.embedding import EmbeddingPlan
-
-    slices = f'{plan.slices} x {plan.topology}' if plan.slices > 1 else plan.topology
-    mesh = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items() if size > 1)
-    memory = f'{plan.hbm_bytes_per_chip / 2**30:.1f} of {plan.hbm_limit_bytes / 2**30:.1f} GiB'
-    changed_keys = [f'`{key.partition(".")[2]}={value}`' for key, value in changes.items()]
-    config = ', '.join([f'`{name}`', *changed_keys])
-    if plan.lower_bound_seconds is None:
-        return [config, slices, str(plan.chips), mesh, f'{memory}: does not fit', '', '', '', '']
-    bounds = {
-        'arithmetic': plan.compute_seconds,
-        'memory': plan.memory_seconds,
-        'network': plan.network_seconds,
-    }
-    seconds = plan.lower_bound_seconds
-    speed = f'{seconds:.2f} s' if seconds >= 0.1 else f'{seconds * 1e3:.2g} ms'
-    if isinstance(plan, EmbeddingPlan):
-        speed = f'{plan.texts_per_second_bound:,.0f}'
-    return [
-        config, slices, str(plan.chips), mesh, memory, speed,
-        max(bounds, key=bounds.__getitem__),
-        f'{plan.compiled_flops_per_step / plan.model_flops_per_step:.2f}', f'{plan.mfu_bound:.0%}',
-    ]  # fmt: skip
+def list_cases(names: Sequence[str] = ()) -> list[Case]:
+    """Returns the rows of both tables; with `names`, only those of these configs."""
+    cases = [Case(*case) for case in PLANS]
+    cases += [Case(name, topology, fsdp=fsdp) for name, topology, fsdp in EMBEDDINGS]
+    return [case for case in cases if not names or case.config in names]
 
 
-def _print_head(head: tuple[str, ...]) -> None:
-    print(_format_row(head) + '\n' + _format_row(['---'] * len(head)), flush=True)
+def compile_case(case: Case) -> Row:
+    """Compiles the program of a row; returns the values of its plan."""
+    config = load_named_config(case.config)
+    for key, value in case.changes.items():
+        section, leaf = key.split('.')
+        config[section][leaf] = value
+    plan: AnyPlan
+    if case.fsdp:
+        plan = make_embedding_plan(config, case.topology, fsdp=case.fsdp)
+    else:
+        plan = make_plan(config, case.topology, case.slices)
+    about = {'config': case.config, 'changes': dict(case.changes), 'fsdp': case.fsdp}
+    return about | dataclasses.asdict(plan)
 
 
-def _format_row(cells) -> str:
+def make_rows(
+    cases: Sequence[Case], path: Path | None, compile_row: Callable[[Case], Row] = compile_case
+) -> list[Row]:
+    """Returns the rows of all cases; each is printed, and stored in `path`, as soon as it exists.
+
+    Args:
+      cases: what to compile.
+      path: JSON file of rows. Those that it has are not compiled again, so a run that was killed
+        goes on where it was.
+      compile_row: compiles one case.
+    """
+    stored: list[Row] = []
+    if path and path.exists():
+        stored = json.loads(path.read_text())
+    rows = []
+    for case in cases:
+        row = next((row for row in stored if case.is_case_of(row)), None)
+        if row is None:
+            row = compile_row(case)
+            stored.append(row)
+            if path:
+                write_atomically(path, json.dumps(stored, indent=2) + '\n')
+        rows.append(row)
+        print(format_row(make_cells(row)), flush=True)
+    return rows
+
+
+def make_cells(row: Row) -> list[str]:
+    """Returns the cells of a row of a table."""
+    slices = f'{row["slices"]} x {row["topology"]}' if row['slices'] > 1 else row['topology']
+    mesh = ' x '.join(f'{axis} {size}' for axis, size in row['mesh'].items() if size > 1)
+    memory = f'{row["hbm_bytes_per_chip"] / 2**30:.1f} of {row["hbm_limit_bytes"] / 2**30:.1f} GiB'
+    changed_keys = [f'`{key.partition(".")[2]}={value}`' for key, value in row['changes'].items()]
+    first = [', '.join([f'`{row["config"]}`', *changed_keys]), slices, str(row['chips']), mesh]
+    compiled_in = format_seconds(row['compile_seconds'])
+    if row['lower_bound_seconds'] is None:
+        blanks = [''] * (len(EMBEDDING_HEAD if row['fsdp'] else HEAD) - 6)
+        return [*first, f'{memory}: does not fit', *blanks, compiled_in]
+    bounds = {name: row[f'{name}_seconds'] for name in ('compute', 'memory', 'network')}
+    limit = max(bounds, key=bounds.__getitem__).replace('compute', 'arithmetic')
+    times = [row['lower_bound_seconds'], row['forecast_seconds']]
+    speeds = [format_seconds(seconds) for seconds in times]
+    if row['fsdp']:
+        speeds = [f'{row["texts_per_step"] / seconds:,.0f}' for seconds in times]
+    ratio = f'{row["compiled_flops_per_step"] / row["model_flops_per_step"]:.2f}'
+    mfu = [f'{row["mfu_bound"]:.0%}', f'{row["mfu_forecast"]:.0%}']
+    published = PUBLISHED_MFU.get(row['topology'].partition(':')[0])
+    if not row['fsdp']:  # MaxText's are of training
+        mfu.append(f'{100 * published.low:.0f} to {published.high:.0%}' if published else '')
+    return [*first, memory, *speeds, limit, ratio, *mfu, compiled_in]
+
+
+def format_row(cells: Sequence[str]) -> str:
+    """Returns a row of a Markdown table."""
     return f'| {" | ".join(cells)} |'
+
+
+def replace_rows(text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a document with new rows of the table that has this head.
+
+    A row replaces the one with equal first two cells (config and slice); others stay as they are.
+    """
+    lines = text.splitlines()
+    first = lines.index(format_row(head)) + 2
+    last = lines.index('', first)
+    new = {tuple(row[:2]): format_row(row) for row in rows}
+    for index in range(first, last):
+        cells = lines[index].strip('| ').split(' | ')
+        lines[index] = new.pop(tuple(cells[:2]), lines[index])
+    return '\n'.join([*lines[:last], *new.values(), *lines[last:]]) + '\n'
+
+
+def main() -> None:
+    rows = make_rows(list_cases(_ONLY.value), Path(_JSON.value) if _JSON.value else None)
+    tables = [
+        (HEAD, [make_cells(row) for row in rows if not row['fsdp']]),
+        (EMBEDDING_HEAD, [make_cells(row) for row in rows if row['fsdp']]),
+    ]
+    for head, table in tables:
+        print('\n'.join(['', *map(format_row, [head, ['---'] * len(head), *table])]))
+    if _DOCUMENT.value:
+        path = Path(_DOCUMENT.value)
+        text = path.read_text()
+        for head, table in tables:
+            text = replace_rows(text, head, table)
+        write_atomically(path, text)
 
 
 if __name__ == '__main__':
     # Flags are defined here because tests import several of these modules.
-    _JSON = flags.DEFINE_string('json', '', 'Also write all values of all plans to this file.')
+    _JSON = flags.DEFINE_string(
+        'json', '', 'File for all values of all plans. Rows that it has are not compiled again.'
+    )
     _ONLY = flags.DEFINE_list('only', [], 'Names of the configs to plan. Default: all.')
+    _DOCUMENT = flags.DEFINE_string(
+        'document', '', 'Also write the rows into the tables of this file, docs/planning.md.'
+    )
     run_program(main)

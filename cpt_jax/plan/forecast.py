@@ -1,11 +1,12 @@
 """A forecast of a step's time, and what in the program costs more of it than expected."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cpt_jax.plan.hlo.collectives import CollectiveSite
 from cpt_jax.plan.hlo.program import Module
 from cpt_jax.plan.hlo.roofline import InstructionTime, sum_seconds, time_instructions
+from cpt_jax.plan.hlo.schedule import DCN, ICI, NetworkTime, Schedule, run_schedule
 from cpt_jax.plan.network import DevicePosition, compute_network_seconds
 from cpt_jax.runtime.hardware import Chip
 
@@ -43,7 +44,7 @@ class Forecast:
 
     Attributes:
       seconds: seconds per step: each instruction at the peak rate that limits it, one after
-        another, and the collectives during which nothing else runs.
+        another, and the waiting for transfers that these do not hide; see plan/hlo/schedule.py.
       notes: what takes a notable share of these seconds.
     """
 
@@ -62,34 +63,47 @@ def make_forecast(
       positions: positions of the devices, in the program's device order.
       chip: kind of chip.
     """
-    times = time_instructions(module, chip.flops / chip.devices, chip.hbm_rate / chip.devices)
-    waiting = [site for site in sites if not site.is_async]
-    # One after another: no two of them overlap.
-    network = sum(compute_network_seconds([site], positions, chip) for site in waiting)
-    seconds = sum_seconds(times) + network
+    times = {
+        time.name: time
+        for time in time_instructions(
+            module, chip.flops / chip.devices, chip.hbm_rate / chip.devices
+        )
+    }
+    networks = {
+        site.name: NetworkTime(
+            compute_network_seconds([dataclasses.replace(site, times=1)], positions, chip),
+            DCN if site.dcn else ICI,
+            site.is_async,
+        )
+        for site in sites
+    }
+    schedule = run_schedule(module, times, networks)
     notes = (
-        _note_waiting(waiting, positions, chip, seconds),
-        _note_float32(sites, positions, chip, seconds),
-        _note_copies(times, seconds),
+        *_note_waiting(sites, schedule),
+        _note_float32(sites, positions, chip, schedule.seconds),
+        _note_copies(times.values(), schedule.seconds),
+        _note_moves(schedule, networks),
+        _note_narrow_heads(times.values(), chip, schedule.seconds),
     )
-    return Forecast(seconds, tuple(note for note in notes if note))
+    return Forecast(schedule.seconds, tuple(note for note in notes if note))
 
 
-def _note_waiting(
-    waiting: Sequence[CollectiveSite],
-    positions: Sequence[DevicePosition],
-    chip: Chip,
-    seconds: float,
-) -> str:
-    in_loops = [site for site in waiting if site.loops]
-    lost = sum(compute_network_seconds([site], positions, chip) for site in in_loops)
-    if lost < _NAMED_SHARE * seconds:
-        return ''
-    executions = sum(site.times for site in in_loops)
-    return (
-        f'{executions:,} collectives in loops, during which nothing else runs: '
-        f'{lost / seconds:.1%} of the step'
-    )
+def _note_waiting(sites: Sequence[CollectiveSite], schedule: Schedule) -> list[str]:
+    groups: dict[str, list[CollectiveSite]] = {}
+    for site in sites:
+        place = 'in loops' if site.loops else 'outside of loops'
+        kind = f'synchronous collectives {place}, during which nothing else runs'
+        if site.is_async:
+            kind = 'asynchronous collectives that take longer than what runs beside them'
+        if schedule.exposed[site.name]:
+            groups.setdefault(kind, []).append(site)
+    notes = []
+    for kind, group in groups.items():
+        lost = sum(schedule.exposed[name] for name in {site.name for site in group})
+        if lost >= _NAMED_SHARE * schedule.seconds:
+            executions = sum(site.times for site in group)
+            notes.append(f'{executions:,} {kind}: {lost / schedule.seconds:.1%} of the step')
+    return notes
 
 
 def _note_float32(
@@ -107,7 +121,7 @@ def _note_float32(
     return f'all-reduces in float32: {size / 2**20:,.0f} MiB a chip, {share}'
 
 
-def _note_copies(times: Sequence[InstructionTime], seconds: float) -> str:
+def _note_copies(times: Iterable[InstructionTime], seconds: float) -> str:
     copies = [time for time in times if time.is_copy]
     lost = sum_seconds(copies)
     if lost < _NAMED_SHARE * seconds:
@@ -116,4 +130,26 @@ def _note_copies(times: Sequence[InstructionTime], seconds: float) -> str:
     return (
         f'copies of arrays to other layouts: {lost / seconds:.1%} of the step (the largest: '
         f'{largest.name}, {largest.seconds / seconds:.1%})'
+    )
+
+
+def _note_moves(schedule: Schedule, networks: Mapping[str, NetworkTime]) -> str:
+    lost = sum(seconds for name, seconds in schedule.exposed.items() if name not in networks)
+    if lost < _NAMED_SHARE * schedule.seconds:
+        return ''
+    return (
+        f'moves between the memories of a chip that take longer than what runs beside them: '
+        f'{lost / schedule.seconds:.1%} of the step'
+    )
+
+
+def _note_narrow_heads(times: Iterable[InstructionTime], chip: Chip, seconds: float) -> str:
+    kernels = [time for time in times if time.head_width]
+    added = sum(kernel.compute_padding_seconds(chip.matrix_width) for kernel in kernels)
+    if added < _NAMED_SHARE * seconds:
+        return ''
+    widths = ' and '.join(str(width) for width in sorted({kernel.head_width for kernel in kernels}))
+    return (
+        f'heads of {widths} dimensions do not fill matrix units of {chip.matrix_width}: the time '
+        f'that attention loses by this is not in the forecast, {added / seconds:.1%} of the step'
     )

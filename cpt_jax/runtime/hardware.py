@@ -24,6 +24,9 @@ class Chip:
       dimensions: number of dimensions of the torus; a chip has two links in each.
       dcn_rate: bandwidth to other slices, in bytes/s, one way; 0 if slices of it cannot be joined.
       topologies: shapes of the slices that are offered, smallest first.
+      matrix_width: rows and columns of a matrix unit. The attention kernels that libtpu compiles
+        for v5e need as many matrix instructions for heads of 64 as of 128 dimensions
+        (benchmarks/attention_kernels.py), and for v6e and tpu7x as many for 64 as for 256.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Chip:
     dimensions: int = 0
     dcn_rate: float = 0.0
     topologies: tuple[str, ...] = ()
+    matrix_width: int = 128
 
 
 def _gib_to_bytes(size: float) -> int:
@@ -149,6 +153,7 @@ CHIPS = {
             2,
             100 * GBIT,
             _FLAT,
+            256,
         ),
         # 1,200 GB/s over 6 ports; the memory limit is 94.74 GiB for each of the two devices.
         Chip(
@@ -163,6 +168,7 @@ CHIPS = {
             3,
             100 * GBIT,
             _CUBES,
+            256,
         ),
         # Data sheet of the SXM module: 1,979 TFLOP/s with sparsity, half of that without. The
         # memory limit of a GPU is not known before a run, so `hbm_limit` is `hbm_bytes`.

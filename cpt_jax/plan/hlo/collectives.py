@@ -40,6 +40,7 @@ class CollectiveSite:
       members: number of devices of a group.
       dtype: dtype of the payload, such as 'f32' or 'bf16'.
       is_async: whether the program computes other things between its start and its end.
+      name: name of the instruction; if it is spread over several, of the first.
       backward: whether it belongs to the backward pass of the encoder. The recomputed forward pass
         does not, and neither does the loss, which exchanges gradients of embeddings once per step
         (in a shard_map).
@@ -56,6 +57,7 @@ class CollectiveSite:
     backward: bool
     dtype: str = ''
     is_async: bool = False
+    name: str = ''
 
     def is_gradient(self, mesh_shape: Sequence[int], tensor_axis: int) -> bool:
         """Returns whether the collective reduces the gradient of parameters.
@@ -121,6 +123,7 @@ def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> Collec
     is_async = (
         executed.instruction.opcode.endswith('-start')
         or '"async_collective_fusion_config"' in executed.instruction.attributes
+        or _is_started_asynchronously(executed.frame)
     )
     payload = sum(
         array.bytes
@@ -146,6 +149,7 @@ def _read_site(executed: ExecutedInstruction, kind: str, devices: int) -> Collec
         _is_backward(executed),
         executed.get_operand_arrays(0)[0].dtype,
         is_async,
+        executed.instruction.name,
     )
 
 
@@ -169,6 +173,15 @@ def _read_transfer_between_slices(executed: ExecutedInstruction, slices: int) ->
         _is_backward(executed),
         executed.get_operand_arrays(0)[0].dtype,
         is_async=True,  # by the hosts
+        name=executed.instruction.name,
+    )
+
+
+def _is_started_asynchronously(frame: Frame) -> bool:
+    """Returns whether an asynchronous call, such as one to a SparseCore, runs this computation."""
+    return frame.call is not None and (
+        frame.call.opcode.endswith('-start')
+        or (frame.caller is not None and _is_started_asynchronously(frame.caller))
     )
 
 

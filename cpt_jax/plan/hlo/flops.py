@@ -162,10 +162,26 @@ def _read_kernel_flops(executed: ExecutedInstruction) -> int | None:
 
 
 def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
-    """Counts one product of all queries with all keys.
+    """Counts one product of all queries with all keys."""
+    queries, keys = _find_queries_and_keys(executed)
+    return 2 * queries.size * keys.dims[-1 if _has_sequence_last(executed) else -2]
 
-    Queries and keys, [..., H, S, K] each, are the first two floating-point operands of the kernel
-    with more than two dimensions.
+
+def get_head_width(executed: ExecutedInstruction) -> int:
+    """Returns the dimension of the heads of an attention kernel; 0 for other instructions."""
+    if not executed.instruction.name.startswith(tuple(_ATTENTION_PRODUCTS)):
+        return 0
+    if executed.instruction.opcode != 'custom-call':
+        return 0
+    queries, _ = _find_queries_and_keys(executed)
+    return queries.dims[-2 if _has_sequence_last(executed) else -1]
+
+
+def _find_queries_and_keys(executed: ExecutedInstruction) -> tuple[Array, Array]:
+    """Returns the queries and keys of an attention kernel.
+
+    They are its first two floating-point operands with more than two dimensions: [..., H, S, K]
+    each, or [..., H, K, S].
     """
     large = (
         array
@@ -174,7 +190,12 @@ def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
         if len(array.dims) > 2
     )
     queries, keys = [array for array in large if array.dtype in ('bf16', 'f32')][:2]
-    return 2 * queries.size * keys.dims[-2]
+    return queries, keys
+
+
+def _has_sequence_last(executed: ExecutedInstruction) -> bool:
+    """Returns whether an attention kernel has the layout that its metadata numbers 2."""
+    return re.search(r'k_layout\\*": *2', executed.instruction.attributes) is not None
 
 
 def _parse_numbers(text: str) -> list[int]:

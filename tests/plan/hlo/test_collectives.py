@@ -132,6 +132,7 @@ def test_collective_on_a_sparsecore_counts():
 }""",
     )
     assert (site.kind, site.bytes, site.times) == ('all-reduce', 128, 1)
+    assert site.is_async
 
 
 def test_fused_all_reduce_and_slice_is_a_reduce_scatter():

@@ -124,3 +124,18 @@ def test_all_branches_of_a_conditional_count(devices, program):
         count_flops(program(devices, branches, ((128, 128), P()), ((128, 128), P()))).total
         == 3 * 2 * 128**3
     )
+
+
+@pytest.mark.parametrize(('layout', 'axes'), [(1, '256,64'), (2, '64,256')])
+def test_attention_kernels_count_in_both_orders_of_their_axes(layout, axes):
+    """Four heads, 256 queries and keys, two products."""
+    text = f"""HloModule m
+
+ENTRY %main (x: bf16[4,{axes}]) -> bf16[4,256,64] {{
+  %x = bf16[4,{axes}] parameter(0)
+  ROOT %splash_mha_fwd.1 = bf16[4,256,64] custom-call(%x, %x, %x), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q\\": 256, \\"q_layout\\": {layout}, \\"k_layout\\": {layout}}}"
+}}}}
+}}
+"""
+    assert count_flops(parse_program(text)).total == 2 * (2 * 4 * 256 * 256 * 64)
