@@ -27,11 +27,11 @@ def check_adapter(directory: Path) -> Report:
     training.
     """
     defects = list(_check_config(directory))
-    if not any(defect.readers == _OURS for defect in defects):
-        defects += _check_weights(directory)
-    checked_files = [CONFIG, WEIGHTS]
-    if (directory / GOLDEN).exists():
-        checked_files.append(GOLDEN)
+    if any(defect.readers == _OURS for defect in defects):
+        return Report(directory, [CONFIG], defects)  # the weights cannot be opened
+    defects += _check_weights(directory)
+    names = (CONFIG, WEIGHTS, GOLDEN)
+    checked_files = [name for name in names if name != GOLDEN or (directory / name).exists()]
     return Report(directory, checked_files, defects)
 
 
