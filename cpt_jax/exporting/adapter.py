@@ -16,7 +16,7 @@ from cpt_jax.exporting.output import (
     check_is_single_process,
 )
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
-from cpt_jax.model.adapters.peft import is_adapter_directory, write_adapter
+from cpt_jax.model.adapters.peft import AdaptedFiles, is_adapter_directory, write_adapter
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import TensorNames, resize_token_table
@@ -140,15 +140,19 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
             adapters,
             new_tokens,
         )
-        if _gives_vectors_of_run(found, run, tokenizer):
+        files = AdaptedFiles(found.files, found.family, folder)
+        if _gives_vectors_of_run(found, files.read_merged_dtype().name, run, tokenizer):
             write_golden(folder, _make_golden(found, run))
     table_is_too_small = bool(new_ids) and max(new_ids) >= found.rows
     return ExportedAdapter(path, max(new_ids) + 1 if table_is_too_small else 0, template)
 
 
-def _gives_vectors_of_run(base: Pretrained, run: EarlierRun, tokenizer: TextTokenizer) -> bool:
-    """Whether the adapter on the files of its base gives the vectors of the run."""
-    dtype = base.config.get('dtype', base.config.get('torch_dtype'))
+def _gives_vectors_of_run(
+    base: Pretrained, dtype: str, run: EarlierRun, tokenizer: TextTokenizer
+) -> bool:
+    """Whether the adapter on the files of its base, which have a dtype, gives the vectors of the
+    run.
+    """
     if run.lora.base not in ('float32', dtype):
         return False  # the run rounds the weights of the base
     if run.provenance.template:
@@ -168,13 +172,14 @@ def _check_base_has_form(
     base: Pretrained, tokenizer: TextTokenizer, encoder_config: EncoderConfig
 ) -> None:
     """Raises UserError if vectors of the run depend on more than the adapters and the base."""
-    if not isinstance(tokenizer, PretrainedTokenizer):
-        return
-    changed = {
-        'trained Dense modules': encoder_config.dense and not encoder_config.freeze_dense,
-        'another model.pooling': encoder_config.pooling != base.shape['pooling'],
-        'other data.prompts': tokenizer.prompts != base.tokenizer.prompts,
-    }
+    changed = {'another model.causal': encoder_config.causal != base.shape.get('causal', True)}
+    # Texts in a template or with delimiters do not use the form of the base.
+    if isinstance(tokenizer, PretrainedTokenizer):
+        changed |= {
+            'trained Dense modules': encoder_config.dense and not encoder_config.freeze_dense,
+            'another model.pooling': encoder_config.pooling != base.shape['pooling'],
+            'other data.prompts': tokenizer.prompts != base.tokenizer.prompts,
+        }
     if names := [name for name, is_changed in changed.items() if is_changed]:
         raise UserError(
             f'--adapter: the run has {" and ".join(names)}, which an adapter cannot hold: remove '

@@ -7,10 +7,11 @@ from cpt_jax.exporting.check import TRANSFORMERS, Defect, Report, check_vectors
 from cpt_jax.exporting.golden import GOLDEN
 from cpt_jax.model.adapters.peft import (
     CONFIG,
-    WEIGHTS,
     AdaptedFiles,
+    find_adapter_weights,
     find_base_directory,
     read_adapter_config,
+    read_adapter_weights,
     read_trainable_ids,
 )
 from cpt_jax.origin.pretrained import open_pretrained
@@ -27,11 +28,11 @@ def check_adapter(directory: Path) -> Report:
     training.
     """
     defects = list(_check_config(directory))
-    if not any(defect.readers == _OURS for defect in defects):
-        defects += _check_weights(directory)
-    checked_files = [CONFIG, WEIGHTS]
-    if (directory / GOLDEN).exists():
-        checked_files.append(GOLDEN)
+    if any(defect.readers == _OURS for defect in defects):
+        return Report(directory, [CONFIG], defects)  # the weights cannot be opened
+    defects += _check_weights(directory)
+    names = (CONFIG, find_adapter_weights(directory).name, GOLDEN)
+    checked_files = [name for name in names if name != GOLDEN or (directory / name).exists()]
     return Report(directory, checked_files, defects)
 
 
@@ -52,12 +53,22 @@ def _check_config(directory: Path) -> Iterator[Defect]:
 
 
 def _check_weights(directory: Path) -> Iterator[Defect]:
+    weights = find_adapter_weights(directory)
+    try:
+        read_adapter_weights(weights)
+    except UserError as error:
+        yield Defect(weights.name, str(error), f'{_PEFT}, {_OURS}')
+        return
     try:
         model = open_pretrained(str(directory))
-        assert isinstance(model.files, AdaptedFiles)
+    except UserError as error:  # PEFT loads other bases too, and no tokenizer
+        yield Defect(f'{CONFIG}: base_model_name_or_path', str(error), _OURS)
+        return
+    assert isinstance(model.files, AdaptedFiles)
+    try:
         model.files.check_shapes()
     except UserError as error:
-        yield Defect(WEIGHTS, str(error), f'{_PEFT}, {_OURS}')
+        yield Defect(weights.name, str(error), f'{_PEFT}, {_OURS}')
         return
     ids = read_trainable_ids(read_adapter_config(directory))
     if ids and max(ids) >= model.rows:
@@ -66,5 +77,4 @@ def _check_weights(directory: Path) -> Iterator[Defect]:
             f'model.resize_token_embeddings({max(ids) + 1}) before PeftModel.from_pretrained'
         )
         yield Defect(f'{CONFIG}: trainable_token_indices', what, _PEFT)
-    dtype = model.config.get('dtype', model.config.get('torch_dtype'))
-    yield from check_vectors(directory, dtype or 'float32')
+    yield from check_vectors(directory, model.files.read_merged_dtype().name)

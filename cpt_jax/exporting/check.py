@@ -142,7 +142,8 @@ class _Directory:
     @property
     def positions(self) -> int:
         """Maximum sequence length of the model; 0 if unknown."""
-        rows = self.config.get('max_position_embeddings') or self.config.get('n_positions') or 0
+        # NomicBERT may have both keys, and the larger counts, since its positions have no table.
+        rows = max(self.config.get(key, 0) for key in ('max_position_embeddings', 'n_positions'))
         if not rows or self.model_type not in FAMILIES:
             return rows
         return rows - FAMILIES[self.model_type].count_reserved_positions(self.config)

@@ -311,9 +311,11 @@ def test_damaged_missing_and_unsupported_files_are_rejected(directories, tmp_pat
     ):
         open_weight_files(folder)
     with pytest.raises(
-        UserError, match="model_type='t5' is not supported; supported are gpt2, opt, "
+        UserError, match="model_type='t5' is not supported; supported are gpt2, opt, .*, gte$"
     ):
         find_family({'model_type': 't5'})
+    with pytest.raises(UserError, match='"gte", such as alibaba-nlp-community/gte-multilingual-b'):
+        find_family({'model_type': 'new'})
     config = json.loads((folder / 'config.json').read_text())
     for key, value, line in [
         ('hidden_act', 'gelu', "hidden_act='gelu' is not supported; it must be 'silu'"),
@@ -371,6 +373,9 @@ def test_unsupported_rotary_berts_are_rejected():
         ('nomic_bert', 'qkv_proj_bias', True, 'qkv_proj_bias=True is not supported'),
         ('nomic_bert', 'rotary_emb_base', 10_000, 'rotary_emb_base=10000 is not supported; it mu'),
         ('nomic_bert', 'n_embd', 32, 'n_embd=32, but transformers reads hidden_size=24: set hid'),
+        ('nomic_bert', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer from 1'),
+        ('bert', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer from 1'),
+        ('roberta', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer from 1'),
     ]:
         with pytest.raises(UserError, match=line):
             find_family(CONFIGS[case]).shape(CONFIGS[case] | {key: value})
@@ -382,8 +387,9 @@ def test_config_of_nomic_ai_has_the_sizes_of_transformers():
     read = FACTS['configs']['nomic-embed-text-v1']['new']
     assert 'hidden_size' not in published and 'n_embd' in published
     ours = find_family(published).shape(published)
-    assert ours == find_family(published).shape(read) | {'max_length': 8192}
-    assert (ours['width'], ours['layers'], ours['rotary_base']) == (768, 12, 1000)
+    assert ours == find_family(published).shape(read)
+    sizes = (ours['width'], ours['layers'], ours['rotary_base'], ours['max_length'])
+    assert sizes == (768, 12, 1000, 8192)
 
 
 def test_rope_scaling_goes_before_rope_parameters():

@@ -12,6 +12,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import TensorNames
 from cpt_jax.model.families.stored_names import find_table_name, rename_tensors
+from cpt_jax.model.families.tensors import join_mappings
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.runtime.errors import UserError
 from tests.goldens.golden import restore
@@ -105,6 +106,16 @@ def test_names_of_transformers_modules_are_read_too(directories, tmp_path, case)
     np.testing.assert_array_equal(
         np.concatenate([tensors[part.format(i=1)] for part in parts]), stored
     )
+
+
+def test_joined_mapping_only_writes():
+    config = CONFIGS['gte']
+    family = find_family(config)
+    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
+    joined = join_mappings(family.layer(encoder_config), family.stored)
+    (tensor,) = (tensor for tensor in joined if tensor.name.endswith('up_gate_proj.weight'))
+    with pytest.raises(NotImplementedError, match=r'up_gate_proj\.weight is read as 2 tensors'):
+        tensor.read(np.zeros((80, 24), np.float32))
 
 
 def test_joined_tensor_of_another_size_or_stored_twice_is_an_error(directories, tmp_path):

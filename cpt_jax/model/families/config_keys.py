@@ -95,6 +95,9 @@ CONFIG_KEYS: dict[str, Allowed] = {
     **dict.fromkeys(('is_causal', 'use_bidirectional_attention'), allow_null(FLAG)),
 }
 
+# The embeddings of BERT and NomicBERT always include that of a token type.
+TYPES_NEEDED: dict[str, Allowed] = {'type_vocab_size': _SIZE}
+
 # Keys of `rope_parameters` and `rope_scaling`, or of their sections for kinds of layers.
 ROPE_KEYS: dict[str, Allowed] = {
     **dict.fromkeys(('rope_type', 'type'), allow_null(TEXT)),

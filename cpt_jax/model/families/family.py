@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.config_keys import ROPE_KEYS
+from cpt_jax.model.families.config_keys import ROPE_KEYS, TYPES_NEEDED
 from cpt_jax.model.families.tensors import StoredTensor, TensorMapping
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import check_values
@@ -32,8 +32,10 @@ class Family:
       transposed: whether files store matrices as [in, out].
       count_reserved_positions: function from config.json to the number of rows before that of
         position 0 that `max_position_embeddings` includes.
-      stored: tensors that files have in another form than transformers' modules, after which
-        `outer` and `layer` name them. Both forms are read, and that of `stored` is written.
+      default_limit: function from config.json to the maximum tokens of a text if no file of
+        sentence-transformers gives it; None: as many as the model has positions.
+      stored: tensors that published files name or join otherwise than transformers' modules, whose
+        names `outer` and `layer` use. Both forms are read, and that of `stored` is written.
     """
 
     model_types: Mapping[str, str]
@@ -46,6 +48,7 @@ class Family:
     head: str = 'lm_head.weight'
     transposed: bool = False
     count_reserved_positions: Callable[[Config], int] = lambda config: 0
+    default_limit: Callable[[Config], int | None] = lambda config: None
     stored: tuple[StoredTensor, ...] = ()
 
 
@@ -98,6 +101,16 @@ def refuse_unless(config: Config, key: str, *values: Any) -> None:
             f'config.json: {key}={config[key]!r} is not supported; it must be '
             f'{" or ".join(map(repr, values))}'
         )
+
+
+def read_token_types(config: Config) -> int:
+    """Reads the number of token types of a model that, unlike GTE, cannot do without them.
+
+    Raises:
+      UserError: it is 0.
+    """
+    check_values(Path('config.json'), config, TYPES_NEEDED)
+    return config.get('type_vocab_size', 2)
 
 
 GELUS = {

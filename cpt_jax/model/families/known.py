@@ -41,8 +41,12 @@ def find_family(config: Config) -> Family:
     """Returns the family of a config.json. Raises UserError if its model_type is not supported."""
     kind = config.get('model_type')
     if kind not in [*FAMILIES]:
+        where = (
+            '; GTE has this model_type in the repositories of Alibaba-NLP: take one with "gte", '
+            'such as alibaba-nlp-community/gte-multilingual-base (docs/models.md)'
+        )
         raise UserError(
             f'config.json: model_type={kind!r} is not supported; supported are '
-            f'{", ".join(FAMILIES)}'
+            f'{", ".join(FAMILIES)}{where if kind == "new" else ""}'
         )
     return FAMILIES[kind]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cpt_jax.model.families.family import Config, Family, refuse_unless
+from cpt_jax.model.families.family import Config, Family, read_token_types, refuse_unless
 from cpt_jax.model.families.rotary_bert import (
     list_layer_tensors,
     list_outer_tensors,
@@ -20,6 +20,7 @@ _DEFAULTS = {
     'hidden_act': 'silu',
     'layer_norm_eps': 1e-12,
     'type_vocab_size': 2,
+    'max_position_embeddings': 2048,
 }
 # Keys of nomic-ai's own code, as in the published files -> keys of transformers, which ignores the
 # former.
@@ -58,11 +59,19 @@ def _read_config(config: Config) -> dict[str, Any]:
                 f'config.json: {own}={config[own]!r}, but transformers reads '
                 f'{key}={given[key]!r}: set {key}'
             )
-    # The length of texts is not limited by a table: published files have another key.
-    given.setdefault('max_position_embeddings', config.get('n_positions', 2048))
+    # No table limits the length of texts. Published files have n_positions, and transformers, which
+    # does not know this key, adds the other with its default.
+    positions = max(given['max_position_embeddings'], config.get('n_positions', 0))
+    given['max_position_embeddings'] = positions
+    read_token_types(given)
     read = read_rotary_bert(given, default_theta=1000.0)
     refuse_unless(config, 'rotary_emb_base', read['rotary_base'])
     return read | {'bias': False}
+
+
+def _find_default_limit(config: Config) -> int:
+    """Returns the positions that transformers reads from config.json."""
+    return config.get('max_position_embeddings', _DEFAULTS['max_position_embeddings'])
 
 
 NOMIC_BERT = Family(
@@ -82,6 +91,7 @@ NOMIC_BERT = Family(
         ),
     ),
     head='cls.predictions.decoder.weight',
+    default_limit=_find_default_limit,
     # nomic-ai's own names, which transformers writes too.
     stored=(
         *(

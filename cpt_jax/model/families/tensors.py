@@ -41,7 +41,9 @@ class StoredTensor(NamedTuple):
 def join_mappings(
     mappings: Sequence[TensorMapping], stored: Sequence[StoredTensor]
 ) -> list[TensorMapping]:
-    """Returns mappings of the tensors as files have them.
+    """Returns mappings that write tensors as files have them.
+
+    They do not read: files are read with the names of separate parameters (`rename_tensors`).
 
     Args:
       mappings: mappings of separate parameters.
@@ -59,8 +61,7 @@ def _join(name: str, parts: Sequence[TensorMapping]) -> TensorMapping:
     """Concatenates tensors of one parameter each along the first axis."""
 
     def read(array: np.ndarray) -> list[np.ndarray]:
-        split = np.split(array, len(parts))
-        return [part.read(one)[0] for part, one in zip(parts, split, strict=True)]
+        raise NotImplementedError(f'{name} is read as {len(parts)} tensors')
 
     def write(*arrays: np.ndarray) -> np.ndarray:
         return np.concatenate(

@@ -49,19 +49,22 @@ class TensorFiles:
         order of file names. Usually only one shard has the tensor, or the copies are equal.
 
         Raises:
-          UserError: the index assigns a tensor to another shard than transformers, and the two
-            shards have different values.
+          UserError: the index assigns a tensor to another shard than transformers, and a later
+            shard has different values.
         """
         shard_by_name = _read_index(index)
         found: dict[str, Path] = {}
+        assigned: dict[str, Path] = {}  # of the tensors that their shard has
         for path in sorted(set(shard_by_name.values())):
             for name in self._list_names(path):
-                is_assigned = name in found and found[name] == shard_by_name.get(name)
-                if is_assigned and not self._has_copy(name, found[name], path):
+                if name in assigned and not self._has_copy(name, assigned[name], path):
                     raise UserError(
-                        f'{index}: assigns {name} to {found[name].name}, but {path.name} has other '
-                        f'values under this name, which transformers loads: save the model again'
+                        f'{index}: assigns {name} to {assigned[name].name}, but {path.name} has '
+                        f'other values under this name, which transformers loads: save the model '
+                        f'again'
                     )
+                if path == shard_by_name.get(name):
+                    assigned[name] = path
                 found[name] = path
         return {name: path for name, path in found.items() if name in shard_by_name}
 
