@@ -13,9 +13,7 @@ import sys
 # Tests run each compiled program only a few times, so compilation dominates. XLA's older CPU
 # emitters compile a training step in two thirds of the CPU time. Compiling in parallel parts takes
 # more CPU time, and the processes of the suite keep all cores busy anyway.
-FAST_COMPILE_FLAGS = (
-    '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
-)
+FAST_COMPILE_FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1'
 # Of the XLA releases that the requirements allow, only that of Python 3.11 has the older emitters.
 # The others end a process that sets the flag.
 if sys.version_info < (3, 12):
