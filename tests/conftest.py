@@ -155,10 +155,14 @@ def fast_tpu_compilation():
     """
     import jax
 
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update('jax_exec_time_optimization_effort', -1.0)
+    # JAX 0.12 has levels in place of the effort of JAX 0.10.
+    setting, fast = 'jax_optimization_level', 'O1'
+    if sys.version_info < (3, 12):
+        setting, fast = 'jax_exec_time_optimization_effort', -1.0
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, fast)
     yield
-    jax.config.update('jax_exec_time_optimization_effort', before)
+    jax.config.update(setting, before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
