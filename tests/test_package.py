@@ -3,6 +3,9 @@
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+
 ROOT = Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 SETUPTOOLS = SETTINGS['tool']['setuptools']
@@ -38,3 +41,18 @@ def test_every_program_is_a_console_script():
     scripts = SETTINGS['project']['scripts']
     programs = {path.stem for path in (ROOT / 'launch').glob('*.py')}
     assert scripts == {f'cpt-{name}': f'cpt_jax.cli.{name}:run' for name in programs}
+
+
+@pytest.mark.parametrize('python', ['3.11', '3.12', '3.13'])
+def test_each_package_has_one_version_per_python(python):
+    """Two markers that are both true would make pip fail; none would leave a package out."""
+    environment = {'python_version': python, 'python_full_version': f'{python}.0'}
+    for file in ('requirements.txt', 'requirements-dev.txt'):
+        lines = (line.partition('#')[0].strip() for line in (ROOT / file).read_text().splitlines())
+        required = [Requirement(line) for line in lines if line]
+        chosen = [
+            requirement.name
+            for requirement in required
+            if not requirement.marker or requirement.marker.evaluate(environment)
+        ]
+        assert sorted(chosen) == sorted({requirement.name for requirement in required})

@@ -69,14 +69,24 @@ def predict_tokens(
     """
     check_language_model(encoder.config)
     h_RxSxD = encoder.compute_token_states(tokens_RxS, segments_RxS, positions_RxS, keys_RxS)
-    next_RxS = jnp.roll(tokens_RxS, -1, axis=1)
+    next_RxS = _shift_columns(tokens_RxS, -1)
     ids = ids or encoder.config.vocab_size
     losses_RxS, right_RxS = _compute_losses_and_hits(encoder, h_RxSxD, next_RxS, ids)
     predicted_RxS = make_prediction_mask(segments_RxS, positions_RxS)
     return TokenPredictions(
-        jnp.where(predicted_RxS, jnp.roll(losses_RxS, 1, axis=1), 0.0),
-        predicted_RxS & jnp.roll(right_RxS, 1, axis=1),
+        jnp.where(predicted_RxS, _shift_columns(losses_RxS, 1), 0.0),
+        predicted_RxS & _shift_columns(right_RxS, 1),
     )
+
+
+def _shift_columns(values_RxS: jax.Array, columns: int) -> jax.Array:
+    """Returns the values moved to the right by a number of columns; zeros take the empty places.
+
+    `jnp.roll` cuts off one column. In JAX 0.12, the sharding of a cut with a single element is not
+    that of the rows any more, so it fails for a batch of one row.
+    """
+    zero = jnp.zeros((), values_RxS.dtype)
+    return jax.lax.pad(values_RxS, zero, [(0, 0, 0), (columns, -columns, 0)])
 
 
 def make_prediction_mask(segments_RxS: jax.Array, positions_RxS: jax.Array) -> jax.Array:

@@ -76,13 +76,8 @@ def make_describe_bucket_command(pod: Pod) -> list[str]:
     ]
 
 
-def make_install_commands(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
-    """Returns the commands that install a commit of the checkout on all workers.
-
-    Args:
-      checkout: path of the git checkout.
-      jax: requirement of the JAX package, such as `jax[tpu]==0.10.2`.
-    """
+def make_install_commands(pod: Pod, checkout: str) -> list[list[str]]:
+    """Returns the commands that install the pod's commit of a git checkout on all workers."""
     archive = pod.get_path('.tar.gz')
     copy = [
         *_GCLOUD,
@@ -97,7 +92,9 @@ def make_install_commands(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
     unpack = (
         'rm -rf cpt_jax/next && mkdir -p cpt_jax/next && tar -xzf cpt_jax.tar.gz -C cpt_jax/next'
     )
-    mount = [pod.bucket, pod.mount] if pod.bucket else []
+    install = ['bash', 'cpt_jax/next/launch/tpu/on_worker.sh', 'install']
+    if pod.bucket:
+        install += [pod.bucket, pod.mount]
     return [
         ['mkdir', '-p', str(PODS)],
         [
@@ -113,8 +110,7 @@ def make_install_commands(pod: Pod, checkout: str, jax: str) -> list[list[str]]:
         _make_ssh_command(
             pod,
             _list_worker_numbers(pod),
-            f'{unpack} && bash cpt_jax/next/launch/tpu/on_worker.sh install '
-            f'{shlex.join([jax, *mount])}',
+            f'{unpack} && {shlex.join(install)}',
         ),
     ]
 

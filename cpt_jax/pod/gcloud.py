@@ -1,7 +1,6 @@
 """Runs the commands of commands.py, or prints them in a dry run."""
 
 import os
-import re
 import select
 import shlex
 import subprocess
@@ -128,9 +127,7 @@ class Cloud:
 
     def install(self) -> None:
         """Installs the recorded commit on all workers."""
-        for command in commands.make_install_commands(
-            self.pod, str(ROOT), _get_jax_requirement(self.pod.commit)
-        ):
+        for command in commands.make_install_commands(self.pod, str(ROOT)):
             self._act(command)
 
     def read_worker_states(self) -> dict[str, str]:
@@ -274,14 +271,6 @@ def get_head_commit(allow_dirty: bool) -> str:
             f'or pass --allow_dirty'
         )
     return _run_git('rev-parse', 'HEAD').strip()
-
-
-def _get_jax_requirement(commit: str) -> str:
-    """Returns the requirement jax[tpu] at the version pinned by the commit's requirements.txt."""
-    pinned = re.search(r'^jax==(\S+)', _run_git('show', f'{commit}:requirements.txt'), re.MULTILINE)
-    if not pinned:
-        raise UserError(f'requirements.txt at commit {commit} has no line jax==VERSION')
-    return f'jax[tpu]=={pinned[1]}'
 
 
 def _run_git(*arguments: str) -> str:

@@ -29,18 +29,19 @@ fail() {
 running() { ! flock --nonblock --shared lock true; }
 
 # Replaces the checkout by ~/cpt_jax/next, and installs the packages that it needs.
-install() { # REQUIREMENT [BUCKET FOLDER]
+install() { # [BUCKET FOLDER]
   if running; then fail 'a run is in progress: save and end it with launch/tpu/stop.py'; fi
   rm -rf code
   mv next code
   [ -x venv/bin/pip ] || make_venv
-  venv/bin/python -m pip install --quiet --disable-pip-version-check --editable code "$1"
-  if [ $# -eq 3 ]; then mount_bucket "$2" "$3"; fi
+  venv/bin/python -m pip install --quiet --disable-pip-version-check --editable 'code[tpu,gcs]'
+  if [ $# -eq 2 ]; then mount_bucket "$@"; fi
   say installed
 }
 
-# The images of Cloud TPU have Python 3.10 (Ubuntu 22.04), which JAX no longer supports. uv installs
-# the version of Python that the tests use. pip refuses any other file than the one with this hash.
+# The images of Cloud TPU have different versions of Python: Ubuntu 22.04 has 3.10, which JAX no
+# longer supports. uv installs one version on all of them, the newest that the tests use, and with it
+# comes the newer JAX of requirements.txt. pip refuses any other file than the one with this hash.
 make_venv() {
   if [ ! -x bin/uv ]; then
     echo "uv==0.13.9 --hash=sha256:$UV_SHA256" >uv.txt
@@ -50,7 +51,7 @@ make_venv() {
     mv uv/bin/uv bin/uv
     rm -r uv uv.txt
   fi
-  bin/uv venv --quiet --clear --seed --python 3.11 venv
+  bin/uv venv --quiet --clear --seed --python 3.13 venv
 }
 
 # Mounts a bucket. Installs gcsfuse as in cloud.google.com/storage/docs/cloud-storage-fuse/install.

@@ -107,7 +107,8 @@ def encode_one_text(encoder: Encoder, ids_1xL: jax.Array) -> jax.Array:
         ids_1xL,
         jnp.ones_like(ids_1xL),
         0 * ids_1xL + jnp.arange(length)[None],
-        0 * ids_1xL[:, :1] + length - 1,
+        # A sum keeps the sharding of the rows; JAX 0.12 takes it from a slice of one element.
+        0 * ids_1xL.sum(1, keepdims=True) + length - 1,
     )
 
 

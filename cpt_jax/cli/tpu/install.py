@@ -4,11 +4,11 @@ Example:
   python launch/tpu/install.py --name cpt-l --bucket my-bucket
 
 On every worker, the code goes to ~/cpt_jax/code, next to a virtual environment with
-requirements.txt and jax[tpu]. With --bucket, gcsfuse mounts a Cloud Storage bucket at the same path
-on every worker; use a --workdir of launch/train.py on it. The program checks that the bucket is in
-the pod's region and has a hierarchical namespace, and that every worker can write to it; it prints
-the command that mends what it finds. Without a bucket, --workdir must be gs://... or on another
-shared disk.
+requirements.txt, jax[tpu] and the packages for gs://. With --bucket, gcsfuse mounts a Cloud Storage
+bucket at the same path on every worker; use a --workdir of launch/train.py on it. The program
+checks that the bucket is in the pod's region and has a hierarchical namespace, and that every
+worker can write to it; it prints the command that mends what it finds. Without a bucket, --workdir
+must be gs://... or on another shared disk.
 """
 
 from absl import flags
