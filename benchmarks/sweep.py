@@ -27,9 +27,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
+
+from cpt_jax.cli.program import run_program
+from cpt_jax.runs.code_version import get_code_version
+from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
+from cpt_jax.storage.json_rows import read_complete_rows
 from experiment import (
     FOLDER,
     RUNS,
@@ -41,11 +46,6 @@ from experiment import (
     load_experiment,
     read_rows,
 )
-
-from cpt_jax.cli.program import run_program
-from cpt_jax.runs.code_version import get_code_version
-from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
-from cpt_jax.storage.json_rows import read_complete_rows
 
 _EXPERIMENTS = flags.DEFINE_list(
     'experiments', [], 'Names of files in benchmarks/experiments, or paths of such files.'

@@ -23,8 +23,8 @@ EXPERIMENT = Experiment(
             '0.004': '--config.optimizer.peak_lr=0.004',
         },
         'batch': {
-            f'{batch:,}': f'--config.train.batch_pairs={batch} --config.train.steps={PAIRS // batch} '
-            f'--config.train.encode_chunks={chunks}'
+            f'{batch:,}': f'--config.train.batch_pairs={batch} '
+            f'--config.train.steps={PAIRS // batch} --config.train.encode_chunks={chunks}'
             for batch, chunks in CHUNKS.items()
         },
     },
