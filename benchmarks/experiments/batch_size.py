@@ -11,17 +11,13 @@ EXPERIMENT = Experiment(
     train=(
         '--config=configs/quickstart.py --config.optimizer.warmup_share=0.2 '
         '--config.evaluation.every_steps=0 --config.checkpoint.every_steps=100000 '
-        '--config.checkpoint.keep_latest=1'
+        '--config.checkpoint.keep_latest=1 --config.optimizer.peak_lr=0.002'
     ),
     evaluate=(
         '--tasks=codesearch/python_source,retrieval/cosqa,probe/TREC,sts/STSBenchmark '
         '--data_dir={data} --baselines=none'
     ),
     factors={
-        'learning rate': {
-            '0.002': '--config.optimizer.peak_lr=0.002',
-            '0.004': '--config.optimizer.peak_lr=0.004',
-        },
         'batch': {
             f'{batch:,}': f'--config.train.batch_pairs={batch} '
             f'--config.train.steps={PAIRS // batch} --config.train.encode_chunks={chunks}'
