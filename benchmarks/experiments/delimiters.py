@@ -18,9 +18,6 @@ EXPERIMENT = Experiment(
             'y in { ] (the quickstart)': '',
             'y in [ ], as x': '--config.tokenizer.closing=same',
             'mean pooling': '--config.model.pooling=mean',
-            'state at the first token, bidirectional': (
-                '--config.model.pooling=first --config.model.causal=False'
-            ),
             'closing delimiter, bidirectional': '--config.model.causal=False',
             'mean pooling, bidirectional': (
                 '--config.model.pooling=mean --config.model.causal=False'
