@@ -14,7 +14,6 @@ The second command prints the commands and an estimate of the time, and runs not
 makes the tables and plots of docs/experiments.md and a page.
 """
 
-import contextlib
 import json
 import os
 import platform
@@ -24,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,15 +60,16 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = 'commands.jsonl'  # the finished commands of a run, in its folder
 
 
-class Stopped(Exception):
+class CommandFailed(Exception):
     """A command did not succeed.
 
     Attributes:
       status: its exit status.
     """
 
-    def __init__(self, status: int):
-        super().__init__(status)
+    def __init__(self, arguments: Sequence[str], status: int, log: Path):
+        lines = log.read_text(errors='replace').strip().splitlines()
+        super().__init__(f'{shlex.join(arguments)}: status {status}: {"".join(lines[-1:])}; {log}')
         self.status = status
 
 
@@ -79,24 +79,54 @@ def main() -> int:
     if not paths:
         raise UserError(f'--experiments: choose some of {", ".join(_list_names())}')
     output = Path(_OUTPUT.value).absolute()
-    failed = 0
-    for path in paths:
-        sweep = Sweep(path, load_experiment(path), given, output)
-        print(f'{path.stem}: {sweep.describe()}', flush=True)
+    sweeps = [Sweep(path, load_experiment(path), given, output) for path in paths]
+    for sweep in sweeps:
+        print(sweep.describe(), flush=True)
         if _DRY_RUN.value:
             sweep.print_commands()
-            continue
-        for run in sweep.list_missing_runs():
-            if _MINUTES.value and Command.spent >= 60 * _MINUTES.value:
-                print(f'--minutes {_MINUTES.value:g} are spent', flush=True)
+    failed = 0
+    for sweep, run in _list_runs([] if _DRY_RUN.value else sweeps):
+        if _MINUTES.value and sum(one.spent for one in sweeps) >= 60 * _MINUTES.value:
+            print(f'--minutes={_MINUTES.value:g} are spent; start again to continue', flush=True)
+            return EXIT_PREEMPTED
+        try:
+            sweep.execute(run)
+        except CommandFailed as failure:
+            print(failure, flush=True)
+            if failure.status == EXIT_PREEMPTED:
                 return EXIT_PREEMPTED
-            try:
-                sweep.execute(run)
-            except Stopped as stopped:
-                if stopped.status == EXIT_PREEMPTED:
-                    return EXIT_PREEMPTED
-                failed += 1
+            failed += 1
+    if not _DRY_RUN.value:
+        spent = sum(one.spent for one in sweeps)
+        print(f'{spent / 60:.1f} processor minutes; {failed} runs failed')
     return 1 if failed else 0
+
+
+def _list_runs(sweeps: Sequence['Sweep']) -> Iterator[tuple['Sweep', PlannedRun]]:
+    for sweep in sweeps:
+        for run in sweep.list_missing_runs():
+            yield sweep, run
+
+
+def run_command(arguments: Sequence[str], log: Path) -> tuple[int, float]:
+    """Runs a program of launch/, and passes SIGTERM on to it.
+
+    Args:
+      arguments: arguments of Python.
+      log: file to which the program's output is appended.
+
+    Returns:
+      The exit status and the processor seconds.
+    """
+    with log.open('ab') as file:
+        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=file)
+        before = signal.signal(signal.SIGTERM, lambda *_: os.kill(process.pid, signal.SIGTERM))
+        try:
+            _, state, usage = os.wait4(process.pid, 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+    process.returncode = os.waitstatus_to_exitcode(state)
+    return process.returncode, usage.ru_utime + usage.ru_stime
 
 
 class Sweep:
@@ -108,10 +138,16 @@ class Sweep:
       folders: name in the flags -> folder on this machine.
       output: folder of the runs.
       code: version of the code.
+      spent: processor seconds of the commands that it has run.
     """
 
     def __init__(
-        self, path: Path, experiment: Experiment, folders: Mapping[str, str], output: Path
+        self,
+        path: Path,
+        experiment: Experiment,
+        folders: Mapping[str, str],
+        output: Path,
+        run_command: Callable[[Sequence[str], Path], tuple[int, float]] = run_command,
     ):
         self.path = path
         self.experiment = experiment
@@ -119,11 +155,12 @@ class Sweep:
         self.folders = {name: os.path.abspath(folder) for name, folder in chosen.items()}
         self.output = output
         self.code = get_code_version()  # now: new rows change a file of the repository
+        self.spent = 0.0
+        self._run_command = run_command
 
     def list_missing_runs(self) -> list[PlannedRun]:
         """Returns the runs of which a step has no row."""
-        missing = self._find_missing_steps()
-        return [run for run, steps in missing if steps]
+        return [run for run in self.experiment.list_runs() if self._list_missing_steps(run)]
 
     def describe(self) -> str:
         """Returns a line: runs, and the processor time spent and left."""
@@ -131,9 +168,10 @@ class Sweep:
         missing = len(self.list_missing_runs())
         total = len(self.experiment.list_runs())
         spent = sum(sum(row['processor_seconds'].values()) for row in rows)
+        left = missing * self._estimate_seconds()
         return (
-            f'{total - missing} of {total} runs have results, from {spent / 60:.1f} processor '
-            f'minutes; the others take about {missing * self._estimate_seconds() / 60:.0f}'
+            f'{self.path.stem}: {total - missing} of {total} runs have results, from '
+            f'{spent / 60:.1f} processor minutes; the others take about {left / 60:.0f}'
         )
 
     def print_commands(self) -> None:
@@ -146,29 +184,49 @@ class Sweep:
         """Trains and evaluates a run, and adds its rows.
 
         Raises:
-          Stopped: a command failed or was stopped.
+          CommandFailed: a command failed or was stopped.
         """
         folder = self.output / run.name
-        start = Command.spent
+        start = self.spent
         if run.train:
-            Command(folder, 'train', self._fill(run.make_train_command(str(self.output)))).finish()
-        ((_, missing),) = [found for found in self._find_missing_steps() if found[0] == run]
-        for step in missing:
-            arguments = self._fill(run.make_evaluate_command(step, str(self.output)))
-            Command(folder, run.name_evaluation(step), arguments).finish()
+            self._finish(folder, 'train', run.make_train_command(str(self.output)))
+        for step in self._list_missing_steps(run):
+            name = run.name_evaluation(step)
+            self._finish(folder, name, run.make_evaluate_command(step, str(self.output)))
             _append_row(find_rows_path(self.path), self._make_row(run, step, folder))
         print(
-            f'{_format_run(run)}: {Command.spent - start:.0f} processor s; {self.describe()}',
+            f'{_format_run(run)}: {self.spent - start:.0f} processor s; {self.describe()}',
             flush=True,
         )
 
-    def _find_missing_steps(self) -> list[tuple[PlannedRun, list[int | str]]]:
-        """Returns each run, and its steps that have no row."""
-        found = [(run, step) for run, step, _ in read_rows(self.path, self.experiment)]
-        return [
-            (run, [step for step in run.steps if (run, step) not in found])
-            for run in self.experiment.list_runs()
-        ]
+    def _finish(self, folder: Path, name: str, arguments: Sequence[str]) -> None:
+        """Runs a command of a run, unless it has finished earlier.
+
+        Raises:
+          CommandFailed: the program failed or was stopped.
+        """
+        if any(row['status'] == 0 for row in _read_commands(folder, name)):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        filled = fill_folders(arguments, self.folders)
+        start = time.perf_counter()
+        status, seconds = self._run_command(filled, folder / f'{name}.log')
+        self.spent += seconds
+        row = {
+            'name': name,
+            'status': status,
+            'seconds': round(time.perf_counter() - start, 1),
+            'processor_seconds': round(seconds, 1),
+            'arguments': filled,
+        }
+        _append_row(folder / COMMANDS, row)
+        if status:
+            raise CommandFailed(filled, status, folder / f'{name}.log')
+
+    def _list_missing_steps(self, run: PlannedRun) -> list[int | str]:
+        """Returns the steps of a run that have no row."""
+        done = [step for found, step, _ in read_rows(self.path, self.experiment) if found == run]
+        return [step for step in run.steps if step not in done]
 
     def _estimate_seconds(self) -> float:
         """Returns the processor seconds of a run: the mean of those with rows, else as declared."""
@@ -178,9 +236,6 @@ class Sweep:
             before = seconds.get(run.name, spent.get('train', 0.0))
             seconds[run.name] = before + spent['evaluate']
         return statistics.mean(seconds.values()) if seconds else 60 * self.experiment.minutes
-
-    def _fill(self, arguments: Sequence[str]) -> list[str]:
-        return fill_folders(arguments, self.folders)
 
     def _make_row(self, run: PlannedRun, step: int | str, folder: Path) -> Row:
         """Returns the row of an evaluated step."""
@@ -200,71 +255,6 @@ class Sweep:
             'time': datetime.now(UTC).isoformat(timespec='seconds'),
             'commands': run.list_commands(step, self.experiment.folders),
         }
-
-
-class Command:
-    """A program of launch/ that is run once for a run; later calls find that it has finished.
-
-    Attributes:
-      spent: processor seconds of all commands of this process.
-    """
-
-    spent = 0.0
-
-    def __init__(self, folder: Path, name: str, arguments: Sequence[str]):
-        """Describes the command.
-
-        Args:
-          folder: folder of the run.
-          name: name of the command in commands.jsonl, and of its log.
-          arguments: path of the program below the repository, and its flags.
-        """
-        self.folder = folder
-        self.name = name
-        self.arguments = arguments
-
-    def finish(self) -> None:
-        """Runs the program, unless it has finished earlier.
-
-        Raises:
-          Stopped: the program failed or was stopped.
-        """
-        if any(row['status'] == 0 for row in _read_commands(self.folder, self.name)):
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f'{self.name}.log'
-        start = time.perf_counter()
-        with log.open('ab') as file:
-            process = subprocess.Popen(
-                [sys.executable, *self.arguments], cwd=ROOT, stdout=file, stderr=file
-            )
-            with _pass_on_sigterm(process.pid):
-                _, state, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(state)
-        seconds = usage.ru_utime + usage.ru_stime
-        Command.spent += seconds
-        row = {
-            'name': self.name,
-            'status': process.returncode,
-            'seconds': round(time.perf_counter() - start, 1),
-            'processor_seconds': round(seconds, 1),
-            'arguments': list(self.arguments),
-        }
-        _append_row(self.folder / COMMANDS, row)
-        if process.returncode:
-            last = log.read_text(errors='replace').strip().splitlines()[-1:]
-            print(f'{shlex.join(self.arguments)}: status {process.returncode}: {" ".join(last)}')
-            raise Stopped(process.returncode)
-
-
-@contextlib.contextmanager
-def _pass_on_sigterm(process: int) -> Iterator[None]:
-    """Passes SIGTERM on to a process during the block; training then saves a checkpoint."""
-    before = signal.signal(signal.SIGTERM, lambda *_: os.kill(process, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def describe_machine() -> str:
@@ -291,6 +281,8 @@ def _shorten(row: Mapping[str, Any]) -> Row:
     short = {'metric': metric, 'score': row['main_score'], 'n': row['n']}
     if interval := row.get('intervals', {}).get(metric):
         short['interval'] = interval
+    if split := row['settings'].get('split'):
+        short['split'] = split
     return short | {'baselines': {name: found[metric] for name, found in row['baselines'].items()}}
 
 

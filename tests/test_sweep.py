@@ -1,0 +1,162 @@
+"""Tests of benchmarks/sweep.py: two tiny runs, one of them killed, and the tables of their rows."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import experiment_tables
+import sweep
+from experiment import Experiment, PlannedRun, load_experiment, read_rows
+from sweep import CommandFailed, Sweep
+from sweep_report import DOCUMENT, collect_all, fill_document, render_page
+from tests.programs import Program, make_environment
+from tests.training.conftest import write_config
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENT = """
+from experiment import Experiment
+EXPERIMENT = Experiment(
+    title='Tiny',
+    train='--config={{configs}}/tiny.py --config.checkpoint.keep_every=4',
+    evaluate='--tasks=sts/STSBenchmark --data_dir={{data}}',
+    factors={{'rate': {{'0.003': '--config.optimizer.peak_lr=0.003', {more}}}}},
+    seeds=(0,), steps=(8, 12), folders={{'data': 'data', 'configs': 'configs'}}, x_axis='step')
+"""
+MORE = "'0.001': '--config.optimizer.peak_lr=0.001'"
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """Returns a folder with a config, its pairs, and twelve pairs of STS-B."""
+    folder = tmp_path_factory.mktemp('sweep')
+    write_config(folder)
+    data = folder / 'data' / 'senteval' / 'STS' / 'STSBenchmark'
+    data.mkdir(parents=True)
+    rows = [f'a\tb\tc\t{i}\t{i % 5}.0\tlist file\tlist {"parser " * i}value' for i in range(12)]
+    (data / 'sts-test.csv').write_text('\n'.join(rows) + '\n')
+    (folder / 'one.py').write_text(EXPERIMENT.format(more=''))
+    (folder / 'two.py').write_text(EXPERIMENT.format(more=MORE))
+    return folder
+
+
+class Runner:
+    """Runs commands in processes that have imported JAX, and stops the first one early.
+
+    Attributes:
+      commands: the arguments of all commands.
+    """
+
+    def __init__(self, stop_first: bool):
+        self.commands: list[tuple[str, ...]] = []
+        self.stop_first = stop_first
+
+    def __call__(self, arguments: Sequence[str], log: Path) -> tuple[int, float]:
+        self.commands.append(tuple(arguments))
+        program = Program(ROOT / arguments[0], arguments[1:], ROOT, make_environment(1))
+        if self.stop_first and len(self.commands) == 1:
+            metrics = Path(arguments[-1].partition('=')[2]) / 'metrics.jsonl'
+            while not (metrics.exists() and '"step": 1,' in metrics.read_text()):
+                time.sleep(0.02)
+            program.send_signal(signal.SIGTERM)
+        output, _ = program.communicate(timeout=200)
+        log.write_text(output)
+        return program.returncode, 1.5
+
+
+def make_sweep(folder: Path, name: str, runner: Runner) -> Sweep:
+    path = folder / f'{name}.py'
+    folders = {'data': str(folder / 'data'), 'configs': str(folder)}
+    return Sweep(path, load_experiment(path), folders, folder / 'runs', runner)
+
+
+def test_a_stopped_run_continues_and_a_finished_one_is_not_repeated(folder):
+    runner = Runner(stop_first=True)
+    one = make_sweep(folder, 'one', runner)
+    (run,) = one.list_missing_runs()
+    with pytest.raises(CommandFailed, match='status 42: SIGTERM: saved step'):
+        one.execute(run)
+    one.execute(run)
+    train, resumed, *evaluations = runner.commands
+    assert train == resumed and len(evaluations) == 2
+    log = (folder / 'runs' / run.name / 'run' / 'train.log').read_text()
+    assert 'resumed' in log or 'step 12 of 12' in log
+    assert one.list_missing_runs() == []
+
+    rows = [json.loads(line) for line in (folder / 'one.jsonl').read_text().splitlines()]
+    assert [row['step'] for row in rows] == [8, 12]
+    assert [row['pairs_seen'] for row in rows] == [8 * 32, 12 * 32]
+    assert rows[0]['processor_seconds'] == {'train': 3.0, 'evaluate': 1.5}
+    assert rows[0]['levels'] == {'rate': '0.003'} and rows[0]['seed'] == 0
+    # Recorded commands have no path of this machine.
+    assert '--config=configs/tiny.py' in rows[0]['commands'][0]
+    assert '--data_dir=data ' in rows[0]['commands'][1]
+    cell = rows[0]['scores']['sts/STSBenchmark']
+    assert cell['metric'] == 'spearman' and cell['n'] == 12
+    assert cell['interval'][0] <= cell['score'] <= cell['interval'][1]
+
+    # Another experiment with the same training, and one level more.
+    two = make_sweep(folder, 'two', runner)
+    same, other = two.list_missing_runs()
+    two.execute(same)
+    assert len(runner.commands) == 4 and two.spent == 0
+    assert two.list_missing_runs() == [other]
+    assert 'two: 1 of 2 runs have results' in two.describe()
+
+
+def test_rows_of_runs_that_no_longer_exist_are_ignored(folder, tmp_path):
+    path = tmp_path / 'changed.py'
+    path.write_text((folder / 'two.py').read_text().replace('0.003', '0.004'))
+    (tmp_path / 'changed.jsonl').write_bytes((folder / 'two.jsonl').read_bytes())
+    assert list(read_rows(path, load_experiment(path))) == []
+
+
+def test_tables_have_the_rows(folder):
+    findings = experiment_tables.collect(folder / 'two.py')
+    assert findings.missing == 1
+    assert [line[:3] for line in findings.cells] == [
+        ['0.003', '8', '256'],
+        ['0.003', '12', '384'],
+    ]
+    page = experiment_tables.fill_page(
+        'A\n<!-- experiment two -->\nformer\n<!-- end -->\nB',
+        {'two': experiment_tables.format_markdown(findings, 'two.svg')},
+    )
+    assert page.startswith('A\n') and page.endswith('B') and 'former' not in page
+    assert '| 0.003 | 12 | 384 |' in page and '--experiments=two' in page
+    html = render_page([findings])
+    assert '<td>384</td>' in html and html.count('data:image/svg+xml') == 1
+
+
+def test_interval_over_seeds_is_that_of_student():
+    found = experiment_tables.make_estimate([0.5, 0.6, 0.7])
+    # t of 97.5 % with two degrees of freedom is 4.3027, the standard error 0.1 / sqrt(3).
+    assert found.mean == pytest.approx(0.6)
+    assert found.bounds == pytest.approx((0.6 - 0.24842, 0.6 + 0.24842), abs=1e-4)
+    assert experiment_tables.format_estimate(found, 'mrr') == '60.00 (35.16 to 84.84)'
+
+
+def test_a_command_gets_sigterm_and_its_processor_time_is_measured(tmp_path):
+    program = tmp_path / 'program.py'
+    program.write_text('import os, signal\nsum(range(3_000_000))\nos.kill(os.getppid(), 15)\n'
+                       'signal.pause()\n')  # fmt: skip
+    status, seconds = sweep.run_command([str(program)], tmp_path / 'log')
+    assert status == -signal.SIGTERM and seconds > 0.01
+
+
+def test_the_document_has_the_tables_of_the_committed_rows():
+    assert fill_document(DOCUMENT.read_text(), collect_all()) == DOCUMENT.read_text(), (
+        'run python benchmarks/sweep_report.py'
+    )
+
+
+def test_every_experiment_has_distinct_runs():
+    for path in sorted((ROOT / 'benchmarks' / 'experiments').glob('*.py')):
+        runs = load_experiment(path).list_runs()
+        keys = [(run.train, run.evaluate) for run in runs]
+        assert len({*keys}) == len(keys), path
