@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 
 import experiment_tables
 import sweep
-from experiment import Experiment, PlannedRun, load_experiment, read_rows
+from experiment import find_rows_path, load_experiment, read_rows
 from sweep import CommandFailed, Sweep
 from sweep_report import DOCUMENT, collect_all, fill_document, render_page
 from tests.programs import Program, make_environment
@@ -109,26 +107,58 @@ def test_a_stopped_run_continues_and_a_finished_one_is_not_repeated(folder):
     assert 'two: 1 of 2 runs have results' in two.describe()
 
 
-def test_rows_of_runs_that_no_longer_exist_are_ignored(folder, tmp_path):
-    path = tmp_path / 'changed.py'
-    path.write_text((folder / 'two.py').read_text().replace('0.003', '0.004'))
-    (tmp_path / 'changed.jsonl').write_bytes((folder / 'two.jsonl').read_bytes())
-    assert list(read_rows(path, load_experiment(path))) == []
+@pytest.fixture
+def written(tmp_path) -> Path:
+    """Returns the file of an experiment with two levels, of which the first one has rows."""
+    path = tmp_path / 'two.py'
+    path.write_text(EXPERIMENT.format(more=MORE))
+    experiment = load_experiment(path)
+    run = experiment.list_runs()[0]
+    with find_rows_path(path).open('w') as file:
+        for step in run.steps:
+            row = {
+                'levels': run.levels,
+                'seed': 0,
+                'step': step,
+                'pairs_seen': 32 * step,
+                'scores': {
+                    'sts/STSBenchmark': {
+                        'metric': 'spearman',
+                        'score': step / 20,
+                        'interval': [0.3, 0.7],
+                        'n': 12,
+                    }
+                },
+                'processor_seconds': {'train': 2.0, 'evaluate': 1.5},
+                'machine': 'test, 2 cores',
+                'code': '0.1.0',
+                'commands': run.list_commands(step, experiment.folders),
+            }
+            file.write(json.dumps(row) + '\n')
+    return path
 
 
-def test_tables_have_the_rows(folder):
-    findings = experiment_tables.collect(folder / 'two.py')
+def test_rows_of_runs_that_no_longer_exist_are_ignored(written):
+    assert len(list(read_rows(written, load_experiment(written)))) == 2
+    written.write_text(written.read_text().replace('0.003', '0.004'))
+    assert list(read_rows(written, load_experiment(written))) == []
+
+
+def test_tables_have_the_rows(written):
+    findings = experiment_tables.collect(written)
     assert findings.missing == 1
-    assert [line[:3] for line in findings.cells] == [
-        ['0.003', '8', '256'],
-        ['0.003', '12', '384'],
+    interval = '(30.00 to 70.00)'
+    assert findings.cells == [
+        ['0.003', '8', '256', f'40.00 {interval}', '1', '4'],
+        ['0.003', '12', '384', f'60.00 {interval}', '1', '4'],
     ]
     page = experiment_tables.fill_page(
         'A\n<!-- experiment two -->\nformer\n<!-- end -->\nB',
         {'two': experiment_tables.format_markdown(findings, 'two.svg')},
     )
     assert page.startswith('A\n') and page.endswith('B') and 'former' not in page
-    assert '| 0.003 | 12 | 384 |' in page and '--experiments=two' in page
+    assert f'| 0.003 | 12 | 384 | 60.00 {interval} | 1 | 4 |' in page
+    assert '--experiments=two' in page and '(two.svg)' in page
     html = render_page([findings])
     assert '<td>384</td>' in html and html.count('data:image/svg+xml') == 1
 
