@@ -28,7 +28,8 @@ def draw(findings: Findings) -> bytes:
         axes.spines[['top', 'right']].set_visible(False)
         axes.tick_params(labelsize=8)
     content = io.BytesIO()
-    with matplotlib.rc_context({'svg.hashsalt': 'cpt_jax'}):  # deterministic ids
+    # Deterministic ids, and text as text, which is a fifth of the size.
+    with matplotlib.rc_context({'svg.hashsalt': 'cpt_jax', 'svg.fonttype': 'none'}):
         figure.savefig(content, format='svg', metadata={'Date': None, 'Creator': None})
     return content.getvalue()
 

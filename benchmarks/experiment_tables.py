@@ -114,7 +114,7 @@ class Findings(NamedTuple):
         names = [*self.experiment.factors, *(['step'] if self.experiment.steps else [])]
         trained = ['pairs seen'] if self.experiment.train else []
         scores = [score.label for score in self.scores]
-        compared = ['change of the first score'] if self._is_compared else []
+        compared = ['first score, change'] if self._is_compared else []
         return [*names, *trained, *scores, *compared, 'seeds', 'processor seconds']
 
     @property
