@@ -21,10 +21,11 @@ EXPERIMENT = """
 from experiment import Experiment
 EXPERIMENT = Experiment(
     title='Tiny',
-    train='--config={{configs}}/tiny.py --config.checkpoint.keep_every=4',
+    train='--config={{configs}}/tiny.py --config.train.steps=60 --config.evaluation.every_steps=0 '
+    '--config.checkpoint.every_steps=20 --config.checkpoint.keep_every=20',
     evaluate='--tasks=sts/STSBenchmark --data_dir={{data}}',
     factors={{'rate': {{'0.003': '--config.optimizer.peak_lr=0.003', {more}}}}},
-    seeds=(0,), steps=(8, 12), folders={{'data': 'data', 'configs': 'configs'}}, x_axis='step')
+    seeds=(0,), steps=(20, 60), folders={{'data': 'data', 'configs': 'configs'}}, x_axis='step')
 """
 MORE = "'0.001': '--config.optimizer.peak_lr=0.001'"
 
@@ -83,12 +84,12 @@ def test_a_stopped_run_continues_and_a_finished_one_is_not_repeated(folder):
     train, resumed, *evaluations = runner.commands
     assert train == resumed and len(evaluations) == 2
     log = (folder / 'runs' / run.name / 'run' / 'train.log').read_text()
-    assert 'resumed' in log or 'step 12 of 12' in log
+    assert 'done: step 60' in log and 'step 0 of 60' in log
     assert one.list_missing_runs() == []
 
     rows = [json.loads(line) for line in (folder / 'one.jsonl').read_text().splitlines()]
-    assert [row['step'] for row in rows] == [8, 12]
-    assert [row['pairs_seen'] for row in rows] == [8 * 32, 12 * 32]
+    assert [row['step'] for row in rows] == [20, 60]
+    assert [row['pairs_seen'] for row in rows] == [20 * 32, 60 * 32]
     assert rows[0]['processor_seconds'] == {'train': 3.0, 'evaluate': 1.5}
     assert rows[0]['levels'] == {'rate': '0.003'} and rows[0]['seed'] == 0
     # Recorded commands have no path of this machine.
@@ -124,7 +125,7 @@ def written(tmp_path) -> Path:
                 'scores': {
                     'sts/STSBenchmark': {
                         'metric': 'spearman',
-                        'score': step / 20,
+                        'score': step / 100,
                         'interval': [0.3, 0.7],
                         'n': 12,
                     }
@@ -149,18 +150,18 @@ def test_tables_have_the_rows(written):
     assert findings.missing == 1
     interval = '(30.00 to 70.00)'
     assert findings.cells == [
-        ['0.003', '8', '256', f'40.00 {interval}', '1', '4'],
-        ['0.003', '12', '384', f'60.00 {interval}', '1', '4'],
+        ['0.003', '20', '640', f'20.00 {interval}', '1', '4'],
+        ['0.003', '60', '1,920', f'60.00 {interval}', '1', '4'],
     ]
     page = experiment_tables.fill_page(
         'A\n<!-- experiment two -->\nformer\n<!-- end -->\nB',
         {'two': experiment_tables.format_markdown(findings, 'two.svg')},
     )
     assert page.startswith('A\n') and page.endswith('B') and 'former' not in page
-    assert f'| 0.003 | 12 | 384 | 60.00 {interval} | 1 | 4 |' in page
+    assert f'| 0.003 | 60 | 1,920 | 60.00 {interval} | 1 | 4 |' in page
     assert '--experiments=two' in page and '(two.svg)' in page
     html = render_page([findings])
-    assert '<td>384</td>' in html and html.count('data:image/svg+xml') == 1
+    assert '<td>1,920</td>' in html and html.count('data:image/svg+xml') == 1
 
 
 def test_interval_over_seeds_is_that_of_student():
