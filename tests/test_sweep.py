@@ -25,7 +25,7 @@ EXPERIMENT = Experiment(
     '--config.checkpoint.every_steps=20 --config.checkpoint.keep_every=20',
     evaluate='--tasks=sts/STSBenchmark --data_dir={{data}}',
     factors={{'rate': {{'0.003': '--config.optimizer.peak_lr=0.003', {more}}}}},
-    seeds=(0,), steps=(20, 60), folders={{'data': 'data', 'configs': 'configs'}}, x_axis='step')
+    seeds=(0,), steps={steps}, folders={{'data': 'data', 'configs': 'configs'}}, x_axis='step')
 """
 MORE = "'0.001': '--config.optimizer.peak_lr=0.001'"
 
@@ -39,8 +39,8 @@ def folder(tmp_path_factory) -> Path:
     data.mkdir(parents=True)
     rows = [f'a\tb\tc\t{i}\t{i % 5}.0\tlist file\tlist {"parser " * i}value' for i in range(12)]
     (data / 'sts-test.csv').write_text('\n'.join(rows) + '\n')
-    (folder / 'one.py').write_text(EXPERIMENT.format(more=''))
-    (folder / 'two.py').write_text(EXPERIMENT.format(more=MORE))
+    (folder / 'one.py').write_text(EXPERIMENT.format(more='', steps='(20,)'))
+    (folder / 'two.py').write_text(EXPERIMENT.format(more=MORE, steps='(20,)'))
     return folder
 
 
@@ -81,21 +81,21 @@ def test_a_stopped_run_continues_and_a_finished_one_is_not_repeated(folder):
     with pytest.raises(CommandFailed, match='status 42: SIGTERM: saved step'):
         one.execute(run)
     one.execute(run)
-    train, resumed, *evaluations = runner.commands
-    assert train == resumed and len(evaluations) == 2
+    train, resumed, evaluation = runner.commands
+    assert train == resumed and evaluation[0] == 'launch/evaluate.py'
     log = (folder / 'runs' / run.name / 'run' / 'train.log').read_text()
     assert 'done: step 60' in log and 'step 0 of 60' in log
     assert one.list_missing_runs() == []
 
-    rows = [json.loads(line) for line in (folder / 'one.jsonl').read_text().splitlines()]
-    assert [row['step'] for row in rows] == [20, 60]
-    assert [row['pairs_seen'] for row in rows] == [20 * 32, 60 * 32]
-    assert rows[0]['processor_seconds'] == {'train': 3.0, 'evaluate': 1.5}
-    assert rows[0]['levels'] == {'rate': '0.003'} and rows[0]['seed'] == 0
+    (line,) = (folder / 'one.jsonl').read_text().splitlines()
+    row = json.loads(line)
+    assert (row['step'], row['pairs_seen']) == (20, 20 * 32)  # not those of the last step
+    assert row['processor_seconds'] == {'train': 3.0, 'evaluate': 1.5}
+    assert row['levels'] == {'rate': '0.003'} and row['seed'] == 0
     # Recorded commands have no path of this machine.
-    assert '--config=configs/tiny.py' in rows[0]['commands'][0]
-    assert '--data_dir=data ' in rows[0]['commands'][1]
-    cell = rows[0]['scores']['sts/STSBenchmark']
+    assert '--config=configs/tiny.py' in row['commands'][0]
+    assert '--data_dir=data ' in row['commands'][1]
+    cell = row['scores']['sts/STSBenchmark']
     assert cell['metric'] == 'spearman' and cell['n'] == 12
     assert cell['interval'][0] <= cell['score'] <= cell['interval'][1]
 
@@ -103,7 +103,7 @@ def test_a_stopped_run_continues_and_a_finished_one_is_not_repeated(folder):
     two = make_sweep(folder, 'two', runner)
     same, other = two.list_missing_runs()
     two.execute(same)
-    assert len(runner.commands) == 4 and two.spent == 0
+    assert len(runner.commands) == 3 and two.spent == 0
     assert two.list_missing_runs() == [other]
     assert 'two: 1 of 2 runs have results' in two.describe()
 
@@ -112,7 +112,7 @@ def test_a_stopped_run_continues_and_a_finished_one_is_not_repeated(folder):
 def written(tmp_path) -> Path:
     """Returns the file of an experiment with two levels, of which the first one has rows."""
     path = tmp_path / 'two.py'
-    path.write_text(EXPERIMENT.format(more=MORE))
+    path.write_text(EXPERIMENT.format(more=MORE, steps='(20, 60)'))
     experiment = load_experiment(path)
     run = experiment.list_runs()[0]
     with find_rows_path(path).open('w') as file:
