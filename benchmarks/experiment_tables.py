@@ -115,7 +115,8 @@ class Findings(NamedTuple):
         trained = ['pairs seen'] if self.experiment.train else []
         scores = [score.label for score in self.scores]
         compared = ['first score, change'] if self._is_compared else []
-        return [*names, *trained, *scores, *compared, 'seeds', 'processor seconds']
+        seeds = ['seeds'] if self.experiment.seeds else []
+        return [*names, *trained, *scores, *compared, *seeds, 'processor seconds']
 
     @property
     def cells(self) -> list[list[str]]:

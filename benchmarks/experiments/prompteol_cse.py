@@ -13,6 +13,7 @@ EXPERIMENT = Experiment(
         f'--config=configs/prompteol_cse.py:opt-1.3b --config.init_from={GGUF} '
         '--config.data.sources.nli.path={data}/nli/triples_simcse_style.csv '
         '--config.prompt.begin_token=always --config.train.batch_pairs=64 '
+        '--config.data.row_choices=1 --config.model.layer_loop=scan '
         '--config.optimizer.warmup_steps=4 --config.checkpoint.every_steps=20 '
         '--config.checkpoint.keep_latest=1 --config.checkpoint.keep_every=0'
     ),
