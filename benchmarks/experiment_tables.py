@@ -152,7 +152,8 @@ class Findings(NamedTuple):
         seconds = statistics.mean(
             sum(row['processor_seconds'].values()) for row in [*arm.rows.values()]
         )
-        return [*line, str(len(arm.rows)), f'{seconds:.0f}']
+        count = [str(len(arm.rows))] if self.experiment.seeds else []
+        return [*line, *count, f'{seconds:.0f}']
 
 
 def collect(path: Path) -> Findings:
