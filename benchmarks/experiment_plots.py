@@ -11,6 +11,7 @@ from experiment_tables import Arm, Findings, Score
 
 COLORS = '#1d4ed8', '#d97706', '#009e73', '#cc79a7', '#6b7280'
 PANEL_WIDTH = 3.1  # inches
+LETTER_WIDTH = 0.062  # inches, of the labels of levels
 
 
 def draw(findings: Findings) -> bytes:
@@ -18,7 +19,9 @@ def draw(findings: Findings) -> bytes:
     scores = findings.scores
     is_curve = bool(findings.experiment.x_axis)
     height = 2.5 if is_curve else 0.7 + 0.26 * len(findings.arms)
-    width = PANEL_WIDTH * len(scores) + (0 if is_curve else 2.0)
+    width = PANEL_WIDTH * len(scores)
+    if not is_curve:
+        width += LETTER_WIDTH * max(len(_label_arm(arm)) for arm in findings.arms)
     figure = Figure(figsize=(width, height), layout='constrained')
     subplots = figure.subplots(1, len(scores), squeeze=False, sharey=not is_curve)[0]
     for axes, score in zip(subplots, scores, strict=True):
@@ -69,9 +72,13 @@ def _draw_levels(axes: Axes, findings: Findings, score: Score) -> None:
             [100 * v for v in found.values], [index] * len(found.values), '.', color=COLORS[0]
         )
         axes.plot([100 * found.mean], [index], '|', color=COLORS[0], markersize=11)
-    labels = [', '.join(arm.levels.values()) for arm in findings.arms]
+    labels = [_label_arm(arm) for arm in findings.arms]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
+
+
+def _label_arm(arm: Arm) -> str:
+    return ', '.join(arm.levels.values())
 
 
 def _read_x(arm: Arm, name: str) -> float:

@@ -150,7 +150,7 @@ class Findings(NamedTuple):
             change = None if arm is self.arms[0] else arm.compare(self.arms[0], first)
             line.append(format_estimate(change, first.metric, sign='+'))
         seconds = statistics.mean(
-            sum(row['processor_seconds'].values()) for row in [*arm.rows.values()]
+            sum(row['processor_seconds'].values()) for row in arm.rows.values()
         )
         count = [str(len(arm.rows))] if self.experiment.seeds else []
         return [*line, *count, f'{seconds:.0f}']
