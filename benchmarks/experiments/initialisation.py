@@ -9,7 +9,7 @@ from experiment import Experiment
 
 SMOLLM2 = (
     '--config.init_from={models}/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf '
-    '--config.model.remat=full'
+    '--config.model.remat=full --config.model.layer_loop=scan'
 )
 # The architecture of SmolLM2-135M, and as many ids in a tokenizer trained on the pairs.
 RANDOM = (
@@ -18,7 +18,7 @@ RANDOM = (
     '--config.model.heads=9 --config.model.kv_heads=3 --config.model.hidden=1536 '
     '--config.model.positions=rotary --config.model.norm=rmsnorm '
     '--config.model.activation=swiglu --config.model.bias=False --config.model.init=gpt2 '
-    '--config.model.remat=full'
+    '--config.model.remat=full --config.model.layer_loop=scan'
 )
 STARTS = {
     'SmolLM2, all parameters': (SMOLLM2, ('1e-4', '3e-5')),
