@@ -43,6 +43,6 @@ EXPERIMENT = Experiment(
             for rate in rates
         }
     },
-    minutes=40,
+    minutes=22,
     folders={'models': 'models'},
 )
