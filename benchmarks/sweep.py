@@ -164,14 +164,14 @@ class Sweep:
 
     def describe(self) -> str:
         """Returns a line: runs, and the processor time spent and left."""
-        rows = [row for *_, row in read_rows(self.path, self.experiment)]
         missing = len(self.list_missing_runs())
         total = len(self.experiment.list_runs())
-        spent = sum(sum(row['processor_seconds'].values()) for row in rows)
-        left = missing * self._estimate_seconds()
+        seconds = self._sum_seconds_of_runs()
+        each = statistics.mean(seconds) if seconds else 60 * self.experiment.minutes
         return (
             f'{self.path.stem}: {total - missing} of {total} runs have results, from '
-            f'{spent / 60:.1f} processor minutes; the others take about {left / 60:.0f}'
+            f'{sum(seconds) / 60:.1f} processor minutes; the others take about '
+            f'{missing * each / 60:.0f}'
         )
 
     def print_commands(self) -> None:
@@ -228,14 +228,14 @@ class Sweep:
         done = [step for found, step, _ in read_rows(self.path, self.experiment) if found == run]
         return [step for step in run.steps if step not in done]
 
-    def _estimate_seconds(self) -> float:
-        """Returns the processor seconds of a run: the mean of those with rows, else as declared."""
-        seconds: dict[str, float] = {}
+    def _sum_seconds_of_runs(self) -> list[float]:
+        """Returns the processor seconds of each run with rows; its training counts once."""
+        seconds: dict[tuple, float] = {}
         for run, _, row in read_rows(self.path, self.experiment):
             spent = row['processor_seconds']
-            before = seconds.get(run.name, spent.get('train', 0.0))
-            seconds[run.name] = before + spent['evaluate']
-        return statistics.mean(seconds.values()) if seconds else 60 * self.experiment.minutes
+            key = run.train, run.evaluate
+            seconds[key] = seconds.get(key, spent.get('train', 0.0)) + spent['evaluate']
+        return list(seconds.values())
 
     def _make_row(self, run: PlannedRun, step: int | str, folder: Path) -> Row:
         """Returns the row of an evaluated step."""

@@ -130,13 +130,19 @@ def written(tmp_path) -> Path:
                         'n': 12,
                     }
                 },
-                'processor_seconds': {'train': 2.0, 'evaluate': 1.5},
+                'processor_seconds': {'train': 60.0, 'evaluate': 6.0},
                 'machine': 'test, 2 cores',
                 'code': '0.1.0',
                 'commands': run.list_commands(step, experiment.folders),
             }
             file.write(json.dumps(row) + '\n')
     return path
+
+
+def test_the_training_of_several_steps_counts_once(written, tmp_path):
+    found = Sweep(written, load_experiment(written), {}, tmp_path, Runner(stop_first=False))
+    expected = 'two: 1 of 2 runs have results, from 1.2 processor minutes; the others take about 1'
+    assert found.describe() == expected
 
 
 def test_rows_of_runs_that_no_longer_exist_are_ignored(written):
@@ -150,15 +156,15 @@ def test_tables_have_the_rows(written):
     assert findings.missing == 1
     interval = '(30.00 to 70.00)'
     assert findings.cells == [
-        ['0.003', '20', '640', f'20.00 {interval}', '1', '4'],
-        ['0.003', '60', '1,920', f'60.00 {interval}', '1', '4'],
+        ['0.003', '20', '640', f'20.00 {interval}', '1', '66'],
+        ['0.003', '60', '1,920', f'60.00 {interval}', '1', '66'],
     ]
     page = experiment_tables.fill_page(
         'A\n<!-- experiment two -->\nformer\n<!-- end -->\nB',
         {'two': experiment_tables.format_markdown(findings, 'two.svg')},
     )
     assert page.startswith('A\n') and page.endswith('B') and 'former' not in page
-    assert f'| 0.003 | 60 | 1,920 | 60.00 {interval} | 1 | 4 |' in page
+    assert f'| 0.003 | 60 | 1,920 | 60.00 {interval} | 1 | 66 |' in page
     assert '--experiments=two' in page and '(two.svg)' in page
     html = render_page([findings])
     assert '<td>1,920</td>' in html and html.count('data:image/svg+xml') == 1
