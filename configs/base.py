@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     # The closing delimiters; no effect with delimiters='none'.
     # own: x is enclosed in [ ] and y in { }, as in the paper.
     # shared: y is enclosed in { ]. An export is then one directory for both sides instead of two.
+    # same: y is enclosed in [ ] as x is, for comparison (docs/experiments.md).
     c.tokenizer.closing = 'own'
     c.tokenizer.characters = 100_000_000  # maximum number of characters to train a tokenizer on
     # Advanced.

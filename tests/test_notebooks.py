@@ -1,5 +1,7 @@
 """Executes the notebooks from top to bottom on a small model."""
 
+import json
+import shutil
 from pathlib import Path
 
 import nbclient
@@ -65,6 +67,31 @@ def test_search_notebook_finds_code_and_text(model, tmp_path):
     assert '3 of 3 texts of 2 files' in output
     found = output.split('\ntable of values\n')[1].splitlines()[:3]
     assert {line.split()[1] for line in found} == {'one.py:1', 'two.md:1', 'two.md:3'}
+
+
+def test_prompteol_notebook_compares_the_representations(tmp_path):
+    model = tmp_path / 'small'
+    shutil.copytree(ROOT / 'tests' / 'fixtures' / 'old_runs' / 'llama_model', model)
+    config = json.loads((model / 'config.json').read_text())
+    # A demonstration has more than 96 tokens of this vocabulary.
+    (model / 'config.json').write_text(json.dumps(config | {'max_position_embeddings': 512}))
+    folder = tmp_path / 'senteval' / 'STS' / 'STSBenchmark'
+    folder.mkdir(parents=True)
+    rows = [f'a\tb\tc\t{i}\t{i % 5}.0\tlist file\tlist {"parser " * i}value' for i in range(9)]
+    (folder / 'sts-dev.csv').write_text('\n'.join(rows) + '\n')
+    output = execute(
+        'prompteol',
+        MODEL='no/such/model',
+        SMALL_MODEL=str(model),
+        DATA_DIR=str(tmp_path),
+        PAIRS=6,
+        SENTENCES=['list file', 'a table of values'],
+    )
+    assert 'model: small' in output
+    prompt = 'This sentence : "list file." means in one word:"'
+    assert f'prompteol      {prompt}\n' in output
+    names = [line.split()[0] for line in output.splitlines() if line.endswith(' on 6 pairs')]
+    assert names == ['last', 'mean', 'prompt', 'prompteol', 'demonstration']
 
 
 def test_notebooks_have_a_badge_and_no_outputs():

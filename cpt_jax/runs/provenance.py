@@ -171,7 +171,7 @@ class Provenance:
 
     @property
     def closing(self) -> str:
-        """The config key `tokenizer.closing`, 'own' or 'shared'."""
+        """The config key `tokenizer.closing`, one of 'own', 'shared' and 'same'."""
         return self.config['tokenizer']['closing']
 
     @property

@@ -25,7 +25,7 @@ SIDES: tuple[Side, ...] = ('x', 'y')
 # them.
 DELIMITERS = ('[', ']', '{', '}')
 _OPENING_OFFSETS: dict[Side, int] = {'x': 0, 'y': 2}
-CLOSINGS = ('own', 'shared')
+CLOSINGS = ('own', 'shared', 'same')
 
 # Names of EOS and BOS in the tokenizer.json of published language models. GPT-2, GPT-NeoX and Qwen
 # have one token for both.
@@ -130,7 +130,8 @@ class Tokenizer:
       vocab_size: number of ids, including the four delimiters, which are the last ids.
       closing: closing delimiter of side y. 'own': y has its own delimiter, as in the paper.
         'shared': y has the delimiter of x, so that one tokenizer.json, which cannot end texts in
-        two ways, serves both sides (`cpt_jax/exporting/tokenizer.py`).
+        two ways, serves both sides (`cpt_jax/exporting/tokenizer.py`). 'same': y has both
+        delimiters of x, so equal texts have equal vectors on both sides.
       fingerprint: hex digits that differ if any text could get other ids; stored in checkpoints.
     """
 
@@ -177,8 +178,9 @@ class Tokenizer:
 
     def get_delimiters(self, side: Side) -> tuple[int, int]:
         """Returns the opening and the closing id of a side."""
-        opening = self._model.size + _OPENING_OFFSETS[side]
-        closing = self._model.size + 1 if self.closing == 'shared' else opening + 1
+        first = self._model.size
+        opening = first + _OPENING_OFFSETS['x' if self.closing == 'same' else side]
+        closing = opening + 1 if self.closing == 'own' else first + 1
         return opening, closing
 
     def encode(self, texts: Sequence[str], side: Side, max_tokens: int) -> list[np.ndarray]:
@@ -268,7 +270,7 @@ def load_tokenizer(path: Path | str, closing: str = 'own') -> Tokenizer:
     Args:
       path: the file, or a directory with tokenizer.json or tokenizer.model (preferred in this
         order).
-      closing: 'own' or 'shared'; see Tokenizer.
+      closing: 'own', 'shared' or 'same'; see Tokenizer.
 
     Raises:
       UserError: the file does not exist or has neither format.
@@ -294,7 +296,7 @@ def parse_tokenizer_file(name: str, data: bytes, closing: str = 'own') -> Tokeni
       name: name of the file. If it ends in .json, the content is a tokenizer.json, otherwise a
         sentencepiece model.
       data: content of the file.
-      closing: 'own' or 'shared'; see Tokenizer.
+      closing: 'own', 'shared' or 'same'; see Tokenizer.
 
     Raises:
       UserError: the content cannot be read.
@@ -339,7 +341,7 @@ def train_tokenizer(
         identifier then share ids from the start; the layout of code is lost.
       characters: number of characters to train on; the rest of the texts is not read.
       seed: seed of sentencepiece's random choices.
-      closing: 'own' or 'shared'; see Tokenizer.
+      closing: 'own', 'shared' or 'same'; see Tokenizer.
       bos_and_eos: whether to add <s> and </s>, which no text matches, for a language model.
 
     Raises:

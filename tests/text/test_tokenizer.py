@@ -139,6 +139,15 @@ def test_shared_closing_delimiter_is_that_of_x(either):
         either.with_closing('mine')
 
 
+def test_same_delimiters_enclose_both_sides(either):
+    same = either.with_closing('same')
+    assert same.get_delimiters('x') == either.get_delimiters('x')
+    assert ids(same, 'list file', 'y') == ids(same, 'list file', 'x') == ids(either, 'list file')
+    assert same.describe() == {'delimiters': {'x': ('[', ']'), 'y': ('[', ']')}}
+    assert same.vocab_size == either.vocab_size
+    assert same.fingerprint not in (either.fingerprint, either.with_closing('shared').fingerprint)
+
+
 def test_names_of_special_tokens_in_a_text_are_plain_text():
     tokenizer = parse_tokenizer_file('tokenizer.json', make_hugging_face_file())
     assert not {0, 1, 2} & set(ids(tokenizer, 'a [CLS] b [PAD] c </s>'))

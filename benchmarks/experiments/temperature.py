@@ -1,0 +1,27 @@
+"""The temperature, learned and constant. The PromptEOL paper prints 0.5; its program has 0.05."""
+
+from experiment import Experiment
+
+EXPERIMENT = Experiment(
+    title='Temperature',
+    train=(
+        '--config=configs/quickstart.py --config.evaluation.every_steps=0 '
+        '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
+    ),
+    evaluate=(
+        '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
+        '--baselines=none'
+    ),
+    factors={
+        'temperature': {
+            'learned, from 0.05 (the quickstart)': '',
+            'learned, from 1': '--config.loss.initial_temperature=1.0',
+            **{
+                f'constant {value}': f'--config.loss.initial_temperature={value} '
+                '--config.loss.train_temperature=False'
+                for value in (0.02, 0.05, 0.1, 0.5)
+            },
+        }
+    },
+    minutes=0.6,
+)
