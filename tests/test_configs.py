@@ -52,7 +52,8 @@ CONFIGS = list_configs(FOLDER)
 FAMILY_ARGUMENTS = (
     'dense', 'position_offset', 'padding_id', 'relative_buckets', 'rotary_base', 'rotary_scaling',
     'rotary_width', 'rotary_pairs', 'norm_place', 'norm_bias',
-    'norm_from_one', 'first_norm', 'parallel', 'qkv_bias', 'out_bias', 'query_key_norm',
+    'norm_from_one', 'first_norm', 'parallel', 'qkv_bias', 'out_bias', 'down_bias',
+    'query_key_norm',
     'attention_width', 'local_layers', 'window',
     'local_rotary_base', 'local_rotary_scaling', 'final_norm', 'embedding_norm', 'embedding_width',
     'embedding_scale', 'token_types',

@@ -133,7 +133,7 @@ def make_directory(kind: str, folder: Path) -> Path:
     from cpt_jax.model.config import EncoderConfig
     from cpt_jax.model.encoder import Encoder
     from cpt_jax.model.families.known import FAMILIES
-    from cpt_jax.model.families.load import iterate_tensors
+    from cpt_jax.model.families.write import iterate_tensors
     from cpt_jax.runtime.mesh import make_mesh
 
     folder.mkdir()

@@ -18,8 +18,12 @@ Adapters of a LoRA run (lora.rank) are merged into the weights that they were tr
 base is in NF4, these are the dequantized weights. With --adapter, only the adapters are written:
 adapter_config.json and adapter_model.safetensors, which PEFT loads.
 
---check DIR inspects the files of any such directory, reports what would fail in which library, and
-exits with status 1 if anything would fail.
+To export a model that is larger than one host, start the same command on several hosts, as for
+launch/train.py: they hold the parameters together, and each writes some of the files. --output must
+be on a disk that all of them see, or in a bucket.
+
+--check DIR inspects the files of any such directory or adapter, reports what would fail in which
+library, and exits with status 1 if anything would fail.
 
 Example:
   python launch/export.py --model runs/quickstart --output exports/quickstart
@@ -27,15 +31,21 @@ Example:
   python launch/export.py --check exports/quickstart
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from cpt_jax.cli.model_flags import define_base_flag
-from cpt_jax.cli.program import run_program, use_compilation_cache
+from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.paths import make_path
 from cpt_jax.storage.remote import fetch
+
+if TYPE_CHECKING:
+    # Imports JAX, whose platform is only chosen when the flags are parsed.
+    from cpt_jax.exporting.card import ExportedPart
 
 _MODEL = flags.DEFINE_string('model', '', 'Run to export: its directory, or RUN@STEP.')
 _OUTPUT = flags.DEFINE_string(
@@ -57,6 +67,7 @@ _LICENSE = flags.DEFINE_string(
 )
 _BASE = define_base_flag()
 _CHECK = flags.DEFINE_string('check', '', 'Directory to check, instead of exporting.')
+_join_processes = define_process_flags()
 
 
 def main() -> None:
@@ -68,7 +79,8 @@ def main() -> None:
     elif _CHECK.value:
         _check_export(fetch(_CHECK.value, '--check'))
     else:
-        _export_model()
+        with _join_processes():
+            _export_model()
 
 
 def _export_adapter() -> None:
@@ -80,9 +92,12 @@ def _export_adapter() -> None:
     print(f'{_OUTPUT.value}: an adapter for {written.base}')
     for note in written.list_notes():
         print(note)
+    print(f'check the adapter with --check {_OUTPUT.value}')
 
 
 def _export_model() -> None:
+    import jax  # here, because run_program chooses the platform first
+
     from cpt_jax.exporting.directory import export
     from cpt_jax.exporting.golden import TOLERANCE
 
@@ -97,6 +112,21 @@ def _export_model() -> None:
         license_id=_LICENSE.value,
         base=_BASE.value,
     )
+    if jax.process_index() == 0:
+        _print_parts(output, parts)
+    worst = max(part.difference for part in parts)
+    if not worst <= TOLERANCE[_DTYPE.value]:  # also true for NaN
+        raise UserError(
+            f'--output {output}: written, but vectors after a reload differ by {worst:.1e}; '
+            f'rounding to {_DTYPE.value} explains {TOLERANCE[_DTYPE.value]:.0e}: look at '
+            f'golden.json before you publish it'
+        )
+    if jax.process_index() == 0:
+        print(f'model card: {output}/README.md; check the export with --check {output}')
+
+
+def _print_parts(output: Path, parts: 'Sequence[ExportedPart]') -> None:
+    """Prints what was written."""
     for part in parts:
         sides = (
             ' and '.join(part.prompts)
@@ -112,18 +142,12 @@ def _export_model() -> None:
                 f'note: the run truncates a {side} to {limit} tokens; other libraries read up to '
                 f'{part.max_tokens}, so a longer {side} gets another vector there'
             )
-    worst = max(part.difference for part in parts)
-    if not worst <= TOLERANCE[_DTYPE.value]:  # also true for NaN
-        raise UserError(
-            f'--output {output}: written, but vectors after a reload differ by {worst:.1e}; '
-            f'rounding to {_DTYPE.value} explains {TOLERANCE[_DTYPE.value]:.0e}: look at '
-            f'golden.json before you publish it'
-        )
-    print(f'model card: {output}/README.md; check the export with --check {output}')
 
 
 def _check_export(directory: Path) -> None:
+    from cpt_jax.exporting.adapter_check import check_adapter
     from cpt_jax.exporting.check import check
+    from cpt_jax.model.adapters.peft import is_adapter_directory
 
     parts = [
         directory / name
@@ -131,7 +155,7 @@ def _check_export(directory: Path) -> None:
         if (directory / name / 'config.json').is_file()
     ]
     for part in parts or [directory]:
-        report = check(part)
+        report = check_adapter(part) if is_adapter_directory(part) else check(part)
         print(report.format_table())
         if report.defects:
             raise UserError(

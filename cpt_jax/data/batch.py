@@ -111,9 +111,6 @@ def plan_layout(
 ) -> Layout:
     """Returns the layout of a run's batches.
 
-    With several processes, every batch has the maximum number of rows: each process reads only its
-    own pairs and cannot know how many rows the whole batch needs.
-
     Args:
       reader: reader of the pairs.
       mesh: devices of the run.
@@ -147,8 +144,7 @@ def plan_layout(
         ]
         rows = max(most for most, _ in proposed)
         needed = np.concatenate([needed_I for _, needed_I in proposed])
-        if jax.process_count() == 1:
-            smaller = propose_smaller_row_counts(needed, rows, parts * chunks, row_choices)
+        smaller = propose_smaller_row_counts(needed, rows, parts * chunks, row_choices)
     layout = Layout(
         parts,
         chunks,
@@ -230,6 +226,9 @@ def make_local_batches(
 ) -> grain.MapDataset:
     """Returns a data set whose element [step] is {part: Batch of numpy arrays [J, ...]}, for the
     batch shards (parts) of this process.
+
+    The number of rows is the smallest that fits these parts; those of other processes may need more
+    (training/agreed_rows.py).
     """
     shape = (layout.parts * layout.rows, layout.row_length)
     slices = NamedSharding(mesh, P(BATCH)).addressable_devices_indices_map(shape)

@@ -135,6 +135,11 @@ def to_field_names(names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(filter(None, (names,) if isinstance(names, str) else names))
 
 
+def split_field_names(names: str) -> tuple[str, ...]:
+    """Returns the names in a config value that separates them by commas; () for ''."""
+    return to_field_names([name.strip() for name in names.split(',')])
+
+
 def get_split_key(row: ParsedRow, group: Sequence[str], equal_texts: str) -> str:
     """Returns the string whose hash decides whether a row is held out.
 

@@ -113,7 +113,7 @@ def store_result(
             examples, maps = read_earlier_json(report / EXAMPLES), read_earlier_json(report / MAPS)
         if result.item_scores:
             write_item_scores(output, name, result.item_scores, result.main_score)
-        results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows)))
+        results.add(name, result, fingerprint, lambda rows: add_suite_means(add_holm(rows), output))
         report.mkdir(parents=True, exist_ok=True)
         write_json(
             as_path(report / EXAMPLES), {**examples, name: examples_to_json(result.examples)}

@@ -1,10 +1,14 @@
 """Named suites: the tasks of a paper's table and the mean of their scores."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import NamedTuple
 
+from etils import epath
+
+from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, compute_interval
+from cpt_jax.evals.intervals.item_scores import ItemScores, draw_mean_score, read_item_scores
 from cpt_jax.runtime.errors import UserError
 
 CQADUPSTACK = (
@@ -93,18 +97,52 @@ def expand_suites(
     return expanded
 
 
-def add_suite_means(results: dict) -> dict:
+def add_suite_means(results: dict, output: epath.Path | None = None) -> dict:
     """Returns `results` with a row for each suite whose tasks all have comparable scores.
 
     Rows of other suites, from earlier evaluations, are removed.
+
+    Args:
+      results: content of results.json.
+      output: its directory, in which scores/ has the scores of single queries and pairs; None
+        computes no intervals.
     """
     rows = {name: row for name, row in results['tasks'].items() if name not in SUITES}
-    means = {
-        name: _compute_mean([rows[task] for task in suite.tasks], suite)
-        for name, suite in SUITES.items()
-        if rows.keys() >= {*suite.tasks}
-    }
-    return {**results, 'tasks': rows | {name: mean for name, mean in means.items() if mean}}
+    means: dict[str, dict] = {}
+    for name, suite in SUITES.items():
+        if not rows.keys() >= {*suite.tasks}:
+            continue
+        mean = _compute_mean([rows[task] for task in suite.tasks], suite)
+        if mean:
+            earlier = results['tasks'].get(name, {})
+            means[name] = _add_interval(mean, earlier, rows, output)
+    return {**results, 'tasks': rows | means}
+
+
+def _add_interval(
+    mean: dict, earlier: dict, rows: Mapping[str, dict], output: epath.Path | None
+) -> dict:
+    """Returns a suite's row with its interval, if it can be computed.
+
+    Args:
+      mean: the row without the interval.
+      earlier: the suite's row in the results before; {} if there was none.
+      rows: task name -> row of results.json.
+      output: directory of the results, or None.
+    """
+    metric = mean['settings']['main_metric']
+    if earlier.get('main_score') == mean['main_score'] and 'intervals' in earlier:
+        intervals = earlier['intervals']  # computing it takes seconds
+    else:
+        scores: list[ItemScores] = []
+        for task in mean['settings']['tasks']:
+            found = read_item_scores(output, task, rows[task]['main_score']) if output else None
+            if found is None:
+                return mean
+            scores.append(found)
+        intervals = {metric: [*compute_interval(draw_mean_score(scores, metric))]}
+    settings = mean['settings'] | {'intervals': DESCRIPTION}
+    return mean | {'intervals': intervals, 'settings': settings}
 
 
 def explain_missing_means(results: dict, patterns: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 from etils import epath
 
 from cpt_jax.embed.function import Embed
@@ -39,7 +40,10 @@ class Result(NamedTuple):
       counted: what `n` counts, as a plural noun such as 'pairs'.
       map: map of the embeddings; None if the texts have no labels.
       warnings: what is wrong with the data although they can be used.
-      item_scores: scores of single queries or pairs, for intervals; None if they are not known.
+      item_scores: scores of single queries, pairs or sentences, for intervals; None if they are not
+        known.
+      baseline_values: name of a baseline -> metric -> float64 [N], its scores of the queries of
+        `item_scores`, for the intervals of baselines.
     """
 
     metric: str
@@ -52,6 +56,7 @@ class Result(NamedTuple):
     map: EmbeddingMap | None = None
     warnings: tuple[str, ...] = ()
     item_scores: ItemScores | None = None
+    baseline_values: Mapping[str, dict[str, np.ndarray]] = {}
 
     @property
     def main_score(self) -> float:

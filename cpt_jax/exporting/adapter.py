@@ -8,14 +8,20 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cpt_jax.exporting.directory import atomic_directory, check_can_export
+from cpt_jax.embed.load import load_embedder
+from cpt_jax.exporting.golden import Golden, make_golden, write_golden
+from cpt_jax.exporting.output import (
+    atomic_directory,
+    check_can_export,
+    check_is_single_process,
+)
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
-from cpt_jax.model.adapters.peft import is_adapter_directory, write_adapter
+from cpt_jax.model.adapters.peft import AdaptedFiles, is_adapter_directory, write_adapter
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.load import TensorNames, resize_token_table
 from cpt_jax.model.formats.llama2c import LLAMA2C
-from cpt_jax.origin.earlier_run import find_run
+from cpt_jax.origin.earlier_run import EarlierRun, find_run
 from cpt_jax.origin.frozen_base import get_adapter_base, load_adapters, open_checked_base
 from cpt_jax.origin.pretrained import Pretrained, is_gguf_file
 from cpt_jax.runtime.errors import UserError
@@ -23,6 +29,7 @@ from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.storage.paths import is_remote
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.text.tokenizer import SIDES
 
 
 class ExportedAdapter(NamedTuple):
@@ -65,7 +72,8 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
     """Writes the adapters of a LoRA run as adapter_config.json and adapter_model.safetensors.
 
     The base's token table has no trained rows for the delimiters around texts, so these rows are
-    written as PEFT's trainable tokens.
+    written as PEFT's trainable tokens. golden.json is written too if the adapter's directory gives
+    the vectors of the run.
 
     Args:
       reference: a run, or RUN@STEP.
@@ -77,6 +85,7 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
       UserError: the run has no adapters, its base is not a pretrained model, or PEFT has no
         equivalent of the adapter.
     """
+    check_is_single_process('an adapter')
     check_can_export(output)
     run = find_run(reference, '--model', base)
     template = run.provenance.template
@@ -109,6 +118,8 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
     encoder_config = run.encoder_config(run.get_vocab_size(tokenizer))
     _check_base_has_form(found, tokenizer, encoder_config)
     encoder, _ = load_adapters(run, lora, encoder_config, make_mesh())
+    adapters = collect_adapters(encoder, lora)
+    del encoder  # before the run is loaded for golden.json
     adapter_config = {
         'base_model_name_or_path': path,
         'r': lora.rank,
@@ -126,24 +137,49 @@ def export_adapter(reference: str, output: Path, base: str = '') -> ExportedAdap
             found.family,
             encoder_config,
             adapter_config,
-            collect_adapters(encoder, lora),
+            adapters,
             new_tokens,
         )
+        files = AdaptedFiles(found.files, found.family, folder)
+        if _gives_vectors_of_run(found, files.read_merged_dtype().name, run, tokenizer):
+            write_golden(folder, _make_golden(found, run))
     table_is_too_small = bool(new_ids) and max(new_ids) >= found.rows
     return ExportedAdapter(path, max(new_ids) + 1 if table_is_too_small else 0, template)
+
+
+def _gives_vectors_of_run(
+    base: Pretrained, dtype: str, run: EarlierRun, tokenizer: TextTokenizer
+) -> bool:
+    """Whether the adapter on the files of its base, which have a dtype, gives the vectors of the
+    run.
+    """
+    if run.lora.base not in ('float32', dtype):
+        return False  # the run rounds the weights of the base
+    if run.provenance.template:
+        return list(run.bos_ids or ()) == list(base.tokenizer.find_begin_ids('tokenizer'))
+    return isinstance(tokenizer, PretrainedTokenizer)  # otherwise texts have delimiters
+
+
+def _make_golden(base: Pretrained, run: EarlierRun) -> Golden:
+    """Embeds texts with the run, truncated to the length of the base as in the other readers."""
+    embed = load_embedder(
+        run.reference, dtype='float32', max_tokens=base.max_tokens, base=run.base_path
+    )
+    return make_golden(embed, ('x',) if run.provenance.template else SIDES)
 
 
 def _check_base_has_form(
     base: Pretrained, tokenizer: TextTokenizer, encoder_config: EncoderConfig
 ) -> None:
     """Raises UserError if vectors of the run depend on more than the adapters and the base."""
-    if not isinstance(tokenizer, PretrainedTokenizer):
-        return
-    changed = {
-        'trained Dense modules': encoder_config.dense and not encoder_config.freeze_dense,
-        'another model.pooling': encoder_config.pooling != base.shape['pooling'],
-        'other data.prompts': tokenizer.prompts != base.tokenizer.prompts,
-    }
+    changed = {'another model.causal': encoder_config.causal != base.shape.get('causal', True)}
+    # Texts in a template or with delimiters do not use the form of the base.
+    if isinstance(tokenizer, PretrainedTokenizer):
+        changed |= {
+            'trained Dense modules': encoder_config.dense and not encoder_config.freeze_dense,
+            'another model.pooling': encoder_config.pooling != base.shape['pooling'],
+            'other data.prompts': tokenizer.prompts != base.tokenizer.prompts,
+        }
     if names := [name for name, is_changed in changed.items() if is_changed]:
         raise UserError(
             f'--adapter: the run has {" and ".join(names)}, which an adapter cannot hold: remove '

@@ -105,7 +105,7 @@ def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[Export
         dense=bool(config['model'].get('dense')),
         has_delimiters=run.provenance.own_tokenizer is None,
         is_lowercased=(run.provenance.own_tokenizer or {}).get('lower', False),
-        init_from=config['init_from'],
+        origins=run.provenance.list_origins(),
         sources=_describe_sources(run),
         scores=_read_scores(run),
         curves=CURVES if curves else '',
@@ -115,7 +115,10 @@ def write_card(folder: Path, run: ExportedRun, name: str, parts: Sequence[Export
 
 
 def _describe_sources(run: ExportedRun) -> list[dict[str, Any]]:
-    """Returns name, kind, weight and summary of each source of the training data."""
+    """Returns name, kind, weight and summary of each source of the training data.
+
+    A source whose number of epochs the config sets has no weight, but these.
+    """
     described = read_json_file(run.directory.data, optional=True)
     check_values(run.directory.data, described, dict.fromkeys(described, OBJECT))
     sources = run.provenance.config['data']['sources']
@@ -123,11 +126,18 @@ def _describe_sources(run: ExportedRun) -> list[dict[str, Any]]:
         {
             'name': name,
             'kind': source['kind'],
-            'weight': source.get('weight', 1.0),
+            'weight': _describe_weight(source),
             'summary': described.get(name, {}).get('summary', ''),
         }
         for name, source in sources.items()
     ]
+
+
+def _describe_weight(source: Mapping[str, Any]) -> str:
+    """Returns the weight of a source, or the number of its epochs."""
+    if source.get('epochs'):
+        return f'{source["epochs"]:g} epochs'
+    return str(source.get('weight', 1.0))
 
 
 def _read_scores(run: ExportedRun) -> list[tuple[str, str, str, str]]:

@@ -28,7 +28,16 @@ ST, OLD_ST, TRANSFORMERS, TEI, VLLM, ALL = 'ST', 'ST < 5.4', 'transformers', 'TE
 # is padding.
 _LEARNED_POSITIONS = ('bert', 'distilbert', 'gpt2')
 # Models whose attention is bidirectional without a key in config.json.
-_BIDIRECTIONAL = ('bert', 'distilbert', 'modernbert', 'mpnet', 'roberta', 'xlm-roberta')
+_BIDIRECTIONAL = (
+    'bert',
+    'distilbert',
+    'gte',
+    'modernbert',
+    'mpnet',
+    'nomic_bert',
+    'roberta',
+    'xlm-roberta',
+)
 # Pooling mode by the suffix of its key pooling_mode_... in the pooling file.
 _POOLING_FLAGS = {
     'cls_token': 'cls',
@@ -133,7 +142,8 @@ class _Directory:
     @property
     def positions(self) -> int:
         """Maximum sequence length of the model; 0 if unknown."""
-        rows = self.config.get('max_position_embeddings') or self.config.get('n_positions') or 0
+        # NomicBERT may have both keys, and the larger counts, since its positions have no table.
+        rows = max(self.config.get(key, 0) for key in ('max_position_embeddings', 'n_positions'))
         if not rows or self.model_type not in FAMILIES:
             return rows
         return rows - FAMILIES[self.model_type].count_reserved_positions(self.config)
@@ -178,7 +188,7 @@ def check(directory: Path) -> Report:
     for check_file in _CHECKS.values():
         defects += check_file(files)
     if not defects:
-        defects += _check_vectors(directory)
+        defects += check_vectors(directory, files.config.get('dtype', 'float32'))
     checked_files = [
         name
         for name in [*_CHECKS, GOLDEN]
@@ -481,8 +491,13 @@ def _check_prompts(files: _Directory) -> Iterator[Defect]:
         yield Defect(f'{where}: requirements', 'makes loading fail if one is not met', f'{ST} >= 6')
 
 
-def _check_vectors(directory: Path) -> Iterator[Defect]:
-    """Loads the model with cpt_jax and compares its vectors with those of golden.json."""
+def check_vectors(directory: Path, dtype: str) -> Iterator[Defect]:
+    """Loads the model with cpt_jax and compares its vectors with those of golden.json.
+
+    Args:
+      directory: directory of the model or adapter.
+      dtype: dtype of the weights.
+    """
     try:
         golden = read_golden(directory)
         if golden is None:
@@ -492,7 +507,6 @@ def _check_vectors(directory: Path) -> Iterator[Defect]:
     except UserError as error:
         yield Defect('golden.json', str(error), 'cpt_jax')
         return
-    dtype = json.loads((directory / 'config.json').read_text('utf-8')).get('dtype', 'float32')
     if not largest <= TOLERANCE.get(dtype, 1e-5):  # also true for NaN
         what = (
             f'its vectors differ from those of the model by {largest:.1e}: weights, tokenizer or '

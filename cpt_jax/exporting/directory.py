@@ -1,11 +1,10 @@
 """Export of a run as a directory that other libraries load."""
 
 import importlib.metadata
+import math
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from cpt_jax.embed.embedder import Embedder
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
 from cpt_jax.exporting.golden import TEXTS, compute_differences, make_golden, write_golden
+from cpt_jax.exporting.output import ExportFolder, check_can_export, open_export_folder
 from cpt_jax.exporting.sentence_transformers import write_layout, write_tokenizer
 from cpt_jax.exporting.tokenizer import (
     PROMPT_NAMES,
@@ -24,16 +24,13 @@ from cpt_jax.exporting.tokenizer import (
     export_tokenizer,
 )
 from cpt_jax.exporting.transformer import make_config_json, write_weights
+from cpt_jax.model.adapters.nf4 import BLOCK
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import get_cache_folder
+from cpt_jax.runtime.multihost import check_processes_agree
 from cpt_jax.storage.json_files import write_json
-from cpt_jax.storage.paths import is_on_bucket
-from cpt_jax.storage.store_errors import explain_errors
-from cpt_jax.storage.upload import upload_folder
-from cpt_jax.storage.writable import check_writable
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.tokenizer import SIDES, Side
 
@@ -50,6 +47,9 @@ def export(
     it: its prompts only add text at the beginning, and template and text must be tokenized as one
     string. The card and golden.json contain the template.
 
+    Several processes hold the weights together, and share the work of writing them; all must call
+    the function.
+
     Args:
       reference: a run, or RUN@STEP.
       output: directory to create, local or in a bucket. It must not exist yet, and exists
@@ -64,7 +64,7 @@ def export(
 
     Raises:
       UserError: there is no such run, no other library has an equivalent of its architecture, or
-        `output` already exists.
+        `output` already exists; or the processes have other arguments, or another disk.
     """
     check_can_export(output)
     run = resolve_model(reference, '--model', base_path=base)
@@ -73,13 +73,18 @@ def export(
             f'--model {reference}: is a pretrained model, which other libraries already load; give '
             f'a run of launch/train.py'
         )
-    with atomic_directory(output) as folder:
-        written: list[ExportedPart] = []
-        for part in _plan_parts(run):
-            weights = folder / written[0].name if written else None
-            written.append(_write_part(run, part, folder, weights, dtype, shard_bytes))
-        exported_run = ExportedRun(run.run_dir, run.step, run.provenance, dtype, license_id)
-        write_card(folder, exported_run, output.name, written)
+    if jax.process_count() > 1:
+        mine = [run.name, run.saved, str(output), dtype, shard_bytes]
+        check_processes_agree(
+            mine,
+            f'--model {reference}: the processes would write different exports; this one has '
+            f'{mine}: give RUN@STEP, and the same flags on every host',
+        )
+    with open_export_folder(output) as folder:
+        written = [_write_part(run, part, folder, dtype, shard_bytes) for part in _plan_parts(run)]
+        if folder.writes_files:
+            exported_run = ExportedRun(run.run_dir, run.step, run.provenance, dtype, license_id)
+            write_card(folder.path, exported_run, output.name, written)
     return written
 
 
@@ -111,22 +116,24 @@ def _plan_parts(run: EarlierRun) -> list[_Part]:
 
 
 def _write_part(
-    run: EarlierRun, part: _Part, folder: Path, weights: Path | None, dtype: str, shard_bytes: int
+    run: EarlierRun, part: _Part, folder: ExportFolder, dtype: str, shard_bytes: int
 ) -> ExportedPart:
     """Writes one directory of an export.
 
     Args:
       run: the exported checkpoint.
       part: the directory to write.
-      folder: folder of the export.
-      weights: directory that already has the weights, optional.
+      folder: folder of the export. If it has weights of another part, they are linked.
       dtype, shard_bytes: see `export`.
     """
-    directory = folder / part.name
+    directory = folder.path / part.name
     directory.mkdir(exist_ok=True)
     sides = tuple(part.max_tokens)
     longest = max(part.max_tokens.values())
-    embed = load_embedder(run.reference, dtype='float32', max_tokens=longest, base=run.base_path)
+    fsdp = _choose_fsdp(run)
+    embed = load_embedder(
+        run.reference, dtype='float32', max_tokens=longest, base=run.base_path, fsdp=fsdp
+    )
     if embed.model_name != run.name:  # the card would describe the checkpoint that is damaged
         raise UserError(
             f'--model {run.reference}: step {run.step} is damaged: export {embed.model_name}'
@@ -134,23 +141,33 @@ def _write_part(
     encoder_config = embed.encoder.config
     family, config = make_config_json(encoder_config, run.provenance.pretrained, dtype)
     longest = embed.settings['max_tokens_y']
-    text = _write_tokenizer_files(run, part, directory, embed, longest)
+    text = _convert_tokenizer(run, part)
     ids = dict(text.ids)
     if encoder_config.padding_id >= 0:
         # This family counts positions from its own padding id, whatever pads a batch.
         ids['pad_token_id'] = encoder_config.padding_id
-    write_json(directory / 'config.json', config | ids)
-    if weights:
-        for path in weights.glob('model*'):
-            _link(path, directory / path.name)
+    if folder.writes_files:
+        _write_tokenizer_files(run, text, directory, embed, longest)
+        write_json(directory / 'config.json', config | ids)
+    if folder.shared:
+        first, *_ = weights = list(folder.shared)
+        if folder.writes_files:
+            for path in first.parent.glob('model*'):
+                _link(path, directory / path.name)
+        folder.share_weights([directory / path.name for path in weights])
     else:
         rows = encoder_config.vocab_size
-        write_weights(family, embed.encoder, rows, directory, dtype, shard_bytes)
+        plan = write_weights(family, embed.encoder, rows, directory, dtype, shard_bytes)
+        if folder.writes_files:
+            plan.write_index(directory)
+        folder.share_weights([directory / file for file in plan.names_by_file])
     golden = make_golden(embed, sides)
-    write_golden(directory, golden)
-    parity = compute_differences(directory, golden)
-    # Vectors may be NaN: the export is written all the same, so that it can be examined.
-    write_json(directory / PARITY, _make_parity_report(embed, parity, dtype), allow_nan=True)
+    if folder.writes_files:
+        write_golden(directory, golden)
+    parity = compute_differences(directory, golden, fsdp)
+    if folder.writes_files:
+        # Vectors may be NaN: the export is written all the same, so that it can be examined.
+        write_json(directory / PARITY, _make_parity_report(embed, parity, dtype), allow_nan=True)
     limits = {PROMPT_NAMES[side]: limit or longest for side, limit in part.max_tokens.items()}
     return ExportedPart(
         name=part.name,
@@ -164,45 +181,40 @@ def _write_part(
     )
 
 
-def _write_tokenizer_files(
-    run: EarlierRun, part: _Part, directory: Path, embed: Embedder, longest: int
-) -> ExportedTokenizer:
-    """Writes the tokenizer and, unless texts are in a template, the files of
-    sentence-transformers.
+def _choose_fsdp(run: EarlierRun) -> int:
+    """Returns the number of devices over which one copy of the parameters is sharded: 1 with one
+    process, and otherwise as many as possible, because the model may be larger than a host.
     """
+    if jax.process_count() == 1:
+        return 1
+    config = run.encoder_config(run.get_vocab_size(run.load_tokenizer()))
+    # Blocks of NF4 are not split.
+    has_blocks = run.provenance.has_adapters and run.lora.base == 'nf4'
+    width = config.width // BLOCK if has_blocks else config.width
+    return math.gcd(jax.device_count(), width, config.embedding_width)
+
+
+def _convert_tokenizer(run: EarlierRun, part: _Part) -> ExportedTokenizer:
     tokenizer = run.load_tokenizer()
     if isinstance(tokenizer, PretrainedTokenizer):
         assert run.provenance.pretrained is not None
-        text = export_pretrained_tokenizer(tokenizer, run.provenance.pretrained)
-        write_layout(directory, text, embed.encoder.config, longest, embed.dense)
-    elif run.provenance.template:
-        text = export_template_tokenizer(tokenizer, run.provenance.begin or ())
+        return export_pretrained_tokenizer(tokenizer, run.provenance.pretrained)
+    if run.provenance.template:
+        return export_template_tokenizer(tokenizer, run.provenance.begin or ())
+    return export_tokenizer(tokenizer, part.delimiters)
+
+
+def _write_tokenizer_files(
+    run: EarlierRun, text: ExportedTokenizer, directory: Path, embed: Embedder, longest: int
+) -> None:
+    """Writes the tokenizer and, unless texts are in a template, the files of
+    sentence-transformers.
+    """
+    has_own_form = run.provenance.own_tokenizer is not None
+    if run.provenance.template and not has_own_form:
         write_tokenizer(directory, text, longest, text.special_tokens)
     else:
-        text = export_tokenizer(tokenizer, part.delimiters)
         write_layout(directory, text, embed.encoder.config, longest, embed.dense)
-    return text
-
-
-def check_can_export(output: Path) -> None:
-    """Raises UserError if an export cannot be written.
-
-    That is if `output` already exists, if its folder cannot be written, or if there are several
-    processes.
-    """
-    if jax.process_count() > 1:
-        raise UserError(
-            'an export is written by a single process: run it on one host, with JAX_PLATFORMS=cpu '
-            'if one host cannot use its chips without the others'
-        )
-    if is_on_bucket(output):
-        check_writable(get_cache_folder(), '--output')
-    else:
-        check_writable(output.absolute().parent, '--output')
-    with explain_errors('--output', str(output)):
-        exists = output.exists()
-    if exists:
-        raise UserError(f'--output {output}: already exists: remove it, or give another')
 
 
 def _make_parity_report(
@@ -229,27 +241,3 @@ def _link(path: Path, other: Path) -> None:
         os.link(path, other)
     except OSError:
         shutil.copyfile(path, other)
-
-
-@contextmanager
-def atomic_directory(output: Path) -> Iterator[Path]:
-    """Yields a temporary directory; renames it to `output` on success and removes it on failure.
-
-    If `output` is in a bucket, the directory is in the cache and is uploaded on success.
-    """
-    if is_on_bucket(output):
-        cache = get_cache_folder()
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='export-', dir=cache) as folder:
-            yield Path(folder)
-            upload_folder(Path(folder), str(output), '--output')
-        return
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f'.{output.name}.', dir=output.absolute().parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp makes it readable by its owner only
-        temporary.rename(output.absolute())
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise

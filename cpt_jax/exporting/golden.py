@@ -90,12 +90,20 @@ def read_golden(directory: Path) -> Golden | None:
         ) from None
 
 
-def compute_differences(directory: Path, golden: Golden) -> dict[Side, float]:
+def compute_differences(directory: Path, golden: Golden, fsdp: int = 1) -> dict[Side, float]:
     """Returns, for each side, the largest absolute difference between any dimension of the golden
     vectors and those that cpt_jax computes after loading `directory` in float32.
+
+    Args:
+      directory: directory of a model.
+      golden: texts and vectors to compare with.
+      fsdp: number of devices over which the parameters are sharded.
     """
     embed = load_embedder(
-        str(directory), dtype='float32', representation=Representation(template=golden.template)
+        str(directory),
+        dtype='float32',
+        representation=Representation(template=golden.template),
+        fsdp=fsdp,
     )
     return {
         side: float(np.abs(embed(golden.texts, side) - rows).max())

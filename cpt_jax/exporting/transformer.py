@@ -1,21 +1,19 @@
 """Export of an encoder as config.json and safetensors files of transformers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
 
+from cpt_jax.exporting.weight_shards import ShardPlan
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.family import Family
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import iterate_tensors
-from cpt_jax.model.formats.safetensors_files import INDEX
+from cpt_jax.model.families.write import count_elements, iterate_tensors
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_files import write_json
 
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
 
@@ -193,10 +191,11 @@ def _make_llama_config(config: EncoderConfig) -> dict[str, Any]:
 
 def write_weights(
     family: Family, encoder: Encoder, rows: int, directory: Path, dtype: str, shard_bytes: int
-) -> None:
-    """Writes model.safetensors, or several shards and their index if it would be too large.
+) -> ShardPlan:
+    """Writes model.safetensors, or several shards if it would be too large, without their index.
 
-    Only one shard is in host memory at a time.
+    Several processes take turns: process k of P writes the shards k, k + P, k + 2 P and so on. Only
+    one shard and one tensor are in the memory of a host at a time, beside its part of the weights.
 
     Args:
       family: family to write the weights as.
@@ -206,49 +205,20 @@ def write_weights(
       dtype: dtype of the weights, a key of DTYPES.
       shard_bytes: int, maximum bytes per file, unless a single tensor is larger.
 
+    Returns:
+      The files that all processes write together.
+
     Raises:
       UserError: a weight is out of the range of the dtype.
     """
-    tensors = (
-        (name, _cast_weights(name, array, dtype))
-        for name, array in iterate_tensors(family, encoder, rows)
+    item_bytes = np.dtype(DTYPES[dtype]).itemsize
+    plan = ShardPlan.make(
+        {name: n * item_bytes for name, n in count_elements(family, encoder, rows).items()},
+        shard_bytes,
     )
-    write_tensors(tensors, directory, shard_bytes)
-
-
-def write_tensors(
-    tensors: Iterator[tuple[str, np.ndarray]], directory: Path, shard_bytes: int
-) -> None:
-    """Writes tensors as model.safetensors, or as several shards and their index.
-
-    Args:
-      tensors: name and array of each.
-      directory: directory to write to.
-      shard_bytes: int, maximum bytes per file, unless a single tensor is larger.
-    """
-    shards = []  # (path, names, bytes)
-    for number, shard in enumerate(_split_into_shards(tensors, shard_bytes)):
-        path = directory / f'.shard-{number}'
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in shard.items()},
-            path,
-            metadata={'format': 'pt'},
-        )
-        path.chmod(0o644)  # safetensors makes it readable by its owner only
-        shards.append((path, list(shard), sum(array.nbytes for array in shard.values())))
-    if len(shards) == 1:
-        shards[0][0].rename(directory / 'model.safetensors')
-        return
-    names = {
-        path: f'model-{number:05d}-of-{len(shards):05d}.safetensors'
-        for number, (path, _, _) in enumerate(shards, 1)
-    }
-    for path, name in names.items():
-        path.rename(directory / name)
-    weight_map = {tensor: names[path] for path, tensors, _ in shards for tensor in tensors}
-    total_size = sum(size for _, _, size in shards)
-    index = {'metadata': {'total_size': total_size}, 'weight_map': weight_map}
-    write_json(directory / INDEX, index)
+    own = iterate_tensors(family, encoder, rows, plan.list_own_names())
+    plan.write(((name, _cast_weights(name, array, dtype)) for name, array in own), directory)
+    return plan
 
 
 def _cast_weights(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
@@ -261,19 +231,3 @@ def _cast_weights(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
             f'{dtype} cannot represent: choose another dtype'
         )
     return narrow
-
-
-def _split_into_shards(
-    tensors: Iterator[tuple[str, np.ndarray]], max_bytes: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Groups tensors, in order, into shards of at most `max_bytes` or of one larger tensor."""
-    shard: dict[str, np.ndarray] = {}
-    size = 0
-    for name, array in tensors:
-        if shard and size + array.nbytes > max_bytes:
-            yield shard
-            shard = {}
-            size = 0
-        shard[name] = array
-        size += array.nbytes
-    yield shard

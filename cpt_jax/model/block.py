@@ -255,6 +255,7 @@ class FeedForward(nnx.Module):
             self.gate = make_parameter(rngs, normal(0.02), *layer_axis, width, hidden)
         if config.bias:
             self.up_bias = make_parameter(rngs, constant(0.0), *layer_axis, hidden)
+        if config.down_bias:
             self.down_bias = make_parameter(rngs, constant(0.0), *layer_axis, (config.width, None))
 
     def __call__(self, h: jax.Array, noise: Noise) -> jax.Array:
@@ -270,7 +271,7 @@ class FeedForward(nnx.Module):
         down = multiply_with_adapter(
             self, 'down', '...f,fd->...d', up, ('tensor', None), P(BATCH), noise
         )
-        if not self.config.bias:
+        if not self.config.down_bias:
             return down
         return add_bias(down, broadcast_vector(self.down_bias, down))
 

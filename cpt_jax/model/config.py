@@ -137,6 +137,7 @@ class EncoderConfig:
         attention: 'no', 'one norm' (GPT-J) or 'two norms' (GPT-NeoX).
       qkv_bias: whether query, key and value projections have biases; None: as `bias`.
       out_bias: whether the output projection of attention has a bias; None: as `bias`.
+      down_bias: whether the last matrix of the feed-forward part has a bias; None: as `bias`.
       query_key_norm: whether an RMSNorm is applied to each head's query and key (Qwen3).
       attention_width: attention logits are divided by its square root; 0: head_width.
       local_layers: for each layer, whether it attends within `window` and rotates by
@@ -195,6 +196,7 @@ class EncoderConfig:
     parallel: str = 'no'
     qkv_bias: bool | None = None
     out_bias: bool | None = None
+    down_bias: bool | None = None
     query_key_norm: bool = False
     attention_width: float = 0
     local_layers: tuple[bool, ...] = ()
@@ -253,6 +255,7 @@ class EncoderConfig:
             'embedding_width': self.embedding_width or self.width,
             'qkv_bias': self.bias if self.qkv_bias is None else self.qkv_bias,
             'out_bias': self.bias if self.out_bias is None else self.out_bias,
+            'down_bias': self.bias if self.down_bias is None else self.down_bias,
             # JSON gives lists for the rest.
             'rotary_scaling': tuple(self.rotary_scaling),
             'local_rotary_scaling': tuple(self.local_rotary_scaling),

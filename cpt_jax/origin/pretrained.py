@@ -37,6 +37,7 @@ from cpt_jax.origin.sentence_transformers import (
     resolve_similarity,
 )
 from cpt_jax.origin.transformer_files import (
+    Architecture,
     TransformerFiles,
     is_gguf_file,
     open_transformer,
@@ -285,11 +286,9 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
     if has_pooler:
         check_pooler(files, model.family.prefixes, '--pooling pooler')
         shape |= {'dense': (make_pooler_config(width),)}
-    # sentence-transformers takes its own limit in place of the tokenizer's.
     if form.max_tokens and form.max_tokens > shape['max_length']:
         _warn_about_limit(form.directory, form.max_tokens, shape['max_length'])
     tokenizer_limit = read_tokenizer_config(tokenizer_folder).get('model_max_length')
-    limits = [form.max_tokens or tokenizer_limit, shape['max_length']]
     return Pretrained(
         directory=directory,
         reference=reference if is_remote(reference) else str(directory),
@@ -300,7 +299,7 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
         rows=model.rows,
         tokenizer_folder=tokenizer_folder,
         tokenizer=tokenizer,
-        max_tokens=int(min(limit for limit in limits if limit)),
+        max_tokens=_limit_tokens(form, model, tokenizer_limit),
         dense=form.dense,
         has_pooler=has_pooler,
         has_own_form=_has_own_form(levels, form, shape),
@@ -337,6 +336,18 @@ def _open_tokenizer(
             f'{model.rows:,} rows: convert the model again'
         )
     return tokenizer
+
+
+def _limit_tokens(
+    form: SentenceFiles, model: TransformerFiles | Architecture, of_tokenizer: float | None = None
+) -> int:
+    """Returns the maximum tokens of a text, as in sentence-transformers: its own limit replaces
+    that of the tokenizer and that of the family.
+    """
+    limits: list[float | None] = [of_tokenizer, model.family.default_limit(model.config)]
+    if form.max_tokens:
+        limits = [form.max_tokens]
+    return int(min(limit for limit in [*limits, model.shape['max_length']] if limit))
 
 
 @functools.cache
@@ -395,8 +406,7 @@ def read_planned_model(reference: str) -> PlannedModel | None:
     width = found.shape.get('embedding_width') or found.shape['width']
     pooling = _resolve_pooling(sentence, found.shape.get('pooling', 'eos'), '')
     shape = {**found.shape, 'pooling': pooling, 'dense': read_dense_configs(sentence.dense, width)}
-    limits = [sentence.max_tokens, shape['max_length']]
-    max_tokens = min(limit for limit in limits if limit)
+    max_tokens = _limit_tokens(sentence, found)
     has_own_form = _has_own_form([sentence], sentence, shape)
     return PlannedModel(shape, found.rows, max_tokens, has_own_form, found.config)
 

@@ -44,6 +44,7 @@ _STORED_KEYS = {
     'own_tokenizer': allow_null(OBJECT),
     'cleaned': OBJECT,
     'merged': allow_null(allow_list(OBJECT)),
+    'agrees_on_rows': FLAG,
 }
 
 
@@ -83,8 +84,11 @@ class Provenance:
       cleaned: name of each source that launch/prepare.py wrote -> test sets whose texts were
         removed from it, by name, with `texts`, `searched` and `queries_only` (data/prepared.py), or
         names alone in older runs; None if none were searched for.
-      merged: model, weight and method of each part that launch/merge.py merged; None if the
-        parameters were trained.
+      merged: model, weight, method and init_from (a list, see `list_origins`) of each part that
+        launch/merge.py merged; None if the parameters were trained. Runs merged by earlier versions
+        have no init_from.
+      agrees_on_rows: whether several processes agree on the number of rows of each batch. In
+        earlier runs every batch had the maximum.
     """
 
     config: Mapping[str, Any]
@@ -100,6 +104,7 @@ class Provenance:
         default_factory=dict
     )
     merged: list[dict[str, Any]] | None = None
+    agrees_on_rows: bool = False
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Provenance':
@@ -130,6 +135,7 @@ class Provenance:
             own_tokenizer=stored.get('own_tokenizer'),
             cleaned=stored.get('cleaned', {}),
             merged=stored.get('merged'),
+            agrees_on_rows=stored.get('agrees_on_rows', False),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -140,9 +146,18 @@ class Provenance:
         for key in ('base', 'own_tokenizer', 'merged'):
             if stored[key] is None:
                 del stored[key]
-        if not stored['cleaned']:
-            del stored['cleaned']
+        for key in ('cleaned', 'agrees_on_rows'):
+            if not stored[key]:
+                del stored[key]
         return stored
+
+    def list_origins(self) -> list[str]:
+        """Returns the model that training started from; of a merged run, those of all its parts."""
+        own = [self.config['init_from']]
+        found = own
+        if self.merged:
+            found = [origin for part in self.merged for origin in part.get('init_from', own)]
+        return [*dict.fromkeys(filter(None, found))]
 
     @property
     def objective(self) -> str:

@@ -14,8 +14,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from typing import NoReturn
 
@@ -31,6 +31,13 @@ from cpt_jax.runtime.local_gpus import list_own_gpus
 _FAILED = 'cpt_jax/failed'  # 'exit status:process index:message' of a process that failed
 _HEARD = 'cpt_jax/heard'  # one key below it for each process that is about to exit
 _CALLED = 'cpt_jax/called'  # one key below it for each announced exchange
+
+# Called on this process before a failure ends it; see `clean_up_on_failure`.
+_cleanups: list[Callable[[], None]] = []
+
+# Held by the thread that exits this process: the main thread and the one that watches the others
+# may learn of a failure at the same time.
+_exiting = threading.Lock()
 
 _POLL_SECONDS = 2.0
 _EXIT_TIMEOUT_SECONDS = 20.0  # maximum time that process 0 keeps the store for the other processes
@@ -100,6 +107,23 @@ def exit_together() -> Iterator[None]:
         # A thread that returns from C++ code while the interpreter shuts down aborts the process
         # (seen once in 60 runs).
         listener.join()
+
+
+@contextmanager
+def clean_up_on_failure(clean_up: Callable[[], None] | None) -> Iterator[None]:
+    """Calls a function before this process exits, if any process fails during the block.
+
+    Only in a block of `exit_together`. Process 0 calls its function last, when the other processes
+    no longer work.
+
+    Args:
+      clean_up: the function; None: this process has nothing to clean up.
+    """
+    added = [clean_up] if clean_up else []
+    _cleanups.extend(added)
+    yield
+    for function in added:
+        _cleanups.remove(function)
 
 
 def check_equal_devices(devices: Sequence[jax.Device]) -> None:
@@ -188,6 +212,7 @@ def _exit_process(store, line: str, status: int) -> NoReturn:
 
     Process 0 exits last, because it holds the store from which the others read the reason.
     """
+    _exiting.acquire()
     print(f'error: {line}', file=sys.stderr, flush=True)
     try:
         store.key_value_set(f'{_HEARD}/{jax.process_index()}', '1', allow_overwrite=True)
@@ -199,6 +224,9 @@ def _exit_process(store, line: str, status: int) -> NoReturn:
                 break
             time.sleep(_POLL_SECONDS / 10)
     finally:
+        for clean_up in _cleanups:
+            with suppress(Exception):  # the reason is known and has been printed
+                clean_up()
         sys.stdout.flush()
         # sys.exit would run JAX's exit handlers, which wait for all processes at a barrier.
         os._exit(status)

@@ -127,15 +127,17 @@ class Searcher:
         return search_everywhere(queries_QxD, blocks, k, self.memory)
 
 
-def compute_search_recall(exact: Hits, hits: Hits) -> float:
+def compute_search_recalls(exact: Hits, hits: Hits) -> np.ndarray:
     """Returns the fraction of the documents of exact search that are also in `hits`.
 
-    It is the mean over the queries for which exact search finds a document; 1 if there is no such
-    query.
+    Returns:
+      float64 [Q], one number for each query; 1 if exact search finds no document.
     """
     pairs = zip(_drop_empty_hits(exact), _drop_empty_hits(hits), strict=True)
-    recalls = [np.isin(right_k, found_k).mean() for right_k, found_k in pairs if len(right_k)]
-    return float(np.mean(recalls)) if recalls else 1.0
+    recalls = [
+        np.isin(right_k, found_k).mean() if len(right_k) else 1.0 for right_k, found_k in pairs
+    ]
+    return np.array(recalls)
 
 
 def _drop_empty_hits(hits: Hits) -> list[np.ndarray]:

@@ -1,5 +1,6 @@
 """Outputs in buckets."""
 
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,20 +13,34 @@ _PARALLEL_WRITES = 8
 _LAST = ('config.json', 'adapter_config.json')
 
 
-def upload_folder(folder: Path, url: str, name: str) -> None:
+def upload_folder(folder: Path, url: str, name: str, without: Collection[Path] = ()) -> None:
     """Copies the files of a local folder into a bucket.
-
-    The files without which nothing loads the folder are written when all others are.
 
     Args:
       folder: the local folder.
       url: URL of the folder to write.
       name: flag or argument that the URL comes from, for messages.
+      without: paths of files that are not copied.
 
     Raises:
       UserError: the bucket cannot be written.
     """
-    paths = sorted(path for path in folder.rglob('*') if path.is_file())
+    files = {path for path in folder.rglob('*') if path.is_file()}
+    upload_files(sorted(files.difference(without)), folder, url, name)
+
+
+def upload_files(paths: Sequence[Path], folder: Path, url: str, name: str) -> None:
+    """Copies some files of a local folder into a bucket.
+
+    The files without which nothing loads the folder are written when all others are.
+
+    Args:
+      paths: the files.
+      folder, url, name: see `upload_folder`.
+
+    Raises:
+      UserError: the bucket cannot be written.
+    """
     total = sum(path.stat().st_size for path in paths)
     with (
         explain_errors(name, url, 'written'),
@@ -40,3 +55,25 @@ def upload_folder(folder: Path, url: str, name: str) -> None:
 
         list(threads.map(upload, (path for path in paths if path.name not in _LAST)))
         list(threads.map(upload, (path for path in paths if path.name in _LAST)))
+
+
+def download_files(paths: Sequence[Path], folder: Path, url: str, name: str) -> None:
+    """Copies files of a bucket into a local folder, under the names that `upload_files` gave them.
+
+    Raises:
+      UserError: the bucket cannot be read.
+    """
+    with explain_errors(name, url), ThreadPoolExecutor(_PARALLEL_WRITES) as threads:
+        filesystem, root = open_filesystem(url)
+
+        def download(path: Path) -> None:
+            filesystem.get_file(f'{root}/{path.relative_to(folder).as_posix()}', str(path))
+
+        list(threads.map(download, paths))
+
+
+def remove_folder(url: str) -> None:
+    """Removes a folder of a bucket, if it exists."""
+    filesystem, root = open_filesystem(url)
+    if filesystem.exists(root):
+        filesystem.rm(root, recursive=True)

@@ -48,11 +48,10 @@ _CLASSES = {
 }
 # Classes of families, if no file names a class.
 _CLASS_BY_FAMILY = {
-    'bert': 'BertTokenizer',
-    'distilbert': 'BertTokenizer',
+    **dict.fromkeys(('bert', 'distilbert', 'nomic_bert'), 'BertTokenizer'),
     'mpnet': 'MPNetTokenizer',
     'roberta': 'RobertaTokenizer',
-    'xlm-roberta': 'XLMRobertaTokenizer',
+    **dict.fromkeys(('xlm-roberta', 'gte'), 'XLMRobertaTokenizer'),
     **dict.fromkeys(('gpt2', 'gptj', 'opt', 'codegen'), 'GPT2Tokenizer'),
     'gpt_neox': 'GPTNeoXTokenizer',
     **dict.fromkeys(('qwen2', 'qwen3'), 'Qwen2Tokenizer'),

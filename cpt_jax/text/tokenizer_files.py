@@ -132,7 +132,7 @@ def _read_model(
         return _read_wordpiece(path, config, tokenizer_config)
     if path.name == 'vocab.json':
         return HuggingFaceJson(build_byte_level_json(path.parent, config, tokenizer_config))
-    if config.get('model_type') == 'xlm-roberta':
+    if config.get('model_type') in ('xlm-roberta', 'gte'):
         raise UserError(
             f'{path}: XLM-RoBERTa gives other ids to the pieces of this sentencepiece model; write '
             f'a tokenizer.json with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
@@ -148,9 +148,9 @@ def _read_wordpiece(
 ) -> TokenizerModel:
     """Reads BERT's vocab.txt. Raises UserError for another family, such as MPNet."""
     has_class = tokenizer_config.get('tokenizer_class', 'Bert').startswith(('Bert', 'DistilBert'))
-    if config.get('model_type') not in ('bert', 'distilbert') or not has_class:
+    if config.get('model_type') not in ('bert', 'distilbert', 'nomic_bert') or not has_class:
         raise UserError(
-            f'{path}: is read for BERT and DistilBERT only; write a tokenizer.json with '
+            f'{path}: is read for BERT, DistilBERT and NomicBERT only; write a tokenizer.json with '
             f'`AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
         )
     return HuggingFaceJson(build_wordpiece_json(path.parent, tokenizer_config))

@@ -37,6 +37,7 @@ from cpt_jax.runtime.mesh import assign_mesh_shardings
 from cpt_jax.storage.paths import make_absolute
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
+from cpt_jax.training.agreed_rows import agree_on_rows
 from cpt_jax.training.form import find_begin_ids, resolve_equality, resolve_form
 from cpt_jax.training.objective import HeldOut, Objective
 from cpt_jax.training.resolve import Resolved, replace_architecture, resolve, resolve_architecture
@@ -91,12 +92,17 @@ class Run(Resolved):
     def iterate_batches_after(self, step: int) -> Iterator[Mapping[int, Batch]]:
         """Returns an iterator over this process's parts of the batches of steps `step` + 1,
         `step` + 2, ..., which threads prepare ahead of time.
+
+        All processes must iterate over it together; see cpt_jax/training/agreed_rows.py.
         """
         options = grain.ReadOptions(
             num_threads=self.data.threads, prefetch_buffer_size=self.data.prefetch
         )
         all_batches = make_local_batches(self.indices, self.reader, self.layout, self.mesh)
-        return iter(all_batches[step:].to_iter_dataset(options))
+        batches = iter(all_batches[step:].to_iter_dataset(options))
+        if jax.process_count() == 1 or not self.layout.smaller_row_counts:
+            return batches
+        return agree_on_rows(batches, self.mesh)
 
     @property
     def held_out(self) -> HeldOut:
@@ -154,7 +160,8 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         fingerprints |= reader.targets.fingerprints
     if start.previous:
         _check_vectors(start.previous.provenance.sources, fingerprints, workdir)
-    layout = _plan_rows(reader, resolved)
+    agrees_on_rows = start.previous is None or start.previous.provenance.agrees_on_rows
+    layout = _plan_rows(reader, resolved, agrees_on_rows)
     base, base_description = _open_base(start, resolved.lora, workdir)
     heldout_pairs = _load_heldout_pairs(resolved.evaluation, config, objective, tokenizer)
     _check_heldout_is_used(config, heldout_pairs)
@@ -172,6 +179,7 @@ def set_up(config: Mapping[str, Any], workdir: Path) -> Run:
         base=base_description,
         own_tokenizer=(tokenizer.settings if isinstance(tokenizer, PretrainedTokenizer) else None),
         cleaned=cleaned,
+        agrees_on_rows=agrees_on_rows,
     )
     return Run(
         **vars(resolved),
@@ -210,8 +218,16 @@ def _check_origin_of_adapters(config: Mapping[str, Any]) -> None:
         )
 
 
-def _plan_rows(reader: TokenReader, resolved: Resolved) -> Layout:
+def _plan_rows(reader: TokenReader, resolved: Resolved, agrees_on_rows: bool) -> Layout:
+    """Returns the layout of the batches.
+
+    Args:
+      reader: reader of the pairs.
+      resolved: the resolved sections of the config.
+      agrees_on_rows: see Provenance. Earlier runs go on with one row count.
+    """
     data, train = resolved.data, resolved.train
+    can_choose = jax.process_count() == 1 or agrees_on_rows
     return plan_layout(
         reader,
         resolved.mesh,
@@ -220,7 +236,7 @@ def _plan_rows(reader: TokenReader, resolved: Resolved) -> Layout:
         data.row_length,
         data.rows,
         data.packed,
-        data.row_choices,
+        data.row_choices if can_choose else 1,
     )
 
 

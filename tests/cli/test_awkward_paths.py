@@ -21,7 +21,7 @@ from cpt_jax.data.files import find_input_files
 from cpt_jax.data.sources.jsonl import JsonlSource
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.evals.registry import fetch_data_dir, find_tasks
-from cpt_jax.exporting.directory import atomic_directory, check_can_export
+from cpt_jax.exporting.output import atomic_directory, check_can_export
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import get_cache_folder, load_or_build

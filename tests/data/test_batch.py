@@ -7,13 +7,21 @@ import jax
 import numpy as np
 import pytest
 
-from cpt_jax.data.batch import Layout, make_local_batches, pack_group, place_batch, plan_layout
+from cpt_jax.data.batch import (
+    Batch,
+    Layout,
+    make_local_batches,
+    pack_group,
+    place_batch,
+    plan_layout,
+)
 from cpt_jax.data.equality import hash_tokens, normalize_text
 from cpt_jax.data.mixture import make_batches
 from cpt_jax.data.pairs import Pair, check_negatives, compute_content_id
 from cpt_jax.data.token_reader import PairTokenReader, sample_lengths
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import BATCH, make_mesh
+from cpt_jax.training.agreed_rows import add_rows, agree_on_rows
 from tests.conftest import sentences
 
 
@@ -283,6 +291,38 @@ def test_batch_has_the_smallest_row_count_that_fits(reader):
                 np.testing.assert_array_equal(a[:, :rows] if field.endswith('RxS') else a, b)
         assert place_batch(short, mesh, some).tokens_JxRxS.shape == (2, 2 * rows, 64)
     assert len(seen) > 1
+
+
+def test_parts_with_an_agreed_row_count_are_those_of_one_process(reader):
+    """Each part alone has the rows that it needs, as on a process of its own."""
+    mesh = make_mesh(2, 1, 4)
+    layout = plan_layout(reader, mesh, 128, 2, row_length=64, rows=0, row_choices=3)
+    indices = make_batches({'a': reader.sources[0]}, {'a': 1.0}, 0, 128)
+    data = make_local_batches(indices, reader, layout, mesh)
+    whole = [data[step] for step in range(8)]
+
+    def take_part(step: int, part: int) -> Batch:
+        batch = whole[step][part]
+        used = 1 + int(np.flatnonzero(batch.segments_JxRxS.any((0, 2))).max())
+        rows = layout.choose_row_count(used)
+        fields = ('tokens_JxRxS', 'segments_JxRxS', 'positions_JxRxS')
+        return batch._replace(**{name: getattr(batch, name)[:, :rows] for name in fields})
+
+    grown = 0
+    for step in range(8):
+        parts = [{part: take_part(step, part)} for part in range(2)]
+        rows = [part.tokens_JxRxS.shape[1] for own in parts for part in own.values()]
+        grown += min(rows) < max(rows)
+        for own in parts:
+            (part,) = own
+            found = add_rows(own, np.int32(max(rows)))[part]
+            for a, b in zip(found, whole[step][part], strict=True):
+                np.testing.assert_array_equal(a, b)
+    assert grown
+
+    # On one process, the devices find its own row count.
+    for a, b in zip(agree_on_rows(iter(whole), mesh), whole, strict=True):
+        assert a is b
 
 
 def test_batch_has_the_index_of_its_source(tokenizer):

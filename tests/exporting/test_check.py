@@ -1,5 +1,6 @@
 """launch/export.py --check: each defect is reported with the readers that it breaks."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -228,3 +229,16 @@ def test_changed_weights_and_missing_files_are_reported(copy):
     (copy / 'config.json').unlink()
     with pytest.raises(UserError, match='has no config.json: give the directory of a model'):
         check(copy)
+
+
+def test_positions_of_nomic_bert_are_the_larger_of_two_keys(tmp_path):
+    """transformers adds `max_position_embeddings` with its default to a published config.json."""
+    config = {'model_type': 'nomic_bert', 'n_positions': 64, 'max_position_embeddings': 32}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    (tmp_path / 'modules.json').write_text('[]')
+    for longest, is_wrong in ((64, False), (65, True)):
+        lengths = {'max_seq_length': longest}
+        (tmp_path / 'sentence_bert_config.json').write_text(json.dumps(lengths))
+        found = [defect.what for defect in check(tmp_path).defects]
+        assert ('is 65, but there are 64 positions' in found) == is_wrong
+        assert not any('32 positions' in what for what in found)

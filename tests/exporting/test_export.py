@@ -238,6 +238,36 @@ def test_card_escapes_what_users_typed(tokenizer, tmp_path):
     assert f'SentenceTransformer({name!r})' in code
 
 
+def test_card_of_a_merged_run_names_the_origins_of_all_parts(tokenizer, tmp_path):
+    """The weights of its sources are left out, since they are those of several mixtures."""
+    run = write_run(tmp_path / 'run', tokenizer)
+    earlier = resolve_model(str(run), '--model')
+    sources = {'a': {'kind': 'text', 'epochs': 2.0}}
+    config = earlier.provenance.config | {'init_from': 'first', 'data': {'sources': sources}}
+    part = ExportedPart('', ('x', 'y'), {'query': ''}, 9, 0.0, 'gpt2', 8, {})
+
+    def make_card(merged):
+        provenance = dataclasses.replace(earlier.provenance, config=config, merged=merged)
+        described = ExportedRun(earlier.run_dir, earlier.step, provenance, 'float32', 'mit')
+        write_card(tmp_path, described, 'out', [part])
+        return (tmp_path / 'README.md').read_text()
+
+    alone = make_card(None)
+    assert 'Training started from `first`, whose license also applies.\n' in alone
+    assert '| source | kind | weight | content |\n' in alone
+    assert '\n| a | text | 2 epochs |  |\n' in alone
+    plain = {'weight': 0.5, 'method': 'linear'}
+    parts = [  # the first is of an earlier version, the second was merged itself
+        {'model': 'runs/a', **plain},
+        {'model': 'runs/b', **plain, 'init_from': ['other', 'first']},
+    ]
+    merged = make_card(parts)
+    assert (
+        'Training started from `first`, `other`, whose licenses also apply.\n\n'
+        '| source | kind | content |\n| --- | --- | --- |\n| a | text |  |\n'
+    ) in merged
+
+
 @pytest.mark.parametrize(
     ('name', 'content', 'message'),
     [

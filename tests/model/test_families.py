@@ -16,7 +16,9 @@ from safetensors.numpy import load_file, save_file
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.known import find_family
-from cpt_jax.model.families.load import iterate_tensors, load_encoder, resize_token_table
+from cpt_jax.model.families.load import load_encoder, resize_token_table
+from cpt_jax.model.families.stored_names import rename_tensors
+from cpt_jax.model.families.write import count_elements, iterate_tensors
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.formats.weight_files import open_weight_files
 from cpt_jax.runtime.errors import UserError
@@ -69,7 +71,8 @@ def load(
         **family.shape(config) | {'remat': 'none', 'pooling': 'eos'} | changes,
     ).resolve_auto('cpu')
     mesh = make_mesh(*sizes, devices=jax.devices()[: np.prod(sizes)])
-    return load_encoder(family, TensorFiles(folder), encoder_config, mesh), mesh
+    files = rename_tensors(TensorFiles(folder), family, encoder_config, is_tied=False)
+    return load_encoder(family, files, encoder_config, mesh), mesh
 
 
 def compute_states(
@@ -183,7 +186,7 @@ def test_relative_bias_in_long_texts_matches_transformers(directories, sizes, ch
         np.testing.assert_allclose(mine, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize('case', ['xlm-roberta', 'llama'])
+@pytest.mark.parametrize('case', ['xlm-roberta', 'llama', 'gte'])
 def test_vectors_are_pooled_states(directories, case):
     folder = directories(case)
     texts = make_random_ids(TEXTS)
@@ -221,6 +224,8 @@ def test_written_tensors_are_bitwise_those_read(directories, case):
     assert found.keys() == stored.keys() - {'pooler.dense.weight', 'pooler.dense.bias'}
     for name, array in found.items():
         assert array.dtype == stored[name].dtype and np.array_equal(array, stored[name]), name
+    sizes = [(name, array.size) for name, array in found.items()]
+    assert [*count_elements(family, encoder, VOCABULARY).items()] == sizes
 
 
 def test_sharded_file_with_prefix_and_head_is_loaded(tmp_path):
@@ -306,9 +311,11 @@ def test_damaged_missing_and_unsupported_files_are_rejected(directories, tmp_pat
     ):
         open_weight_files(folder)
     with pytest.raises(
-        UserError, match="model_type='t5' is not supported; supported are gpt2, opt, "
+        UserError, match="model_type='t5' is not supported; supported are gpt2, opt, .*, gte$"
     ):
         find_family({'model_type': 't5'})
+    with pytest.raises(UserError, match='"gte", such as alibaba-nlp-community/gte-multilingual-b'):
+        find_family({'model_type': 'new'})
     config = json.loads((folder / 'config.json').read_text())
     for key, value, line in [
         ('hidden_act', 'gelu', "hidden_act='gelu' is not supported; it must be 'silu'"),
@@ -351,6 +358,52 @@ def test_unsupported_gemma_is_rejected():
     ]:
         with pytest.raises(UserError, match=line):
             find_family(config).shape(config | {key: value})
+
+
+def test_unsupported_rotary_berts_are_rejected():
+    for case, key, value, line in [
+        ('gte', 'rope_parameters', {'rope_type': 'dynamic', 'factor': 2.0}, "type 'dynamic' is no"),
+        ('gte', 'rope_scaling', {'type': 'ntk', 'factor': 8.0}, "rope type 'ntk' is not supported"),
+        ('gte', 'layer_norm_type', 'rms_norm', "layer_norm_type='rms_norm' is not supported"),
+        ('gte', 'position_embedding_type', 'absolute', "it must be 'rope'"),
+        ('gte', 'logn_attention_scale', True, 'logn_attention_scale=True is not supported'),
+        ('gte', 'hidden_act', 'relu', "hidden_act='relu' is not supported"),
+        ('nomic_bert', 'num_experts', 8, 'num_experts=8 is not supported'),
+        ('nomic_bert', 'prenorm', True, 'prenorm=True is not supported; it must be False'),
+        ('nomic_bert', 'qkv_proj_bias', True, 'qkv_proj_bias=True is not supported'),
+        ('nomic_bert', 'rotary_emb_base', 10_000, 'rotary_emb_base=10000 is not supported; it mu'),
+        ('nomic_bert', 'n_embd', 32, 'n_embd=32, but transformers reads hidden_size=24: set hid'),
+        ('nomic_bert', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer from 1'),
+        ('bert', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer from 1'),
+        ('roberta', 'type_vocab_size', 0, 'type_vocab_size=0: must be an integer from 1'),
+    ]:
+        with pytest.raises(UserError, match=line):
+            find_family(CONFIGS[case]).shape(CONFIGS[case] | {key: value})
+
+
+def test_config_of_nomic_ai_has_the_sizes_of_transformers():
+    """transformers ignores the keys of nomic-ai's own code, and takes its defaults."""
+    published = FACTS['configs']['nomic-embed-text-v1']['old']
+    read = FACTS['configs']['nomic-embed-text-v1']['new']
+    assert 'hidden_size' not in published and 'n_embd' in published
+    ours = find_family(published).shape(published)
+    assert ours == find_family(published).shape(read)
+    sizes = (ours['width'], ours['layers'], ours['rotary_base'], ours['max_length'])
+    assert sizes == (768, 12, 1000, 8192)
+
+
+def test_rope_scaling_goes_before_rope_parameters():
+    """As in transformers 5.23 (`convert_rope_params_to_dict`)."""
+    config = CONFIGS['llama'] | {
+        'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
+        'rope_theta': 500.0,
+    }
+    found = find_family(config).shape(config)
+    assert (found['rotary_base'], found['rotary_scaling']) == (500, ('linear', 2))
+    # A base beside `rope_parameters` without one.
+    del config['rope_scaling']
+    config['rope_parameters'] = {'rope_type': 'default'}
+    assert find_family(config).shape(config)['rotary_base'] == 500
 
 
 @pytest.mark.parametrize('name', ['gemma 3 1b', 'gemma 3 1b, both ways', 'modernbert base'])

@@ -12,6 +12,7 @@ from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.known import find_family
 from cpt_jax.model.families.load import TensorNames
 from cpt_jax.model.families.stored_names import find_table_name, rename_tensors
+from cpt_jax.model.families.tensors import join_mappings
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.runtime.errors import UserError
 from tests.goldens.golden import restore
@@ -76,3 +77,64 @@ def test_norms_of_tensorflow_checkpoints_have_their_names(directories, tmp_path)
     TensorNames(family, files, encoder_config)
     name = 'embeddings.LayerNorm.weight'
     np.testing.assert_array_equal(files.read(f'bert.{name}'), stored[name])
+
+
+JOINED = {
+    'nomic_bert': 'encoder.layers.1.attn.Wqkv.weight',
+    'gte': 'encoder.layer.1.mlp.up_gate_proj.weight',
+}
+
+
+@pytest.mark.parametrize('case', JOINED)
+def test_names_of_transformers_modules_are_read_too(directories, tmp_path, case):
+    """`save_pretrained(save_original_format=False)` writes them."""
+    config = CONFIGS[case]
+    family = find_family(config)
+    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
+    folder = directories(case)
+    published = rename_tensors(TensorFiles(folder), family, encoder_config, is_tied=False)
+    tensors = {name: published.read(name) for name in published.names}
+    assert all(list(array.shape) == published.read_shape(name) for name, array in tensors.items())
+    assert not tensors.keys() & {stored.name.format(i=1) for stored in family.stored}
+    save_file(tensors, tmp_path / 'model.safetensors')
+    files = rename_tensors(TensorFiles(tmp_path), family, encoder_config, is_tied=False)
+    TensorNames(family, files, encoder_config)
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(files.read(name), array)
+    stored = load_file(folder / 'model.safetensors')[JOINED[case]]
+    parts = next(parts for name, parts in family.stored if name.format(i=1) == JOINED[case])
+    np.testing.assert_array_equal(
+        np.concatenate([tensors[part.format(i=1)] for part in parts]), stored
+    )
+
+
+def test_joined_mapping_only_writes():
+    config = CONFIGS['gte']
+    family = find_family(config)
+    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
+    joined = join_mappings(family.layer(encoder_config), family.stored)
+    (tensor,) = (tensor for tensor in joined if tensor.name.endswith('up_gate_proj.weight'))
+    with pytest.raises(NotImplementedError, match=r'up_gate_proj\.weight is read as 2 tensors'):
+        tensor.read(np.zeros((80, 24), np.float32))
+
+
+def test_joined_tensor_of_another_size_or_stored_twice_is_an_error(directories, tmp_path):
+    config = CONFIGS['gte']
+    family = find_family(config)
+    encoder_config = EncoderConfig(vocab_size=VOCABULARY, **family.shape(config))
+    name, part = JOINED['gte'], 'layers.1.mlp.gate_proj.weight'
+
+    def open_changed(folder: Path, **extra: np.ndarray) -> TensorFiles:
+        folder.mkdir()
+        changed = copy_with_change(
+            directories('gte'), folder, lambda tensors: tensors.update(extra)
+        )
+        return rename_tensors(TensorFiles(changed), family, encoder_config, is_tied=False)
+
+    files = open_changed(tmp_path / 'odd', **{name: np.zeros((81, 24), np.float32)})
+    line = r'up_gate_proj\.weight has shape \[81, 24\], which is not 2 tensors of equal size'
+    with pytest.raises(UserError, match=line):
+        files.read(part)
+    line = rf'{part} is also in {name}: save the model again'
+    with pytest.raises(UserError, match=line):
+        open_changed(tmp_path / 'twice', **{part: np.zeros((40, 24), np.float32)})

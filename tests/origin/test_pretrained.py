@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from cpt_jax.embed.load import load_embedder
-from cpt_jax.origin.pretrained import is_pretrained, list_model_directories, open_pretrained
+from cpt_jax.origin.pretrained import (
+    is_pretrained,
+    list_model_directories,
+    open_pretrained,
+    read_planned_model,
+)
 from cpt_jax.runtime.errors import UserError
 from tests.conftest import sentences
 from tests.embed.test_embedder import write_run
@@ -101,6 +106,23 @@ def test_limit_of_sentence_transformers_replaces_that_of_the_tokenizer(
     found = open_pretrained(str(folder))
     assert found.max_tokens == (expected or found.shape['max_length'])
     assert ('and not to max_seq_length=999' in caplog.text) == (own == 999)
+
+
+@pytest.mark.parametrize('form', ['old', 'new'])
+@pytest.mark.parametrize(('max_seq_length', 'expected'), [(8192, 8192), (None, 2048)])
+def test_length_of_nomic_bert_is_that_of_sentence_transformers(
+    tmp_path, caplog, form, max_seq_length, expected
+):
+    """`Transformer.__init__` of version 6.2 takes `max_position_embeddings` of NomicBertConfig, by
+    default 2048, only without `max_seq_length`.
+    """
+    config = read_golden('families').facts['configs']['nomic-embed-text-v1'][form]
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    lengths = {'max_seq_length': max_seq_length}
+    (tmp_path / 'sentence_bert_config.json').write_text(json.dumps(lengths))
+    found = read_planned_model(str(tmp_path))
+    assert found and found.max_tokens == expected
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ def test_a_part_of_a_split_is_an_error(prepared, splits):
         TfdsSource(path=str(prepared), split='train', **splits)
 
 
+@pytest.mark.parametrize('key', ['scores', 'score'])
+def test_numbers_cannot_be_read_from_texts(prepared, key):
+    """The field 'path' exists, so that only the first batch would fail."""
+    with pytest.raises(UserError, match=f'^{key}=path: .* which keeps no numbers: remove {key}'):
+        TfdsSource(path=str(prepared), split='train', **{key: 'path'})
+
+
 def test_prepared_rows_are_not_checked_again(prepared, monkeypatch):
     monkeypatch.setattr(TfdsSource, '_index_rows', lambda self: 1 / 0)
     source = TfdsSource(path=str(prepared), split='train')

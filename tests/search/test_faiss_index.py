@@ -7,16 +7,17 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.search import faiss_index
 from cpt_jax.search.faiss_index import FaissIndex
 from cpt_jax.search.ranking import Hits
-from cpt_jax.search.searcher import Searcher, compute_search_recall
+from cpt_jax.search.searcher import Searcher, compute_search_recalls
 
 
 def test_recall_is_the_fraction_of_documents_that_both_find():
     exact = Hits(np.array([[3, 2], [1, 0]], np.float32), np.array([[5, 6], [7, 8]]))
     found = Hits(np.array([[3, -np.inf], [1, 0.5]], np.float32), np.array([[5, 6], [8, 9]]))
-    assert compute_search_recall(exact, found) == 0.5 and compute_search_recall(exact, exact) == 1
+    assert compute_search_recalls(exact, found).tolist() == [0.5, 0.5]
+    assert compute_search_recalls(exact, exact).tolist() == [1, 1]
     # For example, the only document of the collection is the query itself.
     no_hits = Hits(np.full((2, 2), -np.inf, np.float32), exact.documents_Qxk)
-    assert compute_search_recall(no_hits, no_hits) == 1
+    assert compute_search_recalls(no_hits, no_hits).tolist() == [1, 1]
 
 
 def test_rows_are_taken_from_all_blocks():

@@ -1,12 +1,17 @@
 """Outputs in an emulated bucket."""
 
 import json
+import threading
 
 import fsspec
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from cpt_jax.exporting.directory import atomic_directory, check_can_export
+from cpt_jax.exporting.output import atomic_directory, check_can_export, open_export_folder
+from cpt_jax.exporting.weight_shards import take_own_shards
+from cpt_jax.runtime import multihost
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import get_cache_folder
 from cpt_jax.storage.paths import make_path
@@ -57,6 +62,52 @@ def test_export_is_uploaded_when_it_is_complete(emulator, tmp_path):
     assert not [*get_cache_folder().glob('export-*')]
     with pytest.raises(UserError, match='--output gs://bucket/exports/one: already exists'):
         check_can_export(make_path('gs://bucket/exports/one', '--output'))
+
+
+def test_processes_exchange_weights_over_a_bucket(emulator, monkeypatch):
+    """Two threads stand for two processes."""
+    output = make_path('gs://bucket/exports/two', '--output')
+    barrier = threading.Barrier(2, timeout=60)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(jax, 'process_index', lambda: int(threading.current_thread().name))
+    monkeypatch.setattr(multihost_utils, 'sync_global_devices', lambda name: barrier.wait())
+
+    def export() -> None:
+        with open_export_folder(output) as folder:
+            assert folder.writes_files
+            weights = [folder.path / f'model-{i}.safetensors' for i in range(3)]
+            for path in take_own_shards(weights):
+                path.write_text(path.name)
+            folder.share_weights(weights)
+            (folder.path / 'config.json').write_text(str(jax.process_index()))
+            assert [path.read_text() for path in weights] == [path.name for path in weights]
+
+    threads = [threading.Thread(target=export, name=str(i)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {name.rpartition('/')[2]: emulator.cat(name) for name in emulator.find('bucket')} == {
+        'config.json': b'0',
+        **{f'model-{i}.safetensors': f'model-{i}.safetensors'.encode() for i in range(3)},
+    }
+    assert not [*get_cache_folder().glob('export-*')]
+
+
+def test_failed_export_of_several_processes_leaves_nothing(emulator, monkeypatch):
+    output = make_path('gs://bucket/exports/none', '--output')
+    cleanups = []
+    monkeypatch.setattr(multihost, '_cleanups', cleanups)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(multihost_utils, 'sync_global_devices', lambda name: None)
+    with pytest.raises(UserError, match='no such file'), open_export_folder(output) as folder:
+        weights = [folder.path / 'a', folder.path / 'b']
+        weights[0].write_text('a')
+        folder.share_weights(weights)  # the other process has written no b
+    assert output.exists() and folder.path.exists()
+    for clean_up in cleanups:  # as multihost.exit_together does
+        clean_up()
+    assert not output.exists() and not folder.path.exists()
 
 
 def test_bucket_that_cannot_be_written_is_one_line(emulator, monkeypatch):

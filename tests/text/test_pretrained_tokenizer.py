@@ -450,7 +450,7 @@ def test_vocab_txt_alone_is_read_for_bert(tmp_path):
     (tmp_path / 'tokenizer_config.json').write_text('{"do_lower_case": false}')
     assert open_directory(tmp_path).encode([text], 'x', 9)[0].tolist() == [2, 1, 8, 4, 1, 3]
     (tmp_path / 'config.json').write_text('{"model_type": "mpnet"}')
-    with pytest.raises(UserError, match=r'vocab\.txt: is read for BERT and DistilBERT only'):
+    with pytest.raises(UserError, match=r'vocab\.txt: is read for BERT, DistilBERT and NomicB'):
         open_directory(tmp_path)
 
 
@@ -492,6 +492,13 @@ MISTAKES = {
         lambda folder: [
             (folder / 'vocab.json').unlink(),
             write_sentencepiece(folder, config={'model_type': 'xlm-roberta'}),
+        ],
+        r'tokenizer\.model: XLM-RoBERTa gives other ids to the pieces of this sentencepiece model',
+    ),
+    'gte': (
+        lambda folder: [
+            (folder / 'vocab.json').unlink(),
+            write_sentencepiece(folder, config={'model_type': 'gte'}),
         ],
         r'tokenizer\.model: XLM-RoBERTa gives other ids to the pieces of this sentencepiece model',
     ),

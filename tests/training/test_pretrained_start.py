@@ -15,7 +15,7 @@ from cpt_jax.embed.load import load_embedder
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
 from cpt_jax.model.families.gpt2 import GPT2
-from cpt_jax.model.families.load import iterate_tensors
+from cpt_jax.model.families.write import iterate_tensors
 from cpt_jax.plan.lowering import lower_training_step
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError

@@ -254,10 +254,12 @@ def free_address() -> str:
         return f'localhost:{free.getsockname()[1]}'
 
 
-def launch_two_processes(launch, workdir: str, *flags: str, devices: int) -> list[Program]:
-    """Starts two processes of one run, with `devices` devices each."""
-    flags = *flags, f'--coordinator={free_address()}', '--processes=2'
-    return [launch(workdir, *flags, f'--process={i}', devices=devices) for i in range(2)]
+def launch_processes(
+    launch, workdir: str, *flags: str, devices: int, count: int = 2
+) -> list[Program]:
+    """Starts the processes of one run, with `devices` devices each."""
+    flags = *flags, f'--coordinator={free_address()}', f'--processes={count}'
+    return [launch(workdir, *flags, f'--process={i}', devices=devices) for i in range(count)]
 
 
 # No evaluations, which would compile more programs. For epsilon, see test_step.py.
@@ -271,6 +273,8 @@ NINE_STEPS = {
     'model.pooling': 'mean',  # over texts that two processes pack
 }
 COPIES = [f'--config.{key}={value}' for key, value in NINE_STEPS.items()]
+# Another mesh than those of several processes.
+ONE_PROCESS = NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}
 # The parameters are sharded over all devices of both processes.
 SPLIT = [*COPIES, '--config.mesh.fsdp=4']
 # An evaluation and a save at each step, so that steps take long enough for a signal to arrive
@@ -305,33 +309,40 @@ def finished_by_two(three_sources, tmp_path_factory) -> Path:
     """The directory of an uninterrupted run of two processes with two devices each."""
     folder = tmp_path_factory.mktemp('finished_by_two')
     launch = functools.partial(start, three_sources, folder)
-    finish_all(launch_two_processes(launch, 'run', *SPLIT, devices=2))
+    finish_all(launch_processes(launch, 'run', *SPLIT, devices=2))
     return folder / 'run'
 
 
-def test_two_processes_train_as_one(three_sources, finished_by_two, tmp_path):
-    """Tested with the model replicated on both processes, and with its parameters sharded."""
-    launch = functools.partial(start, three_sources, tmp_path)
-    three_steps = *COPIES, '--config.train.steps=3'
-    # The first process's clock decides when both save.
+def test_one_two_and_four_processes_train_alike(three_sources, finished_by_two, tmp_path):
+    """One process trains from the start, and four resume the run of two after step 3. The four
+    have copies of the model, whose parameters the two share, and batches of several row counts,
+    which they agree on.
+    """
+    one, four = tmp_path / 'one', shutil.copytree(finished_by_two, tmp_path / 'four')
+    for step in (6, 9):
+        shutil.rmtree(four / 'checkpoints' / str(step))
+    assert train_with_changes(three_sources, one, ONE_PROCESS | {'train.steps': 3}) == 0
+    # The first process's clock decides when all save.
     timed = '--config.checkpoint.every_minutes=1e-9', '--config.checkpoint.keep_latest=3'
-    finish_all(
-        [
-            launch('one', *three_steps, devices=2),
-            *launch_two_processes(launch, 'copies', *three_steps, *timed, devices=1),
-        ]
-    )
-    assert checkpoint.list_steps(tmp_path / 'copies' / 'checkpoints') == [1, 2, 3]
-    one = tmp_path / 'one'
-    for two in (tmp_path / 'copies', finished_by_two):
+    changed = *timed, '--config.data.row_choices=4'
+    launch = functools.partial(start, three_sources, tmp_path)
+    finish_all(launch_processes(launch, 'four', *COPIES, *changed, devices=1, count=4))
+    later = [row for row in read_rows(four) if row['step'] > 3]
+    assert len({round(row['tokens'] / (1 - row['padding_share'])) for row in later}) > 1
+    assert checkpoint.list_steps(four / 'checkpoints') == [3, 6, 7, 8, 9]
+    assert_close(finished_by_two, four, 9)
+    for run, steps in [(one, [1, 2, 3]), (four, [4, 5, 6])]:
+        rows, expected = (
+            [row for row in read_rows(workdir) if row['step'] in steps]
+            for workdir in (run, finished_by_two)
+        )
+        assert [row['step'] for row in rows] == steps
         # Adding two numbers gives the same result over Gloo as in one process, but the programs are
         # compiled separately and may fuse products and sums differently.
         np.testing.assert_allclose(
-            [row['loss'] for row in read_rows(two)[:3]],
-            [row['loss'] for row in read_rows(one)],
-            rtol=1e-6,
+            [row['loss'] for row in rows], [row['loss'] for row in expected], rtol=1e-6
         )
-        first, second = load_parameters(one, 3), load_parameters(two, 3)
+        first, second = (load_parameters(path, steps[-1]) for path in (run, finished_by_two))
         for name in first:
             if name.startswith('params'):
                 np.testing.assert_allclose(second[name], first[name], atol=2e-5, err_msg=name)
@@ -345,7 +356,7 @@ def test_sigterm_to_one_process_stops_all_and_the_run_resumes_on_any_number(
     """
     launch = functools.partial(start, three_sources, tmp_path)
     two, one = tmp_path / 'two', tmp_path / 'one'
-    processes = launch_two_processes(launch, 'two', *SPLIT, *STOPPABLE, devices=2)
+    processes = launch_processes(launch, 'two', *SPLIT, *STOPPABLE, devices=2)
     wait_for_rows(two, 2, processes[0])
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
@@ -353,11 +364,10 @@ def test_sigterm_to_one_process_stops_all_and_the_run_resumes_on_any_number(
     step = checkpoint.list_steps(two / 'checkpoints')[-1]
     assert 2 <= step < 9 and read_rows(two)[-1]['step'] == step
     shutil.copytree(two, one)
-    finish_all(launch_two_processes(launch, 'two', *SPLIT, devices=2))
+    finish_all(launch_processes(launch, 'two', *SPLIT, devices=2))
     # Bitwise equal, because the same processes add in the same order.
     assert_same(finished_by_two, two, 9, without='heldout')
-    changes = NINE_STEPS | {'mesh.fsdp': 2, 'train.encode_chunks': 2}
-    assert train_with_changes(three_sources, one, changes) == 0
+    assert train_with_changes(three_sources, one, ONE_PROCESS) == 0
     assert_close(finished_by_two, one, 9)
 
 

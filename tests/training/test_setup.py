@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,6 +91,18 @@ def test_processes_with_and_without_lora_exchange_arrays_of_equal_size(monkeypat
         monkeypatch.setattr(setup, 'set_up', lambda config, workdir, run=run: run)
         assert setup.set_up_on_all_processes({}, tmp_path) is run
     assert len(set(sizes)) == 1
+
+
+def test_earlier_run_goes_on_with_one_row_count_on_several_processes(monkeypatch):
+    monkeypatch.setattr(setup, 'plan_layout', lambda *arguments: arguments[-1])
+    data = SimpleNamespace(row_length=64, rows=0, packed=True, row_choices=4)
+    train = SimpleNamespace(batch_pairs=8, encode_chunks=1)
+    resolved = SimpleNamespace(mesh=None, data=data, train=train)
+    found = []
+    for processes, agrees in [(1, False), (2, False), (2, True)]:
+        monkeypatch.setattr(jax, 'process_count', lambda processes=processes: processes)
+        found.append(setup._plan_rows(None, resolved, agrees))
+    assert found == [4, 1, 4]
 
 
 def test_equal_texts_are_counted_before_training(config_file, tmp_path):

@@ -4,10 +4,10 @@ Example:
   python launch/tpu/start.py --name cpt-l -- --config=configs/cpt_l.py \
       --workdir=/mnt/bucket/runs/cpt_l
 
-The program is launch/train.py, or with --program launch/evaluate.py or launch/embed.py. --env sets
-an environment variable of it on all workers, such as LIBTPU_INIT_ARGS or CPT_JAX_CACHE; if a bucket
-is mounted, JAX_COMPILATION_CACHE_DIR is a folder of it by default. resume.py starts the same
-program in the same environment again.
+The program is launch/train.py, or with --program launch/evaluate.py, launch/embed.py or
+launch/export.py. --env sets an environment variable of it on all workers, such as LIBTPU_INIT_ARGS
+or CPT_JAX_CACHE; if a bucket is mounted, JAX_COMPILATION_CACHE_DIR is a folder of it by default.
+resume.py starts the same program in the same environment again.
 
 The workers find each other. Each writes its output to ~/cpt_jax/train.log and its exit status to
 ~/cpt_jax/exit_status. Only one run can be active on a pod.
@@ -28,9 +28,10 @@ _REQUIRED_FLAGS = {
     'tpu/accept': ('output', '--output=/mnt/bucket/acceptance'),
     'evaluate': ('model', '--model=gs://my-bucket/runs/cpt_l'),
     'embed': ('model', '--model=gs://my-bucket/runs/cpt_l --input=... --output=...'),
+    'export': ('model', '--model=gs://my-bucket/runs/cpt_l --output=gs://my-bucket/exports/cpt_l'),
 }
 _PROGRAM = flags.DEFINE_enum(
-    'program', 'train', ['train', 'evaluate', 'embed', 'tpu/accept'], 'Program in launch/ to start.'
+    'program', 'train', list(_REQUIRED_FLAGS), 'Program in launch/ to start.'
 )
 _ENVIRONMENT = flags.DEFINE_multi_string(
     'env', [], 'Environment variable of the program, as NAME=VALUE; may be repeated.'

@@ -23,6 +23,7 @@ from cpt_jax.data.rows import (
     RowSource,
     check_rules,
     describe_format,
+    split_field_names,
     to_field_names,
 )
 from cpt_jax.data.scores import check_score_fields, parse_number, parse_scores
@@ -69,13 +70,13 @@ class Fields(NamedTuple):
         Raises:
           BadRow: the row is invalid.
         """
-        del path
         try:
             row = json.loads(line.decode('utf-8'))
         except UnicodeDecodeError as error:
             raise BadRow('not UTF-8', str(error)) from None
         except (ValueError, RecursionError) as error:
-            raise BadRow('not JSON', str(error)) from None
+            advice = '; CSV files need kind=csv' if path.suffix in ('.csv', '.tsv') else ''
+            raise BadRow('not JSON', f'{error}{advice}') from None
         if not isinstance(row, dict):
             raise BadRow('not a JSON object')
         names = self._find_names(row)
@@ -221,7 +222,7 @@ class JsonlSource(RowSource):
           UserError: no file or row is found, an argument is invalid, or too many rows are bad.
         """
         check_rules(rules)
-        names = to_field_names(scores.split(','))
+        names = split_field_names(scores)
         check_score_fields(names, score)
         fields = Fields(x, y, negatives, id, to_field_names(group), max_chars, rules, names, score)
         self._codesearchnet = codesearchnet

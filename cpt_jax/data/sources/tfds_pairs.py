@@ -18,6 +18,8 @@ from cpt_jax.data.pairs import Pair, digest_texts
 from cpt_jax.data.positives import NO_OTHER_POSITIVES, compute_word_id, find_other_positives
 from cpt_jax.data.prepared import PreparedDirectory, is_prepared
 from cpt_jax.data.problems import BadRow, Problems, decode_text_field
+from cpt_jax.data.rows import split_field_names, to_field_names
+from cpt_jax.data.scores import check_score_fields, parse_number, parse_scores
 from cpt_jax.data.split import select_rows
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.open_files import allow_open_files
@@ -72,6 +74,8 @@ class TfdsSource:
         max_bad_share: float = 0.001,
         max_chars: int = 100_000,
         path: str = '',
+        scores: str = '',
+        score: str = '',
         verify: bool = False,
     ):
         """Opens the dataset.
@@ -91,6 +95,11 @@ class TfdsSource:
           path: directory of a dataset (with dataset_info.json), local or in a bucket, instead of
             `name` and `data_dir`. If launch/prepare.py wrote it, its splits, documents and hard
             negatives are read without further arguments.
+          scores: name of a feature with a teacher's scores: a sequence of that of y and of each of
+            the negatives, in their order. With several names, separated by commas, their values
+            follow each other. A row with another number of them is bad.
+          score: name of a feature with the grade of a pair, a number that is higher the more alike
+            x and y are, for the term 'cosent'.
           verify: whether to read the files in full to find out whether they changed.
 
         Raises:
@@ -105,6 +114,7 @@ class TfdsSource:
             if heldout_split == 'test' and 'test' not in prepared.splits:
                 heldout_split = ''  # the default, and no document was held out
             _check_whole_splits(path, prepared.splits, train_split, heldout_split)
+            _check_no_numbers(path, scores, score)
         name = name or path
         self.is_prepared = prepared is not None
         self.searched_sets = prepared.searched_sets if prepared else None
@@ -114,6 +124,9 @@ class TfdsSource:
         self._x = x
         self._y = y
         self._negatives = negatives
+        self._scores = split_field_names(scores)
+        self._score = score
+        check_score_fields(self._scores, score)
         self._max_chars = max_chars
         self._verify = verify
         self._name = name
@@ -140,7 +153,8 @@ class TfdsSource:
             builder = _open_directory(directory)
         else:
             builder = _open_builder(self._name, _fetch_data_set(self._name, data_dir, self._verify))
-        for field in filter(None, (self._x, self._y, self._negatives)):
+        scores = self._scores or to_field_names(self._score)
+        for field in filter(None, (self._x, self._y, self._negatives, *scores)):
             _check_field(builder, field)
         shards = sum(split.num_shards for split in builder.info.splits.values())
         allow_open_files(shards, f'the tfds dataset {self._name!r}')
@@ -154,7 +168,15 @@ class TfdsSource:
         if prepared:
             self._use_prepared(prepared)
             return
-        settings = (self._tfds_split, self._x, self._y, self._negatives, str(self._max_chars))
+        kind = 'score' if self._score else 'scores'
+        settings = (
+            self._tfds_split,
+            self._x,
+            self._y,
+            self._negatives,
+            str(self._max_chars),
+            *(f'{kind} {name}' for name in scores),
+        )
         states = _digest_file_states(builder, self._verify)
         key = digest_texts(str(INDEX_VERSION), states, *settings, *_INDEX_ARRAYS)
         saved = load_or_build(f'tfds_{key}', self._index_rows, _INDEX_ARRAYS)
@@ -209,7 +231,8 @@ class TfdsSource:
             else:
                 good.append(row)
                 word_ids.append((compute_word_id(pair.x), compute_word_id(pair.y)))
-                contents.update(digest_texts(pair.x, pair.y, *pair.negatives).encode())
+                numbers = map(repr, pair.scores)
+                contents.update(digest_texts(pair.x, pair.y, *pair.negatives, *numbers).encode())
         x_id_N, y_id_N = np.array(word_ids, np.int32).reshape(-1, 2).T
         return {
             'good': np.array(good, np.int64),
@@ -234,7 +257,18 @@ class TfdsSource:
         negatives = tuple(
             decode_text_field(self._negatives, value, self._max_chars) for value in values
         )
-        return Pair(x, y, negatives, f'{self._name} {self._tfds_split}:{row}')
+        name = f'{self._name} {self._tfds_split}:{row}'
+        return Pair(x, y, negatives, name, scores=self._get_scores(example, len(negatives)))
+
+    def _get_scores(self, example: dict, negatives: int) -> tuple[float, ...]:
+        """Returns the scores of y and its hard negatives, or the grade of the pair."""
+        if self._score:
+            grade = np.asarray(_get_field(example, self._score)).tolist()
+            return (parse_number(self._score, grade),)
+        if not self._scores:
+            return ()
+        values = [np.asarray(_get_field(example, name)).tolist() for name in self._scores]
+        return parse_scores(self._scores, values, 1, [True] * negatives)[0]
 
     def summary(self) -> str:
         """Returns one line: the number of pairs and rows, and the problems of the rejected rows."""
@@ -262,6 +296,16 @@ def _check_whole_splits(path: str, known: Sequence[str], train: str, heldout: st
                 f'{key}={value!r}: {path} was written by launch/prepare.py and has the splits '
                 f'{", ".join(known)}, which are read as a whole: name one of them; --config.output.'
                 f'holdout of launch/prepare.py holds documents out'
+            )
+
+
+def _check_no_numbers(path: str, scores: str, score: str) -> None:
+    """Raises UserError if numbers are to be read from the texts of launch/prepare.py."""
+    for key, value in (('scores', scores), ('score', score)):
+        if value:
+            raise UserError(
+                f'{key}={value}: {path} was written by launch/prepare.py, which keeps no numbers: '
+                f"remove {key}, or read rows with numbers as JSON lines (kind='jsonl')"
             )
 
 

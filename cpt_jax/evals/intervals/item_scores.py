@@ -1,7 +1,8 @@
-"""The scores of single queries or pairs, from which intervals and paired differences are computed.
+"""The scores of single queries, sentences or pairs, from which intervals and paired differences are
+computed.
 
 OUTPUT/scores/<task>.npz
-  kind     'queries' or 'pairs'
+  kind     'queries' (of classification: test sentences) or 'pairs'
   items    digest of the queries or pairs; two models are compared only on the same ones
   score    the main score in results.json, to which the file belongs
   queries: an array float64 [N] for each metric, whose score is the mean
@@ -31,7 +32,7 @@ _KIND, _ITEMS, _SCORE = 'kind', 'items', 'score'
 
 
 class QueryScores(NamedTuple):
-    """Scores of each query. The score of a metric is their mean.
+    """Scores of each query or test sentence. The score of a metric is their mean.
 
     Attributes:
       items: digest of the queries and their right answers.
@@ -100,6 +101,18 @@ class PairScores(NamedTuple):
 
 
 ItemScores = QueryScores | PairScores
+
+
+def draw_mean_score(tasks: Sequence[ItemScores], metric: str) -> np.ndarray:
+    """Returns float64 [draws]: the mean of a metric of several tasks in resamples of the queries or
+    pairs of each.
+    """
+    # Tasks with as many items draw the same ones; in another order their draws are independent.
+    drawn = [
+        np.random.default_rng(index).permutation(scores.draw_scores()[metric])
+        for index, scores in enumerate(tasks)
+    ]
+    return np.mean(drawn, axis=0)
 
 
 def compute_intervals(scores: ItemScores) -> dict[str, list[float]]:

@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, LEVEL, compute_interval
-from cpt_jax.evals.intervals.item_scores import ItemScores, make_scores_path, read_item_scores
+from cpt_jax.evals.intervals.item_scores import (
+    ItemScores,
+    draw_mean_score,
+    make_scores_path,
+    read_item_scores,
+)
 from cpt_jax.evals.store.results import PLAIN, RESULTS, check_results, format_score, label_metric
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_files import read_json_file
@@ -91,22 +96,35 @@ def _compare_task(task: str, results: tuple[Results, Results]) -> Difference:
         return difference._replace(problem=f'only in {_LABELS[rows.index(None) ^ 1]}')
     if not metric:
         return difference._replace(problem='the main metrics differ')
+    members = rows[0]['settings'].get('tasks')  # type: ignore[index]
+    items: list[list[ItemScores]] = []
+    for name in members or [task]:
+        found, problem = _read_both(name, results)
+        if problem:
+            return difference._replace(problem=f'{name}: {problem}' if members else problem)
+        items.append(found)
+    first_D, second_D = (draw_mean_score(scores, metric) for scores in zip(*items, strict=True))
+    return difference._replace(interval=compute_interval(second_D - first_D))
+
+
+def _read_both(task: str, results: tuple[Results, Results]) -> tuple[list[ItemScores], str]:
+    """Returns the scores of single queries or pairs of A and of B, and '' if they can be compared,
+    otherwise why not.
+    """
     found: list[ItemScores] = []
-    for label, result, score in zip(_LABELS, results, scores, strict=True):
-        items = read_item_scores(result.output, task, score)  # type: ignore[arg-type]
+    for label, result in zip(_LABELS, results, strict=True):
+        items = read_item_scores(result.output, task, result.rows[task]['main_score'])
         if items is None:
-            problem = _explain_missing(label, result, task)
-            return difference._replace(problem=problem)
+            return found, _explain_missing(label, result, task)
         found.append(items)
     if found[0].items != found[1].items:
-        return difference._replace(problem='not the same queries or pairs: other data or split')
-    drawn = [items.draw_scores()[metric] for items in found]
-    return difference._replace(interval=compute_interval(drawn[1] - drawn[0]))
+        return found, 'not the same queries or pairs: other data or split'
+    return found, ''
 
 
 def _explain_missing(label: str, result: Results, task: str) -> str:
     """Returns why the scores of single queries or pairs of a result are missing."""
-    if task.partition('/')[0] not in ('retrieval', 'codesearch', 'openqa', 'sts'):
+    if task.partition('/')[0] == 'bias':
         return 'no intervals for this kind of task'
     path = make_scores_path(result.output, task)
     state = 'is of another evaluation' if path.exists() else 'is missing'

@@ -119,8 +119,9 @@ def make_score_bars(row: dict) -> list[tuple[str, list[ScoreBar]]]:
 
 
 def _get_interval(row: dict, kind: str, name: str) -> Sequence[float] | None:
-    """Returns the interval of a metric of the model; None if there is none."""
-    return row.get('intervals', {}).get(name) if kind == 'model' else None
+    """Returns the interval of a metric of the model or of a baseline; None if there is none."""
+    intervals = {'model': row.get('intervals', {}), **row.get('baseline_intervals', {})}
+    return intervals.get(kind, {}).get(name)
 
 
 def _make_bar(

@@ -8,7 +8,7 @@ from etils import epath
 
 from cpt_jax.evals.contamination import UNKNOWN, judge_contamination
 from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, LEVEL
-from cpt_jax.evals.intervals.item_scores import compute_intervals
+from cpt_jax.evals.intervals.item_scores import QueryScores, compute_intervals
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import (
@@ -48,15 +48,14 @@ ROW_KEYS = {
     'settings': OBJECT,
     'baselines': allow_object(allow_object(allow_numbers())),
 }
-# Keys that rows of earlier versions and of other tasks do not have.
-_OPTIONAL_ROW_KEYS = {
-    'intervals': allow_object(
-        Allowed(
-            'a list of two numbers',
-            lambda value: allow_list(allow_numbers()).accepts(value) and len(value) == 2,  # type: ignore[arg-type]
-        )
+_INTERVALS = allow_object(
+    Allowed(
+        'a list of two numbers',
+        lambda value: allow_list(allow_numbers()).accepts(value) and len(value) == 2,  # type: ignore[arg-type]
     )
-}
+)
+# Keys that rows of earlier versions and of other tasks do not have.
+_OPTIONAL_ROW_KEYS = {'intervals': _INTERVALS, 'baseline_intervals': allow_object(_INTERVALS)}
 
 
 def read_earlier_json(path: Path | epath.Path) -> dict:
@@ -207,6 +206,11 @@ def add_result(results: dict, name: str, result: Result, fingerprint: str = '') 
     if result.item_scores:
         row['intervals'] = compute_intervals(result.item_scores)
         row['settings'] = {**row['settings'], 'intervals': DESCRIPTION}  # type: ignore[dict-item]
+    if result.baseline_values:
+        row['baseline_intervals'] = {
+            kind: compute_intervals(QueryScores('', values))
+            for kind, values in result.baseline_values.items()
+        }
     if result.warnings:
         row['warnings'] = list(result.warnings)
     if fingerprint:

@@ -149,7 +149,7 @@ class CodeSearch(Task):
         }
         directions = self.options.directions
         metrics: dict[str, dict[str, float]] = {name: {} for name in ('model', 'bm25', 'random')}
-        scores: dict[str, np.ndarray] = {}
+        scores: dict[str, dict[str, np.ndarray]] = {name: {} for name in metrics}
         examples: list[Example] = []
         for direction in directions:
             ranks: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
@@ -167,7 +167,7 @@ class CodeSearch(Task):
             named = chunk_size if candidates else None, DIRECTIONS[direction]
             for name, parts in ranks.items():
                 metrics[name] |= compute_rank_metrics(np.concatenate(parts), *named)
-            scores |= score_ranks(np.concatenate(ranks['model']), *named)
+                scores[name] |= score_ranks(np.concatenate(parts), *named)
         return Result(
             metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
@@ -176,7 +176,8 @@ class CodeSearch(Task):
             | describe_similarity(vectors['model'].queries_QxD),
             baselines=metrics,
             examples=examples,
-            item_scores=QueryScores(digest_json([queries, codes]), scores),
+            item_scores=QueryScores(digest_json([queries, codes]), scores.pop('model')),
+            baseline_values=scores,
         )
 
     def _make_settings(

@@ -9,6 +9,7 @@ from etils import epath
 from cpt_jax.benchmark_data.senteval import SentEvalSet, find_senteval_sets
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import Options
 from cpt_jax.evals.report.embedding_map import draw_task_map
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
@@ -46,9 +47,11 @@ class NearestNeighbours(Task):
         test_QxD = normalize_rows(*self.data.compute_vectors(embed, 'test'))
         predicted_Q = predict_by_vote(test_QxD, train_NxD, train.labels, self.k)
         known = set(train.texts[0])
+        right_Q = (predicted_Q == test.labels).astype(np.float64)
+        facts = self.data.describe()
         return Result(
             metric='accuracy',
-            metrics={'accuracy': float(np.mean(predicted_Q == test.labels))},
+            metrics={'accuracy': float(np.mean(right_Q))},
             n=len(test.labels),
             settings={
                 'protocol': KNN_PROTOCOL,
@@ -56,13 +59,14 @@ class NearestNeighbours(Task):
                 'similarity': 'cosine, float32',
                 'test_sentences_in_train': sum(text in known for text in test.texts[0]),
                 'libraries': read_library_versions(),
-                **self.data.describe(),
+                **facts,
             },
             baselines={
                 'majority': {'accuracy': compute_majority_accuracy(train.labels, test.labels)}
             },
             counted='sentences',
             map=draw_task_map(self.data, embed),
+            item_scores=QueryScores(str(facts['data']), {'accuracy': right_Q}),
         )
 
 

@@ -30,7 +30,7 @@ from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_ver
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.documents import IndexedDocuments, Row
 from cpt_jax.search.ranking import Hits
-from cpt_jax.search.searcher import SEED, compute_search_recall
+from cpt_jax.search.searcher import SEED, compute_search_recalls
 from cpt_jax.search.trec_run import Run, write_run
 from cpt_jax.storage.text_lines import (
     compute_file_fingerprint,
@@ -90,11 +90,12 @@ class OpenQa(Task):
         right = mark_right_passages(
             searched.hits, passages.positions_N, read_passages(self.passages, titles=False), answers
         )
-        metrics = {name: compute_answer_recall(right_Qxk) for name, right_Qxk in right.items()}
+        scores = {name: score_questions(right_Qxk) for name, right_Qxk in right.items()}
         if searched.exact:
-            metrics['model'][f'recall_vs_exact@{searched.exact.documents_Qxk.shape[1]}'] = (
-                compute_search_recall(searched.exact, searched.hits['model'])
+            scores['model'][f'recall_vs_exact@{searched.exact.documents_Qxk.shape[1]}'] = (
+                compute_search_recalls(searched.exact, searched.hits['model'])
             )
+        metrics = {name: average_questions(values) for name, values in scores.items()}
         settings = self._make_settings(passages)
         return Result(
             metric=f'answer_recall@{CUTOFFS[0]}',
@@ -106,8 +107,9 @@ class OpenQa(Task):
             counted='questions',
             item_scores=QueryScores(
                 digest_json([questions, answers, settings['data']]),
-                score_questions(right['model']),
+                scores.pop('model'),
             ),
+            baseline_values=scores,
         )
 
     def _make_settings(self, passages: IndexedDocuments) -> dict[str, object]:
@@ -268,9 +270,9 @@ def score_questions(right_Qxk: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def compute_answer_recall(right_Qxk: np.ndarray) -> dict[str, float]:
-    """Returns the fraction of questions with an answer in the first k passages, for each cutoff."""
-    return {name: float(found_Q.mean()) for name, found_Q in score_questions(right_Qxk).items()}
+def average_questions(scores: dict[str, np.ndarray]) -> dict[str, float]:
+    """Returns the mean of each metric over the questions."""
+    return {name: float(values_Q.mean()) for name, values_Q in scores.items()}
 
 
 def _make_run(hits: Hits, passages: IndexedDocuments) -> Run:

@@ -11,6 +11,7 @@ from etils import epath
 from cpt_jax.benchmark_data.senteval import SentEvalSet, assign_stratified_folds, find_senteval_sets
 from cpt_jax.embed.function import Embed
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.embedding_map import draw_task_map
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
@@ -123,14 +124,19 @@ class Probe(Task):
         ]
         right = [samples.labels_N[outer.test] for outer in outer_folds]
         are_pairs = self.data.name == 'MRPC'
+        settings = self._make_settings(samples)
         return Result(
             metric='accuracy',
             metrics=_compute_metrics(probed.predicted, right, are_pairs),
             n=sum(map(len, right)),
-            settings=self._make_settings(samples) | probed.facts,
+            settings=settings | probed.facts,
             baselines={'majority': _compute_metrics(majority, right, are_pairs)},
             counted='pairs' if are_pairs else 'sentences',
             map=draw_task_map(self.data, embed),
+            item_scores=QueryScores(
+                f'{settings["data"]} {settings["scored_on"]}',
+                {'accuracy': _score_samples(probed.predicted, right)},
+            ),
         )
 
     def _make_settings(self, samples: Samples) -> dict[str, object]:
@@ -316,6 +322,21 @@ def _compute_metrics(
     if with_f1:
         metrics['f1'] = float(np.mean([_compute_f1(found, label) for found, label in folds]))
     return metrics
+
+
+def _score_samples(predicted: Sequence[np.ndarray], right: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns float64 [N], one number for each test sample of all outer folds: 0 for a wrong class.
+
+    A right class has the mean size of the folds / the size of its fold. The mean of all is then the
+    accuracy, which is averaged over the folds.
+    """
+    mean_size = np.mean([len(label) for label in right])
+    return np.concatenate(
+        [
+            (found == label) * (mean_size / len(label))
+            for found, label in zip(predicted, right, strict=True)
+        ]
+    )
 
 
 def _compute_f1(predicted_N: np.ndarray, right_N: np.ndarray) -> float:

@@ -32,7 +32,7 @@ from cpt_jax.evals.report.example import (
 from cpt_jax.evals.store.embedding_cache import digest_json
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
 from cpt_jax.search.ranking import Hits
-from cpt_jax.search.searcher import SEED, compute_search_recall
+from cpt_jax.search.searcher import SEED, compute_search_recalls
 from cpt_jax.search.trec_run import Run, write_run
 from cpt_jax.storage.text_lines import find_paths
 
@@ -103,11 +103,11 @@ class Retrieval(Task):
         scores = {
             name: score_queries(ranking, collection.qrels, k) for name, ranking in rankings.items()
         }
-        metrics = {name: average_scores(values) for name, values in scores.items()}
         if searched.exact:
-            metrics['model'][f'recall_vs_exact@{k}'] = compute_search_recall(
+            scores['model'][f'recall_vs_exact@{k}'] = compute_search_recalls(
                 remove_same_ids(searched.exact, same, k), kept['model']
             )
+        metrics = {name: average_scores(values) for name, values in scores.items()}
         return Result(
             metric=f'mrr@{CUTOFF}' if self.folder.name == MARCO else f'ndcg@{CUTOFF}',
             metrics=metrics.pop('model'),
@@ -117,8 +117,9 @@ class Retrieval(Task):
             examples=_make_examples(collection, rankings),
             warnings=collection.warnings,
             item_scores=QueryScores(
-                digest_json([collection.facts['data'], self.split]), scores['model']
+                digest_json([collection.facts['data'], self.split]), scores.pop('model')
             ),
+            baseline_values=scores,
         )
 
     def _make_settings(self, collection: Collection) -> dict[str, object]:

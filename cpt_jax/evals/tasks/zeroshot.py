@@ -10,6 +10,7 @@ from etils import epath
 from cpt_jax.benchmark_data.senteval import SIDE, SentEvalSet, find_senteval_sets
 from cpt_jax.embed.function import Embed, embed_texts
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
+from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import Options, declare_option
 from cpt_jax.evals.report.embedding_map import draw_task_map
 from cpt_jax.evals.task import Context, Result, Task, TaskKind, read_library_versions
@@ -72,31 +73,34 @@ class ZeroShot(Task):
         # The paper does not specify the side of the labels: that of the sentences (queries), or y
         # (documents).
         sides = {'': SIDE, '_as_document': 'y'}
-        metrics = {}
+        right: dict[str, np.ndarray] = {}
         for ending, side in sides.items():
             for form, labels in forms.items():
                 predicted_Q = find_nearest_label(
                     test_QxD, normalize_rows(embed_texts(embed, labels, side))
                 )
-                metrics[f'accuracy_{form}{ending}'] = float(np.mean(predicted_Q == test.labels))
+                right_Q = (predicted_Q == test.labels).astype(np.float64)
+                right[f'accuracy_{form}{ending}'] = right_Q
+        facts = self.data.describe()
         return Result(
             metric='accuracy_description',
-            metrics=metrics,
+            metrics={name: float(np.mean(right_Q)) for name, right_Q in right.items()},
             n=len(test.labels),
             settings={
                 'protocol': 'the label with the largest cosine; of equal ones the first',
                 'labels': forms,
                 'label_side': f'{SIDE}; y in the metrics that end in as_document',
                 'libraries': read_library_versions(),
-                **self.data.describe(),
+                **facts,
             },
             baselines={
                 'majority': dict.fromkeys(
-                    metrics, compute_majority_accuracy(test.labels, test.labels)
+                    right, compute_majority_accuracy(test.labels, test.labels)
                 )
             },
             counted='sentences',
             map=draw_task_map(self.data, embed),
+            item_scores=QueryScores(str(facts['data']), right),
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cpt_jax.exporting.merging.recipe import Recipe
-from cpt_jax.exporting.transformer import write_tensors
+from cpt_jax.exporting.weight_shards import write_tensors
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.families.load import TensorNames
 from cpt_jax.model.formats.safetensors_files import TensorFiles

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cpt_jax.exporting.directory import atomic_directory, check_can_export, export
+from cpt_jax.exporting.directory import export
 from cpt_jax.exporting.merging.directories import merge_directories
 from cpt_jax.exporting.merging.recipe import Recipe, write_merge_card
 from cpt_jax.exporting.merging.runs import merge_runs
+from cpt_jax.exporting.output import atomic_directory, check_can_export, check_is_single_process
 from cpt_jax.origin.earlier_run import EarlierRun
 from cpt_jax.origin.pretrained import Pretrained, is_pretrained, open_pretrained
 from cpt_jax.origin.resolve import resolve_model
@@ -40,6 +41,7 @@ def merge(
       UserError: a part cannot be read, or the parts have other shapes or tokenizers.
     """
     recipe = Recipe.make(references, weights, method)
+    check_is_single_process('a merged model')
     check_can_export(output)
     models = [resolve_model(reference, '--models', base_path=base) for reference in references]
     runs = [model for model in models if isinstance(model, EarlierRun)]

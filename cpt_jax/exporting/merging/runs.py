@@ -1,6 +1,7 @@
 """Merging of runs: the result is a run with one checkpoint, without the optimizer's state."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
 from operator import attrgetter
@@ -127,7 +128,8 @@ def merge_runs(runs: list[EarlierRun], recipe: Recipe, folder: Path) -> None:
 
     At most 256 MB of each part, or one tensor, are in memory at a time, next to the result. The
     step is the largest of all parts; config, tokenizer and metadata are those of the first, except
-    `cleaned`, which is stored only if all parts had the same data and origin.
+    the sources, which are those of all parts, and `cleaned`, which is stored only if all parts had
+    the same data and origin.
 
     Args:
       runs: the checkpoints, of the same form.
@@ -179,6 +181,31 @@ def _merge_parameter(tensors: list[np.ndarray], name: str, recipe: Recipe) -> np
     return np.stack(layers)
 
 
+def _join_sources(runs: list[EarlierRun]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns the sections of all sources that the parts were trained on, and `Provenance.sources`.
+
+    A source of the same data is listed once. Another one whose name is taken gets a number.
+    """
+    first = runs[0].provenance
+    sections = dict(first.config['data']['sources'])
+    fingerprints = dict(first.sources)
+    for run in runs[1:]:
+        for name, section in run.provenance.config['data']['sources'].items():
+            fingerprint = run.provenance.sources.get(name)
+            if fingerprint is None:  # of a run of an earlier version
+                is_known = section in sections.values()
+            else:
+                is_known = fingerprint in fingerprints.values()
+            if is_known:
+                continue
+            numbered = (f'{name}_{number}' for number in itertools.count(2))
+            free = next(key for key in itertools.chain([name], numbered) if key not in sections)
+            sections[free] = section
+            if fingerprint is not None:
+                fingerprints[free] = fingerprint
+    return sections, fingerprints
+
+
 def _find_shared_cleaned(
     runs: list[EarlierRun],
 ) -> Mapping[str, Mapping[str, Any] | list[str] | None]:
@@ -202,14 +229,20 @@ def _write_run(
     """Writes a checkpoint of the first run's form with other parameters."""
     first = runs[0]
     config = dict(first.provenance.config)
+    sections, fingerprints = _join_sources(runs)
+    config['data'] = {**config['data'], 'sources': sections}
     config['lora'] = {**config['lora'], 'rank': 0, 'base': 'float32'}
     provenance = dataclasses.replace(
         first.provenance,
         config=config,
+        sources=fingerprints,
         code=get_code_version(),
         base=None,
         cleaned=_find_shared_cleaned(runs),
-        merged=recipe.describe_parts(),
+        merged=[
+            {**part, 'init_from': run.provenance.list_origins()}
+            for part, run in zip(recipe.describe_parts(), runs, strict=True)
+        ],
     )
     directory = RunDir(folder)
     saved = Checkpoints(

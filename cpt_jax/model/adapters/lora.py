@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -286,30 +286,88 @@ def uniform(bound: float) -> Initializer:
     return init
 
 
-def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
-    """Returns a weight of a module on the host, with its adapter merged into it.
+class MergeableWeight(NamedTuple):
+    """A weight of an encoder, on devices of this process, and its adapter.
 
-    The result is float32 if the weight has an adapter or is stored as codes; otherwise it keeps the
-    dtype of the weight.
+    Attributes:
+      weight: float[*inputs, *outputs], or a stack of layers with one more leading axis.
+      low: the matrices (A, B) of its adapter; None if it has none.
+      scale: what the product of A and B is multiplied by.
+      inputs: number of input axes.
     """
-    weight = getattr(module, name)
+
+    weight: jax.Array
+    low: tuple[jax.Array, jax.Array] | None = None
+    scale: float = 1.0
+    inputs: int = 1
+
+    def merge(self) -> np.ndarray:
+        """Returns the weight on the host, with its adapter merged into it.
+
+        The result is float32 if the weight has an adapter or is stored as codes; otherwise it keeps
+        the dtype of the weight.
+        """
+        array = np.asarray(jax.device_get(self.weight))
+        if self.low is None:
+            return array
+        a, b = (np.asarray(jax.device_get(matrix)) for matrix in self.low)
+        layers, rank = a.shape[: -1 - self.inputs], a.shape[-1]
+        delta = a.reshape(*layers, -1, rank) @ b.reshape(*layers, rank, -1)
+        return array.astype(np.float32) + np.float32(self.scale) * delta.reshape(array.shape)
+
+
+def collect_weight(module: nnx.Module, name: str, layer: int | None = None) -> MergeableWeight:
+    """Returns a weight of a module and its adapter, gathered if other processes hold parts of them.
+
+    All processes must make the same calls.
+
+    Args:
+      module: module with the weight.
+      name: name of the weight.
+      layer: index of the layer to take from a stack of layers; None: the whole array.
+    """
+    weight = _gather(getattr(module, name), layer)
     adapter = getattr(module, f'{name}_adapter', None)
-    if isinstance(weight, QuantizedMatrix):
-        array = _dequantize_to_host(weight)
-    else:
-        array = np.asarray(jax.device_get(weight[...]))
     if adapter is None:
+        return MergeableWeight(weight)
+    low = _gather(adapter.lora_a, layer), _gather(adapter.lora_b, layer)
+    return MergeableWeight(weight, low, adapter.scale, MATRICES[name][1])
+
+
+def merge_adapter(module: nnx.Module, name: str) -> np.ndarray:
+    """Returns a weight of a module on the host; see `MergeableWeight.merge`."""
+    return collect_weight(module, name).merge()
+
+
+def count_weights(module: nnx.Module, name: str) -> int:
+    """Returns the number of elements of a weight that is not in a stack of layers."""
+    weight = getattr(module, name)
+    if isinstance(weight, QuantizedMatrix):
+        return math.prod((*weight.inputs, *weight.outputs))
+    return weight[...].size
+
+
+def _gather(weight: nnx.Variable | QuantizedMatrix, layer: int | None) -> jax.Array:
+    """Returns an array of which this process has all elements."""
+    if isinstance(weight, QuantizedMatrix):
+        with jax.set_mesh(get_mesh(weight.codes[...])):
+            return _take_layer(weight, layer)
+    array = weight[...]
+    if layer is None and array.is_fully_addressable:
         return array
-    inputs = MATRICES[name][1]
-    a, b = (np.asarray(jax.device_get(low[...])) for low in (adapter.lora_a, adapter.lora_b))
-    layers, rank = a.shape[: -1 - inputs], a.shape[-1]
-    delta = a.reshape(*layers, -1, rank) @ b.reshape(*layers, rank, -1)
-    return array.astype(np.float32) + np.float32(adapter.scale) * delta.reshape(array.shape)
+    with jax.set_mesh(get_mesh(array)):
+        return _take_layer(array, layer)
 
 
-def _dequantize_to_host(codes: QuantizedMatrix) -> np.ndarray:
-    with jax.set_mesh(get_mesh(codes.codes[...])):
-        return np.asarray(jax.jit(lambda codes: codes.dequantize())(codes))
+@jax.jit
+def _take_layer(stored: jax.Array | QuantizedMatrix, layer: int | None) -> jax.Array:
+    """Returns a layer, or the whole array, in floating point on every device."""
+    if layer is not None:
+        stored = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False), stored
+        )
+    array = stored.dequantize() if isinstance(stored, QuantizedMatrix) else stored
+    return jax.reshard(array, P(*[None] * array.ndim))
 
 
 def _make_rank_axis(rank: int, others: list[Axis]) -> Axis:

@@ -97,12 +97,12 @@ class AdaptedFiles(TensorFiles):
         config = read_adapter_config(directory)
         self._base = base
         self._transposed = family.transposed
-        self._adapter = _find_weights(directory)
+        self._adapter = find_adapter_weights(directory)
         self.names = base.names
         bare = {_strip_prefix(family, name): name for name in base.names}
         self._deltas: dict[str, _LinearAdapter] = {}
         self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
-        tensors = _read_weights(self._adapter)
+        tensors = read_adapter_weights(self._adapter)
         for name in sorted(tensors):
             module = _strip_prefix(family, name.removeprefix(_WRAPPER_PREFIX))
             if module.endswith('.lora_A.weight'):
@@ -119,7 +119,7 @@ class AdaptedFiles(TensorFiles):
             elif module.endswith(_TOKEN_DELTA_SUFFIX):
                 where = bare.get(module.removesuffix(_TOKEN_DELTA_SUFFIX) + '.weight')
                 if where:
-                    self._rows[where] = _read_trainable_ids(config), tensors[name]
+                    self._rows[where] = read_trainable_ids(config), tensors[name]
                     continue
                 can_ignore = False
             else:
@@ -136,6 +136,7 @@ class AdaptedFiles(TensorFiles):
         """Reads one tensor, with the adapter merged into it."""
         array = self._base.read(name)
         if name in self._rows:
+            self._check_rows(name, list(array.shape))
             ids, rows = self._rows[name]
             # Ids beyond the base's token table are left out: the base's tokenizer does not produce
             # them.
@@ -144,18 +145,51 @@ class AdaptedFiles(TensorFiles):
             array[[ids[index] for index in kept]] = rows[kept]
         if name not in self._deltas:
             return array
+        self._check_shape(name, list(array.shape))
         a, b, scale = self._deltas[name]
         delta = (b @ a).T if self._transposed else b @ a
-        if delta.shape != array.shape:
+        return (array.astype(np.float32) + np.float32(scale) * delta).astype(array.dtype)
+
+    def check_shapes(self) -> None:
+        """Raises UserError if a tensor of the adapter does not have the shape for the base's."""
+        for name in self._deltas:
+            self._check_shape(name, self._base.read_shape(name))
+        for name in self._rows:
+            self._check_rows(name, self._base.read_shape(name))
+
+    def _check_rows(self, name: str, table: list[int]) -> None:
+        ids, rows = self._rows[name]
+        if list(rows.shape) != [len(ids), table[-1]]:
+            raise UserError(
+                f'{self._adapter}: its rows for {self._base.describe_location(name)} have shape '
+                f'{list(rows.shape)}, but {CONFIG} has {len(ids)} trainable_token_indices, and the '
+                f'base rows of {table[-1]}'
+            )
+
+    def _check_shape(self, name: str, wanted: list[int]) -> None:
+        a, b, _ = self._deltas[name]
+        if a.ndim != 2 or b.ndim != 2 or len(a) != b.shape[1]:
+            raise UserError(
+                f'{self._adapter}: its matrices for {self._base.describe_location(name)} have the '
+                f'shapes {list(a.shape)} and {list(b.shape)}, which cannot be multiplied'
+            )
+        shape = [len(b), a.shape[1]]
+        if self._transposed:
+            shape.reverse()
+        if shape != wanted:
             raise UserError(
                 f'{self._adapter}: its matrix for {self._base.describe_location(name)} has shape '
-                f'{list(delta.shape)}, but the base has {list(array.shape)}'
+                f'{shape}, but the base has {wanted}'
             )
-        return (array.astype(np.float32) + np.float32(scale) * delta).astype(array.dtype)
 
     def read_shape(self, name: str) -> list[int]:
         """Returns the shape of a tensor, without reading it."""
         return self._base.read_shape(name)
+
+    def read_merged_dtype(self) -> np.dtype:
+        """Returns the dtype to which merged weights are rounded: that of the base's files."""
+        adapted = next(iter([*self._deltas, *self._rows]), None)
+        return self._base.read(adapted).dtype if adapted else np.dtype('float32')
 
     def describe_location(self, name: str) -> str:
         """Returns 'file: name', for messages."""
@@ -167,15 +201,19 @@ class AdaptedFiles(TensorFiles):
         return [*self._base.paths, self._adapter]
 
 
-def _find_weights(directory: Path) -> Path:
+def find_adapter_weights(directory: Path) -> Path:
     """Returns the file of an adapter's weights. PEFT before version 0.7 wrote torch's format."""
     if not (directory / WEIGHTS).is_file() and (directory / _TORCH_WEIGHTS).is_file():
         return directory / _TORCH_WEIGHTS
     return directory / WEIGHTS
 
 
-def _read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Returns float32 arrays of all tensors of an adapter, by name."""
+def read_adapter_weights(path: Path) -> dict[str, np.ndarray]:
+    """Returns float32 arrays of all tensors of an adapter, by name.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
     if path.suffix == '.bin':
         torch_file = TorchFile(path)
         return {name: torch_file.read(name).astype(np.float32) for name in torch_file.tensors}
@@ -349,6 +387,7 @@ def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
 
 
-def _read_trainable_ids(config: Mapping[str, Any]) -> list[int]:
+def read_trainable_ids(config: Mapping[str, Any]) -> list[int]:
+    """Returns the ids whose rows of the token table an adapter replaces."""
     given = config.get('trainable_token_indices') or []
     return next(iter(given.values())) if isinstance(given, Mapping) else given

@@ -9,6 +9,7 @@ from cpt_jax.model.families.family import (
     GELUS,
     Config,
     Family,
+    read_token_types,
     read_usual_sizes,
     refuse_unless,
     translate_config_value,
@@ -34,7 +35,7 @@ def _read_config(config: Config) -> dict[str, Any]:
         'causal': False,
         'final_norm': False,
         'embedding_norm': True,
-        'token_types': config.get('type_vocab_size', 2),
+        'token_types': read_token_types(config),
         'pooling': 'mean',
     }
 

@@ -37,12 +37,12 @@ CONFIG_KEYS: dict[str, Allowed] = {
             'n_head',
             'n_positions',
             'ffn_dim',
-            'type_vocab_size',
             'global_attn_every_n_layers',
             'local_attention',
         ),
         _SIZE,
     ),
+    'type_vocab_size': allow_integers(0, 10_000_000),
     **dict.fromkeys(
         (
             'num_key_value_heads',
@@ -94,6 +94,9 @@ CONFIG_KEYS: dict[str, Allowed] = {
     ),
     **dict.fromkeys(('is_causal', 'use_bidirectional_attention'), allow_null(FLAG)),
 }
+
+# The embeddings of BERT and NomicBERT always include that of a token type.
+TYPES_NEEDED: dict[str, Allowed] = {'type_vocab_size': _SIZE}
 
 # Keys of `rope_parameters` and `rope_scaling`, or of their sections for kinds of layers.
 ROPE_KEYS: dict[str, Allowed] = {

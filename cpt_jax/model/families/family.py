@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cpt_jax.model.config import EncoderConfig
-from cpt_jax.model.families.config_keys import ROPE_KEYS
-from cpt_jax.model.families.tensors import TensorMapping
+from cpt_jax.model.families.config_keys import ROPE_KEYS, TYPES_NEEDED
+from cpt_jax.model.families.tensors import StoredTensor, TensorMapping
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import check_values
 
@@ -32,6 +32,10 @@ class Family:
       transposed: whether files store matrices as [in, out].
       count_reserved_positions: function from config.json to the number of rows before that of
         position 0 that `max_position_embeddings` includes.
+      default_limit: function from config.json to the maximum tokens of a text if no file of
+        sentence-transformers gives it; None: as many as the model has positions.
+      stored: tensors that published files name or join otherwise than transformers' modules, whose
+        names `outer` and `layer` use. Both forms are read, and that of `stored` is written.
     """
 
     model_types: Mapping[str, str]
@@ -44,6 +48,8 @@ class Family:
     head: str = 'lm_head.weight'
     transposed: bool = False
     count_reserved_positions: Callable[[Config], int] = lambda config: 0
+    default_limit: Callable[[Config], int | None] = lambda config: None
+    stored: tuple[StoredTensor, ...] = ()
 
 
 # Modules that transformers' classes for classification, question answering and multiple choice add
@@ -97,6 +103,16 @@ def refuse_unless(config: Config, key: str, *values: Any) -> None:
         )
 
 
+def read_token_types(config: Config) -> int:
+    """Reads the number of token types of a model that, unlike GTE, cannot do without them.
+
+    Raises:
+      UserError: it is 0.
+    """
+    check_values(Path('config.json'), config, TYPES_NEEDED)
+    return config.get('type_vocab_size', 2)
+
+
 GELUS = {
     'gelu_new': 'gelu',
     'gelu_pytorch_tanh': 'gelu',
@@ -140,15 +156,20 @@ GATES = {
 }
 
 
-def read_rope(config: Config) -> dict[str, Any]:
+def read_rope(config: Config, default_theta: float = 10_000.0) -> dict[str, Any]:
     """Reads base and scaling of rotary positions: from `rope_parameters` (transformers 5), or from
     `rope_theta` and `rope_scaling` (older versions).
+
+    As in transformers, `rope_scaling` goes before `rope_parameters`, and a `rope_theta` in either
+    before that of config.json.
+
+    Args:
+      config: content of config.json.
+      default_theta: base if config.json has none.
     """
-    given = config.get('rope_parameters') or (config.get('rope_scaling') or {}) | {
-        'rope_theta': config.get('rope_theta', 10_000.0)
-    }
+    given: Config = config.get('rope_scaling') or config.get('rope_parameters') or {}
     return {
-        'rotary_base': float(given.get('rope_theta', 10_000.0)),
+        'rotary_base': float(given.get('rope_theta', config.get('rope_theta', default_theta))),
         'rotary_scaling': _read_rope_scaling(given, config),
     }
 

@@ -1,8 +1,7 @@
-"""Loading pretrained weights onto devices, tensor by tensor, and writing them back."""
+"""Loading pretrained weights onto devices, tensor by tensor."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cpt_jax.model.adapters.lora import LoRA, merge_adapter
+from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.adapters.nf4 import QuantizedMatrix
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.model.encoder import Encoder
@@ -107,41 +106,6 @@ def load_encoder(
             f'the tensors of {list(family.model_types)} leave out {kept.keys() ^ found.keys()}'
         )
     return jax.tree.unflatten(tree, [found[path] for path in kept])
-
-
-def iterate_tensors(
-    family: Family, encoder: Encoder, rows: int
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) of all tensors as in the family's files, without a prefix.
-
-    Adapters are merged into their weights.
-
-    Args:
-      family: family to write.
-      encoder: model to write.
-      rows: number of rows of the token table to write.
-    """
-
-    def fetch(path: str) -> np.ndarray:
-        module, _, name = path.rpartition('.')
-        return merge_adapter(attrgetter(module)(encoder) if module else encoder, name)
-
-    config = encoder.config
-    for tensor in family.outer(config):
-        arrays = [
-            fetch(parameter)[:rows] if parameter == 'token_embedding' else fetch(parameter)
-            for parameter in tensor.parameters
-        ]
-        yield tensor.name, tensor.write(*arrays)
-    for tensor in family.layer(config):
-        stacked = []
-        if config.layers > 1:
-            stacked = [fetch(f'blocks.{parameter}') for parameter in tensor.parameters]
-        for i in range(tensor.first, config.layers - 1):
-            yield tensor.name.format(i=i), tensor.write(*(array[i] for array in stacked))
-        if tensor.first < config.layers:
-            arrays = [fetch(f'last.{parameter}') for parameter in tensor.parameters]
-            yield tensor.name.format(i=config.layers - 1), tensor.write(*arrays)
 
 
 class TensorNames:

@@ -26,6 +26,51 @@ class TensorMapping(NamedTuple):
     first: int = 0
 
 
+class StoredTensor(NamedTuple):
+    """A tensor of a file that transformers loads into parameters of other names.
+
+    Attributes:
+      name: name in the file, with `{i}` for the index of a layer.
+      parts: names of the parameters, which the file has concatenated along the first axis.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+
+
+def join_mappings(
+    mappings: Sequence[TensorMapping], stored: Sequence[StoredTensor]
+) -> list[TensorMapping]:
+    """Returns mappings that write tensors as files have them.
+
+    They do not read: files are read with the names of separate parameters (`rename_tensors`).
+
+    Args:
+      mappings: mappings of separate parameters.
+      stored: tensors that files have in another form.
+    """
+    remaining = {mapping.name: mapping for mapping in mappings}
+    joined = []
+    for name, part_names in stored:
+        if remaining.keys() >= {*part_names}:
+            joined.append(_join(name, [remaining.pop(part) for part in part_names]))
+    return [*remaining.values(), *joined]
+
+
+def _join(name: str, parts: Sequence[TensorMapping]) -> TensorMapping:
+    """Concatenates tensors of one parameter each along the first axis."""
+
+    def read(array: np.ndarray) -> list[np.ndarray]:
+        raise NotImplementedError(f'{name} is read as {len(parts)} tensors')
+
+    def write(*arrays: np.ndarray) -> np.ndarray:
+        return np.concatenate(
+            [part.write(array) for part, array in zip(parts, arrays, strict=True)]
+        )
+
+    return TensorMapping(name, tuple(part.parameters[0] for part in parts), read, write)
+
+
 def map_unchanged(name: str, parameter: str) -> TensorMapping:
     """Maps a tensor unchanged: a table, norm or bias, or a matrix that is [in, out] in the file."""
     return TensorMapping(name, (parameter,), lambda array: (array,), lambda array: array)

@@ -46,33 +46,47 @@ class TensorFiles:
         """Returns the shard of each tensor that the index lists and a shard has.
 
         transformers ignores which shard the index assigns a tensor to, and takes the last in the
-        order of file names. Usually only one shard has the tensor.
+        order of file names. Usually only one shard has the tensor, or the copies are equal.
 
         Raises:
-          UserError: the index assigns a tensor to another shard than transformers.
+          UserError: the index assigns a tensor to another shard than transformers, and a later
+            shard has different values.
         """
         shard_by_name = _read_index(index)
         found: dict[str, Path] = {}
+        assigned: dict[str, Path] = {}  # of the tensors that their shard has
         for path in sorted(set(shard_by_name.values())):
             for name in self._list_names(path):
-                if name in found and found[name] == shard_by_name.get(name):
+                if name in assigned and not self._has_copy(name, assigned[name], path):
                     raise UserError(
-                        f'{index}: assigns {name} to {found[name].name}, but {path.name} has a '
-                        f'tensor of this name too, which transformers loads: save the model again'
+                        f'{index}: assigns {name} to {assigned[name].name}, but {path.name} has '
+                        f'other values under this name, which transformers loads: save the model '
+                        f'again'
                     )
+                if path == shard_by_name.get(name):
+                    assigned[name] = path
                 found[name] = path
         return {name: path for name, path in found.items() if name in shard_by_name}
 
+    def _has_copy(self, name: str, *paths: Path) -> bool:
+        """Whether two files have the same tensor under a name, bit by bit."""
+        a, b = (self._read_from(path, name) for path in paths)
+        same_kind = (a.dtype, a.shape) == (b.dtype, b.shape)
+        return same_kind and a.tobytes() == b.tobytes()
+
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor, in the dtype of the file."""
+        return self._read_from(self._path_by_name[name], name)
+
+    def _read_from(self, path: Path, name: str) -> np.ndarray:
         # The file is opened anew for each tensor: an open file keeps all that was read in memory.
-        with open_safetensors(self._path_by_name[name]) as file:
+        with open_safetensors(path) as file:
             try:
                 return file.get_tensor(name)
             except (AttributeError, TypeError):  # NumPy has no dtype of this kind
                 raise UserError(
-                    f'{self.describe_location(name)} has dtype {file.get_slice(name).get_dtype()}, '
-                    f'which is not supported: save the model in float32, bfloat16 or float16'
+                    f'{path}: {name} has dtype {file.get_slice(name).get_dtype()}, which is not '
+                    f'supported: save the model in float32, bfloat16 or float16'
                 ) from None
 
     def read_shape(self, name: str) -> list[int]:

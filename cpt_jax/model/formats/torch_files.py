@@ -35,9 +35,8 @@ class TorchFiles(TensorFiles):
         self._files: dict[Path, TorchFile] = {}
         super().__init__(directory)
 
-    def read(self, name: str) -> np.ndarray:
-        """Reads one tensor, in the dtype of the file."""
-        return self._files[self._path_by_name[name]].read(name)
+    def _read_from(self, path: Path, name: str) -> np.ndarray:
+        return self._files[path].read(name)
 
     def read_shape(self, name: str) -> list[int]:
         """Returns the shape of a tensor, without reading it."""

@@ -262,6 +262,13 @@ def test_message_includes_the_error_of_the_json_parser(rows):
         JsonlSource(path, 'train')
 
 
+def test_a_csv_file_is_told_its_kind(tmp_path):
+    path = tmp_path / 'pairs.csv'
+    path.write_text('x,y\na,b\n')
+    with pytest.raises(UserError, match='not JSON: Expecting .*; CSV files need kind=csv;'):
+        JsonlSource(str(path), 'train')
+
+
 def test_max_bad_share_limits_the_fraction_of_bad_rows(rows):
     path = rows(b'\n'.join([GOOD] * 999 + [b'x']))
     assert len(JsonlSource(path, 'all', max_bad_share=0.001)) == 999
@@ -476,7 +483,7 @@ def test_scores_belong_to_y_and_the_hard_negatives(rows):
 
 def test_scores_of_flag_embedding_are_in_two_fields(rows):
     row = {'query': 'a', 'pos': ['b', 'c'], 'neg': ['n'], 'pos_scores': [3, 2], 'neg_scores': [1]}
-    source = JsonlSource(rows([row]), 'all', scores='pos_scores,neg_scores')
+    source = JsonlSource(rows([row]), 'all', scores='pos_scores, neg_scores')
     assert [source[i].scores for i in range(2)] == [(3, 1), (2, 1)]
 
 

@@ -34,6 +34,8 @@ class TinyPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             'answer': text,
             'hard': tfds.features.Sequence(text),
             'n': np.int64,
+            'teacher': {'y': np.float32, 'hard': tfds.features.Sequence(np.float32)},
+            'scores': tfds.features.Sequence(np.float32),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -42,14 +44,18 @@ class TinyPairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split):
         for i in range(ROWS[split]):
+            hard = range(i % 3)
+            scores = [i + 0.5, *(-j / 4 for j in hard)]
             answer = DIRTY.get(i, 'bad') if split == 'dirty' else f'answer {split} {i} é'
             yield (
                 i,
                 {
                     'question': {'text': f'question {i}'},
                     'answer': answer,
-                    'hard': [f'no {j}' for j in range(i % 3)],
+                    'hard': [f'no {j}' for j in hard],
                     'n': i,
+                    'teacher': {'y': scores[0], 'hard': scores[1:]},
+                    'scores': scores if i % 10 else [],
                 },
             )
 
@@ -139,6 +145,36 @@ def test_splits_and_fields_are_read(data_dir):
     assert len({source.fingerprint for source in sources}) == 4
 
 
+def test_scores_and_grades_are_read(data_dir):
+    given = {'negatives': 'hard', 'scores': 'teacher/y, teacher/hard'}
+    source = open_tiny(data_dir, 'train', **given)
+    for pair in pairs(source):
+        i = int(pair.x.split()[1])
+        assert pair.scores == (i + 0.5, *(-j / 4 for j in range(i % 3)))
+        assert len(pair.negatives) == i % 3
+    graded = open_tiny(data_dir, 'train', score='n')
+    assert all(pair.scores == (float(pair.x.split()[1]),) for pair in pairs(graded))
+    other = open_tiny(data_dir, 'train', negatives='hard')
+    assert other.fingerprint != source.fingerprint and other[0].scores == ()
+
+    bad = {'negatives': 'hard', 'scores': 'scores'}
+    listed = open_tiny(data_dir, 'train', **bad, max_bad_share=0.5)
+    kind = "'scores': not as many scores as texts"
+    assert listed.problems.counts == {kind: 3}  # of the rows 0, 10 and 20
+    assert {pair.scores for pair in pairs(listed)} < {pair.scores for pair in pairs(source)}
+
+
+@pytest.mark.parametrize('keys', [('scores', 'score'), ('score', 'scores')])
+def test_indices_of_scores_and_of_grades_are_separate(data_dir, monkeypatch, tmp_path, keys):
+    """Grades are valid in all 30 rows, and scores in the 10 without hard negatives."""
+    monkeypatch.setenv('CPT_JAX_CACHE', str(tmp_path))
+    rows = {}
+    for key in keys:
+        source = open_tiny(data_dir, 'train', negatives='hard', max_bad_share=1, **{key: 'n'})
+        rows[key] = len(pairs(source))
+    assert rows == {'scores': 10, 'score': 30}
+
+
 def test_slices_and_an_empty_heldout_split_are_supported(data_dir):
     first = open_tiny(data_dir, 'train', train_split='train[:80%]')
     rest = open_tiny(data_dir, 'heldout', heldout_split='train[80%:]')
@@ -195,6 +231,13 @@ def test_second_use_reads_the_cached_index(data_dir, monkeypatch):
         ),
         ({'x': 'query'}, "'tiny_pairs/1.0.0' has no field 'query'; it has .*question/text"),
         ({'negatives': 'question/none'}, "has no field 'question/none'"),
+        ({'scores': 'grades'}, "has no field 'grades'"),
+        ({'scores': 'scores', 'score': 'n'}, 'scores=scores and score=n: .* remove one'),
+        ({'score': 'answer'}, "^tiny_pairs train:0: 'answer' is not a number: b'answer train"),
+        (
+            {'scores': 'scores', 'negatives': 'hard'},
+            r"^tiny_pairs train:\d+: 'scores': not as many scores as texts: \d scores of 1 pos",
+        ),
         ({'y': 'n'}, "^tiny_pairs train:0: 'n' is not text; 30 of 30 rows"),
         ({'x': 'question'}, "^tiny_pairs train:0: 'question' is not text; 30 of 30 rows"),
     ],

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from cpt_jax.evals.intervals.bootstrap import compute_interval, draw_means
+from cpt_jax.evals.intervals.bootstrap import DESCRIPTION, compute_interval, draw_means
 from cpt_jax.evals.intervals.item_scores import PairScores, QueryScores, make_scores_path
 from cpt_jax.evals.intervals.paired import compare_results, format_differences, read_results
 from cpt_jax.evals.run import store_result
 from cpt_jax.evals.store.results import RESULTS, ResultsFile
+from cpt_jax.evals.suites import SUITES
 from cpt_jax.evals.task import Result
 from cpt_jax.runtime.errors import UserError
 
@@ -74,6 +75,47 @@ def test_correlations_of_the_same_pairs_are_compared(tmp_path):
     assert several.keys() == {'spearman', 'pearson', 'spearman_mean', 'spearman_wmean'}
 
 
+def test_mean_of_a_suite_has_an_interval_and_is_compared(tmp_path, monkeypatch):
+    """With independent draws, the interval of the mean of six tasks is sqrt(6) times as narrow as
+    that of one of them.
+    """
+    names = [task.replace('/', '_') for task in SUITES['suite/csn'].tasks]
+    better_Q = BASE_Q + 0.01 + 0.02 * GENERATOR.standard_normal(200)
+    base, better = make_result(BASE_Q), make_result(better_Q)
+    first = write_results(tmp_path / 'a', 'm1', **dict.fromkeys(names, base))
+    second = write_results(tmp_path / 'b', 'm2', **dict.fromkeys(names, better))
+
+    def read_row(folder):
+        return json.loads((tmp_path / folder / RESULTS).read_text())['tasks']['suite/csn']
+
+    low, high = read_row('a')['intervals']['ndcg@10']
+    assert low < np.mean(BASE_Q) < high
+    assert high - low == pytest.approx(4 * 0.29 / 200**0.5 / 6**0.5, rel=0.1)
+    assert read_row('a')['settings']['intervals'] == DESCRIPTION
+    reads = []
+    with monkeypatch.context() as patch:
+        load = np.load
+        patch.setattr(np, 'load', lambda *args, **kwargs: reads.append(1) or load(*args, **kwargs))
+        rows, _ = compare(first, second)
+    assert len(reads) == 2 * (6 + 6)  # of both models, for the tasks and for their mean
+    difference, one = rows['suite/csn'], rows['codesearch/go']
+    assert difference.verdict == 'B is better'
+    widths = [np.diff(row.interval).item() for row in (difference, one)]
+    assert widths[0] == pytest.approx(widths[1] / 6**0.5, rel=0.1)
+
+    # Another task does not change it, and a task without scores of its queries removes it.
+    before = read_row('b')
+    with monkeypatch.context() as patch:
+        patch.setattr('cpt_jax.evals.suites.draw_mean_score', None)  # a call would fail
+        write_results(tmp_path / 'b', 'm2', retrieval_x=better)
+    assert read_row('b') == before
+    old = make_result(BASE_Q / 2)._replace(item_scores=None)
+    write_results(tmp_path / 'a', 'm1', codesearch_go=old)
+    assert 'intervals' not in read_row('a') and 'intervals' not in read_row('a')['settings']
+    verdict = compare(first, second)[0]['suite/csn'].verdict
+    assert verdict.startswith(f'codesearch/go: A: {first}/scores/codesearch/go.npz is of another')
+
+
 def test_tasks_that_cannot_be_compared_name_the_reason(tmp_path):
     first = write_results(
         tmp_path / 'a',
@@ -83,7 +125,7 @@ def test_tasks_that_cannot_be_compared_name_the_reason(tmp_path):
         retrieval_data=make_result(BASE_Q),
         retrieval_old=make_result(BASE_Q),
         retrieval_stale=make_result(BASE_Q),
-        probe_MR=make_result(BASE_Q)._replace(item_scores=None),
+        bias_MR=make_result(BASE_Q)._replace(item_scores=None),
     )
     second = write_results(
         tmp_path / 'b',
@@ -92,7 +134,7 @@ def test_tasks_that_cannot_be_compared_name_the_reason(tmp_path):
         retrieval_data=make_result(BASE_Q, items='others'),
         retrieval_old=make_result(BASE_Q)._replace(item_scores=None),
         retrieval_stale=make_result(BASE_Q),
-        probe_MR=make_result(BASE_Q)._replace(item_scores=None),
+        bias_MR=make_result(BASE_Q)._replace(item_scores=None),
     )
     stale = make_scores_path(epath.Path(first), 'retrieval/stale')
     stale.write_bytes(make_scores_path(epath.Path(first), 'retrieval/old').read_bytes()[:-30])

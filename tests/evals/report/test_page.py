@@ -82,17 +82,19 @@ def test_texts_are_escaped():
     assert 'is a < b & c?' in page.texts['p'] and 'query <to> code' in page.texts['dd']
 
 
-def test_intervals_are_drawn_on_the_bar_of_the_model():
+def test_intervals_are_drawn_on_the_bars_of_the_model_and_of_baselines():
     results = make_results()
     assert 'interval' not in render_page(results, {}).split('<main>')[1].split('<h2>')[1]
     results['tasks']['later'] = {
         **results['tasks']['later'],
         'intervals': {'mrr_of_1000': [0.475, 0.5234]},
+        'baseline_intervals': {'bm25': {'mrr_of_1000': [0.1, 0.2]}},
     }
     html = render_page(results, {})
     assert Page(html).open == []
     assert html.count('<i class="interval" style="left: 47.50%; width: 4.84%"') == 1
     assert html.count('95 % interval 47.50 to 52.34') == 1
+    assert html.count('left: 10.00%; width: 10.00%" title="10.00 to 20.00"') == 1
 
 
 def make_map():

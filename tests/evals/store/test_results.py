@@ -120,10 +120,13 @@ def test_table_shows_baselines_and_split():
 def test_intervals_are_stored_and_shown_beside_rows_without_them():
     values_Q = np.linspace(0, 1, 50)
     scores = QueryScores('items', {'mrr_of_1000': values_Q})
-    result = make_result()._replace(item_scores=scores)
+    baseline = QueryScores('items', {'mrr_of_1000': values_Q / 2})
+    values = {'bm25': baseline.values}
+    result = make_result()._replace(item_scores=scores, baseline_values=values)
     results = add_result(make_empty_results('m', {}), 'codesearch/x', result)
     row = results['tasks']['codesearch/x']
     assert row['intervals'] == compute_intervals(scores)
+    assert row['baseline_intervals'] == {'bm25': compute_intervals(baseline)}
     assert row['settings']['intervals'].startswith('95% bootstrap percentile intervals, 2,000')
     row['intervals']['mrr_of_1000'] = [0.4214, 0.5796]
     assert format_table(add_result(results, 'b', make_result())).splitlines() == [

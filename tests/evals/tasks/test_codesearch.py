@@ -185,6 +185,9 @@ def test_both_directions_use_the_same_chunks():
         != result.metrics['mrr_of_100']
     )
     assert result.metrics.keys() == result.baselines['bm25'].keys()
+    for name, values in result.baseline_values.items():  # their intervals are drawn from these
+        means = {metric: values_Q.mean() for metric, values_Q in values.items()}
+        assert means == pytest.approx(result.baselines[name])
     assert result.settings['direction'] == 'query to code and code to query'
     alone = with_options(task.load, candidates=100, code_direction='code_to_text').run(embed)
     assert alone.main_score == result.metrics['code_to_text_mrr_of_100'] and len(alone.metrics) == 4

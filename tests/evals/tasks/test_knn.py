@@ -73,6 +73,8 @@ def test_neighbors_come_only_from_the_training_set(sst):
         text in train.texts[0] for text in test.texts[0]
     )
     assert result.baselines == {'majority': {'accuracy': 0.5}}
+    values_N = result.item_scores.values['accuracy']
+    assert len(values_N) == 80 and values_N.mean() == pytest.approx(result.main_score)
     json.dumps(result.settings)
 
 
@@ -106,6 +108,8 @@ def test_zero_shot_predicts_the_nearest_label(sst):
     assert seen['y'] == [['negative', 'positive'], ['negative it is', 'positive it is']]
     assert seen['x'][1:] == seen['y'] and len(seen['x'][0]) == 80
     assert result.main_score == description
+    assert result.item_scores.values.keys() == result.metrics.keys()
+    assert result.item_scores.values['accuracy_description'].mean() == pytest.approx(description)
     assert result.settings['labels']['description'] == ['negative it is', 'positive it is']
     json.dumps(result.settings)
 

@@ -56,6 +56,10 @@ def test_answer_recall_ignores_titles(tmp_path):
         == result.baselines['bm25'].keys()
         == result.baselines['random'].keys()
     )
+    assert result.baseline_values.keys() == result.baselines.keys() == {'bm25', 'random'}
+    for name, values in result.baseline_values.items():  # their intervals are drawn from these
+        means = {metric: values_Q.mean() for metric, values_Q in values.items()}
+        assert means == pytest.approx(result.baselines[name])
     assert result.examples[0].model.rank in (1, None)
     assert result.examples[0].model.found[0].text.startswith('Title number')
     far = task.run(shifted(25.2))  # about 50 passages are nearer than the right one

@@ -118,6 +118,8 @@ def test_lbfgs_protocol_matches_scikit_learn(data_dir, expected, name, monkeypat
     result = find_tasks(str(data_dir))[f'probe/{name}'].run(bag_of_words)
     assert result.main_score == pytest.approx(float(expected[f'lbfgs/{name}']), abs=1e-9)
     assert result.settings['converged'] and 0.5 < result.main_score < 1
+    values_N = result.item_scores.values['accuracy']
+    assert len(values_N) == result.n and values_N.mean() == pytest.approx(result.main_score)
     json.dumps(result.settings)
 
 
@@ -201,6 +203,10 @@ def test_pairs_have_f1_and_a_majority_baseline(data_dir, expected):
     assert probe._compute_f1(np.array([1, 0, 1, 1]), np.array([1, 1, 0, 1])) == pytest.approx(
         float(expected['f1'])
     )
+    folds = [np.array([1, 1]), np.array([1, 0, 0])]
+    values_N = probe._score_samples(folds, [np.array([1, 0]), np.array([1, 0, 0])])
+    assert values_N.tolist() == pytest.approx([1.25, 0, 2.5 / 3, 2.5 / 3, 2.5 / 3])
+    assert values_N.mean() == pytest.approx(0.75)  # of the accuracies 1/2 and 1
     assert probe._compute_f1(np.zeros(3), np.zeros(3)) == 0
 
 

@@ -199,6 +199,10 @@ def test_baselines_rank_the_same_documents(tmp_path):
     )
     # The tolerance is two standard deviations of 100 draws.
     assert result.baselines['random']['recall@30'] == pytest.approx(30 / 299, abs=0.06)
+    assert result.baseline_values.keys() == result.baselines.keys()
+    for name, values in result.baseline_values.items():  # their intervals are drawn from these
+        means = {metric: values_Q.mean() for metric, values_Q in values.items()}
+        assert means == pytest.approx(result.baselines[name])
     # The only document with a query's number has the query's id, so it is removed.
     assert result.baselines['bm25']['recall@30'] == 0
     assert {'protocol', 'k', 'split', 'data', 'libraries', 'bm25', 'seed'} <= result.settings.keys()
@@ -253,6 +257,7 @@ def test_quantized_documents_are_compared_with_exact_search(tmp_path, precision)
     result = Retrieval('retrieval/c', folder, options).run(make_table_embed(vectors))
     assert result.metrics['ndcg@10'] > 0.9
     recall = result.metrics['recall_vs_exact@10']
+    assert result.item_scores.values['recall_vs_exact@10'].mean() == pytest.approx(recall)
     assert recall > 0.95 if precision == 'int8' else 0.4 < recall < 0.95
     # Published scores, which have the index 'exact', are not shown beside it.
     assert result.settings['index'] == precision

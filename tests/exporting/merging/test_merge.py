@@ -12,6 +12,7 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from cpt_jax.embed.load import load_embedder
+from cpt_jax.evals.tasks.codesearch import _find_python_sources
 from cpt_jax.exporting.merging import runs
 from cpt_jax.exporting.merging.directories import check_same_directories
 from cpt_jax.exporting.merging.merge import merge
@@ -58,7 +59,7 @@ def test_runs_become_a_run_with_the_mean_of_their_weights(run, tmp_path):
     assert embed.model_name == 'soup@200' and np.isfinite(embed(['list'], 'x')).all()
     origin = resolve_origin(str(output))
     parts = [
-        {'model': reference, 'weight': weight, 'method': 'linear'}
+        {'model': reference, 'weight': weight, 'method': 'linear', 'init_from': []}
         for reference, weight in zip(references, (0.25, 0.75), strict=True)
     ]
     assert origin.provenance.merged == parts
@@ -82,6 +83,37 @@ def test_merged_run_claims_clean_data_only_if_all_parts_have_the_same(run):
     ]
     assert runs._find_shared_cleaned(parts[:2]) == known['cleaned']
     assert [runs._find_shared_cleaned([parts[0], part]) for part in parts[2:]] == [{}] * 3
+
+
+def test_merged_run_names_the_sources_and_origins_of_all_parts(run, tmp_path, monkeypatch):
+    """Otherwise the functions that only the second part was trained on are not counted."""
+    code = {'kind': 'python_source', 'weight': 1.0}
+    sources = {
+        '100': {'code': ({**code, 'holdout': 0.1}, '1')},
+        '200': {'again': ({**code, 'holdout': 0.1}, '1'), 'code': ({**code, 'holdout': 0.0}, '2')},
+    }
+
+    def find_trained_run(reference: str, *args, **kwargs):
+        found = find_run(reference, '--models')
+        given = sources[reference.rpartition('@')[2]]
+        sections = {name: section for name, (section, _) in given.items()}
+        config = found.provenance.config
+        config = {**config, 'data': {**config['data'], 'sources': sections}}
+        config['init_from'] = f'models/{[*sections][0]}'
+        fingerprints = {name: fingerprint for name, (_, fingerprint) in given.items()}
+        provenance = dataclasses.replace(found.provenance, config=config, sources=fingerprints)
+        return dataclasses.replace(found, provenance=provenance)
+
+    with monkeypatch.context() as patch:
+        patch.setattr('cpt_jax.exporting.merging.merge.resolve_model', find_trained_run)
+        merge((f'{run}@100', f'{run}@200'), tmp_path / 'soup')
+    settings = load_embedder(str(tmp_path / 'soup')).settings
+    assert settings['trained_on'].keys() == {'code', 'code_2'}
+    found = _find_python_sources(settings)
+    assert sorted(section['holdout'] for section in found) == [0.0, 0.1]
+    provenance = find_run(str(tmp_path / 'soup'), '').provenance
+    assert provenance.sources == {'code': '1', 'code_2': '2'}
+    assert provenance.list_origins() == ['models/code', 'models/again']
 
 
 def test_slerp_merges_the_layers_of_a_stack_one_by_one(run, tmp_path):

@@ -228,6 +228,31 @@ CASES = {
     'xlm-roberta': ('XLMRoberta', SMALL | {'num_hidden_layers': 1, 'pad_token_id': 10}),
     'distilbert': ('DistilBert', DISTIL),
     'mpnet': ('MPNet', SMALL | {'num_hidden_layers': 2, 'max_position_embeddings': 130}),
+    'nomic_bert': ('NomicBert', SMALL),
+    'nomic_bert, linear': (
+        'NomicBert',
+        SMALL
+        | {
+            'num_hidden_layers': 1,
+            'head_dim': 10,
+            'hidden_act': 'gelu',
+            'layer_norm_eps': 1e-3,
+            'type_vocab_size': 3,
+            'rope_parameters': LONG,
+        },
+    ),
+    'gte': ('Gte', SMALL),
+    'gte, no token types': (
+        'Gte',
+        SMALL
+        | {
+            'num_hidden_layers': 2,
+            'num_attention_heads': 2,
+            'hidden_act': 'gelu_new',
+            'type_vocab_size': 0,
+            'rope_parameters': YARN,
+        },
+    ),
 }
 # Configs as written by transformers 4, with the keys that describe layers.
 GEMMA_1B = {
@@ -247,6 +272,15 @@ MODERN_BASE = {
     'global_rope_theta': 160000.0, 'local_rope_theta': 10000.0,
     'local_attention': 128, 'norm_bias': False, 'norm_eps': 1e-5, 'mlp_bias': False,
     'attention_bias': False, 'classifier_pooling': 'mean',
+}  # fmt: skip
+NOMIC_V1 = {
+    'model_type': 'nomic_bert', 'activation_function': 'swiglu', 'causal': False,
+    'layer_norm_epsilon': 1e-12, 'max_trained_positions': 2048, 'mlp_fc1_bias': False,
+    'mlp_fc2_bias': False, 'n_embd': 768, 'n_head': 12, 'n_inner': 3072, 'n_layer': 12,
+    'n_positions': 8192, 'parallel_block': False, 'prenorm': False, 'qkv_proj_bias': False,
+    'rotary_emb_base': 1000, 'rotary_emb_fraction': 1.0, 'rotary_emb_interleaved': False,
+    'rotary_emb_scale_base': None, 'rotary_scaling_factor': 2, 'type_vocab_size': 2,
+    'use_rms_norm': False, 'vocab_size': 30528,
 }  # fmt: skip
 OLD = {
     'gemma 3 1b': ('Gemma3Text', GEMMA_1B),
@@ -287,6 +321,10 @@ def make() -> Golden:
             'new': config_to_dict(read),
             'window': read.sliding_window,
         }
+    facts['configs']['nomic-embed-text-v1'] = {
+        'old': NOMIC_V1,
+        'new': config_to_dict(transformers.NomicBertConfig(**NOMIC_V1)),
+    }
     facts['configs']['mistral, window'] = config_to_dict(
         transformers.MistralConfig(sliding_window=16, num_key_value_heads=2, **SMALL)
     )

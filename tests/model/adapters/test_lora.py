@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from cpt_jax.model.adapters.lora import MATRICES, LoRA
 from cpt_jax.model.adapters.peft import AdaptedFiles, write_adapter
 from cpt_jax.model.encoder import Encoder
-from cpt_jax.model.families.load import iterate_tensors
+from cpt_jax.model.families.write import iterate_tensors
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.parameter import join_frozen, split_frozen
 from cpt_jax.origin.pretrained import is_pretrained
@@ -104,7 +104,7 @@ def test_we_reproduce_an_adapter_of_peft(bases, case, tmp_path):
     assert np.abs(found - golden.arrays[f'base/{case}']).max() > 0.05
 
 
-def test_merged_adapter_matches_unmerged(bases, tmp_path):
+def test_merged_adapter_matches_unmerged(bases, tmp_path, monkeypatch):
     base = bases('llama')
     encoder = make_adapted(base, LoRA(rank=4, base='nf4'))
     tensors = {
@@ -115,6 +115,13 @@ def test_merged_adapter_matches_unmerged(bases, tmp_path):
     ours = compute_states(encoder)
     np.testing.assert_allclose(compute_states(base.load(TensorFiles(tmp_path))), ours, atol=1e-5)
     assert np.abs(ours - compute_states(base.load())).max() > 0.05
+    # Several processes gather one layer at a time; each copies the tensors that it wants.
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    wanted = [*tensors][::2]
+    gathered = dict(iterate_tensors(base.family, encoder, VOCABULARY, wanted))
+    assert [*gathered] == wanted
+    for name in wanted:
+        np.testing.assert_array_equal(gathered[name], tensors[name])
 
 
 def test_adapters_are_initialized_as_in_peft(bases):

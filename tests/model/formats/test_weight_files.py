@@ -28,8 +28,19 @@ def test_unclear_and_incomplete_shards_are_refused(tmp_path, format):
     writer.write_shard(1, {'a': TENSORS['a'], 'b': TENSORS['b']})
     writer.write_shard(2, {'a': TENSORS['c']})
     writer.write_index({'a': 1, 'b': 1, 'c': 2})
-    with pytest.raises(UserError, match=rf'assigns a to {writer.name_shard(1)}, but .*-00002-of'):
+    with pytest.raises(
+        UserError, match=rf'assigns a to {writer.name_shard(1)}, but .*-00002-of.* other'
+    ):
         open_weight_files(tmp_path)
+    # An equal copy between the two does not hide the other values.
+    writer.write_shard(2, {'a': TENSORS['a'], 'c': TENSORS['c']})
+    writer.write_shard(3, {'a': TENSORS['c'], 'd': TENSORS['d']})
+    writer.write_index({'a': 1, 'b': 1, 'c': 2, 'd': 3})
+    with pytest.raises(
+        UserError, match=rf'assigns a to {writer.name_shard(1)}, but .*-00003-of.* other'
+    ):
+        open_weight_files(tmp_path)
+    writer.write_index({'a': 1, 'b': 1, 'c': 2})
     (tmp_path / writer.name_shard(1)).unlink()
     with pytest.raises(UserError, match=rf'1 of 2 shards that {writer.stem}.* lists are missing'):
         open_weight_files(tmp_path)

@@ -57,6 +57,7 @@ def _write_shards(
     extra: bool = False,
     copy: bool = False,
     moved: bool = False,
+    twice: bool = False,
 ) -> None:
     """Writes two shards with an index.
 
@@ -70,6 +71,7 @@ def _write_shards(
       extra: whether the second shard has a tensor that the index does not list.
       copy: whether the first shard has another tensor of a name in the second.
       moved: whether the index assigns a tensor to the first shard that only the second has.
+      twice: whether the second shard has a copy of a tensor that the index assigns to the first.
     """
     writer = Writer(folder, format)
     names = sorted(tensors)
@@ -81,6 +83,8 @@ def _write_shards(
         first = {name: array + 1 for name, array in first.items()}
     if copy:
         first[names[2]] = tensors[names[2]] + 1
+    if twice:
+        second[names[0]] = tensors[names[0]]
     if extra:
         second['another.weight'] = np.ones(3, np.float32)
     if old:
@@ -111,6 +115,7 @@ _OF_ONE_FORMAT = {
     'tensor that the index does not list': {'extra': True},
     'copy in an earlier shard': {'copy': True},
     'tensor in another shard': {'moved': True},
+    'equal copy in a later shard': {'twice': True},
 }
 # Each writes tensors to a folder, so that transformers loads them from there.
 LAYOUTS: dict[str, Callable[[Tensors, Path], None]] = {
