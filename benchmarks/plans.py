@@ -7,8 +7,8 @@ Example:
   python benchmarks/plans.py --json plans.json --document docs/planning.md
 
 This takes hours on two cores. Each row is in the JSON file as soon as it is compiled, and the same
-command goes on after a kill. --only NAME compiles the rows of one config; the document keeps the
-other rows.
+command goes on after a kill. Rows of other code, or of another JAX or libtpu, are compiled again.
+--only NAME compiles the rows of one config; the document keeps the other rows.
 """
 
 import os
@@ -21,8 +21,10 @@ os.environ |= {
 }
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
 from importlib.metadata import version
 from typing import Any
 
@@ -137,9 +139,27 @@ class Case:
     fsdp: int = 0
 
     def is_case_of(self, row: Row) -> bool:
-        """Returns whether the row is this case, compiled by the installed JAX and libtpu."""
-        wanted = dataclasses.asdict(self) | {'jax': version('jax'), 'libtpu': version('libtpu')}
-        return all(row[key] == value for key, value in wanted.items())
+        """Returns whether the row is this case, of this code and the installed JAX and libtpu."""
+        wanted = dataclasses.asdict(self) | {
+            'jax': version('jax'),
+            'libtpu': version('libtpu'),
+            'code': compute_code_digest(),
+        }
+        return all(row.get(key) == value for key, value in wanted.items())
+
+
+@functools.cache
+def compute_code_digest() -> str:
+    """Returns a digest of the package and the configs.
+
+    The commit would not do: it also changes with the document that this program writes.
+    """
+    digest = blake2b(digest_size=8)
+    for folder in ('cpt_jax', 'configs'):
+        for path in sorted((ROOT / folder).rglob('*.py')):
+            digest.update(f'{path.relative_to(ROOT)} {path.stat().st_size} '.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def list_cases(names: Sequence[str] = ()) -> list[Case]:
@@ -161,18 +181,18 @@ def compile_case(case: Case) -> Row:
     else:
         plan = make_plan(config, case.topology, case.slices)
     about = {'config': case.config, 'changes': dict(case.changes), 'fsdp': case.fsdp}
-    return about | dataclasses.asdict(plan)
+    return about | {'code': compute_code_digest()} | dataclasses.asdict(plan)
 
 
 def make_rows(
     cases: Sequence[Case], path: Path | None, compile_row: Callable[[Case], Row] = compile_case
 ) -> list[Row]:
-    """Returns the rows of all cases; each is printed, and stored in `path`, as soon as it exists.
+    """Returns the rows of all cases; each is reported, and stored in `path`, as soon as it exists.
 
     Args:
       cases: what to compile.
-      path: JSON file of rows. Those that it has are not compiled again, so a run that was killed
-        goes on where it was.
+      path: JSON file of rows. Those that it has and that are current are not compiled again, so a
+        run that was killed goes on where it was.
       compile_row: compiles one case.
     """
     stored: list[Row] = []
@@ -187,7 +207,8 @@ def make_rows(
             if path:
                 write_atomically(path, json.dumps(stored, indent=2) + '\n')
         rows.append(row)
-        print(format_row(make_cells(row)), flush=True)
+        cells = make_cells(row)
+        print(*cells[:2], cells[HEAD.index('forecast')] or 'does not fit', flush=True)
     return rows
 
 
@@ -228,7 +249,7 @@ def replace_rows(text: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
     """
     lines = text.splitlines()
     first = lines.index(format_row(head)) + 2
-    last = lines.index('', first)
+    last = next((index for index in range(first, len(lines)) if not lines[index]), len(lines))
     new = {tuple(row[:2]): format_row(row) for row in rows}
     for index in range(first, last):
         cells = lines[index].strip('| ').split(' | ')

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import plans
 from benchmarks.plans import (
     EMBEDDING_HEAD,
     EMBEDDINGS,
     HEAD,
     PLANS,
     Case,
+    compute_code_digest,
     format_row,
     list_cases,
     make_cells,
@@ -64,11 +66,11 @@ def make_row(case: Case, **changes) -> dict:
         'memory_seconds': 2.0, 'network_seconds': 1.0, 'lower_bound_seconds': 3.0,
         'forecast_seconds': 4.0, 'mfu_bound': 0.8, 'mfu_forecast': 0.6, 'compile_seconds': 600.0,
         'compiled_flops_per_step': 5, 'model_flops_per_step': 4, 'texts_per_step': 8000,
-        'jax': version('jax'), 'libtpu': version('libtpu'),
+        'jax': version('jax'), 'libtpu': version('libtpu'), 'code': compute_code_digest(),
     } | changes  # fmt: skip
 
 
-def test_a_killed_run_goes_on_with_the_rows_that_it_lacks(tmp_path):
+def test_a_killed_run_goes_on_with_the_rows_that_it_lacks(tmp_path, capsys):
     path = tmp_path / 'plans.json'
     cases = [*list_cases(['cpt_s'])[:3], *list_cases(['prompteol:opt-13b'])]
     compiled = []
@@ -90,8 +92,27 @@ def test_a_killed_run_goes_on_with_the_rows_that_it_lacks(tmp_path):
     rows = make_rows(cases, path, compile_rest)
     assert compiled == cases[:2] and compiled_later == cases[2:]
     assert [row['topology'] for row in rows] == [case.topology for case in cases]
-    # Another libtpu may compile another program.
+    # Each row is reported once a run, in one line.
+    reported = capsys.readouterr().out.splitlines()
+    assert len(reported) == 2 + len(cases) and reported[-1] == '`prompteol:opt-13b` v5e:2x2 2,000'
+    # Another libtpu may compile another program, and so may other code.
+    assert cases[0].is_case_of(make_row(cases[0]))
     assert not cases[0].is_case_of(make_row(cases[0], libtpu='0.0.1'))
+    assert not cases[0].is_case_of(make_row(cases[0], code='other'))
+    old = make_row(cases[0])  # as the first version of the benchmark stored it
+    assert not cases[0].is_case_of({key: old[key] for key in old if key not in ('fsdp', 'code')})
+
+
+def test_the_digest_of_the_code_changes_with_the_package_and_the_configs(tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, 'ROOT', tmp_path)
+    digests = set()
+    for name in ('docs/planning.md', 'cpt_jax/plan/forecast.py', 'configs/base.py'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text('text')
+        digests.add(compute_code_digest.__wrapped__())
+    (tmp_path / 'docs/planning.md').write_text('other')
+    digests.add(compute_code_digest.__wrapped__())
+    assert len(digests) == 3
 
 
 def test_rows_have_the_forecast_and_replace_those_of_a_document():
@@ -114,3 +135,6 @@ def test_rows_have_the_forecast_and_replace_those_of_a_document():
     text = '\n'.join([*document, other, old, '', 'End']) + '\n'
     expected = '\n'.join([*document, other, format_row(cells), '', 'End']) + '\n'
     assert replace_rows(text, HEAD, [cells]) == expected
+    # A table may be the last part of a document.
+    end = len('\nEnd\n')
+    assert replace_rows(text[:-end], HEAD, [cells]) == expected[:-end]

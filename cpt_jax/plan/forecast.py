@@ -92,9 +92,9 @@ def _note_waiting(sites: Sequence[CollectiveSite], schedule: Schedule) -> list[s
     groups: dict[str, list[CollectiveSite]] = {}
     for site in sites:
         place = 'in loops' if site.loops else 'outside of loops'
-        kind = f'synchronous collectives {place}, during which nothing else runs'
+        kind = f'synchronous {{}} {place}, during which nothing else runs'
         if site.is_async:
-            kind = 'asynchronous collectives that take longer than what runs beside them'
+            kind = 'asynchronous {}, in part not hidden by other instructions'
         if schedule.exposed[site.name]:
             groups.setdefault(kind, []).append(site)
     notes = []
@@ -102,6 +102,7 @@ def _note_waiting(sites: Sequence[CollectiveSite], schedule: Schedule) -> list[s
         lost = sum(schedule.exposed[name] for name in {site.name for site in group})
         if lost >= _NAMED_SHARE * schedule.seconds:
             executions = sum(site.times for site in group)
+            kind = kind.format('collective' if executions == 1 else 'collectives')
             notes.append(f'{executions:,} {kind}: {lost / schedule.seconds:.1%} of the step')
     return notes
 

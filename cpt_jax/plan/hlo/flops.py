@@ -164,7 +164,7 @@ def _read_kernel_flops(executed: ExecutedInstruction) -> int | None:
 def _count_attention_product_flops(executed: ExecutedInstruction) -> int:
     """Counts one product of all queries with all keys."""
     queries, keys = _find_queries_and_keys(executed)
-    return 2 * queries.size * keys.dims[-1 if _has_sequence_last(executed) else -2]
+    return 2 * queries.size * keys.dims[-1 if _has_sequence_last(executed, 'k') else -2]
 
 
 def get_head_width(executed: ExecutedInstruction) -> int:
@@ -174,7 +174,7 @@ def get_head_width(executed: ExecutedInstruction) -> int:
     if executed.instruction.opcode != 'custom-call':
         return 0
     queries, _ = _find_queries_and_keys(executed)
-    return queries.dims[-2 if _has_sequence_last(executed) else -1]
+    return queries.dims[-2 if _has_sequence_last(executed, 'q') else -1]
 
 
 def _find_queries_and_keys(executed: ExecutedInstruction) -> tuple[Array, Array]:
@@ -193,9 +193,12 @@ def _find_queries_and_keys(executed: ExecutedInstruction) -> tuple[Array, Array]
     return queries, keys
 
 
-def _has_sequence_last(executed: ExecutedInstruction) -> bool:
-    """Returns whether an attention kernel has the layout that its metadata numbers 2."""
-    return re.search(r'k_layout\\*": *2', executed.instruction.attributes) is not None
+def _has_sequence_last(executed: ExecutedInstruction, operand: str) -> bool:
+    """Returns whether operand 'q' or 'k' of an attention kernel has the layout that its metadata
+    numbers 2. Among the programs of this repository, only benchmarks/attention_kernels.py has it.
+    """
+    pattern = rf'{operand}_layout\\*": *2'
+    return re.search(pattern, executed.instruction.attributes) is not None
 
 
 def _parse_numbers(text: str) -> list[int]:

@@ -7,6 +7,7 @@ the transfer takes time of its own.
 """
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -167,13 +168,16 @@ class _Runner:
         if instruction.opcode.endswith('-start') or any(
             self.collectives[inside.name].is_async for inside in found
         ):
-            key = _get_channel(found[0]) if found else ''
-            if instruction.opcode.endswith('-start'):
-                key = instruction.name
-            clock.start(key, instruction.name, MEMORY, memory)
+            key = instruction.name
+            if not instruction.opcode.endswith('-start'):
+                key = _get_shared_key(found[0])
+            name = found[0].name if found else instruction.name
+            clock.start(key, name, MEMORY, memory)
             for inside in found:
                 network = self.collectives[inside.name]
                 clock.start(key, inside.name, network.network, network.seconds)
+            # A fusion that starts a collective may also contain a product.
+            clock.run(Schedule(sum(time.flop_seconds for time in own)))
             return
         busy = _make_sums({MEMORY: memory})
         seconds = max(memory, sum(time.flop_seconds for time in own))
@@ -197,13 +201,15 @@ def _list_inside(module: Module, instruction: Instruction) -> list[Instruction]:
 
 
 def _find_start(computation: Computation, done: Instruction) -> str:
-    """Returns the key of the transfer that ends with an instruction such as copy-done."""
+    """Returns the key of the transfer that ends with an instruction such as copy-done; '' if none
+    ends with it.
+    """
     start = computation.get_operand(done, 0)
     while start.opcode.endswith('-update') and start.operands:
         start = computation.get_operand(start, 0)
-    if start.opcode in ('send', 'recv'):
-        return _get_channel(start)
-    return start.name
+    if start.opcode == 'send':
+        return ''  # the data of the other slices arrive at recv-done
+    return _get_shared_key(start) if start.opcode == 'recv' else start.name
 
 
 def _find_ended_channels(frame: Frame, instruction: Instruction) -> list[str]:
@@ -215,7 +221,7 @@ def _find_ended_channels(frame: Frame, instruction: Instruction) -> list[str]:
         return []
     inner = frame.module.computations[instruction.get_called_names('calls')[0]]
     return [
-        _get_channel(inner.instructions[operand])
+        _get_shared_key(inner.instructions[operand])
         for inside in inner.instructions.values()
         if 'custom_call_target="AsyncCollectiveDone"' in inside.attributes
         for operand in inside.operands
@@ -223,5 +229,13 @@ def _find_ended_channels(frame: Frame, instruction: Instruction) -> list[str]:
     ]
 
 
-def _get_channel(instruction: Instruction) -> str:
+def _get_shared_key(instruction: Instruction) -> str:
+    """Returns a key that all parts of a collective have in common.
+
+    The send and the recv of a transfer between slices have different channels, whose numbers are
+    also those of other collectives; they share the name of a rendezvous.
+    """
+    if instruction.opcode in ('send', 'recv'):
+        found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+        return f'rendezvous {found[1]}' if found else ''
     return f'channel {instruction.get_attribute("channel_id")}'

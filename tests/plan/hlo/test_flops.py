@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from cpt_jax.plan.hlo.flops import count_flops, count_valid_positions
 from cpt_jax.plan.hlo.program import parse_program
+from cpt_jax.plan.hlo.roofline import time_instructions
 
 
 def attention(q, k, v):
@@ -126,16 +127,22 @@ def test_all_branches_of_a_conditional_count(devices, program):
     )
 
 
-@pytest.mark.parametrize(('layout', 'axes'), [(1, '256,64'), (2, '64,256')])
-def test_attention_kernels_count_in_both_orders_of_their_axes(layout, axes):
-    """Four heads, 256 queries and keys, two products."""
+@pytest.mark.parametrize('q_layout', [1, 2])
+@pytest.mark.parametrize('k_layout', [1, 2])
+def test_attention_kernels_count_in_both_orders_of_their_axes(q_layout, k_layout):
+    """Four heads of 64 dimensions, 512 queries, 256 keys, two products."""
+    queries = {1: '512,64', 2: '64,512'}[q_layout]
+    keys = {1: '256,64', 2: '64,256'}[k_layout]
     text = f"""HloModule m
 
-ENTRY %main (x: bf16[4,{axes}]) -> bf16[4,256,64] {{
-  %x = bf16[4,{axes}] parameter(0)
-  ROOT %splash_mha_fwd.1 = bf16[4,256,64] custom-call(%x, %x, %x), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
-"xprof_metadata":"{{\\"block_q\\": 256, \\"q_layout\\": {layout}, \\"k_layout\\": {layout}}}"
+ENTRY %main (x: bf16[4,{queries}], y: bf16[4,{keys}]) -> bf16[4,512,64] {{
+  %x = bf16[4,{queries}] parameter(0)
+  %y = bf16[4,{keys}] parameter(1)
+  ROOT %splash_mha_fwd.1 = bf16[4,512,64] custom-call(%x, %y, %y), custom_call_target="tpu_custom_call", frontend_attributes={{kernel_metadata={{
+"xprof_metadata":"{{\\"block_q\\": 256, \\"q_layout\\": {q_layout}, \\"k_layout\\": {k_layout}}}"
 }}}}
 }}
 """
-    assert count_flops(parse_program(text)).total == 2 * (2 * 4 * 256 * 256 * 64)
+    module = parse_program(text)
+    assert count_flops(module).total == 2 * (2 * 4 * 512 * 256 * 64)
+    assert [time.head_width for time in time_instructions(module, 1.0, 1.0)][-1] == 64

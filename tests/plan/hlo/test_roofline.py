@@ -63,7 +63,7 @@ def test_forecast_adds_collectives_that_nothing_overlaps_and_names_what_is_large
     assert network > memory
     assert forecast.seconds == pytest.approx(sum_seconds(times) - memory + network)
     waiting, float32, copies = forecast.notes
-    assert waiting.startswith('1 synchronous collectives outside of loops, ')
+    assert waiting.startswith('1 synchronous collective outside of loops, ')
     assert float32.startswith('all-reduces in float32: 0 MiB a chip, ')
     assert copies.startswith('copies of arrays to other layouts: ') and 'other' in copies
     # Between its start and its end, other instructions may run, but none does.
@@ -77,7 +77,7 @@ def test_forecast_adds_collectives_that_nothing_overlaps_and_names_what_is_large
     module = parse_program(start)
     alone = make_forecast(module, find_collectives(module, 4), positions, chip)
     assert alone.seconds == pytest.approx(forecast.seconds)
-    assert alone.notes[0].startswith('1 asynchronous collectives that take longer than ')
+    assert alone.notes[0].startswith('1 asynchronous collective, in part not hidden by ')
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from types import MappingProxyType
+
 from cpt_jax.plan.hlo.program import parse_program
 from cpt_jax.plan.hlo.roofline import InstructionTime, time_instructions
 from cpt_jax.plan.hlo.schedule import DCN, ICI, NetworkTime, Schedule, run_schedule
@@ -25,18 +27,39 @@ SUM = '  %send = f32[64] all-reduce-start(%x), replica_groups={}, to_apply=%add'
 SUMMED = '  %sent = f32[64] all-reduce-done(%send)'
 SLOW = '  %slow = f32[64] negate(%x)'
 NETWORK = {'send': NetworkTime(4.0, ICI, is_async=True)}
+# libtpu spreads a collective over fusions, as it does with the weights of an FSDP layer.
+PART = """%PART (q: f32[16]) -> f32[64] {
+  %q.PART = f32[16] parameter(0)
+  %gather.PART = f32[64] all-gather(%q.PART), channel_id=7, dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"-1","flag_end":"-1"}}
+  ROOT %c.PART = f32[64] custom-call(%gather.PART), custom_call_target="AsyncCollectiveKIND"
+}"""
+SPREAD = '\n\n'.join(
+    PART.replace('PART', name).replace('KIND', kind)
+    for name, kind in (('first', 'Start'), ('last', 'Done'))
+)
+BEGIN = (
+    '  %s = f32[16] slice(%x), slice={[0:16]}',
+    '  %begin = f32[64] fusion(%s), kind=kCustom, calls=%first',
+)
+FINISH = '  %finish = f32[64] fusion(%s), kind=kCustom, calls=%last'
 
 
-def run(*lines: str, computations: str = '', network=NETWORK, moves=(2.0, 1.0)) -> Schedule:
-    """Runs a program whose copy takes the first number of seconds, and whose slow instruction needs
-    the second one of the memory.
+def run(
+    *lines: str,
+    computations: str = '',
+    network=NETWORK,
+    moves=(2.0, 1.0),
+    times=MappingProxyType({}),
+) -> Schedule:
+    """Runs a program whose copy takes the first number of `moves`, and whose slow instruction needs
+    the second one of the memory; `times` has those of other instructions.
     """
     text = TEXT.replace('LINES', '\n'.join(lines)).replace('COMPUTATIONS', computations)
-    times = {
+    known = {
         'slow': InstructionTime('slow', 'negate', 1, 6.0, moves[1]),
         'start': InstructionTime('start', 'copy-start', 1, 0.0, moves[0]),
     }
-    return run_schedule(parse_program(text), times, network)
+    return run_schedule(parse_program(text), {**known, **times}, network)
 
 
 def test_what_runs_between_start_and_end_hides_a_transfer():
@@ -99,26 +122,40 @@ def test_a_loop_repeats_its_body_and_hides_what_is_in_flight():
 
 
 def test_a_collective_spread_over_fusions_ends_with_the_last():
-    """As libtpu does with the weights of an FSDP layer."""
-    part = """%PART (q: f32[16]) -> f32[64] {
-  %q.PART = f32[16] parameter(0)
-  %gather.PART = f32[64] all-gather(%q.PART), channel_id=7, dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"-1","flag_end":"-1"}}
-  ROOT %c.PART = f32[64] custom-call(%gather.PART), custom_call_target="AsyncCollectiveKIND"
-}"""
-    first, last = (
-        part.replace('PART', name).replace('KIND', kind)
-        for name, kind in (('first', 'Start'), ('last', 'Done'))
-    )
-    lines = [
-        '  %s = f32[16] slice(%x), slice={[0:16]}',
-        '  %begin = f32[64] fusion(%s), kind=kCustom, calls=%first',
-        SLOW,
-        '  %finish = f32[64] fusion(%s), kind=kCustom, calls=%last',
-    ]
     for seconds, expected in ((4.0, 6), (9.0, 9)):
         network = {'gather.first': NetworkTime(seconds, ICI, is_async=True)}
-        found = run(*lines, computations=f'{first}\n\n{last}', network=network)
+        found = run(*BEGIN, SLOW, FINISH, computations=SPREAD, network=network)
         assert found.seconds == expected
+
+
+def test_a_transfer_between_slices_ends_where_the_data_arrive():
+    """As libtpu writes it: send and recv have two channels, which other collectives have too."""
+    host = 'is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="sum_0"}'
+    token = '  %token = token[] after-all()'
+    send = f'  %send = (f32[64], u32[], token[]) send(%x, %token), channel_id=2, {host}'
+    recv = f'  %recv = (f32[64], u32[], token[]) recv(%token), channel_id=1, {host}'
+    sent = '  %sent = token[] send-done(%send), channel_id=2'
+    received = '  %received = (f32[64], token[]) recv-done(%recv), channel_id=1'
+    network = {'send': NetworkTime(4.0, DCN, is_async=True)}
+    assert run(token, send, recv, sent, SLOW, received, network=network).seconds == 6
+    early = run(token, send, recv, received, SLOW, sent, network=network)
+    assert (early.seconds, early.exposed) == (4 + 6, {'send': 4})
+    # The asynchronous collective of channel 1 is not waited for before the slow instruction.
+    network['gather.first'] = NetworkTime(5.0, ICI, is_async=True)
+    gather = SPREAD.replace('channel_id=7', 'channel_id=1')
+    lines = [token, *BEGIN, send, recv, received, SLOW, FINISH]
+    assert run(*lines, computations=gather, network=network).seconds == 4 + 6
+
+
+def test_a_product_beside_the_start_of_a_collective_takes_its_time():
+    network = {'gather.first': NetworkTime(1.0, ICI, is_async=True)}
+    times = {'begin': InstructionTime('begin', 'fusion', 1, 3.0, 2.0)}
+    found = run(*BEGIN, FINISH, computations=SPREAD, network=network, times=times)
+    assert (found.seconds, found.busy) == (3, {'memory': 2, 'ici': 1})
+    # Memory that takes longer is part of the collective, which ends when its data are stored.
+    times['begin'] = InstructionTime('begin', 'fusion', 1, 3.0, 5.0)
+    found = run(*BEGIN, FINISH, computations=SPREAD, network=network, times=times)
+    assert (found.seconds, found.exposed) == (5, {'gather.first': 2})
 
 
 def test_copies_are_found_within_fusions():
