@@ -230,7 +230,14 @@ def atomic_directory(output: Path) -> Iterator[Path]:
 
 def _publish(temporary: Path, output: Path) -> None:
     temporary.chmod(0o755)  # mkdtemp makes it readable by its owner only
-    temporary.rename(output.absolute())
+    try:
+        temporary.rename(output.absolute())
+    except OSError:
+        if not output.exists():
+            raise
+        raise UserError(
+            f'--output {output}: another process has written it: remove it, or give another'
+        ) from None
 
 
 def _remove(folder: Path) -> None:

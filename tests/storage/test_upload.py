@@ -71,6 +71,15 @@ def test_export_is_uploaded_when_it_is_complete(emulator, tmp_path):
         check_can_export(make_path('gs://bucket/exports/one', '--output'))
 
 
+def test_output_that_another_process_has_written_is_one_line(tmp_path):
+    """Processes of Slurm that are not joined write the same adapter."""
+    output = tmp_path / 'out'
+    with pytest.raises(UserError, match='another process has written it'), atomic_directory(output):
+        output.mkdir()
+        (output / 'theirs').touch()
+    assert [*tmp_path.rglob('*')] == [output, output / 'theirs']
+
+
 def test_killed_export_is_removed_by_the_next_one(emulator, monkeypatch, caplog):
     """Files of others are not, nor a complete export."""
     folder = 'bucket/exports/v[1]'
