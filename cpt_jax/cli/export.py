@@ -73,6 +73,8 @@ _join_processes = define_process_flags()
 def main() -> None:
     if bool(_CHECK.value) == bool(_MODEL.value or _OUTPUT.value):
         raise UserError('give --model and --output to write a directory, or --check to check one')
+    if _ADAPTER.value or _CHECK.value:
+        _refuse_process_flags()
     use_compilation_cache()
     if _ADAPTER.value:
         _export_adapter()
@@ -81,6 +83,17 @@ def main() -> None:
     else:
         with _join_processes():
             _export_model()
+
+
+def _refuse_process_flags() -> None:
+    """Raises UserError if a flag names several processes, which would all do the same.
+
+    They are not joined, because on a host of a TPU pod that would wait for the other hosts, even
+    with JAX_PLATFORMS=cpu.
+    """
+    for name in ('coordinator', 'processes', 'process'):
+        if flags.FLAGS[name].present:
+            raise UserError(f'--{name}: --adapter and --check run on one process: remove the flag')
 
 
 def _export_adapter() -> None:

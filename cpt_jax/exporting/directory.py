@@ -14,7 +14,12 @@ from cpt_jax.embed.embedder import Embedder
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
 from cpt_jax.exporting.golden import TEXTS, compute_differences, make_golden, write_golden
-from cpt_jax.exporting.output import ExportFolder, check_can_export, open_export_folder
+from cpt_jax.exporting.output import (
+    ExportFolder,
+    check_can_export,
+    open_export_folder,
+    remove_unfinished_export,
+)
 from cpt_jax.exporting.sentence_transformers import write_layout, write_tokenizer
 from cpt_jax.exporting.tokenizer import (
     PROMPT_NAMES,
@@ -53,7 +58,7 @@ def export(
     Args:
       reference: a run, or RUN@STEP.
       output: directory to create, local or in a bucket. It must not exist yet, and exists
-        afterwards only if the export succeeds.
+        afterwards only if the export succeeds. What a killed export left in a bucket is removed.
       dtype: dtype of the weights, a key of DTYPES.
       shard_bytes: int, maximum bytes of weights per file.
       license_id: license identifier for the model card.
@@ -66,6 +71,7 @@ def export(
       UserError: there is no such run, no other library has an equivalent of its architecture, or
         `output` already exists; or the processes have other arguments, or another disk.
     """
+    remove_unfinished_export(output)
     check_can_export(output)
     run = resolve_model(reference, '--model', base_path=base)
     if isinstance(run, Pretrained):

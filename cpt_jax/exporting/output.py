@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+import logging
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,13 +19,27 @@ from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.multihost import clean_up_on_failure
 from cpt_jax.storage.cache import get_cache_folder
 from cpt_jax.storage.paths import is_on_bucket
+from cpt_jax.storage.remote import RemoteFiles
 from cpt_jax.storage.store_errors import explain_errors
 from cpt_jax.storage.upload import download_files, remove_folder, upload_files, upload_folder
 from cpt_jax.storage.writable import check_writable
 
+_PART = r'((query|document)/)?'
+_WEIGHTS = re.compile(rf'{_PART}(\d_\w+/)?model(-\d+-of-\d+)?\.safetensors')
+# The files of an export that are in a bucket before the first config.json.
+_BEFORE_CONFIG = re.compile(
+    rf'{_WEIGHTS.pattern}|{_PART}('
+    r'(config_sentence_transformers|golden|model\.safetensors\.index|modules|parity'
+    r'|sentence_bert_config|special_tokens_map|tokenizer|tokenizer_config)\.json'
+    r'|\d_\w+/\.gitkeep|README\.md|training\.png)'
+)
+
 
 def check_is_single_process(what: str) -> None:
     """Raises UserError if there are several processes.
+
+    Without `join_processes`, JAX counts the hosts of a TPU pod, but not the processes that another
+    launcher starts.
 
     Args:
       what: what one process writes, for the message.
@@ -35,10 +51,45 @@ def check_is_single_process(what: str) -> None:
         )
 
 
+def remove_unfinished_export(output: Path) -> None:
+    """Removes what a killed export left in a bucket, with a warning.
+
+    It has weights and no config.json, and no file that an export does not write, so that nobody's
+    own folder is removed. Process 0 removes it.
+
+    Raises:
+      UserError: the bucket cannot be read or written.
+    """
+    if not is_on_bucket(output) or jax.process_index() != 0:
+        return
+    url = str(output)
+    found = RemoteFiles.find(url, '--output', must_exist=False)
+    if found.kind == 'folder' and is_unfinished(found.files):
+        logging.warning(
+            '--output %s: removing the %d files of an export that was killed', url, len(found.files)
+        )
+        with explain_errors('--output', url, 'written'):
+            remove_folder(url)
+
+
+def is_unfinished(names: Collection[str]) -> bool:
+    """Returns whether a folder is that of an export without a config.json.
+
+    Args:
+      names: paths of all its files, relative to it.
+    """
+    return any(map(_WEIGHTS.fullmatch, names)) and all(map(_BEFORE_CONFIG.fullmatch, names))
+
+
 def check_can_export(output: Path) -> None:
-    """Raises UserError if `output` already exists, or if its folder cannot be written."""
+    """Raises UserError if `output` already exists, or if its folder cannot be written.
+
+    Of a folder in a bucket, process 0 decides, which alone may have removed it just now.
+    """
     if is_on_bucket(output):
         check_writable(get_cache_folder(), '--output')
+        if jax.process_index() != 0:
+            return
     elif jax.process_index() == 0:  # it makes the folder
         check_writable(output.absolute().parent, '--output')
     with explain_errors('--output', str(output)):
@@ -78,7 +129,8 @@ class ExportFolder:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'written {weights[0].relative_to(self.path)}')
         if self.bucket:
-            others = [path for path in weights if path not in own]
+            # Weights of another directory have been linked.
+            others = [path for path in weights if path not in own and not path.exists()]
             download_files(others, self.path, self.bucket, '--output')
         self.shared.extend(weights)
 
@@ -178,7 +230,14 @@ def atomic_directory(output: Path) -> Iterator[Path]:
 
 def _publish(temporary: Path, output: Path) -> None:
     temporary.chmod(0o755)  # mkdtemp makes it readable by its owner only
-    temporary.rename(output.absolute())
+    try:
+        temporary.rename(output.absolute())
+    except OSError:
+        if not output.exists():
+            raise
+        raise UserError(
+            f'--output {output}: another process has written it: remove it, or give another'
+        ) from None
 
 
 def _remove(folder: Path) -> None:

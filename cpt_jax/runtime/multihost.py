@@ -113,8 +113,9 @@ def exit_together() -> Iterator[None]:
 def clean_up_on_failure(clean_up: Callable[[], None] | None) -> Iterator[None]:
     """Calls a function before this process exits, if any process fails during the block.
 
-    Only in a block of `exit_together`. Process 0 calls its function last, when the other processes
-    no longer work.
+    Only in a block of `exit_together`. The function runs in the thread that watches the others, so
+    this process may still be at work in the block. Process 0 calls its function when the others
+    have called theirs and are about to exit, or after _EXIT_TIMEOUT_SECONDS.
 
     Args:
       clean_up: the function; None: this process has nothing to clean up.
@@ -215,6 +216,8 @@ def _exit_process(store, line: str, status: int) -> NoReturn:
     _exiting.acquire()
     print(f'error: {line}', file=sys.stderr, flush=True)
     try:
+        if jax.process_index() != 0:
+            _clean_up()
         store.key_value_set(f'{_HEARD}/{jax.process_index()}', '1', allow_overwrite=True)
         deadline = time.monotonic() + _EXIT_TIMEOUT_SECONDS
         while jax.process_index() == 0 and time.monotonic() < deadline:
@@ -224,9 +227,14 @@ def _exit_process(store, line: str, status: int) -> NoReturn:
                 break
             time.sleep(_POLL_SECONDS / 10)
     finally:
-        for clean_up in _cleanups:
-            with suppress(Exception):  # the reason is known and has been printed
-                clean_up()
+        if jax.process_index() == 0:
+            _clean_up()
         sys.stdout.flush()
         # sys.exit would run JAX's exit handlers, which wait for all processes at a barrier.
         os._exit(status)
+
+
+def _clean_up() -> None:
+    for function in _cleanups:
+        with suppress(Exception):  # the reason is known and has been printed
+            function()

@@ -10,6 +10,7 @@ from cpt_jax.storage.remote import open_filesystem
 from cpt_jax.storage.store_errors import explain_errors
 
 _PARALLEL_WRITES = 8
+_WEIGHTS = '.safetensors'
 _LAST = ('config.json', 'adapter_config.json')
 
 
@@ -32,7 +33,7 @@ def upload_folder(folder: Path, url: str, name: str, without: Collection[Path] =
 def upload_files(paths: Sequence[Path], folder: Path, url: str, name: str) -> None:
     """Copies some files of a local folder into a bucket.
 
-    The files without which nothing loads the folder are written when all others are.
+    Weights are written first, and the files without which nothing loads the folder last.
 
     Args:
       paths: the files.
@@ -53,8 +54,15 @@ def upload_files(paths: Sequence[Path], folder: Path, url: str, name: str) -> No
             filesystem.put_file(str(path), f'{root}/{path.relative_to(folder).as_posix()}')
             bar.update(path.stat().st_size)
 
-        list(threads.map(upload, (path for path in paths if path.name not in _LAST)))
-        list(threads.map(upload, (path for path in paths if path.name in _LAST)))
+        for phase in range(3):
+            list(threads.map(upload, [path for path in paths if _get_phase(path) == phase]))
+
+
+def _get_phase(path: Path) -> int:
+    """Returns when a file is written: with the files of phase 0, 1 or 2."""
+    if path.name in _LAST:
+        return 2
+    return 0 if path.suffix == _WEIGHTS else 1
 
 
 def download_files(paths: Sequence[Path], folder: Path, url: str, name: str) -> None:
@@ -73,7 +81,11 @@ def download_files(paths: Sequence[Path], folder: Path, url: str, name: str) -> 
 
 
 def remove_folder(url: str) -> None:
-    """Removes a folder of a bucket, if it exists."""
+    """Removes the files of a folder of a bucket, if it exists.
+
+    They are listed twice, because another thread may end an upload in the meantime.
+    """
     filesystem, root = open_filesystem(url)
-    if filesystem.exists(root):
-        filesystem.rm(root, recursive=True)
+    for _ in range(2):
+        for path in filesystem.find(root):
+            filesystem.rm_file(path)  # `rm` would take a path with brackets for a pattern

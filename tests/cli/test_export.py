@@ -112,6 +112,10 @@ def test_run_with_a_closing_token_per_side_is_two_directories(folder):
             'give --model and --output to write a directory, or --check to check one',
         ),
         (
+            ['--model=shared', '--output=x', '--adapter', '--processes=2', '--process=0'],
+            '--processes: --adapter and --check run on one process: remove the flag',
+        ),
+        (
             ['--check=nowhere'],
             '--check nowhere: has no config.json: give the directory of a model',
         ),

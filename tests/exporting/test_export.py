@@ -20,6 +20,7 @@ from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
 from cpt_jax.exporting.check import check
 from cpt_jax.exporting.directory import export
 from cpt_jax.exporting.golden import read_golden
+from cpt_jax.exporting.output import is_unfinished
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.origin.resolve import resolve_model
 from cpt_jax.runtime.errors import UserError
@@ -82,6 +83,10 @@ def test_export_with_a_directory_per_side(golden, make_export):
     assert os.path.samefile(*files)
     assert not (out / 'config.json').exists()
     assert "SentenceTransformer('out/query')" in (out / 'README.md').read_text()
+    written = {str(path.relative_to(out)) for path in out.rglob('*') if path.is_file()}
+    for names in ({*written, 'training.png'}, *golden.facts['layouts'].values()):
+        assert is_unfinished([name for name in names if not name.endswith('config.json')])
+        assert not is_unfinished(names)
 
 
 @pytest.mark.parametrize('kind', TEMPLATES)

@@ -4,12 +4,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
+from cpt_jax.runtime import multihost
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.multihost import check_equal_devices
 
@@ -45,6 +49,49 @@ def test_different_numbers_of_devices_are_refused():
     check_equal_devices(make_devices(4, 4))
     with pytest.raises(UserError, match=r'different numbers of devices \(3, 5\): give each'):
         check_equal_devices(make_devices(3, 5))
+
+
+def test_first_process_cleans_up_when_the_others_have(monkeypatch):
+    """The others may have files open in a folder that the first one removes."""
+    events = []
+    me = threading.local()
+
+    class Exited(BaseException):
+        pass
+
+    def exit_process(status):
+        events.append(('exit', me.index))
+        raise Exited
+
+    heard = {}
+    store = SimpleNamespace(
+        key_value_set=lambda key, value, **options: heard.update({key: value}),
+        key_value_dir_get=lambda key: [*heard],
+    )
+    monkeypatch.setattr(jax, 'process_index', lambda: me.index)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(os, '_exit', exit_process)
+    monkeypatch.setattr(multihost, '_exiting', threading.Semaphore(2))
+    monkeypatch.setattr(multihost, '_POLL_SECONDS', 0.02)
+
+    def clean_up():
+        time.sleep(0.2 * me.index)
+        events.append(('clean up', me.index))
+
+    monkeypatch.setattr(multihost, '_cleanups', [clean_up])
+
+    def fail(index):
+        me.index = index
+        with suppress(Exited):
+            multihost._exit_process(store, 'a reason', 1)
+
+    threads = [threading.Thread(target=fail, args=[index]) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert events.index(('clean up', 1)) < events.index(('clean up', 0))
+    assert len(events) == 4
 
 
 def find_free_address() -> str:

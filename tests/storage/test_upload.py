@@ -9,12 +9,19 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from cpt_jax.exporting.output import atomic_directory, check_can_export, open_export_folder
+from cpt_jax.exporting.directory import export
+from cpt_jax.exporting.output import (
+    atomic_directory,
+    check_can_export,
+    open_export_folder,
+    remove_unfinished_export,
+)
 from cpt_jax.exporting.weight_shards import take_own_shards
 from cpt_jax.runtime import multihost
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.cache import get_cache_folder
 from cpt_jax.storage.paths import make_path
+from cpt_jax.storage.upload import remove_folder, upload_folder
 from cpt_jax.storage.vector_shards import VectorWriter, read_vectors
 from tests.storage.test_vector_shards import IDS, META, make_unit_vectors, write_vectors
 
@@ -64,6 +71,69 @@ def test_export_is_uploaded_when_it_is_complete(emulator, tmp_path):
         check_can_export(make_path('gs://bucket/exports/one', '--output'))
 
 
+def test_output_that_another_process_has_written_is_one_line(tmp_path):
+    """Processes of Slurm that are not joined write the same adapter."""
+    output = tmp_path / 'out'
+    with pytest.raises(UserError, match='another process has written it'), atomic_directory(output):
+        output.mkdir()
+        (output / 'theirs').touch()
+    assert [*tmp_path.rglob('*')] == [output, output / 'theirs']
+
+
+def test_killed_export_is_removed_by_the_next_one(emulator, monkeypatch, caplog):
+    """Files of others are not, nor a complete export."""
+    folder = 'bucket/exports/v[1]'
+    output = make_path(f'gs://{folder}', '--output')
+    left = ['model-00001-of-00002.safetensors', 'query/model.safetensors', 'README.md']
+    for kept in ('pairs.jsonl', 'query/config.json'):
+        for name in (*left, kept):
+            emulator.pipe(f'{folder}/{name}', b'x')
+        with pytest.raises(UserError, match='already exists'):
+            export('nowhere', output, dtype='', shard_bytes=1, license_id='')
+        assert len(emulator.find(folder)) == 4
+        emulator.rm_file(f'{folder}/{kept}')
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, 'process_index', lambda: 1)
+        remove_unfinished_export(output)
+        check_can_export(output)  # process 0 decides
+    assert len(emulator.find(folder)) == 3 and not caplog.records
+    with pytest.raises(UserError, match='--model nowhere: no run'):
+        export('nowhere', output, dtype='', shard_bytes=1, license_id='')
+    assert emulator.find(folder) == []
+    assert (
+        f'--output gs://{folder}: removing the 3 files of an export that was killed' in caplog.text
+    )
+
+
+def test_weights_are_uploaded_first_and_configs_last(emulator, monkeypatch, tmp_path):
+    """An upload that is killed at any time leaves a folder that counts as unfinished."""
+    written = []
+    put = emulator.put_file
+    monkeypatch.setattr(
+        emulator, 'put_file', lambda *paths: (written.append(paths[1]), put(*paths))
+    )
+    for name in ('README.md', 'a.json', 'config.json', 'model.safetensors'):
+        (tmp_path / name).touch()
+    upload_folder(tmp_path, 'gs://bucket/x', '--output')
+    assert [written[0], written[-1]] == ['bucket/x/model.safetensors', 'bucket/x/config.json']
+
+
+def test_upload_that_ends_during_the_removal_is_removed(emulator, monkeypatch):
+    emulator.pipe('bucket/x/a', b'x')
+    remove = emulator.rm_file
+    removed = []
+
+    def remove_late(path: str) -> None:
+        remove(path)
+        if not removed:
+            emulator.pipe('bucket/x/b', b'x')
+        removed.append(path)
+
+    monkeypatch.setattr(emulator, 'rm_file', remove_late)
+    remove_folder('gs://bucket/x')
+    assert removed == ['bucket/x/a', 'bucket/x/b'] and emulator.find('bucket') == []
+
+
 def test_processes_exchange_weights_over_a_bucket(emulator, monkeypatch):
     """Two threads stand for two processes."""
     output = make_path('gs://bucket/exports/two', '--output')
@@ -71,8 +141,13 @@ def test_processes_exchange_weights_over_a_bucket(emulator, monkeypatch):
     monkeypatch.setattr(jax, 'process_count', lambda: 2)
     monkeypatch.setattr(jax, 'process_index', lambda: int(threading.current_thread().name))
     monkeypatch.setattr(multihost_utils, 'sync_global_devices', lambda name: barrier.wait())
+    downloaded = []
+    get = emulator.get_file
+    monkeypatch.setattr(
+        emulator, 'get_file', lambda *paths: (downloaded.append(paths[0]), get(*paths))
+    )
 
-    def export() -> None:
+    def export_weights() -> None:
         with open_export_folder(output) as folder:
             assert folder.writes_files
             weights = [folder.path / f'model-{i}.safetensors' for i in range(3)]
@@ -81,16 +156,25 @@ def test_processes_exchange_weights_over_a_bucket(emulator, monkeypatch):
             folder.share_weights(weights)
             (folder.path / 'config.json').write_text(str(jax.process_index()))
             assert [path.read_text() for path in weights] == [path.name for path in weights]
+            # The second directory of an export has links, and needs no download.
+            (folder.path / 'b').mkdir()
+            links = [folder.path / 'b' / path.name for path in weights]
+            for path, link in zip(weights, links, strict=True):
+                link.hardlink_to(path)
+            folder.share_weights(links)
 
-    threads = [threading.Thread(target=export, name=str(i)) for i in range(2)]
+    threads = [threading.Thread(target=export_weights, name=str(i)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert {name.rpartition('/')[2]: emulator.cat(name) for name in emulator.find('bucket')} == {
-        'config.json': b'0',
-        **{f'model-{i}.safetensors': f'model-{i}.safetensors'.encode() for i in range(3)},
+    names = [f'model-{i}.safetensors' for i in range(3)]
+    root = 'bucket/exports/two'
+    assert {name.removeprefix(root): emulator.cat(name) for name in emulator.find(root)} == {
+        '/config.json': b'0',
+        **{f'{part}/{name}': name.encode() for name in names for part in ('', '/b')},
     }
+    assert sorted(downloaded) == [f'{root}/{name}' for name in names]
     assert not [*get_cache_folder().glob('export-*')]
 
 

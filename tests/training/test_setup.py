@@ -130,6 +130,7 @@ def test_new_runs_compare_words_and_tokens(config_file, tmp_path):
     config = load_config(config_file)
     assert config['data']['equal_texts'] == 'auto'
     run = setup.set_up(config, tmp_path / 'run')
+    assert run.provenance.agrees_on_rows
     assert run.provenance.config['data']['equal_texts'] == run.data.equal_texts == 'normalized'
     del config['data']['equal_texts']  # the run stores the rule also if the config does not name it
     run = setup.set_up(config, tmp_path / 'run')
