@@ -92,7 +92,8 @@ def make_install_commands(pod: Pod, checkout: str) -> list[list[str]]:
     unpack = (
         'rm -rf cpt_jax/next && mkdir -p cpt_jax/next && tar -xzf cpt_jax.tar.gz -C cpt_jax/next'
     )
-    install = ['bash', 'cpt_jax/next/launch/tpu/on_worker.sh', 'install']
+    # The script is that of the pod's commit, which may be older than this file: its arguments stay.
+    install = ['bash', 'cpt_jax/next/launch/tpu/on_worker.sh', 'install', 'jax[tpu]']
     if pod.bucket:
         install += [pod.bucket, pod.mount]
     return [

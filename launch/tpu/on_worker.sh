@@ -29,13 +29,13 @@ fail() {
 running() { ! flock --nonblock --shared lock true; }
 
 # Replaces the checkout by ~/cpt_jax/next, and installs the packages that it needs.
-install() { # [BUCKET FOLDER]
+install() { # REQUIREMENT [BUCKET FOLDER]
   if running; then fail 'a run is in progress: save and end it with launch/tpu/stop.py'; fi
   rm -rf code
   mv next code
   [ -x venv/bin/pip ] || make_venv
-  venv/bin/python -m pip install --quiet --disable-pip-version-check --editable 'code[tpu,gcs]'
-  if [ $# -eq 2 ]; then mount_bucket "$@"; fi
+  venv/bin/python -m pip install --quiet --disable-pip-version-check --editable 'code[gcs]' "$1"
+  if [ $# -eq 3 ]; then mount_bucket "$2" "$3"; fi
   say installed
 }
 

@@ -441,7 +441,7 @@ def test_install_copies_head_and_mounts_the_bucket(workstation):
             code / 'stray.py'
         ).exists()
         words = (home / 'cpt_jax' / 'pip.log').read_text().split()
-        assert words[-2:] == ['--editable', 'code[tpu,gcs]']
+        assert words[-3:] == ['--editable', 'code[gcs]', 'jax[tpu]']
         assert (home / 'gcsfuse.log').read_text().split()[-2:] == [
             'mine',
             f'{workstation.directory}/bucket',

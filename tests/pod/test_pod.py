@@ -3,6 +3,7 @@
 tests/launch/test_tpu.py runs the programs.
 """
 
+import shlex
 import time
 
 import numpy as np
@@ -52,13 +53,23 @@ def test_commands_contain_slices_topology_and_extra_flags():
         '--runtime-version=r',
         '--network=n',
     ]
-    copy = commands.make_install_commands(pod, 'checkout', 'jax')[2]
+    copy = commands.make_install_commands(pod, 'checkout')[2]
     for command in (
         commands.make_state_query_command(pod),
         commands.make_show_log_command(pod, True),
         copy,
     ):
         assert '--tunnel-through-iap' in command
+
+
+def test_arguments_of_install_are_those_of_older_scripts():
+    """resume.py installs the pod's commit again, so on_worker.sh can be older than this code.
+
+    Since the first of them: install REQUIREMENT [BUCKET FOLDER].
+    """
+    for mount, expected in (({}, []), ({'bucket': 'b', 'mount': '/m'}, ['b', '/m'])):
+        command = commands.make_install_commands(Pod('pod', 'z', **mount), 'checkout')[-1][-1]
+        assert command.endswith(f' install {shlex.join(["jax[tpu]", *expected])}')
 
 
 @pytest.mark.parametrize(
