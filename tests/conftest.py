@@ -18,6 +18,10 @@ FAST_COMPILE_FLAGS = '--xla_backend_optimization_level=0 --xla_cpu_parallel_code
 # The others end a process that sets the flag.
 if sys.version_info < (3, 12):
     FAST_COMPILE_FLAGS += ' --xla_cpu_use_fusion_emitters=false'
+# The setting of `fast_tpu_compilation`. JAX 0.12 has levels in place of the effort of JAX 0.10.
+FAST_TPU_COMPILATION: tuple[str, str | float] = ('jax_optimization_level', 'O1')
+if sys.version_info < (3, 12):
+    FAST_TPU_COMPILATION = ('jax_exec_time_optimization_effort', -1.0)
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -155,10 +159,7 @@ def fast_tpu_compilation():
     """
     import jax
 
-    # JAX 0.12 has levels in place of the effort of JAX 0.10.
-    setting, fast = 'jax_optimization_level', 'O1'
-    if sys.version_info < (3, 12):
-        setting, fast = 'jax_exec_time_optimization_effort', -1.0
+    setting, fast = FAST_TPU_COMPILATION
     before = getattr(jax.config, setting)
     jax.config.update(setting, fast)
     yield

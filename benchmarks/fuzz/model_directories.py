@@ -143,7 +143,9 @@ def make_directory(kind: str, folder: Path) -> Path:
     random = np.random.default_rng(0)
     with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
         shapes = jax.eval_shape(lambda: Encoder(encoder_config, nnx.Rngs(0)))
-    encoder = jax.tree.map(lambda leaf: random.normal(0, 0.2, leaf.shape).astype('float32'), shapes)
+    encoder = jax.tree.map(
+        lambda leaf: jax.numpy.asarray(random.normal(0, 0.2, leaf.shape), 'float32'), shapes
+    )
     tensors = dict(iterate_tensors(family, encoder, ROWS))
     save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
     ids = {word: index for index, word in enumerate(['<pad>', '<unk>', *WORDS])}

@@ -11,6 +11,7 @@ import pytest
 
 from cpt_jax.plan.embedding import EmbeddingPlan
 from cpt_jax.plan.planning import Plan
+from tests.conftest import FAST_TPU_COMPILATION
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -20,7 +21,7 @@ SMALL = [
 ]  # fmt: skip
 # Compiles with less optimization, in half of the time (fast_tpu_compilation in conftest.py). The
 # step of test_table_is_printed_and_plans_are_written is one on which libtpu aborts at this level.
-FAST = {'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0'}
+FAST = {FAST_TPU_COMPILATION[0].upper(): str(FAST_TPU_COMPILATION[1])}
 
 
 def start(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:

@@ -68,8 +68,8 @@ def check_ids(
 ) -> None:
     """Checks that ids are equal.
 
-    For few texts, the two libraries may choose different segmentations of equal score by a unigram
-    model ("-- -" and "- --").
+    The two libraries may choose different segmentations of equal score by a unigram model: those of
+    the same pieces in another order ("-- -" and "- --").
 
     Args:
       reader: the exported tokenizer.
@@ -81,17 +81,28 @@ def check_ids(
     unigram = json.loads(reader.to_str())['model']['type'] == 'Unigram'
     # A unigram model whose vocabulary lacks digits would read "<0x41>" as the piece of a byte.
     texts = [text for text in [*LINES, *ODD] if not (unigram and '<0x41>' in text)]
-    different = 0
     theirs = reader.encode_batch_fast([prompt + text for text in texts])
     for text, mine, other in zip(
         texts, tokenizer.encode(texts, side, max_tokens), theirs, strict=True
     ):
         equal = other.ids == list(mine)
         assert equal or (
-            unigram and len(set(text)) < len(text) / 2 and len(other.ids) == len(mine)
+            unigram
+            and len(other.ids) == len(mine)
+            and have_equal_pieces(reader, prompt, tokenizer, side, text)
         ), ascii(text)
-        different += not equal
-    assert different <= 2
+
+
+def have_equal_pieces(
+    reader: tokenizers.Tokenizer, prompt: str, tokenizer: Tokenizer, side: str, text: str
+) -> bool:
+    """Returns whether both segmentations of the whole text have the same pieces, in any order."""
+    (mine,) = tokenizer.encode([text], side, 9000)
+    truncation = reader.truncation
+    reader.no_truncation()
+    theirs = reader.encode(prompt + text).ids
+    reader.enable_truncation(**truncation)
+    return sorted(theirs) == sorted(mine)
 
 
 @pytest.mark.parametrize('max_tokens', [3, 40, 9000])

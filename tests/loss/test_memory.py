@@ -11,7 +11,7 @@ BATCH, WIDTH, CHIPS = 16_384, 512, 8
 
 
 @pytest.fixture(scope='module')
-def forms(libtpu, fast_tpu_compilation):
+def forms(libtpu):  # compiled at the level that users get: at a lower one, memory is larger
     return measure('v5e:2x4', BATCH, WIDTH, 'bfloat16', chunks=(8,))
 
 

@@ -1,6 +1,5 @@
 """The checks of launch/tpu/accept.py, on CPUs and with results that must fail."""
 
-import functools
 import json
 import types
 from pathlib import Path
@@ -92,10 +91,7 @@ def test_program_on_a_cpu(tmp_path, monkeypatch, persistent_compilation_cache):
 
 @pytest.mark.parametrize('status', [1, 70])
 def test_failed_program_is_an_error(monkeypatch, status):
-    class Ended:
-        returncode = status
-        wait = functools.partial(int, status)
-
-    monkeypatch.setattr(runs, '_start', lambda *_: Ended())
+    ended = types.SimpleNamespace(returncode=status, wait=lambda: status)
+    monkeypatch.setattr(runs, '_start', lambda *_: ended)
     with pytest.raises(runs.UserError, match=f'launch/plan.py ended with status {status}'):
         runs.run_to_end('plan.py', [])
