@@ -46,16 +46,6 @@ from experiment import (
     read_rows,
 )
 
-_EXPERIMENTS = flags.DEFINE_list(
-    'experiments', [], 'Names of files in benchmarks/experiments, or paths of such files.'
-)
-_FOLDERS = flags.DEFINE_list('folders', [], 'NAME=DIR of each {NAME} in the flags, as data=DIR.')
-_OUTPUT = flags.DEFINE_string('output', RUNS, 'Folder of the runs.')
-_MINUTES = flags.DEFINE_float(
-    'minutes', 0, 'Processor minutes after which no run is started; 0: no limit.', lower_bound=0
-)
-_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and an estimate only.')
-
 ROOT = Path(__file__).parents[1]
 COMMANDS = 'commands.jsonl'  # the finished commands of a run, in its folder
 
@@ -322,5 +312,17 @@ def _list_names() -> list[str]:
 
 
 if __name__ == '__main__':
+    # Flags are defined here because tests import several of these modules.
+    _EXPERIMENTS = flags.DEFINE_list(
+        'experiments', [], 'Names of files in benchmarks/experiments, or paths of such files.'
+    )
+    _FOLDERS = flags.DEFINE_list(
+        'folders', [], 'NAME=DIR of each {NAME} in the flags, as data=DIR.'
+    )
+    _OUTPUT = flags.DEFINE_string('output', RUNS, 'Folder of the runs.')
+    _MINUTES = flags.DEFINE_float(
+        'minutes', 0, 'Processor minutes after which no run is started; 0: no limit.', lower_bound=0
+    )
+    _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the commands and an estimate only.')
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
     run_program(main)

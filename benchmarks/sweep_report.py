@@ -23,8 +23,6 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / 'docs' / 'experiments.md'
 PLOTS = DOCUMENT.with_suffix('')
 
-_PAGE = flags.DEFINE_string('page', f'{RUNS}/index.html', 'Path of the page to write.')
-
 
 def main() -> None:
     found = collect_all()
@@ -64,4 +62,5 @@ def _draw_uri(findings: Findings) -> str:
 
 
 if __name__ == '__main__':
+    _PAGE = flags.DEFINE_string('page', f'{RUNS}/index.html', 'Path of the page to write.')
     run_program(main)
