@@ -70,7 +70,7 @@ class Dense(nnx.Module):
         e_BxTxE = jnp.einsum(
             'btd,ed->bte',
             e_BxTxD,
-            gather_weight(self.dense_weight, jnp.float32, None, None),
+            gather_weight(self.dense_weight, jnp.dtype('float32'), None, None),
             precision=jax.lax.Precision.HIGHEST,
             out_sharding=P(BATCH),
         )

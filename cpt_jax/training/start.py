@@ -34,7 +34,9 @@ def make_starting_state(run: Run, checkpoints: Checkpoints) -> tuple[int, TrainS
         return restored
     if isinstance(run.origin, Pretrained):
         new_ids = run.tokenizer.added_ids
-        encoder = run.origin.load_encoder(run.encoder_config, run.mesh, jnp.float32, new_ids)
+        encoder = run.origin.load_encoder(
+            run.encoder_config, run.mesh, jnp.dtype('float32'), new_ids
+        )
         state = _make_fresh_state(encoder, run, abstract, _replace_encoder)
         return 0, _load_dense(state, run)
     if isinstance(run.origin, EarlierRun):
