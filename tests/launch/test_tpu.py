@@ -210,9 +210,9 @@ class Workstation:
         )
         return [call for call in calls if verb in ('', call[3])]
 
-    def wait_for_starts(self, times: int) -> list[str]:
-        """Waits until worker 0 was started this many times; returns the flags of each start."""
-        path = self.fake / 'starts-t1v-n-0-w-0'
+    def wait_for_starts(self, times: int, worker: int = 0) -> list[str]:
+        """Waits until a worker was started this many times; returns the flags of each start."""
+        path = self.fake / f'starts-t1v-n-0-w-{worker}'
         for _ in range(400):
             if path.exists() and len(starts := path.read_text().splitlines()) >= times:
                 break
@@ -567,7 +567,8 @@ def test_resume_after_the_run_was_killed(pod):
 
     pod.set_plan('wait', 'wait', 'wait')
     pod.output_of('start', '--', *TRAIN)
-    pod.wait_for_starts(1)
+    for worker in (0, 1):  # a program that has not started does not handle the signal
+        pod.wait_for_starts(1, worker)
     send_signal('TERM')  # as the shutdown of a machine does
     pod.wait_for_state('exited 42')
     pod.output_of('start', '--', *TRAIN)
