@@ -1,29 +1,14 @@
 """The batch size at equal pairs seen: 61,440, four times the training data."""
 
-from experiment import Experiment
+from experiment_flags import SEARCH_TASKS, list_batch_levels, train_equal_pairs
 
-# Batch size -> chunks in which it is encoded (gradient caching), 256 pairs each at most.
-CHUNKS = {64: 1, 256: 1, 1024: 4, 4096: 16}
-PAIRS = 61_440
+from experiment import Experiment
 
 EXPERIMENT = Experiment(
     title='Batch size at equal pairs seen',
-    train=(
-        '--config=configs/quickstart.py --config.optimizer.warmup_share=0.2 '
-        '--config.evaluation.every_steps=0 --config.checkpoint.every_steps=100000 '
-        '--config.checkpoint.keep_latest=1 --config.optimizer.peak_lr=0.002'
-    ),
-    evaluate=(
-        '--tasks=codesearch/python_source,retrieval/cosqa,probe/TREC,sts/STSBenchmark '
-        '--data_dir={data} --baselines=none'
-    ),
-    factors={
-        'batch': {
-            f'{batch:,}': f'--config.train.batch_pairs={batch} '
-            f'--config.train.steps={PAIRS // batch} --config.train.encode_chunks={chunks}'
-            for batch, chunks in CHUNKS.items()
-        },
-    },
+    train=train_equal_pairs(peak_lr=0.002),
+    evaluate=SEARCH_TASKS,
+    factors={'batch': list_batch_levels(64, 256, 1024, 4096)},
     minutes=1.0,
     x_axis='batch',
 )

@@ -3,6 +3,8 @@
 Fewer pairs are those of fewer packages (`holdout`). All models are tested on the same functions.
 """
 
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
+
 from experiment import Experiment
 
 # Distinct pairs with the pinned packages on Python 3.11 -> fraction of the packages left out.
@@ -10,14 +12,8 @@ HOLDOUT = {'2,478': 0.7, '5,082': 0.5, '14,986': 0.1}
 
 EXPERIMENT = Experiment(
     title='Distinct training pairs',
-    train=(
-        '--config=configs/quickstart.py --config.evaluation.every_steps=0 '
-        '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
-    ),
-    evaluate=(
-        '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
-        '--baselines=none'
-    ),
+    train=QUICKSTART,
+    evaluate=QUICKSTART_TASKS,
     factors={
         'pairs': {
             label: '' if holdout == 0.1 else f'--config.data.sources.python.holdout={holdout}'

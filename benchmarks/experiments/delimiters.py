@@ -1,17 +1,13 @@
-"""Delimiters and pooling: one change at a time from the paper's form, in the quickstart."""
+"""Delimiters, pooling and attention: one change at a time from the paper's form, in the quickstart."""
+
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
 
 from experiment import Experiment
 
 EXPERIMENT = Experiment(
     title='Delimiters, pooling and attention',
-    train=(
-        '--config=configs/quickstart.py --config.evaluation.every_steps=0 '
-        '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
-    ),
-    evaluate=(
-        '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
-        '--baselines=none'
-    ),
+    train=QUICKSTART,
+    evaluate=QUICKSTART_TASKS,
     factors={
         'form': {
             'x in [ ], y in { } (the paper)': '--config.tokenizer.closing=own',

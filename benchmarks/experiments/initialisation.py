@@ -5,11 +5,12 @@ comparison: in the time of a run of SmolLM2, the quickstart reads its data many 
 not improve it (docs/benchmarks.md).
 """
 
+from experiment_flags import SMOLLM2
+
 from experiment import Experiment
 
-SMOLLM2 = (
-    '--config.init_from={models}/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf '
-    '--config.model.remat=full --config.model.layer_loop=scan'
+FROM_SMOLLM2 = (
+    f'--config.init_from={SMOLLM2} --config.model.remat=full --config.model.layer_loop=scan'
 )
 # The architecture of SmolLM2-135M, and as many ids in a tokenizer trained on the pairs.
 RANDOM = (
@@ -21,8 +22,8 @@ RANDOM = (
     '--config.model.remat=full --config.model.layer_loop=scan'
 )
 STARTS = {
-    'SmolLM2, all parameters': (SMOLLM2, ('1e-4', '3e-5')),
-    'SmolLM2, LoRA of rank 16': (f'{SMOLLM2} --config.lora.rank=16', ('1e-3', '3e-4')),
+    'SmolLM2, all parameters': (FROM_SMOLLM2, ('1e-4', '3e-5')),
+    'SmolLM2, LoRA of rank 16': (f'{FROM_SMOLLM2} --config.lora.rank=16', ('1e-3', '3e-4')),
     'its architecture, random weights': (RANDOM, ('1e-3', '3e-4')),
     "the quickstart's scratch model": ('', ('2e-3', '4e-3')),
 }

@@ -1,17 +1,13 @@
 """Which texts of a batch are no negatives: equal texts, and those above a margin."""
 
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
+
 from experiment import Experiment
 
 EXPERIMENT = Experiment(
     title='Masks of false negatives',
-    train=(
-        '--config=configs/quickstart.py --config.evaluation.every_steps=0 '
-        '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
-    ),
-    evaluate=(
-        '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
-        '--baselines=none'
-    ),
+    train=QUICKSTART,
+    evaluate=QUICKSTART_TASKS,
     factors={
         'masked': {
             'equal texts (the quickstart)': '',

@@ -1,17 +1,13 @@
 """The width of the model at equal pairs seen: the cpt paper's search and probes rise with size."""
 
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
+
 from experiment import Experiment
 
 EXPERIMENT = Experiment(
     title='Size of the model',
-    train=(
-        '--config=configs/quickstart.py --config.evaluation.every_steps=0 '
-        '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
-    ),
-    evaluate=(
-        '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
-        '--baselines=none'
-    ),
+    train=QUICKSTART,
+    evaluate=QUICKSTART_TASKS,
     factors={
         'width': {
             '64': '--config.model.width=64 --config.model.heads=1',

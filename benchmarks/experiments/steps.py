@@ -1,5 +1,7 @@
 """Scores along training. The cpt paper: search and probes rise with steps, STS falls."""
 
+from experiment_flags import SEARCH_TASKS
+
 from experiment import Experiment
 
 EXPERIMENT = Experiment(
@@ -9,10 +11,7 @@ EXPERIMENT = Experiment(
         '--config.evaluation.every_steps=0 --config.checkpoint.every_steps=30 '
         '--config.checkpoint.keep_every=30'
     ),
-    evaluate=(
-        '--tasks=codesearch/python_source,retrieval/cosqa,probe/TREC,sts/STSBenchmark '
-        '--data_dir={data} --baselines=none'
-    ),
+    evaluate=SEARCH_TASKS,
     factors={'data': {'docstrings and functions': ''}},
     steps=(30, 120, 240, 480),
     minutes=2.5,

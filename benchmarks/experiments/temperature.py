@@ -1,17 +1,13 @@
 """The temperature, learned and constant. The PromptEOL paper prints 0.5; its program has 0.05."""
 
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
+
 from experiment import Experiment
 
 EXPERIMENT = Experiment(
     title='Temperature',
-    train=(
-        '--config=configs/quickstart.py --config.evaluation.every_steps=0 '
-        '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
-    ),
-    evaluate=(
-        '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
-        '--baselines=none'
-    ),
+    train=QUICKSTART,
+    evaluate=QUICKSTART_TASKS,
     factors={
         'temperature': {
             'learned, from 0.05 (the quickstart)': '',

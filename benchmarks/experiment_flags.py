@@ -1,0 +1,55 @@
+"""Flags that several experiments share.
+
+The rows of an experiment are found by their commands, so a change here makes its runs new ones.
+"""
+
+from collections.abc import Mapping
+
+_ONE_CHECKPOINT = '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
+
+# The quickstart with its last checkpoint alone, and what it is tested on.
+QUICKSTART = f'--config=configs/quickstart.py --config.evaluation.every_steps=0 {_ONE_CHECKPOINT}'
+QUICKSTART_TASKS = (
+    '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
+    '--baselines=none'
+)
+# Those of longer runs.
+SEARCH_TASKS = (
+    '--tasks=codesearch/python_source,retrieval/cosqa,probe/TREC,sts/STSBenchmark '
+    '--data_dir={data} --baselines=none'
+)
+
+SMOLLM2 = '{models}/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf'
+SMOLLM2_WITH_BOS = f'--model={SMOLLM2} --begin_token=always'
+GEMMA_3 = '--model={models}/gemma-3-270m/gemma-3-270m-q4_k_m.gguf'
+
+REPRESENTATIONS = {
+    **{name: f'--representation={name}' for name in ('last', 'mean', 'prompt', 'prompteol')},
+    'prompteol, demonstration': (
+        "--representation=prompteol '--demonstration=A jockey riding a horse.=Equestrian'"
+    ),
+}
+TRANSFER_TASKS = (
+    '--tasks=sts/STSBenchmark,sts/SICK-R,probe/MR,probe/TREC,probe/MRPC --data_dir={data}'
+)
+
+
+def train_equal_pairs(peak_lr: float) -> str:
+    """Returns the flags of runs that differ in the batch size, for a learning rate."""
+    return (
+        '--config=configs/quickstart.py --config.optimizer.warmup_share=0.2 '
+        f'--config.evaluation.every_steps=0 {_ONE_CHECKPOINT} '
+        f'--config.optimizer.peak_lr={peak_lr}'
+    )
+
+
+def list_batch_levels(*batches: int, pairs: int = 61_440) -> Mapping[str, str]:
+    """Returns the flags of each batch size: as many steps as `pairs` are, and chunks of at most 256
+    pairs (gradient caching).
+    """
+    return {
+        f'{batch:,}': f'--config.train.batch_pairs={batch} '
+        f'--config.train.steps={pairs // batch} '
+        f'--config.train.encode_chunks={max(1, batch // 256)}'
+        for batch in batches
+    }
