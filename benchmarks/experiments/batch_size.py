@@ -1,8 +1,7 @@
 """The batch size at equal pairs seen: 61,440, four times the training data."""
 
-from experiment_flags import SEARCH_TASKS, list_batch_levels, train_equal_pairs
-
 from experiment import Experiment
+from experiment_flags import SEARCH_TASKS, list_batch_levels, train_equal_pairs
 
 EXPERIMENT = Experiment(
     title='Batch size at equal pairs seen',

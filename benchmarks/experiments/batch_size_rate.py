@@ -1,8 +1,7 @@
 """The larger batches of batch_size.py with twice the learning rate."""
 
-from experiment_flags import SEARCH_TASKS, list_batch_levels, train_equal_pairs
-
 from experiment import Experiment
+from experiment_flags import SEARCH_TASKS, list_batch_levels, train_equal_pairs
 
 EXPERIMENT = Experiment(
     title='Larger batches with twice the learning rate',

@@ -3,9 +3,8 @@
 Fewer pairs are those of fewer packages (`holdout`). All models are tested on the same functions.
 """
 
-from experiment_flags import QUICKSTART, QUICKSTART_TASKS
-
 from experiment import Experiment
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
 
 # Distinct pairs with the pinned packages on Python 3.11 -> fraction of the packages left out.
 HOLDOUT = {'2,478': 0.7, '5,082': 0.5, '14,986': 0.1}

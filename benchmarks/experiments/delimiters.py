@@ -1,8 +1,7 @@
-"""Delimiters, pooling and attention: one change at a time from the paper's form, in the quickstart."""
-
-from experiment_flags import QUICKSTART, QUICKSTART_TASKS
+"""Delimiters, pooling and attention: one change at a time from the form of the paper."""
 
 from experiment import Experiment
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
 
 EXPERIMENT = Experiment(
     title='Delimiters, pooling and attention',

@@ -5,9 +5,8 @@ comparison: in the time of a run of SmolLM2, the quickstart reads its data many 
 not improve it (docs/benchmarks.md).
 """
 
-from experiment_flags import SMOLLM2
-
 from experiment import Experiment
+from experiment_flags import SMOLLM2
 
 FROM_SMOLLM2 = (
     f'--config.init_from={SMOLLM2} --config.model.remat=full --config.model.layer_loop=scan'

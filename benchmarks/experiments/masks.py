@@ -1,8 +1,7 @@
 """Which texts of a batch are no negatives: equal texts, and those above a margin."""
 
-from experiment_flags import QUICKSTART, QUICKSTART_TASKS
-
 from experiment import Experiment
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
 
 EXPERIMENT = Experiment(
     title='Masks of false negatives',

@@ -1,8 +1,7 @@
 """The width of the model at equal pairs seen: the cpt paper's search and probes rise with size."""
 
-from experiment_flags import QUICKSTART, QUICKSTART_TASKS
-
 from experiment import Experiment
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
 
 EXPERIMENT = Experiment(
     title='Size of the model',

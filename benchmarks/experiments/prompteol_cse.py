@@ -3,9 +3,8 @@
 prompteol_transfer.py has the same scores without CSE.
 """
 
-from experiment_flags import SMOLLM2, TRANSFER_TASKS
-
 from experiment import Experiment
+from experiment_flags import SMOLLM2, TRANSFER_TASKS
 
 EXPERIMENT = Experiment(
     title='PromptEOL and CSE: STS and transfer',

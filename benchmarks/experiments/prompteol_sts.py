@@ -1,8 +1,7 @@
 """Representations of two language models on the dev pairs of STS-B, without training."""
 
-from experiment_flags import GEMMA_3, REPRESENTATIONS, SMOLLM2, SMOLLM2_WITH_BOS
-
 from experiment import Experiment
+from experiment_flags import GEMMA_3, REPRESENTATIONS, SMOLLM2, SMOLLM2_WITH_BOS
 
 EXPERIMENT = Experiment(
     title='PromptEOL on STS-B dev',

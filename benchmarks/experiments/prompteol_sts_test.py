@@ -1,8 +1,7 @@
 """Representations of two language models on the test pairs of all STS sets, without training."""
 
-from experiment_flags import GEMMA_3, REPRESENTATIONS, SMOLLM2_WITH_BOS
-
 from experiment import Experiment
+from experiment_flags import GEMMA_3, REPRESENTATIONS, SMOLLM2_WITH_BOS
 
 EXPERIMENT = Experiment(
     title='PromptEOL on all STS sets',

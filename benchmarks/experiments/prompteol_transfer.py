@@ -1,8 +1,7 @@
 """STS and transfer tasks of a language model with PromptEOL and with mean pooling, untrained."""
 
-from experiment_flags import REPRESENTATIONS, SMOLLM2_WITH_BOS, TRANSFER_TASKS
-
 from experiment import Experiment
+from experiment_flags import REPRESENTATIONS, SMOLLM2_WITH_BOS, TRANSFER_TASKS
 
 EXPERIMENT = Experiment(
     title='PromptEOL: STS and transfer without training',

@@ -1,8 +1,7 @@
 """Scores along training. The cpt paper: search and probes rise with steps, STS falls."""
 
-from experiment_flags import SEARCH_TASKS
-
 from experiment import Experiment
+from experiment_flags import SEARCH_TASKS
 
 EXPERIMENT = Experiment(
     title='Scores along training',

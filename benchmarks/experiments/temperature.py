@@ -1,8 +1,7 @@
 """The temperature, learned and constant. The PromptEOL paper prints 0.5; its program has 0.05."""
 
-from experiment_flags import QUICKSTART, QUICKSTART_TASKS
-
 from experiment import Experiment
+from experiment_flags import QUICKSTART, QUICKSTART_TASKS
 
 EXPERIMENT = Experiment(
     title='Temperature',
