@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -274,15 +275,9 @@ def _format_line(cells: Sequence[str]) -> str:
     return f'| {" | ".join(cells)} |'
 
 
-def _wrap(text: str, width: int = 100) -> list[str]:
+def _wrap(text: str) -> list[str]:
     """Returns the lines of a paragraph."""
-    lines = ['']
-    for word in text.split():
-        if len(lines[-1]) + 1 + len(word) > width:
-            lines.append(word)
-        else:
-            lines[-1] = f'{lines[-1]} {word}'.strip()
-    return lines
+    return textwrap.wrap(text, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def _format_command(findings: Findings) -> list[str]:
