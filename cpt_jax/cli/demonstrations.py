@@ -76,6 +76,13 @@ _TASK = flags.DEFINE_enum(
 _LIMIT = flags.DEFINE_integer(
     'limit', 0, 'Number of candidates to score, from the first; 0 scores all.', lower_bound=0
 )
+_PAIRS = flags.DEFINE_integer(
+    'pairs',
+    0,
+    'Number of dev pairs to score with each candidate, a random sample drawn with --seed; 0 scores '
+    'all. A sample finds candidates faster; score the best ones on all pairs.',
+    lower_bound=0,
+)
 _STS = flags.DEFINE_string(
     'build_sts', None, 'Build candidates: file of words for sentences of STS-B train.'
 )
@@ -96,7 +103,7 @@ _COUNT = flags.DEFINE_integer(
     lower_bound=0,
 )
 _SEED = flags.DEFINE_integer(
-    'seed', 0, 'Build candidates: random seed of the samples.', lower_bound=0
+    'seed', 0, 'Random seed of the samples of --pairs and --build_....', lower_bound=0
 )
 
 
@@ -190,7 +197,9 @@ def _search_candidates(output: Path) -> None:
     # Imported here because they import JAX, whose platform run_program chooses first.
     from cpt_jax.embed.load import add_weights_fingerprint, load_embedder
 
-    task = tasks[_TASK.value]
+    task = cast(sts.Similarity, tasks[_TASK.value])
+    if _PAIRS.value:
+        task = sts.sample_pairs(task, _PAIRS.value, _SEED.value)
     embedder = load_embedder(_MODEL.value, **options)
     if embedder.prompt is None:
         raise UserError(
@@ -233,7 +242,7 @@ def _search_candidates(output: Path) -> None:
     print(
         f'\n{count_helpful(rows):,} of {len(rows) - 1:,} candidates help; '
         f'{rows[0]["main_metric"]} x100 '
-        f'on {task.name}, dev; {spent}'
+        f'on {rows[0]["n"]:,} pairs of {task.name}, dev; {spent}'
     )
     print(
         f'{NOTE}\nwritten to {output / TABLE}, {output / BEST}; to evaluate the best one:\n'
@@ -266,8 +275,10 @@ def _make_evaluation_command(model: str, data_dir: epath.Path, pooling: str, bes
         words += ['--demonstration', '='.join(pair)]
     if not flags.FLAGS.cleanup:
         words.append('--nocleanup')
-    if flags.FLAGS.fsdp > 1:
-        words += ['--fsdp', str(flags.FLAGS.fsdp)]
+    for name in ('pooling', 'similarity', 'begin_token', 'dimensions', 'base', 'fsdp'):
+        flag = flags.FLAGS[name]
+        if flag.value != flag.default:
+            words += [f'--{name}', str(flag.value)]
     return ' '.join(map(shlex.quote, words))
 
 

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from etils import epath
 
 from benchmarks.demonstrations import measure
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.evals.demonstrations.candidates import read_candidates
 from cpt_jax.evals.demonstrations.selection import NOTE, make_candidate_prompt
+from cpt_jax.evals.task import Context
+from cpt_jax.evals.tasks import sts
 from cpt_jax.text.prompt_template import Representation
 from tests.conftest import WORDS, sentences
 from tests.embed.test_embedder import write_run
 from tests.programs import Program, finish, start_program
 
+DEV = sts.SimilarityOptions(split='dev')
 TEMPLATE = 'The "{text}" is:"'
 
 
@@ -101,6 +105,27 @@ def test_printed_command_keeps_the_pooling_of_the_run(folder, tokenizer):
     assert scored == pytest.approx(
         json.loads((folder / 'whole' / 'best.json').read_text())['main_score'], abs=1e-6
     )
+
+
+def test_sample_of_pairs_is_scored_and_the_printed_command_keeps_the_flags(folder):
+    flags = '--model=run', '--candidates=some.tsv', '--dimensions=16', '--pairs=15'
+    (folder / 'some.tsv').write_text('list file parser return value\tTable\n')
+    output = finish(start(folder, *flags, '--output=sampled'))
+    best = json.loads((folder / 'sampled' / 'best.json').read_text())
+    assert best['n'] == 15 and '15 pairs of sts/STSBenchmark' in output
+    assert shlex.split(best['command'])[-2:] == ['--dimensions', '16']
+    # Another sample is another search.
+    output = finish(start(folder, *flags, '--seed=1', '--output=sampled'), 1)
+    assert 'belongs to another search, with different data' in output
+
+    gold = np.loadtxt(
+        folder / 'data' / 'senteval' / 'STS' / 'STSBenchmark' / 'sts-dev.csv', str, delimiter='\t'
+    )
+    task = sts.find_similarity(epath.Path(folder / 'data'), DEV, Context())['sts/STSBenchmark']
+    (sample,) = sts.sample_pairs(task, 15, 0).load()
+    drawn = np.sort(np.random.default_rng(0).permutation(40)[:15])
+    assert sample.texts == [tuple(row) for row in gold[drawn, 5:7]]
+    np.testing.assert_array_equal(sample.gold_N, gold[drawn, 4].astype(float))
 
 
 def test_shortage_of_label_candidates_is_reported(folder):

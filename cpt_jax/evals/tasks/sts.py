@@ -1,7 +1,7 @@
 """Sentence similarity on SentEval's STS sets: the rank correlation of cosines with human scores."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -130,6 +130,30 @@ class Similarity(Task):
                 [len(gold_N) for gold_N in golds],
             ),
         )
+
+
+def sample_pairs(task: Similarity, count: int, seed: int) -> Similarity:
+    """Returns the task on a random sample of the pairs of its subsets together.
+
+    Args:
+      task: the task.
+      count: number of pairs; all of them if there are no more.
+      seed: seed of the sample.
+
+    Raises:
+      UserError: (by the loading function of the task) all pairs of the sample have the same score.
+    """
+
+    def load() -> list[ScoredPairs]:
+        subsets = task.load()
+        rows = [row for pairs in subsets for row in zip(pairs.texts, pairs.gold_N, strict=True)]
+        drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
+        names = '+'.join(pairs.name for pairs in subsets)
+        paths = [path for pairs in subsets for path in pairs.paths]
+        return [_make_scored_pairs(names, paths, [rows[index] for index in drawn])]
+
+    sample = f'{count} pairs, seed {seed}'
+    return replace(task, load=load, fingerprint_data=lambda: f'{task.fingerprint_data()}, {sample}')
 
 
 def find_similarity(
