@@ -15,6 +15,7 @@ from cpt_jax.runs.best_checkpoint import write_best_heldout
 from cpt_jax.runs.config import build, write_config
 from cpt_jax.runs.owner import own_run
 from cpt_jax.runs.run_dir import STOPPED_EARLY, RunDir
+from cpt_jax.runtime.allocator import limit_heap
 from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
 from cpt_jax.runtime.preemption import Preempted, Preemption
 from cpt_jax.storage.atomic_write import write_atomically
@@ -220,6 +221,7 @@ class _Loop:
             # would need twice the memory.
             if jax.default_backend() == 'cpu':
                 jax.block_until_ready(metrics)
+                limit_heap()
             flops = self.utilization.count_flops(own_part)
             self.pending = _PendingMetrics(step, batch.tokens_JxRxS.size, flops, metrics)
             self.profiler.stop_after(step, metrics)

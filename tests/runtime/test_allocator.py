@@ -45,17 +45,44 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def _run(program: str, how: str) -> int:
+    """Returns the number that a program prints in a process of its own."""
+    command = [sys.executable, '-c', program, how]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
 @pytest.mark.parametrize(
     ('program', 'pages'), [(PROGRAM, 100_000), (LARGE, 1_999)], ids=['XLA', '3 GiB']
 )
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='mallopt needs glibc')
 def test_freed_memory_is_reused(program, pages):
-    usual, kept = (
-        int(
-            subprocess.run(
-                [sys.executable, '-c', program, how], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for how in ('usual', 'keep')
-    )
+    usual, kept = (_run(program, how) for how in ('usual', 'keep'))
     assert kept < usual / 10 and usual > pages
+
+
+# Prints the pages in use after 20 rounds, in which a block is used and freed. The next one is larger
+# than the hole that it leaves, as it is where a small block has taken a part of the hole.
+HOLES = """
+import ctypes, sys
+from cpt_jax.runtime.allocator import keep_freed_memory, limit_heap
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.malloc.argtypes = [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+for i in range(20):
+    block = libc.malloc(64 + i << 20)
+    ctypes.memset(block, 1, 64 << 20)
+    libc.malloc(128 << 20)  # unused memory that keeps the hole apart from the end of the heap
+    libc.free(block)
+    if sys.argv[1] == 'limit':
+        limit_heap(limit=100 << 20)
+print(int(open('/proc/self/statm').read().split()[1]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='mallopt needs glibc')
+def test_split_blocks_do_not_accumulate():
+    unlimited, limited = (_run(HOLES, how) for how in ('no limit', 'limit'))
+    # 20 blocks of 16,384 pages, and at most three.
+    assert unlimited > 19 * 16_384 and limited < 4 * 16_384
