@@ -47,10 +47,10 @@ class Experiment:
     Attributes:
       title: title of the table and the plot.
       evaluate: flags of launch/evaluate.py in all runs, without --model and --output.
-      factors: factor -> level -> flags. Text means flags of launch/train.py; without training,
-        of launch/evaluate.py.
-      train: flags of launch/train.py in all runs, without --workdir; '' trains nothing, and the
-        levels set --model of launch/evaluate.py.
+      factors: factor -> level -> flags. Text means flags of launch/train.py if `train` is given,
+        else of launch/evaluate.py.
+      train: flags of launch/train.py in all runs, without --workdir; '' leaves them to the levels.
+        A run without any trains nothing, and its levels set --model of launch/evaluate.py.
       seeds: seeds of training; () makes one run, with the seed of the config.
       steps: steps whose checkpoints are evaluated; () evaluates the last one. The flags must keep
         these checkpoints.
@@ -69,6 +69,11 @@ class Experiment:
     folders: Mapping[str, str] = field(default_factory=lambda: {'data': 'data'})
     x_axis: str = ''
 
+    @property
+    def trains(self) -> bool:
+        """Whether any run trains a model."""
+        return any(run.train for run in self.list_runs())
+
     def list_runs(self) -> 'list[PlannedRun]':
         """Returns all runs, in the order in which they are started: seed by seed."""
         levels = [
@@ -81,10 +86,9 @@ class Experiment:
     def _plan_run(self, levels: dict[str, str], seed: int | None) -> 'PlannedRun':
         chosen = [self.factors[factor][level] for factor, level in levels.items()]
         given = [self._as_flags(flags) for flags in chosen]
-        train: list[str] = []
-        if self.train:
-            train = shlex.split(' '.join([self.train, *(flags.train for flags in given)]))
-            train += [] if seed is None else [f'--config.seed={seed}']
+        train = shlex.split(' '.join([self.train, *(flags.train for flags in given)]))
+        if train and seed is not None:
+            train.append(f'--config.seed={seed}')
         evaluate = shlex.split(' '.join([self.evaluate, *(flags.evaluate for flags in given)]))
         return PlannedRun(levels, seed, tuple(train), tuple(evaluate), tuple(self.steps or (LAST,)))
 

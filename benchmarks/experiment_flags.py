@@ -5,13 +5,21 @@ The rows of an experiment are found by their commands, so a change here makes it
 
 from collections.abc import Mapping
 
-_ONE_CHECKPOINT = '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
+ONE_CHECKPOINT = '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
 
 # The quickstart with its last checkpoint alone, and what it is tested on.
-QUICKSTART = f'--config=configs/quickstart.py --config.evaluation.every_steps=0 {_ONE_CHECKPOINT}'
+QUICKSTART = f'--config=configs/quickstart.py --config.evaluation.every_steps=0 {ONE_CHECKPOINT}'
 QUICKSTART_TASKS = (
     '--tasks=codesearch/python_source,probe/TREC,sts/STSBenchmark --data_dir={data} '
     '--baselines=none'
+)
+# The same model on prose: the gutenberg_nltk, novels, rust_book and wikitext2_valid_test folders of
+# {data}/text, whose chapters and articles are documents.
+TEXT = (
+    '--config=configs/small_text.py --config.data.sources.text.path={data}/text '
+    "'--config.data.sources.text.separator=^ *(CHAPTER|Chapter|= )' "
+    '--config.data.sources.text.holdout=0 --config.train.batch_pairs=256 '
+    f'--config.evaluation.every_steps=0 {ONE_CHECKPOINT}'
 )
 # Those of longer runs.
 SEARCH_TASKS = (
@@ -38,7 +46,7 @@ def train_equal_pairs(peak_lr: float) -> str:
     """Returns the flags of runs that differ in the batch size, for a learning rate."""
     return (
         '--config=configs/quickstart.py --config.optimizer.warmup_share=0.2 '
-        f'--config.evaluation.every_steps=0 {_ONE_CHECKPOINT} '
+        f'--config.evaluation.every_steps=0 {ONE_CHECKPOINT} '
         f'--config.optimizer.peak_lr={peak_lr}'
     )
 

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import scipy.stats
 
-from cpt_jax.evals.store.results import format_score, label_metric
+from cpt_jax.evals.store.results import BASELINES, format_score, label_metric
 from cpt_jax.runtime.errors import UserError
 from experiment import Experiment, Row, load_experiment, read_rows
 
 LEVEL = 0.95
+BASELINE = 'bm25'
 
 
 class Estimate(NamedTuple):
@@ -113,7 +114,7 @@ class Findings(NamedTuple):
     def heading(self) -> list[str]:
         """The heading of the table."""
         names = [*self.experiment.factors, *(['step'] if self.experiment.steps else [])]
-        trained = ['pairs seen'] if self.experiment.train else []
+        trained = ['pairs seen'] if self.experiment.trains else []
         scores = [score.label for score in self.scores]
         compared = ['first score, change'] if self._is_compared else []
         seeds = ['seeds'] if self.experiment.seeds else []
@@ -121,8 +122,14 @@ class Findings(NamedTuple):
 
     @property
     def cells(self) -> list[list[str]]:
-        """The cells of the table, one list an arm."""
-        return [self._make_line(arm) for arm in self.arms]
+        """The cells of the table: one list an arm, and one for BM25 where it was scored."""
+        lines = [self._make_line(arm) for arm in self.arms]
+        baseline = [self._format_baseline(score) for score in self.scores]
+        if any(baseline):
+            before = self.heading.index(self.scores[0].label)
+            after = len(self.heading) - before - len(baseline)
+            lines.append([BASELINES[BASELINE], *[''] * (before - 1), *baseline, *[''] * after])
+        return lines
 
     @property
     def caption(self) -> str:
@@ -140,9 +147,17 @@ class Findings(NamedTuple):
     def _is_compared(self) -> bool:
         return len(self.experiment.seeds) > 1 and len(self.arms) > 1
 
+    def _format_baseline(self, score: Score) -> str:
+        """Returns the baseline's score on a task, which is the same in all rows; '' without one."""
+        for row in self.rows:
+            cell = find_cell(row, score)
+            if cell and BASELINE in cell['baselines']:
+                return format_score(score.metric, cell['baselines'][BASELINE])
+        return ''
+
     def _make_line(self, arm: Arm) -> list[str]:
         line = [*arm.levels.values(), *([f'{arm.step:,}'] if self.experiment.steps else [])]
-        if self.experiment.train:
+        if self.experiment.trains:
             line.append(f'{max(row.get("pairs_seen", 0) for row in arm.rows.values()):,}')
         for score in self.scores:
             line.append(format_estimate(arm.estimate(score), score.metric))

@@ -128,6 +128,7 @@ def written(tmp_path) -> Path:
                         'score': step / 100,
                         'interval': [0.3, 0.7],
                         'n': 12,
+                        'baselines': {'bm25': 0.5, 'random': 0.1} if step == 60 else {},
                     }
                 },
                 'processor_seconds': {'train': 60.0, 'evaluate': 6.0},
@@ -158,6 +159,7 @@ def test_tables_have_the_rows(written):
     assert findings.cells == [
         ['0.003', '20', '640', f'20.00 {interval}', '1', '66'],
         ['0.003', '60', '1,920', f'60.00 {interval}', '1', '66'],
+        ['BM25', '', '', '50.00', '', ''],
     ]
     page = experiment_tables.fill_page(
         'A\n<!-- experiment two -->\nformer\n<!-- end -->\nB',
@@ -195,5 +197,5 @@ def test_the_document_has_the_tables_of_the_committed_rows():
 def test_every_experiment_has_distinct_runs():
     for path in sorted((ROOT / 'benchmarks' / 'experiments').glob('*.py')):
         runs = load_experiment(path).list_runs()
-        keys = [(run.train, run.evaluate) for run in runs]
+        keys = [(run.train, run.evaluate, run.seed) for run in runs]
         assert len({*keys}) == len(keys), path
