@@ -3,6 +3,7 @@
 import ast
 import re
 import textwrap
+import threading
 import tokenize
 import warnings
 from collections import Counter
@@ -21,6 +22,8 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
 # A docstring in source that Python 3 cannot parse, such as CodeSearchNet's Python 2 functions.
 _TRIPLE_QUOTED = re.compile(r'(:[ \t]*(?:#[^\n]*)?\n\s*)[rRuUbB]{0,2}("""|\'\'\').*?\2', re.DOTALL)
+
+_PARSER = threading.Lock()
 
 
 class Function(NamedTuple):
@@ -50,6 +53,22 @@ def decode_source(source: bytes) -> str:
     return source.decode(encoding).replace('\r\n', '\n').replace('\r', '\n')
 
 
+def parse_module(text: str) -> ast.Module:
+    """Returns the syntax tree of a module's source, one thread at a time.
+
+    Python 3.11 counts the depth of the tree in the interpreter, not in the thread (compare
+    python/cpython#106905). If the garbage collector lets another thread parse meanwhile,
+    `ast.parse` raises SystemError, or RecursionError for source that is not deep. The filter of
+    warnings is shared by all threads as well.
+
+    Raises:
+      Exception: any exception of `ast.parse`, such as SyntaxError.
+    """
+    with _PARSER, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # third-party code has invalid escapes in strings
+        return ast.parse(text)
+
+
 def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
     """Returns the functions and methods of a module that pass CodeSearchNet's filters.
 
@@ -62,9 +81,7 @@ def extract_functions(text: str, rejected: Counter[str]) -> list[Function]:
     Raises:
       Exception: any exception of `ast.parse`, such as SyntaxError.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # third-party code has invalid escapes in strings
-        tree = ast.parse(text)
+    tree = parse_module(text)
     lines = text.encode().split(b'\n')  # the tree counts columns in UTF-8 bytes
     found = []
     for name, node in _iterate_definitions(tree, ''):
@@ -141,9 +158,7 @@ def remove_docstring(code: str) -> str:
     """
     source = textwrap.dedent(code.replace('\r\n', '\n').replace('\r', '\n'))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # invalid escapes in the strings of third-party code
-            body = ast.parse(source).body
+        body = parse_module(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return _TRIPLE_QUOTED.sub(r'\1pass', source, count=1)
     function = body[0] if body else None

@@ -1,7 +1,10 @@
 """Pairs of CodeSearchNet files."""
 
+import gc
 import gzip
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from etils import epath
@@ -89,6 +92,27 @@ def test_queries_that_occur_in_their_code_are_counted(tmp_path):
 )
 def test_docstring_is_removed(code, expected):
     assert remove_docstring(code) == expected
+
+
+def test_docstrings_are_removed_in_several_threads():
+    nested = 'f(' * 40 + 'x' + ')' * 40
+    code = f'def f(x):\n    """Doc."""\n    return {nested}'
+    expected = remove_docstring(code)
+
+    def switch_threads(phase, info):
+        time.sleep(0)
+
+    # JAX's callback of the garbage collector, for one, lets another thread run while `ast.parse`
+    # makes the tree.
+    gc.callbacks.append(switch_threads)
+    thresholds = gc.get_threshold()
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(remove_docstring, [code] * 400)) == {expected}
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(switch_threads)
 
 
 @pytest.mark.parametrize(
