@@ -11,6 +11,7 @@ from experiment_tables import Arm, Findings, Score
 
 COLORS = '#1d4ed8', '#d97706', '#009e73', '#cc79a7', '#6b7280'
 PANEL_WIDTH = 3.1  # inches
+PANELS_IN_ROW = 4
 LETTER_WIDTH = 0.062  # inches, of the labels of levels
 
 
@@ -19,13 +20,21 @@ def draw(findings: Findings) -> bytes:
     scores = findings.scores
     is_curve = bool(findings.experiment.x_axis)
     height = 2.5 if is_curve else 0.7 + 0.26 * len(findings.arms)
-    width = PANEL_WIDTH * len(scores)
+    columns = min(len(scores), PANELS_IN_ROW)
+    rows = -(-len(scores) // columns)
+    width = PANEL_WIDTH * columns
     if not is_curve:
         width += LETTER_WIDTH * max(len(_label_arm(arm)) for arm in findings.arms)
-    figure = Figure(figsize=(width, height), layout='constrained')
-    subplots = figure.subplots(1, len(scores), squeeze=False, sharey=not is_curve)[0]
-    for axes, score in zip(subplots, scores, strict=True):
+    figure = Figure(figsize=(width, height * rows), layout='constrained')
+    subplots = figure.subplots(rows, columns, squeeze=False, sharey=not is_curve).ravel()
+    for axes in subplots[len(scores) :]:
+        axes.set_axis_off()
+    for axes, score in zip(subplots, scores, strict=False):
         (_draw_curves if is_curve else _draw_levels)(axes, findings, score)
+        baseline = findings.find_baseline(score)
+        if baseline is not None:
+            draw_line = axes.axhline if is_curve else axes.axvline
+            draw_line(100 * baseline, color=COLORS[-1], linewidth=0.9, linestyle='--')
         axes.set_title(score.label.replace(', ', '\n'), fontsize=9)
         axes.grid(color='#e5e7eb', linewidth=0.6)
         axes.spines[['top', 'right']].set_visible(False)

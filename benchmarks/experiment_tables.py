@@ -140,6 +140,8 @@ class Findings(NamedTuple):
         spread = 'Intervals (95%) are over the queries or pairs of the task.'
         if seeds > 1:
             spread = 'Means over the seeds with their 95% t-intervals (of one seed, over queries).'
+        if any(self.find_baseline(score) is not None for score in self.scores):
+            spread += f' Dashed lines are {BASELINES[BASELINE]}.'
         left = f' {self.missing} runs have no results yet.' if self.missing else ''
         return f'Scores x100. {spread} Measured on {machines}; code {codes}.{left}'
 
@@ -147,13 +149,17 @@ class Findings(NamedTuple):
     def _is_compared(self) -> bool:
         return len(self.experiment.seeds) > 1 and len(self.arms) > 1
 
-    def _format_baseline(self, score: Score) -> str:
-        """Returns the baseline's score on a task, which is the same in all rows; '' without one."""
+    def find_baseline(self, score: Score) -> float | None:
+        """Returns BM25's score on a task, which is the same in all rows; None without one."""
         for row in self.rows:
             cell = find_cell(row, score)
             if cell and BASELINE in cell['baselines']:
-                return format_score(score.metric, cell['baselines'][BASELINE])
-        return ''
+                return cell['baselines'][BASELINE]
+        return None
+
+    def _format_baseline(self, score: Score) -> str:
+        found = self.find_baseline(score)
+        return '' if found is None else format_score(score.metric, found)
 
     def _make_line(self, arm: Arm) -> list[str]:
         line = [*arm.levels.values(), *([f'{arm.step:,}'] if self.experiment.steps else [])]
