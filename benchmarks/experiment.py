@@ -75,20 +75,26 @@ class Experiment:
         return any(run.train for run in self.list_runs())
 
     def list_runs(self) -> 'list[PlannedRun]':
-        """Returns all runs, in the order in which they are started: seed by seed."""
+        """Returns all runs, in the order in which they are started: seed by seed.
+
+        A run that trains nothing has no seed, and is there once.
+        """
         levels = [
             dict(zip(self.factors, chosen, strict=True))
             for chosen in itertools.product(*self.factors.values())
         ]
-        seeds = self.seeds or (None,)
-        return [self._plan_run(chosen, seed) for seed in seeds for chosen in levels]
+        runs: list[PlannedRun] = []
+        for seed in self.seeds or (None,):
+            planned = [self._plan_run(chosen, seed) for chosen in levels]
+            runs += [run for run in planned if run not in runs]
+        return runs
 
     def _plan_run(self, levels: dict[str, str], seed: int | None) -> 'PlannedRun':
         chosen = [self.factors[factor][level] for factor, level in levels.items()]
         given = [self._as_flags(flags) for flags in chosen]
         train = shlex.split(' '.join([self.train, *(flags.train for flags in given)]))
-        if train and seed is not None:
-            train.append(f'--config.seed={seed}')
+        seed = seed if train else None
+        train += [] if seed is None else [f'--config.seed={seed}']
         evaluate = shlex.split(' '.join([self.evaluate, *(flags.evaluate for flags in given)]))
         return PlannedRun(levels, seed, tuple(train), tuple(evaluate), tuple(self.steps or (LAST,)))
 

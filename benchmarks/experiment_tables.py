@@ -73,10 +73,12 @@ class Arm(NamedTuple):
 
     def compare(self, other: 'Arm', score: Score) -> Estimate | None:
         """Returns the mean difference from another arm, seed by seed; None without two seeds."""
+        # A run that trains nothing has one row, for all seeds.
+        rows = {seed: other.rows.get(seed, other.rows.get(None)) for seed in self.rows}
         pairs = [
-            (find_cell(row, score), find_cell(other.rows[seed], score))
+            (find_cell(row, score), find_cell(found, score))
             for seed, row in self.rows.items()
-            if seed in other.rows
+            if (found := rows[seed])
         ]
         differences = [mine['score'] - its['score'] for mine, its in pairs if mine and its]
         return make_estimate(differences) if len(differences) > 1 else None

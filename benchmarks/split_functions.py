@@ -1,8 +1,8 @@
 """Splits (docstring, function) pairs into training data and a code search task for each language.
 
 Reads JSON lines with the fields language, docstring and code, such as CodeSearchNet's. Functions of
-one file are held out together. A training pair whose docstring or code equals that of a held-out
-one is dropped.
+one file are held out together. A training pair is dropped if the first paragraph of its docstring,
+or its code, equals that of a held-out pair.
 
 OUTPUT/train/<language>.jsonl is a `jsonl` source; with --data_dir OUTPUT, launch/evaluate.py scores
 OUTPUT/codesearch/<language>.jsonl as codesearch/<language>.
@@ -86,25 +86,32 @@ def split_functions(
 ) -> tuple[list[Function], list[Function]]:
     """Returns the training functions and the held-out ones.
 
-    Held-out functions have different docstrings, so that each query has one right answer.
+    No two held-out functions have the same first paragraph or the same code.
 
     Args:
       functions: all functions.
       holdout: fraction of the files that are held out.
     """
-    heldout: dict[str, Function] = {}
+    heldout: list[Function] = []
+    texts: set[str] = set()
     train = []
     for function in functions:
-        if hash_to_unit_interval(function.file) < holdout:
-            heldout.setdefault(function.texts[0], function)
-        else:
+        if hash_to_unit_interval(function.file) >= holdout:
             train.append(function)
-    texts = {text for function in heldout.values() for text in function.texts}
-    return [one for one in train if not texts.intersection(one.texts)], list(heldout.values())
+        elif not texts.intersection(function.texts):
+            heldout.append(function)
+            texts.update(function.texts)
+    return [one for one in train if not texts.intersection(one.texts)], heldout
 
 
 def write_languages(folder: Path, functions: Sequence[Function]) -> collections.Counter[str]:
-    """Writes one file of rows for each language, and returns their numbers."""
+    """Writes one file of rows for each language, and returns their numbers.
+
+    Raises:
+      UserError: the folder has files, which could be those of another split.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f'--output: {folder} has files; remove it, or give another folder')
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = collections.defaultdict(list)
     for function in functions:

@@ -17,23 +17,19 @@ makes the tables and plots of docs/experiments.md and a page.
 import json
 import os
 import platform
-import shlex
-import signal
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from commands import CommandFailed, Commands, Run, run_command
 from cpt_jax.cli.program import run_program
 from cpt_jax.runs.code_version import get_code_version
 from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
-from cpt_jax.storage.json_rows import read_complete_rows
+from cpt_jax.storage.json_rows import append_row, read_complete_rows
 from experiment import (
     FOLDER,
     RUNS,
@@ -45,22 +41,6 @@ from experiment import (
     load_experiment,
     read_rows,
 )
-
-ROOT = Path(__file__).parents[1]
-COMMANDS = 'commands.jsonl'  # the finished commands of a run, in its folder
-
-
-class CommandFailed(Exception):
-    """A command did not succeed.
-
-    Attributes:
-      status: its exit status.
-    """
-
-    def __init__(self, arguments: Sequence[str], status: int, log: Path):
-        lines = log.read_text(errors='replace').strip().splitlines()
-        super().__init__(f'{shlex.join(arguments)}: status {status}: {"".join(lines[-1:])}; {log}')
-        self.status = status
 
 
 def main() -> int:
@@ -98,27 +78,6 @@ def _list_runs(sweeps: Sequence['Sweep']) -> Iterator[tuple['Sweep', PlannedRun]
             yield sweep, run
 
 
-def run_command(arguments: Sequence[str], log: Path) -> tuple[int, float]:
-    """Runs a program of launch/, and passes SIGTERM on to it.
-
-    Args:
-      arguments: arguments of Python.
-      log: file to which the program's output is appended.
-
-    Returns:
-      The exit status and the processor seconds.
-    """
-    with log.open('ab') as file:
-        process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=file, stderr=file)
-        before = signal.signal(signal.SIGTERM, lambda *_: os.kill(process.pid, signal.SIGTERM))
-        try:
-            _, state, usage = os.wait4(process.pid, 0)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    process.returncode = os.waitstatus_to_exitcode(state)
-    return process.returncode, usage.ru_utime + usage.ru_stime
-
-
 class Sweep:
     """The runs of one experiment.
 
@@ -137,7 +96,7 @@ class Sweep:
         experiment: Experiment,
         folders: Mapping[str, str],
         output: Path,
-        run_command: Callable[[Sequence[str], Path], tuple[int, float]] = run_command,
+        run_command: Run = run_command,
     ):
         self.path = path
         self.experiment = experiment
@@ -183,7 +142,7 @@ class Sweep:
         for step in self._list_missing_steps(run):
             name = run.name_evaluation(step)
             self._finish(folder, name, run.make_evaluate_command(step, str(self.output)))
-            _append_row(find_rows_path(self.path), self._make_row(run, step, folder))
+            append_row(find_rows_path(self.path), self._make_row(run, step, folder))
         print(
             f'{_format_run(run)}: {self.spent - start:.0f} processor s; {self.describe()}',
             flush=True,
@@ -195,23 +154,8 @@ class Sweep:
         Raises:
           CommandFailed: the program failed or was stopped.
         """
-        if any(row['status'] == 0 for row in _read_commands(folder, name)):
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        filled = fill_folders(arguments, self.folders)
-        start = time.perf_counter()
-        status, seconds = self._run_command(filled, folder / f'{name}.log')
-        self.spent += seconds
-        row = {
-            'name': name,
-            'status': status,
-            'seconds': round(time.perf_counter() - start, 1),
-            'processor_seconds': round(seconds, 1),
-            'arguments': filled,
-        }
-        _append_row(folder / COMMANDS, row)
-        if status:
-            raise CommandFailed(filled, status, folder / f'{name}.log')
+        commands = Commands(folder, self._run_command)
+        self.spent += commands.finish(name, fill_folders(arguments, self.folders))
 
     def _list_missing_steps(self, run: PlannedRun) -> list[int | str]:
         """Returns the steps of a run that have no row."""
@@ -230,9 +174,9 @@ class Sweep:
     def _make_row(self, run: PlannedRun, step: int | str, folder: Path) -> Row:
         """Returns the row of an evaluated step."""
         results = json.loads((folder / run.name_evaluation(step) / 'results.json').read_text())
-        seconds = {'evaluate': _sum_seconds(folder, run.name_evaluation(step))}
+        seconds = {'evaluate': Commands(folder).sum_seconds(run.name_evaluation(step))}
         if run.train:
-            seconds = {'train': _sum_seconds(folder, 'train'), **seconds}
+            seconds = {'train': Commands(folder).sum_seconds('train'), **seconds}
         return {
             'levels': run.levels,
             'seed': run.seed,
@@ -274,21 +218,6 @@ def _shorten(row: Mapping[str, Any]) -> Row:
     if split := row['settings'].get('split'):
         short['split'] = split
     return short | {'baselines': {name: found[metric] for name, found in row['baselines'].items()}}
-
-
-def _read_commands(folder: Path, name: str) -> list[Row]:
-    rows: list[Any] = [row for _, row in read_complete_rows(folder / COMMANDS)]
-    return [row for row in rows if row['name'] == name]
-
-
-def _sum_seconds(folder: Path, name: str) -> float:
-    """Returns the processor seconds of a command, with attempts that were stopped."""
-    return round(sum(row['processor_seconds'] for row in _read_commands(folder, name)), 1)
-
-
-def _append_row(path: Path, row: Row) -> None:
-    with path.open('a') as file:
-        file.write(json.dumps(row) + '\n')
 
 
 def _format_run(run: PlannedRun) -> str:

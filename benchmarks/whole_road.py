@@ -1,6 +1,6 @@
 r"""Trains a search model for one domain along the whole road, and scores every stage.
 
-  small model    the quickstart's model, from random weights, for comparison
+  small          the quickstart's model, from random weights, for comparison
   contrastive    a language model, trained on the pairs with in-batch negatives
   mined          that model, trained further with hard negatives that it has mined itself
   merged         the mean of the weights of the two
@@ -20,33 +20,49 @@ Finished commands are not repeated: the same command continues after a kill.
 import json
 import os
 import shlex
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+from etils import epath
 
+from commands import CommandFailed, Commands
 from cpt_jax.cli.program import run_program
 from cpt_jax.data.pairs import spread_indices
 from cpt_jax.data.sources.python_source import PythonSource
-from cpt_jax.evals.store.results import format_score
-from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_rows import append_row, read_complete_rows
-from sweep import run_command
+from cpt_jax.runtime.errors import EXIT_PREEMPTED, UserError
+from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.json_files import write_json
+from cpt_jax.storage.text_lines import read_lines
+from experiment_tables import format_estimate, make_estimate
 
-COMMANDS = 'commands.jsonl'
 SOURCE = '--config.data.sources.pairs'
 
 
-def main() -> None:
+def main() -> int:
     road = Road(Path(_OUTPUT.value).absolute())
+    keep_settings(road.folder)
+    try:
+        walk(road)
+    except CommandFailed as failure:
+        print(failure, flush=True)
+        return EXIT_PREEMPTED if failure.status == EXIT_PREEMPTED else 1
+    return 0
+
+
+def walk(road: 'Road') -> None:
+    """Runs all stages, and prints their scores.
+
+    Raises:
+      CommandFailed: a command failed or was stopped.
+    """
     pairs = Path(_PAIRS.value).absolute() if _PAIRS.value else write_pairs(road.folder)
     sample = write_sample(pairs, road.folder, _MINED_PAIRS.value)
     contrastive, mined, merged = (road.folder / name for name in ('contrastive', 'mined', 'merged'))
     language_model = f'--config.init_from={Path(_LANGUAGE_MODEL.value).absolute()}'
 
-    road.train('small model', road.folder / 'small', f'{SOURCE}.path={pairs}')
+    road.train('small', road.folder / 'small', f'{SOURCE}.path={pairs}')
     large = [
         '--config.model.remat=full',  # a model of 135M parameters then trains in 6 GB
         '--config.model.layer_loop=scan',
@@ -83,7 +99,8 @@ def main() -> None:
         f'--config.train.steps={_MINED_STEPS.value}',
         f'--config.optimizer.peak_lr={_PEAK_LR.value / 3:.3g}',
     )
-    road.run('merged', 'merge', f'--models={contrastive},{mined}', f'--output={merged}')
+    if not merged.exists():  # merge.py refuses a folder that exists
+        road.run('merged', 'merge', f'--models={contrastive},{mined}', f'--output={merged}')
     road.evaluate('merged', merged)
     road.print_table()
     if _JSON.value:
@@ -95,14 +112,14 @@ class Road:
     """The commands of all stages, in one folder.
 
     Attributes:
-      folder: the folder, created if missing.
+      folder: the folder.
       scores: stage -> task -> entry of results.json.
     """
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.scores: dict[str, dict[str, Any]] = {}
+        self._commands = Commands(folder)
 
     def train(self, stage: str, run: Path, *given: str) -> None:
         """Trains the model of a stage, and scores it."""
@@ -121,7 +138,7 @@ class Road:
 
     def evaluate(self, stage: str, model: Path) -> None:
         """Scores the model of a stage."""
-        results = self.folder / 'results' / stage.replace(' ', '_')
+        results = self.folder / 'results' / stage
         data = [f'--data_dir={Path(_DATA_DIR.value).absolute()}'] if _DATA_DIR.value else []
         self.run(
             stage,
@@ -138,37 +155,21 @@ class Road:
         """Runs a program of launch/, unless it has finished earlier.
 
         Raises:
-          UserError: the program failed.
+          CommandFailed: the program failed or was stopped.
         """
+        name = f'{stage}-{program}'
         arguments = [f'launch/{program}.py', *given]
-        if any(row['arguments'] == arguments for row in self._read_rows()):
-            return
-        print(f'{stage}: python {shlex.join(arguments)}', flush=True)
-        log = self.folder / f'{stage.replace(" ", "_")}-{program}.log'
-        start = time.perf_counter()
-        status, seconds = run_command(arguments, log)
-        if status:
-            lines = log.read_text(errors='replace').strip().splitlines()
-            raise UserError(f'{stage}: status {status}: {"".join(lines[-1:])}; {log}')
-        row = {'stage': stage, 'program': program, 'arguments': arguments}
-        row['seconds'] = round(time.perf_counter() - start, 1)
-        append_row(self.folder / COMMANDS, row | {'processor_seconds': round(seconds, 1)})
+        if not self._commands.is_finished(name):
+            print(f'{stage}: python {shlex.join(arguments)}', flush=True)
+        self._commands.finish(name, arguments)
 
     def summarize(self) -> dict[str, Any]:
-        """Returns scores and seconds of each stage."""
-        rows = self._read_rows()
+        """Returns scores, baselines and minutes of each stage."""
         return {
             stage: {
-                'scores': {
-                    task: {
-                        'score': entry['main_score'],
-                        'interval': entry['intervals'][entry['settings']['main_metric']],
-                        'baselines': entry['baselines'],
-                    }
-                    for task, entry in tasks.items()
-                },
+                'scores': {task: _shorten(entry) for task, entry in tasks.items()},
                 'minutes': {
-                    kind: sum(row[kind] for row in rows if row['stage'] == stage) / 60
+                    kind: self._commands.sum_seconds(*_list_names(stage), kind=kind) / 60
                     for kind in ('seconds', 'processor_seconds')
                 },
             }
@@ -177,26 +178,56 @@ class Road:
 
     def print_table(self) -> None:
         """Prints the scores of all stages, and the minutes."""
-        first = next(iter(self.scores.values()))
-        width = max(len(task) for task in first) + 2
-        columns = ''.join(f'{task:>{max(width, 26)}}' for task in first)
+        tasks = list(next(iter(self.scores.values())))
+        width = 2 + max(26, *map(len, tasks))
+        columns = ''.join(f'{task:>{width}}' for task in tasks)
         print(f'\n{"":<14}{columns}{"minutes":>10}{"of processor":>14}')
         for stage, found in self.summarize().items():
-            cells = ''
-            for task, entry in found['scores'].items():
-                metric = first[task]['settings']['main_metric']
-                score, low, high = (
-                    format_score(metric, value) for value in (entry['score'], *entry['interval'])
-                )
-                cells += f'{f"{score} ({low} to {high})":>{max(width, 26)}}'
-            minutes = found['minutes']
-            print(
-                f'{stage:<14}{cells}{minutes["seconds"]:>10.1f}'
-                f'{minutes["processor_seconds"]:>14.1f}'
+            cells = ''.join(
+                f'{_format_score(entry):>{width}}' for entry in found['scores'].values()
             )
+            minutes, processor = found['minutes'].values()
+            print(f'{stage:<14}{cells}{minutes:>10.1f}{processor:>14.1f}')
 
-    def _read_rows(self) -> list[Any]:
-        return [row for _, row in read_complete_rows(self.folder / COMMANDS)]
+
+def _list_names(stage: str) -> list[str]:
+    return [f'{stage}-{program}' for program in ('train', 'mine', 'merge', 'evaluate')]
+
+
+def _shorten(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the main score of a task, its interval and baselines."""
+    metric = entry['settings']['main_metric']
+    return {
+        'metric': metric,
+        'score': entry['main_score'],
+        'interval': entry.get('intervals', {}).get(metric),
+        'baselines': entry['baselines'],
+    }
+
+
+def _format_score(entry: Mapping[str, Any]) -> str:
+    estimate = make_estimate([entry['score']], entry['interval'])
+    return format_estimate(estimate, entry['metric'])
+
+
+def keep_settings(folder: Path) -> None:
+    """Stores the flags in the folder; a later call must have the same ones.
+
+    Raises:
+      UserError: the folder has stages of other flags.
+    """
+    names = 'language_model pairs tasks data_dir batch steps peak_lr mined_pairs mined_steps'
+    settings = {name: flags.FLAGS[name].value for name in names.split()}
+    path = folder / 'settings.json'
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    before = json.loads(path.read_text())
+    different = [f'--{name}' for name in settings if settings[name] != before.get(name)]
+    if different:
+        raise UserError(
+            f'--output {folder}: its stages have another {", ".join(different)}; give a new folder'
+        )
 
 
 def write_pairs(folder: Path) -> Path:
@@ -204,27 +235,26 @@ def write_pairs(folder: Path) -> Path:
     path = folder / 'pairs.jsonl'
     if not path.exists():
         source = PythonSource('train')
-        rows = [
-            {'x': pair.x, 'y': pair.y, 'id': pair.id}
-            for pair in (source[index] for index in range(len(source)))
-        ]
-        _write_rows(path, [json.dumps(row) for row in rows])
+        pairs = (source[index] for index in range(len(source)))
+        _write_lines(path, [json.dumps({'x': one.x, 'y': one.y, 'id': one.id}) for one in pairs])
     return path
 
 
 def write_sample(pairs: Path, folder: Path, count: int) -> Path:
-    """Writes `count` pairs, spread over all of them, for mining; returns their file."""
+    """Writes `count` pairs, spread over all of them, for mining; returns their file.
+
+    Raises:
+      UserError: the file of the pairs is missing or not text.
+    """
     path = folder / 'sample.jsonl'
     if not path.exists():
-        if not pairs.is_file():
-            raise UserError(f'--pairs {pairs}: no such file')
-        lines = pairs.read_text(encoding='utf-8').splitlines()
-        _write_rows(path, [lines[index] for index in spread_indices(len(lines), count)])
+        lines = [line for _, line in read_lines(epath.Path(pairs))]
+        _write_lines(path, [lines[index] for index in spread_indices(len(lines), count)])
     return path
 
 
-def _write_rows(path: Path, lines: Sequence[str]) -> None:
-    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    write_atomically(path, ''.join(f'{line}\n' for line in lines))
 
 
 if __name__ == '__main__':

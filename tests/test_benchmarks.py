@@ -21,6 +21,7 @@ from benchmarks.loss_memory import compute_clip_loss
 from benchmarks.mfu import count_work
 from benchmarks.split_functions import parse_function, split_functions
 from benchmarks.whole_road import Road
+from commands import CommandFailed, Commands
 from cpt_jax.data.batch import place_batch
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.model.flops import count_step_flops
@@ -154,7 +155,7 @@ def test_functions_of_a_file_are_held_out_together_and_their_texts_are_not_train
             {
                 'language': 'go',
                 'docstring': f'Doc {i % 60}.\n\nMore {i}.',
-                'code': f'func f{i}()',
+                'code': f'func  f{i % 45}()' if i < 45 else f'func f{i % 45}()',
                 'file': f'file{i // 5}.go',
             },
             'a.jsonl:1',
@@ -163,24 +164,38 @@ def test_functions_of_a_file_are_held_out_together_and_their_texts_are_not_train
     ]
     train, heldout = split_functions(functions, 0.3)
     assert {one.file for one in train}.isdisjoint(one.file for one in heldout)
-    assert 10 < len(heldout) < 50 and len({one.texts[0] for one in heldout}) == len(heldout)
-    # Functions i and i + 60 have the same first paragraph.
-    assert {one.texts[0] for one in train}.isdisjoint(one.texts[0] for one in heldout)
-    assert len(train) + len(heldout) < 100
+    assert len(heldout) > 20 and len(train) > 10
+    # Functions i and i + 60 have the same first paragraph, i and i + 45 the same code.
+    for side in (0, 1):
+        tested = {one.texts[side] for one in heldout}
+        assert len(tested) == len(heldout)
+        assert tested.isdisjoint(one.texts[side] for one in train)
+        assert any(one.texts[side] in tested for one in functions if one not in heldout)
     with pytest.raises(UserError, match='a.jsonl:1: has neither "path" nor "file"'):
         parse_function({'language': 'go', 'docstring': 'a', 'code': 'b'}, 'a.jsonl:1')
 
 
 def test_finished_commands_of_the_road_are_not_repeated(tmp_path, monkeypatch):
-    statuses = iter([0, 1])
+    statuses = iter([0, 1, 0])
 
     def run_command(arguments, log):
         log.write_text('started\nerror: no such model\n')
         return next(statuses), 1.5
 
-    monkeypatch.setattr('benchmarks.whole_road.run_command', run_command)
     road = Road(tmp_path)
-    road.run('merged', 'merge', '--models=a,b')
-    road.run('merged', 'merge', '--models=a,b')
-    with pytest.raises(UserError, match='merged: status 1: error: no such model'):
-        road.run('merged', 'merge', '--models=a,c')
+    monkeypatch.setattr(road, '_commands', Commands(tmp_path, run_command))
+    road.run('mined', 'mine', '--model=a')
+    road.run('mined', 'mine', '--model=a')
+    with pytest.raises(CommandFailed, match='status 1: error: no such model'):
+        road.run('mined', 'train', '--workdir=a')
+    road.run('mined', 'train', '--workdir=a')
+    entry = {
+        'main_score': 0.5,
+        'settings': {'main_metric': 'mrr'},
+        'intervals': {'mrr': [0.4, 0.6]},
+        'baselines': {},
+    }
+    road.scores['mined'] = {'codesearch/go': entry}
+    found = road.summarize()['mined']
+    assert found['minutes']['processor_seconds'] == pytest.approx(4.5 / 60)  # all attempts
+    assert found['scores']['codesearch/go']['interval'] == [0.4, 0.6]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import commands
 import experiment_tables
-import sweep
+from commands import CommandFailed
 from experiment import find_rows_path, load_experiment, read_rows
-from sweep import CommandFailed, Sweep
+from sweep import Sweep
 from sweep_report import DOCUMENT, collect_all, fill_document, render_page
 from tests.programs import Program, make_environment
 from tests.training.conftest import write_config
@@ -184,7 +185,7 @@ def test_a_command_gets_sigterm_and_its_processor_time_is_measured(tmp_path):
     program = tmp_path / 'program.py'
     program.write_text('import os, signal\nsum(range(3_000_000))\nos.kill(os.getppid(), 15)\n'
                        'signal.pause()\n')  # fmt: skip
-    status, seconds = sweep.run_command([str(program)], tmp_path / 'log')
+    status, seconds = commands.run_command([str(program)], tmp_path / 'log')
     assert status == -signal.SIGTERM and seconds > 0.01
 
 
@@ -197,5 +198,5 @@ def test_the_document_has_the_tables_of_the_committed_rows():
 def test_every_experiment_has_distinct_runs():
     for path in sorted((ROOT / 'benchmarks' / 'experiments').glob('*.py')):
         runs = load_experiment(path).list_runs()
-        keys = [(run.train, run.evaluate, run.seed) for run in runs]
+        keys = [(run.train, run.evaluate) for run in runs]
         assert len({*keys}) == len(keys), path

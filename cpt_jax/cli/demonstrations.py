@@ -80,7 +80,7 @@ _PAIRS = flags.DEFINE_integer(
     'pairs',
     0,
     'Number of dev pairs to score with each candidate, a random sample drawn with --seed; 0 scores '
-    'all. A sample finds candidates faster; score the best ones on all pairs.',
+    'all.',
     lower_bound=0,
 )
 _STS = flags.DEFINE_string(
@@ -198,6 +198,8 @@ def _search_candidates(output: Path) -> None:
     from cpt_jax.embed.load import add_weights_fingerprint, load_embedder
 
     task = cast(sts.Similarity, tasks[_TASK.value])
+    if _PAIRS.value == 1:
+        raise UserError('--pairs 1: the correlation of one pair is not defined; give more')
     if _PAIRS.value:
         task = sts.sample_pairs(task, _PAIRS.value, _SEED.value)
     embedder = load_embedder(_MODEL.value, **options)

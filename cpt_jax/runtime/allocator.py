@@ -5,6 +5,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 # Parameters of mallopt (malloc.h).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
@@ -14,7 +15,7 @@ _LARGE_BLOCK = 32 << 20
 
 # Set by keep_freed_memory, until limit_heap ends it.
 _mallopt: Callable[[int, int], int] | None = None
-_heap_start = 0  # address of the heap
+_heap_start = 0  # end of the heap, as an address, when keep_freed_memory was called
 
 
 def keep_freed_memory() -> None:
@@ -50,18 +51,19 @@ def limit_heap(limit: int | None = None) -> None:
     program takes new memory from the kernel. Whether this happens depends on the sizes and on the
     order of all blocks: a training step with 5.5 GiB of temporary memory grew to 17.1 GiB within
     four steps. Beyond the limit, free memory goes back to the kernel, and large blocks are mapped
-    from now on, as without `keep_freed_memory`.
+    from now on. Calls then cost the page faults that `keep_freed_memory` avoids, also where a run
+    simply needs more than the limit.
 
     Args:
-      limit: size of the heap in bytes. Default: a quarter of the machine's memory.
+      limit: size of the heap in bytes. Default: a quarter of the memory of the machine, or of the
+        container.
     """
     global _mallopt
     if _mallopt is None:
         return
-    if limit is None:
-        limit = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 4
-    if _get_heap_end() - _heap_start > limit:
+    if _get_heap_end() - _heap_start > (limit or _find_memory() // 4):
         _map_large_blocks(_mallopt)
+        _mallopt(_TRIM_THRESHOLD, _LARGE_BLOCK)
         _mallopt = None
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -96,3 +98,11 @@ def _get_heap_end() -> int:
     sbrk.restype = ctypes.c_void_p
     sbrk.argtypes = [ctypes.c_ssize_t]
     return sbrk(0)
+
+
+def _find_memory() -> int:
+    """Returns the bytes of memory of the machine, or the limit of the container (cgroup v2)."""
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    path = Path('/sys/fs/cgroup/memory.max')
+    limit = path.read_text().strip() if path.exists() else 'max'
+    return memory if limit == 'max' else min(memory, int(limit))

@@ -60,8 +60,8 @@ def test_freed_memory_is_reused(program, pages):
     assert kept < usual / 10 and usual > pages
 
 
-# Prints the pages in use after 20 rounds, in which a block is used and freed. The next one is larger
-# than the hole that it leaves, as it is where a small block has taken a part of the hole.
+# Prints the pages in use after 20 rounds, in which a block is used and freed. The next block is
+# larger than the hole that it leaves, as it is where a small block has taken a part of the hole.
 HOLES = """
 import ctypes, sys
 from cpt_jax.runtime.allocator import keep_freed_memory, limit_heap
