@@ -1,7 +1,7 @@
 """PromptEOL with the weights of the language model in 32, 8 and 4 bits.
 
-The run with a LoRA adapter that is still zero (one step with learning rate 0) is the language model
-itself, with its matrices in the storage of `lora.base`.
+Each run has a LoRA adapter that is still zero, after one step with learning rate 0. It is the
+language model itself, with its matrices in the storage of `lora.base`.
 """
 
 from experiment import Experiment
