@@ -16,6 +16,7 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.file_stamp import compute_file_stamp
 
 CHECKSUMS = 'checksums.json'
+_READ_BYTES = 1 << 22  # read at once
 
 
 class Checksum(NamedTuple):
@@ -42,7 +43,7 @@ def compute_checksum(path: Path) -> Checksum:
     """Reads a file and returns its size and CRC-32."""
     checksum = Checksum(0, 0)
     with path.open('rb') as file:
-        while block := file.read(1 << 22):
+        while block := file.read(_READ_BYTES):
             checksum = checksum.add(block)
     return checksum
 

@@ -10,6 +10,7 @@ from cpt_jax.storage.mounts import is_on_slow_mount
 _BLOCKS = 16
 _BLOCKS_ON_SLOW_MOUNT = 2
 _BLOCK_BYTES = 4096
+_READ_BYTES = 1 << 22  # read at once, if all bytes are hashed
 
 
 def compute_file_stamp(path: Path, verify: bool = False) -> str:
@@ -34,7 +35,7 @@ def compute_file_stamp(path: Path, verify: bool = False) -> str:
         digest.update(repr((state, verify)).encode())
         blocks = _BLOCKS_ON_SLOW_MOUNT if is_slow else _BLOCKS
         if verify or stat.st_size <= blocks * _BLOCK_BYTES:
-            while data := file.read(1 << 22):
+            while data := file.read(_READ_BYTES):
                 digest.update(data)
         else:
             last = stat.st_size - _BLOCK_BYTES
