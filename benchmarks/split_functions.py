@@ -51,13 +51,14 @@ def main() -> None:
         parse_function(row, where) for path in paths for where, row in read_json_lines(path)
     ]
     train, heldout = split_functions(functions, _HOLDOUT.value)
-    output = Path(_OUTPUT.value)
+    parts = {'train': train, 'codesearch': heldout}
+    for name in parts:
+        check_is_empty(Path(_OUTPUT.value) / name)
     counts = {
-        name: write_languages(output / folder, part)
-        for name, folder, part in (('train', 'train', train), ('test', 'codesearch', heldout))
+        name: write_languages(Path(_OUTPUT.value) / name, part) for name, part in parts.items()
     }
     print(f'{"":<12}{"train":>8}{"test":>8}')
-    for language in sorted(counts['train'] | counts['test']):
+    for language in sorted(counts['train'] | counts['codesearch']):
         print(f'{language:<12}' + ''.join(f'{counts[name][language]:>8,}' for name in counts))
     dropped = len(functions) - len(train) - len(heldout)
     print(f'{dropped:,} pairs with the text of a test pair, or an earlier test text, are dropped')
@@ -67,11 +68,15 @@ def parse_function(row: Mapping, where: str) -> Function:
     """Returns the function of a row.
 
     Raises:
-      UserError: a field is missing.
+      UserError: a field is missing, or the language cannot be the name of a file.
     """
     language, docstring, code = (
         get_text_field(row, where, name) for name in ('language', 'docstring', 'code')
     )
+    if '/' in language:
+        raise UserError(
+            f'{where}: language {language!r} contains /; it is the name of a file in --output'
+        )
     file = str(row.get('path') or row.get('file') or '')
     if not file:
         raise UserError(f'{where}: has neither "path" nor "file"; functions are held out by file')
@@ -104,14 +109,14 @@ def split_functions(
     return [one for one in train if not texts.intersection(one.texts)], heldout
 
 
-def write_languages(folder: Path, functions: Sequence[Function]) -> collections.Counter[str]:
-    """Writes one file of rows for each language, and returns their numbers.
-
-    Raises:
-      UserError: the folder has files, which could be those of another split.
-    """
+def check_is_empty(folder: Path) -> None:
+    """Raises UserError if a folder has files, which could be those of another split."""
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f'--output: {folder} has files; remove it, or give another folder')
+
+
+def write_languages(folder: Path, functions: Sequence[Function]) -> collections.Counter[str]:
+    """Writes one file of rows for each language, and returns their numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     lines: dict[str, list[str]] = collections.defaultdict(list)
     for function in functions:

@@ -182,7 +182,7 @@ class Sweep:
             'seed': run.seed,
             'step': results['settings'].get('step'),
             **_read_training(folder / 'run' / 'metrics.jsonl', results['settings'].get('step')),
-            'scores': {task: _shorten(row) for task, row in results['tasks'].items()},
+            'scores': {task: shorten_result(row) for task, row in results['tasks'].items()},
             'processor_seconds': seconds,
             'machine': describe_machine(),
             'code': self.code,
@@ -209,8 +209,12 @@ def _read_training(path: Path, step: int | None) -> Row:
     return found
 
 
-def _shorten(row: Mapping[str, Any]) -> Row:
-    """Returns the main score of a task, its interval and baselines."""
+def shorten_result(row: Mapping[str, Any]) -> Row:
+    """Returns the main score of a task, its interval and baselines.
+
+    Args:
+      row: the entry of the task in results.json.
+    """
     metric = row['settings']['main_metric']
     short = {'metric': metric, 'score': row['main_score'], 'n': row['n']}
     if interval := row.get('intervals', {}).get(metric):

@@ -36,6 +36,7 @@ from cpt_jax.storage.atomic_write import write_atomically
 from cpt_jax.storage.json_files import write_json
 from cpt_jax.storage.text_lines import read_lines
 from experiment_tables import format_estimate, make_estimate
+from sweep import shorten_result
 
 SOURCE = '--config.data.sources.pairs'
 
@@ -167,7 +168,7 @@ class Road:
         """Returns scores, baselines and minutes of each stage."""
         return {
             stage: {
-                'scores': {task: _shorten(entry) for task, entry in tasks.items()},
+                'scores': {task: shorten_result(entry) for task, entry in tasks.items()},
                 'minutes': {
                     kind: self._commands.sum_seconds(*_list_names(stage), kind=kind) / 60
                     for kind in ('seconds', 'processor_seconds')
@@ -194,19 +195,8 @@ def _list_names(stage: str) -> list[str]:
     return [f'{stage}-{program}' for program in ('train', 'mine', 'merge', 'evaluate')]
 
 
-def _shorten(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the main score of a task, its interval and baselines."""
-    metric = entry['settings']['main_metric']
-    return {
-        'metric': metric,
-        'score': entry['main_score'],
-        'interval': entry.get('intervals', {}).get(metric),
-        'baselines': entry['baselines'],
-    }
-
-
 def _format_score(entry: Mapping[str, Any]) -> str:
-    estimate = make_estimate([entry['score']], entry['interval'])
+    estimate = make_estimate([entry['score']], entry.get('interval'))
     return format_estimate(estimate, entry['metric'])
 
 

@@ -191,6 +191,7 @@ def test_finished_commands_of_the_road_are_not_repeated(tmp_path, monkeypatch):
     road.run('mined', 'train', '--workdir=a')
     entry = {
         'main_score': 0.5,
+        'n': 9,
         'settings': {'main_metric': 'mrr'},
         'intervals': {'mrr': [0.4, 0.6]},
         'baselines': {},

@@ -25,16 +25,22 @@ for i in range(50):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-# Prints the page faults of the third allocation of a 3 GiB block, of which 2,000 pages are used.
-LARGE = """
-import ctypes, resource, sys
-from cpt_jax.runtime.allocator import keep_freed_memory
-if sys.argv[1] == 'keep':
-    keep_freed_memory()
+# The beginning of programs that call malloc themselves.
+MALLOC = """
+import ctypes, sys
+from cpt_jax.runtime.allocator import keep_freed_memory, limit_heap
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes = [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]
+"""
+
+# Prints the page faults of the third allocation of a 3 GiB block, of which 2,000 pages are used.
+LARGE = f"""
+import resource
+{MALLOC}
+if sys.argv[1] == 'keep':
+    keep_freed_memory()
 for i in range(3):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = libc.malloc(3 << 30)
@@ -62,14 +68,9 @@ def test_freed_memory_is_reused(program, pages):
 
 # Prints the pages in use after 20 rounds, in which a block is used and freed. The next block is
 # larger than the hole that it leaves, as it is where a small block has taken a part of the hole.
-HOLES = """
-import ctypes, sys
-from cpt_jax.runtime.allocator import keep_freed_memory, limit_heap
+HOLES = f"""
+{MALLOC}
 keep_freed_memory()
-libc = ctypes.CDLL(None)
-libc.malloc.restype = ctypes.c_void_p
-libc.malloc.argtypes = [ctypes.c_size_t]
-libc.free.argtypes = [ctypes.c_void_p]
 for i in range(20):
     block = libc.malloc(64 + i << 20)
     ctypes.memset(block, 1, 64 << 20)
