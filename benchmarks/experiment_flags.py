@@ -29,6 +29,16 @@ SEARCH_TASKS = (
 
 SMOLLM2 = '{models}/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf'
 SMOLLM2_WITH_BOS = f'--model={SMOLLM2} --begin_token=always'
+# Training from it on the quickstart's pairs, with the delimiters of the paper.
+SMALL_BATCHES = (
+    '--config=configs/quickstart.py --config.train.batch_pairs=64 --config.train.steps=60 '
+    '--config.optimizer.warmup_steps=6 --config.evaluation.every_steps=0 '
+    '--config.checkpoint.every_steps=20 --config.checkpoint.keep_latest=1 '
+    '--config.tokenizer.closing=own'
+)
+FROM_SMOLLM2 = (
+    f'--config.init_from={SMOLLM2} --config.model.remat=full --config.model.layer_loop=scan'
+)
 GEMMA_3 = '--model={models}/gemma-3-270m/gemma-3-270m-q4_k_m.gguf'
 
 REPRESENTATIONS = {

@@ -152,12 +152,21 @@ class Findings(NamedTuple):
         return len(self.experiment.seeds) > 1 and len(self.arms) > 1
 
     def find_baseline(self, score: Score) -> float | None:
-        """Returns BM25's score on a task, which is the same in all rows; None without one."""
-        for row in self.rows:
-            cell = find_cell(row, score)
-            if cell and BASELINE in cell['baselines']:
-                return cell['baselines'][BASELINE]
-        return None
+        """Returns BM25's score on a task; None without one.
+
+        Raises:
+          UserError: rows have different ones, so their tasks or data differ.
+        """
+        cells = [find_cell(row, score) for row in self.rows]
+        found = {
+            cell['baselines'][BASELINE] for cell in cells if cell and BASELINE in cell['baselines']
+        }
+        if len(found) > 1:
+            raise UserError(
+                f'experiment {self.name}: rows with different scores of BM25 on {score.task}: '
+                f'{", ".join(map(str, sorted(found)))}; remove those of the other data'
+            )
+        return found.pop() if found else None
 
     def _format_baseline(self, score: Score) -> str:
         found = self.find_baseline(score)

@@ -11,6 +11,7 @@ import pytest
 import commands
 import experiment_tables
 from commands import CommandFailed
+from cpt_jax.runtime.errors import UserError
 from experiment import find_rows_path, load_experiment, read_rows
 from sweep import Sweep
 from sweep_report import DOCUMENT, collect_all, fill_document, render_page
@@ -171,6 +172,14 @@ def test_tables_have_the_rows(written):
     assert '--experiments=two' in page and '(two.svg)' in page
     html = render_page([findings])
     assert '<td>1,920</td>' in html and html.count('data:image/svg+xml') == 1
+
+
+def test_rows_with_different_scores_of_bm25_are_an_error(written):
+    path = written.with_suffix('.jsonl')
+    path.write_text(path.read_text().replace('"baselines": {}', '"baselines": {"bm25": 0.4}'))
+    findings = experiment_tables.collect(written)
+    with pytest.raises(UserError, match=r'two: .* of BM25 on .*: 0\.4, 0\.5;'):
+        _ = findings.cells
 
 
 def test_interval_over_seeds_is_that_of_student():

@@ -6,11 +6,8 @@ not improve it (docs/benchmarks.md).
 """
 
 from experiment import Experiment
-from experiment_flags import SMOLLM2
+from experiment_flags import FROM_SMOLLM2, SMALL_BATCHES
 
-FROM_SMOLLM2 = (
-    f'--config.init_from={SMOLLM2} --config.model.remat=full --config.model.layer_loop=scan'
-)
 # The architecture of SmolLM2-135M, and as many ids in a tokenizer trained on the pairs.
 RANDOM = (
     '--config.tokenizer.vocab_size=49156 --config.tokenizer.normalization=identity '
@@ -29,12 +26,7 @@ STARTS = {
 
 EXPERIMENT = Experiment(
     title='Initialisation',
-    train=(
-        '--config=configs/quickstart.py --config.train.batch_pairs=64 --config.train.steps=60 '
-        '--config.optimizer.warmup_steps=6 --config.evaluation.every_steps=0 '
-        '--config.checkpoint.every_steps=20 --config.checkpoint.keep_latest=1 '
-        '--config.tokenizer.closing=own'
-    ),
+    train=SMALL_BATCHES,
     evaluate='--tasks=codesearch/python_source --baselines=none',
     factors={
         'start and learning rate': {

@@ -126,6 +126,8 @@ def test_sample_of_pairs_is_scored_and_the_printed_command_keeps_the_flags(folde
     drawn = np.sort(np.random.default_rng(0).permutation(40)[:15])
     assert sample.texts == [tuple(row) for row in gold[drawn, 5:7]]
     np.testing.assert_array_equal(sample.gold_N, gold[drawn, 4].astype(float))
+    # A sample of all pairs is the search over all pairs.
+    assert sts.sample_pairs(task, 40, 0) is task
 
 
 def test_shortage_of_label_candidates_is_reported(folder):

@@ -136,17 +136,20 @@ def sample_pairs(task: Similarity, count: int, seed: int) -> Similarity:
     """Returns the task on a random sample of the pairs of its subsets together.
 
     Args:
-      task: the task.
-      count: number of pairs; all of them if there are no more.
+      task: the task. It is returned as it is if it has no more pairs than `count`.
+      count: number of pairs.
       seed: seed of the sample.
 
     Raises:
-      UserError: (by the loading function of the task) all pairs of the sample have the same score.
+      UserError: a line cannot be used, or (by the loading function of the returned task) all pairs
+        of the sample have the same score.
     """
+    subsets = task.load()
+    rows = [row for pairs in subsets for row in zip(pairs.texts, pairs.gold_N, strict=True)]
+    if count >= len(rows):
+        return task
 
     def load() -> list[ScoredPairs]:
-        subsets = task.load()
-        rows = [row for pairs in subsets for row in zip(pairs.texts, pairs.gold_N, strict=True)]
         drawn = np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])
         names = '+'.join(pairs.name for pairs in subsets)
         paths = [path for pairs in subsets for path in pairs.paths]
