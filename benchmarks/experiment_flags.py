@@ -5,6 +5,8 @@ The rows of an experiment are found by their commands, so a change here makes it
 
 from collections.abc import Mapping
 
+from experiment import Flags
+
 ONE_CHECKPOINT = '--config.checkpoint.every_steps=100000 --config.checkpoint.keep_latest=1'
 
 # The quickstart with its last checkpoint alone, and what it is tested on.
@@ -26,6 +28,31 @@ SEARCH_TASKS = (
     '--tasks=codesearch/python_source,retrieval/cosqa,probe/TREC,sts/STSBenchmark '
     '--data_dir={data} --baselines=none'
 )
+
+# Held-out functions as benchmarks/split_functions.py writes them, all of them candidates.
+SIX_LANGUAGES = (
+    '--tasks=codesearch/go,codesearch/java,codesearch/javascript,codesearch/php,'
+    'codesearch/python,codesearch/ruby --data_dir={languages} --candidates=0 --baselines=bm25'
+)
+# A sentence model, and the same one fine-tuned on the functions that are not held out.
+MINILM = '{models}/all-MiniLM-L6-v2'
+TUNED = (
+    f'--config=configs/finetune.py:{MINILM} '
+    '--config.data.sources.pairs.path={languages}/train --config.data.sources.pairs.x=docstring '
+    '--config.data.sources.pairs.y=code --config.data.sources.pairs.codesearchnet=True '
+    '--config.data.sources.pairs.holdout=0 --config.data.max_tokens_y=128 '
+    '--config.train.epochs=0.0 --config.train.steps=30 --config.train.batch_pairs=64 '
+    f'--config.evaluation.patience=0 --config.checkpoint.keep_best=False {ONE_CHECKPOINT}'
+)
+MINILM_AND_TUNED = {
+    'all-MiniLM-L6-v2': Flags(evaluate=f'--model={MINILM}'),
+    **{
+        f'fine-tuned on code, learning rate {rate}': Flags(
+            train=f'{TUNED} --config.optimizer.peak_lr={rate}'
+        )
+        for rate in ('2e-5', '2e-4')
+    },
+}
 
 SMOLLM2 = '{models}/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf'
 SMOLLM2_WITH_BOS = f'--model={SMOLLM2} --begin_token=always'

@@ -4,7 +4,7 @@
 """
 
 from experiment import Experiment, Flags
-from experiment_flags import ONE_CHECKPOINT, TEXT
+from experiment_flags import ONE_CHECKPOINT, SIX_LANGUAGES, TEXT
 
 FUNCTIONS = (
     '--config=configs/small_pairs.py --config.data.sources.pairs.x=docstring '
@@ -15,10 +15,7 @@ FUNCTIONS = (
 
 EXPERIMENT = Experiment(
     title='Code search in six languages',
-    evaluate=(
-        '--tasks=codesearch/go,codesearch/java,codesearch/javascript,codesearch/php,'
-        'codesearch/python,codesearch/ruby --data_dir={languages} --candidates=0 --baselines=bm25'
-    ),
+    evaluate=SIX_LANGUAGES,
     factors={
         'trained on': {
             'six languages': Flags(train=FUNCTIONS),
