@@ -56,13 +56,15 @@ MINILM_AND_TUNED = {
 
 SMOLLM2 = '{models}/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf'
 SMOLLM2_WITH_BOS = f'--model={SMOLLM2} --begin_token=always'
-# Training from it on the quickstart's pairs, with the delimiters of the paper.
+# 60 steps of 64 of the quickstart's pairs, with the paper's delimiters unless a template replaces
+# them.
 SMALL_BATCHES = (
     '--config=configs/quickstart.py --config.train.batch_pairs=64 --config.train.steps=60 '
     '--config.optimizer.warmup_steps=6 --config.evaluation.every_steps=0 '
     '--config.checkpoint.every_steps=20 --config.checkpoint.keep_latest=1 '
     '--config.tokenizer.closing=own'
 )
+# Starts training from SmolLM2.
 FROM_SMOLLM2 = (
     f'--config.init_from={SMOLLM2} --config.model.remat=full --config.model.layer_loop=scan'
 )

@@ -155,7 +155,7 @@ class Findings(NamedTuple):
         """Returns BM25's score on a task; None without one.
 
         Raises:
-          UserError: rows have different ones, so their tasks or data differ.
+          UserError: the rows have different BM25 scores, so their tasks or data differ.
         """
         cells = [find_cell(row, score) for row in self.rows]
         found = {
@@ -164,7 +164,8 @@ class Findings(NamedTuple):
         if len(found) > 1:
             raise UserError(
                 f'experiment {self.name}: rows with different scores of BM25 on {score.task}: '
-                f'{", ".join(map(str, sorted(found)))}; remove those of the other data'
+                f'{", ".join(map(str, sorted(found)))}; remove the rows of the other data from '
+                f'{self.name}.jsonl'
             )
         return found.pop() if found else None
 

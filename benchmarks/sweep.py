@@ -196,8 +196,10 @@ def describe_machine() -> str:
     path = Path('/proc/cpuinfo')
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    name = names[0] if names else platform.machine()
     cores = len(os.sched_getaffinity(0))
-    return f'{names[0] if names else platform.machine()}, {cores} core{"s" if cores > 1 else ""}'
+    unit = 'core' if cores == 1 else 'cores'
+    return f'{name}, {cores} {unit}'
 
 
 def _read_training(path: Path, step: int | None) -> Row:

@@ -1,7 +1,8 @@
-"""Labels as words: the demonstrations of a transfer task are a sentence of each class and its name.
+"""Labels as words: each demonstration is a sentence of one class, with the name of the class as its
+word.
 
-The paper takes the sentences from the training set of MR, so its folds also test them. These are
-in no set.
+The paper takes the sentences from MR's training set, so its folds also test them. The two sentences
+here were written for this experiment and are in no data set.
 """
 
 from experiment import Experiment
@@ -16,7 +17,7 @@ EXPERIMENT = Experiment(
     factors={
         'demonstration': {
             'none': REPRESENTATIONS['prompteol'],
-            "of STS-B, and one word ('Equestrian')": REPRESENTATIONS['prompteol, demonstration'],
+            "a sentence of STS-B ('Equestrian')": REPRESENTATIONS['prompteol, demonstration'],
             'two sentences, Positive and Negative': f'--representation=prompteol {GOOD} {BAD}',
             'two sentences, Negative and Positive': f'--representation=prompteol {BAD} {GOOD}',
         }
