@@ -113,7 +113,11 @@ def make() -> Golden:
             written = write_whole(folder / name, kind, pooling, between(), **more)
             if name in ('bert mean', 'roberta cls'):
                 write_legacy(written, {'mean': 'mean_tokens', 'cls': 'cls_token'}[pooling])
-            facts['whole'][name] = capture(written)
+            captured = capture(written)
+            versions = captured['files']['config_sentence_transformers.json']['__version__']
+            # The build of torch depends on the machine: +cpu or +cu130.
+            versions['pytorch'] = versions['pytorch'].partition('+')[0]
+            facts['whole'][name] = captured
             whole = restore(facts['whole'][name], folder / 'whole' / name)
             model = sentence_transformers.SentenceTransformer(str(whole), device='cpu')
             facts['max_seq_length'][name] = model.max_seq_length
