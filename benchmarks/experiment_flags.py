@@ -36,7 +36,7 @@ SIX_LANGUAGES = (
 )
 # A sentence model, and the same one fine-tuned on the functions that are not held out.
 MINILM = '{models}/all-MiniLM-L6-v2'
-TUNED = (
+TUNED_ON_CODE = (
     f'--config=configs/finetune.py:{MINILM} '
     '--config.data.sources.pairs.path={languages}/train --config.data.sources.pairs.x=docstring '
     '--config.data.sources.pairs.y=code --config.data.sources.pairs.codesearchnet=True '
@@ -48,7 +48,7 @@ MINILM_AND_TUNED = {
     'all-MiniLM-L6-v2': Flags(evaluate=f'--model={MINILM}'),
     **{
         f'fine-tuned on code, learning rate {rate}': Flags(
-            train=f'{TUNED} --config.optimizer.peak_lr={rate}'
+            train=f'{TUNED_ON_CODE} --config.optimizer.peak_lr={rate}'
         )
         for rate in ('2e-5', '2e-4')
     },

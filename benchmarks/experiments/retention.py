@@ -1,6 +1,6 @@
 """What a sentence model keeps of its general ability when it is fine-tuned on code.
 
-tuned_languages.py has what it gains.
+tuned_languages.py has what it gains, and the command that makes the training data.
 """
 
 from experiment import Experiment
