@@ -212,7 +212,7 @@ def collect(path: Path) -> Findings:
 def find_cell(row: Row, score: Score) -> Row | None:
     """Returns the entry of a score in a row; None if there is none."""
     for name, cell in row['scores'].items():
-        if _label_task(name, cell) == score.task:
+        if (_label_task(name, cell), cell['metric']) == score:
             return cell
     return None
 

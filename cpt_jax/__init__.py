@@ -104,20 +104,19 @@ def evaluate(
     from etils import epath
 
     from cpt_jax.embed.load import load_embedder
-    from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model
+    from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, find_vectors_folder
     from cpt_jax.evals.registry import fetch_data_dir, find_option_fields
-    from cpt_jax.runs.run_dir import RunDir
-    from cpt_jax.storage.paths import make_path
+    from cpt_jax.storage.paths import as_path, make_path
     from cpt_jax.text.prompt_template import Representation
 
-    make_path(output or '', 'output')
+    chosen = make_path(output, 'output') if output else None
     task_options = {name: options.pop(name) for name in find_option_fields() if name in options}
     patterns = tasks.split(',') if isinstance(tasks, str) else tasks
     folder = fetch_data_dir(str(data_dir) if data_dir else None, patterns)
     check_tasks(patterns, folder, task_options)
     options.setdefault('representation', Representation(clean=True))  # as in launch/evaluate.py
     embedder = load_embedder(model, **options)
-    directory = Path(output or embedder.workdir or 'results')
+    directory = chosen or as_path(embedder.workdir or 'results')
     return evaluate_model(
         embedder,
         model,
@@ -125,7 +124,7 @@ def evaluate(
         folder,
         epath.Path(directory),
         task_options,
-        vectors=None if again else RunDir(directory).vectors,
+        vectors=None if again else find_vectors_folder(directory),
         again=again,
     )
 

@@ -174,6 +174,14 @@ def test_tables_have_the_rows(written):
     assert '<td>1,920</td>' in html and html.count('data:image/svg+xml') == 1
 
 
+def test_scores_of_two_metrics_of_a_task_are_in_two_columns(written):
+    findings = experiment_tables.collect(written)
+    score = findings.scores[0]
+    row = findings.rows[0]
+    assert experiment_tables.find_cell(row, score)['score'] == row['scores'][score.task]['score']
+    assert experiment_tables.find_cell(row, score._replace(metric='other')) is None
+
+
 def test_rows_with_different_scores_of_bm25_are_an_error(written):
     path = written.with_suffix('.jsonl')
     path.write_text(path.read_text().replace('"baselines": {}', '"baselines": {"bm25": 0.4}'))

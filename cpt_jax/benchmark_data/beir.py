@@ -1,6 +1,6 @@
 """Retrieval collections in one folder, in BEIR's format or as MS MARCO's original files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from typing import NamedTuple
@@ -86,7 +86,14 @@ def load_collection(folder: epath.Path, split: str) -> Collection:
         )
     judged_documents = [name for grades in qrels.values() for name in grades]
     positions = documents.find_positions({*qrels, *judged_documents})
-    warnings = _check_overlap(files, qrels, positions)
+    relevant = {
+        query: {name for name, grade in grades.items() if grade > 0}
+        for query, grades in qrels.items()
+    }
+    warnings = (
+        *_check_overlap(files, relevant, positions),
+        *_check_own_ids(files, relevant, positions),
+    )
     facts = {
         'documents': len(documents),
         'queries_without_positives': len(judged) - len(qrels),
@@ -98,21 +105,19 @@ def load_collection(folder: epath.Path, split: str) -> Collection:
     return Collection(documents, list(qrels), texts, qrels, positions, facts, warnings)
 
 
-def _check_overlap(files: _Files, qrels: Qrels, positions: dict[str, int]) -> tuple[str, ...]:
+def _check_overlap(
+    files: _Files, relevant: Mapping[str, set[str]], positions: Mapping[str, int]
+) -> tuple[str, ...]:
     """Returns a warning if some relevant documents are not in the corpus.
 
     Args:
       files: files of the collection.
-      qrels: judgements of the queries that have a relevant document.
+      relevant: query -> its relevant documents, at least one.
       positions: index of the judged documents that are in the corpus, by id.
 
     Raises:
       UserError: no relevant document is in the corpus, so that every score would be 0.
     """
-    relevant = {
-        query: {name for name, grade in grades.items() if grade > 0}
-        for query, grades in qrels.items()
-    }
     names = set().union(*relevant.values())
     missing = sorted(name for name in names if name not in positions)
     if not missing:
@@ -129,6 +134,35 @@ def _check_overlap(files: _Files, qrels: Qrels, positions: dict[str, int]) -> tu
         f'{corpus} (such as {missing[0]!r}): {lost:,} of {len(relevant):,} queries have none there '
         f'and score 0',
     )
+
+
+def _check_own_ids(
+    files: _Files, relevant: Mapping[str, set[str]], positions: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Returns a warning if a document with the id of its query is relevant to it.
+
+    Such a document is removed from the results of the query, as in BEIR, where it is the query
+    itself. In other data, queries and documents were numbered independently.
+
+    Args:
+      files: files of the collection.
+      relevant: query -> its relevant documents, at least one.
+      positions: index of the judged documents that are in the corpus, by id.
+
+    Raises:
+      UserError: no query has another relevant document, so that every score would be 0.
+    """
+    own = sorted(query for query in relevant if query in relevant[query] and query in positions)
+    if not own:
+        return ()
+    removed = (
+        f'{len(own):,} of {len(relevant):,} queries of {files.qrels.name} have a relevant document '
+        f'with the id of the query (such as {own[0]!r}), which is removed from their results as in '
+        f'BEIR: if it is not the query itself, give the documents other ids than the queries'
+    )
+    if all(names == {query} for query, names in relevant.items()):
+        raise UserError(f'{files.qrels}: no relevant document is left: {removed}')
+    return (removed,)
 
 
 def _locate_beir_files(folder: epath.Path, split: str) -> _Files:
@@ -151,7 +185,8 @@ def check_judged(folder: epath.Path) -> None:
     paths = find_paths(folder / 'qrels', '*.tsv')
     path = folder / 'queries.jsonl'
     judgements = [line.split('\t') for qrels in paths for _, line in read_lines(qrels)]
-    if not path.exists() or not judgements or any(len(fields) != 3 for fields in judgements):
+    are_columns = all(len(fields) in (3, 4) for fields in judgements)
+    if not path.exists() or not judgements or not are_columns:
         return
     judged = {query.strip() for query, *_ in judgements}
     missing = [

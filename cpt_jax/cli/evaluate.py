@@ -39,7 +39,12 @@ from cpt_jax.cli.model_flags import define_model_flags
 from cpt_jax.cli.option_flags import define_option_flags
 from cpt_jax.cli.program import define_process_flags, run_program, use_compilation_cache
 from cpt_jax.evals.intervals.paired import compare_results, format_differences, read_results
-from cpt_jax.evals.model_evaluation import check_tasks, evaluate_model, make_caching_embed
+from cpt_jax.evals.model_evaluation import (
+    check_tasks,
+    evaluate_model,
+    find_vectors_folder,
+    make_caching_embed,
+)
 from cpt_jax.evals.registry import (
     fetch_data_dir,
     find_option_fields,
@@ -55,8 +60,7 @@ from cpt_jax.evals.suites import explain_missing_means
 from cpt_jax.evals.task import Context, Task
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.cache import get_cache_folder
-from cpt_jax.storage.paths import as_path, is_on_bucket, make_absolute, make_path
+from cpt_jax.storage.paths import as_path, make_absolute, make_path
 
 if TYPE_CHECKING:
     from cpt_jax.embed.embedder import Embedder
@@ -340,9 +344,7 @@ def _choose_cache_folder(output: Path) -> Path | None:
         return None
     if CACHE_DIR.value:
         return Path(CACHE_DIR.value)
-    if is_on_bucket(output):  # vectors are memory-mapped
-        return get_cache_folder() / 'vectors' / str(output).replace('/', '_')
-    return RunDir(output).vectors
+    return find_vectors_folder(output)
 
 
 def run() -> None:

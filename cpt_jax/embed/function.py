@@ -48,18 +48,19 @@ def normalize_vectors(vectors_NxD: np.ndarray) -> np.ndarray:
     Vectors that already have unit length, up to rounding, are returned unchanged. Zero vectors stay
     zero.
     """
-    norms_Nx1 = np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
-    if _are_unit(norms_Nx1):
+    if are_unit_vectors(vectors_NxD):
         return vectors_NxD
+    norms_Nx1 = np.linalg.norm(vectors_NxD, axis=1, keepdims=True)
     return vectors_NxD / np.maximum(norms_Nx1, np.finfo(np.float32).tiny)
 
 
 def describe_similarity(vectors_NxD: np.ndarray) -> dict[str, str]:
     """Returns the entry `similarity` of a task's settings if the vectors are not unit vectors."""
-    if _are_unit(np.linalg.norm(vectors_NxD, axis=1)):
+    if are_unit_vectors(vectors_NxD):
         return {}
     return {'similarity': 'dot product of vectors of any length, float32'}
 
 
-def _are_unit(norms: np.ndarray) -> bool:
-    return bool(np.all(np.abs(norms - 1) < _UNIT_TOLERANCE))
+def are_unit_vectors(vectors_NxD: np.ndarray) -> bool:
+    """Returns whether all vectors have unit length, up to rounding."""
+    return bool(np.all(np.abs(np.linalg.norm(vectors_NxD, axis=1) - 1) < _UNIT_TOLERANCE))

@@ -237,7 +237,7 @@ class Follower:
             result = task.run(embed)
         path = epath.Path(self.run) / RESULTS
         results = ResultsFile(path, f'{self.run.name}@{step}', dict(settings))
-        store_result(results, task.name, result, self.fingerprints[task.name], newest=True)
+        store_result(results, task.name, result, task.fingerprint(), newest=True)
         with self._lock_results():
             add_row(self.run / HISTORY, _make_row(key, result, time.perf_counter() - start))
             self._write_derived_files()

@@ -12,7 +12,8 @@ from cpt_jax.evals.run import run_tasks
 from cpt_jax.evals.store.embedding_cache import CachingEmbed, EmbeddingCache
 from cpt_jax.evals.task import Context
 from cpt_jax.runs.run_dir import RunDir
-from cpt_jax.storage.paths import as_path
+from cpt_jax.storage.cache import get_cache_folder
+from cpt_jax.storage.paths import as_path, is_on_bucket
 from cpt_jax.storage.writable import check_writable
 
 if TYPE_CHECKING:
@@ -90,6 +91,16 @@ def evaluate_model(
         metrics,
         again,
     )
+
+
+def find_vectors_folder(output: Path) -> Path:
+    """Returns the folder for the vectors of an unfinished task, by the directory of the results.
+
+    Vectors are memory-mapped, so those of results in a bucket are in the cache of this machine.
+    """
+    if is_on_bucket(output):
+        return get_cache_folder() / 'vectors' / str(output).replace('/', '_')
+    return RunDir(output).vectors
 
 
 def make_caching_embed(embedder: 'Embedder', folder: Path | None, keep: bool) -> CachingEmbed:

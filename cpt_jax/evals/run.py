@@ -61,13 +61,19 @@ def run_tasks(
         check_is_task(task, getattr(task, 'name', '?'))
         fingerprint = task.fingerprint()
         with try_lock(make_claim_path(output, model, task.name)) as mine:
-            scored = results.get_row(task.name).get('fingerprint') == fingerprint
+            row = results.get_row(task.name)
+            scored = row.get('fingerprint') == fingerprint
             if not mine:
                 tqdm.write(f'{task.name}: another program is scoring it')
             elif scored and not again:
                 tqdm.write(f'{task.name}: already scored; give --again to score it again')
             else:
                 tqdm.write(task.name)
+                if row and not scored:
+                    tqdm.write(
+                        f'{task.name}: the earlier score, of other data or options, is replaced; '
+                        f'give another --output to keep both'
+                    )
                 with (
                     embed.keep_during(task.name)
                     if isinstance(embed, CachingEmbed)

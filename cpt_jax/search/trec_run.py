@@ -4,12 +4,12 @@ A line is `query Q0 document rank score tag`.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from etils import epath
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.atomic_write import open_atomically
+from cpt_jax.storage.atomic_write import write_atomically
+from cpt_jax.storage.paths import as_path
 
 Run = dict[str, dict[str, float]]  # query id -> document id -> score, best first
 TAG = 'cpt_jax'
@@ -28,8 +28,7 @@ def write_run(path: epath.Path, run: Run) -> None:
                 f'represent: remove --trec_runs'
             )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open_atomically(Path(path)) as file:
-        file.writelines(line.encode('utf-8') for line in _format_lines(run))
+    write_atomically(as_path(path), ''.join(_format_lines(run)))
 
 
 def _format_lines(run: Run) -> Iterator[str]:

@@ -83,6 +83,18 @@ def test_missing_judged_documents_are_counted(tmp_path):
     assert load_collection(write_collection(tmp_path / 'd'), 'test').warnings == ()
 
 
+def test_relevant_documents_with_the_id_of_their_query_are_reported(tmp_path):
+    # As in data whose queries and documents are both numbered from 1.
+    numbered = [{'_id': '1', 'text': 'apple'}, {'_id': '2', 'text': 'pear'}]
+    queries = [{'_id': '1', 'text': 'a round fruit'}, {'_id': '2', 'text': 'not a round one'}]
+    folder = write_collection(tmp_path / 'c', numbered, queries, '1\t1\t1\n2\t2\t1\n')
+    with pytest.raises(UserError, match='no relevant document is left: 2 of 2 queries of test'):
+        load_collection(folder, 'test')
+    folder = write_collection(tmp_path / 'd', numbered, queries, '1\t1\t1\n2\t1\t1\n')
+    (warning,) = load_collection(folder, 'test').warnings
+    assert warning.startswith('1 of 2 queries of test.tsv have a relevant document with the id')
+
+
 def test_fingerprint_depends_on_every_file(tmp_path):
     prints = [
         load_collection(write_collection(tmp_path / 'a'), 'test').facts['data'],
@@ -193,6 +205,9 @@ def test_query_without_judgement_is_an_error_with_its_line(tmp_path):
         r'.*--unjudged=',
     ):
         check_judged(folder)
+    trec = write_collection(tmp_path / 'trec', qrels='1\t0\t007\t1\n01\t0\t7\t2\n')
+    with pytest.raises(UserError, match="the query 'unjudged' has no judgement"):
+        check_judged(trec)
     (folder / 'qrels' / 'train.tsv').write_text('unjudged\t7\t0\n')  # grade 0 is a judgement, too
     check_judged(folder)
     # load_collection reports the lines without an id and with spaces instead of tabs.

@@ -28,6 +28,9 @@ class Score:
     def __init__(self, name: str):
         self.name = name
 
+    def fingerprint(self) -> str:
+        return f'{self.name} with the options of the command'
+
     def run(self, embed) -> Result:
         score = float(embed_texts(embed, ['a text'], 'x')[0, 0])
         return Result('spearman', {'spearman': score, 'pearson': -score}, 7, {'libraries': {}})
@@ -123,6 +126,8 @@ def test_each_checkpoint_is_scored_once_until_training_ends(run, capsys):
     assert run.rows() == ALL
     assert run.loaded == [1, 2, 3]
     assert slept == [follow_module.POLL_SECONDS] * 3
+    row = json.loads((run.path / 'results.json').read_text())['tasks']['sts/a']
+    assert row['fingerprint'] == 'sts/a with the options of the command'
     assert json.loads((run.path / 'best.json').read_text()) == dict.fromkeys(
         ('sts/a', 'sts/b'), {'step': 3, 'score': pytest.approx(0.3)}
     )

@@ -120,6 +120,9 @@ def test_task_is_scored_again_only_when_something_changes(tmp_path, capsys):
     )
     assert run(again=True) and not run()
     assert run(k=50) and not run(k=50)
+    assert 'retrieval/tiny: the earlier score, of other data or options, is replaced' in (
+        capsys.readouterr().out
+    )
     assert run(model='runs/other') and not run(model='runs/other')
     (tmp_path / 'retrieval' / 'tiny' / 'qrels' / 'test.tsv').write_text('queries0\tcorpus0\t1\n')
     with try_lock(make_claim_path(epath.Path(tmp_path / 'out'), 'runs/other', 'retrieval/tiny')):

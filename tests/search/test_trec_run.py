@@ -71,6 +71,12 @@ def test_scores_are_read_back_as_the_same_float32(tmp_path):
     )
 
 
+def test_run_file_is_written_to_a_bucket(gs_bucket):
+    path = epath.Path(f'{gs_bucket}/runs/a.trec')
+    write_run(path, {'q': {'d': 0.5}})
+    assert path.read_text() == 'q Q0 d 1 0.5 cpt_jax\n'
+
+
 def test_id_with_a_space_is_an_error(tmp_path):
     path = epath.Path(tmp_path / 'a.trec')
     with pytest.raises(UserError, match="a.trec: the id 'a b' is empty or contains a space"):

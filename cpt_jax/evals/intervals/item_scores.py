@@ -42,6 +42,11 @@ class QueryScores(NamedTuple):
     items: str
     values: dict[str, np.ndarray]
 
+    @property
+    def count(self) -> int:
+        """Number of queries."""
+        return len(next(iter(self.values.values())))
+
     def draw_scores(self) -> dict[str, np.ndarray]:
         """Returns metric -> float64 [draws], the scores of all resamples of the queries."""
         drawn_DxM = draw_means(np.stack([*self.values.values()], axis=1))
@@ -66,6 +71,11 @@ class PairScores(NamedTuple):
     cosines_N: np.ndarray
     gold_N: np.ndarray
     sizes: Sequence[int]
+
+    @property
+    def count(self) -> int:
+        """Number of pairs."""
+        return len(self.cosines_N)
 
     def draw_scores(self) -> dict[str, np.ndarray]:
         """Returns metric -> float64 [draws].

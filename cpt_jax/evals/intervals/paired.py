@@ -19,6 +19,9 @@ from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path
 
 _LABELS = 'A', 'B'
+# If all n differences have the same sign, so has every resample, and the interval excludes 0. For
+# two equal models, this happens with probability 2 / 2**n: below 1 - LEVEL for 6 or more items.
+MIN_ITEMS = 6
 
 
 class Difference(NamedTuple):
@@ -103,6 +106,11 @@ def _compare_task(task: str, results: tuple[Results, Results]) -> Difference:
         if problem:
             return difference._replace(problem=f'{name}: {problem}' if members else problem)
         items.append(found)
+    count = sum(scores.count for scores, _ in items)
+    if count < MIN_ITEMS:
+        return difference._replace(
+            problem=f'no interval: {count} of the {MIN_ITEMS} queries or pairs that it needs'
+        )
     first_D, second_D = (draw_mean_score(scores, metric) for scores in zip(*items, strict=True))
     return difference._replace(interval=compute_interval(second_D - first_D))
 

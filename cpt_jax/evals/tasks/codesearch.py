@@ -58,6 +58,7 @@ CODEBASE = '.codebase'  # before the suffix of a file with additional candidates
 # Direction -> prefix of its metrics.
 DIRECTIONS = {'text_to_code': '', 'code_to_text': 'code_to_text_'}
 BOTH = 'both'
+PYTHON_SOURCE = 'codesearch/python_source'  # the task that needs no file
 
 # Slice of the queries -> float32 scores [rows, N] with all N candidates.
 Scorer = Callable[[slice], np.ndarray]
@@ -168,11 +169,13 @@ class CodeSearch(Task):
             for name, parts in ranks.items():
                 metrics[name] |= compute_rank_metrics(np.concatenate(parts), *named)
                 scores[name] |= score_ranks(np.concatenate(parts), *named)
+        # The other functions are candidates of docstrings only.
+        pool = chunk_size + (len(others) if 'text_to_code' in directions else 0)
         return Result(
             metric=f'{DIRECTIONS[directions[0]]}mrr_of_{chunk_size if candidates else "all"}',
             metrics=metrics.pop('model'),
             n=len(order),
-            settings=self._make_settings(pairs, chunk_size + len(others), len(chunks), directions)
+            settings=self._make_settings(pairs, pool, len(chunks), directions)
             | describe_similarity(vectors['model'].queries_QxD),
             baselines=metrics,
             examples=examples,
@@ -223,6 +226,8 @@ def find_code_search(
             name = f'{KIND.name}/{stem}'
             if name in tasks:
                 raise UserError(f'{path}: the task {name} has another file too: remove one of them')
+            if name == PYTHON_SOURCE:
+                raise UserError(f'{path}: the task {name} needs no file: rename this one')
             codebase = None if options.candidates else _find_codebase(path.parent, stem)
             tasks[name] = CodeSearch(
                 name,
@@ -231,8 +236,8 @@ def find_code_search(
                 options,
             )
     load = partial(load_python_source_pairs, _find_python_sources(context.settings))
-    name = f'{KIND.name}/python_source'
-    return tasks | {name: CodeSearch(name, load, compute_heldout_fingerprint, options)}
+    builtin = CodeSearch(PYTHON_SOURCE, load, compute_heldout_fingerprint, options)
+    return tasks | {PYTHON_SOURCE: builtin}
 
 
 def _find_codebase(folder: epath.Path, stem: str) -> epath.Path | None:

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from cpt_jax.benchmark_data.senteval import SentEvalSet, assign_stratified_folds, find_senteval_sets
-from cpt_jax.embed.function import Embed
+from cpt_jax.embed.function import Embed, are_unit_vectors
 from cpt_jax.evals.fingerprint import fingerprint_files, fingerprint_task
 from cpt_jax.evals.intervals.item_scores import QueryScores
 from cpt_jax.evals.options import Options, declare_option
@@ -124,7 +124,7 @@ class Probe(Task):
         ]
         right = [samples.labels_N[outer.test] for outer in outer_folds]
         are_pairs = self.data.name == 'MRPC'
-        settings = self._make_settings(samples)
+        settings = self._make_settings(samples, embed)
         return Result(
             metric='accuracy',
             metrics=_compute_metrics(probed.predicted, right, are_pairs),
@@ -139,13 +139,15 @@ class Probe(Task):
             ),
         )
 
-    def _make_settings(self, samples: Samples) -> dict[str, object]:
+    def _make_settings(self, samples: Samples, embed: Embed) -> dict[str, object]:
+        vectors_NxD = self.data.compute_vectors(embed, [*self.data.layout.parts][0])[0]
         return {
             'protocol': PROTOCOLS[self.protocol],
             'scored_on': SPLITS[_find_split_kind(samples)],
             'features': '[|u - v|, u * v]'
             if self.data.name == 'MRPC'
             else 'the vector, not scaled',
+            'vectors': 'of unit length' if are_unit_vectors(vectors_NxD) else 'of any length',
             'seed': SEED,
             'libraries': read_library_versions('jax'),
             **self.data.describe(),

@@ -66,6 +66,18 @@ def test_differences_are_paired(tmp_path):
     assert f'A: {first} (m1)' in text and 'retrieval/x  nDCG@10' in text
 
 
+def test_few_queries_have_no_interval_that_would_always_exclude_0(tmp_path):
+    for count in (5, 6):
+        first, second = (
+            write_results(tmp_path / f'{name}{count}', name, retrieval_x=make_result(values_Q))
+            for name, values_Q in (('a', BASE_Q[:count]), ('b', BASE_Q[:count] + 0.1))
+        )
+        difference = compare(first, second)[0]['retrieval/x']
+        assert (difference.interval is None) == (count == 5)
+        verdict = 'B is better' if count == 6 else 'no interval: 5 of the 6 queries'
+        assert difference.verdict.startswith(verdict)
+
+
 def test_correlations_of_the_same_pairs_are_compared(tmp_path):
     first = write_results(tmp_path / 'a', 'm', sts_y=make_similarity(3.0))
     second = write_results(tmp_path / 'b', 'm', sts_y=make_similarity(1.0, sizes=(300,)))

@@ -15,6 +15,7 @@ from cpt_jax.evals.tasks.codesearch import (
     find_code_search,
     shuffle_into_chunks,
 )
+from cpt_jax.runtime.errors import UserError
 from cpt_jax.search.bm25 import make_random_embed
 
 
@@ -214,6 +215,8 @@ def test_codebase_functions_are_candidates_without_chunks():
     assert result.n == 300
     assert result.settings['candidates'] == 900
     assert result.metric == 'mrr_of_all'
+    other_way = with_options(task.load, candidates=0, code_direction='code_to_text').run(embed)
+    assert other_way.settings['candidates'] == 300
     # Chunks do not contain functions of the codebase.
     assert with_options(task.load, candidates=100).run(embed).settings['candidates'] == 100
 
@@ -245,6 +248,10 @@ def test_tasks_are_found_with_their_codebase_files(tmp_path):
         'codesearch/java',
         'codesearch/python_source',
     ]
+    (tmp_path / 'codesearch' / 'python_source.jsonl').write_text('')
+    with pytest.raises(UserError, match='the task codesearch/python_source needs no file'):
+        find(epath.Path(tmp_path))
+    (tmp_path / 'codesearch' / 'python_source.jsonl').unlink()
     counts = {
         size: len(find(epath.Path(tmp_path), candidates=size)['codesearch/java'].load().other_codes)
         for size in (0, 1000)

@@ -195,6 +195,9 @@ def test_pairs_have_f1_and_a_majority_baseline(data_dir, expected):
     result = find_tasks(str(data_dir))['probe/MRPC'].run(bag_of_words)
     labels = SentEvalSet('MRPC', epath.Path(data_dir) / 'senteval').read_part('test').labels
     assert result.counted == 'pairs' and result.n == 50
+    assert result.settings['vectors'] == 'of unit length'
+    longer = find_tasks(str(data_dir))['probe/MRPC'].run(lambda *args: 2 * bag_of_words(*args))
+    assert longer.settings['vectors'] == 'of any length'
     # The baseline predicts that all pairs are paraphrases: its recall is 1.
     precision = labels.mean()
     assert result.baselines['majority'] == pytest.approx(
