@@ -7,7 +7,7 @@ pairs. A second start finds the cache. Memory is the peak of a process (VmHWM), 
 all libraries.
 
 Example:
-  python benchmarks/text_memory.py --folder ../shared/data/text
+  python benchmarks/text_memory.py --folder my/text
 """
 
 import json

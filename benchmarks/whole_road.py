@@ -10,9 +10,9 @@ change it. The pairs are docstrings and functions of the Python installation, te
 on packages that are held out, or your own with --pairs, --tasks and --data_dir.
 
 Example:
-  python benchmarks/fetch_models.py --folder models
+  python benchmarks/fetch_models.py --folder ~/models
   python benchmarks/whole_road.py --output runs/road --json whole_road.json \
-      --language_model models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
+      --language_model ~/models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
 
 Finished commands are not repeated: the same command continues after a kill.
 """

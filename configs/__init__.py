@@ -4,8 +4,8 @@ A file's get_config may take an argument, given as FILE.py:ARGUMENT. Its ARGUMEN
 ones.
 """
 
-# Former config files -> configs with an argument, which replaced them. cpt_jax/cli/train.py still
-# finds runs in runs/FORMER_NAME.
+# Former config files -> configs with an argument, which replaced them. find_default_workdir
+# (cpt_jax/runs/config_file.py) still finds runs in runs/FORMER_NAME.
 RENAMED = {
     'prompteol_opt_125m': 'prompteol.py:opt-125m',
     'prompteol_opt_350m': 'prompteol.py:opt-350m',

@@ -17,9 +17,9 @@ def get_config() -> ConfigDict:
     # Random seed of the initial parameters, the order of the pairs and the tokenizer's training.
     c.seed = 0
     # Model to start from; '' starts from random weights. One of:
-    # - a run, `RUN` or `RUN@STEP`: loads its parameters (with the temperature) and its tokenizer;
-    #   if its objective is lm, or if it inherited its architecture itself, also its architecture,
-    #   which replaces the `model` section;
+    # - a run, `RUN`, `RUN@STEP`, `RUN@best` or `RUN@best:TASK`: loads its parameters (with the
+    #   temperature) and its tokenizer; if its objective is lm, or if it inherited its architecture
+    #   itself, also its architecture, which replaces the `model` section;
     # - a pretrained model's directory (config.json, *.safetensors, tokenizer.json), a GGUF file, or
     #   a PEFT adapter's directory, local or in a bucket (gs://...): loads parameters, tokenizer and
     #   architecture.

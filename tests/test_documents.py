@@ -16,6 +16,7 @@ from typing import NamedTuple
 import absl.app
 import pytest
 
+from cpt_jax.runs.config import CHANGEABLE_KEYS
 from tests.programs import CONTEXT, ROOT, run_program
 
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -205,6 +206,16 @@ def test_links_resolve(path):
         if wanted:
             headings = re.findall(r'^#+ (.*)$', linked.read_text(), re.MULTILINE)
             assert wanted in map(anchor, headings), target
+
+
+def test_the_table_of_changeable_keys_is_complete():
+    text = (ROOT / 'docs' / 'runs.md').read_text()
+    table = text.split('### Keys that may change\n')[1].split('\n## ')[0]
+    listed = set()
+    for section, keys in re.findall(r'^\| `(\w+)` \| (.*) \|$', table, re.MULTILINE):
+        names = [''] if keys == 'all' else re.findall(r'`(\w+)`', keys)
+        listed |= {f'{section}.{name}' for name in names}
+    assert listed == set(CHANGEABLE_KEYS)
 
 
 def test_every_page_is_linked_from_the_readme():

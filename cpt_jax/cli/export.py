@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     # Imports JAX, whose platform is only chosen when the flags are parsed.
     from cpt_jax.exporting.card import ExportedPart
 
-_MODEL = flags.DEFINE_string('model', '', 'Run to export: its directory, or RUN@STEP.')
+_MODEL = flags.DEFINE_string(
+    'model', '', 'Run to export: its directory, RUN@STEP, RUN@best or RUN@best:TASK.'
+)
 _OUTPUT = flags.DEFINE_string(
     'output', '', 'Directory to create, local or in a bucket (gs://...); must not exist yet.'
 )

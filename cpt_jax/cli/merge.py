@@ -1,10 +1,10 @@
 r"""Merges models of one form into one, by the mean of their weights, tensor by tensor.
 
-The models are runs, checkpoints (RUN@STEP), directories of pretrained models, or directories of
-adapters; adapters are merged into their base first. They must have the same shapes and the same
-tokenizer. Runs are merged into a run, which can be evaluated, exported, and given as init_from; if
-any of them is a pretrained model, the result is the directory of one. Its README.md names the parts
-and their weights.
+The models are runs, checkpoints (RUN@STEP, RUN@best), directories of pretrained models, or
+directories of adapters; adapters are merged into their base first. They must have the same shapes
+and the same tokenizer. Runs are merged into a run, which can be evaluated, exported, and given as
+init_from; if any of them is a pretrained model, the result is the directory of one. Its README.md
+names the parts and their weights.
 
 Example:
   python launch/merge.py --models runs/seed0,runs/seed1,runs/seed2 --output runs/soup
@@ -22,7 +22,8 @@ from cpt_jax.storage.paths import make_path
 _MODELS = flags.DEFINE_list(
     'models',
     None,
-    'Models to merge, separated by commas: runs, RUN@STEP, pretrained directories, adapters.',
+    'Models to merge, separated by commas: runs, RUN@STEP, RUN@best, pretrained directories, '
+    'adapters.',
     required=True,
 )
 _WEIGHTS = flags.DEFINE_list(

@@ -1,10 +1,10 @@
 r"""Makes pairs of corpora: reads, filters, removes duplicates, cuts, and writes a data set.
 
 The sources of the config are read in parallel by --workers processes. The result is a tfds data set
-of ArrayRecord files, with summary.json (counts) and card.md. The program reads it with a source
-{'kind': 'tfds', 'path': DIR}, and the source `text` of configs/cpt_*.py takes DIR as its path. The
-result does not depend on the number of workers. If the program is killed, run the same command
-again: tasks that are complete are not done again.
+of ArrayRecord files, with summary.json (counts) and card.md. `launch/train.py` reads it with a
+source {'kind': 'tfds', 'path': DIR}, and the source `text` of configs/cpt_*.py takes DIR as its
+path. The result does not depend on the number of workers. If the program is killed, run the same
+command again: tasks that are complete are not done again.
 
 It needs the extra `prepare`: pip install -e '.[prepare]'.
 
