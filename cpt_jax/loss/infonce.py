@@ -191,6 +191,9 @@ class InfoNCE:
         )
         loss = weigh(settings.infonce, loss)
         for name, weight in settings.terms.items():
+            if isinstance(weight, float) and weight == 0:  # the batch may lack what it needs
+                metrics[name] = jnp.zeros_like(loss)
+                continue
             if name in TERMS:
                 value = TERMS[name](e_BxTxD, ids_BxTxZ, axes)
             else:

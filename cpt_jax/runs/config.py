@@ -217,7 +217,7 @@ def check_resume(
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key):
             continue
-        if _is_changeable(key):
+        if _is_changeable(key) and not (key == 'evaluation.pairs' and _compares_scores(new)):
             allowed.append(f'{key}: {old.get(key)!r} -> {new.get(key)!r}')
         else:
             refused.append(f'{key} was {old.get(key)!r} and is {new.get(key)!r}')
@@ -247,6 +247,13 @@ def _is_changeable(key: str) -> bool:
     return any(
         key == free or (free.endswith('.') and key.startswith(free)) for free in CHANGEABLE_KEYS
     )
+
+
+def _compares_scores(leaves: Mapping[str, Any]) -> bool:
+    """Returns whether held-out scores of different steps are compared. Those among different
+    numbers of pairs cannot be.
+    """
+    return bool(leaves.get('checkpoint.keep_best') or leaves.get('evaluation.patience'))
 
 
 def _remove_section(leaves: Mapping[str, Any], section: str) -> dict[str, Any]:

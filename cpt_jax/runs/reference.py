@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from cpt_jax.runs.best_checkpoint import find_best
+from cpt_jax.runs.best_checkpoint import find_best, is_complete
 from cpt_jax.runs.checkpoint import DamagedCheckpoint, list_steps
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
@@ -37,8 +37,11 @@ def find_checkpoint(reference: str, flag: str) -> tuple[Path, int]:
     run = make_absolute(make_path(name, flag))
     if wanted.partition(':')[0] == 'best':
         return find_best(run, wanted.partition(':')[2], f'{flag} {reference}')
-    directory = RunDir(run).checkpoints
+    directory, best = RunDir(run).checkpoints, RunDir(run).best_checkpoints
     steps = list_steps(directory)
+    # The best checkpoint stays there after training has deleted its own copy.
+    if wanted.isdigit() and int(wanted) not in steps and is_complete(best / wanted):
+        return best, int(wanted)
     if not steps:
         raise UserError(
             f'{flag} {reference}: no run with a checkpoint ({RunDir(Path(name)).checkpoints} holds '

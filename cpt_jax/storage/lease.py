@@ -132,10 +132,24 @@ class _Lease:
             print(f'{self._path}: not deleted ({error})', file=sys.stderr, flush=True)
 
     def _write(self) -> None:
+        """Writes the object.
+
+        Raises:
+          PreconditionFailed: another program has written it.
+        """
+        from google.api_core.exceptions import PreconditionFailed
+
         blob = find_blob(self._path)
         content = json.dumps({'note': self._note, 'token': self._token})
-        blob.upload_from_string(content, if_generation_match=self._generation)
-        self._generation = blob.generation
+        try:
+            blob.upload_from_string(content, if_generation_match=self._generation)
+            self._generation = blob.generation
+        except PreconditionFailed:
+            # The bucket may have taken an earlier attempt of this program, whose answer was lost.
+            generation = get_generation(self._path)
+            if json.loads(find_blob(self._path).download_as_bytes())['token'] != self._token:
+                raise
+            self._generation = generation
 
 
 def _is_stale(path: Path, generation: int) -> bool:

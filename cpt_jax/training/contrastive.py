@@ -209,7 +209,8 @@ class Contrastive:
         return self
 
     def get_own_parameters(self, params: ContrastiveParams) -> dict[str, Any]:
-        own = {'log_scale': params.log_scale}
+        # A fixed temperature is that of the config, and the one that a next run starts from.
+        own = {'log_scale': params.log_scale} if self.loss.train_temperature else {}
         return own | {'dense': params.dense} if hasattr(params, 'dense') else own
 
     def init(self, config: EncoderConfig, rngs: nnx.Rngs) -> ContrastiveParams:

@@ -153,7 +153,7 @@ class _Loop:
         if run.train.wandb and is_writer:
             wandb = WandbRows(run.train.wandb, run.directory, run.provenance.config)
         self.recorder = Recorder(run.directory, first_step, run.train.steps, is_writer, wandb)
-        self.clock = Clock(self.recorder.earlier[-1] if self.recorder.earlier else None)
+        self.clock = Clock(self.recorder.earlier)
         self.step_times = StepTimes(self.clock)
         self.utilization = Utilization(run)
         self.profiler = StepProfiler(run.train.profile_steps, run.directory.profile)
@@ -325,9 +325,10 @@ class _Loop:
         stops_here = should_stop or self.heldout.should_stop
         if self.heldout.should_stop and not self._is_last(step):
             scores = scores | {STOPPED_EARLY: 1.0}
-        self._record(*metrics, scores, stops_here)
+        is_saved = stops_here or is_best or self.is_save_due
+        self._record(*metrics, scores, is_saved)
         self.recorder.flush()
-        if stops_here or is_best or self.is_save_due:
+        if is_saved:
             self.save_timer.restart()
             with self.clock.pause('save'):
                 self.checkpoints.save(step, state._replace(frozen=None), score)
@@ -385,15 +386,15 @@ class _Loop:
         step: int,
         metrics: dict[str, float],
         scores: dict[str, float],
-        stops_here: bool = False,
+        is_saved: bool = False,
     ) -> None:
         """Writes a row if one is due.
 
-        A row is also due at the last step before the run ends or stops (`stops_here`), so that the
-        sums of the rows include every step.
+        A row is also due at a step that is saved, so that the sums of the rows include every step
+        also after a kill.
         """
         run = self.run
-        is_due = step % run.train.log_every == 0 or self._is_last(step) or stops_here
+        is_due = step % run.train.log_every == 0 or self._is_last(step) or is_saved
         if not is_due and not scores:
             return
         seconds = self.clock.trained

@@ -133,12 +133,25 @@ def read_source_losses(loss: InfoNCE, data: Data) -> SourceLosses:
             f'loss.teacher={loss.teacher!r} has no effect: add a term that uses it, such as '
             f'--config.loss.terms=\'(("teacher_cosine", 1.0),)\''
         )
-    if loss.guide and not any(source.infonce for source in losses.values()):
-        raise UserError(
-            f'loss.guide={loss.guide!r} has no effect: it masks negatives of InfoNCE, whose weight '
-            f'is 0 in all sources: remove it, or set loss.infonce'
-        )
+    if not any(source.infonce for source in losses.values()):
+        _refuse_keys_of_infonce(loss)
     return found
+
+
+def _refuse_keys_of_infonce(loss: InfoNCE) -> None:
+    """Raises UserError if a key is set that changes InfoNCE alone."""
+    masks = 'it masks negatives of InfoNCE'
+    keys = {
+        'guide': (loss.guide, masks),
+        'mask_margin': (loss.mask_margin is not None, masks),
+        'dimensions': (loss.dimensions, 'terms use the full vector, and only InfoNCE parts of it'),
+    }
+    for key, (is_set, reason) in keys.items():
+        if is_set:
+            raise UserError(
+                f'loss.{key}={getattr(loss, key)!r} has no effect: {reason}, and its weight is 0 '
+                f'in all sources: remove the key, or set loss.infonce'
+            )
 
 
 def _read_source_loss(name: str, loss: InfoNCE, data: Data) -> SourceLoss:

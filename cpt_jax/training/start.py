@@ -89,7 +89,7 @@ def _load_own_parameters(state: TrainState, run: Run, abstract: TrainState) -> N
     if not isinstance(origin, EarlierRun) or origin.provenance.objective != run.objective.name:
         return
     wanted = run.objective.get_own_parameters(abstract.params)
-    for name, value in origin.load_params(wanted).items():
+    for name, value in (origin.load_params(wanted) if wanted else {}).items():
         setattr(state.params, name, value)
 
 

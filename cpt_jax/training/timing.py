@@ -1,7 +1,7 @@
 """Where the time of a run goes: steps, waiting for data, compilation, evaluation and saving."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import jax
@@ -36,13 +36,14 @@ class Clock:
       paused: seconds spent inside `pause()`.
     """
 
-    def __init__(self, last_row: Mapping[str, float] | None = None):
+    def __init__(self, earlier: Sequence[Mapping[str, float]] = ()):
         """Starts the clock.
 
         Args:
-          last_row: last row of metrics.jsonl before the run was resumed.
+          earlier: rows of metrics.jsonl before the run was resumed. The last one with times counts:
+            that of an evaluation that was repeated after a stop has none.
         """
-        row = last_row or {}
+        row = next((row for row in reversed(earlier) if 'seconds' in row), {})
         self._start = time.perf_counter()
         self.paused = row.get('paused_seconds', 0.0)
         self._before = row.get('seconds', 0.0) + self.paused

@@ -379,6 +379,16 @@ def test_missing_or_wider_parameter_is_an_error(run):
         load_params(run, 6, wider)
 
 
+def test_step_that_only_the_best_checkpoints_hold_is_found(tmp_path):
+    """As in the base of a LoRA run that started from RUN@best:TASK."""
+    (tmp_path / 'run' / 'best' / '7').mkdir(parents=True)
+    with pytest.raises(UserError, match='no run with a checkpoint'):
+        find_checkpoint(f'{tmp_path}/run@7', '--model')
+    (tmp_path / 'run' / 'best' / '7' / 'commit_success.txt').touch()
+    (tmp_path / 'run' / 'checkpoints').mkdir()
+    assert find_checkpoint(f'{tmp_path}/run@7', '--model') == (tmp_path / 'run' / 'best', 7)
+
+
 def test_reference_names_a_run_or_a_step(run, tmp_path, monkeypatch):
     assert find_checkpoint(str(run.parent), '--model') == (run, 6)
     assert find_checkpoint(f'{run.parent}@4', '--model') == (run, 4)

@@ -119,6 +119,14 @@ def test_changeable_key_may_change(tmp_path, key):
     assert line.startswith(key.replace('__', '.') + ': ') and line.endswith(f' -> {ALLOWED[key]!r}')
 
 
+def test_number_of_heldout_pairs_stays_where_scores_are_compared(tmp_path):
+    (line,) = check_resume_with(tmp_path, evaluation__pairs=9)
+    assert line == 'evaluation.pairs: None -> 9'
+    for key, value in (('evaluation__patience', 3), ('checkpoint__keep_best', True)):
+        with pytest.raises(UserError, match='config: evaluation.pairs was None and is 9'):
+            check_resume_with(tmp_path, evaluation__pairs=9, **{key: value})
+
+
 def test_every_changeable_key_is_in_allowed():
     names = [key.replace('__', '.') for key in ALLOWED]
     assert all(

@@ -41,6 +41,31 @@ def test_lease_of_a_killed_program_is_taken_over(path):
         assert mine and lease.read_note(path) == 'the next'
 
 
+def test_a_write_whose_answer_was_lost_keeps_the_lease(path, monkeypatch):
+    from google.api_core.exceptions import PreconditionFailed
+    from google.cloud.storage import Blob
+
+    upload = Blob.upload_from_string
+
+    def check_generation(blob, content, if_generation_match):  # the emulator does not
+        if get_generation(path) != if_generation_match:
+            raise PreconditionFailed('another generation')
+        upload(blob, content)
+
+    monkeypatch.setattr(Blob, 'upload_from_string', check_generation)
+    mine, other = lease._Lease(path, 'mine'), lease._Lease(path, 'other')
+    assert mine.take()
+    before = mine._generation
+    mine._write()
+    mine._generation = before
+    mine._write()
+    assert mine._generation == get_generation(path) != before
+    other._generation = mine._generation
+    other._write()
+    with pytest.raises(PreconditionFailed):
+        mine._write()
+
+
 def test_program_that_lost_its_lease_exits(path, monkeypatch):
     """Another program takes the lease over while this one cannot renew it."""
     from google.api_core.exceptions import PreconditionFailed

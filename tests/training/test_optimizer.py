@@ -205,15 +205,18 @@ def test_scale_is_clipped_to_100():
             np.testing.assert_allclose(metrics['scale'], math.exp(start), rtol=1e-5)
             assert metrics['tokens'] == 32 and metrics['pairs'] == 4 and metrics['accuracy_xy'] == 1
         assert float(jnp.exp(state.params.log_scale[...])) <= 100.0001
+        constant = Contrastive(InfoNCE(initial_temperature=0.05, train_temperature=False))
+        # It is neither taken from an earlier run nor changed, so a next run starts from it.
+        assert constant.get_own_parameters(params) == {}
         fixed = jax.jit(
             make_step(
-                Contrastive(InfoNCE(initial_temperature=0.05, train_temperature=False)),
+                constant,
                 optimizer,
                 schedule,
                 0,
             )
         )
-        # Another value, as from a run in init_from, is ignored if the temperature is fixed.
+        # Another value, as in runs of earlier versions, is ignored.
         params.log_scale[...] = jax.device_put(np.float32(1.0), params.log_scale[...].sharding)
         state, metrics = fixed(
             TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params)), batch

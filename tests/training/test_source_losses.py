@@ -20,6 +20,9 @@ UNUSED_GUIDE = {
 }
 
 
+UNUSED_DIMENSIONS = {'infonce': 0.0, 'terms': (('uniformity', 1.0),), 'dimensions': (4, 8)}
+
+
 def read(section: dict, loss: dict | None = None, negatives: int = 2) -> SourceLoss:
     data = Data({'a': section, 'b': {}}, 32, 32, 32, negatives=negatives)
     return read_source_losses(InfoNCE(**loss or {}), data).losses['a']
@@ -74,6 +77,8 @@ def test_losses_are_described():
         ({'terms': (('teacher_mse', 1),)}, {}, 2, 'needs loss.teacher'),
         ({}, {'teacher': 'vectors'}, 2, "loss.teacher='vectors' has no effect"),
         ({}, UNUSED_GUIDE, 2, "loss.guide='vectors' has no effect: it masks negatives of InfoNCE"),
+        ({}, UNUSED_GUIDE | {'guide': ''}, 2, 'loss.mask_margin=0.1 has no effect: it masks'),
+        ({}, UNUSED_DIMENSIONS, 2, r'loss.dimensions=\(4, 8\) has no effect: terms use the full'),
         ({}, {'infonce': -1.0}, 2, 'loss.infonce=-1.0'),
         ({}, {'teacher_temperature': 0.0}, 2, 'loss.teacher_temperature=0.0'),
     ],

@@ -34,7 +34,9 @@ def test_pauses_do_not_count_as_training(now):
 
 def test_clock_of_a_resumed_run_starts_from_earlier_times(now):
     # Rows of older runs have no kinds.
-    clock = Clock({'step': 3, 'seconds': 40.0, 'paused_seconds': 30.0, 'save_seconds': 4.0})
+    row = {'step': 3, 'seconds': 40.0, 'paused_seconds': 30.0, 'save_seconds': 4.0}
+    # An evaluation that was repeated after a stop has a row without times.
+    clock = Clock([{'step': 2, 'seconds': 20.0}, row, {'step': 3, 'heldout_mrr': 0.5}])
     assert (clock.trained, clock.paused) == (40, 30)
     now[0] += 5
     with clock.pause('save'):
