@@ -115,16 +115,12 @@ def make_bert_normalizer(tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def find_named_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
-    """Returns the class that the files name, without its ending Fast; '' if they name none."""
-    name = tokenizer_config.get('tokenizer_class') or config.get('tokenizer_class') or ''
-    return name.removesuffix('Fast')
-
-
 def _find_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
     """Returns the name of transformers' class for a tokenizer.json; '' if it is not known."""
-    family = config.get('model_type', '')
-    return find_named_class(config, tokenizer_config) or _CLASS_BY_FAMILY.get(family, '')
+    name = tokenizer_config.get('tokenizer_class') or config.get('tokenizer_class')
+    if name:
+        return name.removesuffix('Fast')
+    return _CLASS_BY_FAMILY.get(config.get('model_type', ''), '')
 
 
 def _make_normalizer(name: str, given: Part, tokenizer_config: Mapping[str, Any]) -> Part:

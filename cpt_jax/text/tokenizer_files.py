@@ -33,7 +33,7 @@ from cpt_jax.text.hugging_face_json import HuggingFaceJson, truncates_left
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, TokenizerModel
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
 from cpt_jax.text.tokenizer import Side
-from cpt_jax.text.tokenizer_classes import find_named_class, rebuild_tokenizer_json
+from cpt_jax.text.tokenizer_classes import rebuild_tokenizer_json
 from cpt_jax.text.wordpiece import build_wordpiece_json
 
 _TOKEN = allow_null(
@@ -61,17 +61,6 @@ TOKENIZER_KEYS = {
     'added_tokens_decoder': allow_object(OBJECT),
     **dict.fromkeys([f'{role}_token' for role in ('bos', 'eos', 'unk', 'pad')], _TOKEN),
 }
-
-
-# Classes of transformers that read the vocabulary of a file as it is read here; '' names none.
-_GENERIC_CLASSES = ('', 'PreTrainedTokenizer', 'TokenizersBackend')
-_WORDPIECE_CLASSES = (*_GENERIC_CLASSES, 'BertTokenizer', 'DistilBertTokenizer')
-_SENTENCEPIECE_CLASSES = (
-    *_GENERIC_CLASSES,
-    'LlamaTokenizer',
-    'CodeLlamaTokenizer',
-    'GemmaTokenizer',
-)
 
 
 def open_tokenizer(
@@ -149,13 +138,6 @@ def _read_model(
             f'a tokenizer.json with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
         )
     data = path.read_bytes()
-    named = find_named_class(config, tokenizer_config)
-    if path.suffix == '.model' and named not in _SENTENCEPIECE_CLASSES:
-        raise UserError(
-            f'{path}: {named} may give other ids than the classes whose sentencepiece models are '
-            f'read ({", ".join(filter(None, _SENTENCEPIECE_CLASSES))}); write a tokenizer.json '
-            f'with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
-        )
     if path.suffix != '.model':
         data = convert_llama2c_tokenizer(data)
     return read_sentencepiece(path.parent, tokenizer_config, data)
@@ -164,10 +146,8 @@ def _read_model(
 def _read_wordpiece(
     path: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
 ) -> TokenizerModel:
-    """Reads BERT's vocab.txt. Raises UserError for another family or class, such as MPNet's or
-    BertJapaneseTokenizer, which splits words by MeCab.
-    """
-    has_class = find_named_class(config, tokenizer_config) in _WORDPIECE_CLASSES
+    """Reads BERT's vocab.txt. Raises UserError for another family, such as MPNet."""
+    has_class = tokenizer_config.get('tokenizer_class', 'Bert').startswith(('Bert', 'DistilBert'))
     if config.get('model_type') not in ('bert', 'distilbert', 'nomic_bert') or not has_class:
         raise UserError(
             f'{path}: is read for BERT, DistilBERT and NomicBERT only; write a tokenizer.json with '
