@@ -98,10 +98,14 @@ def build_byte_level_json(
     return tokenizer.to_str().encode()
 
 
-def _find_tokenizer_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
-    """Returns the slow tokenizer's class name, from the config files or else from the family."""
+def read_tokenizer_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
+    """Returns the slow tokenizer's class name in the config files; '' if it is generic or none."""
     name = tokenizer_config.get('tokenizer_class') or config.get('tokenizer_class') or ''
     name = name.removesuffix('Fast')
-    if name in _GENERIC_CLASSES:
-        return _CLASS_BY_FAMILY.get(config.get('model_type', ''), 'GPT2Tokenizer')
-    return name
+    return '' if name in _GENERIC_CLASSES else name
+
+
+def _find_tokenizer_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
+    """Returns the slow tokenizer's class name, from the config files or else from the family."""
+    by_family = _CLASS_BY_FAMILY.get(config.get('model_type', ''), 'GPT2Tokenizer')
+    return read_tokenizer_class(config, tokenizer_config) or by_family

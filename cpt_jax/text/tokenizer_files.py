@@ -28,7 +28,7 @@ from cpt_jax.storage.json_checks import (
     check_values,
 )
 from cpt_jax.storage.json_files import read_json_file
-from cpt_jax.text.byte_level import build_byte_level_json
+from cpt_jax.text.byte_level import build_byte_level_json, read_tokenizer_class
 from cpt_jax.text.hugging_face_json import HuggingFaceJson, truncates_left
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer, TokenizerModel
 from cpt_jax.text.sentencepiece_model import convert_llama2c_tokenizer, read_sentencepiece
@@ -45,6 +45,10 @@ _TOKEN = allow_null(
         ),
     )
 )
+# Classes whose files are read without a tokenizer.json. '' is a generic class or none. Subclasses
+# such as BertJapaneseTokenizer split words with other programs.
+_WORDPIECE_CLASSES = ('', 'BertTokenizer', 'DistilBertTokenizer')
+_SENTENCEPIECE_CLASSES = ('', 'LlamaTokenizer', 'CodeLlamaTokenizer', 'GemmaTokenizer')
 TOKENIZER_KEYS = {
     'model_max_length': allow_null(allow_numbers(least=1)),
     'tokenizer_class': allow_null(TEXT),
@@ -140,14 +144,19 @@ def _read_model(
     data = path.read_bytes()
     if path.suffix != '.model':
         data = convert_llama2c_tokenizer(data)
+    elif (name := read_tokenizer_class(config, tokenizer_config)) not in _SENTENCEPIECE_CLASSES:
+        raise UserError(
+            f'{path}: is read for LLaMA and Gemma, not for a {name}; write a tokenizer.json with '
+            f'`AutoTokenizer.from_pretrained(...).save_pretrained(...)`'
+        )
     return read_sentencepiece(path.parent, tokenizer_config, data)
 
 
 def _read_wordpiece(
     path: Path, config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
 ) -> TokenizerModel:
-    """Reads BERT's vocab.txt. Raises UserError for another family, such as MPNet."""
-    has_class = tokenizer_config.get('tokenizer_class', 'Bert').startswith(('Bert', 'DistilBert'))
+    """Reads BERT's vocab.txt. Raises UserError for another family or class, such as MPNet's."""
+    has_class = read_tokenizer_class(config, tokenizer_config) in _WORDPIECE_CLASSES
     if config.get('model_type') not in ('bert', 'distilbert', 'nomic_bert') or not has_class:
         raise UserError(
             f'{path}: is read for BERT, DistilBERT and NomicBERT only; write a tokenizer.json with '

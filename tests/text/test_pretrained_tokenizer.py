@@ -452,6 +452,13 @@ def test_vocab_txt_alone_is_read_for_bert(tmp_path):
     (tmp_path / 'config.json').write_text('{"model_type": "mpnet"}')
     with pytest.raises(UserError, match=r'vocab\.txt: is read for BERT, DistilBERT and NomicB'):
         open_directory(tmp_path)
+    for name in ('config.json', 'tokenizer_config.json'):
+        content = {'model_type': 'bert', 'tokenizer_class': 'BertJapaneseTokenizer'}
+        (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+        (tmp_path / 'tokenizer_config.json').write_text('{}')
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r'vocab\.txt: is read for BERT, DistilBERT and NomicB'):
+            open_directory(tmp_path)
 
 
 @pytest.mark.parametrize('where', ['tokenizer_config.json', 'tokenizer.json'])
@@ -494,6 +501,15 @@ MISTAKES = {
             write_sentencepiece(folder, config={'model_type': 'xlm-roberta'}),
         ],
         r'tokenizer\.model: XLM-RoBERTa gives other ids to the pieces of this sentencepiece model',
+    ),
+    't5': (
+        lambda folder: [
+            (folder / 'vocab.json').unlink(),
+            write_sentencepiece(
+                folder, config={}, tokenizer_config={'tokenizer_class': 'T5TokenizerFast'}
+            ),
+        ],
+        r'tokenizer\.model: is read for LLaMA and Gemma, not for a T5Tokenizer; write a tokenizer',
     ),
     'gte': (
         lambda folder: [
