@@ -43,7 +43,7 @@ class QueryScores(NamedTuple):
     values: dict[str, np.ndarray]
 
     @property
-    def count(self) -> int:
+    def n(self) -> int:
         """Number of queries."""
         return len(next(iter(self.values.values())))
 
@@ -73,7 +73,7 @@ class PairScores(NamedTuple):
     sizes: Sequence[int]
 
     @property
-    def count(self) -> int:
+    def n(self) -> int:
         """Number of pairs."""
         return len(self.cosines_N)
 

@@ -106,7 +106,7 @@ def _compare_task(task: str, results: tuple[Results, Results]) -> Difference:
         if problem:
             return difference._replace(problem=f'{name}: {problem}' if members else problem)
         items.append(found)
-    count = sum(scores.count for scores, _ in items)
+    count = sum(scores.n for scores, _ in items)
     if count < MIN_ITEMS:
         return difference._replace(
             problem=f'no interval: {count} of the {MIN_ITEMS} queries or pairs that it needs'
