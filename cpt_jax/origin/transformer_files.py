@@ -72,10 +72,6 @@ def _open_gguf(path: Path) -> TransformerFiles:
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
     shape |= {'tied': config['tie_word_embeddings']}
-    if config.get('is_causal') is False:
-        shape |= {'causal': False}
-    if files.pooling:
-        shape |= {'pooling': files.pooling}
     return TransformerFiles(config, family, files, shape, rows)
 
 

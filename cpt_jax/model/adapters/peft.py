@@ -104,17 +104,15 @@ class AdaptedFiles(TensorFiles):
         self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
         tensors = read_adapter_weights(self._adapter)
         for name in sorted(tensors):
-            given = name.removeprefix(_WRAPPER_PREFIX)
-            module = _strip_prefix(family, given)
+            module = _strip_prefix(family, name.removeprefix(_WRAPPER_PREFIX))
             if module.endswith('.lora_A.weight'):
                 module = module.removesuffix('.lora_A.weight')
                 b = name.replace('.lora_A.', '.lora_B.')
                 where = bare.get(f'{module}.weight')
                 if where and b in tensors:
-                    scale = _find_scale(
-                        config, given.removesuffix('.lora_A.weight'), len(tensors[name])
+                    self._deltas[where] = _LinearAdapter(
+                        tensors[name], tensors[b], _find_scale(config, module, len(tensors[name]))
                     )
-                    self._deltas[where] = _LinearAdapter(tensors[name], tensors[b], scale)
                     continue
                 # An adapter of the output head can be ignored, because the head is not loaded.
                 can_ignore = f'{module}.weight' in family.ignored_names or is_head_or_buffer(module)
@@ -380,12 +378,6 @@ def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
 
     As in PEFT, alpha is that of the first `alpha_pattern` that matches the end of the module's
     name, or `lora_alpha` if none does.
-
-    Args:
-      config: content of adapter_config.json.
-      module: name of the module in the model that was adapted, as in the adapter's tensors. Some
-        patterns are whole names (PEFT's EVA writes these).
-      rank: rank of the adapter.
     """
     patterns = config.get('alpha_pattern') or {}
     alpha = next(

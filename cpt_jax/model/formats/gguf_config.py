@@ -31,7 +31,6 @@ _KEYS = {
     'sliding_window': 'attention.sliding_window',
     'rope_theta': 'rope.freq_base',
     'rope_local_base_freq': 'rope.freq_base_swa',
-    'is_causal': 'attention.causal',
 }
 _REQUIRED_KEYS = list(_KEYS)[:6]
 _TOKEN_KEYS = {
@@ -58,8 +57,6 @@ _LLAMA3 = {
     'original_max_position_embeddings': 8192,
 }
 FREQUENCY_FACTORS = 'rope_freqs.weight'
-# llama.cpp's values of pooling_type -> poolings of EncoderConfig; 0 and 4 are none and a reranker.
-_POOLINGS = {1: 'mean', 2: 'first', 3: 'eos'}
 # Gemma 3 of 27B scales its attention by the width per head, not by the width of its heads.
 # llama.cpp knows it by its number of layers.
 _GEMMA3_27B_LAYERS = 62
@@ -113,22 +110,6 @@ def make_config(header: GgufHeader, factors: np.ndarray | None) -> dict[str, Any
     if architecture == 'gemma3':
         return config | _describe_gemma3(header, config, rope)
     return config | {'rope_parameters': rope}
-
-
-def read_pooling(header: GgufHeader) -> str:
-    """Returns the pooling of an embedding model, as in EncoderConfig; '' if the file names none.
-
-    Raises:
-      UserError: the pooling is not supported.
-    """
-    name = f'{_find_architecture(header)}.pooling_type'
-    kind = header.metadata.get(name, 0)
-    if kind and kind not in [*_POOLINGS]:
-        raise UserError(
-            f'{header.path}: {name}={format_value(kind)} is not supported; supported are mean (1), '
-            f'the first token (2) and the last one (3)'
-        )
-    return _POOLINGS.get(kind, '')
 
 
 def _find_architecture(header: GgufHeader) -> str:

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType, dequantize
 
-from cpt_jax.model.formats.gguf_config import FREQUENCY_FACTORS, make_config, read_pooling
+from cpt_jax.model.formats.gguf_config import FREQUENCY_FACTORS, make_config
 from cpt_jax.model.formats.gguf_header import GgufTensor, read_gguf_header
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.runtime.errors import UserError
@@ -57,7 +57,6 @@ class GgufFile(TensorFiles):
       names: names of all tensors, as Hugging Face calls them.
       metadata: metadata of the file, by key.
       config: equivalent of config.json.
-      pooling: pooling of an embedding model, as in EncoderConfig; '' if the file names none.
     """
 
     def __init__(self, path: Path):
@@ -73,7 +72,6 @@ class GgufFile(TensorFiles):
         self.config = make_config(
             header, _read_tensor(path, frequencies).ravel() if frequencies else None
         )
-        self.pooling = read_pooling(header)
         is_gemma = self.config['model_type'] == 'gemma3_text'
         layer_names = _GEMMA3_LAYER if is_gemma else _LAYER
         self._gguf_names = {

@@ -104,30 +104,6 @@ def test_we_reproduce_an_adapter_of_peft(bases, case, tmp_path):
     assert np.abs(found - golden.arrays[f'base/{case}']).max() > 0.05
 
 
-def test_patterns_of_alpha_may_be_whole_names(bases, tmp_path):
-    """As PEFT's EVA writes them, for the model with its head: its modules begin with `model.`."""
-    base = bases('llama')
-    restore(read_golden('lora').facts['theirs']['llama'], tmp_path)
-
-    def read() -> AdaptedFiles:
-        return AdaptedFiles(TensorFiles(base.folder), base.family, tmp_path)
-
-    before = read()
-    path = tmp_path / 'adapter_model.safetensors'
-    bare = load_file(path)
-    whole = {name.replace('model.model.', 'model.model.model.'): a for name, a in bare.items()}
-    save_file(whole, path, metadata={'format': 'pt'})
-    config = json.loads((tmp_path / 'adapter_config.json').read_text())
-    ((end, alpha),) = config['alpha_pattern'].items()
-    modules = {name.partition('.lora_')[0].removeprefix('base_model.model.') for name in whole}
-    config['alpha_pattern'] = {name: alpha for name in modules if name.endswith(f'.{end}')}
-    (tmp_path / 'adapter_config.json').write_text(json.dumps(config))
-    assert len(config['alpha_pattern']) == base.config.layers
-    after = read()
-    for name in before.names:
-        np.testing.assert_array_equal(after.read(name), before.read(name))
-
-
 def test_merged_adapter_matches_unmerged(bases, tmp_path, monkeypatch):
     base = bases('llama')
     encoder = make_adapted(base, LoRA(rank=4, base='nf4'))

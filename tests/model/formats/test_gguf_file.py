@@ -17,7 +17,6 @@ from cpt_jax.model.formats.gguf_file import GgufFile
 from cpt_jax.model.formats.safetensors_files import TensorFiles
 from cpt_jax.model.rotary import compute_rotary_frequencies
 from cpt_jax.origin.pretrained import open_pretrained
-from cpt_jax.origin.transformer_files import open_transformer
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
 from tests.goldens.golden import read_golden, restore
@@ -308,21 +307,6 @@ def test_changed_bytes_are_an_error_or_a_model(model, tmp_path):
             assert str(path) in str(error) and '\n' not in str(error)
 
 
-def test_pooling_and_bidirectional_attention_are_read(tmp_path):
-    directory = restore(read_golden('pretrained').facts['plain']['qwen3'], tmp_path / 'qwen3')
-
-    def read_shape(**metadata) -> tuple[str, bool]:
-        keys = {f'qwen3.{key.replace("__", ".")}': value for key, value in metadata.items()}
-        path = convert_to_gguf(directory, tmp_path / 'a.gguf', metadata=keys)
-        shape = open_transformer(path).shape
-        return shape.get('pooling', 'eos'), shape.get('causal', True)
-
-    assert read_shape() == ('eos', True)
-    assert read_shape(pooling_type=1, attention__causal=False) == ('mean', False)
-    assert read_shape(pooling_type=2, attention__causal=True) == ('first', True)
-    assert read_shape(pooling_type=3) == ('eos', True)
-
-
 def test_split_file_says_how_to_join_it(model, tmp_path):
     facts = read_golden('pretrained').facts['plain']['qwen3']
     directory = restore(facts, tmp_path / 'qwen3')
@@ -332,7 +316,6 @@ def test_split_file_says_how_to_join_it(model, tmp_path):
         ({'qwen3.rope.dimension_count': 64}, 'only heads that are rotated as a whole'),
         ({'qwen3.rope.scaling.type': 'longrope'}, "rope.scaling.type='longrope' with factor"),
         ({'qwen3.attention.key_length_swa': 3}, None),
-        ({'qwen3.pooling_type': 4}, 'qwen3.pooling_type=4 is not supported; supported are mean'),
     ):
         path = convert_to_gguf(directory, tmp_path / 'a.gguf', metadata=metadata)
         if message is None:
