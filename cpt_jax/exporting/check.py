@@ -351,7 +351,9 @@ def _check_tokenizer_config(files: _Directory) -> Iterator[Defect]:
             f'vectors of padded texts would change; it must be right',
             f'{ST}, {TRANSFORMERS}',
         )
-    if own.get('truncation_side') == 'left':
+    prompts = files.sentence_transformers.get('prompts')
+    has_prompts = isinstance(prompts, dict) and any(prompts.values())
+    if own.get('truncation_side') == 'left' and has_prompts:
         what = 'is left, so long texts lose their beginning and their prompt; it must be right'
         yield Defect('tokenizer_config.json: truncation_side', what, f'{ST}, {TRANSFORMERS}')
     longest = own.get('model_max_length') or 0

@@ -13,7 +13,7 @@ import jax
 from cpt_jax.embed.embedder import Embedder
 from cpt_jax.embed.load import load_embedder
 from cpt_jax.exporting.card import ExportedPart, ExportedRun, write_card
-from cpt_jax.exporting.golden import TEXTS, compute_differences, make_golden, write_golden
+from cpt_jax.exporting.golden import GOLDEN_TEXTS, compute_differences, make_golden, write_golden
 from cpt_jax.exporting.output import (
     ExportFolder,
     check_can_export,
@@ -231,7 +231,7 @@ def _make_parity_report(
         'model': embed.model_name,
         'weights': dtype,
         'computed_in': 'float32',
-        'texts_a_side': len(TEXTS),
+        'texts_a_side': len(GOLDEN_TEXTS),
         'largest_difference_of_a_unit': parity,
         'against': "the run's own vectors, after a reload by cpt_jax's importer",
         'libraries': {

@@ -36,6 +36,8 @@ TEXTS = (
     'long ' * 1_000,
     'x' * 10_000,
 )
+# A long text that another vector results from if a reader truncates its other end.
+GOLDEN_TEXTS = (*TEXTS, ' '.join(map(str, range(3_000))))
 
 Vectors = Mapping[Side, np.ndarray]
 
@@ -55,9 +57,9 @@ class Golden(NamedTuple):
 
 
 def make_golden(embed: Embedder, sides: tuple[Side, ...]) -> Golden:
-    """Embeds TEXTS as each of the sides."""
+    """Embeds GOLDEN_TEXTS as each of the sides."""
     template = embed.prompt.template if embed.prompt else ''
-    return Golden(TEXTS, {side: embed(TEXTS, side) for side in sides}, template)
+    return Golden(GOLDEN_TEXTS, {side: embed(GOLDEN_TEXTS, side) for side in sides}, template)
 
 
 def write_golden(directory: Path, golden: Golden) -> None:

@@ -125,7 +125,7 @@ def write_tokenizer(
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': max_tokens,
         'padding_side': 'right',
-        'truncation_side': 'right',
+        'truncation_side': 'left' if tokenizer.truncates_left else 'right',
         **special,
         'clean_up_tokenization_spaces': False,
     }

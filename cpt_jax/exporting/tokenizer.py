@@ -41,6 +41,7 @@ class ExportedTokenizer(NamedTuple):
       ids: ids of special tokens, by their keys in config.json.
       special_tokens: special tokens, by transformers' names such as 'pad_token'.
       is_lowercased: whether readers lowercase texts first.
+      truncates_left: whether long texts lose their beginning and not their end.
     """
 
     content: Json
@@ -48,6 +49,7 @@ class ExportedTokenizer(NamedTuple):
     ids: dict[str, int | None]
     special_tokens: dict[str, str]
     is_lowercased: bool = False
+    truncates_left: bool = False
 
 
 def export_tokenizer(tokenizer: Tokenizer, side: Side | None = None) -> ExportedTokenizer:
@@ -109,6 +111,7 @@ def export_pretrained_tokenizer(
         ids={'pad_token_id': padding},
         special_tokens={'pad_token': name} if name else {},
         is_lowercased=settings['lower'],
+        truncates_left=settings.get('truncation_side') == 'left',
     )
 
 

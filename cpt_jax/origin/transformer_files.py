@@ -60,6 +60,7 @@ def is_gguf_file(path: Path) -> bool:
 
 def _open_gguf(path: Path) -> TransformerFiles:
     # Imported here because the gguf library takes 0.4 s.
+    from cpt_jax.model.formats.gguf_config import read_pooling
     from cpt_jax.model.formats.gguf_file import GgufFile
 
     files = GgufFile(path)
@@ -67,11 +68,11 @@ def _open_gguf(path: Path) -> TransformerFiles:
     family = find_family(config)
     rows = config['vocab_size']
     try:
-        shape = family.shape(config)
+        shape = family.shape(config) | _read_direction(config)
         TensorNames(family, files, EncoderConfig(vocab_size=rows, **shape))
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
-    shape |= {'tied': config['tie_word_embeddings']}
+    shape |= {'tied': config['tie_word_embeddings'], **read_pooling(path, files.metadata)}
     return TransformerFiles(config, family, files, shape, rows)
 
 
@@ -132,10 +133,15 @@ def _read_shape(directory: Path, family: Family, config: Mapping[str, Any]) -> d
     # Values within objects, such as rope_parameters, which CONFIG_KEYS does not list.
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f'{path}: a value is not of the expected kind ({error})') from None
+    return shape | _read_direction(config)
+
+
+def _read_direction(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the argument of EncoderConfig that config.json sets for bidirectional attention."""
     # transformers writes the first key, other libraries the second.
     if config.get('is_causal') is False or config.get('use_bidirectional_attention'):
-        shape |= {'causal': False}
-    return shape
+        return {'causal': False}
+    return {}
 
 
 def _make_encoder_config(directory: Path, shape: Mapping[str, Any], rows: int) -> EncoderConfig:

@@ -10,8 +10,17 @@ import pytest
 import tokenizers
 from tokenizers import normalizers
 
-from cpt_jax.exporting.tokenizer import export_template_tokenizer, export_tokenizer
+from cpt_jax.exporting.golden import GOLDEN_TEXTS
+from cpt_jax.exporting.sentence_transformers import write_tokenizer
+from cpt_jax.exporting.tokenizer import (
+    export_pretrained_tokenizer,
+    export_template_tokenizer,
+    export_tokenizer,
+)
+from cpt_jax.text.hugging_face_json import HuggingFaceJson
+from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.tokenizer import Tokenizer, parse_tokenizer_file, train_tokenizer
+from cpt_jax.text.tokenizer_files import open_tokenizer, read_tokenizer_config
 from tests.conftest import sentences
 from tests.text.test_tokenizer import make_hugging_face_file
 
@@ -177,3 +186,19 @@ def test_white_space_around_added_tokens_is_kept(normalizer):
     reader, prompts = load_exported(shared, None, 20), export_tokenizer(shared).prompts
     for text, mine in zip(texts, shared.encode(texts, 'y', 20), strict=True):
         assert reader.encode(prompts['document'] + text).ids == list(mine), text
+
+
+@pytest.mark.parametrize('side', ['left', 'right'])
+def test_side_of_truncation_is_that_of_the_run(tmp_path, side):
+    data = make_hugging_face_file()
+    reader = tokenizers.Tokenizer.from_buffer(data)
+    model = HuggingFaceJson(data, truncates_left=side == 'left')
+    ours = PretrainedTokenizer('tokenizer.json', model, dict.fromkeys('xy', ''), False, 0, [], '')
+    exported = export_pretrained_tokenizer(ours, {})
+    write_tokenizer(tmp_path, exported, 9, exported.special_tokens)
+    (tmp_path / 'config.json').write_text('{}')
+    again = open_tokenizer(tmp_path, {}, ours.prompts, lower=False)
+    assert read_tokenizer_config(tmp_path)['truncation_side'] == side
+    text = GOLDEN_TEXTS[-1]
+    assert len(reader.encode(text).ids) > 9
+    assert again.encode([text], 'x', 9)[0].tolist() == ours.encode([text], 'x', 9)[0].tolist()

@@ -63,6 +63,26 @@ def test_vectors_are_those_of_the_directory(model, tmp_path):
     }
 
 
+def test_pooling_and_attention_are_those_of_the_file(tmp_path):
+    """The numbers of poolings are those of llama.cpp."""
+
+    def read_shape(**metadata) -> tuple[str, bool]:
+        given = {f'llama.{key.replace("__", ".")}': value for key, value in metadata.items()}
+        shape = open_pretrained(str(convert_llama(tmp_path / 'a.gguf', metadata=given))).shape
+        return shape['pooling'], shape.get('causal', True)
+
+    number = gguf.PoolingType
+    assert read_shape(attention__causal=True) == ('eos', True)
+    assert read_shape(pooling_type=int(number.NONE), attention__causal=False) == ('eos', False)
+    assert read_shape(pooling_type=int(number.MEAN), attention__causal=False) == ('mean', False)
+    assert read_shape(pooling_type=int(number.CLS)) == ('first', True)
+    assert read_shape(pooling_type=int(number.LAST)) == ('eos', True)
+    with pytest.raises(UserError, match=r'llama\.pooling_type=4 is not supported; supported are 0'):
+        read_shape(pooling_type=int(number.RANK))
+    with pytest.raises(UserError, match=r'llama\.attention\.causal'):
+        read_shape(attention__causal=1)
+
+
 def test_file_is_identified_by_its_content(model, tmp_path):
     base = describe_base(resolve_origin(str(model)))
     assert base.path == str(model)

@@ -104,15 +104,16 @@ class AdaptedFiles(TensorFiles):
         self._rows: dict[str, tuple[list[int], np.ndarray]] = {}
         tensors = read_adapter_weights(self._adapter)
         for name in sorted(tensors):
-            module = _strip_prefix(family, name.removeprefix(_WRAPPER_PREFIX))
+            unwrapped = name.removeprefix(_WRAPPER_PREFIX)
+            module = _strip_prefix(family, unwrapped)
             if module.endswith('.lora_A.weight'):
                 module = module.removesuffix('.lora_A.weight')
                 b = name.replace('.lora_A.', '.lora_B.')
                 where = bare.get(f'{module}.weight')
                 if where and b in tensors:
-                    self._deltas[where] = _LinearAdapter(
-                        tensors[name], tensors[b], _find_scale(config, module, len(tensors[name]))
-                    )
+                    full_name = unwrapped.removesuffix('.lora_A.weight')
+                    scale = _find_scale(config, full_name, len(tensors[name]))
+                    self._deltas[where] = _LinearAdapter(tensors[name], tensors[b], scale)
                     continue
                 # An adapter of the output head can be ignored, because the head is not loaded.
                 can_ignore = f'{module}.weight' in family.ignored_names or is_head_or_buffer(module)
@@ -376,8 +377,8 @@ def _strip_prefix(family: Family, name: str) -> str:
 def _find_scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Returns the scale of a module's adapter.
 
-    As in PEFT, alpha is that of the first `alpha_pattern` that matches the end of the module's
-    name, or `lora_alpha` if none does.
+    As in PEFT, alpha is that of the first `alpha_pattern` that matches the module's whole name in
+    the model or the end of it, or `lora_alpha` if none does.
     """
     patterns = config.get('alpha_pattern') or {}
     alpha = next(

@@ -6,6 +6,7 @@ biases, and takes Qwen3's head dimension and the scale of Gemma 3's attention fr
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,13 @@ from cpt_jax.model.families.config_keys import CONFIG_KEYS, ROPE_KEYS
 from cpt_jax.model.formats.gguf_header import GgufHeader
 from cpt_jax.model.rotary import compute_rotary_frequencies
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.storage.json_checks import allow_integers, allow_numbers, check_values, format_value
+from cpt_jax.storage.json_checks import (
+    FLAG,
+    allow_integers,
+    allow_numbers,
+    check_values,
+    format_value,
+)
 
 # general.architecture -> model_type in config.json.
 _MODEL_TYPES = {'llama': 'llama', 'qwen2': 'qwen2', 'qwen3': 'qwen3', 'gemma3': 'gemma3_text'}
@@ -33,6 +40,9 @@ _KEYS = {
     'rope_local_base_freq': 'rope.freq_base_swa',
 }
 _REQUIRED_KEYS = list(_KEYS)[:6]
+_CAUSAL, _POOLING = 'attention.causal', 'pooling_type'
+# llama.cpp's numbers of poolings -> our names. 0 is no pooling.
+_POOLINGS = {1: 'mean', 2: 'first', 3: 'eos'}
 _TOKEN_KEYS = {
     'bos_token_id': 'tokenizer.ggml.bos_token_id',
     'eos_token_id': 'tokenizer.ggml.eos_token_id',
@@ -105,11 +115,31 @@ def make_config(header: GgufHeader, factors: np.ndarray | None) -> dict[str, Any
         'tie_word_embeddings': 'output.weight' not in header.tensors,
         'attention_bias': architecture == 'llama' and 'blk.0.attn_q.bias' in header.tensors,
     }
+    causal = f'{architecture}.{_CAUSAL}'
+    check_values(path, header.metadata, {causal: FLAG})
+    if header.metadata.get(causal) is False:
+        config |= {'is_causal': False}
     rope = {'rope_theta': given.get('rope_theta', 10_000.0)}
     rope |= _read_scaling(header, architecture, rope['rope_theta'], width, factors)
     if architecture == 'gemma3':
         return config | _describe_gemma3(header, config, rope)
     return config | {'rope_parameters': rope}
+
+
+def read_pooling(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the pooling of a file as an argument of EncoderConfig; {} if it has none.
+
+    Raises:
+      UserError: the pooling is not supported.
+    """
+    name = f'{metadata.get("general.architecture")}.{_POOLING}'
+    number = metadata.get(name, 0)
+    if not isinstance(number, int) or number not in (0, *_POOLINGS):
+        raise UserError(
+            f'{path}: {name}={format_value(number)} is not supported; supported are 0 (none), '
+            f'1 (mean), 2 (cls) and 3 (last)'
+        )
+    return {'pooling': _POOLINGS[number]} if number else {}
 
 
 def _find_architecture(header: GgufHeader) -> str:

@@ -104,6 +104,31 @@ def test_we_reproduce_an_adapter_of_peft(bases, case, tmp_path):
     assert np.abs(found - golden.arrays[f'base/{case}']).max() > 0.05
 
 
+def test_alpha_patterns_match_whole_names(bases, tmp_path):
+    """EVA writes them with the prefix that the modules have in a causal language model."""
+    base = bases('llama')
+    restore(read_golden('lora').facts['theirs']['llama'], tmp_path)
+    weights, path = tmp_path / 'adapter_model.safetensors', tmp_path / 'adapter_config.json'
+    tensors = load_file(weights)
+    save_file(
+        {name.replace('layers', 'model.layers', 1): tensors[name] for name in tensors}, weights
+    )
+    config = json.loads(path.read_text())
+    name = 'layers.{}.self_attn.v_proj.weight'
+
+    def compute_delta(layer: int, pattern: dict[str, float]) -> np.ndarray:
+        path.write_text(json.dumps(config | {'alpha_pattern': pattern}))
+        base_files = TensorFiles(base.folder)
+        adapted = AdaptedFiles(base_files, base.family, tmp_path)
+        return adapted.read(name.format(layer)) - base_files.read(name.format(layer))
+
+    pattern = {'model.layers.1.self_attn.v_proj': 70.0}
+    np.testing.assert_allclose(
+        compute_delta(1, pattern), 10 * compute_delta(1, {}), atol=1e-6, rtol=1e-4
+    )
+    np.testing.assert_array_equal(compute_delta(0, pattern), compute_delta(0, {}))
+
+
 def test_merged_adapter_matches_unmerged(bases, tmp_path, monkeypatch):
     base = bases('llama')
     encoder = make_adapted(base, LoRA(rank=4, base='nf4'))
