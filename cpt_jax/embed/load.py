@@ -272,8 +272,7 @@ def _load_pretrained(
         origin['dense'] = [list(layer.dense_weight[...].shape[::-1]) for layer in dense]
     if model.similarity == 'dot':
         origin['similarity'] = 'dot'
-    limit = max_tokens or model.max_tokens
-    limits: dict[Side, int] = {'x': limit, 'y': limit}
+    limits = dict.fromkeys(SIDES, max_tokens) if max_tokens else dict(model.limits)
     unpooled: dict[Side, int] = {}
     if not model.includes_prompt and representation.is_own and config.pooling != 'eos':
         unpooled = {side: model.tokenizer.count_prompt_ids(side) for side in SIDES}

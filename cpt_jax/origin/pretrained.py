@@ -49,7 +49,7 @@ from cpt_jax.storage.json_files import read_json_file
 from cpt_jax.storage.paths import as_path, is_remote
 from cpt_jax.storage.remote import RemoteFiles
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
-from cpt_jax.text.tokenizer import DELIMITERS, Tokenizer, parse_tokenizer_file
+from cpt_jax.text.tokenizer import DELIMITERS, SIDES, Side, Tokenizer, parse_tokenizer_file
 from cpt_jax.text.tokenizer_files import has_tokenizer, open_tokenizer, read_tokenizer_config
 
 # Names of poolings in EncoderConfig, by the names in --pooling.
@@ -78,6 +78,7 @@ class Pretrained:
       tokenizer: tokenizer with the model's special tokens and prompts, for embedding and for
         runs in the model's own form. Other runs use `tokenizer.file` with delimiters.
       max_tokens: maximum number of tokens of a text, including special tokens.
+      limits: the same by side; sentence-transformers may set one for a side.
       dense: folder -> config.json of each Dense module of sentence-transformers, in order.
       has_own_form: whether it has a pooling of its own: a sentence-transformers directory, or a
         bidirectional model.
@@ -97,6 +98,7 @@ class Pretrained:
     rows: int
     tokenizer: PretrainedTokenizer
     max_tokens: int
+    limits: Mapping[Side, int]
     dense: Mapping[Path, Mapping[str, Any]]
     has_own_form: bool
     tokenizer_folder: Path | None = None
@@ -289,6 +291,7 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
     if form.max_tokens and form.max_tokens > shape['max_length']:
         _warn_about_limit(form.directory, form.max_tokens, shape['max_length'])
     tokenizer_limit = read_tokenizer_config(tokenizer_folder).get('model_max_length')
+    max_tokens = _limit_tokens(form, model, tokenizer_limit)
     return Pretrained(
         directory=directory,
         reference=reference if is_remote(reference) else str(directory),
@@ -299,7 +302,8 @@ def open_pretrained(reference: str, pooling: str = '', similarity: str = '') -> 
         rows=model.rows,
         tokenizer_folder=tokenizer_folder,
         tokenizer=tokenizer,
-        max_tokens=_limit_tokens(form, model, tokenizer_limit),
+        max_tokens=max_tokens,
+        limits=_limit_sides(form, max_tokens, shape['max_length']),
         dense=form.dense,
         has_pooler=has_pooler,
         has_own_form=_has_own_form(levels, form, shape),
@@ -350,6 +354,13 @@ def _limit_tokens(
     return int(min(limit for limit in [*limits, model.shape['max_length']] if limit))
 
 
+def _limit_sides(form: SentenceFiles, max_tokens: int, positions: int) -> dict[Side, int]:
+    """Returns the maximum tokens of a text by side. As in sentence-transformers, the limit of a
+    side replaces that of both.
+    """
+    return {side: min(form.side_limits.get(side, max_tokens), positions) for side in SIDES}
+
+
 @functools.cache
 def _warn_about_limit(directory: Path, limit: int, positions: int) -> None:
     """Warns, once per model, that it has fewer positions than its limit; other libraries fail on
@@ -369,13 +380,14 @@ class PlannedModel:
     """A directory with config.json and without weights: enough for a plan.
 
     Attributes:
-      shape, rows, max_tokens, has_own_form: see `Pretrained`.
+      shape, rows, max_tokens, limits, has_own_form: see `Pretrained`.
       pretrained_config: content of config.json.
     """
 
     shape: Mapping[str, Any]
     rows: int
     max_tokens: int
+    limits: Mapping[Side, int]
     has_own_form: bool
     pretrained_config: Mapping[str, Any]
     bos_ids = None
@@ -408,7 +420,8 @@ def read_planned_model(reference: str) -> PlannedModel | None:
     shape = {**found.shape, 'pooling': pooling, 'dense': read_dense_configs(sentence.dense, width)}
     max_tokens = _limit_tokens(sentence, found)
     has_own_form = _has_own_form([sentence], sentence, shape)
-    return PlannedModel(shape, found.rows, max_tokens, has_own_form, found.config)
+    limits = _limit_sides(sentence, max_tokens, shape['max_length'])
+    return PlannedModel(shape, found.rows, max_tokens, limits, has_own_form, found.config)
 
 
 def _has_own_form(

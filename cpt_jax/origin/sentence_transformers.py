@@ -11,6 +11,7 @@ from cpt_jax.model.pooling import POOLINGS
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.storage.json_checks import (
     FLAG,
+    OBJECT,
     TEXT,
     allow_integers,
     allow_null,
@@ -51,9 +52,26 @@ _CONFIG_KEYS = {
     'default_prompt_name': allow_null(TEXT),
     'similarity_fn_name': allow_null(TEXT),
 }
+_LENGTH = allow_null(allow_integers(1, 10_000_000))
+# Maximum lengths of one side, since version 5.4.
+_SIDE_LENGTHS: dict[str, Side] = {'query_length': 'x', 'document_length': 'y'}
+# Arguments of the classes of transformers, by their names before and since version 5.4, and of each
+# call of the tokenizer. They must have no key but _HARMLESS_ARGUMENTS.
+_ARGUMENTS = (
+    'tokenizer_args',
+    'processor_kwargs',
+    'config_args',
+    'config_kwargs',
+    'processing_kwargs',
+    'query_expansion',
+)
+# The first is ignored by sentence-transformers too; padding changes no vector.
+_HARMLESS_ARGUMENTS = {'trust_remote_code', 'padding_side'}
 SENTENCE_KEYS = {
-    'max_seq_length': allow_null(allow_integers(1, 10_000_000)),
+    'max_seq_length': _LENGTH,
     'do_lower_case': FLAG,
+    **dict.fromkeys(_SIDE_LENGTHS, _LENGTH),
+    **dict.fromkeys(_ARGUMENTS, allow_null(OBJECT)),
 }
 
 
@@ -74,6 +92,7 @@ class SentenceFiles:
       prompts: string put before each text, by side.
       similarity: 'cosine', 'dot', or another name in sentence-transformers.
       max_tokens: maximum number of tokens of a text; None if no file defines it.
+      side_limits: maximum number of tokens by side, which replaces `max_tokens`.
       lower: whether texts are lowercased.
     """
 
@@ -88,6 +107,7 @@ class SentenceFiles:
     prompts: Mapping[Side, str]
     similarity: str
     max_tokens: int | None
+    side_limits: Mapping[Side, int]
     lower: bool
 
 
@@ -134,6 +154,7 @@ def read_sentence_files(directory: Path) -> SentenceFiles:
         prompts=_read_prompts(config),
         similarity=config.get('similarity_fn_name') or 'cosine',
         max_tokens=lengths.get('max_seq_length'),
+        side_limits={side: lengths[key] for key, side in _SIDE_LENGTHS.items() if lengths.get(key)},
         lower=bool(lengths.get('do_lower_case', False)),
     )
 
@@ -235,11 +256,21 @@ def _read_pooling(path: Path, has_dense: bool) -> _Pooling:
 
 
 def _read_lengths(transformer: Path) -> dict[str, Any]:
-    """Returns the content of sentence_bert_config.json or a file of another name in its place."""
+    """Returns the content of sentence_bert_config.json or a file of another name in its place.
+
+    Raises:
+      UserError: it has arguments that are not supported.
+    """
     paths = [transformer / name for name in _LENGTH_FILES]
     path = next((path for path in paths if path.is_file()), paths[0])
     content = read_json_file(path, optional=True)
     check_values(path, content, SENTENCE_KEYS)
+    for key in _ARGUMENTS:
+        if given := sorted((content.get(key) or {}).keys() - _HARMLESS_ARGUMENTS):
+            raise UserError(
+                f'{path}: {key} is not supported (here {", ".join(given)}): write its values into '
+                f'the files of the tokenizer or into config.json, and remove the key'
+            )
     return content
 
 

@@ -153,7 +153,7 @@ def _find_limits(config: Mapping[str, Any], origin: Origin) -> dict[Side, int]:
     if config['data']['row_length']:
         longest = min(longest, config['data']['row_length'])
     if isinstance(origin, Pretrained | PlannedModel):
-        return dict.fromkeys(SIDES, min(origin.max_tokens, longest))
+        return {side: min(origin.limits[side], longest) for side in SIDES}
     if isinstance(origin, EarlierRun) and not origin.is_language_model:
         data = origin.provenance.config['data']
         return {side: min(data[f'max_tokens_{side}'], longest) for side in SIDES}

@@ -169,6 +169,28 @@ def test_lengths_and_old_layouts(plain, tmp_path):
     assert open_pretrained(str(folder)).max_tokens == 8
 
 
+def test_each_side_can_have_its_own_length(plain):
+    folder = plain('bert')
+    write_sentence_files(folder, max_seq_length=12)
+    path = folder / 'sentence_bert_config.json'
+    edit(path, lambda config: config.update(query_length=5, document_length=None))
+    assert open_pretrained(str(folder)).limits == {'x': 5, 'y': 12}
+    edit(path, lambda config: config.update(document_length=10**6))
+    model = open_pretrained(str(folder))
+    assert model.limits == {'x': 5, 'y': model.shape['max_length']}
+    for key, value in {
+        'processing_kwargs': {'text': {'max_length': 8}},
+        'tokenizer_args': {'model_max_length': 8},
+        'config_kwargs': {'is_causal': False},
+    }.items():
+        edit(path, lambda config, new={key: value}: config.update(new))
+        with pytest.raises(UserError, match=f'config.json: {key} is not supported') as error:
+            open_pretrained(str(folder))
+        assert '\n' not in str(error.value)
+        edit(path, lambda config, key=key: config.update({key: {'trust_remote_code': True}}))
+    assert open_pretrained(str(folder)).limits == model.limits
+
+
 @pytest.mark.parametrize('format', ['safetensors', 'bin'])
 def test_adapter_of_sentence_transformers_goes_before_its_base(plain, tmp_path, format):
     """Its pooling, prompts, length and tokenizer replace those of the base."""
