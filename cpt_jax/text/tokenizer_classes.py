@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from cpt_jax.runtime.errors import UserError
-from cpt_jax.text.byte_level import QWEN2_PATTERN
+from cpt_jax.text.byte_level import QWEN2_PATTERN, read_tokenizer_class
 from cpt_jax.text.special_tokens import read_special_tokens
 
 Part = dict[str, Any] | None  # a normalizer, pre-tokenizer or post-processor as in tokenizer.json
@@ -116,7 +116,13 @@ def make_bert_normalizer(tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_class(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> str:
-    """Returns the name of transformers' class for a tokenizer.json; '' if it is not known."""
+    """Returns the name of transformers' class for a tokenizer.json; '' if it is not known.
+
+    For Qwen2, transformers 5.23 replaces every class, such as the LlamaTokenizer of DeepSeek's
+    models. It replaces generic classes too; here they read the file as it is, as exports need it.
+    """
+    if config.get('model_type') == 'qwen2' and read_tokenizer_class(config, tokenizer_config):
+        return 'Qwen2Tokenizer'
     name = tokenizer_config.get('tokenizer_class') or config.get('tokenizer_class')
     if name:
         return name.removesuffix('Fast')

@@ -240,6 +240,9 @@ def test_card_escapes_what_users_typed(tokenizer, tmp_path):
     assert r'| text | 1.0 | &lt;b&gt;\|\`x\` \* \[y\](z) |' in card
     assert r'Training started from `` `<i>`\|x ``, whose' in card
     assert r"| query | ``'\|` `` |" in card
+    assert 'text.strip()' not in card
+    write_card(tmp_path, described, name, [part._replace(kind='qwen2')])
+    assert 'text.strip()' in (tmp_path / 'README.md').read_text()
     code = card.split('```python\n# sentence-transformers 2.3 or later\n')[1].split('```')[0]
     assert f'SentenceTransformer({name!r})' in code
 

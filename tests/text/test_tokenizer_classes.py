@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.text.pretrained_tokenizer import restore_tokenizer
@@ -43,6 +43,24 @@ def test_digits_are_split_as_in_tokenizer_json(tmp_path):
     folder = write_case(Case('llama', split, {'tokenizer_class': 'GPT2Tokenizer'}), tmp_path)
     expected = Tokenizer.from_file(str(folder / 'tokenizer.json')).encode('a   12').ids
     assert read_ids(folder, 'a   12') == expected
+
+
+def test_qwen2_has_its_own_class_whatever_is_named(tmp_path):
+    """transformers 5.23 reads DeepSeek's distilled models so, which name LLaMA's class."""
+    strips = {
+        'pre_tokenizer': pre_tokenizers.ByteLevel(add_prefix_space=False),
+        'normalizer': normalizers.Strip(),
+    }
+    for name, keeps_spaces in [
+        ('LlamaTokenizerFast', True),
+        ('Qwen2Tokenizer', True),
+        ('PreTrainedTokenizerFast', False),  # as in our exports
+    ]:
+        path = tmp_path / name
+        path.mkdir()
+        folder = write_case(Case('qwen2', strips, {'tokenizer_class': name}), path)
+        stripped, spaced = read_ids(folder, 'a'), read_ids(folder, '  a')
+        assert (len(spaced) > len(stripped)) == keeps_spaces, name
 
 
 def test_class_that_does_not_fit_the_file_is_refused(tmp_path):
