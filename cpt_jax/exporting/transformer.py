@@ -72,6 +72,12 @@ def make_config_json(
         for key in vars(reread)
         if key not in _NOT_EXPORTED and getattr(reread, key) != getattr(encoder_config, key)
     ]
+    if differing and not encoder_config.causal and encoder_config.local_layers:
+        raise UserError(
+            f'--model: cannot be exported: it attends in both directions (model.causal=False) '
+            f'within the sliding window of a causal {kind}, which transformers computes otherwise; '
+            f'train it again with this version'
+        )
     if differing:
         raise AssertionError(f'config.json of {kind} describes a model with another {differing}')
     return family, config

@@ -144,6 +144,22 @@ def _read_direction(config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def make_bidirectional(model: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a `model` section with what its family changes if attention is bidirectional, such as
+    the sliding window of Mistral, to which texts are then limited.
+
+    Args:
+      model: `model` section of a causal model.
+      config: content of its config.json.
+    """
+    family = find_family(config)
+    causal = family.shape(config)
+    other = family.shape({**config, 'is_causal': False})
+    kept = {key: value for key, value in model.items() if key in other or key not in causal}
+    changed = {key: value for key, value in other.items() if causal.get(key) != value}
+    return {**kept, **changed, 'causal': False}
+
+
 def _make_encoder_config(directory: Path, shape: Mapping[str, Any], rows: int) -> EncoderConfig:
     """Returns the architecture. Raises UserError if config.json describes no possible model."""
     path = directory / 'config.json'

@@ -11,6 +11,7 @@ from cpt_jax.model.adapters.lora import LoRA
 from cpt_jax.model.config import EncoderConfig
 from cpt_jax.origin.pretrained import PlannedModel, Pretrained
 from cpt_jax.origin.resolve import Origin
+from cpt_jax.origin.transformer_files import make_bidirectional
 from cpt_jax.runs.config import build
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.runtime.mesh import make_mesh
@@ -150,6 +151,9 @@ def resolve_architecture(
     if inherited is None:
         return config, False
     model, vocab_size = inherited
+    becomes_bidirectional = model.get('causal', True) and not config['model'].get('causal', True)
+    if becomes_bidirectional and isinstance(origin, Pretrained | PlannedModel):
+        model = make_bidirectional(model, origin.pretrained_config)
     if keeps_own_form(config) and isinstance(origin, Pretrained | PlannedModel):
         vocab_size = origin.rows
     return replace_architecture(config, model, vocab_size), True

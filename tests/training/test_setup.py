@@ -11,16 +11,21 @@ import numpy as np
 import pytest
 
 from cpt_jax.data.pairs import Pair
+from cpt_jax.exporting.transformer import make_config_json
 from cpt_jax.loss.infonce import InfoNCE
+from cpt_jax.model.config import EncoderConfig
 from cpt_jax.origin.earlier_run import EarlierRun
+from cpt_jax.origin.pretrained import read_planned_model
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runs.provenance import Base, Provenance
 from cpt_jax.runs.run_dir import RunDir
 from cpt_jax.runtime.errors import UserError
 from cpt_jax.training import loop, setup
 from cpt_jax.training.contrastive import Contrastive
+from cpt_jax.training.resolve import resolve_architecture
 from cpt_jax.training.sections import SECTION_FUNCTIONS, Evaluation, add_defaults, check_sections
 from cpt_jax.training.startup import describe_equal_texts, describe_source
+from tests.goldens.golden import read_golden
 
 
 @pytest.mark.parametrize('section', SECTION_FUNCTIONS)
@@ -156,3 +161,28 @@ def test_a_run_says_how_often_it_reads_each_source(config_file, tmp_path):
     assert loop.describe_data(run)['b']['epochs'] == run.epochs['b']
     so_far = loop.count_epochs_so_far(run, 20)
     assert so_far == pytest.approx({'epochs/a': 15 / batches, 'epochs/b': 5 / batches})
+
+
+@pytest.mark.parametrize('longest', [40, 16])
+def test_window_of_a_causal_origin_limits_a_bidirectional_run(config_file, tmp_path, longest):
+    """transformers and the export describe such a model by the window as its maximum length."""
+    config = read_golden('families').facts['configs']['mistral, window'] | {
+        'max_position_embeddings': longest
+    }
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    origin = read_planned_model(str(tmp_path))
+    assert config['sliding_window'] == 16
+    causal = EncoderConfig(vocab_size=99, **origin.shape)
+    assert bool(causal.local_layers) == (longest > 16) and causal.max_length == longest
+    ours = add_defaults(load_config(config_file))
+    ours['model']['causal'] = False
+    resolved, inherits = resolve_architecture(ours, origin)
+    assert inherits
+    both = EncoderConfig(vocab_size=99, **resolved['model'])
+    assert (both.causal, both.local_layers, both.max_length) == (False, (), 16)
+    make_config_json(both, config, 'float32')
+    if longest > 16:
+        # A run of an earlier version.
+        earlier = EncoderConfig(vocab_size=99, **{**origin.shape, 'causal': False})
+        with pytest.raises(UserError, match='within the sliding window of a causal mistral'):
+            make_config_json(earlier, config, 'float32')
