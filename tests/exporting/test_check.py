@@ -193,6 +193,13 @@ def test_each_defect_is_reported_with_its_readers(copy, name):
     assert ' wrong' in table
 
 
+def test_left_truncation_is_right_without_prompts(copy):
+    """A run keeps the side that its origin had; golden.json tells a wrong side."""
+    edit(copy / 'tokenizer_config.json', key('truncation_side', 'left'))
+    edit(copy / 'config_sentence_transformers.json', key('prompts', {}))
+    assert not any('truncation_side' in defect.where for defect in check(copy).defects)
+
+
 def test_changed_weights_and_missing_files_are_reported(copy):
     tensors = load_file(copy / 'model.safetensors')
     changed = tensors | {'wte.weight': np.ascontiguousarray(tensors['wte.weight'][:, ::-1])}
