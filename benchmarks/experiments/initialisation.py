@@ -35,6 +35,6 @@ EXPERIMENT = Experiment(
             for rate in rates
         }
     },
-    minutes=22,
+    minutes=23,
     folders={'models': 'models'},
 )
