@@ -106,7 +106,7 @@ def _make_files(random: Random) -> list[bytes]:
 
 def _read_files(corpus: bytes, queries: bytes, qrels: bytes) -> Grades | None:
     """Returns the judgements of the queries with a relevant document; None if a file is not valid,
-    or if no relevant document is in the corpus.
+    if no relevant document is in the corpus, or if every one has the id of its own query.
     """
     documents = _read_ids(corpus, titles=True)
     asked = _read_ids(queries, titles=False)
@@ -114,8 +114,11 @@ def _read_files(corpus: bytes, queries: bytes, qrels: bytes) -> Grades | None:
     if not documents or asked is None or judged is None or not {*judged} <= {*asked}:
         return None
     kept = {query: grades for query, grades in judged.items() if any(grades.values())}
-    relevant = {name for grades in kept.values() for name, grade in grades.items() if grade}
-    return kept if relevant & {*documents} else None
+    pairs = [
+        (query, name) for query, grades in kept.items() for name, grade in grades.items() if grade
+    ]
+    has_others = any(query != name for query, name in pairs)
+    return kept if has_others and {name for _, name in pairs} & {*documents} else None
 
 
 def _read_ids(data: bytes, titles: bool) -> list[str] | None:

@@ -92,7 +92,8 @@ def test_required_settings_match_those_of_the_tasks():
         'words': list(WORDS),
         'description': [TEMPLATE.replace('{}', word) for word in WORDS],
     }
-    assert TABLES['probe'].measured == {'protocol': PROTOCOLS['senteval']}
+    measured = {'protocol': PROTOCOLS['senteval'], 'vectors': 'of any length'}
+    assert TABLES['probe'].measured == measured
     assert TABLES['sst'].sizes == {
         'zeroshot/SST2': {'n': 1821, 'labels': labels},
         'knn/SST2': {'n': 1821, 'k': NEIGHBOURS},
