@@ -106,7 +106,7 @@ def _make_files(random: Random) -> list[bytes]:
 
 def _read_files(corpus: bytes, queries: bytes, qrels: bytes) -> Grades | None:
     """Returns the judgements of the queries with a relevant document; None if a file is not valid,
-    if no relevant document is in the corpus, or if every one has the id of its own query.
+    or if no document of the corpus is relevant to a query with another id.
     """
     documents = _read_ids(corpus, titles=True)
     asked = _read_ids(queries, titles=False)
@@ -117,8 +117,7 @@ def _read_files(corpus: bytes, queries: bytes, qrels: bytes) -> Grades | None:
     pairs = [
         (query, name) for query, grades in kept.items() for name, grade in grades.items() if grade
     ]
-    has_others = any(query != name for query, name in pairs)
-    return kept if has_others and {name for _, name in pairs} & {*documents} else None
+    return kept if any(query != name and name in documents for query, name in pairs) else None
 
 
 def _read_ids(data: bytes, titles: bool) -> list[str] | None:

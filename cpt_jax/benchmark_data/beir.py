@@ -150,7 +150,8 @@ def _check_own_ids(
       positions: index of the judged documents that are in the corpus, by id.
 
     Raises:
-      UserError: no query has another relevant document, so that every score would be 0.
+      UserError: no query has another relevant document in the corpus, so that every score would
+        be 0.
     """
     own = sorted(query for query in relevant if query in relevant[query] and query in positions)
     if not own:
@@ -160,7 +161,8 @@ def _check_own_ids(
         f'with the id of the query (such as {own[0]!r}), which is removed from their results as in '
         f'BEIR: if it is not the query itself, give the documents other ids than the queries'
     )
-    if all(names == {query} for query, names in relevant.items()):
+    others = {name for query, names in relevant.items() for name in names - {query}}
+    if not any(name in positions for name in others):
         raise UserError(f'{files.qrels}: no relevant document is left: {removed}')
     return (removed,)
 

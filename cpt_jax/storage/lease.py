@@ -98,14 +98,14 @@ class _Lease:
 
     def take(self) -> bool:
         """Takes the lease if nobody holds it; returns whether it did."""
-        from google.api_core.exceptions import PreconditionFailed
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
         self._generation = get_generation(self._path)
         if self._generation and not _is_stale(self._path, self._generation):
             return False
         try:
             self._write()
-        except PreconditionFailed:
+        except (PreconditionFailed, NotFound):
             return False
         time.sleep(_SETTLE_SECONDS)
         return _read(self._path)[1] == self._token
@@ -131,11 +131,15 @@ class _Lease:
         except Exception as error:  # the lease ends by itself
             print(f'{self._path}: not deleted ({error})', file=sys.stderr, flush=True)
 
+    def _read_token(self) -> str:
+        """Returns the token of the object. Raises NotFound if it was deleted."""
+        return json.loads(find_blob(self._path).download_as_bytes())['token']
+
     def _write(self) -> None:
         """Writes the object.
 
         Raises:
-          PreconditionFailed: another program has written it.
+          PreconditionFailed: another program has written or deleted it.
         """
         from google.api_core.exceptions import PreconditionFailed
 
@@ -147,7 +151,7 @@ class _Lease:
         except PreconditionFailed:
             # The bucket may have taken an earlier attempt of this program, whose answer was lost.
             generation = get_generation(self._path)
-            if json.loads(find_blob(self._path).download_as_bytes())['token'] != self._token:
+            if not generation or self._read_token() != self._token:
                 raise
             self._generation = generation
 

@@ -90,6 +90,9 @@ def test_relevant_documents_with_the_id_of_their_query_are_reported(tmp_path):
     folder = write_collection(tmp_path / 'c', numbered, queries, '1\t1\t1\n2\t2\t1\n')
     with pytest.raises(UserError, match='no relevant document is left: 2 of 2 queries of test'):
         load_collection(folder, 'test')
+    gone = write_collection(tmp_path / 'gone', numbered, queries, '1\t1\t1\n1\tgone\t1\n')
+    with pytest.raises(UserError, match='no relevant document is left: 1 of 1 queries of test'):
+        load_collection(gone, 'test')
     folder = write_collection(tmp_path / 'd', numbered, queries, '1\t1\t1\n2\t1\t1\n')
     (warning,) = load_collection(folder, 'test').warnings
     assert warning.startswith('1 of 2 queries of test.tsv have a relevant document with the id')

@@ -64,6 +64,9 @@ def test_a_write_whose_answer_was_lost_keeps_the_lease(path, monkeypatch):
     other._write()
     with pytest.raises(PreconditionFailed):
         mine._write()
+    path.unlink()  # its holder gives it back meanwhile
+    with pytest.raises(PreconditionFailed):
+        mine._write()
 
 
 def test_program_that_lost_its_lease_exits(path, monkeypatch):
