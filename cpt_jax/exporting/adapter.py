@@ -29,7 +29,7 @@ from cpt_jax.runtime.mesh import make_mesh
 from cpt_jax.storage.paths import is_remote
 from cpt_jax.text.pretrained_tokenizer import PretrainedTokenizer
 from cpt_jax.text.prompt_tokenizer import TextTokenizer
-from cpt_jax.text.tokenizer import SIDES
+from cpt_jax.text.tokenizer import SIDES, Side
 
 
 class ExportedAdapter(NamedTuple):
@@ -161,11 +161,16 @@ def _gives_vectors_of_run(
 
 
 def _make_golden(base: Pretrained, run: EarlierRun) -> Golden:
-    """Embeds texts with the run, truncated to the length of the base as in the other readers."""
-    embed = load_embedder(
-        run.reference, dtype='float32', max_tokens=base.max_tokens, base=run.base_path
-    )
-    return make_golden(embed, ('x',) if run.provenance.template else SIDES)
+    """Embeds texts with the run, truncated to the lengths of the base as in the other readers."""
+    sides: tuple[Side, ...] = ('x',) if run.provenance.template else SIDES
+    goldens = []
+    for limit in sorted({base.limits[side] for side in sides}):
+        embed = load_embedder(run.reference, dtype='float32', max_tokens=limit, base=run.base_path)
+        goldens.append(
+            make_golden(embed, tuple(side for side in sides if base.limits[side] == limit))
+        )
+    found = {side: vectors for golden in goldens for side, vectors in golden.vectors.items()}
+    return goldens[0]._replace(vectors={side: found[side] for side in sides})
 
 
 def _check_base_has_form(

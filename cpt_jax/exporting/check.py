@@ -353,7 +353,9 @@ def _check_tokenizer_config(files: _Directory) -> Iterator[Defect]:
         )
     prompts = files.sentence_transformers.get('prompts')
     has_prompts = isinstance(prompts, dict) and any(prompts.values())
-    if own.get('truncation_side') == 'left' and has_prompts:
+    # golden.json has the vector of a text that the other side of truncation changes.
+    is_tested = files.has_file(GOLDEN)
+    if own.get('truncation_side') == 'left' and has_prompts and not is_tested:
         what = 'is left, so long texts lose their beginning and their prompt; it must be right'
         yield Defect('tokenizer_config.json: truncation_side', what, f'{ST}, {TRANSFORMERS}')
     longest = own.get('model_max_length') or 0

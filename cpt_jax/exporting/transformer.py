@@ -72,7 +72,7 @@ def make_config_json(
         for key in vars(reread)
         if key not in _NOT_EXPORTED and getattr(reread, key) != getattr(encoder_config, key)
     ]
-    if differing and not encoder_config.causal and encoder_config.local_layers:
+    if 'max_length' in differing and not encoder_config.causal and encoder_config.local_layers:
         raise UserError(
             f'--model: cannot be exported: it attends in both directions (model.causal=False) '
             f'within the sliding window of a causal {kind}, which transformers computes otherwise; '

@@ -46,6 +46,7 @@ def exported(tmp_path_factory) -> Path:
     """A folder with a base and with the adapter that a run of one step trained."""
     folder = tmp_path_factory.mktemp('adapter')
     base = restore(read_golden('pretrained').facts['whole']['bert mean'], folder / 'base')
+    set_key('query_length', 9, 'sentence_bert_config.json')(base)  # of x alone
     config = load_config(write_config(folder))
     config['init_from'] = str(base)
     config['lora']['rank'] = 2

@@ -146,8 +146,8 @@ DEFECTS = {
     'left truncation': (
         'tokenizer_config.json',
         key('truncation_side', 'left'),
-        'truncation_side: is left',
-        'ST',
+        r'golden\.json: its vectors differ from those of the model by',
+        'all',
     ),
     'too few rows': (
         'config.json',
@@ -193,9 +193,12 @@ def test_each_defect_is_reported_with_its_readers(copy, name):
     assert ' wrong' in table
 
 
-def test_left_truncation_is_right_without_prompts(copy):
-    """A run keeps the side that its origin had; golden.json tells a wrong side."""
+def test_left_truncation_is_a_defect_with_prompts_where_no_golden_tells(copy):
+    """A run keeps the side that its origin had."""
     edit(copy / 'tokenizer_config.json', key('truncation_side', 'left'))
+    assert [defect.where for defect in check(copy).defects] == ['golden.json']
+    (copy / 'golden.json').unlink()
+    assert any('truncation_side' in defect.where for defect in check(copy).defects)
     edit(copy / 'config_sentence_transformers.json', key('prompts', {}))
     assert not any('truncation_side' in defect.where for defect in check(copy).defects)
 
