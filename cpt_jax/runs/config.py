@@ -217,7 +217,7 @@ def check_resume(
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key):
             continue
-        if _is_changeable(key) and not (key == 'evaluation.pairs' and _compares_scores(new)):
+        if _is_changeable(key, new):
             allowed.append(f'{key}: {old.get(key)!r} -> {new.get(key)!r}')
         else:
             refused.append(f'{key} was {old.get(key)!r} and is {new.get(key)!r}')
@@ -240,7 +240,10 @@ def _get_legacy_source_defaults(functions: Mapping[str, Callable[..., Any]]) -> 
     }
 
 
-def _is_changeable(key: str) -> bool:
+def _is_changeable(key: str, leaves: Mapping[str, Any]) -> bool:
+    """Returns whether a key may change in a run that goes on with these values."""
+    if key == 'evaluation.pairs' and _compares_scores(leaves):
+        return False
     # The contents are compared by fingerprint (cpt_jax/training/setup.py).
     if key.startswith('data.sources.') and key.rpartition('.')[2] in SOURCE_PATHS:
         return True

@@ -39,7 +39,12 @@ from cpt_jax.training.chunks import encode, merge_chunks
 from cpt_jax.training.heldout_scores import MainScore
 from cpt_jax.training.objective import HeldOut, Objective, Params, Scorer
 from cpt_jax.training.sections import Data
-from cpt_jax.training.source_losses import SourceLoss, SourceLosses, read_source_losses
+from cpt_jax.training.source_losses import (
+    SourceLoss,
+    SourceLosses,
+    read_source_losses,
+    refuse_unused_keys,
+)
 
 
 class ContrastiveParams(Params):
@@ -114,6 +119,10 @@ class Contrastive:
     def _uses_term(self, name: str) -> bool:
         losses = self.source_losses.losses.values() if self.source_losses else ()
         return any(loss.terms.get(name) for loss in losses)
+
+    def refuse_unused_keys(self) -> None:
+        if self.source_losses is not None:
+            refuse_unused_keys(self.loss, self.source_losses)
 
     def check_origin(self, origin: Origin) -> None:
         if not isinstance(origin, EarlierRun) or origin.provenance.objective != self.name:

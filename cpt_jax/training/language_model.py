@@ -109,6 +109,9 @@ class LanguageModel:
         if config.dense:
             raise UserError('model.dense: objective=lm has no vectors; leave it empty')
 
+    def refuse_unused_keys(self) -> None:
+        pass  # an objective without keys of its own
+
     def check_origin(self, origin: Origin) -> None:
         pass  # every origin that it inherits its architecture from
 

@@ -84,6 +84,12 @@ class Objective(Protocol):
     def check_model(self, config: EncoderConfig) -> None:
         """Raises UserError if a model with this config cannot be trained with the objective."""
 
+    def refuse_unused_keys(self) -> None:
+        """Raises UserError if a key of the objective is set that has no effect.
+
+        Only new runs are checked: a run of an earlier version keeps its config and goes on.
+        """
+
     def check_origin(self, origin: Origin) -> None:
         """Raises UserError if the objective's own parameters cannot be those of the origin."""
 

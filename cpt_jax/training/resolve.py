@@ -143,16 +143,18 @@ def resolve_architecture(
     is inherited from the origin.
 
     Raises:
-      UserError: see `make_objective`.
+      UserError: see `make_objective` and `Objective.refuse_unused_keys`.
     """
     data = build(Data, 'data', config['data'])
     config = resolve_equality(resolve_form(config, origin))
-    inherited = make_objective(config, data).inherit_architecture(origin)
+    objective = make_objective(config, data)
+    objective.refuse_unused_keys()
+    inherited = objective.inherit_architecture(origin)
     if inherited is None:
         return config, False
     model, vocab_size = inherited
     becomes_bidirectional = model.get('causal', True) and not config['model'].get('causal', True)
-    if becomes_bidirectional and isinstance(origin, Pretrained | PlannedModel):
+    if becomes_bidirectional and origin.pretrained_config:
         model = make_bidirectional(model, origin.pretrained_config)
     if keeps_own_form(config) and isinstance(origin, Pretrained | PlannedModel):
         vocab_size = origin.rows

@@ -133,13 +133,13 @@ def read_source_losses(loss: InfoNCE, data: Data) -> SourceLosses:
             f'loss.teacher={loss.teacher!r} has no effect: add a term that uses it, such as '
             f'--config.loss.terms=\'(("teacher_cosine", 1.0),)\''
         )
-    if not any(source.infonce for source in losses.values()):
-        _refuse_keys_of_infonce(loss)
     return found
 
 
-def _refuse_keys_of_infonce(loss: InfoNCE) -> None:
-    """Raises UserError if a key is set that changes InfoNCE alone."""
+def refuse_unused_keys(loss: InfoNCE, losses: SourceLosses) -> None:
+    """Raises UserError if a key is set that changes InfoNCE alone, and no source uses InfoNCE."""
+    if any(source.infonce for source in losses.losses.values()):
+        return
     masks = 'it masks negatives of InfoNCE'
     keys = {
         'guide': (loss.guide, masks),

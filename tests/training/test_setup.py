@@ -181,6 +181,14 @@ def test_window_of_a_causal_origin_limits_a_bidirectional_run(config_file, tmp_p
     both = EncoderConfig(vocab_size=99, **resolved['model'])
     assert (both.causal, both.local_layers, both.max_length) == (False, (), 16)
     make_config_json(both, config, 'float32')
+    # A run that inherited the causal model passes on its sliding windows only to causal runs.
+    ours['model']['causal'] = True
+    inherited, _ = resolve_architecture(ours, origin)
+    provenance = Provenance(inherited, '', {}, '', inherits=True, pretrained=config)
+    run = EarlierRun(tmp_path, 1, provenance, 'runs/a', 'init_from')
+    ours['model']['causal'] = False
+    again, _ = resolve_architecture(ours, run)
+    assert EncoderConfig(vocab_size=99, **again['model']) == both
     if longest > 16:
         # A run of an earlier version.
         earlier = EncoderConfig(vocab_size=99, **{**origin.shape, 'causal': False})

@@ -8,6 +8,7 @@ import pytest
 from cpt_jax.loss.infonce import InfoNCE
 from cpt_jax.runs.config_file import load_config
 from cpt_jax.runtime.errors import UserError
+from cpt_jax.training.contrastive import Contrastive
 from cpt_jax.training.sections import Data
 from cpt_jax.training.setup import _check_vectors, set_up
 from cpt_jax.training.source_losses import SourceLoss, read_source_losses
@@ -23,9 +24,13 @@ UNUSED_GUIDE = {
 UNUSED_DIMENSIONS = {'infonce': 0.0, 'terms': (('uniformity', 1.0),), 'dimensions': (4, 8)}
 
 
-def read(section: dict, loss: dict | None = None, negatives: int = 2) -> SourceLoss:
+def make(section: dict, loss: dict | None = None, negatives: int = 2) -> Contrastive:
     data = Data({'a': section, 'b': {}}, 32, 32, 32, negatives=negatives)
-    return read_source_losses(InfoNCE(**loss or {}), data).losses['a']
+    return Contrastive.from_config({'loss': loss or {}}, data)
+
+
+def read(section: dict, loss: dict | None = None, negatives: int = 2) -> SourceLoss:
+    return make(section, loss, negatives).source_losses.losses['a']
 
 
 def test_source_has_the_settings_of_the_loss_section_or_its_own():
@@ -87,6 +92,7 @@ def test_losses_are_described():
 def test_loss_that_does_not_fit_is_refused(section, loss, negatives, expected):
     with pytest.raises(UserError, match=expected) as error:
         read(section, loss, negatives)
+        make(section, loss, negatives).refuse_unused_keys()
     assert '\n' not in str(error.value)
 
 
